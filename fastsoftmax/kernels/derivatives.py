@@ -1,0 +1,269 @@
+r"""Jacobians of softmax and log-softmax, and their products with a vector, for the rows of a block.
+
+With p = softmax(x/T) and beta = 1/T:
+
+=================== =============================== ==========================================
+softmax             J = beta (diag(p) - p p^T)      J v = J^T v = beta p (v - p.v)
+log-softmax         J = beta (I - 1 p^T)            J v = beta (v - p.v), J^T g = beta (g - p sum(g))
+=================== =============================== ==========================================
+"""
+
+from typing import Any
+
+from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.traversal import (
+    COLUMN_LIMIT,
+    SCRATCH_VECTORS,
+    add,
+    load_tile,
+    probability,
+    reciprocal,
+    remainder,
+    statistics,
+    traverse,
+)
+from fastsoftmax.kernels.vector import (
+    broadcast,
+    fold_maximum,
+    fold_sum,
+    fold_two_sum,
+    lane_count,
+    load,
+    load_part,
+    load_scalar,
+    muladd,
+    number,
+    scatter,
+    scratch,
+    select_equal,
+    store,
+    store_part,
+    store_scalar,
+)
+
+INF = float("inf")
+
+
+@inline
+def times(value: Any, beta: Any) -> Any:
+    """``value / T`` for beta = 1/T as a pair or None for T = 1."""
+    if beta is None:
+        return value
+    return muladd(value, beta[0], value * beta[1])
+
+
+@inline
+def _probs(x: Any, offset: int, length: int, folded: Any, beta: Any, from_probs: Any) -> Any:
+    """What `_prob` needs to turn an entry into a probability: nothing (zeros) if it is one."""
+    if from_probs is None:
+        _, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
+        return shift, bias, reciprocal(top, ties, rest, rest_low)
+    zero = fold_sum(folded, broadcast(number(x, 0.0)))
+    return zero, zero, (zero, zero, zero)
+
+
+@inline
+def _prob(value: Any, beta: Any, state: Any, from_probs: Any) -> Any:
+    if from_probs is None:
+        return probability(value, beta, state[0], state[1], state[2])
+    return value
+
+
+@inline
+def _filler(x: Any, from_probs: Any) -> Any:
+    """What the lanes behind the end of a row hold: a logit or a probability that counts for nothing."""
+    if from_probs is None:
+        return number(x, -INF)
+    return number(x, 0.0)
+
+
+@inline
+def _dot(x: Any, v: Any, offset: int, length: int, folded: Any, beta: Any, from_probs: Any, state: Any) -> Any:
+    """sum_j p_j v_j of each row as a pair."""
+    step = lane_count(x)
+    full = length // step * step
+    zero = broadcast(number(x, 0.0))
+    sums = (zero, zero)
+    for k in range(0, full, step):
+        sums = add(sums, _prob(load(x, offset + k), beta, state, from_probs) * load(v, offset + k))
+    if full < length:
+        p = _prob(load_part(x, offset + full, length - full, _filler(x, from_probs)), beta, state, from_probs)
+        sums = add(sums, p * load_part(v, offset + full, length - full, number(x, 0.0)))
+    return fold_two_sum(folded, sums[0], sums[1])
+
+
+@inline
+def softmax_product_block(
+    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
+) -> None:
+    """y = beta p (v - p.v)."""
+    beta, from_probs = options
+    state = _probs(x, offset, length, folded, beta, from_probs)
+    dot, dot_low = _dot(x, v, offset, length, folded, beta, from_probs, state)
+    step = lane_count(x)
+    full = length // step * step
+    for k in range(0, full, step):
+        p = _prob(load(x, offset + k), beta, state, from_probs)
+        store(y, offset + k, times(p * ((load(v, offset + k) - dot) - dot_low), beta))
+    if full < length:
+        rest = length - full
+        p = _prob(load_part(x, offset + full, rest, _filler(x, from_probs)), beta, state, from_probs)
+        value = (load_part(v, offset + full, rest, number(x, 0.0)) - dot) - dot_low
+        store_part(y, offset + full, rest, times(p * value, beta))
+
+
+@kernel
+def softmax_product(start: int, stop: int, x: Any, v: Any, y: Any, beta: Any, from_probs: Any) -> None:
+    """y = J v = J^T v for the Jacobian of softmax at logits x or, if `from_probs` is not None, probabilities."""
+    traverse(softmax_product_block, start, stop, x, v, y, None, (beta, from_probs))
+
+
+@inline
+def log_softmax_jvp_block(
+    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, beta: Any
+) -> None:
+    """y = beta (v - p.v)."""
+    state = _probs(x, offset, length, folded, beta, None)
+    dot, dot_low = _dot(x, v, offset, length, folded, beta, None, state)
+    step = lane_count(x)
+    full = length // step * step
+    for k in range(0, full, step):
+        store(y, offset + k, times((load(v, offset + k) - dot) - dot_low, beta))
+    if full < length:
+        last = load_part(v, offset + full, length - full, number(x, 0.0))
+        store_part(y, offset + full, length - full, times((last - dot) - dot_low, beta))
+
+
+@kernel
+def log_softmax_jvp(start: int, stop: int, x: Any, v: Any, y: Any, beta: Any) -> None:
+    """y = J v for the Jacobian of log-softmax at x."""
+    traverse(log_softmax_jvp_block, start, stop, x, v, y, None, beta)
+
+
+@inline
+def log_softmax_vjp_block(
+    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, beta: Any
+) -> None:
+    """y = beta (v - p sum(v))."""
+    state = _probs(x, offset, length, folded, beta, None)
+    step = lane_count(x)
+    full = length // step * step
+    zero = broadcast(number(x, 0.0))
+    sums = (zero, zero)
+    for k in range(0, full, step):
+        sums = add(sums, load(v, offset + k))
+    if full < length:
+        sums = add(sums, load_part(v, offset + full, length - full, number(x, 0.0)))
+    total, total_low = fold_two_sum(folded, sums[0], sums[1])
+    for k in range(0, full, step):
+        p = _prob(load(x, offset + k), beta, state, None)
+        value = muladd(-p, total, load(v, offset + k)) - p * total_low
+        store(y, offset + k, times(value, beta))
+    if full < length:
+        p = _prob(load_part(x, offset + full, length - full, number(x, -INF)), beta, state, None)
+        value = muladd(-p, total, load_part(v, offset + full, length - full, number(x, 0.0))) - p * total_low
+        store_part(y, offset + full, length - full, times(value, beta))
+
+
+@kernel
+def log_softmax_vjp(start: int, stop: int, x: Any, v: Any, y: Any, beta: Any) -> None:
+    """y = J^T v for the Jacobian of log-softmax at x."""
+    traverse(log_softmax_vjp_block, start, stop, x, v, y, None, beta)
+
+
+# --- Jacobians ----------------------------------------------------------------------------------------------
+#
+# The probabilities of row n go where the first row of its Jacobian will be. Its rows are then built from the
+# last to the first, so that they are overwritten when nobody needs them any more.
+
+
+@inline
+def _jacobian_rows(
+    y: Any, offset: int, classes: int, highest: Any, lacking: Any, beta: Any, logarithmic: Any
+) -> None:
+    """One Jacobian from the probabilities in its first row; `lacking` is 1 - p where p is `highest`."""
+    step = lane_count(y)
+    full = classes // step * step
+    one = number(y, 1.0)
+    for i in range(classes - 1, -1, -1):
+        p = load_scalar(y, offset + i)
+        complement = select_equal(p, highest, lacking, one - p)
+        if logarithmic is None:
+            factor = times(-p, beta)
+            diagonal = times(p * complement, beta)
+        else:
+            factor = times(-one, beta)
+            diagonal = times(complement, beta)
+        here = offset + i * classes
+        for k in range(0, full, step):
+            store(y, here + k, load(y, offset + k) * factor)
+        if full < classes:
+            last = load_part(y, offset + full, classes - full, number(y, 0.0))
+            store_part(y, here + full, classes - full, last * factor)
+        store_scalar(y, here + i, diagonal)
+
+
+@inline
+def _fill_probs(
+    x: Any, offset: int, y: Any, y_offset: int, length: int, folded: Any, beta: Any, from_probs: Any
+) -> None:
+    """Probabilities of x into y."""
+    step = lane_count(x)
+    full = length // step * step
+    state = _probs(x, offset, length, folded, beta, from_probs)
+    for k in range(0, full, step):
+        store(y, y_offset + k, _prob(load(x, offset + k), beta, state, from_probs))
+    if full < length:
+        last = load_part(x, offset + full, length - full, _filler(x, from_probs))
+        store_part(y, y_offset + full, length - full, _prob(last, beta, state, from_probs))
+
+
+@inline
+def _extremes(x: Any, offset: int, length: int, folded: Any, beta: Any, from_probs: Any) -> Any:
+    """The highest probability of each row and what it lacks of 1; given probabilities lack 1 - p, no more."""
+    if from_probs is None:
+        m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
+        inverse = reciprocal(top, ties, rest, rest_low)
+        return probability(m, beta, shift, bias, inverse), remainder(top, ties, rest, rest_low)
+    return fold_maximum(folded, broadcast(number(x, -1.0))), fold_maximum(folded, broadcast(number(x, 2.0)))
+
+
+@inline
+def _jacobian(start: int, stop: int, x: Any, y: Any, beta: Any, from_probs: Any, logarithmic: Any) -> None:
+    classes = x.shape[1]
+    square = classes * classes
+    if classes > COLUMN_LIMIT:
+        for n in range(start, stop):
+            at = n * classes
+            highest, lacking = _extremes(x, at, classes, True, beta, from_probs)
+            _fill_probs(x, at, y, n * square, classes, True, beta, from_probs)
+            _jacobian_rows(y, n * square, classes, highest, lacking, beta, logarithmic)
+        return
+    step = lane_count(x)
+    tile = scratch(x, SCRATCH_VECTORS)
+    tops = scratch(x, 2)
+    for first in range(start, stop, step):
+        count = min(step, stop - first)
+        load_tile(x, tile, first * classes, classes, 1, count)
+        highest, lacking = _extremes(tile, 0, classes * step, None, beta, from_probs)
+        store(tops, 0, broadcast(highest))
+        store(tops, step, broadcast(lacking))
+        _fill_probs(tile, 0, tile, 0, classes * step, None, beta, from_probs)
+        for k in range(classes):
+            scatter(y, first * square + k, square, count, load(tile, k * step))
+        for lane in range(count):
+            at = (first + lane) * square
+            top = load_scalar(tops, lane)
+            _jacobian_rows(y, at, classes, top, load_scalar(tops, step + lane), beta, logarithmic)
+
+
+@kernel
+def softmax_jacobian(start: int, stop: int, x: Any, y: Any, beta: Any, from_probs: Any) -> None:
+    """y[n] = beta (diag(p) - p p^T) for the rows of x, logits or probabilities."""
+    _jacobian(start, stop, x, y, beta, from_probs, None)
+
+
+@kernel
+def log_softmax_jacobian(start: int, stop: int, x: Any, y: Any, beta: Any) -> None:
+    """y[n] = beta (I - 1 p^T) for the rows of x."""
+    _jacobian(start, stop, x, y, beta, None, True)

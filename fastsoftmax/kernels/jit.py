@@ -1,0 +1,37 @@
+"""The only place with Numba options.
+
+nogil
+    Kernels touch no Python object, so that threads (ours and the host's) run beside each other.
+error_model="numpy"
+    x/0 is inf or nan as in NumPy, serial and parallel alike; also compiles a third faster.
+forceinline
+    Building blocks are small and sit in hot loops: a call there would cost more than the work.
+fastmath
+    Never. It turns the log-sum-exp of a row of -inf into nan and deletes compensated arithmetic. The one
+    liberty that we want, fusing a product into a sum, is asked for where it is harmless (`vector.muladd`).
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from numba import njit
+
+from fastsoftmax._cache import KernelCache
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_BLOCK_OPTIONS: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True}
+
+
+def inline(function: F) -> F:
+    """A building block: compiled into each kernel that uses it, never on its own."""
+    return cast(F, njit(**_OPTIONS, **_BLOCK_OPTIONS)(function))
+
+
+def kernel(function: F) -> F:
+    """An entry point: called from Python, compiled on first use, kept on disk."""
+    dispatcher = njit(**_OPTIONS)(function)
+    if hasattr(dispatcher, "_cache"):
+        dispatcher._cache = KernelCache(function)
+    return cast(F, dispatcher)

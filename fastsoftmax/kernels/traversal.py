@@ -1,0 +1,265 @@
+r"""How a kernel walks through a block, and the sums over a row that every function needs.
+
+A block has shape (outer, classes, inner), C-contiguous; its rows run along `classes`. Two walks serve every
+shape, and both hand the same building block a stretch of whole vectors:
+
+rows
+    `classes` is contiguous and longer than `COLUMN_LIMIT`. The vector runs along the row, the last one
+    masked; at the end the lanes are folded into one.
+columns
+    Otherwise every lane is a row of its own. A tile of 16 (or 8) rows is brought into scratch memory with
+    class k of all its rows in vector k: by strided loads where `inner` is 1, as it lies where `inner` is
+    larger. Nothing has to be folded, and a row of three costs no more per element than a row of forty.
+
+So a function is written once, as a building block ``block(x, v, y, offset, length, folded, rows, row, count,
+options)``, where ``x[offset : offset + length]`` is one row if `folded` is True, else (it is None) a tile with a row in
+each lane;
+`v` is a second operand, `y` the output (of which the rows are filled in the same way), `rows` an output with
+one number for each row, of which this block owns ``rows[row : row + count]``. Any of v, y and rows may be None.
+
+Which walk is taken depends on `classes` and `inner` alone, and no row sees another one: a row gives the same
+bits in every batch and on any number of threads.
+"""
+
+from typing import Any
+
+from fastsoftmax.kernels.elementary import (
+    exp_parts,
+    exp_scaled,
+    log_pair,
+    power_of_two,
+    quotient,
+    reference,
+    two_product,
+    two_sum,
+)
+from fastsoftmax.kernels.jit import inline
+from fastsoftmax.kernels.vector import (
+    absolute,
+    broadcast,
+    fold_maximum,
+    fold_sum,
+    fold_two_sum,
+    gather,
+    lane_count,
+    load,
+    load_part,
+    maximum,
+    muladd,
+    number,
+    scatter,
+    scratch,
+    select_equal,
+    split_exponent,
+    store,
+    store_part,
+    unless_none,
+)
+
+INF = float("inf")
+COLUMN_LIMIT = 40
+"""Rows of at most so many contiguous classes are walked in columns (measured: the two walks meet at 40)."""
+
+SCRATCH_VECTORS = 512
+"""Tiles hold at most so many classes: 32 KiB, which fits the first-level cache."""
+
+
+@inline
+def tempered(value: Any, beta: Any) -> Any:
+    """``value / T`` as a pair, for beta = 1/T as a pair or None for T = 1."""
+    if beta is None:
+        return value, number(value, -0.0)
+    product, error = two_product(value, beta[0])
+    return product, muladd(value, beta[1], error)
+
+
+@inline
+def term(value: Any, beta: Any, shift: Any, bias: Any) -> Any:
+    """One term of the sum of a row: exp(value/T) in the units of the row's `reference`."""
+    scaled, tail = tempered(value, beta)
+    return exp_scaled(scaled - shift, tail, bias)
+
+
+@inline
+def probability(value: Any, beta: Any, shift: Any, bias: Any, inverse: Any) -> Any:
+    """A term times `reciprocal`: the factor first, which cannot underflow, then its power of two, exactly."""
+    scale, scale_low, least = inverse
+    scaled, tail = tempered(value, beta)
+    factor, q = exp_parts(scaled - shift, tail, bias)
+    return power_of_two(muladd(factor, scale, factor * scale_low), q, least)
+
+
+@inline
+def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
+    """The greatest entry of each row, -inf if there is none; NaN is passed over (the sums find it)."""
+    step = lane_count(x)
+    full = length // step * step
+    m = broadcast(number(x, -INF))
+    for k in range(0, full, step):
+        m = maximum(load(x, offset + k), m)
+    if full < length:
+        m = maximum(load_part(x, offset + full, length - full, number(x, -INF)), m)
+    return fold_maximum(folded, m)
+
+
+@inline
+def _add_term(value: Any, m: Any, beta: Any, shift: Any, bias: Any, sums: Any) -> Any:
+    ties, high, low = sums
+    e = term(value, beta, shift, bias)
+    zero = number(value, 0.0)
+    ties = ties + select_equal(value, m, number(value, 1.0), zero)
+    high, error = two_sum(high, select_equal(value, m, zero, e))
+    return ties, high, low + error
+
+
+@inline
+def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
+    r"""All that a row's softmax is made of: (m, shift, bias, top, ties, rest, rest_low).
+
+    m is the greatest entry, `shift` and `bias` its `reference`. In the units of that reference, top is the
+    term exp(m/T), `ties` the number of entries equal to m, and rest + rest_low the sum of all other terms,
+    added with TwoSum: its error is that of the terms (1.1 ulp each), whatever their number and order. Keeping
+    the greatest entries out of the sum keeps it accurate where it is tiny beside them.
+    """
+    m = highest(x, offset, length, folded)
+    top_scaled, top_tail = tempered(m, beta)
+    shift, bias = reference(top_scaled)
+    step = lane_count(x)
+    full = length // step * step
+    zero = broadcast(number(x, 0.0))
+    sums = (zero, zero, zero)
+    for k in range(0, full, step):
+        sums = _add_term(load(x, offset + k), m, beta, shift, bias, sums)
+    if full < length:
+        last = load_part(x, offset + full, length - full, number(x, -INF))
+        sums = _add_term(last, m, beta, shift, bias, sums)
+    ties = fold_sum(folded, sums[0])
+    rest, rest_low = fold_two_sum(folded, sums[1], sums[2])
+    top = exp_scaled(top_scaled - shift, top_tail, bias)
+    return m, shift, bias, top, ties, rest, rest_low
+
+
+@inline
+def total(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+    """The sum of all terms as a pair."""
+    product, product_low = two_product(ties, top)
+    high, error = two_sum(rest, product)
+    return high, error + (rest_low + product_low)
+
+
+@inline
+def reciprocal(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+    """1 / (sum of all terms) as a pair, and `least` for the powers that it multiplies.
+
+    A term below 2**(k - 126) (float64: -1022), k the exponent of the sum, has a probability below the smallest
+    normal number. Were it multiplied all the same, the processor would fall into its slow path for denormal
+    results, 150 cycles for each; so it is made 0 beforehand.
+    """
+    high, low = total(top, ties, rest, rest_low)
+    scale, scale_low = quotient(number(top, 1.0), number(top, 0.0), high, low)
+    exponent, _ = split_exponent(high)
+    return scale, scale_low, maximum(exponent, number(top, 0.0))
+
+
+@inline
+def others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+    """s', the terms of all entries but one of the greatest, over the greatest, as a pair: 0 for a single one."""
+    ratio, ratio_low = quotient(rest, rest_low, top, number(top, 0.0))
+    high, error = two_sum(ties - number(top, 1.0), ratio)
+    return high, error + ratio_low
+
+
+@inline
+def remainder(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+    """1 - p of a greatest entry, s'/(1 + s'): accurate where p is close to 1, and 1 - p is not."""
+    high, low = others(top, ties, rest, rest_low)
+    whole, error = two_sum(number(top, 1.0), high)
+    value, value_low = quotient(high, low, whole, error + low)
+    return value + value_low
+
+
+@inline
+def weighted(inverse: Any, weight: Any, weight_low: Any) -> Any:
+    """`reciprocal` times a weight that is given as a pair."""
+    scale, scale_low, least = inverse
+    product, error = two_product(scale, weight)
+    low = error + muladd(scale, weight_low, scale_low * weight)
+    exponent, _ = split_exponent(absolute(weight))
+    return product, low, maximum(least - exponent, number(scale, 0.0))
+
+
+@inline
+def add(sums: Any, value: Any) -> Any:
+    """A running sum with its compensation, and one more value."""
+    high, error = two_sum(sums[0], value)
+    return high, sums[1] + error
+
+
+@inline
+def log_of_others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+    """log(1 + s'), what the log-sum-exp has beyond the greatest entry: accurate relative to itself."""
+    high, low = others(top, ties, rest, rest_low)
+    argument, error = two_sum(number(top, 1.0), high)
+    return log_pair(argument, error + low)
+
+
+@inline
+def load_tile(x: Any, tile: Any, first: int, classes: int, inner: int, count: int) -> None:
+    """Class k of `count` rows, the first of them at flat offset `first`, into vector k of `tile`."""
+    step = lane_count(x)
+    zero = number(x, 0.0)
+    if inner == 1:
+        for k in range(classes):
+            store(tile, k * step, gather(x, first + k, classes, count, zero))
+    elif count == step:
+        for k in range(classes):
+            store(tile, k * step, load(x, first + k * inner))
+    else:
+        for k in range(classes):
+            store(tile, k * step, load_part(x, first + k * inner, count, zero))
+
+
+@inline
+def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: int) -> None:
+    """The way back of `load_tile`."""
+    step = lane_count(y)
+    if inner == 1:
+        for k in range(classes):
+            scatter(y, first + k, classes, count, load(tile, k * step))
+    elif count == step:
+        for k in range(classes):
+            store(y, first + k * inner, load(tile, k * step))
+    else:
+        for k in range(classes):
+            store_part(y, first + k * inner, count, load(tile, k * step))
+
+
+@inline
+def traverse(
+    block: Any, start: int, stop: int, x: Any, v: Any, y: Any, rows: Any, options: Any
+) -> None:
+    """Run `block` over rows start .. stop, which are counted through `outer` and `inner`.
+
+    Where `inner` is not 1, start and stop have to be multiples of it or of the vector's length within it.
+    """
+    classes, inner = x.shape[1], x.shape[2]
+    if inner == 1 and classes > COLUMN_LIMIT:
+        for row in range(start, stop):
+            block(x, v, y, row * classes, classes, True, rows, row, 1, options)
+        return
+    step = lane_count(x)
+    tile = scratch(x, SCRATCH_VECTORS)
+    other = unless_none(v, scratch(x, SCRATCH_VECTORS))
+    out = unless_none(y, tile)
+    row = start
+    while row < stop:
+        place = row % inner
+        count = min(step, stop - row) if inner == 1 else min(step, min(stop - row, inner - place))
+        first = (row - place) * classes + place
+        load_tile(x, tile, first, classes, inner, count)
+        if v is not None:
+            load_tile(v, other, first, classes, inner, count)
+        block(tile, other, out, 0, classes * step, None, rows, row, count, options)
+        if y is not None:
+            store_tile(tile, y, first, classes, inner, count)
+        row += count

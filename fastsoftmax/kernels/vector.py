@@ -1,0 +1,716 @@
+"""Vectors as values: the few SIMD operations that the kernels are written in.
+
+Numba has no vector type, and LLVM's loop vectoriser gives up on the loops that matter here: a maximum,
+a compensated sum, an in-place pass, a row of ten. `Lanes` closes the gap. It is a Numba type that *is* an
+LLVM vector of 64 bytes (16 float32 or 8 float64: one cache line, one AVX-512 register, two AVX2 registers or
+four NEON ones), with ``+ - * /`` and the functions below. A kernel written with it is vectorised as it
+stands, on every machine, with nothing left to a heuristic, and its tails are masked instead of scalar.
+
+Every operation also takes plain floats, so that one body in `elementary` serves a vector in our kernels and
+a scalar in somebody else's loop.
+
+Each function's Python body is its meaning on NumPy arrays. It is what runs under ``NUMBA_DISABLE_JIT=1``,
+where a `Lanes` is an array of 16 or 8 numbers that a debugger can show; ``@lowered`` attaches the LLVM code
+that runs otherwise.
+
+Arrays are read and written by flat offset from their first element: kernels only get C-contiguous blocks.
+"""
+
+import inspect
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import errors
+from numba.core import cgutils
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+LANE_BYTES = 64
+
+
+class Lanes(types.Type):  # type: ignore[misc]
+    """A SIMD vector of `dtype`, `LANE_BYTES` long."""
+
+    def __init__(self, dtype: types.Float) -> None:
+        self.dtype = dtype
+        self.count = LANE_BYTES * 8 // dtype.bitwidth
+        super().__init__(name=f"Lanes({dtype})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Lanes) -> None:
+        element = ir.FloatType() if fe_type.dtype.bitwidth == 32 else ir.DoubleType()
+        super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.count))
+
+
+def _splat(builder: ir.IRBuilder, scalar: Any, count: int) -> Any:
+    """The vector with `scalar` in each of `count` lanes."""
+    if isinstance(scalar, ir.Constant):
+        return ir.Constant(ir.VectorType(scalar.type, count), [scalar.constant] * count)
+    vector = ir.VectorType(scalar.type, count)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.IntType(32)(0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _constant(like: Any, value: float) -> Any:
+    """`value` as an LLVM constant of the type of `like`, a vector or a scalar."""
+    if isinstance(like.type, ir.VectorType):
+        return ir.Constant(like.type, [value] * like.type.count)
+    return ir.Constant(like.type, value)
+
+
+def _integer(builder: ir.IRBuilder, value: Any) -> Any:
+    """The bits of a float, or of a vector of floats, as integers of the same width."""
+    element = value.type.element if isinstance(value.type, ir.VectorType) else value.type
+    bits = ir.IntType(32 if isinstance(element, ir.FloatType) else 64)
+    vector = isinstance(value.type, ir.VectorType)
+    return builder.bitcast(value, ir.VectorType(bits, value.type.count) if vector else bits)
+
+
+def _mantissa_bits(value: Any) -> int:
+    element = value.type.element if isinstance(value.type, ir.VectorType) else value.type
+    return 23 if isinstance(element, ir.FloatType) else 52
+
+
+def _suffix(value_type: Any) -> str:
+    if isinstance(value_type, ir.VectorType):
+        return f"v{value_type.count}{_suffix(value_type.element)}"
+    return "f32" if isinstance(value_type, ir.FloatType) else "f64"
+
+
+def _call(builder: ir.IRBuilder, name: str, operands: Sequence[Any]) -> Any:
+    """A call of the LLVM intrinsic `name`, overloaded on the type of its first operand."""
+    result = operands[0].type
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(result, [operand.type for operand in operands]),
+        f"llvm.{name}.{_suffix(result)}",
+    )
+    return builder.call(function, operands)
+
+
+def _common(args: Sequence[Any]) -> Any:
+    """The type of an elementwise result: `Lanes` if any operand is, else the float type; None if neither."""
+    floats = [a for a in args if isinstance(a, (Lanes, types.Float))]
+    if len(floats) != len(args) or len({getattr(a, "dtype", a) for a in floats}) != 1:
+        return None
+    return next((a for a in floats if isinstance(a, Lanes)), floats[0])
+
+
+def _elementwise(code: Callable[..., Any]) -> Callable[..., Any]:
+    """Typing and broadcasting for an operation that treats every lane alike."""
+
+    def typer(typingctx: Any, *args: Any) -> Any:
+        result = _common(args)
+        if result is None:
+            return None
+
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            if isinstance(result, Lanes):
+                values = [
+                    v if isinstance(a, Lanes) else _splat(builder, v, result.count)
+                    for a, v in zip(signature.args, values, strict=True)
+                ]
+            return code(builder, *values)
+
+        return result(*args), codegen
+
+    return typer
+
+
+def lowered(typer: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Compile the decorated function as `typer` says; its Python body is what it means."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        if config.DISABLE_JIT:
+            return function
+
+        def typed(typingctx: Any, *args: Any) -> Any:
+            result = typer(typingctx, *args)
+            if result is None:
+                raise errors.TypingError(f"{function.__name__} does not take ({', '.join(map(str, args))})")
+            return result
+
+        context = inspect.Parameter("typingctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(function).parameters.values()
+        typed.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+        typed.__name__ = function.__name__
+        typed.__doc__ = function.__doc__
+        return intrinsic(prefer_literal=True)(typed)
+
+    return decorate
+
+
+def _arithmetic(operation: Any, code: Callable[..., Any]) -> None:
+    """Teach Numba an infix operator on `Lanes`, with a float on either side too."""
+
+    @type_callable(operation)
+    def _type(context: Any) -> Callable[[Any, Any], Any]:
+        def typer(a: Any, b: Any) -> Any:
+            return _common((a, b)) if Lanes in (type(a), type(b)) else None
+
+        return typer
+
+    def lower(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        count = signature.return_type.count
+        a, b = (
+            v if isinstance(t, Lanes) else _splat(builder, v, count)
+            for t, v in zip(signature.args, values, strict=True)
+        )
+        return code(builder, a, b)
+
+    for pair in ((Lanes, Lanes), (Lanes, types.Float), (types.Float, Lanes)):
+        lower_builtin(operation, *pair)(lower)
+
+
+_arithmetic(operator.add, lambda builder, a, b: builder.fadd(a, b))
+_arithmetic(operator.sub, lambda builder, a, b: builder.fsub(a, b))
+_arithmetic(operator.mul, lambda builder, a, b: builder.fmul(a, b))
+_arithmetic(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
+
+
+@type_callable(operator.neg)
+def _type_negation(context: Any) -> Callable[[Any], Any]:
+    def typer(a: Any) -> Any:
+        return a if isinstance(a, Lanes) else None
+
+    return typer
+
+
+@lower_builtin(operator.neg, Lanes)
+def _lower_negation(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    return builder.fneg(values[0])
+
+
+# --- elementwise: vectors or floats -------------------------------------------------------------------------
+
+
+@lowered(_elementwise(lambda builder, a, b, c: _call(builder, "fmuladd", (a, b, c))))
+def muladd(a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c``, fused where the machine fuses, rounded twice where it does not."""
+    return a * b + c
+
+
+@lowered(_elementwise(lambda builder, a, b, c: _call(builder, "fma", (a, b, c))))
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` rounded once, on every machine: for errors of products, which need it."""
+    wide = np.longdouble
+    return (wide(a) * wide(b) + wide(c)).astype(np.result_type(a, b, c))
+
+
+@lowered(_elementwise(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b)))
+def maximum(a: Any, b: Any) -> Any:
+    """The greater of the two, and `b` where `a` is NaN: one instruction, with NaN left for the sums to find."""
+    return np.where(a > b, a, b)
+
+
+@lowered(
+    _elementwise(
+        lambda builder, a, b, x, y: builder.select(builder.fcmp_ordered("<", a, b), x, y),
+    )
+)
+def select_less(a: Any, b: Any, x: Any, y: Any) -> Any:
+    """``x if a < b else y``; a NaN compares false."""
+    return np.where(a < b, x, y)
+
+
+@lowered(
+    _elementwise(
+        lambda builder, a, b, x, y: builder.select(builder.fcmp_ordered("==", a, b), x, y),
+    )
+)
+def select_equal(a: Any, b: Any, x: Any, y: Any) -> Any:
+    """``x if a == b else y``; a NaN compares false."""
+    return np.where(a == b, x, y)
+
+
+@lowered(_elementwise(lambda builder, a: _call(builder, "fabs", (a,))))
+def absolute(a: Any) -> Any:
+    """`a` without its sign."""
+    return np.abs(a)
+
+
+@lowered(_elementwise(lambda builder, a: _call(builder, "trunc", (a,))))
+def truncate(a: Any) -> Any:
+    """`a` without its fraction."""
+    return np.trunc(a)
+
+
+@lowered(_elementwise(lambda builder, a: _call(builder, "rint", (a,))))
+def nearest(a: Any) -> Any:
+    """The nearest whole number, halves to even."""
+    return np.rint(a)
+
+
+def _shift_to_exponent(builder: Any, a: Any) -> Any:
+    bits = _integer(builder, a)
+    return builder.bitcast(builder.shl(bits, _constant(bits, _mantissa_bits(a))), a.type)
+
+
+@lowered(_elementwise(_shift_to_exponent))
+def shift_to_exponent(a: Any) -> Any:
+    """The number whose exponent field is the low bits of `a`: ``2**(k - bias)`` for `a` holding ``magic + k``."""
+    integer, shift = (np.int32, 23) if np.asarray(a).dtype == np.float32 else (np.int64, 52)
+    return (np.asarray(a).view(integer) << integer(shift)).view(np.asarray(a).dtype)
+
+
+def _split_exponent(builder: Any, a: Any) -> Any:
+    bits = _integer(builder, a)
+    mantissa = _mantissa_bits(a)
+    half = _constant(bits, _SQRT_HALF_BITS[mantissa])
+    shift = _constant(bits, mantissa)
+    exponent = builder.ashr(builder.sub(bits, half), shift)
+    fraction = builder.sub(bits, builder.shl(exponent, shift))
+    return builder.sitofp(exponent, a.type), builder.bitcast(fraction, a.type)
+
+
+_SQRT_HALF_BITS = {
+    23: int(np.float32(np.sqrt(0.5)).view(np.int32)),
+    52: int(np.float64(np.sqrt(0.5)).view(np.int64)),
+}
+
+
+def _split_exponent_typer(typingctx: Any, a: Any) -> Any:
+    if _common((a,)) is None:
+        return None
+    result = types.UniTuple(a, 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return context.make_tuple(builder, result, _split_exponent(builder, values[0]))
+
+    return result(a), codegen
+
+
+@lowered(_split_exponent_typer)
+def split_exponent(a: Any) -> Any:
+    """k and m with ``a = 2**k * m``, sqrt(1/2) <= m < sqrt(2), for a normal a > 0."""
+    m, k = np.frexp(a)
+    small = m < np.sqrt(np.asarray(0.5, np.asarray(a).dtype))
+    kind = np.asarray(a).dtype.type
+    return kind(k - small), np.where(small, kind(2) * m, m)
+
+
+def _is_single_typer(typingctx: Any, a: Any) -> Any:
+    if _common((a,)) is None:
+        return None
+    single = getattr(a, "dtype", a).bitwidth == 32
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return context.get_constant(types.boolean, single)
+
+    return types.boolean(a), codegen
+
+
+@lowered(_is_single_typer)
+def is_single(a: Any) -> bool:
+    """Whether `a` is float32: known when compiling, so that only one branch of an ``if`` remains."""
+    return bool(np.asarray(a).dtype == np.float32)
+
+
+def _number_typer(typingctx: Any, like: Any, value: Any) -> Any:
+    if not isinstance(like, (Lanes, types.Float, types.Array)):
+        return None
+    scalar = getattr(like, "dtype", like)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return context.cast(builder, values[1], types.float64, scalar)
+
+    return scalar(like, types.float64), codegen
+
+
+@lowered(_number_typer)
+def number(like: Any, value: float) -> Any:
+    """`value` rounded to the dtype of `like`, which is a float, a vector or an array."""
+    return like.dtype.type(value)
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any, count: Any) -> Any:
+    """The address of element `offset`; with bounds checking on, offset .. offset + count must be inside."""
+    struct = context.make_array(array_type)(context, builder, array)
+    if context.enable_boundscheck:
+        outside = builder.or_(
+            builder.icmp_signed("<", offset, offset.type(0)),
+            builder.icmp_signed(">", builder.add(offset, count), struct.nitems),
+        )
+        with builder.if_then(outside, likely=False):
+            context.call_conv.return_user_exc(builder, IndexError, ("kernel access outside its array",))
+    return builder.gep(struct.data, [offset])
+
+
+def _is_float_array(array: Any) -> bool:
+    return isinstance(array, types.Array) and isinstance(array.dtype, types.Float)
+
+
+def _vector_pointer(builder: Any, pointer: Any, vector: Any) -> Any:
+    return builder.bitcast(pointer, vector.as_pointer())
+
+
+def _first_lanes(builder: Any, count: Any, lanes: int) -> Any:
+    """The mask of the first `count` lanes."""
+    iota = ir.Constant(ir.VectorType(count.type, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", iota, _splat(builder, count, lanes))
+
+
+def _load_typer(typingctx: Any, array: Any, offset: Any) -> Any:
+    if not _is_float_array(array):
+        return None
+    result = Lanes(array.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, index = values
+        pointer = _pointer(context, builder, array, data, index, index.type(result.count))
+        vector = context.get_value_type(result)
+        return builder.load(_vector_pointer(builder, pointer, vector), align=array.dtype.bitwidth // 8)
+
+    return result(array, types.intp), codegen
+
+
+@lowered(_load_typer)
+def load(array: Any, offset: int) -> Any:
+    """A full vector from `offset` on."""
+    count = LANE_BYTES // array.itemsize
+    assert 0 <= offset <= array.size - count
+    return array.reshape(-1)[offset : offset + count].copy()
+
+
+def _store_typer(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
+    if not _is_float_array(array) or not isinstance(value, Lanes):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, index, vector = values
+        pointer = _pointer(context, builder, array, data, index, index.type(value.count))
+        builder.store(vector, _vector_pointer(builder, pointer, vector.type), align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+@lowered(_store_typer)
+def store(array: Any, offset: int, value: Any) -> None:
+    """Write a full vector from `offset` on."""
+    assert 0 <= offset <= array.size - len(value)
+    array.reshape(-1)[offset : offset + len(value)] = value
+
+
+def _load_scalar_typer(typingctx: Any, array: Any, offset: Any) -> Any:
+    if not _is_float_array(array):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load(_pointer(context, builder, array, values[0], values[1], values[1].type(1)))
+
+    return array.dtype(array, types.intp), codegen
+
+
+@lowered(_load_scalar_typer)
+def load_scalar(array: Any, offset: int) -> Any:
+    """The element at `offset`."""
+    assert 0 <= offset < array.size
+    return array.reshape(-1)[offset]
+
+
+def _store_scalar_typer(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
+    if not _is_float_array(array) or value != array.dtype:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, index, scalar = values
+        builder.store(scalar, _pointer(context, builder, array, data, index, index.type(1)))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+@lowered(_store_scalar_typer)
+def store_scalar(array: Any, offset: int, value: Any) -> None:
+    """Write the element at `offset`."""
+    assert 0 <= offset < array.size
+    array.reshape(-1)[offset] = value
+
+
+def _masked(builder: Any, name: str, result: Any, operands: Sequence[Any], vector: Any) -> Any:
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(result, [operand.type for operand in operands]),
+        f"llvm.masked.{name}.{_suffix(vector)}.p0",
+    )
+    return builder.call(function, operands)
+
+
+def _load_part_typer(typingctx: Any, array: Any, offset: Any, count: Any, filler: Any) -> Any:
+    if not _is_float_array(array):
+        return None
+    result = Lanes(array.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, index, active, fill = values
+        vector = context.get_value_type(result)
+        pointer = _vector_pointer(
+            builder, _pointer(context, builder, array, data, index, active), vector
+        )
+        align = ir.IntType(32)(array.dtype.bitwidth // 8)
+        mask = _first_lanes(builder, active, result.count)
+        operands = (pointer, align, mask, _splat(builder, fill, result.count))
+        return _masked(builder, "load", vector, operands, vector)
+
+    return result(array, types.intp, types.intp, array.dtype), codegen
+
+
+@lowered(_load_part_typer)
+def load_part(array: Any, offset: int, count: int, filler: Any) -> Any:
+    """The first `count` lanes from `offset` on, and `filler` in the others; no memory behind is touched."""
+    assert 0 <= offset <= array.size - count
+    lanes = np.full(LANE_BYTES // array.itemsize, filler, array.dtype)
+    lanes[:count] = array.reshape(-1)[offset : offset + count]
+    return lanes
+
+
+def _store_part_typer(typingctx: Any, array: Any, offset: Any, count: Any, value: Any) -> Any:
+    if not _is_float_array(array) or not isinstance(value, Lanes):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, index, active, vector = values
+        pointer = _vector_pointer(
+            builder, _pointer(context, builder, array, data, index, active), vector.type
+        )
+        align = ir.IntType(32)(array.dtype.bitwidth // 8)
+        mask = _first_lanes(builder, active, value.count)
+        _masked(builder, "store", ir.VoidType(), (vector, pointer, align, mask), vector.type)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, value), codegen
+
+
+@lowered(_store_part_typer)
+def store_part(array: Any, offset: int, count: int, value: Any) -> None:
+    """Write the first `count` lanes from `offset` on; no memory behind is touched."""
+    assert 0 <= offset <= array.size - count
+    array.reshape(-1)[offset : offset + count] = value[:count]
+
+
+def _strided_pointers(
+    context: Any, builder: Any, array: Any, values: Sequence[Any], lanes: int
+) -> tuple[Any, Any]:
+    """Addresses ``offset + lane * stride`` of the first `count` lanes, and the mask of these lanes."""
+    data, offset, stride, count = values
+    last = builder.add(builder.mul(builder.sub(count, count.type(1)), stride), count.type(1))
+    base = _pointer(context, builder, array, data, offset, last)
+    size = array.dtype.bitwidth // 8
+    iota = ir.Constant(ir.VectorType(stride.type, lanes), [size * lane for lane in range(lanes)])
+    steps = builder.mul(iota, _splat(builder, stride, lanes))
+    address = _splat(builder, builder.ptrtoint(base, stride.type), lanes)
+    pointers = builder.inttoptr(builder.add(address, steps), ir.VectorType(base.type, lanes))
+    return pointers, _first_lanes(builder, count, lanes)
+
+
+def _gather_typer(typingctx: Any, array: Any, offset: Any, stride: Any, count: Any, filler: Any) -> Any:
+    if not _is_float_array(array):
+        return None
+    result = Lanes(array.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        vector = context.get_value_type(result)
+        pointers, mask = _strided_pointers(context, builder, array, (values[0], *values[1:4]), result.count)
+        align = ir.IntType(32)(array.dtype.bitwidth // 8)
+        operands = (pointers, align, mask, _splat(builder, values[4], result.count))
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(vector, [operand.type for operand in operands]),
+            f"llvm.masked.gather.{_suffix(vector)}.v{result.count}p0",
+        )
+        return builder.call(function, operands)
+
+    return result(array, types.intp, types.intp, types.intp, array.dtype), codegen
+
+
+@lowered(_gather_typer)
+def gather(array: Any, offset: int, stride: int, count: int, filler: Any) -> Any:
+    """Elements ``offset + lane * stride`` in the first `count` lanes, `filler` in the others."""
+    assert offset >= 0 and offset + (count - 1) * stride < array.size
+    lanes = np.full(LANE_BYTES // array.itemsize, filler, array.dtype)
+    lanes[:count] = array.reshape(-1)[offset:][::stride][:count]
+    return lanes
+
+
+def _scatter_typer(typingctx: Any, array: Any, offset: Any, stride: Any, count: Any, value: Any) -> Any:
+    if not _is_float_array(array) or not isinstance(value, Lanes):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointers, mask = _strided_pointers(context, builder, array, values[:4], value.count)
+        align = ir.IntType(32)(array.dtype.bitwidth // 8)
+        operands = (values[4], pointers, align, mask)
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [operand.type for operand in operands]),
+            f"llvm.masked.scatter.{_suffix(values[4].type)}.v{value.count}p0",
+        )
+        builder.call(function, operands)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, types.intp, value), codegen
+
+
+@lowered(_scatter_typer)
+def scatter(array: Any, offset: int, stride: int, count: int, value: Any) -> None:
+    """Write the first `count` lanes to elements ``offset + lane * stride``."""
+    assert offset >= 0 and offset + (count - 1) * stride < array.size
+    array.reshape(-1)[offset:][::stride][:count] = value[:count]
+
+
+# --- making and folding vectors -----------------------------------------------------------------------------
+
+
+def _lane_count_typer(typingctx: Any, array: Any) -> Any:
+    if not _is_float_array(array):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return context.get_constant(types.intp, Lanes(array.dtype).count)
+
+    return types.intp(array), codegen
+
+
+@lowered(_lane_count_typer)
+def lane_count(array: Any) -> int:
+    """How many elements of the array a vector holds."""
+    return int(LANE_BYTES // array.itemsize)
+
+
+def _broadcast_typer(typingctx: Any, value: Any) -> Any:
+    if _common((value,)) is None:
+        return None
+    result = value if isinstance(value, Lanes) else Lanes(value)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return values[0] if value is result else _splat(builder, values[0], result.count)
+
+    return result(value), codegen
+
+
+@lowered(_broadcast_typer)
+def broadcast(value: Any) -> Any:
+    """The vector with a float in every lane; a vector stays as it is."""
+    return value if np.ndim(value) else np.full(LANE_BYTES // value.itemsize, value)
+
+
+def _rotated(builder: Any, value: Any, step: int) -> Any:
+    lanes = value.type.count
+    index = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [(i + step) % lanes for i in range(lanes)])
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index)
+
+
+def _fold(builder: Any, code: Callable[..., Any], *vectors: Any) -> Any:
+    """Combine all lanes by `code`, halving: lane 0 of each vector, as scalars."""
+    step = vectors[0].type.count // 2
+    while step:
+        vectors = code(builder, vectors, tuple(_rotated(builder, v, step) for v in vectors))
+        step //= 2
+    return tuple(builder.extract_element(v, ir.IntType(32)(0)) for v in vectors)
+
+
+def _fold_typer(code: Callable[..., Any]) -> Callable[..., Any]:
+    def typer(typingctx: Any, folded: Any, *args: Any) -> Any:
+        if _common(args) is None or not isinstance(args[0], Lanes):
+            return None
+        kept = isinstance(folded, types.NoneType)
+        item = args[0] if kept else args[0].dtype
+        result = item if len(args) == 1 else types.UniTuple(item, len(args))
+
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            items = values[1:] if kept else _fold(builder, code, *values[1:])
+            return items[0] if len(args) == 1 else context.make_tuple(builder, result, items)
+
+        return result(folded, *args), codegen
+
+    return typer
+
+
+def _two_sum_code(builder: Any, a: Any, b: Any) -> Any:
+    (a_high, a_low), (b_high, b_low) = a, b
+    total = builder.fadd(a_high, b_high)
+    b_part = builder.fsub(total, a_high)
+    a_error = builder.fsub(a_high, builder.fsub(total, b_part))
+    error = builder.fadd(a_error, builder.fsub(b_high, b_part))
+    return total, builder.fadd(builder.fadd(a_low, b_low), error)
+
+
+@lowered(
+    _fold_typer(lambda builder, a, b: (builder.select(builder.fcmp_ordered(">", a[0], b[0]), a[0], b[0]),))
+)
+def fold_maximum(folded: Any, vector: Any) -> Any:
+    """The greatest lane, as a float. This and the next two: the vector as it is, where `folded` is None."""
+    return vector if folded is None else np.fmax.reduce(vector)
+
+
+@lowered(_fold_typer(lambda builder, a, b: (builder.fadd(a[0], b[0]),)))
+def fold_sum(folded: Any, vector: Any) -> Any:
+    """The sum of all lanes."""
+    return vector if folded is None else vector.sum()
+
+
+@lowered(_fold_typer(_two_sum_code))
+def fold_two_sum(folded: Any, high: Any, low: Any) -> Any:
+    """The sum of all lanes of ``high + low``, in double-word arithmetic: a pair again."""
+    if folded is None:
+        return high, low
+    exact = high.astype(np.longdouble).sum() + low.astype(np.longdouble).sum()
+    total = high.dtype.type(exact)
+    return total, high.dtype.type(exact - total)
+
+
+def _scratch_typer(typingctx: Any, array: Any, vectors: Any) -> Any:
+    if not _is_float_array(array) or not isinstance(vectors, types.IntegerLiteral):
+        return None
+    size = vectors.literal_value * Lanes(array.dtype).count
+    result = types.Array(array.dtype, 1, "C")
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        element = context.get_value_type(array.dtype)
+        with builder.goto_entry_block():  # not cgutils.alloca_once, which fills the room with zeros
+            block = builder.alloca(ir.ArrayType(element, size))
+        block.align = LANE_BYTES
+        struct = context.make_array(result)(context, builder)
+        itemsize = context.get_constant(types.intp, array.dtype.bitwidth // 8)
+        context.populate_array(
+            struct,
+            data=builder.bitcast(block, element.as_pointer()),
+            shape=[context.get_constant(types.intp, size)],
+            strides=[itemsize],
+            itemsize=itemsize,
+            meminfo=None,
+        )
+        return struct._getvalue()
+
+    return result(array, vectors), codegen
+
+
+@lowered(_scratch_typer)
+def scratch(array: Any, vectors: int) -> Any:
+    """Room for so many vectors on the stack, of the dtype of `array`, uninitialised."""
+    return np.empty(vectors * (LANE_BYTES // array.itemsize), array.dtype)
+
+
+def _unless_none_typer(typingctx: Any, option: Any, value: Any) -> Any:
+    absent = isinstance(option, types.NoneType)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return context.get_dummy_value() if absent else values[1]
+
+    return (types.none if absent else value)(option, value), codegen
+
+
+@lowered(_unless_none_typer)
+def unless_none(option: Any, value: Any) -> Any:
+    """`value`, or None if `option` is None: decided by the type, where an ``if`` would need one type for both."""
+    return None if option is None else value

@@ -1,0 +1,33 @@
+"""The kernels: what turns blocks of numbers into blocks of numbers.
+
+The contract of a kernel
+------------------------
+``kernel(start, stop, *blocks, *options)`` computes rows start .. stop. Every block is C-contiguous, native and
+aligned, inputs are typed read-only, all floats have one dtype (float32 or float64), shapes agree, outputs are
+allocated, labels were checked. A kernel never validates, allocates, reshapes or raises; it holds no GIL and
+starts no thread. It may write an output over an input that lies at exactly the same place.
+
+How they are built
+------------------
+`vector`
+    SIMD vectors as values in Numba code, and the memory operations on them. Knows LLVM.
+`elementary`
+    exp, log, log1p and double-word arithmetic for such vectors and for floats, with error bounds.
+`traversal`
+    The two walks through a block, and the sums over a row that everything is made of.
+`activations`, `derivatives`, `losses`
+    The functions: one building block each, from which `jit.kernel` makes an entry point.
+`jit`
+    Numba's options and the disk cache.
+
+The modules are imported on first use, because they import Numba, which takes longer than NumPy does.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in {"activations", "derivatives", "elementary", "jit", "losses", "traversal", "vector"}:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,212 @@
+"""softmax, log_softmax and logsumexp."""
+
+from typing import Any
+
+import numpy as np
+
+from fastsoftmax import kernels
+from fastsoftmax._arrays import Axis, Problem, inverse_temperature
+from fastsoftmax._parallel import run
+
+
+def softmax(
+    x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 1.0, out: Any = None
+) -> Any:
+    r"""Softmax of each row.
+
+    .. math:: p_i = \frac{\exp(x_i / T)}{\sum_k \exp(x_k / T)}
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, of any shape. float32 and float64 are kept; float16 is computed in float32 and returned as
+        float16; integers and bools become float64.
+    axis : int, tuple of ints or None, default -1
+        The axis or axes along which the probabilities sum to 1; None for all. (SciPy's default is None.)
+    where : array_like of bool, optional
+        Entries that take part, broadcast to `x`. The others get probability 0 and have no influence, whatever
+        they hold. A row without any entry is 0 throughout.
+    temperature : float, default 1.0
+        T > 0. Below 1 sharpens the distribution, above 1 flattens it.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` itself.
+
+    Returns
+    -------
+    ndarray or scalar
+        The probabilities, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError
+        For dtypes other than those above (complex, longdouble, object, strings), masked arrays, and an `out`
+        of another dtype.
+    ValueError
+        For an `out` of another shape, a `where` that does not broadcast, a temperature that is not positive
+        and finite.
+    numpy.exceptions.AxisError
+        For an axis that `x` does not have.
+
+    See Also
+    --------
+    log_softmax : its logarithm, accurate also where a probability is close to 1.
+    softmax_jvp, softmax_vjp, softmax_jacobian : its derivatives.
+
+    Notes
+    -----
+    Within 3 ulp (one more with a temperature) for rows of any length and logits of any size, see
+    ``fastsoftmax/kernels/elementary.py`` for the error analysis. Results below the smallest normal number may
+    be 0. A row that holds NaN or +inf, or nothing but -inf, is NaN; other rows are not affected. No
+    floating-point warning is raised.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, Accurately computing the log-sum-exp and softmax functions,
+    IMA J. Numer. Anal. 41(4), 2021, doi:10.1093/imanum/draa038.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.softmax(np.array([1.0, 2.0, 3.0]))
+    array([0.09003057, 0.24472847, 0.66524096])
+    >>> fs.softmax(np.array([[0.0, 0.0], [0.0, -np.inf]]))
+    array([[0.5, 0.5],
+           [1. , 0. ]])
+    """
+    problem = Problem("softmax", x, axis, several=True)
+    mask = problem.mask(where)
+    problem.hide(mask)
+    beta = inverse_temperature("softmax", temperature, problem.dtype)
+    source = problem.block()
+    output = problem.output(out)
+    run(kernels.activations.softmax, problem.rows, source.size, source, output.block, beta)
+    if mask is not None:
+        np.copyto(output.result, 0, where=~mask)
+    return output.finish()
+
+
+def log_softmax(
+    x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 1.0, out: Any = None
+) -> Any:
+    r"""Logarithm of the softmax of each row.
+
+    .. math:: \log p_i = \frac{x_i}{T} - \log \sum_k \exp(x_k / T)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, of any shape. float32 and float64 are kept; float16 is computed in float32 and returned as
+        float16; integers and bools become float64.
+    axis : int, tuple of ints or None, default -1
+        The axis or axes of the classes; None for all. (SciPy's default is None.)
+    where : array_like of bool, optional
+        Entries that take part, broadcast to `x`. The others get -inf and have no influence.
+    temperature : float, default 1.0
+        T > 0.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` itself.
+
+    Returns
+    -------
+    ndarray or scalar
+        The log-probabilities, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    softmax, logsumexp
+
+    Notes
+    -----
+    Within 4 ulp (one more with a temperature), also where the probability is close to 1 and its logarithm
+    close to 0: the terms other than the greatest are summed by themselves and enter through log1p. Edge rows
+    are those of `softmax`: NaN for rows that hold NaN or +inf, or nothing but -inf.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, Accurately computing the log-sum-exp and softmax functions,
+    IMA J. Numer. Anal. 41(4), 2021, doi:10.1093/imanum/draa038.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.log_softmax(np.array([0.0, -50.0]))
+    array([-1.92874985e-22, -5.00000000e+01])
+    """
+    problem = Problem("log_softmax", x, axis, several=True)
+    mask = problem.mask(where)
+    problem.hide(mask)
+    beta = inverse_temperature("log_softmax", temperature, problem.dtype)
+    source = problem.block()
+    output = problem.output(out)
+    run(kernels.activations.log_softmax, problem.rows, source.size, source, output.block, beta)
+    if mask is not None:
+        np.copyto(output.result, -np.inf, where=~mask)
+    return output.finish()
+
+
+def logsumexp(
+    x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = False, out: Any = None
+) -> Any:
+    r"""Logarithm of the sum of exponentials of each row.
+
+    .. math:: \mathrm{lse}(x) = \log \sum_k \exp(x_k)
+
+    Parameters
+    ----------
+    x : array_like
+        Any shape. float32 and float64 are kept; float16 is computed in float32 and returned as float16;
+        integers and bools become float64.
+    axis : int, tuple of ints or None, default -1
+        The axis or axes that are summed over; None for all. (SciPy's default is None.)
+    where : array_like of bool, optional
+        Entries that take part, broadcast to `x`. A row without any gives -inf.
+    keepdims : bool, default False
+        Whether the axes that are summed over stay, with length 1.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype.
+
+    Returns
+    -------
+    ndarray or scalar
+        One number for each row.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    log_softmax
+
+    Notes
+    -----
+    Within 2 ulp where the greatest entry and the logarithm of the remaining sum do not cancel, else within an
+    absolute error of ``2 eps max(abs(x))``. A row of nothing but -inf gives -inf, as does an empty one; one that
+    holds +inf gives inf; one that holds NaN gives NaN. The input is read once.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, Accurately computing the log-sum-exp and softmax functions,
+    IMA J. Numer. Anal. 41(4), 2021, doi:10.1093/imanum/draa038.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.logsumexp(np.log(np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 4.0]])))
+    array([1.79175947, 2.07944154])
+    """
+    problem = Problem("logsumexp", x, axis, several=True)
+    problem.hide(problem.mask(where))
+    source = problem.block()
+    output = problem.row_output(out, keepdims)
+    run(kernels.activations.logsumexp, problem.rows, source.size, source, output.block)
+    return output.finish()

@@ -1,0 +1,335 @@
+"""Any array in, blocks out: the one place that decides dtype, axis, layout, overlap, and what an error says.
+
+Every kernel works on C-contiguous blocks of shape (outer, classes, inner). A `Problem` turns the user's arrays
+into such blocks, without a copy where their memory allows it, and the blocks back into what the user expects.
+This file knows NumPy and nothing else.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Axis = int | Sequence[int] | None
+
+# Shorter inner axes fill a vector badly, longer class axes overflow a tile: then the classes are moved last.
+INNER_LIMIT = 8
+TILE_CLASSES = 512
+
+_COMPUTED_IN = {"e": np.dtype(np.float32), "f": np.dtype(np.float32), "d": np.dtype(np.float64)}
+_DOUBLE = np.dtype(np.float64)
+
+
+def named(function: str, name: str) -> str:
+    """How an error message begins."""
+    return f"{function}: {name}"
+
+
+def real_array(function: str, name: str, value: Any) -> Array:
+    """`value` as an array of real numbers; TypeError for masked arrays and for dtypes without a kernel."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{named(function, name)} is a masked array; pass its data, and where=~mask where the function has it"
+        )
+    array = np.asarray(value)
+    if array.dtype.char not in "efd" and array.dtype.kind not in "biu":
+        raise TypeError(
+            f"{named(function, name)} has dtype {array.dtype}, expected float16, float32, float64, "
+            "integers or bools"
+        )
+    return array
+
+
+def number(function: str, name: str, value: Any, least: float, inclusive: bool) -> float:
+    """`value` as a finite float above `least`; TypeError or ValueError if it is none."""
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{named(function, name)} must be a number, got {value!r}") from None
+    if not math.isfinite(result) or result < least or (result == least and not inclusive):
+        bound = f">= {least:g}" if inclusive else f"> {least:g}"
+        raise ValueError(f"{named(function, name)} must be finite and {bound}, got {value!r}")
+    return result
+
+
+def as_pair(value: Fraction, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """The two numbers of `dtype` whose sum is closest to `value`."""
+    high = dtype.type(float(value))
+    return high, dtype.type(float(value - Fraction(float(high))))
+
+
+def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -> tuple[Any, Any] | None:
+    """1/T as a pair, None for T = 1."""
+    if type(temperature) is float and temperature == 1.0:
+        return None
+    value = number(function, "temperature", temperature, 0.0, inclusive=False)
+    if value == 1.0:
+        return None
+    high, low = as_pair(1 / Fraction(value), dtype)
+    if not np.isfinite(high) or high < np.finfo(dtype).tiny:
+        raise ValueError(f"{named(function, 'temperature')} {value!r} is out of the range of {dtype}")
+    return high, low
+
+
+def one_axis(function: str, axis: Any, ndim: int) -> int:
+    """`axis` as a position, with NumPy's errors."""
+    try:
+        position = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"{named(function, 'axis')} must be an integer, got {axis!r}") from None
+    if not -ndim <= position < ndim:
+        raise np.exceptions.AxisError(position, ndim, function)
+    return position % ndim
+
+
+def any_axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
+    """`axis` as a tuple of positions: an integer, several of them, or None for all."""
+    if axis is None:
+        return tuple(range(ndim))
+    if ndim == 0 and isinstance(axis, int) and axis in (-1, 0):  # as NumPy's reductions have it
+        return ()
+    if not isinstance(axis, (tuple, list)):
+        return (one_axis(function, axis, ndim),)
+    axes = tuple(one_axis(function, item, ndim) for item in axis)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"{named(function, 'axis')} {tuple(axis)} names an axis twice")
+    return axes
+
+
+def _read_only(block: Array) -> Array:
+    block.flags.writeable = False
+    return block
+
+
+class Problem:
+    """One call: the layout that its arrays share, and the way there and back.
+
+    Parameters
+    ----------
+    function
+        The public function, for error messages.
+    x
+        The argument that gives shape, dtype and layout.
+    axis
+        The axis or axes of the classes.
+    name
+        What `x` is called in that function.
+    several
+        Whether `axis` may be a tuple or None.
+    last
+        Whether the classes must come last in the block (inner = 1).
+    """
+
+    __slots__ = (
+        "axes",
+        "classes",
+        "dtype",
+        "function",
+        "inner",
+        "inputs",
+        "name",
+        "order",
+        "outer",
+        "result_dtype",
+        "shape",
+        "x",
+    )
+
+    def __init__(
+        self, function: str, x: Any, axis: Any, *, name: str = "x", several: bool = False, last: bool = False
+    ) -> None:
+        array = real_array(function, name, x)
+        self.function = function
+        self.name = name
+        self.x = array
+        self.shape = array.shape
+        self.result_dtype = array.dtype.newbyteorder("=") if array.dtype.char in "efd" else _DOUBLE
+        self.dtype = _COMPUTED_IN[self.result_dtype.char]
+        self.inputs: list[Array] = []
+        if several:
+            self.axes = any_axes(function, axis, array.ndim)
+        else:
+            if array.ndim == 0:
+                raise ValueError(f"{named(function, name)} is 0-d, expected at least one axis of classes")
+            self.axes = (one_axis(function, axis, array.ndim),)
+        self._lay_out(last)
+
+    def _lay_out(self, last: bool) -> None:
+        """Choose the order of the axes in the block: that of the memory where a kernel can run along it."""
+        x, axes = self.x, self.axes
+        natural = tuple(range(x.ndim))
+        order = natural
+        if not x.flags.c_contiguous and x.size:
+            by_stride = tuple(sorted(natural, key=lambda i: -x.strides[i]))
+            if x.transpose(by_stride).flags.c_contiguous:
+                order = by_stride
+        self.classes = math.prod(self.shape[a] for a in axes)
+        if len(axes) == 1 and not last:
+            place = order.index(axes[0])
+            self.inner = math.prod(self.shape[a] for a in order[place + 1 :])
+        else:
+            self.inner = 0
+        if self.inner != 1 and (self.inner < INNER_LIMIT or self.classes > TILE_CLASSES):
+            order = tuple(a for a in natural if a not in axes) + axes
+            self.inner = 1
+        self.order = order
+        self.outer = math.prod(self.shape[a] for a in natural if a not in axes) // self.inner
+
+    @property
+    def rows(self) -> int:
+        """How many rows of classes there are."""
+        return math.prod(self.row_shape)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of an array with one number for each row."""
+        return tuple(n for a, n in enumerate(self.shape) if a not in self.axes)
+
+    def convert(self, array: Array) -> Array:
+        """`array`, of the shape of x, as a read-only block of the dtype of the computation."""
+        moved = array.transpose(self.order)
+        native = np.ascontiguousarray(moved, self.dtype)
+        if not native.flags.aligned:
+            native = native.copy()
+        self.inputs.append(native)
+        return _read_only(native.reshape(self.outer, self.classes, self.inner))
+
+    def block(self) -> Array:
+        """x as a block."""
+        return self.convert(self.x)
+
+    def mask(self, where: Any) -> Array | None:
+        """`where` broadcast to x, or None for no mask."""
+        if where is None or where is True:
+            return None
+        array = np.asarray(where)
+        if array.dtype != np.bool_:
+            raise TypeError(f"{named(self.function, 'where')} has dtype {array.dtype}, expected bool")
+        try:
+            return np.broadcast_to(array, self.shape)
+        except ValueError:
+            raise ValueError(
+                f"{named(self.function, 'where')} of shape {array.shape} does not broadcast to {self.name} "
+                f"of shape {self.shape}"
+            ) from None
+
+    def hide(self, mask: Array | None) -> None:
+        """Replace the entries of x that are masked by -inf, in a copy."""
+        if mask is not None:
+            self.x = np.where(mask, self.x.astype(self.dtype, copy=False), self.dtype.type(-np.inf))
+
+    def target_like(self, name: str, value: Any) -> Array:
+        """A second argument of the shape of x, without influence on the dtype."""
+        array = real_array(self.function, name, value)
+        if array.shape != self.shape:
+            raise ValueError(
+                f"{named(self.function, name)} has shape {array.shape}, expected that of {self.name}, {self.shape}"
+            )
+        return array
+
+    def operand(self, name: str, value: Any) -> Array:
+        """A second argument of the shape of x. A wider float widens the result."""
+        array = self.target_like(name, value)
+        if array.dtype.kind == "f":
+            self.result_dtype = np.result_type(self.result_dtype, array.dtype)
+            self.dtype = _COMPUTED_IN[self.result_dtype.char]
+        return array
+
+    def per_row(self, array: Array, dtype: Any) -> Array:
+        """`array`, with one item for each row, in the order of the block's rows."""
+        rest = [a for a in self.order if a not in self.axes]
+        natural = sorted(rest)
+        moved = np.ascontiguousarray(array.transpose([natural.index(a) for a in rest]), dtype)
+        self.inputs.append(moved)
+        return _read_only(moved.reshape(-1) if moved.flags.aligned else moved.copy().reshape(-1))
+
+    def output(self, out: Any, shape: tuple[int, ...] | None = None, name: str = "out") -> "Output":
+        """Where the result goes: `out` if a kernel can write there, else memory of our own."""
+        return Output(self, out, self.shape if shape is None else shape, name)
+
+    def row_output(self, out: Any, keepdims: bool = False) -> "Output":
+        """Where one number for each row goes."""
+        kept = tuple(1 if a in self.axes else n for a, n in enumerate(self.shape))
+        return Output(self, out, kept if keepdims else self.row_shape, "out", rows=True)
+
+
+class Output:
+    """The result of a call: `block` for the kernel to write, `finish` for what the user gets."""
+
+    __slots__ = ("block", "out", "problem", "result", "shape")
+
+    def __init__(
+        self, problem: Problem, out: Any, shape: tuple[int, ...], name: str, rows: bool = False
+    ) -> None:
+        self.problem = problem
+        self.out = out
+        self.shape = shape
+        whole = not rows and shape == problem.shape
+        if whole:
+            order: tuple[int, ...] = problem.order
+            block_shape: tuple[int, ...] = (problem.outer, problem.classes, problem.inner)
+        elif rows and len(shape) != len(problem.shape):
+            rest = [a for a in problem.order if a not in problem.axes]
+            natural = sorted(rest)
+            order = tuple(natural.index(a) for a in rest)
+            block_shape = (-1,)
+        elif rows:
+            order = tuple(a for a in problem.order if a not in problem.axes) + problem.axes
+            block_shape = (-1,)
+        else:
+            order = tuple(range(len(shape)))
+            block_shape = (problem.outer, *shape[-2:])
+        if out is not None:
+            self._check(name)
+            if out.dtype == problem.dtype and out.dtype.isnative and out.flags.aligned:
+                target = out.transpose(order)
+                if target.flags.c_contiguous and self._safe(target):
+                    self.result = out
+                    self.block = target.reshape(block_shape)
+                    return
+        inverse = np.argsort(order) if order else ()
+        memory = np.empty([shape[a] for a in order], problem.dtype)
+        self.block = memory.reshape(block_shape) if memory.size or block_shape != (-1,) else memory.reshape(-1)
+        self.result = memory.transpose(inverse)
+
+    def _check(self, name: str) -> None:
+        out, problem = self.out, self.problem
+        prefix = named(problem.function, name)
+        if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+            raise TypeError(f"{prefix} must be a numpy.ndarray, got {type(out).__name__}")
+        if out.shape != self.shape:
+            raise ValueError(f"{prefix} has shape {out.shape}, expected {self.shape}")
+        if out.dtype != problem.result_dtype:
+            raise TypeError(f"{prefix} has dtype {out.dtype}, expected {problem.result_dtype}")
+        if not out.flags.writeable:
+            raise ValueError(f"{prefix} is read-only")
+
+    def _safe(self, target: Array) -> bool:
+        """Whether no input is overwritten before it is read: it lies elsewhere, or exactly here."""
+        for source in self.problem.inputs:
+            if np.may_share_memory(source, target) and not (
+                source.shape == target.shape
+                and source.__array_interface__["data"][0] == target.__array_interface__["data"][0]
+            ):
+                return False
+        return True
+
+    def finish(self) -> Any:
+        """The user's result: `out`, an array, or a scalar for 0-d."""
+        if self.out is not None:
+            if self.result is not self.out:
+                with np.errstate(all="ignore"):
+                    np.copyto(self.out, self.result, casting="same_kind")
+            return self.out
+        result = self.result
+        if result.dtype != self.problem.result_dtype:
+            with np.errstate(all="ignore"):
+                result = result.astype(self.problem.result_dtype)
+        return result[()] if result.ndim == 0 else result

@@ -1,0 +1,364 @@
+"""Jacobians of softmax and log_softmax, and their products with tangents and cotangents."""
+
+from typing import Any
+
+from fastsoftmax import kernels
+from fastsoftmax._arrays import Problem, inverse_temperature
+from fastsoftmax._parallel import run
+
+
+def _jacobian(
+    function: str, x: Any, axis: int, temperature: float, from_probs: bool, out: Any, logarithmic: bool
+) -> Any:
+    problem = Problem(function, x, axis, last=True)
+    beta = inverse_temperature(function, temperature, problem.dtype)
+    source = problem.block()
+    output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
+    work = source.size * max(1, problem.classes // 4)
+    if logarithmic:
+        kernel = kernels.derivatives.log_softmax_jacobian
+        run(kernel, problem.rows, work, source, output.block, beta)
+    else:
+        kernel = kernels.derivatives.softmax_jacobian
+        run(kernel, problem.rows, work, source, output.block, beta, True if from_probs else None)
+    return output.finish()
+
+
+def _product(
+    function: str,
+    x: Any,
+    name: str,
+    vector: Any,
+    axis: int,
+    temperature: float,
+    out: Any,
+    kernel: str,
+    *options: Any,
+) -> Any:
+    problem = Problem(function, x, axis)
+    operand = problem.operand(name, vector)
+    beta = inverse_temperature(function, temperature, problem.dtype)
+    source = problem.block()
+    second = problem.convert(operand)
+    output = problem.output(out)
+    compiled = getattr(kernels.derivatives, kernel)
+    run(compiled, problem.rows, 2 * source.size, source, second, output.block, beta, *options)
+    return output.finish()
+
+
+def softmax_jacobian(
+    x: Any, axis: int = -1, *, temperature: float = 1.0, from_probs: bool = False, out: Any = None
+) -> Any:
+    r"""Jacobian of softmax at each row.
+
+    .. math:: J_{ij} = \frac{\partial p_i}{\partial x_j} = \frac{1}{T} p_i (\delta_{ij} - p_j), \qquad
+        J = \frac{1}{T} \bigl(\mathrm{diag}(p) - p p^\top\bigr)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, or probabilities if `from_probs`; at least one axis. Dtypes as for `softmax`.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    from_probs : bool, default False
+        Whether `x` holds softmax(x/T) already. They are used as they are.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype.
+
+    Returns
+    -------
+    ndarray
+        Shape of `x` without `axis`, followed by (K, K). Symmetric.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    softmax_jvp, softmax_vjp : products with it in O(K).
+
+    Notes
+    -----
+    The diagonal at a probability close to 1 is p times the sum of the others, not p (1 - p). A row whose softmax
+    is NaN has a Jacobian of NaN.
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.softmax_jacobian(np.array([0.0, 0.0]))
+    array([[ 0.25, -0.25],
+           [-0.25,  0.25]])
+    """
+    return _jacobian("softmax_jacobian", x, axis, temperature, from_probs, out, logarithmic=False)
+
+
+def log_softmax_jacobian(x: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
+    r"""Jacobian of log_softmax at each row.
+
+    .. math:: J_{ij} = \frac{\partial \log p_i}{\partial x_j} = \frac{1}{T} (\delta_{ij} - p_j), \qquad
+        J = \frac{1}{T} \bigl(I - 1 p^\top\bigr)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits; at least one axis. Dtypes as for `softmax`.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype.
+
+    Returns
+    -------
+    ndarray
+        Shape of `x` without `axis`, followed by (K, K). Not symmetric: row i belongs to output i.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    log_softmax_jvp, log_softmax_vjp : products with it in O(K).
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.log_softmax_jacobian(np.log(np.array([1.0, 3.0])))
+    array([[ 0.75, -0.75],
+           [-0.25,  0.25]])
+    """
+    return _jacobian("log_softmax_jacobian", x, axis, temperature, False, out, logarithmic=True)
+
+
+def softmax_jvp(
+    x: Any,
+    tangent: Any,
+    axis: int = -1,
+    *,
+    temperature: float = 1.0,
+    from_probs: bool = False,
+    out: Any = None,
+) -> Any:
+    r"""Jacobian-vector product of softmax: its derivative at each row in direction `tangent`.
+
+    .. math:: (J v)_k = \frac{1}{T} p_k \Bigl(v_k - \sum_j p_j v_j\Bigr)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, or probabilities if `from_probs`; at least one axis. Dtypes as for `softmax`.
+    tangent : array_like
+        v, of the shape of `x`. A wider float dtype than that of `x` widens the result.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    from_probs : bool, default False
+        Whether `x` holds softmax(x/T) already: one pass less.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` or `tangent` itself.
+
+    Returns
+    -------
+    ndarray
+        J v, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`; ValueError if the shapes differ.
+
+    See Also
+    --------
+    softmax_vjp, softmax_jacobian
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.softmax_jvp(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
+    array([ 0.25, -0.25])
+    """
+    flag = True if from_probs else None
+    return _product("softmax_jvp", x, "tangent", tangent, axis, temperature, out, "softmax_product", flag)
+
+
+def softmax_vjp(
+    x: Any,
+    cotangent: Any,
+    axis: int = -1,
+    *,
+    temperature: float = 1.0,
+    from_probs: bool = False,
+    out: Any = None,
+) -> Any:
+    r"""Vector-Jacobian product of softmax: backpropagation through it in O(K) per row.
+
+    .. math:: \frac{\partial L}{\partial x_k} = \frac{1}{T} p_k \Bigl(g_k - \sum_j g_j p_j\Bigr),
+        \qquad g_j = \frac{\partial L}{\partial p_j}
+
+    The same map as `softmax_jvp`, because the Jacobian is symmetric.
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, or probabilities if `from_probs`; at least one axis. Dtypes as for `softmax`.
+    cotangent : array_like
+        g, of the shape of `x`. A wider float dtype than that of `x` widens the result.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    from_probs : bool, default False
+        Whether `x` holds softmax(x/T) already, as after a forward pass: one pass less.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` or `cotangent` itself.
+
+    Returns
+    -------
+    ndarray
+        g^T J, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`; ValueError if the shapes differ.
+
+    See Also
+    --------
+    softmax_jvp, softmax_jacobian
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> probs = fs.softmax(np.array([0.0, 0.0]))
+    >>> fs.softmax_vjp(probs, np.array([1.0, 0.0]), from_probs=True)
+    array([ 0.25, -0.25])
+    """
+    flag = True if from_probs else None
+    return _product("softmax_vjp", x, "cotangent", cotangent, axis, temperature, out, "softmax_product", flag)
+
+
+def log_softmax_jvp(x: Any, tangent: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
+    r"""Jacobian-vector product of log_softmax.
+
+    .. math:: (J v)_k = \frac{1}{T} \Bigl(v_k - \sum_j p_j v_j\Bigr)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits; at least one axis. Dtypes as for `softmax`.
+    tangent : array_like
+        v, of the shape of `x`. A wider float dtype than that of `x` widens the result.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` or `tangent` itself.
+
+    Returns
+    -------
+    ndarray
+        J v, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`; ValueError if the shapes differ.
+
+    See Also
+    --------
+    log_softmax_vjp, log_softmax_jacobian
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.log_softmax_jvp(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
+    array([ 0.5, -0.5])
+    """
+    return _product("log_softmax_jvp", x, "tangent", tangent, axis, temperature, out, "log_softmax_jvp")
+
+
+def log_softmax_vjp(x: Any, cotangent: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
+    r"""Vector-Jacobian product of log_softmax.
+
+    .. math:: \frac{\partial L}{\partial x_k} = \frac{1}{T} \Bigl(g_k - p_k \sum_j g_j\Bigr),
+        \qquad g_j = \frac{\partial L}{\partial \log p_j}
+
+    Parameters
+    ----------
+    x : array_like
+        Logits; at least one axis. Dtypes as for `softmax`.
+    cotangent : array_like
+        g, of the shape of `x`. A wider float dtype than that of `x` widens the result.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` or `cotangent` itself.
+
+    Returns
+    -------
+    ndarray
+        g^T J, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`; ValueError if the shapes differ.
+
+    See Also
+    --------
+    log_softmax_jvp, log_softmax_jacobian
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.log_softmax_vjp(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
+    array([ 0.5, -0.5])
+    """
+    return _product("log_softmax_vjp", x, "cotangent", cotangent, axis, temperature, out, "log_softmax_vjp")

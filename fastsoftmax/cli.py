@@ -1,0 +1,123 @@
+"""The command line: ``fastsoftmax demo``, ``info`` and ``cache``.
+
+A subcommand is a function from the parsed arguments to an exit status, and a few lines in `_parser`. What it
+needs is imported when it runs, so that ``--help`` is quick and needs nothing but this package.
+
+Exit statuses: 0, the work is done; 1, a check failed; 2, it could not begin.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXTRAS = {
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+    "scipy": "SciPy",
+    "sklearn": "scikit-learn",
+}
+"""The packages of the extras by the names they are imported by, and how they are called."""
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    output: Path = arguments.output
+    if not output.absolute().parent.is_dir():
+        print(f"fastsoftmax demo: no directory {output.absolute().parent} for the picture", file=sys.stderr)
+        return 2
+    try:
+        from fastsoftmax import _demo
+    except ModuleNotFoundError as error:
+        missing = EXTRAS.get((error.name or "").partition(".")[0])
+        if missing is None:
+            raise
+        print(f"fastsoftmax demo needs {missing}: pip install 'fastsoftmax[demo]'", file=sys.stderr)
+        return 2
+    return 0 if _demo.run(output) else 1
+
+
+def _run_info(arguments: argparse.Namespace) -> int:
+    from fastsoftmax import _info
+
+    print(_info.report())
+    return 0
+
+
+def _run_cache(arguments: argparse.Namespace) -> int:
+    from fastsoftmax import _cache
+
+    files, size = _cache.size()
+    if arguments.clear:
+        for path in _cache.directory().glob(f"*{_cache.SUFFIX}"):
+            path.unlink(missing_ok=True)
+        print(f"Removed {files} compiled kernels ({size / 1e6:.1f} MB) from {_cache.directory()}")
+    else:
+        print(f"{files} compiled kernels ({size / 1e6:.1f} MB) in {_cache.directory()}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastsoftmax",
+        description="Softmax, cross-entropy and their derivatives for NumPy arrays.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="fit handwritten digits with the library, check the result, time it, draw it",
+        description="Fit a multinomial logistic regression to scikit-learn's handwritten digits with the "
+        "library's loss and gradient, check the result against scikit-learn and finite differences, time "
+        "it against other libraries, and draw some digits with their predicted distributions.",
+    )
+    demo.add_argument(
+        "--output", type=Path, default=Path("digits.png"), metavar="FILE", help="the picture (%(default)s)"
+    )
+    demo.set_defaults(run=_run_demo)
+
+    info = commands.add_parser(
+        "info",
+        help="print versions, processor, threads and cache, for a bug report",
+        description="Print versions, processor, threads and cache as plain text for a bug report.",
+    )
+    info.set_defaults(run=_run_info)
+
+    cache = commands.add_parser(
+        "cache",
+        help="show or empty the disk cache of compiled kernels",
+        description="Show or empty the disk cache of compiled kernels. What is removed is compiled again "
+        "when it is next needed.",
+    )
+    action = cache.add_mutually_exclusive_group(required=True)
+    action.add_argument("--info", action="store_true", help="print the directory, and how much is in it")
+    action.add_argument("--clear", action="store_true", help="remove all compiled kernels")
+    cache.set_defaults(run=_run_cache)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit status, as the module's docstring explains it.
+    """
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.version:
+        from fastsoftmax import __version__
+
+        print(f"fastsoftmax {__version__}")
+        return 0
+    if not hasattr(parsed, "run"):
+        parser.print_help()
+        return 2
+    status: int = parsed.run(parsed)
+    return status

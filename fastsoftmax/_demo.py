@@ -11,14 +11,14 @@ which is scikit-learn's objective divided by C N; the intercepts are free of the
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -49,6 +49,9 @@ DIFFERENCE_TOLERANCE = 1e-7
 """Central differences of a loss of order 1 are good to about step**2 + 1e-16 / step, here 1e-10."""
 
 TIMED_ROWS = 100_000
+EPSILONS = 1000.0
+"""How far the libraries may disagree, in units of the dtype's epsilon: NumPy's own sums are this good."""
+
 SAMPLE_SECONDS = 1e-3
 
 
@@ -76,21 +79,22 @@ def logits(features: Array, weights: Array) -> Array:
     return np.asarray(features @ table[:-1] + table[-1])
 
 
-def fit(objective: Objective, advance: Callable[[float], object]) -> tuple[Array, OptimizeResult]:
-    """Minimise by L-BFGS from zero; `advance` hears how much of the way is done, as a fraction.
+def fit(objective: Objective, advance: Callable[[float, float], object]) -> tuple[Array, OptimizeResult]:
+    """Minimise by L-BFGS from zero; `advance` hears which fraction of the way is done, and the value there.
 
     The way is measured in orders of magnitude of the gradient, which is how the optimiser decides to stop.
     """
-    largest: list[float] = []
+    slopes: list[float] = []
 
     def evaluate(weights: Array) -> tuple[float, Array]:
         value, gradient = objective(weights)
-        largest.append(float(np.max(np.abs(gradient))))
+        slopes.append(float(np.max(np.abs(gradient))))
         return value, gradient
 
-    def report(weights: Array) -> None:
-        way = math.log(largest[0] / SMALLEST_GRADIENT)
-        advance(min(1.0, math.log(largest[0] / max(min(largest), SMALLEST_GRADIENT)) / way))
+    def report(intermediate_result: OptimizeResult) -> None:
+        least = max(min(slopes), SMALLEST_GRADIENT)
+        done = math.log(slopes[0] / least) / math.log(slopes[0] / SMALLEST_GRADIENT)
+        advance(done, float(intermediate_result.fun))
 
     found = minimize(
         evaluate,
@@ -98,17 +102,16 @@ def fit(objective: Objective, advance: Callable[[float], object]) -> tuple[Array
         jac=True,
         method="L-BFGS-B",
         callback=report,
-        options={"gtol": SMALLEST_GRADIENT, "ftol": 0.0, "maxiter": 5000, "maxfun": 10000, "maxcor": 20},
+        options={"gtol": SMALLEST_GRADIENT, "ftol": 0.0, "maxiter": 5000},
     )
-    advance(1.0)
     return np.asarray(found.x), found
 
 
-def fit_by_sklearn(features: Array, labels: Array) -> tuple[LogisticRegression, float]:
-    """scikit-learn's own fit, and F there, computed by scikit-learn from its own probabilities."""
-    model = LogisticRegression(C=INVERSE_PENALTY, tol=SMALLEST_GRADIENT, max_iter=10_000).fit(features, labels)
+def fit_by_sklearn(features: Array, labels: Array) -> float:
+    """F at scikit-learn's own fit, computed by scikit-learn."""
+    model = LogisticRegression(C=INVERSE_PENALTY, tol=SMALLEST_GRADIENT, max_iter=5000).fit(features, labels)
     loss = float(log_loss(labels, model.predict_proba(features)))
-    return model, loss + float(np.sum(model.coef_**2)) / (2.0 * INVERSE_PENALTY * len(labels))
+    return loss + float(np.sum(model.coef_**2)) / (2.0 * INVERSE_PENALTY * len(labels))
 
 
 def gradient_error(objective: Objective, weights: Array) -> float:
@@ -173,36 +176,34 @@ def contenders(scores: Array, labels: Array) -> dict[str, Call]:
     return found | {"scikit-learn": with_sklearn}
 
 
-def measure(calls: dict[str, Call], rounds: Iterable[object]) -> dict[str, list[float]]:
-    """Seconds a call, one sample of each contender in every round.
+def disagreement(calls: dict[str, Call]) -> float:
+    """Greatest difference from the first contender: of the losses, or of a row's gradients (before the mean)."""
+    (loss, gradient), *others = (call() for call in calls.values())
+    rows = len(gradient)
+    return max(max(abs(y - loss), rows * float(np.max(np.abs(g - gradient)))) for y, g in others)
 
-    In turn, because a machine is not equally fast all the time. A sample repeats the call until it lasts a
-    millisecond, after one call that is not counted: it wakes threads and brings the data into the caches.
+
+def measure(calls: dict[str, Call], rounds: int, advance: Callable[[], object]) -> dict[str, list[float]]:
+    """Seconds a call: one sample of each contender in each round, since a machine's speed varies with time.
+
+    A sample repeats the call until it lasts a millisecond, after one call that is not counted, which wakes
+    threads and brings the data into the caches.
     """
-    repeats = {}
-    for name, call in calls.items():
+
+    def sample(call: Call, repeats: int) -> float:
         call()
         start = time.perf_counter()
-        call()
-        repeats[name] = max(1, round(SAMPLE_SECONDS / (time.perf_counter() - start)))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in rounds:
-        for name, call in calls.items():
+        for _ in range(repeats):
             call()
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            samples[name].append((time.perf_counter() - start) / repeats[name])
+        return (time.perf_counter() - start) / repeats
+
+    repeats = {name: max(1, round(SAMPLE_SECONDS / sample(call, 1))) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            samples[name].append(sample(call, repeats[name]))
+        advance()
     return samples
-
-
-def disagreement(calls: dict[str, Call]) -> float:
-    """Greatest difference between the first contender and any other, in loss (relative) or gradient (of 1 / N)."""
-    (loss, gradient), *others = (call() for call in calls.values())
-    scale = len(gradient)
-    return max(
-        max(abs(other / loss - 1.0), scale * float(np.max(np.abs(gradient - slope)))) for other, slope in others
-    )
 
 
 def timing_table(cases: Sequence[tuple[str, dict[str, list[float]]]]) -> Table:
@@ -229,38 +230,225 @@ def timing_table(cases: Sequence[tuple[str, dict[str, list[float]]]]) -> Table:
     return table
 
 
-INK, FAINT, RIGHT, WRONG, WRITTEN = "#22252b", "#c9ced6", "#2f6db5", "#d9622b", "#2f9e77"
+INK, MUTED, FAINT = "#20242b", "#7a828e", "#c6ccd5"
+BLUE, ORANGE, GREEN = "#2f6db5", "#d9622b", "#2a9d74"
 
 
-def draw(images: Array, labels: Array, probs: Array, path: Path) -> None:
-    """Save a picture of some digits above the distributions predicted for them.
-
-    A typical digit of every class, the ten that were read rightly with the least confidence, and the mistakes.
-    """
-    read = probs.argmax(axis=1)
-    confidence = probs.max(axis=1)
+def _chosen(labels: Array, probs: Array) -> list[tuple[str, str, Sequence[int]]]:
+    """Which digits to draw: a title, a remark and the positions, for each row of the picture."""
+    read, confidence = probs.argmax(axis=1), probs.max(axis=1)
     right = read == labels
     typical = []
     for digit in range(CLASSES):
         members = np.flatnonzero(right & (labels == digit))
-        typical.append(members[np.argsort(confidence[members])[len(members) // 2]])
+        if len(members):
+            typical.append(int(members[np.argsort(confidence[members])[len(members) // 2]]))
     order = np.argsort(confidence)
-    doubtful = [i for i in order if right[i]][:CLASSES]
-    mistaken = [i for i in order[::-1] if not right[i]][:CLASSES]
-    groups = [("Typical", typical), ("Least certain", doubtful), ("Mistaken", mistaken)]
+    return [
+        ("Typical", "of median confidence among the correct ones of each class", typical),
+        ("In doubt", "correct, with the least confidence", order[right[order]][:CLASSES].tolist()),
+        ("Mistaken", "wrong, with the most confidence", order[~right[order]][::-1][:CLASSES].tolist()),
+    ]
 
-    figure = Figure(figsize=(15, 8.6), facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-    figure.text(0.035, 0.945, "Handwritten digits and what the model makes of them", size=21, color=INK, weight="bold")
-    summary = f"{right.sum()} of {len(labels)} held-out digits are read rightly.  Bars: predicted probability of 0 to 9, "
-    figure.text(0.035, 0.908, summary, size=12, color=INK)
-    grid = figure.add_gridspec(
-        6, CLASSES, left=0.035, right=0.98, top=0.85, bottom=0.04, hspace=0.0, wspace=0.22, height_ratios=[1, 0.62] * 3
+
+def draw(images: Array, labels: Array, probs: Array, path: Path) -> None:
+    """Save a picture (PNG) of some digits above the distributions predicted for them."""
+    width, left, pitch, side, bars = 15.0, 0.5, 1.42, 1.12, 0.62
+    head, group = 1.35, 2.6
+    groups = _chosen(labels, probs)
+    height = head + group * len(groups)
+    figure = Figure(figsize=(width, height), facecolor="white")
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        figure.text(x / width, 1 - y / height, text, **{"color": INK, "va": "baseline", **style})
+
+    def panel(x: float, y: float, wide: float, high: float) -> Any:
+        axes = figure.add_axes((x / width, 1 - (y + high) / height, wide / width, high / height))
+        axes.tick_params(length=0, pad=2, labelsize=6.5, labelcolor=MUTED)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        return axes
+
+    right = int(np.sum(probs.argmax(axis=1) == labels))
+    write(left, 0.58, "Handwritten digits and their predicted distributions", size=21, weight="bold")
+    write(
+        left, 0.91, f"{right} of {len(labels)} held-out digits are classified correctly", size=12, color=MUTED
     )
-    for row, (title, members) in enumerate(groups):
+    meaning = {
+        "predicted, correct": BLUE,
+        "predicted, wrong": ORANGE,
+        "true class": GREEN,
+        "other classes": FAINT,
+    }
+    figure.legend(
+        handles=[Patch(color=color, label=text) for text, color in meaning.items()],
+        loc="lower right",
+        bbox_to_anchor=((left + pitch * (CLASSES - 1) + side) / width, 1 - 0.97 / height),
+        borderpad=0,
+        borderaxespad=0,
+        columnspacing=1.6,
+        fontsize=11,
+        frameon=False,
+        handleheight=0.8,
+        handlelength=0.8,
+        labelcolor=INK,
+        ncols=len(meaning),
+    )
+    for row, (title, remark, members) in enumerate(groups):
+        top = head + group * row
+        write(left, top + 0.2, title, size=13, weight="bold")
+        write(left + 1.1, top + 0.2, remark, size=11, color=MUTED)
         for column, i in enumerate(members):
-            image = figure.add_subplot(grid[2 * row, column])
-            image.imshow(images[i], cmap="gray_r", vmin=0, vmax=16)
-            image.set_xticks([])
-            image.set_yticks([])
-    canvas.print_figure(path, dpi=130, format="png")
+            x, read, label = left + pitch * column, int(probs[i].argmax()), int(labels[i])
+            axes = panel(x, top + 0.38, side, side)
+            axes.imshow(images[i], cmap="gray_r", vmin=0, vmax=16)
+            axes.spines[:].set(visible=True, color=FAINT, linewidth=0.8)
+            colors = [FAINT] * CLASSES
+            colors[label] = GREEN
+            colors[read] = BLUE if read == label else ORANGE
+            axes = panel(x, top + 0.38 + side + 0.06, side, bars)
+            axes.bar(range(CLASSES), probs[i], color=colors, width=0.8)
+            axes.set(ylim=(0, 1), xlim=(-0.6, CLASSES - 0.4), xticks=range(CLASSES))
+            axes.axhline(0, color=FAINT, linewidth=0.8)
+            axes.text(
+                -0.5 if read >= CLASSES // 2 else CLASSES - 0.5,
+                0.98,
+                f"{read}: {100 * probs[i, read]:.0f} %",
+                ha="left" if read >= CLASSES // 2 else "right",
+                va="top",
+                size=8.5,
+                color=colors[read],
+                weight="bold",
+            )
+    FigureCanvasAgg(figure).print_figure(path, dpi=120, format="png")
+
+
+class Narrator:
+    """Says what each step did, in a line for each, and remembers whether all checks held."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self.all_hold = True
+
+    def say(self, step: str, text: str) -> None:
+        """What a step did."""
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=9, style="bold")
+        line.add_column()
+        line.add_row(step, text)
+        self.console.print(line)
+
+    def check(self, step: str, text: str, holds: bool) -> None:
+        """What a step found, and whether that is as it should be."""
+        self.all_hold = self.all_hold and holds
+        self.say(step, f"{text} [bold]{'[green]ok' if holds else '[red]FAILED'}[/][/]")
+
+    def progress(self, step: str, *, transient: bool = False) -> Progress:
+        """A progress bar for a step."""
+        columns = (
+            TextColumn(f"[bold]{step:<9}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+        )
+        return Progress(*columns, console=self.console, transient=transient)
+
+
+def run(output: Path, rounds: int = 15) -> bool:
+    """Fit, check, time and draw, and say what was done.
+
+    Parameters
+    ----------
+    output : Path
+        Where to save the picture (PNG).
+    rounds : int, default 15
+        Of how many samples the timings are medians.
+
+    Returns
+    -------
+    bool
+        Whether all checks held: accuracy, agreement with scikit-learn, gradient, agreement of those timed.
+    """
+    narrator = Narrator()
+    say, check = narrator.say, narrator.check
+    narrator.console.print("[bold]Handwritten digits by multinomial logistic regression[/]\n")
+
+    digits = load_digits()
+    features, labels = digits.data / 16.0, digits.target
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    objective = Objective(features[train], labels[train])
+    say(
+        "data",
+        f"{len(labels):,} images of 8 x 8 pixels: {len(train):,} to fit, {len(test)} held out, all classes alike.",
+    )
+
+    start = time.perf_counter()
+    objective(np.zeros(objective.size))
+    seconds = time.perf_counter() - start
+    say(
+        "start",
+        f"The first call took {seconds:.1f} s: Numba is imported, the kernel compiled or loaded from disk.",
+    )
+
+    start = time.perf_counter()
+    with narrator.progress("fit") as progress:
+        task = progress.add_task("")
+
+        def advance(done: float, loss: float) -> None:
+            progress.update(task, completed=100 * done, description=f"loss {loss:.6f}")
+
+        weights, found = fit(objective, advance)
+    seconds = time.perf_counter() - start
+    say(
+        "",
+        f"L-BFGS on our loss and gradient, plus an L2 penalty: {objective.size} weights, {found.nit} steps, "
+        f"{found.nfev} evaluations, {seconds:.2f} s.",
+    )
+
+    probs = fs.softmax(logits(features[test], weights))
+    accuracy = float(np.mean(probs.argmax(axis=1) == labels[test]))
+    check(
+        "accuracy",
+        f"{100 * accuracy:.1f} % of the {len(test)} held-out digits are classified correctly.",
+        accuracy >= LEAST_ACCURACY,
+    )
+
+    theirs = fit_by_sklearn(features[train], labels[train])
+    distance = abs(found.fun - theirs)
+    check(
+        "loss",
+        f"{found.fun:.9f} at our fit, {theirs:.9f} at that of scikit-learn's LogisticRegression: "
+        f"they differ by {distance:.0e}.",
+        distance <= LOSS_TOLERANCE,
+    )
+
+    error = gradient_error(objective, 0.5 * weights)
+    check(
+        "gradient",
+        f"All {objective.size} entries are within {error:.0e} of central differences, halfway to the fit.",
+        error <= DIFFERENCE_TOLERANCE,
+    )
+
+    scores = logits(features[train], weights)
+    many, many_labels = np.resize(scores, (TIMED_ROWS, CLASSES)), np.resize(labels[train], TIMED_ROWS)
+    cases = [(scores, labels[train]), (many, many_labels), (many.astype(np.float32), many_labels)]
+    timed, differences = [], []
+    with narrator.progress("timing", transient=True) as progress:
+        task = progress.add_task("", total=rounds * len(cases))
+        for values, targets in cases:
+            calls = contenders(values, targets)
+            differences.append(disagreement(calls) / float(np.finfo(values.dtype).eps))
+            name = f"{len(values):,} x {CLASSES} {values.dtype}"
+            timed.append((name, measure(calls, rounds, lambda: progress.advance(task))))
+    check(
+        "timing",
+        f"Loss and gradient by each library, for the fitted logits and for {TIMED_ROWS:,} rows made of them: medians of "
+        f"{rounds} interleaved samples, {_info.threads()} threads. The results agree.",
+        max(differences) <= EPSILONS,
+    )
+    narrator.console.print()
+    narrator.console.print(timing_table(timed))
+
+    draw(digits.images[test], labels[test], probs, output)
+    say("picture", f"{output} shows held-out digits with their predicted distributions.")
+    return narrator.all_hold

@@ -57,6 +57,11 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def threads() -> int:
+    """How many threads a call of the library uses at most."""
+    return _parallel.max_threads()
+
+
 def report() -> str:
     """All of it, one fact a line."""
     name, vectors = _vectors()
@@ -69,9 +74,13 @@ def report() -> str:
         ("processor", f"{processor()} ({platform.machine()}; LLVM: {name})"),
         ("vectors", vectors),
         ("cpus", f"{os.cpu_count()}, of which {usable_cpus()} usable by this process"),
-        ("threads", f"{_parallel.max_threads()} at most (own pool over serial kernels)"),
+        ("threads", f"{threads()} at most (own pool over serial kernels)"),
         ("cache", f"{_cache.directory()}: {files} files, {size:,} bytes"),
     ]
-    facts += [(key, value) for key, value in sorted(os.environ.items()) if key.startswith(("FASTSOFTMAX_", "NUMBA_"))]
+    facts += [
+        (key, value)
+        for key, value in sorted(os.environ.items())
+        if key.startswith(("FASTSOFTMAX_", "NUMBA_"))
+    ]
     width = max(len(key) for key, _ in facts)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in facts)

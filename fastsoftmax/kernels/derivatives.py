@@ -59,7 +59,7 @@ def _probs(x: Any, offset: int, length: int, folded: Any, beta: Any, from_probs:
         _, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
         return shift, bias, reciprocal(top, ties, rest, rest_low)
     zero = fold_sum(folded, broadcast(number(x, 0.0)))
-    return zero, zero, (zero, zero, zero)
+    return zero, zero, (zero, zero, zero, zero)
 
 
 @inline

@@ -143,17 +143,17 @@ def exp_parts(t: Any, tail: Any, bias: Any) -> Any:
 
 
 @inline
-def power_of_two(factor: Any, q: Any, least: Any) -> Any:
-    """`factor` times the power that `exp_parts` left in q; 0 if that is below 2**(least - 126) (-1022)."""
+def power_of_two(factor: Any, q: Any, least: Any, nothing: Any) -> Any:
+    """`factor` times the power that `exp_parts` left in q; `nothing` if that is below 2**(least - 126) (-1022)."""
     magic = number(factor, MAGIC_32 + 1.0) if is_single(factor) else number(factor, MAGIC_64 + 1.0)
-    return select_less(q, magic + least, number(factor, 0.0), factor * shift_to_exponent(q))
+    return select_less(q, magic + least, nothing, factor * shift_to_exponent(q))
 
 
 @inline
 def exp_scaled(t: Any, tail: Any, bias: Any) -> Any:
     """``exp(t + tail) * 2**-N``: 0 below the smallest normal number, nan if t is. Arguments as `exp_parts`."""
     factor, q = exp_parts(t, tail, bias)
-    return power_of_two(factor, q, number(t, 0.0))
+    return power_of_two(factor, q, number(t, 0.0), number(t, 0.0))
 
 
 @inline

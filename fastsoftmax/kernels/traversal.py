@@ -83,10 +83,10 @@ def term(value: Any, beta: Any, shift: Any, bias: Any) -> Any:
 @inline
 def probability(value: Any, beta: Any, shift: Any, bias: Any, inverse: Any) -> Any:
     """A term times `reciprocal`: the factor first, which cannot underflow, then its power of two, exactly."""
-    scale, scale_low, least = inverse
+    scale, scale_low, least, nothing = inverse
     scaled, tail = tempered(value, beta)
     factor, q = exp_parts(scaled - shift, tail, bias)
-    return power_of_two(muladd(factor, scale, factor * scale_low), q, least)
+    return power_of_two(muladd(factor, scale, factor * scale_low), q, least, nothing)
 
 
 @inline
@@ -149,16 +149,17 @@ def total(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 
 @inline
 def reciprocal(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
-    """1 / (sum of all terms) as a pair, and `least` for the powers that it multiplies.
+    """1 / (sum of all terms) as a pair, with `least` for the powers that it multiplies, and what is left below.
 
     A term below 2**(k - 126) (float64: -1022), k the exponent of the sum, has a probability below the smallest
     normal number. Were it multiplied all the same, the processor would fall into its slow path for denormal
-    results, 150 cycles for each; so it is made 0 beforehand.
+    results, 150 cycles for each; so it is made 0 beforehand. In a row whose sum is NaN it is NaN like the rest.
     """
     high, low = total(top, ties, rest, rest_low)
     scale, scale_low = quotient(number(top, 1.0), number(top, 0.0), high, low)
     exponent, _ = split_exponent(high)
-    return scale, scale_low, maximum(exponent, number(top, 0.0))
+    zero = number(top, 0.0)
+    return scale, scale_low, maximum(exponent, zero), scale * zero
 
 
 @inline
@@ -181,11 +182,11 @@ def remainder(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 @inline
 def weighted(inverse: Any, weight: Any, weight_low: Any) -> Any:
     """`reciprocal` times a weight that is given as a pair."""
-    scale, scale_low, least = inverse
+    scale, scale_low, least, nothing = inverse
     product, error = two_product(scale, weight)
     low = error + muladd(scale, weight_low, scale_low * weight)
     exponent, _ = split_exponent(absolute(weight))
-    return product, low, maximum(least - exponent, number(scale, 0.0))
+    return product, low, maximum(least - exponent, number(scale, 0.0)), nothing
 
 
 @inline

@@ -16,6 +16,7 @@ from fastsoftmax.kernels.vector import (
     lane_count,
     load,
     load_part,
+    memory,
     number,
     select_equal,
     store,
@@ -49,7 +50,7 @@ def softmax_block(
 @kernel
 def softmax(start: int, stop: int, x: Any, y: Any, beta: Any) -> None:
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
-    traverse(softmax_block, start, stop, x, None, y, None, beta)
+    traverse(softmax_block, start, stop, x.shape, memory(x), None, memory(y), None, beta)
 
 
 @inline
@@ -85,7 +86,7 @@ def log_softmax_block(
 @kernel
 def log_softmax(start: int, stop: int, x: Any, y: Any, beta: Any) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
-    traverse(log_softmax_block, start, stop, x, None, y, None, beta)
+    traverse(log_softmax_block, start, stop, x.shape, memory(x), None, memory(y), None, beta)
 
 
 @inline
@@ -103,4 +104,4 @@ def logsumexp_block(
 @kernel
 def logsumexp(start: int, stop: int, x: Any, rows: Any) -> None:
     """rows = log(sum_j exp(x_j))."""
-    traverse(logsumexp_block, start, stop, x, None, None, rows, None)
+    traverse(logsumexp_block, start, stop, x.shape, memory(x), None, None, memory(rows), None)

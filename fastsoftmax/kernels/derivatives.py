@@ -31,6 +31,7 @@ from fastsoftmax.kernels.vector import (
     load,
     load_part,
     load_scalar,
+    memory,
     muladd,
     number,
     scatter,
@@ -115,7 +116,7 @@ def softmax_product_block(
 @kernel
 def softmax_product(start: int, stop: int, x: Any, v: Any, y: Any, beta: Any, from_probs: Any) -> None:
     """y = J v = J^T v for the Jacobian of softmax at logits x or, if `from_probs` is not None, probabilities."""
-    traverse(softmax_product_block, start, stop, x, v, y, None, (beta, from_probs))
+    traverse(softmax_product_block, start, stop, x.shape, memory(x), memory(v), memory(y), None, (beta, from_probs))
 
 
 @inline
@@ -137,7 +138,7 @@ def log_softmax_jvp_block(
 @kernel
 def log_softmax_jvp(start: int, stop: int, x: Any, v: Any, y: Any, beta: Any) -> None:
     """y = J v for the Jacobian of log-softmax at x."""
-    traverse(log_softmax_jvp_block, start, stop, x, v, y, None, beta)
+    traverse(log_softmax_jvp_block, start, stop, x.shape, memory(x), memory(v), memory(y), None, beta)
 
 
 @inline
@@ -168,7 +169,7 @@ def log_softmax_vjp_block(
 @kernel
 def log_softmax_vjp(start: int, stop: int, x: Any, v: Any, y: Any, beta: Any) -> None:
     """y = J^T v for the Jacobian of log-softmax at x."""
-    traverse(log_softmax_vjp_block, start, stop, x, v, y, None, beta)
+    traverse(log_softmax_vjp_block, start, stop, x.shape, memory(x), memory(v), memory(y), None, beta)
 
 
 # --- Jacobians ----------------------------------------------------------------------------------------------
@@ -229,8 +230,9 @@ def _extremes(x: Any, offset: int, length: int, folded: Any, beta: Any, from_pro
 
 
 @inline
-def _jacobian(start: int, stop: int, x: Any, y: Any, beta: Any, from_probs: Any, logarithmic: Any) -> None:
-    classes = x.shape[1]
+def _jacobian(
+    start: int, stop: int, classes: int, x: Any, y: Any, beta: Any, from_probs: Any, logarithmic: Any
+) -> None:
     square = classes * classes
     if classes > COLUMN_LIMIT:
         for n in range(start, stop):
@@ -260,10 +262,10 @@ def _jacobian(start: int, stop: int, x: Any, y: Any, beta: Any, from_probs: Any,
 @kernel
 def softmax_jacobian(start: int, stop: int, x: Any, y: Any, beta: Any, from_probs: Any) -> None:
     """y[n] = beta (diag(p) - p p^T) for the rows of x, logits or probabilities."""
-    _jacobian(start, stop, x, y, beta, from_probs, None)
+    _jacobian(start, stop, x.shape[1], memory(x), memory(y), beta, from_probs, None)
 
 
 @kernel
 def log_softmax_jacobian(start: int, stop: int, x: Any, y: Any, beta: Any) -> None:
     """y[n] = beta (I - 1 p^T) for the rows of x."""
-    _jacobian(start, stop, x, y, beta, None, True)
+    _jacobian(start, stop, x.shape[1], memory(x), memory(y), beta, None, True)

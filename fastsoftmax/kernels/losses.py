@@ -31,6 +31,7 @@ from fastsoftmax.kernels.vector import (
     load,
     load_part,
     load_scalar,
+    memory,
     muladd,
     number,
     scratch,
@@ -46,7 +47,7 @@ INF = float("inf")
 @inline
 def _label(labels: Any, row: int, classes: int) -> Any:
     """A label that is surely inside its row: read once, and 0 if it is not (the caller has checked it)."""
-    label = labels[row]
+    label = load_scalar(labels, row)
     return label if 0 <= label < classes else 0
 
 
@@ -89,7 +90,8 @@ def cross_entropy(
     start: int, stop: int, x: Any, labels: Any, y: Any, rows: Any, weight: Any, weight_low: Any
 ) -> None:
     """rows = -log p[label]; y, unless None, = weight (p - onehot(label))."""
-    traverse(cross_entropy_block, start, stop, x, None, y, rows, (labels, weight, weight_low))
+    options = (memory(labels), weight, weight_low)
+    traverse(cross_entropy_block, start, stop, x.shape, memory(x), None, memory(y), memory(rows), options)
 
 
 @inline
@@ -154,7 +156,7 @@ def soft_cross_entropy(
     start: int, stop: int, x: Any, targets: Any, y: Any, rows: Any, weight: Any, weight_low: Any
 ) -> None:
     """rows = -sum_j targets_j log p_j; y, unless None, = weight (p sum(targets) - targets)."""
-    traverse(soft_cross_entropy_block, start, stop, x, targets, y, rows, (weight, weight_low))
+    traverse(soft_cross_entropy_block, start, stop, x.shape, memory(x), memory(targets), memory(y), memory(rows), (weight, weight_low))
 
 
 @inline
@@ -202,4 +204,4 @@ def squared_error(
     start: int, stop: int, x: Any, targets: Any, y: Any, rows: Any, weight: Any, weight_low: Any
 ) -> None:
     """rows = 1/2 |p - targets|^2; y, unless None, its gradient times weight."""
-    traverse(squared_error_block, start, stop, x, targets, y, rows, (weight, weight_low))
+    traverse(squared_error_block, start, stop, x.shape, memory(x), memory(targets), memory(y), memory(rows), (weight, weight_low))

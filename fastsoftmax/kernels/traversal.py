@@ -57,8 +57,8 @@ from fastsoftmax.kernels.vector import (
 )
 
 INF = float("inf")
-COLUMN_LIMIT = 40
-"""Rows of at most so many contiguous classes are walked in columns (measured: the two walks meet at 40)."""
+COLUMN_LIMIT = 56
+"""Rows of at most so many contiguous classes are walked in columns (measured: the two walks take the same time there)."""
 
 SCRATCH_VECTORS = 512
 """Tiles hold at most so many classes: 32 KiB, which fits the first-level cache."""
@@ -237,13 +237,10 @@ def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: i
 
 @inline
 def traverse(
-    block: Any, start: int, stop: int, x: Any, v: Any, y: Any, rows: Any, options: Any
+    block: Any, start: int, stop: int, shape: Any, x: Any, v: Any, y: Any, rows: Any, options: Any
 ) -> None:
-    """Run `block` over rows start .. stop, which are counted through `outer` and `inner`.
-
-    Where `inner` is not 1, start and stop have to be multiples of it or of the vector's length within it.
-    """
-    classes, inner = x.shape[1], x.shape[2]
+    """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape."""
+    _, classes, inner = shape
     if inner == 1 and classes > COLUMN_LIMIT:
         for row in range(start, stop):
             block(x, v, y, row * classes, classes, True, rows, row, 1, options)

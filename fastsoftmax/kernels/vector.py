@@ -13,7 +13,7 @@ Each function's Python body is its meaning on NumPy arrays. It is what runs unde
 where a `Lanes` is an array of 16 or 8 numbers that a debugger can show; ``@lowered`` attaches the LLVM code
 that runs otherwise.
 
-Arrays are read and written by flat offset from their first element: kernels only get C-contiguous blocks.
+Arrays enter as `memory` and are read and written by flat offset from their first element.
 """
 
 import inspect
@@ -45,6 +45,24 @@ class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, dmm: Any, fe_type: Lanes) -> None:
         element = ir.FloatType() if fe_type.dtype.bitwidth == 32 else ir.DoubleType()
         super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.count))
+
+
+class Memory(types.Type):  # type: ignore[misc]
+    """The numbers of a C-contiguous array: an address and how many there are, without a reference to them.
+
+    Numba counts references to the arrays that functions hand on: in a loop over rows, calls of its runtime that
+    spill every vector register. The kernel's caller holds the arrays for as long as it runs.
+    """
+
+    def __init__(self, dtype: types.Number) -> None:
+        self.dtype = dtype
+        super().__init__(name=f"Memory({dtype})")
+
+
+@register_model(Memory)
+class _MemoryModel(models.StructModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Memory) -> None:
+        super().__init__(dmm, fe_type, [("data", types.CPointer(fe_type.dtype)), ("size", types.intp)])
 
 
 def _splat(builder: ir.IRBuilder, scalar: Any, count: int) -> Any:
@@ -313,7 +331,7 @@ def is_single(a: Any) -> bool:
 
 
 def _number_typer(typingctx: Any, like: Any, value: Any) -> Any:
-    if not isinstance(like, (Lanes, types.Float, types.Array)):
+    if not isinstance(like, (Lanes, types.Float, Memory)):
         return None
     scalar = getattr(like, "dtype", like)
 
@@ -332,21 +350,44 @@ def number(like: Any, value: float) -> Any:
 # --- memory -------------------------------------------------------------------------------------------------
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any, count: Any) -> Any:
+def _memory_typer(typingctx: Any, array: Any) -> Any:
+    if isinstance(array, types.NoneType):
+        return array(array), lambda context, builder, signature, values: context.get_dummy_value()
+    if not isinstance(array, types.Array) or array.layout != "C":
+        return None
+    result = Memory(array.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        struct = context.make_array(array)(context, builder, values[0])
+        memory = cgutils.create_struct_proxy(result)(context, builder)
+        memory.data = struct.data
+        memory.size = struct.nitems
+        return memory._getvalue()
+
+    return result(array), codegen
+
+
+@lowered(_memory_typer)
+def memory(array: Any) -> Any:
+    """What a building block gets of an array, to be read and written by flat offset; None of None."""
+    return None if array is None else array.reshape(-1)
+
+
+def _pointer(context: Any, builder: Any, memory_type: Any, value: Any, offset: Any, count: Any) -> Any:
     """The address of element `offset`; with bounds checking on, offset .. offset + count must be inside."""
-    struct = context.make_array(array_type)(context, builder, array)
+    struct = cgutils.create_struct_proxy(memory_type)(context, builder, value)
     if context.enable_boundscheck:
         outside = builder.or_(
             builder.icmp_signed("<", offset, offset.type(0)),
-            builder.icmp_signed(">", builder.add(offset, count), struct.nitems),
+            builder.icmp_signed(">", builder.add(offset, count), struct.size),
         )
         with builder.if_then(outside, likely=False):
             context.call_conv.return_user_exc(builder, IndexError, ("kernel access outside its array",))
     return builder.gep(struct.data, [offset])
 
 
-def _is_float_array(array: Any) -> bool:
-    return isinstance(array, types.Array) and isinstance(array.dtype, types.Float)
+def _is_floats(value: Any) -> bool:
+    return isinstance(value, Memory) and isinstance(value.dtype, types.Float)
 
 
 def _vector_pointer(builder: Any, pointer: Any, vector: Any) -> Any:
@@ -360,7 +401,7 @@ def _first_lanes(builder: Any, count: Any, lanes: int) -> Any:
 
 
 def _load_typer(typingctx: Any, array: Any, offset: Any) -> Any:
-    if not _is_float_array(array):
+    if not _is_floats(array):
         return None
     result = Lanes(array.dtype)
 
@@ -378,11 +419,11 @@ def load(array: Any, offset: int) -> Any:
     """A full vector from `offset` on."""
     count = LANE_BYTES // array.itemsize
     assert 0 <= offset <= array.size - count
-    return array.reshape(-1)[offset : offset + count].copy()
+    return array[offset : offset + count].copy()
 
 
 def _store_typer(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
-    if not _is_float_array(array) or not isinstance(value, Lanes):
+    if not _is_floats(array) or not isinstance(value, Lanes):
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -398,11 +439,11 @@ def _store_typer(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
 def store(array: Any, offset: int, value: Any) -> None:
     """Write a full vector from `offset` on."""
     assert 0 <= offset <= array.size - len(value)
-    array.reshape(-1)[offset : offset + len(value)] = value
+    array[offset : offset + len(value)] = value
 
 
 def _load_scalar_typer(typingctx: Any, array: Any, offset: Any) -> Any:
-    if not _is_float_array(array):
+    if not isinstance(array, Memory):
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -415,11 +456,11 @@ def _load_scalar_typer(typingctx: Any, array: Any, offset: Any) -> Any:
 def load_scalar(array: Any, offset: int) -> Any:
     """The element at `offset`."""
     assert 0 <= offset < array.size
-    return array.reshape(-1)[offset]
+    return array[offset]
 
 
 def _store_scalar_typer(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
-    if not _is_float_array(array) or value != array.dtype:
+    if not _is_floats(array) or value != array.dtype:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -434,7 +475,7 @@ def _store_scalar_typer(typingctx: Any, array: Any, offset: Any, value: Any) -> 
 def store_scalar(array: Any, offset: int, value: Any) -> None:
     """Write the element at `offset`."""
     assert 0 <= offset < array.size
-    array.reshape(-1)[offset] = value
+    array[offset] = value
 
 
 def _masked(builder: Any, name: str, result: Any, operands: Sequence[Any], vector: Any) -> Any:
@@ -447,7 +488,7 @@ def _masked(builder: Any, name: str, result: Any, operands: Sequence[Any], vecto
 
 
 def _load_part_typer(typingctx: Any, array: Any, offset: Any, count: Any, filler: Any) -> Any:
-    if not _is_float_array(array):
+    if not _is_floats(array):
         return None
     result = Lanes(array.dtype)
 
@@ -470,12 +511,12 @@ def load_part(array: Any, offset: int, count: int, filler: Any) -> Any:
     """The first `count` lanes from `offset` on, and `filler` in the others; no memory behind is touched."""
     assert 0 <= offset <= array.size - count
     lanes = np.full(LANE_BYTES // array.itemsize, filler, array.dtype)
-    lanes[:count] = array.reshape(-1)[offset : offset + count]
+    lanes[:count] = array[offset : offset + count]
     return lanes
 
 
 def _store_part_typer(typingctx: Any, array: Any, offset: Any, count: Any, value: Any) -> Any:
-    if not _is_float_array(array) or not isinstance(value, Lanes):
+    if not _is_floats(array) or not isinstance(value, Lanes):
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -495,7 +536,7 @@ def _store_part_typer(typingctx: Any, array: Any, offset: Any, count: Any, value
 def store_part(array: Any, offset: int, count: int, value: Any) -> None:
     """Write the first `count` lanes from `offset` on; no memory behind is touched."""
     assert 0 <= offset <= array.size - count
-    array.reshape(-1)[offset : offset + count] = value[:count]
+    array[offset : offset + count] = value[:count]
 
 
 def _strided_pointers(
@@ -514,7 +555,7 @@ def _strided_pointers(
 
 
 def _gather_typer(typingctx: Any, array: Any, offset: Any, stride: Any, count: Any, filler: Any) -> Any:
-    if not _is_float_array(array):
+    if not _is_floats(array):
         return None
     result = Lanes(array.dtype)
 
@@ -538,12 +579,12 @@ def gather(array: Any, offset: int, stride: int, count: int, filler: Any) -> Any
     """Elements ``offset + lane * stride`` in the first `count` lanes, `filler` in the others."""
     assert offset >= 0 and offset + (count - 1) * stride < array.size
     lanes = np.full(LANE_BYTES // array.itemsize, filler, array.dtype)
-    lanes[:count] = array.reshape(-1)[offset:][::stride][:count]
+    lanes[:count] = array[offset:][::stride][:count]
     return lanes
 
 
 def _scatter_typer(typingctx: Any, array: Any, offset: Any, stride: Any, count: Any, value: Any) -> Any:
-    if not _is_float_array(array) or not isinstance(value, Lanes):
+    if not _is_floats(array) or not isinstance(value, Lanes):
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -565,14 +606,14 @@ def _scatter_typer(typingctx: Any, array: Any, offset: Any, stride: Any, count: 
 def scatter(array: Any, offset: int, stride: int, count: int, value: Any) -> None:
     """Write the first `count` lanes to elements ``offset + lane * stride``."""
     assert offset >= 0 and offset + (count - 1) * stride < array.size
-    array.reshape(-1)[offset:][::stride][:count] = value[:count]
+    array[offset:][::stride][:count] = value[:count]
 
 
 # --- making and folding vectors -----------------------------------------------------------------------------
 
 
 def _lane_count_typer(typingctx: Any, array: Any) -> Any:
-    if not _is_float_array(array):
+    if not _is_floats(array):
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -670,29 +711,21 @@ def fold_two_sum(folded: Any, high: Any, low: Any) -> Any:
 
 
 def _scratch_typer(typingctx: Any, array: Any, vectors: Any) -> Any:
-    if not _is_float_array(array) or not isinstance(vectors, types.IntegerLiteral):
+    if not _is_floats(array) or not isinstance(vectors, types.IntegerLiteral):
         return None
     size = vectors.literal_value * Lanes(array.dtype).count
-    result = types.Array(array.dtype, 1, "C")
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         element = context.get_value_type(array.dtype)
         with builder.goto_entry_block():  # not cgutils.alloca_once, which fills the room with zeros
             block = builder.alloca(ir.ArrayType(element, size))
         block.align = LANE_BYTES
-        struct = context.make_array(result)(context, builder)
-        itemsize = context.get_constant(types.intp, array.dtype.bitwidth // 8)
-        context.populate_array(
-            struct,
-            data=builder.bitcast(block, element.as_pointer()),
-            shape=[context.get_constant(types.intp, size)],
-            strides=[itemsize],
-            itemsize=itemsize,
-            meminfo=None,
-        )
+        struct = cgutils.create_struct_proxy(array)(context, builder)
+        struct.data = builder.bitcast(block, element.as_pointer())
+        struct.size = context.get_constant(types.intp, size)
         return struct._getvalue()
 
-    return result(array, vectors), codegen
+    return array(array, vectors), codegen
 
 
 @lowered(_scratch_typer)

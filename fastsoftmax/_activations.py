@@ -80,7 +80,7 @@ def softmax(
     beta = inverse_temperature("softmax", temperature, problem.dtype)
     source = problem.block()
     output = problem.output(out)
-    run(kernels.activations.softmax, problem.rows, source.size, source, output.block, beta)
+    run(kernels.activations.softmax, problem.rows, source.size, problem.room(1), problem.dtype, source, output.block, beta)
     if mask is not None:
         np.copyto(output.result, 0, where=~mask)
     return output.finish()
@@ -145,7 +145,7 @@ def log_softmax(
     beta = inverse_temperature("log_softmax", temperature, problem.dtype)
     source = problem.block()
     output = problem.output(out)
-    run(kernels.activations.log_softmax, problem.rows, source.size, source, output.block, beta)
+    run(kernels.activations.log_softmax, problem.rows, source.size, problem.room(1), problem.dtype, source, output.block, beta)
     if mask is not None:
         np.copyto(output.result, -np.inf, where=~mask)
     return output.finish()
@@ -208,5 +208,5 @@ def logsumexp(
     problem.hide(problem.mask(where))
     source = problem.block()
     output = problem.row_output(out, keepdims)
-    run(kernels.activations.logsumexp, problem.rows, source.size, source, output.block)
+    run(kernels.activations.logsumexp, problem.rows, source.size, problem.room(1), problem.dtype, source, output.block)
     return output.finish()

@@ -17,9 +17,14 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Axis = int | Sequence[int] | None
 
-# Shorter inner axes fill a vector badly, longer class axes overflow a tile: then the classes are moved last.
+VECTOR_BYTES = 64
+# Shorter inner axes fill a vector badly, longer class axes make tiles too large: then the classes are moved last.
 INNER_LIMIT = 8
-TILE_CLASSES = 512
+TILE_CLASSES = 8192
+# Tiles of rows that lie side by side are widened up to this, so that memory is read in long pieces.
+TILE_BYTES = 1 << 18
+# Contiguous rows longer than this are never walked in columns and need no tile.
+TILED_ROW = 256
 
 _COMPUTED_IN = {"e": np.dtype(np.float32), "f": np.dtype(np.float32), "d": np.dtype(np.float64)}
 _DOUBLE = np.dtype(np.float64)
@@ -200,6 +205,15 @@ class Problem:
             native = native.copy()
         self.inputs.append(native)
         return _read_only(native.reshape(self.outer, self.classes, self.inner))
+
+    def room(self, operands: int) -> int:
+        """How many numbers of working memory a kernel with so many operands needs for each thread."""
+        vector = VECTOR_BYTES // self.dtype.itemsize
+        column = max(self.classes, 1) * vector
+        if self.inner == 1:
+            return operands * column if self.classes <= TILED_ROW else 0
+        wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
+        return operands * max(wide, 1) * column
 
     def block(self) -> Array:
         """x as a block."""

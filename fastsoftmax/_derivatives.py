@@ -17,10 +17,10 @@ def _jacobian(
     work = source.size * max(1, problem.classes // 4)
     if logarithmic:
         kernel = kernels.derivatives.log_softmax_jacobian
-        run(kernel, problem.rows, work, source, output.block, beta)
+        run(kernel, problem.rows, work, problem.room(1), problem.dtype, source, output.block, beta)
     else:
         kernel = kernels.derivatives.softmax_jacobian
-        run(kernel, problem.rows, work, source, output.block, beta, True if from_probs else None)
+        run(kernel, problem.rows, work, problem.room(1), problem.dtype, source, output.block, beta, True if from_probs else None)
     return output.finish()
 
 
@@ -42,7 +42,8 @@ def _product(
     second = problem.convert(operand)
     output = problem.output(out)
     compiled = getattr(kernels.derivatives, kernel)
-    run(compiled, problem.rows, 2 * source.size, source, second, output.block, beta, *options)
+    room = problem.room(2)
+    run(compiled, problem.rows, 2 * source.size, room, problem.dtype, source, second, output.block, beta, *options)
     return output.finish()
 
 

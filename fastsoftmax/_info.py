@@ -4,9 +4,9 @@ import os
 import platform
 from importlib import metadata
 
-from fastsoftmax import _cache, _parallel
+from fastsoftmax import __version__, _cache, _parallel
 
-REQUIRED = ("fastsoftmax", "numpy", "numba", "llvmlite")
+REQUIRED = ("numpy", "numba", "llvmlite")
 OPTIONAL = ("scipy", "scikit-learn", "matplotlib", "rich", "torch", "jax")
 VECTOR_BYTES = 64
 """The size of the vectors that the kernels are written in; see `kernels.vector`, which would import Numba."""
@@ -67,6 +67,7 @@ def report() -> str:
     name, vectors = _vectors()
     files, size = _cache.size()
     facts = [("python", f"{platform.python_version()} ({platform.python_implementation()})")]
+    facts += [("fastsoftmax", __version__)]
     facts += [(package, version(package) or "not installed") for package in REQUIRED]
     facts += [(package, found) for package in OPTIONAL if (found := version(package))]
     facts += [

@@ -75,7 +75,9 @@ def _loss(
     share = Fraction(1, max(problem.rows, 1)) if reduction == "mean" else Fraction(1)
     weight, weight_low = as_pair(share, problem.dtype)
     block = None if output is None else output.block
-    run(kernel, problem.rows, 2 * source.size, source, second, block, rows.block, weight, weight_low)
+    room = problem.room(2)
+    arguments = source, second, block, rows.block, weight, weight_low
+    run(kernel, problem.rows, 2 * source.size, room, problem.dtype, *arguments)
     slope = None if output is None else output.finish()
     return _reduce(problem, rows.finish(), reduction), slope
 

@@ -19,6 +19,8 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 PARALLEL_WORK = 1 << 17
 """Less work than this (in units of one element of a softmax, about 1 ns) is done by the caller alone."""
 
@@ -138,11 +140,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def run(kernel: Callable[..., None], rows: int, work: int, *args: Any) -> None:
-    """Call ``kernel(start, stop, *args)`` until all rows are done, on as many threads as the work is worth."""
+def run(kernel: Callable[..., None], rows: int, work: int, room: int, dtype: Any, *args: Any) -> None:
+    """Call ``kernel(start, stop, room, *args)`` until all rows are done, on as many threads as the work is worth.
+
+    Every thread gets an array of `room` numbers of `dtype` of its own to work in.
+    """
     count = 1 if work < PARALLEL_WORK else min(max_threads(), work // (PARALLEL_WORK // 2))
     if count == 1 and work <= 16 * BLOCK_WORK:
-        kernel(0, rows, *args)
+        kernel(0, rows, np.empty(room, dtype), *args)
         return
     per_row = max(1, work // max(1, rows))
     step = max(1, min(BLOCK_WORK // per_row, rows // (4 * count)))
@@ -151,8 +156,9 @@ def run(kernel: Callable[..., None], rows: int, work: int, *args: Any) -> None:
     blocks = iter(range(0, rows, step))  # shared: taking the next one is atomic
 
     def take() -> None:
+        memory = np.empty(room, dtype)
         for start in blocks:
-            kernel(start, min(start + step, rows), *args)
+            kernel(start, min(start + step, rows), memory, *args)
 
     helpers: list[Future[None]] = []
     try:

@@ -48,9 +48,9 @@ def softmax_block(
 
 
 @kernel
-def softmax(start: int, stop: int, x: Any, y: Any, beta: Any) -> None:
+def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
-    traverse(softmax_block, start, stop, x.shape, memory(x), None, memory(y), None, beta)
+    traverse(softmax_block, start, stop, x.shape, memory(room), memory(x), None, memory(y), None, beta)
 
 
 @inline
@@ -84,9 +84,9 @@ def log_softmax_block(
 
 
 @kernel
-def log_softmax(start: int, stop: int, x: Any, y: Any, beta: Any) -> None:
+def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
-    traverse(log_softmax_block, start, stop, x.shape, memory(x), None, memory(y), None, beta)
+    traverse(log_softmax_block, start, stop, x.shape, memory(room), memory(x), None, memory(y), None, beta)
 
 
 @inline
@@ -102,6 +102,6 @@ def logsumexp_block(
 
 
 @kernel
-def logsumexp(start: int, stop: int, x: Any, rows: Any) -> None:
+def logsumexp(start: int, stop: int, room: Any, x: Any, rows: Any) -> None:
     """rows = log(sum_j exp(x_j))."""
-    traverse(logsumexp_block, start, stop, x.shape, memory(x), None, None, memory(rows), None)
+    traverse(logsumexp_block, start, stop, x.shape, memory(room), memory(x), None, None, memory(rows), None)

@@ -13,7 +13,6 @@ from typing import Any
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
-    SCRATCH_VECTORS,
     add,
     load_tile,
     probability,
@@ -114,9 +113,9 @@ def softmax_product_block(
 
 
 @kernel
-def softmax_product(start: int, stop: int, x: Any, v: Any, y: Any, beta: Any, from_probs: Any) -> None:
+def softmax_product(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any, from_probs: Any) -> None:
     """y = J v = J^T v for the Jacobian of softmax at logits x or, if `from_probs` is not None, probabilities."""
-    traverse(softmax_product_block, start, stop, x.shape, memory(x), memory(v), memory(y), None, (beta, from_probs))
+    traverse(softmax_product_block, start, stop, x.shape, memory(room), memory(x), memory(v), memory(y), None, (beta, from_probs))
 
 
 @inline
@@ -136,9 +135,9 @@ def log_softmax_jvp_block(
 
 
 @kernel
-def log_softmax_jvp(start: int, stop: int, x: Any, v: Any, y: Any, beta: Any) -> None:
+def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any) -> None:
     """y = J v for the Jacobian of log-softmax at x."""
-    traverse(log_softmax_jvp_block, start, stop, x.shape, memory(x), memory(v), memory(y), None, beta)
+    traverse(log_softmax_jvp_block, start, stop, x.shape, memory(room), memory(x), memory(v), memory(y), None, beta)
 
 
 @inline
@@ -167,9 +166,9 @@ def log_softmax_vjp_block(
 
 
 @kernel
-def log_softmax_vjp(start: int, stop: int, x: Any, v: Any, y: Any, beta: Any) -> None:
+def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any) -> None:
     """y = J^T v for the Jacobian of log-softmax at x."""
-    traverse(log_softmax_vjp_block, start, stop, x.shape, memory(x), memory(v), memory(y), None, beta)
+    traverse(log_softmax_vjp_block, start, stop, x.shape, memory(room), memory(x), memory(v), memory(y), None, beta)
 
 
 # --- Jacobians ----------------------------------------------------------------------------------------------
@@ -231,7 +230,15 @@ def _extremes(x: Any, offset: int, length: int, folded: Any, beta: Any, from_pro
 
 @inline
 def _jacobian(
-    start: int, stop: int, classes: int, x: Any, y: Any, beta: Any, from_probs: Any, logarithmic: Any
+    start: int,
+    stop: int,
+    classes: int,
+    tile: Any,
+    x: Any,
+    y: Any,
+    beta: Any,
+    from_probs: Any,
+    logarithmic: Any,
 ) -> None:
     square = classes * classes
     if classes > COLUMN_LIMIT:
@@ -242,7 +249,6 @@ def _jacobian(
             _jacobian_rows(y, n * square, classes, highest, lacking, beta, logarithmic)
         return
     step = lane_count(x)
-    tile = scratch(x, SCRATCH_VECTORS)
     tops = scratch(x, 2)
     for first in range(start, stop, step):
         count = min(step, stop - first)
@@ -260,12 +266,12 @@ def _jacobian(
 
 
 @kernel
-def softmax_jacobian(start: int, stop: int, x: Any, y: Any, beta: Any, from_probs: Any) -> None:
+def softmax_jacobian(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any, from_probs: Any) -> None:
     """y[n] = beta (diag(p) - p p^T) for the rows of x, logits or probabilities."""
-    _jacobian(start, stop, x.shape[1], memory(x), memory(y), beta, from_probs, None)
+    _jacobian(start, stop, x.shape[1], memory(room), memory(x), memory(y), beta, from_probs, None)
 
 
 @kernel
-def log_softmax_jacobian(start: int, stop: int, x: Any, y: Any, beta: Any) -> None:
+def log_softmax_jacobian(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y[n] = beta (I - 1 p^T) for the rows of x."""
-    _jacobian(start, stop, x.shape[1], memory(x), memory(y), beta, None, True)
+    _jacobian(start, stop, x.shape[1], memory(room), memory(x), memory(y), beta, None, True)

@@ -87,11 +87,11 @@ def cross_entropy_block(
 
 @kernel
 def cross_entropy(
-    start: int, stop: int, x: Any, labels: Any, y: Any, rows: Any, weight: Any, weight_low: Any
+    start: int, stop: int, room: Any, x: Any, labels: Any, y: Any, rows: Any, weight: Any, weight_low: Any
 ) -> None:
     """rows = -log p[label]; y, unless None, = weight (p - onehot(label))."""
     options = (memory(labels), weight, weight_low)
-    traverse(cross_entropy_block, start, stop, x.shape, memory(x), None, memory(y), memory(rows), options)
+    traverse(cross_entropy_block, start, stop, x.shape, memory(room), memory(x), None, memory(y), memory(rows), options)
 
 
 @inline
@@ -153,10 +153,10 @@ def soft_cross_entropy_block(
 
 @kernel
 def soft_cross_entropy(
-    start: int, stop: int, x: Any, targets: Any, y: Any, rows: Any, weight: Any, weight_low: Any
+    start: int, stop: int, room: Any, x: Any, targets: Any, y: Any, rows: Any, weight: Any, weight_low: Any
 ) -> None:
     """rows = -sum_j targets_j log p_j; y, unless None, = weight (p sum(targets) - targets)."""
-    traverse(soft_cross_entropy_block, start, stop, x.shape, memory(x), memory(targets), memory(y), memory(rows), (weight, weight_low))
+    traverse(soft_cross_entropy_block, start, stop, x.shape, memory(room), memory(x), memory(targets), memory(y), memory(rows), (weight, weight_low))
 
 
 @inline
@@ -201,7 +201,7 @@ def squared_error_block(
 
 @kernel
 def squared_error(
-    start: int, stop: int, x: Any, targets: Any, y: Any, rows: Any, weight: Any, weight_low: Any
+    start: int, stop: int, room: Any, x: Any, targets: Any, y: Any, rows: Any, weight: Any, weight_low: Any
 ) -> None:
     """rows = 1/2 |p - targets|^2; y, unless None, its gradient times weight."""
-    traverse(squared_error_block, start, stop, x.shape, memory(x), memory(targets), memory(y), memory(rows), (weight, weight_low))
+    traverse(squared_error_block, start, stop, x.shape, memory(room), memory(x), memory(targets), memory(y), memory(rows), (weight, weight_low))

@@ -7,9 +7,9 @@ rows
     `classes` is contiguous and longer than `COLUMN_LIMIT`. The vector runs along the row, the last one
     masked; at the end the lanes are folded into one.
 columns
-    Otherwise every lane is a row of its own. A tile of 16 (or 8) rows is brought into scratch memory with
+    Otherwise every lane is a row of its own. A tile of 16 (or 8) rows is brought into working memory with
     class k of all its rows in vector k: by strided loads where `inner` is 1, as it lies where `inner` is
-    larger. Nothing has to be folded, and a row of three costs no more per element than a row of forty.
+    larger. Nothing has to be folded, and a row of three costs no more per element than one of fifty.
 
 So a function is written once, as a building block ``block(x, v, y, offset, length, folded, rows, row, count,
 options)``, where ``x[offset : offset + length]`` is one row if `folded` is True, else (it is None) a tile with a row in
@@ -36,6 +36,7 @@ from fastsoftmax.kernels.elementary import (
 from fastsoftmax.kernels.jit import inline
 from fastsoftmax.kernels.vector import (
     absolute,
+    after,
     broadcast,
     fold_maximum,
     fold_sum,
@@ -48,7 +49,7 @@ from fastsoftmax.kernels.vector import (
     muladd,
     number,
     scatter,
-    scratch,
+    size,
     select_equal,
     split_exponent,
     store,
@@ -59,10 +60,6 @@ from fastsoftmax.kernels.vector import (
 INF = float("inf")
 COLUMN_LIMIT = 56
 """Rows of at most so many contiguous classes are walked in columns (measured: the two walks take the same time there)."""
-
-SCRATCH_VECTORS = 512
-"""Tiles hold at most so many classes: 32 KiB, which fits the first-level cache."""
-
 
 @inline
 def tempered(value: Any, beta: Any) -> Any:
@@ -206,18 +203,27 @@ def log_of_others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 
 @inline
 def load_tile(x: Any, tile: Any, first: int, classes: int, inner: int, count: int) -> None:
-    """Class k of `count` rows, the first of them at flat offset `first`, into vector k of `tile`."""
+    """Class k of `count` rows, the first of them at flat offset `first`, into vector k of `tile`.
+
+    Where the rows lie side by side, `count` may be several vectors' worth: then the tile holds one stretch of
+    `classes` vectors after the other, and memory is read in longer pieces.
+    """
     step = lane_count(x)
     zero = number(x, 0.0)
     if inner == 1:
         for k in range(classes):
             store(tile, k * step, gather(x, first + k, classes, count, zero))
-    elif count == step:
-        for k in range(classes):
-            store(tile, k * step, load(x, first + k * inner))
-    else:
-        for k in range(classes):
-            store(tile, k * step, load_part(x, first + k * inner, count, zero))
+        return
+    full = count // step
+    part = count - full * step
+    for k in range(classes):
+        source, target = first + k * inner, k * step
+        for _ in range(full):
+            store(tile, target, load(x, source))
+            source += step
+            target += classes * step
+        if part > 0:
+            store(tile, target, load_part(x, source, part, zero))
 
 
 @inline
@@ -227,37 +233,50 @@ def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: i
     if inner == 1:
         for k in range(classes):
             scatter(y, first + k, classes, count, load(tile, k * step))
-    elif count == step:
-        for k in range(classes):
-            store(y, first + k * inner, load(tile, k * step))
-    else:
-        for k in range(classes):
-            store_part(y, first + k * inner, count, load(tile, k * step))
+        return
+    full = count // step
+    part = count - full * step
+    for k in range(classes):
+        source, target = k * step, first + k * inner
+        for _ in range(full):
+            store(y, target, load(tile, source))
+            source += classes * step
+            target += step
+        if part > 0:
+            store_part(y, target, part, load(tile, source))
 
 
 @inline
 def traverse(
-    block: Any, start: int, stop: int, shape: Any, x: Any, v: Any, y: Any, rows: Any, options: Any
+    block: Any, start: int, stop: int, shape: Any, room: Any, x: Any, v: Any, y: Any, rows: Any, options: Any
 ) -> None:
-    """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape."""
+    """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
+
+    `room` is memory for tiles: a tile of x, and one of v if there is one, of at least one vector's rows each.
+    """
     _, classes, inner = shape
     if inner == 1 and classes > COLUMN_LIMIT:
         for row in range(start, stop):
             block(x, v, y, row * classes, classes, True, rows, row, 1, options)
         return
     step = lane_count(x)
-    tile = scratch(x, SCRATCH_VECTORS)
-    other = unless_none(v, scratch(x, SCRATCH_VECTORS))
-    out = unless_none(y, tile)
+    stretch = max(classes, 1) * step
+    half = size(room) if v is None else size(room) // 2
+    widest = step if inner == 1 else half // stretch * step
+    tile, other, out = room, unless_none(v, after(room, half)), unless_none(y, room)
     row = start
     while row < stop:
         place = row % inner
-        count = min(step, stop - row) if inner == 1 else min(step, min(stop - row, inner - place))
+        count = min(widest, stop - row) if inner == 1 else min(widest, min(stop - row, inner - place))
         first = (row - place) * classes + place
         load_tile(x, tile, first, classes, inner, count)
         if v is not None:
             load_tile(v, other, first, classes, inner, count)
-        block(tile, other, out, 0, classes * step, None, rows, row, count, options)
+        done = 0
+        while done < count:
+            lanes = min(step, count - done)
+            block(tile, other, out, done * classes, classes * step, None, rows, row + done, lanes, options)
+            done += lanes
         if y is not None:
             store_tile(tile, y, first, classes, inner, count)
         row += count

@@ -373,6 +373,41 @@ def memory(array: Any) -> Any:
     return None if array is None else array.reshape(-1)
 
 
+def _after_typer(typingctx: Any, array: Any, offset: Any) -> Any:
+    if not isinstance(array, Memory):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        struct = cgutils.create_struct_proxy(array)(context, builder, values[0])
+        struct.data = builder.gep(struct.data, [values[1]])
+        struct.size = builder.sub(struct.size, values[1])
+        return struct._getvalue()
+
+    return array(array, types.intp), codegen
+
+
+@lowered(_after_typer)
+def after(array: Any, offset: int) -> Any:
+    """The memory from `offset` on."""
+    return array[offset:]
+
+
+def _size_typer(typingctx: Any, array: Any) -> Any:
+    if not isinstance(array, Memory):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return cgutils.create_struct_proxy(array)(context, builder, values[0]).size
+
+    return types.intp(array), codegen
+
+
+@lowered(_size_typer)
+def size(array: Any) -> int:
+    """How many numbers the memory holds."""
+    return int(array.size)
+
+
 def _pointer(context: Any, builder: Any, memory_type: Any, value: Any, offset: Any, count: Any) -> Any:
     """The address of element `offset`; with bounds checking on, offset .. offset + count must be inside."""
     struct = cgutils.create_struct_proxy(memory_type)(context, builder, value)

@@ -9,9 +9,7 @@ from fastsoftmax._arrays import Axis, Problem, inverse_temperature
 from fastsoftmax._parallel import run
 
 
-def softmax(
-    x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 1.0, out: Any = None
-) -> Any:
+def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 1.0, out: Any = None) -> Any:
     r"""Softmax of each row.
 
     .. math:: p_i = \frac{\exp(x_i / T)}{\sum_k \exp(x_k / T)}
@@ -80,15 +78,22 @@ def softmax(
     beta = inverse_temperature("softmax", temperature, problem.dtype)
     source = problem.block()
     output = problem.output(out)
-    run(kernels.activations.softmax, problem.rows, source.size, problem.room(1), problem.dtype, source, output.block, beta)
+    run(
+        kernels.activations.softmax,
+        problem.rows,
+        source.size,
+        problem.room(1),
+        problem.dtype,
+        source,
+        output.block,
+        beta,
+    )
     if mask is not None:
         np.copyto(output.result, 0, where=~mask)
     return output.finish()
 
 
-def log_softmax(
-    x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 1.0, out: Any = None
-) -> Any:
+def log_softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 1.0, out: Any = None) -> Any:
     r"""Logarithm of the softmax of each row.
 
     .. math:: \log p_i = \frac{x_i}{T} - \log \sum_k \exp(x_k / T)
@@ -145,15 +150,22 @@ def log_softmax(
     beta = inverse_temperature("log_softmax", temperature, problem.dtype)
     source = problem.block()
     output = problem.output(out)
-    run(kernels.activations.log_softmax, problem.rows, source.size, problem.room(1), problem.dtype, source, output.block, beta)
+    run(
+        kernels.activations.log_softmax,
+        problem.rows,
+        source.size,
+        problem.room(1),
+        problem.dtype,
+        source,
+        output.block,
+        beta,
+    )
     if mask is not None:
         np.copyto(output.result, -np.inf, where=~mask)
     return output.finish()
 
 
-def logsumexp(
-    x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = False, out: Any = None
-) -> Any:
+def logsumexp(x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = False, out: Any = None) -> Any:
     r"""Logarithm of the sum of exponentials of each row.
 
     .. math:: \mathrm{lse}(x) = \log \sum_k \exp(x_k)
@@ -208,5 +220,13 @@ def logsumexp(
     problem.hide(problem.mask(where))
     source = problem.block()
     output = problem.row_output(out, keepdims)
-    run(kernels.activations.logsumexp, problem.rows, source.size, problem.room(1), problem.dtype, source, output.block)
+    run(
+        kernels.activations.logsumexp,
+        problem.rows,
+        source.size,
+        problem.room(1),
+        problem.dtype,
+        source,
+        output.block,
+    )
     return output.finish()

@@ -7,8 +7,9 @@ This file knows NumPy and nothing else.
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,12 @@ TILE_BYTES = 1 << 18
 # Contiguous rows longer than this are never walked in columns and need no tile.
 TILED_ROW = 256
 
-_COMPUTED_IN = {"e": np.dtype(np.float32), "f": np.dtype(np.float32), "d": np.dtype(np.float64)}
-_DOUBLE = np.dtype(np.float64)
+_COMPUTED_IN: dict[str, np.dtype[Any]] = {
+    "e": np.dtype(np.float32),
+    "f": np.dtype(np.float32),
+    "d": np.dtype(np.float64),
+}
+_DOUBLE: np.dtype[Any] = np.dtype(np.float64)
 
 
 def named(function: str, name: str) -> str:
@@ -206,14 +211,16 @@ class Problem:
         self.inputs.append(native)
         return _read_only(native.reshape(self.outer, self.classes, self.inner))
 
-    def room(self, operands: int) -> int:
-        """How many numbers of working memory a kernel with so many operands needs for each thread."""
+    def room(self, operands: int) -> Callable[[], Array]:
+        """What makes the working memory that a kernel with so many operands needs, once for each thread."""
         vector = VECTOR_BYTES // self.dtype.itemsize
         column = max(self.classes, 1) * vector
         if self.inner == 1:
-            return operands * column if self.classes <= TILED_ROW else 0
-        wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
-        return operands * max(wide, 1) * column
+            size = column if self.classes <= TILED_ROW else 0
+        else:
+            wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
+            size = max(wide, 1) * column
+        return partial(np.empty, operands * size, self.dtype)
 
     def block(self) -> Array:
         """x as a block."""
@@ -237,7 +244,8 @@ class Problem:
     def hide(self, mask: Array | None) -> None:
         """Replace the entries of x that are masked by -inf, in a copy."""
         if mask is not None:
-            self.x = np.where(mask, self.x.astype(self.dtype, copy=False), self.dtype.type(-np.inf))
+            hidden: Array = np.where(mask, self.x.astype(self.dtype, copy=False), self.dtype.type(-np.inf))
+            self.x = hidden
 
     def target_like(self, name: str, value: Any) -> Array:
         """A second argument of the shape of x, without influence on the dtype."""
@@ -279,9 +287,7 @@ class Output:
 
     __slots__ = ("block", "out", "problem", "result", "shape")
 
-    def __init__(
-        self, problem: Problem, out: Any, shape: tuple[int, ...], name: str, rows: bool = False
-    ) -> None:
+    def __init__(self, problem: Problem, out: Any, shape: tuple[int, ...], name: str, rows: bool = False) -> None:
         self.problem = problem
         self.out = out
         self.shape = shape

@@ -270,9 +270,7 @@ def draw(images: Array, labels: Array, probs: Array, path: Path) -> None:
 
     right = int(np.sum(probs.argmax(axis=1) == labels))
     write(left, 0.58, "Handwritten digits and their predicted distributions", size=21, weight="bold")
-    write(
-        left, 0.91, f"{right} of {len(labels)} held-out digits are classified correctly", size=12, color=MUTED
-    )
+    write(left, 0.91, f"{right} of {len(labels)} held-out digits are classified correctly", size=12, color=MUTED)
     meaning = {
         "predicted, correct": BLUE,
         "predicted, wrong": ORANGE,

@@ -17,10 +17,20 @@ def _jacobian(
     work = source.size * max(1, problem.classes // 4)
     if logarithmic:
         kernel = kernels.derivatives.log_softmax_jacobian
-        run(kernel, problem.rows, work, problem.room(1), problem.dtype, source, output.block, beta)
+        run(kernel, problem.rows, work, problem.room(1), source, output.block, beta)
     else:
         kernel = kernels.derivatives.softmax_jacobian
-        run(kernel, problem.rows, work, problem.room(1), problem.dtype, source, output.block, beta, True if from_probs else None)
+        run(
+            kernel,
+            problem.rows,
+            work,
+            problem.room(1),
+            problem.dtype,
+            source,
+            output.block,
+            beta,
+            True if from_probs else None,
+        )
     return output.finish()
 
 
@@ -43,7 +53,18 @@ def _product(
     output = problem.output(out)
     compiled = getattr(kernels.derivatives, kernel)
     room = problem.room(2)
-    run(compiled, problem.rows, 2 * source.size, room, problem.dtype, source, second, output.block, beta, *options)
+    run(
+        compiled,
+        problem.rows,
+        2 * source.size,
+        room,
+        problem.dtype,
+        source,
+        second,
+        output.block,
+        beta,
+        *options,
+    )
     return output.finish()
 
 

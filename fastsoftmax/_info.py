@@ -79,9 +79,7 @@ def report() -> str:
         ("cache", f"{_cache.directory()}: {files} files, {size:,} bytes"),
     ]
     facts += [
-        (key, value)
-        for key, value in sorted(os.environ.items())
-        if key.startswith(("FASTSOFTMAX_", "NUMBA_"))
+        (key, value) for key, value in sorted(os.environ.items()) if key.startswith(("FASTSOFTMAX_", "NUMBA_"))
     ]
     width = max(len(key) for key, _ in facts)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in facts)

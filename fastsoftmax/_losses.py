@@ -36,9 +36,7 @@ def _check_targets(problem: Problem, targets: Any) -> Array:
         wrong = (array < 0) | (array >= problem.classes)
         place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), array.shape))
         where = ", ".join(map(str, place))
-        raise IndexError(
-            f"{prefix}[{where}] is {array[place]}, expected a label from 0 to {problem.classes - 1}"
-        )
+        raise IndexError(f"{prefix}[{where}] is {array[place]}, expected a label from 0 to {problem.classes - 1}")
     return array
 
 
@@ -77,7 +75,7 @@ def _loss(
     block = None if output is None else output.block
     room = problem.room(2)
     arguments = source, second, block, rows.block, weight, weight_low
-    run(kernel, problem.rows, 2 * source.size, room, problem.dtype, *arguments)
+    run(kernel, problem.rows, 2 * source.size, room, *arguments)
     slope = None if output is None else output.finish()
     return _reduce(problem, rows.finish(), reduction), slope
 

@@ -19,8 +19,6 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
-import numpy as np
-
 PARALLEL_WORK = 1 << 17
 """Less work than this (in units of one element of a softmax, about 1 ns) is done by the caller alone."""
 
@@ -140,14 +138,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def run(kernel: Callable[..., None], rows: int, work: int, room: int, dtype: Any, *args: Any) -> None:
+def run(kernel: Callable[..., None], rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:
     """Call ``kernel(start, stop, room, *args)`` until all rows are done, on as many threads as the work is worth.
 
-    Every thread gets an array of `room` numbers of `dtype` of its own to work in.
+    Every thread calls `room` once, for memory of its own to work in.
     """
     count = 1 if work < PARALLEL_WORK else min(max_threads(), work // (PARALLEL_WORK // 2))
     if count == 1 and work <= 16 * BLOCK_WORK:
-        kernel(0, rows, np.empty(room, dtype), *args)
+        kernel(0, rows, room(), *args)
         return
     per_row = max(1, work // max(1, rows))
     step = max(1, min(BLOCK_WORK // per_row, rows // (4 * count)))
@@ -156,7 +154,7 @@ def run(kernel: Callable[..., None], rows: int, work: int, room: int, dtype: Any
     blocks = iter(range(0, rows, step))  # shared: taking the next one is atomic
 
     def take() -> None:
-        memory = np.empty(room, dtype)
+        memory = room()
         for start in blocks:
             kernel(start, min(start + step, rows), memory, *args)
 

@@ -2,10 +2,10 @@
 
 The contract of a kernel
 ------------------------
-``kernel(start, stop, room, *blocks, *options)`` computes rows start .. stop, with `room` to work in. Every block is C-contiguous, native and
-aligned, inputs are typed read-only, all floats have one dtype (float32 or float64), shapes agree, outputs are
-allocated, labels were checked. A kernel never validates, allocates, reshapes or raises; it holds no GIL and
-starts no thread. It may write an output over an input that lies at exactly the same place.
+``kernel(start, stop, room, *blocks, *options)`` computes rows start .. stop, with `room` to work in. Every block
+is C-contiguous, native and aligned, inputs are typed read-only, all floats have one dtype (float32 or float64),
+shapes agree, outputs are allocated, labels were checked. A kernel never validates, allocates, reshapes or raises;
+it holds no GIL and starts no thread. It may write an output over an input that lies at exactly the same place.
 
 How they are built
 ------------------

@@ -91,10 +91,19 @@ def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> 
 
 @inline
 def logsumexp_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    options: Any,
 ) -> None:
     """lse = m + log(1 + s'); a row whose greatest entry is infinite gives that, unless it holds a NaN."""
-    m, shift, _, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
+    m, _, _, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
     value = m + log_of_others(top, ties, rest, rest_low)
     infinite = select_equal(rest, rest, m, rest)
     unbounded = select_equal(m - m, number(x, 0.0), number(x, 0.0), number(x, 1.0))

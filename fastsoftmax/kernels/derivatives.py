@@ -94,7 +94,16 @@ def _dot(x: Any, v: Any, offset: int, length: int, folded: Any, beta: Any, from_
 
 @inline
 def softmax_product_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    options: Any,
 ) -> None:
     """y = beta p (v - p.v)."""
     beta, from_probs = options
@@ -115,7 +124,18 @@ def softmax_product_block(
 @kernel
 def softmax_product(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any, from_probs: Any) -> None:
     """y = J v = J^T v for the Jacobian of softmax at logits x or, if `from_probs` is not None, probabilities."""
-    traverse(softmax_product_block, start, stop, x.shape, memory(room), memory(x), memory(v), memory(y), None, (beta, from_probs))
+    traverse(
+        softmax_product_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        memory(x),
+        memory(v),
+        memory(y),
+        None,
+        (beta, from_probs),
+    )
 
 
 @inline
@@ -137,7 +157,9 @@ def log_softmax_jvp_block(
 @kernel
 def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any) -> None:
     """y = J v for the Jacobian of log-softmax at x."""
-    traverse(log_softmax_jvp_block, start, stop, x.shape, memory(room), memory(x), memory(v), memory(y), None, beta)
+    traverse(
+        log_softmax_jvp_block, start, stop, x.shape, memory(room), memory(x), memory(v), memory(y), None, beta
+    )
 
 
 @inline
@@ -168,7 +190,9 @@ def log_softmax_vjp_block(
 @kernel
 def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any) -> None:
     """y = J^T v for the Jacobian of log-softmax at x."""
-    traverse(log_softmax_vjp_block, start, stop, x.shape, memory(room), memory(x), memory(v), memory(y), None, beta)
+    traverse(
+        log_softmax_vjp_block, start, stop, x.shape, memory(room), memory(x), memory(v), memory(y), None, beta
+    )
 
 
 # --- Jacobians ----------------------------------------------------------------------------------------------

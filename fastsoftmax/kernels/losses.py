@@ -53,7 +53,16 @@ def _label(labels: Any, row: int, classes: int) -> Any:
 
 @inline
 def cross_entropy_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    options: Any,
 ) -> None:
     """Loss and gradient for labels."""
     labels, weight, weight_low = options
@@ -91,7 +100,18 @@ def cross_entropy(
 ) -> None:
     """rows = -log p[label]; y, unless None, = weight (p - onehot(label))."""
     options = (memory(labels), weight, weight_low)
-    traverse(cross_entropy_block, start, stop, x.shape, memory(room), memory(x), None, memory(y), memory(rows), options)
+    traverse(
+        cross_entropy_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        memory(x),
+        None,
+        memory(y),
+        memory(rows),
+        options,
+    )
 
 
 @inline
@@ -112,7 +132,16 @@ def _soft_gradient(value: Any, share: Any, m: Any, lacking: Any, whole: Any, p: 
 
 @inline
 def soft_cross_entropy_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    options: Any,
 ) -> None:
     """Loss and gradient for distributions."""
     weight, weight_low = options
@@ -156,12 +185,32 @@ def soft_cross_entropy(
     start: int, stop: int, room: Any, x: Any, targets: Any, y: Any, rows: Any, weight: Any, weight_low: Any
 ) -> None:
     """rows = -sum_j targets_j log p_j; y, unless None, = weight (p sum(targets) - targets)."""
-    traverse(soft_cross_entropy_block, start, stop, x.shape, memory(room), memory(x), memory(targets), memory(y), memory(rows), (weight, weight_low))
+    traverse(
+        soft_cross_entropy_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        memory(x),
+        memory(targets),
+        memory(y),
+        memory(rows),
+        (weight, weight_low),
+    )
 
 
 @inline
 def squared_error_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    options: Any,
 ) -> None:
     """Loss and gradient of the squared error."""
     weight, weight_low = options
@@ -204,4 +253,15 @@ def squared_error(
     start: int, stop: int, room: Any, x: Any, targets: Any, y: Any, rows: Any, weight: Any, weight_low: Any
 ) -> None:
     """rows = 1/2 |p - targets|^2; y, unless None, its gradient times weight."""
-    traverse(squared_error_block, start, stop, x.shape, memory(room), memory(x), memory(targets), memory(y), memory(rows), (weight, weight_low))
+    traverse(
+        squared_error_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        memory(x),
+        memory(targets),
+        memory(y),
+        memory(rows),
+        (weight, weight_low),
+    )

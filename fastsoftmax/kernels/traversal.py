@@ -12,10 +12,9 @@ columns
     larger. Nothing has to be folded, and a row of three costs no more per element than one of fifty.
 
 So a function is written once, as a building block ``block(x, v, y, offset, length, folded, rows, row, count,
-options)``, where ``x[offset : offset + length]`` is one row if `folded` is True, else (it is None) a tile with a row in
-each lane;
-`v` is a second operand, `y` the output (of which the rows are filled in the same way), `rows` an output with
-one number for each row, of which this block owns ``rows[row : row + count]``. Any of v, y and rows may be None.
+options)``, where ``x[offset : offset + length]`` is one row if `folded` is True, else (it is None) a tile with a
+row in each lane; `v` is a second operand, `y` the output (filled in the same way), `rows` an output with one
+number for each row, of which this block owns ``rows[row : row + count]``. Any of v, y and rows may be None.
 
 Which walk is taken depends on `classes` and `inner` alone, and no row sees another one: a row gives the same
 bits in every batch and on any number of threads.
@@ -49,8 +48,8 @@ from fastsoftmax.kernels.vector import (
     muladd,
     number,
     scatter,
-    size,
     select_equal,
+    size,
     split_exponent,
     store,
     store_part,
@@ -59,7 +58,8 @@ from fastsoftmax.kernels.vector import (
 
 INF = float("inf")
 COLUMN_LIMIT = 56
-"""Rows of at most so many contiguous classes are walked in columns (measured: the two walks take the same time there)."""
+"""Rows of at most so many contiguous classes are walked in columns (there both walks take the same time)."""
+
 
 @inline
 def tempered(value: Any, beta: Any) -> Any:

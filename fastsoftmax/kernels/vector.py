@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import config, types
-from numba.core import errors
-from numba.core import cgutils
+from numba.core import cgutils, errors
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 LANE_BYTES = 64
@@ -273,8 +272,9 @@ def _shift_to_exponent(builder: Any, a: Any) -> Any:
 @lowered(_elementwise(_shift_to_exponent))
 def shift_to_exponent(a: Any) -> Any:
     """The number whose exponent field is the low bits of `a`: ``2**(k - bias)`` for `a` holding ``magic + k``."""
-    integer, shift = (np.int32, 23) if np.asarray(a).dtype == np.float32 else (np.int64, 52)
-    return (np.asarray(a).view(integer) << integer(shift)).view(np.asarray(a).dtype)
+    bits: Any = np.asarray(a)
+    integer, shift = (np.int32, 23) if bits.dtype == np.float32 else (np.int64, 52)
+    return (bits.view(integer) << shift).view(bits.dtype)
 
 
 def _split_exponent(builder: Any, a: Any) -> Any:
@@ -309,7 +309,7 @@ def split_exponent(a: Any) -> Any:
     """k and m with ``a = 2**k * m``, sqrt(1/2) <= m < sqrt(2), for a normal a > 0."""
     m, k = np.frexp(a)
     small = m < np.sqrt(np.asarray(0.5, np.asarray(a).dtype))
-    kind = np.asarray(a).dtype.type
+    kind: Any = np.asarray(a).dtype.type
     return kind(k - small), np.where(small, kind(2) * m, m)
 
 
@@ -333,7 +333,7 @@ def is_single(a: Any) -> bool:
 def _number_typer(typingctx: Any, like: Any, value: Any) -> Any:
     if not isinstance(like, (Lanes, types.Float, Memory)):
         return None
-    scalar = getattr(like, "dtype", like)
+    scalar: Any = getattr(like, "dtype", like)
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return context.cast(builder, values[1], types.float64, scalar)
@@ -530,9 +530,7 @@ def _load_part_typer(typingctx: Any, array: Any, offset: Any, count: Any, filler
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         data, index, active, fill = values
         vector = context.get_value_type(result)
-        pointer = _vector_pointer(
-            builder, _pointer(context, builder, array, data, index, active), vector
-        )
+        pointer = _vector_pointer(builder, _pointer(context, builder, array, data, index, active), vector)
         align = ir.IntType(32)(array.dtype.bitwidth // 8)
         mask = _first_lanes(builder, active, result.count)
         operands = (pointer, align, mask, _splat(builder, fill, result.count))
@@ -556,9 +554,7 @@ def _store_part_typer(typingctx: Any, array: Any, offset: Any, count: Any, value
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         data, index, active, vector = values
-        pointer = _vector_pointer(
-            builder, _pointer(context, builder, array, data, index, active), vector.type
-        )
+        pointer = _vector_pointer(builder, _pointer(context, builder, array, data, index, active), vector.type)
         align = ir.IntType(32)(array.dtype.bitwidth // 8)
         mask = _first_lanes(builder, active, value.count)
         _masked(builder, "store", ir.VoidType(), (vector, pointer, align, mask), vector.type)
@@ -721,9 +717,7 @@ def _two_sum_code(builder: Any, a: Any, b: Any) -> Any:
     return total, builder.fadd(builder.fadd(a_low, b_low), error)
 
 
-@lowered(
-    _fold_typer(lambda builder, a, b: (builder.select(builder.fcmp_ordered(">", a[0], b[0]), a[0], b[0]),))
-)
+@lowered(_fold_typer(lambda builder, a, b: (builder.select(builder.fcmp_ordered(">", a[0], b[0]), a[0], b[0]),)))
 def fold_maximum(folded: Any, vector: Any) -> Any:
     """The greatest lane, as a float. This and the next two: the vector as it is, where `folded` is None."""
     return vector if folded is None else np.fmax.reduce(vector)

@@ -83,7 +83,6 @@ def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 
         problem.rows,
         source.size,
         problem.room(1),
-        problem.dtype,
         source,
         output.block,
         beta,
@@ -155,7 +154,6 @@ def log_softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: floa
         problem.rows,
         source.size,
         problem.room(1),
-        problem.dtype,
         source,
         output.block,
         beta,
@@ -225,7 +223,6 @@ def logsumexp(x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = Fa
         problem.rows,
         source.size,
         problem.room(1),
-        problem.dtype,
         source,
         output.block,
     )

@@ -55,6 +55,8 @@ MAGIC_64 = 6755399441055744.0  # 1.5 * 2**52
 # The step of the references of a row (`reference`): a power of two above twice the range of exp.
 STEP_32 = 256.0
 STEP_64 = 2048.0
+LIFT_32 = 64.0
+LIFT_64 = 512.0
 
 
 @inline
@@ -96,15 +98,18 @@ def reference(row_max: Any) -> Any:
     100 u in float32. Here nothing is rounded. c is m truncated to a multiple of `STEP` (256 or 2048), more
     than twice the range in which exp(x - m) is not 0, so that x - c is exact for every such x: either c = 0,
     or x is within a factor of two of c (Sterbenz) or beyond it on the same side (then x - c is a multiple of
-    the ulp of x, and smaller than x). What remains of m goes into a power of two, N = round((m - c) log2 e):
-    the terms exp(x - c) 2**-N are at most sqrt(2), and changing N later is exact too.
+    the ulp of x, and smaller than x). What remains of m goes into a power of two, N = round((m - c) log2 e),
+    so that the terms exp(x - c) 2**-N are at most sqrt(2); changing N is exact too, and another 2**64 (2**512)
+    in it, `LIFT`, keeps terms that are as far below the greatest as the smallest normal number is below 1, and
+    of which ten million may add up to something.
     """
     step = number(row_max, STEP_32) if is_single(row_max) else number(row_max, STEP_64)
     inverse = number(row_max, 1 / STEP_32) if is_single(row_max) else number(row_max, 1 / STEP_64)
     shift = truncate(row_max * inverse) * step
     n = nearest((row_max - shift) * number(row_max, LOG2_E))
     n = select_equal(row_max, shift, number(row_max, 0.0), n)  # also +-inf, where the difference is nan
-    return shift, biased(row_max, n)
+    lift = number(row_max, LIFT_32) if is_single(row_max) else number(row_max, LIFT_64)
+    return shift, biased(row_max, n - lift)
 
 
 @inline

@@ -37,6 +37,7 @@ from fastsoftmax.kernels.vector import (
     absolute,
     after,
     broadcast,
+    filled,
     fold_maximum,
     fold_sum,
     fold_two_sum,
@@ -65,7 +66,7 @@ COLUMN_LIMIT = 56
 def tempered(value: Any, beta: Any) -> Any:
     """``value / T`` as a pair, for beta = 1/T as a pair or None for T = 1."""
     if beta is None:
-        return value, number(value, -0.0)
+        return value, filled(value, -0.0)
     product, error = two_product(value, beta[0])
     return product, muladd(value, beta[1], error)
 

@@ -347,6 +347,24 @@ def number(like: Any, value: float) -> Any:
     return like.dtype.type(value)
 
 
+def _filled_typer(typingctx: Any, like: Any, value: Any) -> Any:
+    if _common((like,)) is None:
+        return None
+    scalar: Any = getattr(like, "dtype", like)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        item = context.cast(builder, values[1], types.float64, scalar)
+        return _splat(builder, item, like.count) if isinstance(like, Lanes) else item
+
+    return like(like, types.float64), codegen
+
+
+@lowered(_filled_typer)
+def filled(like: Any, value: float) -> Any:
+    """`value` in the form of `like`: in every lane of a vector, or as a float."""
+    return np.full_like(like, value)
+
+
 # --- memory -------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """softmax, log_softmax and logsumexp."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,18 @@ import numpy as np
 from fastsoftmax import kernels
 from fastsoftmax._arrays import Axis, Problem, inverse_temperature
 from fastsoftmax._parallel import run
+
+# Small calls are made of overhead. Three steps are left here: which kernel (by a dtype that is native and has been
+# used before), a copy of x (C-contiguous whatever x is), and the kernel over that copy.
+SMALL = 1 << 14
+_SOFTMAX: dict[np.dtype[Any], Callable[[Any], None]] = {}
+_LOG_SOFTMAX: dict[np.dtype[Any], Callable[[Any], None]] = {}
+
+
+def _in_place(kernel: Callable[[Any], None], x: Any) -> Any:
+    result = x.copy()
+    kernel(result if x.ndim == 2 else result.reshape(-1, x.shape[-1]))
+    return result
 
 
 def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 1.0, out: Any = None) -> Any:
@@ -72,6 +85,10 @@ def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
+    if type(x) is np.ndarray and axis == -1 and where is None and temperature == 1.0 and out is None:
+        kernel = _SOFTMAX.get(x.dtype)
+        if kernel is not None and 0 < x.size <= SMALL and x.ndim:
+            return _in_place(kernel, x)
     problem = Problem("softmax", x, axis, several=True)
     mask = problem.mask(where)
     problem.hide(mask)
@@ -89,6 +106,8 @@ def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 
     )
     if mask is not None:
         np.copyto(output.result, 0, where=~mask)
+    if problem.x.dtype == problem.dtype:
+        _SOFTMAX[problem.dtype] = kernels.activations.softmax_in_place
     return output.finish()
 
 
@@ -143,6 +162,10 @@ def log_softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: floa
     >>> fs.log_softmax(np.array([0.0, -50.0]))
     array([-1.92874985e-22, -5.00000000e+01])
     """
+    if type(x) is np.ndarray and axis == -1 and where is None and temperature == 1.0 and out is None:
+        kernel = _LOG_SOFTMAX.get(x.dtype)
+        if kernel is not None and 0 < x.size <= SMALL and x.ndim:
+            return _in_place(kernel, x)
     problem = Problem("log_softmax", x, axis, several=True)
     mask = problem.mask(where)
     problem.hide(mask)
@@ -160,6 +183,8 @@ def log_softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: floa
     )
     if mask is not None:
         np.copyto(output.result, -np.inf, where=~mask)
+    if problem.x.dtype == problem.dtype:
+        _LOG_SOFTMAX[problem.dtype] = kernels.activations.log_softmax_in_place
     return output.finish()
 
 

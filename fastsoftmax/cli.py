@@ -7,6 +7,7 @@ Exit statuses: 0, the work is done; 1, a check failed; 2, it could not begin.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ EXTRAS = {
 
 def _run_demo(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output
-    if not output.absolute().parent.is_dir():
-        print(f"fastsoftmax demo: no directory {output.absolute().parent} for the picture", file=sys.stderr)
+    if output.is_dir() or not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        print(f"fastsoftmax demo: cannot write the picture to {output}", file=sys.stderr)
         return 2
     try:
         from fastsoftmax import _demo

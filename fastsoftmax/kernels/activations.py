@@ -4,6 +4,7 @@ from typing import Any
 
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
+    COLUMN_LIMIT,
     log_of_others,
     probability,
     reciprocal,
@@ -18,6 +19,7 @@ from fastsoftmax.kernels.vector import (
     load_part,
     memory,
     number,
+    scratch,
     select_equal,
     store,
     store_part,
@@ -51,6 +53,14 @@ def softmax_block(
 def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
     traverse(softmax_block, start, stop, x.shape, memory(room), memory(x), None, memory(y), None, beta)
+
+
+@kernel
+def softmax_in_place(y: Any) -> None:
+    """`softmax` of the rows of a matrix over itself: few arguments, because small calls are made of them."""
+    data = memory(y)
+    shape = (y.shape[0], y.shape[1], 1)
+    traverse(softmax_block, 0, y.shape[0], shape, scratch(data, COLUMN_LIMIT), data, None, data, None, None)
 
 
 @inline
@@ -87,6 +97,14 @@ def log_softmax_block(
 def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
     traverse(log_softmax_block, start, stop, x.shape, memory(room), memory(x), None, memory(y), None, beta)
+
+
+@kernel
+def log_softmax_in_place(y: Any) -> None:
+    """`log_softmax` of the rows of a matrix over itself."""
+    data = memory(y)
+    shape = (y.shape[0], y.shape[1], 1)
+    traverse(log_softmax_block, 0, y.shape[0], shape, scratch(data, COLUMN_LIMIT), data, None, data, None, None)
 
 
 @inline

@@ -21,10 +21,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import readme  # noqa: E402
 from cases import Inputs, agree, cases, fs_threads, yardsticks  # noqa: E402
 
 SHAPES = [(1_000_000, 10), (100_000, 100), (10_000, 1000), (300, 50257)]
-BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 
 
 def measure(calls: dict[str, Any], seconds: float) -> dict[str, tuple[float, float]]:
@@ -99,11 +99,7 @@ def main() -> None:
         text += "\n" + table(np.dtype(dtype), options.seconds) + "\n"
     print(text)
     if options.write:
-        readme = ROOT / "README.md"
-        content = readme.read_text()
-        before, rest = content.split(BEGIN)
-        after = rest.split(END)[1]
-        readme.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+        readme.write("speed", text)
 
 
 if __name__ == "__main__":

@@ -145,9 +145,12 @@ class Problem:
         "inner",
         "inputs",
         "name",
+        "natural",
         "order",
         "outer",
         "result_dtype",
+        "row_shape",
+        "rows",
         "shape",
         "x",
     )
@@ -176,35 +179,29 @@ class Problem:
         x, axes = self.x, self.axes
         natural = tuple(range(x.ndim))
         order = natural
+        self.row_shape = tuple([n for a, n in enumerate(self.shape) if a not in axes])
+        self.rows = math.prod(self.row_shape)
         if not x.flags.c_contiguous and x.size:
             by_stride = tuple(sorted(natural, key=lambda i: -x.strides[i]))
             if x.transpose(by_stride).flags.c_contiguous:
                 order = by_stride
-        self.classes = math.prod(self.shape[a] for a in axes)
-        if len(axes) == 1 and not last:
-            place = order.index(axes[0])
-            self.inner = math.prod(self.shape[a] for a in order[place + 1 :])
+        if len(axes) == 1:
+            self.classes = self.shape[axes[0]]
+            following = order[order.index(axes[0]) + 1 :]
+            self.inner = 0 if last else math.prod([self.shape[a] for a in following])
         else:
+            self.classes = math.prod([self.shape[a] for a in axes])
             self.inner = 0
         if self.inner != 1 and (self.inner < INNER_LIMIT or self.classes > TILE_CLASSES):
             order = tuple(a for a in natural if a not in axes) + axes
             self.inner = 1
         self.order = order
-        self.outer = math.prod(self.shape[a] for a in natural if a not in axes) // self.inner
-
-    @property
-    def rows(self) -> int:
-        """How many rows of classes there are."""
-        return math.prod(self.row_shape)
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """The shape of an array with one number for each row."""
-        return tuple(n for a, n in enumerate(self.shape) if a not in self.axes)
+        self.natural = order == natural
+        self.outer = self.rows // self.inner
 
     def convert(self, array: Array) -> Array:
         """`array`, of the shape of x, as a read-only block of the dtype of the computation."""
-        moved = array.transpose(self.order)
+        moved = array if self.natural else array.transpose(self.order)
         native = np.ascontiguousarray(moved, self.dtype)
         if not native.flags.aligned:
             native = native.copy()
@@ -264,11 +261,14 @@ class Problem:
             self.dtype = _COMPUTED_IN[self.result_dtype.char]
         return array
 
+    def row_order(self) -> tuple[int, ...]:
+        """The order of the axes of `row_shape` in which the block counts its rows."""
+        rest = [a for a in self.order if a not in self.axes]
+        return tuple([sum(b < a for b in rest) for a in rest])
+
     def per_row(self, array: Array, dtype: Any) -> Array:
         """`array`, with one item for each row, in the order of the block's rows."""
-        rest = [a for a in self.order if a not in self.axes]
-        natural = sorted(rest)
-        moved = np.ascontiguousarray(array.transpose([natural.index(a) for a in rest]), dtype)
+        moved = np.ascontiguousarray(array.transpose(self.row_order()), dtype)
         self.inputs.append(moved)
         return _read_only(moved.reshape(-1) if moved.flags.aligned else moved.copy().reshape(-1))
 
@@ -295,14 +295,11 @@ class Output:
         if whole:
             order: tuple[int, ...] = problem.order
             block_shape: tuple[int, ...] = (problem.outer, problem.classes, problem.inner)
-        elif rows and len(shape) != len(problem.shape):
-            rest = [a for a in problem.order if a not in problem.axes]
-            natural = sorted(rest)
-            order = tuple(natural.index(a) for a in rest)
-            block_shape = (-1,)
         elif rows:
-            order = tuple(a for a in problem.order if a not in problem.axes) + problem.axes
-            block_shape = (-1,)
+            kept = len(shape) == len(problem.shape)
+            rest = tuple([a for a in problem.order if a not in problem.axes])
+            order = rest + problem.axes if kept else problem.row_order()
+            block_shape = (problem.rows,)
         else:
             order = tuple(range(len(shape)))
             block_shape = (problem.outer, *shape[-2:])
@@ -314,10 +311,13 @@ class Output:
                     self.result = out
                     self.block = target.reshape(block_shape)
                     return
-        inverse = np.argsort(order) if order else ()
-        memory = np.empty([shape[a] for a in order], problem.dtype)
-        self.block = memory.reshape(block_shape) if memory.size or block_shape != (-1,) else memory.reshape(-1)
-        self.result = memory.transpose(inverse)
+        if all(a == i for i, a in enumerate(order)):
+            self.result = np.empty(shape, problem.dtype)
+            self.block = self.result.reshape(block_shape)
+        else:
+            memory = np.empty([shape[a] for a in order], problem.dtype)
+            self.result = memory.transpose(np.argsort(order))
+            self.block = memory.reshape(block_shape)
 
     def _check(self, name: str) -> None:
         out, problem = self.out, self.problem

@@ -23,6 +23,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
@@ -320,6 +321,9 @@ def draw(images: Array, labels: Array, probs: Array, path: Path) -> None:
     FigureCanvasAgg(figure).print_figure(path, dpi=120, format="png")
 
 
+VERDICTS = {True: "[green]ok[/]", False: "[red]FAILED[/]"}
+
+
 class Narrator:
     """Says what each step did, in a line for each, and remembers whether all checks held."""
 
@@ -327,18 +331,18 @@ class Narrator:
         self.console = Console(highlight=False)
         self.all_hold = True
 
-    def say(self, step: str, text: str) -> None:
-        """What a step did."""
+    def say(self, step: str, text: str, holds: bool | None = None) -> None:
+        """What a step did, and a verdict if it was a check."""
         line = Table.grid(padding=(0, 1))
         line.add_column(width=9, style="bold")
         line.add_column()
-        line.add_row(step, text)
+        line.add_row(step, escape(text) if holds is None else f"{escape(text)} [bold]{VERDICTS[holds]}[/]")
         self.console.print(line)
 
     def check(self, step: str, text: str, holds: bool) -> None:
         """What a step found, and whether that is as it should be."""
         self.all_hold = self.all_hold and holds
-        self.say(step, f"{text} [bold]{'[green]ok' if holds else '[red]FAILED'}[/][/]")
+        self.say(step, text, holds)
 
     def progress(self, step: str, *, transient: bool = False) -> Progress:
         """A progress bar for a step; a transient one disappears when it is full."""
@@ -417,7 +421,8 @@ def run(output: Path, rounds: int = 15) -> bool:
     error = gradient_error(objective, 0.5 * weights)
     check(
         "gradient",
-        f"All {objective.size} entries are within {error:.0e} of central differences, halfway to the fit.",
+        f"Halfway to the fit, all {objective.size} entries are within {error:.0e} (relative to the largest) of "
+        "central differences.",
         error <= DIFFERENCE_TOLERANCE,
     )
 
@@ -434,8 +439,9 @@ def run(output: Path, rounds: int = 15) -> bool:
             timed.append((name, measure(calls, rounds, lambda: progress.advance(task))))
     check(
         "timing",
-        f"Loss and gradient by each library on {_info.processor()}, {_info.threads()} threads: medians of "
-        f"{rounds} interleaved samples, ratios to ours. The results agree.",
+        f"Loss and gradient by each library on {_info.processor()}, at most {_info.threads()} threads: "
+        f"medians of {rounds} interleaved samples, ratios to ours. The results are within "
+        f"{max(differences):.0f} eps of ours.",
         max(differences) <= EPSILONS,
     )
     narrator.console.print(Padding(timing_table(timed), (1, 0, 1, 10)))

@@ -1,6 +1,7 @@
 """cross_entropy and squared_error, with their gradients."""
 
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,18 @@ _REDUCTIONS = ("mean", "sum", "none")
 def _check_reduction(function: str, reduction: Any) -> None:
     if reduction not in _REDUCTIONS:
         raise ValueError(f"{named(function, 'reduction')} must be one of {_REDUCTIONS}, got {reduction!r}")
+
+
+def _all_below(labels: Array, classes: int) -> bool:
+    """Whether all labels are from 0 to classes - 1; a negative one is a large one to a reader without signs."""
+    unsigned = labels.dtype.str.replace("i", "u")
+    return int(labels.view(unsigned).max()) < classes
+
+
+@lru_cache(maxsize=64)
+def _share(rows: int, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """1/rows as a pair."""
+    return as_pair(Fraction(1, max(rows, 1)), dtype)
 
 
 def _check_targets(problem: Problem, targets: Any) -> Array:
@@ -32,7 +45,7 @@ def _check_targets(problem: Problem, targets: Any) -> Array:
         raise TypeError(
             f"{prefix} of shape {array.shape} are class indices and have dtype {array.dtype}, expected integers"
         )
-    if array.size and not (array.min() >= 0 and array.max() < problem.classes):
+    if array.size and not _all_below(array, problem.classes):
         wrong = (array < 0) | (array >= problem.classes)
         place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), array.shape))
         where = ", ".join(map(str, place))
@@ -70,8 +83,7 @@ def _loss(
         second = problem.per_row(array, np.int64)
     output = problem.output(out) if gradient else None
     rows = problem.row_output(None)
-    share = Fraction(1, max(problem.rows, 1)) if reduction == "mean" else Fraction(1)
-    weight, weight_low = as_pair(share, problem.dtype)
+    weight, weight_low = _share(problem.rows if reduction == "mean" else 1, problem.dtype)
     block = None if output is None else output.block
     room = problem.room(2)
     arguments = source, second, block, rows.block, weight, weight_low

@@ -83,7 +83,7 @@ def test_bounds_hold_on_rows_of_all_lengths(family, dtype, record):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("classes", (2, 3, 9, 57))
+@pytest.mark.parametrize("classes", [2, 3, 9, 57])
 def test_no_search_finds_a_row_beyond_the_bounds(classes, dtype, record):
     """Climb: keep the worst rows for softmax, change them a little, keep the worst again."""
     if not oracle.has_wider(dtype):
@@ -103,7 +103,7 @@ def test_no_search_finds_a_row_beyond_the_bounds(classes, dtype, record):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("temperature", (0.07, 0.3, 1.7, 12.0))
+@pytest.mark.parametrize("temperature", [0.07, 0.3, 1.7, 12.0])
 def test_a_temperature_costs_one_ulp_at_most(temperature, dtype, record):
     for classes in (2, 10, 57, 333):
         x = families.rows("spread 10 at -37.7", classes, dtype, 4 * classes)

@@ -1,0 +1,53 @@
+"""Which tests run, and the table of the worst errors that a run has seen."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+
+def pytest_collection_modifyitems(config, items):
+    """Exhaustive sweeps run with ``-m slow`` only; a reduced form of each is always run."""
+    if "slow" in config.option.markexpr:
+        return
+    slow = [item for item in items if "slow" in item.keywords]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if "slow" not in item.keywords]
+
+
+@pytest.fixture
+def record(request):
+    """``record(function, dtype, ulps, bound)``: check an error and put it into the table of the run."""
+
+    def note(function, dtype, ulps, bound, detail=""):
+        entry = [function, np.dtype(dtype).name, float(ulps), float(bound)]
+        request.node.user_properties.append(("ulps", entry))
+        assert ulps <= bound, f"{function} {np.dtype(dtype).name}: {ulps:.3f} ulp, allowed {bound}; {detail}"
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter):
+    table = defaultdict(dict)
+    bounds = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) != "call":
+                continue
+            for key, value in report.user_properties:
+                if key == "ulps":
+                    function, dtype, ulps, bound = value
+                    table[function][dtype] = max(ulps, table[function].get(dtype, 0.0))
+                    bounds[function] = max(bound, bounds.get(function, 0.0))
+    if not table:
+        return
+    terminalreporter.section("worst error in ulps, by function and dtype")
+    dtypes = sorted({dtype for row in table.values() for dtype in row})
+    width = max(map(len, table))
+    terminalreporter.write_line(" " * width + "".join(f"{dtype:>10}" for dtype in dtypes) + "   allowed")
+    for function in sorted(table):
+        cells = "".join(
+            f"{table[function][dtype]:10.3f}" if dtype in table[function] else " " * 10 for dtype in dtypes
+        )
+        terminalreporter.write_line(f"{function:<{width}}{cells}{bounds[function]:10g}")

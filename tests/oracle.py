@@ -1,0 +1,283 @@
+"""The reference: the formulas of CONTRACT section 1 in mpmath, as they stand there, row by row.
+
+Nothing of fastsoftmax is imported here. Every function takes one row (a 1-d array of floats, which are exact
+numbers), and gives an object array of mpf, or one mpf. 50 digits remain after every cancellation that a
+formula has: 1 - p of a confident row, lse - max; see `digits`.
+
+`ulp_error` measures a float result against such numbers.
+"""
+
+from functools import lru_cache
+
+import mpmath as mp
+import numpy as np
+
+DIGITS = 50
+MOST_DIGITS = 400  # what cancels beyond that lies under the smallest normal number of float64 (1e-308)
+
+mp.mp.dps = DIGITS
+
+
+def exact(row):
+    """The numbers of an array (any shape), exactly, as mpf."""
+    array = np.asarray(row)
+    flat = [mp.mpf(value) for value in array.ravel().tolist()]
+    result = np.empty(len(flat), object)
+    result[:] = flat
+    return result.reshape(array.shape)
+
+
+def digits(row, temperature=1.0):
+    """Working precision at which 50 digits remain of 1 - p, which is about exp(second greatest - greatest)."""
+    ordered = np.sort(np.asarray(row, np.float64))
+    gap = (ordered[-1] - ordered[-2]) / temperature if len(ordered) > 1 else 0.0
+    return DIGITS + int(min(gap / np.log(10), MOST_DIGITS - DIGITS))
+
+
+def _exp(values):
+    return np.array([mp.exp(value) for value in values], object)
+
+
+def _log(values):
+    return np.array([mp.log(value) for value in values], object)
+
+
+def _inner(a, b):
+    return mp.fdot(a, b)
+
+
+@lru_cache(maxsize=4096)
+def _softmax(content, dtype, temperature):
+    row = np.frombuffer(content, dtype)
+    with mp.workdps(digits(row, temperature)):
+        terms = _exp(exact(row) / mp.mpf(temperature))
+        total = mp.fsum(terms)
+        return terms / total, mp.log(total)
+
+
+def _forward(row, temperature):
+    row = np.ascontiguousarray(row)
+    return _softmax(row.tobytes(), row.dtype.str, float(temperature))
+
+
+def softmax(row, temperature=1.0):
+    """p_i = exp(z_i/T) / sum_k exp(z_k/T)."""
+    return _forward(row, temperature)[0]
+
+
+def logsumexp(row, temperature=1.0):
+    """log(sum_k exp(z_k/T))."""
+    return _forward(row, temperature)[1]
+
+
+def log_softmax(row, temperature=1.0):
+    """log p_i."""
+    with mp.workdps(digits(row, temperature)):
+        return _log(softmax(row, temperature))
+
+
+def jacobian_of_probs(p, temperature=1.0, rows=None):
+    """J_ii = p_i (1 - p_i)/T, J_ij = -p_i p_j/T of mpf probabilities; only the rows i given, if any are."""
+    chosen = list(range(len(p)) if rows is None else rows)
+    jacobian = -np.multiply.outer(p[chosen], p)
+    for n, i in enumerate(chosen):
+        jacobian[n, i] = p[i] * (1 - p[i])
+    return jacobian / mp.mpf(temperature)
+
+
+def product_of_probs(p, v, temperature=1.0):
+    """(J v)_k = p_k (v_k - sum_j v_j p_j)/T of mpf probabilities and vectors."""
+    return p * (v - _inner(v, p)) / mp.mpf(temperature)
+
+
+def softmax_jacobian(row, temperature=1.0, rows=None):
+    """J = (diag(p) - p p^T)/T."""
+    with mp.workdps(digits(row, temperature)):
+        return jacobian_of_probs(softmax(row, temperature), temperature, rows)
+
+
+def log_softmax_jacobian(row, temperature=1.0, rows=None):
+    """(I - 1 p^T)/T; only the rows i given, if any are."""
+    with mp.workdps(digits(row, temperature)):
+        p = softmax(row, temperature)
+        chosen = range(len(p)) if rows is None else rows
+        jacobian = np.array([-p for _ in chosen], object)
+        for n, i in enumerate(chosen):
+            jacobian[n, i] = 1 - p[i]
+        return jacobian / mp.mpf(temperature)
+
+
+def softmax_product(row, vector, temperature=1.0):
+    """(J v)_k = p_k (v_k - sum_j v_j p_j)/T, which is also J^T v."""
+    with mp.workdps(digits(row, temperature)):
+        return product_of_probs(softmax(row, temperature), exact(vector), temperature)
+
+
+def log_softmax_jvp(row, tangent, temperature=1.0):
+    """(v - sum_j p_j v_j)/T."""
+    with mp.workdps(digits(row, temperature)):
+        p, v = softmax(row, temperature), exact(tangent)
+        return (v - _inner(p, v)) / mp.mpf(temperature)
+
+
+def log_softmax_vjp(row, cotangent, temperature=1.0):
+    """(g - p sum_j g_j)/T."""
+    with mp.workdps(digits(row, temperature)):
+        p, g = softmax(row, temperature), exact(cotangent)
+        return (g - p * mp.fsum(g)) / mp.mpf(temperature)
+
+
+def one_hot(label, classes):
+    """The distribution that an index target stands for."""
+    return np.eye(1, classes, int(label))[0]
+
+
+def cross_entropy(row, target):
+    """L = -sum_j y_j log p_j, with 0 for y_j = 0; the target is an index or a distribution."""
+    y = exact(one_hot(target, len(row)) if np.ndim(target) == 0 else target)
+    with mp.workdps(digits(row)):
+        log_p = log_softmax(row)
+        return -sum((y[j] * log_p[j] for j in range(len(y)) if y[j] != 0), mp.mpf(0))
+
+
+def cross_entropy_grad(row, target):
+    """p (sum_j y_j) - y."""
+    y = exact(one_hot(target, len(row)) if np.ndim(target) == 0 else target)
+    with mp.workdps(digits(row)):
+        return softmax(row) * mp.fsum(y) - y
+
+
+def squared_error(row, target):
+    """L = 1/2 sum_k (p_k - t_k)^2."""
+    with mp.workdps(digits(row)):
+        difference = softmax(row) - exact(target)
+        return _inner(difference, difference) / 2
+
+
+def squared_error_grad(row, target):
+    """The VJP of softmax with cotangent p - t."""
+    with mp.workdps(digits(row)):
+        p = softmax(row)
+        d = p - exact(target)
+        return p * (d - _inner(d, p))
+
+
+def rowwise(function, rows, *others, **options):
+    """`function` of each row and the entries of the other arguments that belong to it, stacked."""
+    results = [function(row, *(o[n] for o in others), **options) for n, row in enumerate(rows)]
+    stacked = np.empty((len(results), *np.shape(results[0])), object)
+    for n, result in enumerate(results):
+        stacked[n] = result
+    return stacked
+
+
+# --- measuring ------------------------------------------------------------------------------------------------
+
+
+def nearest(reference, dtype):
+    """mpf rounded to the dtype, and what is left of it, as float64: the remainder has 15 digits of its own."""
+    flat = np.asarray(reference, object).ravel()
+    rounded = np.array([float(value) for value in flat], np.float64)
+    with np.errstate(over="ignore"):
+        near = rounded.astype(dtype)
+    rest = [
+        float(value - mp.mpf(float(base))) if np.isfinite(base) else 0.0
+        for value, base in zip(flat, near, strict=True)
+    ]
+    shape = np.shape(reference)
+    return near.reshape(shape), np.array(rest, np.float64).reshape(shape)
+
+
+def ulp_error(actual, reference):
+    """How far `actual` is from the exact numbers, in units in the last place of its dtype.
+
+    The unit is that of the correctly rounded number. A number under the smallest normal one counts by its
+    absolute error over that number (CONTRACT section 4): an error of the whole of it counts as infinite, any
+    smaller one as nothing. An infinity must be met by the same one.
+    """
+    actual = np.asarray(actual)
+    dtype = actual.dtype
+    near, rest = nearest(reference, dtype)
+    tiny = np.finfo(dtype).tiny
+    with np.errstate(all="ignore"):
+        distance = np.abs((actual.astype(np.float64) - near.astype(np.float64)) - rest)
+        size = np.abs(near)
+        error = distance / np.spacing(size).astype(np.float64)
+        small = (size < tiny) | ((size == tiny) & (rest * np.sign(near) < 0))
+        error = np.where(small, np.where(distance <= tiny, 0.0, np.inf), error)
+        error = np.where(np.isfinite(near), error, np.where(actual == near, 0.0, np.inf))
+    return np.where(np.isnan(actual), np.inf, error)
+
+
+def worst(actual, reference, scale=None):
+    """The greatest error in ulps and where it is; `scale`: in ulps of these numbers instead of the result."""
+    error = ulp_error(actual, reference) if scale is None else scaled_error(actual, reference, scale)
+    if error.size == 0:
+        return 0.0, ()
+    place = np.unravel_index(np.argmax(error), error.shape)
+    return float(error[place]), tuple(int(i) for i in place)
+
+
+def scaled_error(actual, reference, scale):
+    """The error over eps times `scale` (floats), the magnitude of the terms that the result is the sum of."""
+    actual = np.asarray(actual)
+    info = np.finfo(actual.dtype)
+    near, rest = nearest(reference, actual.dtype)
+    with np.errstate(all="ignore"):
+        distance = np.abs((actual.astype(np.float64) - near.astype(np.float64)) - rest)
+        error = distance / (float(info.eps) * np.asarray(scale, np.float64))
+    error = np.where(distance <= float(info.tiny), 0.0, error)
+    return np.where(np.isnan(actual), np.inf, error)
+
+
+def wide_error(actual, reference):
+    """As `ulp_error`, for sweeps of millions: the reference is an array of a wider dtype, right to 1e-3 ulp."""
+    dtype = actual.dtype
+    tiny = np.finfo(dtype).tiny
+    with np.errstate(all="ignore"):
+        near = reference.astype(dtype)
+        distance = np.abs(actual.astype(reference.dtype) - reference)
+        error = (distance / np.spacing(np.abs(near)).astype(reference.dtype)).astype(np.float64)
+        small = np.abs(reference) < tiny
+        error = np.where(small, np.where(distance <= tiny, 0.0, np.inf), error)
+        error = np.where(np.isfinite(near), error, np.where(actual == near, 0.0, np.inf))
+    return np.where(np.isnan(reference), np.where(np.isnan(actual), 0.0, np.inf), error)
+
+
+WIDER = {np.dtype(np.float32): np.float64, np.dtype(np.float64): np.longdouble}
+"""The dtypes for `wide_error`; where longdouble is no wider than float64, such a sweep says nothing."""
+
+
+def has_wider(dtype):
+    """Whether this platform has the dtype that `wide_error` needs."""
+    return np.finfo(WIDER[np.dtype(dtype)]).nmant >= np.finfo(dtype).nmant + 10
+
+
+def wide_forward(x):
+    """Greatest entry, differences from it, and the sum of all other terms, of rows in the wider dtype."""
+    wide = x.astype(WIDER[x.dtype])
+    top = np.argmax(wide, axis=-1)[:, None]
+    difference = wide - np.take_along_axis(wide, top, -1)
+    with np.errstate(under="ignore"):
+        terms = np.exp(difference)
+    np.put_along_axis(terms, top, 0, -1)
+    return difference, np.sum(terms, axis=-1, keepdims=True)
+
+
+def wide_softmax(x):
+    """Softmax for `wide_error`."""
+    difference, others = wide_forward(x)
+    with np.errstate(under="ignore"):
+        return np.exp(difference) / (1 + others)
+
+
+def wide_log_softmax(x):
+    """Log-softmax for `wide_error`: the difference and log1p have one sign, so that nothing cancels."""
+    difference, others = wide_forward(x)
+    return difference - np.log1p(others)
+
+
+def wide_remainder(x):
+    """1 - p of each row's greatest entry, for `wide_error`."""
+    _, others = wide_forward(x)
+    return (others / (1 + others))[:, 0]

@@ -1,0 +1,175 @@
+"""softmax, log_softmax and logsumexp against the oracle: the accuracy that CONTRACT section 4 promises."""
+
+import cases
+import mpmath as mp
+import numpy as np
+import oracle
+import pytest
+
+import fastsoftmax as fs
+
+TEMPERATURES = (0.1, 0.5, 1.7, 3.0, 100.0)
+
+every_length = pytest.mark.parametrize("classes", cases.CLASSES)
+every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
+
+
+@every_dtype
+@every_length
+def test_softmax(dtype, classes, record):
+    x = cases.logits(dtype, classes)
+    p = fs.softmax(x)
+    assert p.dtype == dtype
+    ulps, place = oracle.worst(p, oracle.rowwise(oracle.softmax, x))
+    record("softmax", dtype, ulps, 3, f"K = {classes}, entry {place}")
+
+
+@every_dtype
+@every_length
+def test_log_softmax(dtype, classes, record):
+    x = cases.logits(dtype, classes)
+    log_p = fs.log_softmax(x)
+    assert log_p.dtype == dtype
+    ulps, place = oracle.worst(log_p, oracle.rowwise(oracle.log_softmax, x))
+    record("log_softmax", dtype, ulps, 4, f"K = {classes}, entry {place}")
+
+
+def check_logsumexp(x, actual, reference, record, detail):
+    """2 ulp, except where max < 0 < log(sum of the rest): there 2 eps max(abs(x))."""
+    cancels = x.max(axis=-1) < 0
+    if not cancels.all():
+        ulps, place = oracle.worst(actual[~cancels], reference[~cancels])
+        record("logsumexp", x.dtype, ulps, 2, f"{detail}, row {place} of those >= 0")
+    if cancels.any():
+        scale = np.abs(x[cancels]).max(axis=-1)
+        error = oracle.scaled_error(actual[cancels], reference[cancels], scale)
+        # the first way to be right is 2 ulp, the second the absolute error
+        error = np.minimum(error, oracle.ulp_error(actual[cancels], reference[cancels]))
+        record("logsumexp, max < 0 (ulp or eps max|x|)", x.dtype, error.max(), 2, f"{detail}, {error.argmax()}")
+
+
+@every_dtype
+@every_length
+def test_logsumexp(dtype, classes, record):
+    x = cases.logits(dtype, classes)
+    actual = fs.logsumexp(x)
+    assert actual.dtype == dtype
+    assert actual.shape == x.shape[:1]
+    check_logsumexp(x, actual, oracle.rowwise(oracle.logsumexp, x), record, f"K = {classes}")
+
+
+@every_dtype
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("classes", [1, 3, 40, 41, 100])
+def test_temperature(dtype, temperature, classes, record):
+    """1/T is no number of the dtype: multiplying by it rounded would cost |x| u, hundreds of ulps."""
+    x = cases.logits(dtype, classes)[::3]
+    reference = oracle.rowwise(oracle.softmax, x, temperature=temperature)
+    ulps, place = oracle.worst(fs.softmax(x, temperature=temperature), reference)
+    record("softmax with temperature", dtype, ulps, 4, f"K = {classes}, T = {temperature}, entry {place}")
+    reference = oracle.rowwise(oracle.log_softmax, x, temperature=temperature)
+    ulps, place = oracle.worst(fs.log_softmax(x, temperature=temperature), reference)
+    record("log_softmax with temperature", dtype, ulps, 5, f"K = {classes}, T = {temperature}, entry {place}")
+
+
+def test_the_confident_row_of_the_contract():
+    """Every peer returns 0 here."""
+    (value, _) = fs.log_softmax(np.array([0.0, -50.0]))
+    assert value == pytest.approx(-1.9287498479639178e-22, rel=1e-15)
+
+
+# --- many rows: float32 against float64, float64 against longdouble -----------------------------------------
+
+
+def sweep(x, record):
+    """All three functions on rows for which mpmath would take hours."""
+    error = oracle.wide_error(fs.softmax(x), oracle.wide_softmax(x))
+    place = np.unravel_index(error.argmax(), error.shape)
+    record("softmax", x.dtype, error[place], 3, f"row {x[place[0]].tolist()[:100]}, entry {place}")
+    error = oracle.wide_error(fs.log_softmax(x), oracle.wide_log_softmax(x))
+    place = np.unravel_index(error.argmax(), error.shape)
+    record("log_softmax", x.dtype, error[place], 4, f"row {x[place[0]].tolist()[:100]}, entry {place}")
+    positive = x[x.max(axis=-1) >= 0]
+    _, others = oracle.wide_forward(positive)
+    reference = positive.max(axis=-1).astype(others.dtype) + np.log1p(others[:, 0])
+    error = oracle.wide_error(fs.logsumexp(positive), reference)
+    if error.size:
+        row = positive[error.argmax()].tolist()[:100]
+        record("logsumexp", x.dtype, error.max(), 2, f"row {row}")
+
+
+def many_rows(dtype, classes, elements, seed):
+    rng = np.random.default_rng(seed)
+    count = max(1, elements // classes)
+    spread = 10.0 ** rng.uniform(-3, 2, (count, 1))
+    offset = rng.choice([0.0, 0.0, 1.0, -1.0, 1e4, -1e4], (count, 1)) * rng.random((count, 1))
+    return (offset + spread * rng.standard_normal((count, classes))).astype(dtype)
+
+
+def needs_wider(dtype):
+    if not oracle.has_wider(dtype):
+        pytest.skip("longdouble is no wider than float64 here")
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [2, 3, 10, 40, 41, 100, 1000, 50257, 10_000_000])
+def test_many_rows(dtype, classes, record):
+    needs_wider(dtype)
+    if dtype == np.float64:
+        classes = min(classes, 1_000_000)
+    sweep(many_rows(dtype, classes, 1_000_000 if dtype == np.float32 else 300_000, 1), record)
+
+
+@pytest.mark.slow
+@every_dtype
+@pytest.mark.parametrize("classes", [*cases.CLASSES, 5, 24, 33, 333])
+def test_very_many_rows(dtype, classes, record):
+    needs_wider(dtype)
+    for seed in range(100):
+        sweep(many_rows(dtype, classes, 1_000_000, seed), record)
+
+
+# --- dtypes, scalars -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp"])
+def test_float16_is_computed_in_float32(function, record):
+    """One rounding from a float32 within 4 ulp: half an ulp of float16 and next to nothing."""
+    x = np.random.default_rng(3).normal(0, 5, (50, 33)).astype(np.float16)
+    actual = getattr(fs, function)(x)
+    assert actual.dtype == np.float16
+    ulps, place = oracle.worst(actual, oracle.rowwise(getattr(oracle, function), x.astype(np.float32)))
+    record(function, np.float16, ulps, 0.51, f"entry {place}")
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp"])
+@pytest.mark.parametrize(
+    "kind", [bool, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
+)
+def test_integers_and_bools_become_float64(function, kind):
+    x = np.array([[0, 1, 1], [1, 0, 0]]).astype(kind)
+    actual = getattr(fs, function)(x)
+    assert actual.dtype == np.float64
+    np.testing.assert_array_equal(actual, getattr(fs, function)(x.astype(np.float64)))
+
+
+@every_dtype
+def test_numbers_alone(dtype):
+    """A 0-d x is one row of one class (over no axis at all); the result is a NumPy scalar, as SciPy's is."""
+    x = np.array(3.0, dtype)
+    for function, expected in ((fs.softmax, 1), (fs.log_softmax, 0), (fs.logsumexp, 3)):
+        value = function(x, axis=None)
+        assert type(value) is dtype
+        assert value == expected
+        assert function(x, axis=()) == expected
+    assert type(fs.logsumexp(np.array([1.0, 2.0], dtype))) is dtype
+
+
+def test_the_oracle_knows_its_formulas():
+    """Probabilities sum to 1 and the logarithms are theirs, to all 50 digits, also in a confident row."""
+    for row in (np.array([1.0, 2.0, 3.0]), np.array([0.0, -200.0]), np.array([1e4, -1e4, 0.5])):
+        p = oracle.softmax(row)
+        with mp.workdps(oracle.digits(row)):
+            assert abs(sum(p) - 1) < mp.mpf(10) ** -49
+            for log_p, value in zip(oracle.log_softmax(row), p, strict=True):
+                assert abs(log_p - mp.log(value)) <= abs(log_p) * mp.mpf(10) ** -48

@@ -1,0 +1,361 @@
+"""cross_entropy and squared_error, with their gradients: against the oracle, and each gradient in other ways."""
+
+import cases
+import numpy as np
+import oracle
+import pytest
+
+import fastsoftmax as fs
+
+every_length = pytest.mark.parametrize("classes", cases.CLASSES)
+every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
+INDEX_DTYPES = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+
+
+def floats(values):
+    return np.array([float(v) for v in np.ravel(values)]).reshape(np.shape(values))
+
+
+def sums(values):
+    return values.sum(axis=-1, keepdims=True)
+
+
+# --- cross-entropy of class indices --------------------------------------------------------------------------
+
+
+@every_dtype
+@every_length
+def test_cross_entropy_of_labels(dtype, classes, record):
+    """4 ulp in every row, half of them labelled with the greatest logit, where the loss is tiny."""
+    x, y = cases.logits(dtype, classes), cases.labels(cases.logits(dtype, classes))
+    loss = fs.cross_entropy(x, y, reduction="none")
+    assert loss.dtype == dtype
+    ulps, (n,) = oracle.worst(loss, oracle.rowwise(oracle.cross_entropy, x, y))
+    record("cross_entropy, row", dtype, ulps, 4, f"K = {classes}, row {n}: {x[n].tolist()[:50]}, label {y[n]}")
+
+
+@every_dtype
+@every_length
+def test_gradient_of_labels(dtype, classes, record):
+    """4 ulp of p - y in every entry, also of that at the label of a confident row."""
+    x, y = cases.logits(dtype, classes), cases.labels(cases.logits(dtype, classes))
+    reference = oracle.rowwise(oracle.cross_entropy_grad, x, y)
+    gradient = fs.cross_entropy_grad(x, y, reduction="sum")
+    assert gradient.dtype == dtype
+    ulps, place = oracle.worst(gradient, reference)
+    n = place[0]
+    detail = f"K = {classes}, entry {place}: {x[n].tolist()[:50]}, label {y[n]}"
+    record("cross_entropy_grad, labels", dtype, ulps, 4, detail)
+    # the mean divides each entry by N, within the same bound: the weight is a pair and rounds once
+    ulps, place = oracle.worst(fs.cross_entropy_grad(x, y), reference / len(x))
+    record("cross_entropy_grad, labels, mean", dtype, ulps, 4, f"K = {classes}, entry {place}")
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [2, 3, 10, 40, 41, 100, 1000, 50257])
+def test_many_labels(dtype, classes, record):
+    """Loss and gradient at the label of a million entries, half of them the greatest of their rows."""
+    if not oracle.has_wider(dtype):
+        pytest.skip("longdouble is no wider than float64 here")
+    rng = np.random.default_rng(classes)
+    count = 1_000_000 // classes
+    spread = 10.0 ** rng.uniform(-3, 2, (count, 1))
+    x = (rng.choice([0.0, 1e4, -1e4], (count, 1)) + spread * rng.standard_normal((count, classes))).astype(dtype)
+    y = np.where(np.arange(count) % 2, np.argmax(x, axis=-1), rng.integers(0, classes, count))
+    loss, gradient = fs.cross_entropy_with_grad(x, y, reduction="none")
+    difference, others = oracle.wide_forward(x)
+    rows = np.arange(count)
+    reference = -difference[rows, y] + np.log1p(others[:, 0])
+    error = oracle.wide_error(loss, reference)
+    n = error.argmax()
+    record("cross_entropy, row", dtype, error[n], 4, f"row {x[n].tolist()[:50]}, label {y[n]}")
+    with np.errstate(under="ignore"):
+        inside = np.exp(difference[rows, y]) / (1 + others[:, 0]) - 1
+    at_label = np.where(y == np.argmax(x, axis=-1), -oracle.wide_remainder(x), inside)
+    error = oracle.wide_error(gradient[rows, y], at_label)
+    n = error.argmax()
+    record("cross_entropy_grad, labels", dtype, error[n], 4, f"row {x[n].tolist()[:50]}, label {y[n]}")
+
+
+# --- cross-entropy of distributions --------------------------------------------------------------------------
+
+
+@every_dtype
+@every_length
+def test_cross_entropy_of_distributions(dtype, classes, record):
+    """Within 4 ulp: every term y_j (-log p_j) is one of 4 ulp, none is negative, and the sum is compensated.
+
+    4 + half an ulp for the product, where the term's error has grown to the next binade: 4.5.
+    """
+    x = cases.logits(dtype, classes)
+    y = cases.distributions(x)
+    loss = fs.cross_entropy(x, y, reduction="none")
+    ulps, (n,) = oracle.worst(loss, oracle.rowwise(oracle.cross_entropy, x, y))
+    record("cross_entropy, row, distributions", dtype, ulps, 4.5, f"K = {classes}, row {n}: {x[n].tolist()[:50]}")
+
+
+@every_dtype
+@every_length
+def test_gradient_of_distributions(dtype, classes, record):
+    """p sum(y) - y: 3 eps of p sum(y) from p, and eps/2 of the result for each of two operations.
+
+    Where p is close to 1 it is 1 - p that has the 3 eps: the error does not exceed that of the smaller of both.
+    """
+    x = cases.logits(dtype, classes)
+    y = cases.distributions(x)
+    reference = oracle.rowwise(oracle.cross_entropy_grad, x, y)
+    gradient = fs.cross_entropy_grad(x, y, reduction="sum")
+    total = sums(y.astype(np.float64))
+    p = floats(oracle.rowwise(oracle.softmax, x))
+    # above 1/2, 1 - p has few digits as a float, but the result has its size or that of sum(y) - y
+    part = np.where(p > 0.5, 1 - p, p) * total
+    scale = np.maximum(np.abs(floats(reference)), np.finfo(dtype).tiny) + part
+    ulps, place = oracle.worst(gradient, reference, scale)
+    n = place[0]
+    detail = f"K = {classes}, {place}: {x[n].tolist()[:50]}, targets {y[n].tolist()[:50]}"
+    record("cross_entropy_grad, distributions (eps of its terms)", dtype, ulps, 4, detail)
+
+
+@every_dtype
+@every_length
+def test_one_hot_distributions_are_labels(dtype, classes, record):
+    """p - y has the bound of labels, 4 ulp, also for ties of the greatest logit that are not the target."""
+    if classes > 1000:
+        pytest.skip("the shorter rows cover both walks")
+    x, y = cases.logits(dtype, classes), cases.labels(cases.logits(dtype, classes))
+    one_hot = np.eye(classes, dtype=np.int8)[y]
+    loss, gradient = fs.cross_entropy_with_grad(x, one_hot, reduction="none")
+    ulps, (n,) = oracle.worst(loss, oracle.rowwise(oracle.cross_entropy, x, y))
+    record("cross_entropy, row, one-hot", dtype, ulps, 4, f"K = {classes}, row {n}: {x[n].tolist()[:50]}, {y[n]}")
+    ulps, place = oracle.worst(gradient, oracle.rowwise(oracle.cross_entropy_grad, x, y))
+    n = place[0]
+    detail = f"K = {classes}, entry {place}: {x[n].tolist()[:50]}, label {y[n]}"
+    record("cross_entropy_grad, one-hot", dtype, ulps, 4, detail)
+
+
+# --- squared error -------------------------------------------------------------------------------------------
+
+
+def targets_of(x):
+    """Targets near and far from probabilities, not summing to 1."""
+    rng = np.random.default_rng(x.shape[-1])
+    t = rng.random(x.shape)
+    t[::2] = 0.0
+    t[::2, 0] = 1.0
+    t[1::5] = rng.normal(0, 3, t[1::5].shape)
+    return t.astype(x.dtype)
+
+
+@every_dtype
+@every_length
+def test_squared_error(dtype, classes, record):
+    """1/2 sum d**2, d = p - t: |d| (3 p + |d|/2) from d, (3 p)**2/2 of second order, a rounding of the square."""
+    x = cases.logits(dtype, classes)
+    t = targets_of(x)
+    loss = fs.squared_error(x, t, reduction="none")
+    assert loss.dtype == dtype
+    p, wide = floats(oracle.rowwise(oracle.softmax, x)), t.astype(np.float64)
+    second_order = 1.5 * np.finfo(dtype).eps * p * p
+    scale = np.sum(np.abs(p - wide) * (p + np.abs(p - wide)) + second_order, axis=-1)
+    ulps, (n,) = oracle.worst(loss, oracle.rowwise(oracle.squared_error, x, t), scale)
+    record("squared_error, row (eps of its terms)", dtype, ulps, 3.5, f"K = {classes}, row {n}")
+
+
+@every_dtype
+@every_length
+def test_squared_error_gradient(dtype, classes, record):
+    """p (d - p.d): 3 p |d - p.d| from p, 3 p (p + sum(p (|d| + p))) from the p in d, and five roundings."""
+    x = cases.logits(dtype, classes)
+    t = targets_of(x)
+    reference = oracle.rowwise(oracle.squared_error_grad, x, t)
+    p = floats(oracle.rowwise(oracle.softmax, x))
+    d = p - t.astype(np.float64)
+    scale = np.abs(d - sums(p * d)) + p + sums(p * (np.abs(d) + p))
+    scale *= np.maximum(p, np.finfo(dtype).tiny / np.finfo(dtype).eps)
+    gradient = fs.squared_error_grad(x, t, reduction="sum")
+    assert gradient.dtype == dtype
+    ulps, place = oracle.worst(gradient, reference, scale)
+    record("squared_error_grad (eps of its terms)", dtype, ulps, 3 + 2.5, f"K = {classes}, entry {place}")
+    ulps, place = oracle.worst(fs.squared_error_grad(x, t), reference / len(x), scale / len(x))
+    record("squared_error_grad, mean (eps of its terms)", dtype, ulps, 3 + 3, f"K = {classes}, entry {place}")
+
+
+# --- the gradients in other ways -----------------------------------------------------------------------------
+
+STEP = 6e-6  # eps**(1/3), as in test_derivatives
+few_lengths = pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 41, 100])
+every_loss = pytest.mark.parametrize("loss", ["labels", "distributions", "squared"])
+
+
+def problem(loss, classes):
+    """Logits, targets, and the pair of functions (loss, gradient) of one kind."""
+    rng = np.random.default_rng(classes)
+    x = rng.normal(0, 1.5, (5, classes))
+    if loss == "labels":
+        return x, rng.integers(0, classes, 5), fs.cross_entropy, fs.cross_entropy_grad
+    y = rng.random((5, classes))
+    if loss == "distributions":
+        return x, y, fs.cross_entropy, fs.cross_entropy_grad
+    return x, y, fs.squared_error, fs.squared_error_grad
+
+
+@few_lengths
+@every_loss
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradient_is_the_finite_difference(loss, classes, reduction):
+    """One logit at a time; with "none" the gradient of each row's own loss, which is that of the sum."""
+    x, y, function, slope = problem(loss, classes)
+    gradient = slope(x, y, reduction=reduction)
+    weight = classes / 2 if loss == "distributions" else 1.0
+    value = np.abs(function(x, y, reduction="none")).max() * (1 if reduction == "none" else len(x))
+    # truncation h**2/6 times third cumulants of a unit vector (below 1), and the rounding of the loss
+    atol = STEP**2 * weight + 8 * np.finfo(np.float64).eps * value / STEP
+    for n in range(len(x)):
+        for k in range(classes):
+            up, down = x.copy(), x.copy()
+            up[n, k] += STEP
+            down[n, k] -= STEP
+            expected = (function(up, y, reduction=reduction) - function(down, y, reduction=reduction)) / (2 * STEP)
+            if reduction == "none":
+                assert not np.any(np.delete(expected, n))
+                expected = expected[n]
+            assert abs(gradient[n, k] - expected) <= atol
+
+
+@few_lengths
+@every_loss
+def test_gradient_is_a_product_with_the_dense_jacobian(loss, classes):
+    """dL/dz = J^T dL/d(log p) of log-softmax, or J^T (p - t) of softmax."""
+    x, y, _, slope = problem(loss, classes)
+    eps = np.finfo(np.float64).eps
+    if loss == "squared":
+        jacobian, cotangent = fs.softmax_jacobian(x), fs.softmax(x) - y
+    else:
+        jacobian = fs.log_softmax_jacobian(x)
+        cotangent = -(np.eye(classes)[y] if loss == "labels" else y)
+    expected = np.einsum("nij,ni->nj", jacobian, cotangent)
+    terms = np.einsum("nij,ni->nj", np.abs(jacobian), np.abs(cotangent) + np.abs(cotangent).max())
+    assert np.all(np.abs(slope(x, y, reduction="sum") - expected) <= (10 + classes) * eps * terms)
+
+
+@few_lengths
+@every_loss
+def test_gradient_is_the_vjp(loss, classes):
+    """The same in O(K): vjp with the cotangent of the loss; and against a tangent, <g, J t> = <grad, t>."""
+    x, y, _, slope = problem(loss, classes)
+    tangent = np.random.default_rng(9).normal(0, 1, x.shape)
+    gradient = slope(x, y, reduction="sum")
+    if loss == "squared":
+        cotangent = fs.softmax(x) - y
+        by_vjp, by_jvp = fs.softmax_vjp(x, cotangent), fs.softmax_jvp(x, tangent)
+    else:
+        cotangent = -(np.eye(classes)[y] if loss == "labels" else y)
+        by_vjp, by_jvp = fs.log_softmax_vjp(x, cotangent), fs.log_softmax_jvp(x, tangent)
+    atol = 30 * np.finfo(np.float64).eps * (1 + np.abs(cotangent).sum(axis=-1).max())
+    np.testing.assert_allclose(gradient, by_vjp, rtol=0, atol=atol)
+    size = np.abs(tangent).sum(axis=-1).max()
+    left, right = np.sum(cotangent * by_jvp, axis=-1), np.sum(gradient * tangent, axis=-1)
+    np.testing.assert_allclose(left, right, rtol=0, atol=atol * size)
+
+
+# --- reductions, index dtypes, shapes ------------------------------------------------------------------------
+
+
+@every_dtype
+@every_loss
+def test_reductions(dtype, loss):
+    """Sum and mean of the rows' losses, accumulated in float64; gradients of sum and none agree to the bit."""
+    x, y, function, slope = problem(loss, 17)
+    x = x.astype(dtype)
+    rows = function(x, y, reduction="none")
+    assert rows.shape == (5,)
+    assert rows.dtype == dtype
+    total = rows.sum(dtype=np.float64)
+    for reduction, expected in (("sum", total), ("mean", total / 5)):
+        value = function(x, y, reduction=reduction)
+        assert type(value) is dtype
+        assert value == dtype(expected)
+    assert function(x, y) == function(x, y, reduction="mean")
+    summed = slope(x, y, reduction="sum")
+    np.testing.assert_array_equal(slope(x, y, reduction="none"), summed)
+    np.testing.assert_allclose(slope(x, y), summed / 5, rtol=2 * np.finfo(dtype).eps)
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_with_grad_is_both(dtype, loss, reduction):
+    """One pass gives the same bits as two."""
+    for classes in (3, 17, 100):
+        x, y, function, slope = problem(loss, classes)
+        x = x.astype(dtype)
+        both = fs.squared_error_with_grad if loss == "squared" else fs.cross_entropy_with_grad
+        value, gradient = both(x, y, reduction=reduction)
+        np.testing.assert_array_equal(value, function(x, y, reduction=reduction))
+        np.testing.assert_array_equal(gradient, slope(x, y, reduction=reduction))
+
+
+@pytest.mark.parametrize("kind", INDEX_DTYPES)
+def test_every_integer_dtype_indexes(kind):
+    x = np.random.default_rng(1).normal(size=(120, 127))
+    labels = np.arange(120)
+    expected = fs.cross_entropy_with_grad(x, labels, reduction="none")
+    actual = fs.cross_entropy_with_grad(x, labels.astype(kind), reduction="none")
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_array_equal(actual[1], expected[1])
+    swapped = labels.astype(np.dtype(kind).newbyteorder("S"))
+    np.testing.assert_array_equal(fs.cross_entropy(x, swapped, reduction="none"), expected[0])
+    as_list = fs.cross_entropy(x, labels.tolist(), reduction="none")
+    np.testing.assert_array_equal(as_list, expected[0])
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "i1", "u8", "?", ">f4", ">i2"])
+def test_every_real_dtype_is_a_distribution(kind):
+    """The dtype of the logits stays: targets bring none with them."""
+    x = np.random.default_rng(2).normal(size=(6, 5)).astype(np.float32)
+    y = np.eye(5)[[0, 1, 2, 3, 4, 0]]
+    for function in (fs.cross_entropy_grad, fs.squared_error_grad):
+        actual = function(x, y.astype(kind))
+        assert actual.dtype == np.float32
+        np.testing.assert_array_equal(actual, function(x, y.astype(np.float32)))
+
+
+def test_float64_targets_of_float32_logits_are_rounded_to_float32():
+    """Stated, not accidental: 0.1 means float32(0.1) beside float32 logits."""
+    x, y = np.zeros((1, 3), np.float32), np.array([[0.1, 0.2, 0.7]])
+    rounded = y.astype(np.float32)
+    np.testing.assert_array_equal(fs.cross_entropy_grad(x, y), fs.cross_entropy_grad(x, rounded))
+
+
+@every_loss
+def test_float16(loss, record):
+    """Computed in float32 and rounded once."""
+    x, y, function, slope = problem(loss, 33)
+    x = x.astype(np.float16)
+    single = x.astype(np.float32)
+    value, gradient = function(x, y, reduction="none"), slope(x, y, reduction="sum")
+    assert value.dtype == gradient.dtype == np.float16
+    np.testing.assert_array_equal(value, function(single, y, reduction="none").astype(np.float16))
+    np.testing.assert_array_equal(gradient, slope(single, y, reduction="sum").astype(np.float16))
+    assert function(x, y).dtype == np.float16
+
+
+@every_loss
+def test_one_row(loss):
+    """A 1-d array is one row: the loss of "none" is a scalar."""
+    x, y, function, slope = problem(loss, 10)
+    value = function(x[0], y[0], reduction="none")
+    assert type(value) is np.float64
+    assert value == function(x, y, reduction="none")[0] == function(x[0], y[0])
+    np.testing.assert_array_equal(slope(x[0], y[0]), slope(x, y, reduction="sum")[0])
+
+
+@every_loss
+def test_no_rows(loss):
+    """The sum of nothing is 0 and its mean nan, without a warning, as in PyTorch."""
+    x, y, function, slope = problem(loss, 10)
+    with np.errstate(all="raise"):
+        assert function(x[:0], y[:0], reduction="sum") == 0
+        assert np.isnan(function(x[:0], y[:0]))
+        assert function(x[:0], y[:0], reduction="none").shape == (0,)
+        assert slope(x[:0], y[:0]).shape == (0, 10)

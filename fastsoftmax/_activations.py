@@ -90,11 +90,12 @@ def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 
         if kernel is not None and 0 < x.size <= SMALL and x.ndim:
             return _in_place(kernel, x)
     problem = Problem("softmax", x, axis, several=True)
-    mask = problem.mask(where)
-    problem.hide(mask)
+    masked = problem.masked(where)
     beta = inverse_temperature("softmax", temperature, problem.dtype)
-    source = problem.block()
     output = problem.output(out)
+    if masked is not None:
+        problem.hide(masked, output)
+    source = problem.block()
     run(
         kernels.activations.softmax,
         problem.rows,
@@ -104,8 +105,8 @@ def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 
         output.block,
         beta,
     )
-    if mask is not None:
-        np.copyto(output.result, 0, where=~mask)
+    if masked is not None:
+        np.copyto(output.result, 0, where=masked)
     if problem.x.dtype == problem.dtype:
         _SOFTMAX[problem.dtype] = kernels.activations.softmax_in_place
     return output.finish()
@@ -167,11 +168,12 @@ def log_softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: floa
         if kernel is not None and 0 < x.size <= SMALL and x.ndim:
             return _in_place(kernel, x)
     problem = Problem("log_softmax", x, axis, several=True)
-    mask = problem.mask(where)
-    problem.hide(mask)
+    masked = problem.masked(where)
     beta = inverse_temperature("log_softmax", temperature, problem.dtype)
-    source = problem.block()
     output = problem.output(out)
+    if masked is not None:
+        problem.hide(masked, output)
+    source = problem.block()
     run(
         kernels.activations.log_softmax,
         problem.rows,
@@ -181,8 +183,8 @@ def log_softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: floa
         output.block,
         beta,
     )
-    if mask is not None:
-        np.copyto(output.result, -np.inf, where=~mask)
+    if masked is not None:
+        np.copyto(output.result, -np.inf, where=masked)
     if problem.x.dtype == problem.dtype:
         _LOG_SOFTMAX[problem.dtype] = kernels.activations.log_softmax_in_place
     return output.finish()
@@ -240,7 +242,9 @@ def logsumexp(x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = Fa
     array([1.79175947, 2.07944154])
     """
     problem = Problem("logsumexp", x, axis, several=True)
-    problem.hide(problem.mask(where))
+    masked = problem.masked(where)
+    if masked is not None:
+        problem.hide(masked)
     source = problem.block()
     output = problem.row_output(out, keepdims)
     run(

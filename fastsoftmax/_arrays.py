@@ -223,26 +223,28 @@ class Problem:
         """x as a block."""
         return self.convert(self.x)
 
-    def mask(self, where: Any) -> Array | None:
-        """`where` broadcast to x, or None for no mask."""
+    def masked(self, where: Any) -> Array | None:
+        """The entries that `where` leaves out, as an array of the shape of x; None if it is None."""
         if where is None or where is True:
             return None
         array = np.asarray(where)
         if array.dtype != np.bool_:
             raise TypeError(f"{named(self.function, 'where')} has dtype {array.dtype}, expected bool")
         try:
-            return np.broadcast_to(array, self.shape)
+            return np.broadcast_to(~array, self.shape)
         except ValueError:
             raise ValueError(
                 f"{named(self.function, 'where')} of shape {array.shape} does not broadcast to {self.name} "
                 f"of shape {self.shape}"
             ) from None
 
-    def hide(self, mask: Array | None) -> None:
-        """Replace the entries of x that are masked by -inf, in a copy."""
-        if mask is not None:
-            hidden: Array = np.where(mask, self.x.astype(self.dtype, copy=False), self.dtype.type(-np.inf))
-            self.x = hidden
+    def hide(self, masked: Array, output: "Output | None" = None) -> None:
+        """Replace the entries of x that are masked by -inf: in `output`, if that can hold them, or in a copy."""
+        hidden = np.empty(self.shape, self.dtype) if output is None else output.result
+        with np.errstate(all="ignore"):
+            np.copyto(hidden, self.x, casting="same_kind" if self.x.dtype.kind == "f" else "unsafe")
+        np.copyto(hidden, -np.inf, where=masked)
+        self.x = hidden
 
     def target_like(self, name: str, value: Any) -> Array:
         """A second argument of the shape of x, without influence on the dtype."""
@@ -333,9 +335,10 @@ class Output:
 
     def _safe(self, target: Array) -> bool:
         """Whether no input is overwritten before it is read: it lies elsewhere, or exactly here."""
-        for source in self.problem.inputs:
+        for source in (self.problem.x.transpose(self.problem.order), *self.problem.inputs):
             if np.may_share_memory(source, target) and not (
                 source.shape == target.shape
+                and source.strides == target.strides
                 and source.__array_interface__["data"][0] == target.__array_interface__["data"][0]
             ):
                 return False

@@ -12,6 +12,9 @@ from fastsoftmax._derivatives import (
 from fastsoftmax._losses import (
     cross_entropy,
     cross_entropy_grad,
+    cross_entropy_hessian,
+    cross_entropy_hessian_diag,
+    cross_entropy_hvp,
     cross_entropy_with_grad,
     squared_error,
     squared_error_grad,
@@ -24,6 +27,9 @@ __version__ = "0.1.0"
 __all__ = [
     "cross_entropy",
     "cross_entropy_grad",
+    "cross_entropy_hessian",
+    "cross_entropy_hessian_diag",
+    "cross_entropy_hvp",
     "cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_jacobian",

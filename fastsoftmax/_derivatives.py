@@ -15,21 +15,12 @@ def _jacobian(
     source = problem.block()
     output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
     work = source.size * max(1, problem.classes // 4)
-    if logarithmic:
-        kernel = kernels.derivatives.log_softmax_jacobian
-        run(kernel, problem.rows, work, problem.room(1), source, output.block, beta)
-    else:
+    arguments: tuple[Any, ...] = (source, output.block, beta)
+    kernel = kernels.derivatives.log_softmax_jacobian
+    if not logarithmic:
         kernel = kernels.derivatives.softmax_jacobian
-        run(
-            kernel,
-            problem.rows,
-            work,
-            problem.room(1),
-            source,
-            output.block,
-            beta,
-            True if from_probs else None,
-        )
+        arguments += (True if from_probs else None, None)
+    run(kernel, problem.rows, work, problem.room(1), *arguments)
     return output.finish()
 
 
@@ -51,18 +42,8 @@ def _product(
     second = problem.convert(operand)
     output = problem.output(out)
     compiled = getattr(kernels.derivatives, kernel)
-    room = problem.room(2)
-    run(
-        compiled,
-        problem.rows,
-        2 * source.size,
-        room,
-        source,
-        second,
-        output.block,
-        beta,
-        *options,
-    )
+    arguments = source, second, output.block, beta, *options
+    run(compiled, problem.rows, 2 * source.size, problem.room(2), *arguments)
     return output.finish()
 
 
@@ -224,7 +205,7 @@ def softmax_jvp(
     array([ 0.25, -0.25])
     """
     flag = True if from_probs else None
-    return _product("softmax_jvp", x, "tangent", tangent, axis, temperature, out, "softmax_product", flag)
+    return _product("softmax_jvp", x, "tangent", tangent, axis, temperature, out, "softmax_product", flag, None)
 
 
 def softmax_vjp(
@@ -286,7 +267,9 @@ def softmax_vjp(
     array([ 0.25, -0.25])
     """
     flag = True if from_probs else None
-    return _product("softmax_vjp", x, "cotangent", cotangent, axis, temperature, out, "softmax_product", flag)
+    return _product(
+        "softmax_vjp", x, "cotangent", cotangent, axis, temperature, out, "softmax_product", flag, None
+    )
 
 
 def log_softmax_jvp(x: Any, tangent: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""cross_entropy and squared_error, with their gradients."""
+"""cross_entropy and squared_error, with their gradients and Hessians."""
 
 from fractions import Fraction
 from functools import lru_cache
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import Array, Problem, as_pair, named, real_array
+from fastsoftmax._arrays import Array, Problem, as_pair, named, number, real_array
 from fastsoftmax._parallel import run
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -25,17 +25,24 @@ def _all_below(labels: Array, classes: int) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _share(rows: int, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """1/rows as a pair."""
-    return as_pair(Fraction(1, max(rows, 1)), dtype)
+def _inverse(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """1/divisor as a pair; nan for 0, which nothing is divided by but rows that count for nothing."""
+    if divisor == 0 or not np.isfinite(divisor):
+        return dtype.type(np.nan), dtype.type(0)
+    return as_pair(1 / Fraction(divisor), dtype)
 
 
-def _check_targets(problem: Problem, targets: Any) -> Array:
-    """Class indices or distributions, told apart by their number of dimensions."""
+def _check_targets(problem: Problem, targets: Any, ignore_index: Any) -> tuple[Array, Array | None]:
+    """Class indices or distributions, told apart by their shape; which class indices are ignored."""
     array = real_array(problem.function, "targets", targets)
     prefix = named(problem.function, "targets")
     if array.shape == problem.shape:
-        return array
+        if ignore_index is not None:
+            raise ValueError(
+                f"{named(problem.function, 'ignore_index')} is for class indices, but targets of shape "
+                f"{array.shape} are distributions"
+            )
+        return array, None
     if array.shape != problem.row_shape:
         raise ValueError(
             f"{prefix} has shape {array.shape}, expected {problem.row_shape} (class indices) or {problem.shape} "
@@ -45,54 +52,208 @@ def _check_targets(problem: Problem, targets: Any) -> Array:
         raise TypeError(
             f"{prefix} of shape {array.shape} are class indices and have dtype {array.dtype}, expected integers"
         )
+    ignored = None
+    if ignore_index is not None:
+        if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
+            raise TypeError(
+                f"{named(problem.function, 'ignore_index')} must be an integer or None, got {ignore_index!r}"
+            )
+        ignored = np.equal(array, int(ignore_index))
     if array.size and not _all_below(array, problem.classes):
-        wrong = (array < 0) | (array >= problem.classes)
-        place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), array.shape))
-        where = ", ".join(map(str, place))
-        raise IndexError(f"{prefix}[{where}] is {array[place]}, expected a label from 0 to {problem.classes - 1}")
-    return array
+        wrong = np.less(array, 0) | np.greater_equal(array, problem.classes)
+        if ignored is not None:
+            wrong &= ~ignored
+        if wrong.any():
+            place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), array.shape))
+            where = ", ".join(map(str, place))
+            raise IndexError(
+                f"{prefix}[{where}] is {array[place]}, expected a label from 0 to {problem.classes - 1}"
+            )
+    return array, ignored
 
 
-def _reduce(problem: Problem, rows: Any, reduction: str) -> Any:
+def _weights(problem: Problem, name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
+    """An array of weights of this shape in the dtype of the computation, or None."""
+    if value is None:
+        return None
+    array = real_array(problem.function, name, value)
+    if array.shape != shape:
+        raise ValueError(f"{named(problem.function, name)} has shape {array.shape}, expected {shape}")
+    return array.astype(problem.dtype)
+
+
+class _Targets:
+    """What the targets and the options of a cross-entropy come to.
+
+    The share of class j in row n is ``class_weight_j * (base + gain * y_nj)``, and row n counts
+    ``row_weights_n`` times: see `kernels.losses`. Without smoothing, the class weights of class indices are put
+    into the weights of the rows. `divisor` is what a mean divides by.
+    """
+
+    __slots__ = ("array", "base", "class_weights", "divisor", "gain", "problem", "row_weights", "soft")
+
+    def __init__(self, problem: Problem, targets: Any, reduction: str, options: dict[str, Any]) -> None:
+        function = problem.function
+        _check_reduction(function, reduction)
+        self.problem = problem
+        self.array, ignored = _check_targets(problem, targets, options.get("ignore_index"))
+        self.soft = self.array.ndim == len(problem.shape)
+        smoothing = number(function, "label_smoothing", options.get("label_smoothing", 0.0), 0.0, inclusive=True)
+        if smoothing > 1:
+            raise ValueError(f"{named(function, 'label_smoothing')} must be at most 1, got {smoothing!r}")
+        self.base = problem.dtype.type(smoothing / max(problem.classes, 1))
+        self.gain = problem.dtype.type(1 - smoothing)
+        self.class_weights = _weights(problem, "class_weight", options.get("class_weight"), (problem.classes,))
+        rows = _weights(problem, "sample_weight", options.get("sample_weight"), problem.row_shape)
+        self.divisor: float = problem.rows
+        self.row_weights = rows
+        if self.soft:
+            return
+        counted = rows
+        if self.class_weights is not None and problem.classes:
+            chosen = np.take(self.class_weights, self.array, mode="clip")
+            counted = chosen if rows is None else chosen * rows
+        if ignored is not None and ignored.any():
+            spared = problem.dtype.type(0)
+            counted = np.where(ignored, spared, 1 if counted is None else counted).astype(problem.dtype)
+            rows = np.where(ignored, spared, 1 if rows is None else rows).astype(problem.dtype)
+        if counted is not None and reduction == "mean":
+            self.divisor = float(np.sum(counted, dtype=np.float64))
+        self.row_weights = rows
+        if smoothing == 0:
+            self.row_weights = counted
+            self.class_weights = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether every row has one class, and nothing but that counts."""
+        return not self.soft and self.base == 0
+
+    def kernel_rows(self, array: Array | None) -> Array | None:
+        """One number for each row, in the order of the block."""
+        return None if array is None else self.problem.per_row(array, self.problem.dtype)
+
+    def totals(self) -> Array | None:
+        """The sum of the shares of each row times its weight, which is what the Hessian is multiplied by."""
+        problem = self.problem
+        if self.plain:
+            return self.row_weights
+        weights = self.class_weights
+        if weights is None:
+            weights = np.ones(problem.classes, problem.dtype)
+        given: Array
+        if self.soft:
+            moved = np.moveaxis(self.array, problem.axes[0], -1)
+            given = np.einsum("...k,k->...", moved, weights, dtype=np.float64, casting="unsafe")
+        elif problem.classes:
+            given = np.take(weights, self.array, mode="clip")
+        else:
+            given = np.zeros(problem.row_shape)
+        shares: Array = float(self.base) * np.sum(weights, dtype=np.float64) + float(self.gain) * given
+        if self.row_weights is not None:
+            shares = np.where(self.row_weights == 0, 0, shares * self.row_weights)
+        return shares
+
+
+def _reduce(problem: Problem, rows: Any, reduction: str, divisor: float) -> Any:
     """The loss as the user wants it, from an array with one number for each row."""
     if reduction == "none":
         return rows
     total = np.sum(rows, dtype=np.float64)
     with np.errstate(all="ignore"):
-        value = total if reduction == "sum" else np.divide(total, problem.rows)
+        value = total if reduction == "sum" else np.divide(total, divisor)
         return problem.result_dtype.type(value)
 
 
-def _loss(
-    function: str, logits: Any, targets: Any, axis: int, reduction: str, out: Any, gradient: bool
+def _scale(targets_divisor: float, reduction: str, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    return _inverse(targets_divisor if reduction == "mean" else 1, dtype)
+
+
+def _cross_entropy(
+    function: str,
+    logits: Any,
+    targets: Any,
+    axis: int,
+    reduction: str,
+    out: Any,
+    gradient: bool,
+    options: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """Loss and gradient (None if it is not asked for) of any of the functions below."""
+    """Loss and gradient (None if it is not asked for)."""
     problem = Problem(function, logits, axis, name="logits")
-    _check_reduction(function, reduction)
-    if function.startswith("squared"):
-        array = problem.target_like("targets", targets)
-        kernel = kernels.losses.squared_error
-    else:
-        array = _check_targets(problem, targets)
-        soft = array.ndim == len(problem.shape)
-        kernel = kernels.losses.soft_cross_entropy if soft else kernels.losses.cross_entropy
+    given = _Targets(problem, targets, reduction, options)
     source = problem.block()
-    if array.ndim == len(problem.shape):
-        second = problem.convert(array)
-    else:
-        second = problem.per_row(array, np.int64)
+    row_weights = given.kernel_rows(given.row_weights)
+    labels = None if given.soft else problem.per_row(given.array, np.int64)
+    distributions = problem.convert(given.array) if given.soft else None
     output = problem.output(out) if gradient else None
     rows = problem.row_output(None)
-    weight, weight_low = _share(problem.rows if reduction == "mean" else 1, problem.dtype)
-    block = None if output is None else output.block
-    room = problem.room(2)
-    arguments = source, second, block, rows.block, weight, weight_low
-    run(kernel, problem.rows, 2 * source.size, room, *arguments)
+    results = (None if output is None else output.block, rows.block)
+    scale = _scale(given.divisor, reduction, problem.dtype)
+    if given.plain:
+        kernel = kernels.losses.cross_entropy
+        arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)
+    else:
+        kernel = kernels.losses.soft_cross_entropy
+        mix = labels, given.class_weights, given.base, given.gain
+        arguments = (source, distributions, *mix, row_weights, *results, *scale)
+    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
     slope = None if output is None else output.finish()
-    return _reduce(problem, rows.finish(), reduction), slope
+    return _reduce(problem, rows.finish(), reduction, given.divisor), slope
 
 
-def cross_entropy(logits: Any, targets: Any, axis: int = -1, *, reduction: str = "mean") -> Any:
+def _curvature(problem: Problem, targets: Any, reduction: str, options: dict[str, Any]) -> Array | None:
+    """What the softmax Jacobian of each row has to be multiplied by; None for 1."""
+    given = _Targets(problem, targets, reduction, options)
+    factors = given.totals()
+    if reduction == "mean" and problem.rows:
+        with np.errstate(all="ignore"):
+            ones = np.ones(problem.row_shape) if factors is None else factors
+            factors = np.where(ones == 0, 0, np.divide(ones, given.divisor, dtype=np.float64))
+    return given.kernel_rows(factors)
+
+
+def _squared_error(
+    function: str,
+    logits: Any,
+    targets: Any,
+    axis: int,
+    sample_weight: Any,
+    reduction: str,
+    out: Any,
+    gradient: bool,
+) -> tuple[Any, Any]:
+    problem = Problem(function, logits, axis, name="logits")
+    _check_reduction(function, reduction)
+    array = problem.target_like("targets", targets)
+    weights = _weights(problem, "sample_weight", sample_weight, problem.row_shape)
+    divisor: float = problem.rows
+    if weights is not None and reduction == "mean":
+        divisor = float(np.sum(weights, dtype=np.float64))
+    source = problem.block()
+    second = problem.convert(array)
+    row_weights = None if weights is None else problem.per_row(weights, problem.dtype)
+    output = problem.output(out) if gradient else None
+    rows = problem.row_output(None)
+    arguments = source, second, row_weights, None if output is None else output.block, rows.block
+    scale = _scale(divisor, reduction, problem.dtype)
+    kernel = kernels.losses.squared_error
+    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments, *scale)
+    slope = None if output is None else output.finish()
+    return _reduce(problem, rows.finish(), reduction, divisor), slope
+
+
+def cross_entropy(
+    logits: Any,
+    targets: Any,
+    axis: int = -1,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Any:
     r"""Cross-entropy of softmax(logits) against class indices or distributions.
 
     .. math:: L_n = -\sum_j y_{nj} \log p_{nj}, \qquad p_n = \mathrm{softmax}(z_n)
@@ -107,8 +268,19 @@ def cross_entropy(logits: Any, targets: Any, axis: int = -1, *, reduction: str =
         row, of the shape of `logits` and any real dtype, which need not sum to 1.
     axis : int, default -1
         The axis of the classes.
+    class_weight : array_like, optional
+        Shape (K,): what each class counts. Weights -y_j log p_j, so that a row with a class index is multiplied
+        by the weight of its class.
+    sample_weight : array_like, optional
+        One number for each row, which multiplies its loss. A row of weight 0 counts for nothing, whatever it
+        holds.
+    ignore_index : int, optional
+        A class index, valid or not, whose rows count for nothing, whatever they hold. For class indices only.
+    label_smoothing : float, default 0.0
+        From 0 to 1: the share of the uniform distribution that is mixed into every target.
     reduction : {"mean", "sum", "none"}, default "mean"
-        The mean over all rows, their sum, or the loss of each row.
+        The mean over all rows, their sum, or the loss of each row. With class indices and weights, the mean
+        divides by the sum of the weights of the rows that count; with distributions, by the number of rows.
 
     Returns
     -------
@@ -149,11 +321,26 @@ def cross_entropy(logits: Any, targets: Any, axis: int = -1, *, reduction: str =
     >>> fs.cross_entropy(logits, np.array([0, 2]), reduction="none")
     array([0.40760596, 1.09861229])
     """
-    return _loss("cross_entropy", logits, targets, axis, reduction, None, gradient=False)[0]
+    options = {
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+    }
+    return _cross_entropy("cross_entropy", logits, targets, axis, reduction, None, False, options)[0]
 
 
 def cross_entropy_grad(
-    logits: Any, targets: Any, axis: int = -1, *, reduction: str = "mean", out: Any = None
+    logits: Any,
+    targets: Any,
+    axis: int = -1,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    out: Any = None,
 ) -> Any:
     r"""Gradient of `cross_entropy` with respect to the logits.
 
@@ -163,7 +350,7 @@ def cross_entropy_grad(
 
     Parameters
     ----------
-    logits, targets, axis
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
         As for `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
         Of the loss whose gradient is wanted; "sum" and "none" have the same one.
@@ -200,17 +387,32 @@ def cross_entropy_grad(
     >>> fs.cross_entropy_grad(np.array([[0.0, -50.0]]), np.array([0]))
     array([[-1.92874985e-22,  1.92874985e-22]])
     """
-    return _loss("cross_entropy_grad", logits, targets, axis, reduction, out, gradient=True)[1]
+    options = {
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+    }
+    return _cross_entropy("cross_entropy_grad", logits, targets, axis, reduction, out, True, options)[1]
 
 
 def cross_entropy_with_grad(
-    logits: Any, targets: Any, axis: int = -1, *, reduction: str = "mean", out: Any = None
+    logits: Any,
+    targets: Any,
+    axis: int = -1,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    out: Any = None,
 ) -> tuple[Any, Any]:
     """`cross_entropy` and `cross_entropy_grad` in one pass over the logits.
 
     Parameters
     ----------
-    logits, targets, axis, reduction
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction
         As for `cross_entropy`.
     out : ndarray, optional
         Where to put the gradient: of its shape and dtype. May be `logits` itself.
@@ -241,10 +443,231 @@ def cross_entropy_with_grad(
     >>> grad
     array([[ 0.25, -0.75,  0.25,  0.25]])
     """
-    return _loss("cross_entropy_with_grad", logits, targets, axis, reduction, out, gradient=True)
+    options = {
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+    }
+    return _cross_entropy("cross_entropy_with_grad", logits, targets, axis, reduction, out, True, options)
 
 
-def squared_error(logits: Any, targets: Any, axis: int = -1, *, reduction: str = "mean") -> Any:
+def cross_entropy_hvp(
+    logits: Any,
+    targets: Any,
+    tangent: Any,
+    axis: int = -1,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    out: Any = None,
+) -> Any:
+    r"""Hessian-vector product of `cross_entropy` with respect to the logits.
+
+    .. math:: (H_n v_n)_k = \Bigl(\sum_j y_{nj}\Bigr) p_{nk} \Bigl(v_{nk} - \sum_j p_{nj} v_{nj}\Bigr)
+
+    which is the softmax JVP times the sum of the targets; with ``reduction="mean"`` it is divided by the number of
+    rows. The Hessian has no terms between rows, and is positive semi-definite.
+
+    Parameters
+    ----------
+    tangent : array_like
+        v, of the shape of `logits`. A wider float dtype than that of `logits` widens the result.
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
+        As for `cross_entropy`.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        Of the loss whose Hessian is wanted; "sum" and "none" have the same one.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `logits` or `tangent` itself.
+
+    Returns
+    -------
+    ndarray
+        H v, of the shape of `logits`.
+
+    Raises
+    ------
+    ValueError, TypeError, IndexError, numpy.exceptions.AxisError
+        As `cross_entropy`, and for an unfit `out`; nothing is written to `out` then.
+
+    See Also
+    --------
+    cross_entropy_hessian, cross_entropy_hessian_diag, softmax_jvp
+
+    References
+    ----------
+    D. Boehning, Multinomial logistic regression algorithm, Annals of the Institute of Statistical Mathematics
+    44(1), 1992, doi:10.1007/BF00048682.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.cross_entropy_hvp(np.zeros((1, 2)), np.array([0]), np.array([[1.0, 0.0]]))
+    array([[ 0.25, -0.25]])
+    """
+    options = {
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+    }
+    function = "cross_entropy_hvp"
+    problem = Problem(function, logits, axis, name="logits")
+    operand = problem.operand("tangent", tangent)
+    factors = _curvature(problem, targets, reduction, options)
+    source = problem.block()
+    second = problem.convert(operand)
+    output = problem.output(out)
+    arguments = source, second, output.block, None, None, factors
+    run(kernels.derivatives.softmax_product, problem.rows, 2 * source.size, problem.room(2), *arguments)
+    return output.finish()
+
+
+def cross_entropy_hessian_diag(
+    logits: Any,
+    targets: Any,
+    axis: int = -1,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    out: Any = None,
+) -> Any:
+    r"""Diagonal of the Hessian of `cross_entropy` with respect to the logits.
+
+    .. math:: (H_n)_{kk} = \Bigl(\sum_j y_{nj}\Bigr) p_{nk} (1 - p_{nk})
+
+    Parameters
+    ----------
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
+        As for `cross_entropy`.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        Of the loss whose Hessian is wanted; "sum" and "none" have the same one.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `logits` itself.
+
+    Returns
+    -------
+    ndarray
+        The diagonal, of the shape of `logits`.
+
+    Raises
+    ------
+    ValueError, TypeError, IndexError, numpy.exceptions.AxisError
+        As `cross_entropy`, and for an unfit `out`; nothing is written to `out` then.
+
+    See Also
+    --------
+    cross_entropy_hvp, cross_entropy_hessian
+
+    Notes
+    -----
+    At a probability close to 1, 1 - p is the sum of the others.
+
+    References
+    ----------
+    D. Boehning, Multinomial logistic regression algorithm, Annals of the Institute of Statistical Mathematics
+    44(1), 1992, doi:10.1007/BF00048682.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.cross_entropy_hessian_diag(np.zeros((1, 2)), np.array([0]))
+    array([[0.25, 0.25]])
+    """
+    options = {
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+    }
+    problem = Problem("cross_entropy_hessian_diag", logits, axis, name="logits")
+    factors = _curvature(problem, targets, reduction, options)
+    source = problem.block()
+    output = problem.output(out)
+    arguments = source, output.block, factors
+    run(kernels.derivatives.softmax_variance, problem.rows, source.size, problem.room(1), *arguments)
+    return output.finish()
+
+
+def cross_entropy_hessian(
+    logits: Any,
+    targets: Any,
+    axis: int = -1,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    out: Any = None,
+) -> Any:
+    r"""Hessian of `cross_entropy` with respect to the logits of each row.
+
+    .. math:: H_n = \Bigl(\sum_j y_{nj}\Bigr) \bigl(\mathrm{diag}(p_n) - p_n p_n^\top\bigr)
+
+    Parameters
+    ----------
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
+        As for `cross_entropy`.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        Of the loss whose Hessian is wanted; "sum" and "none" have the same one.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype.
+
+    Returns
+    -------
+    ndarray
+        Shape of `logits` without `axis`, followed by (K, K). Symmetric and positive semi-definite.
+
+    Raises
+    ------
+    ValueError, TypeError, IndexError, numpy.exceptions.AxisError
+        As `cross_entropy`, and for an unfit `out`; nothing is written to `out` then.
+
+    See Also
+    --------
+    cross_entropy_hvp : products with it in O(K).
+
+    References
+    ----------
+    D. Boehning, Multinomial logistic regression algorithm, Annals of the Institute of Statistical Mathematics
+    44(1), 1992, doi:10.1007/BF00048682.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.cross_entropy_hessian(np.zeros((1, 2)), np.array([0]))
+    array([[[ 0.25, -0.25],
+            [-0.25,  0.25]]])
+    """
+    options = {
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+    }
+    problem = Problem("cross_entropy_hessian", logits, axis, name="logits", last=True)
+    factors = _curvature(problem, targets, reduction, options)
+    source = problem.block()
+    output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
+    work = source.size * max(1, problem.classes // 4)
+    arguments = source, output.block, None, None, factors
+    run(kernels.derivatives.softmax_jacobian, problem.rows, work, problem.room(1), *arguments)
+    return output.finish()
+
+
+def squared_error(
+    logits: Any, targets: Any, axis: int = -1, *, sample_weight: Any = None, reduction: str = "mean"
+) -> Any:
     r"""Half the squared distance of softmax(logits) from the targets.
 
     .. math:: L_n = \frac{1}{2} \sum_k (p_{nk} - t_{nk})^2, \qquad p_n = \mathrm{softmax}(z_n)
@@ -257,8 +680,11 @@ def squared_error(logits: Any, targets: Any, axis: int = -1, *, reduction: str =
         t, of the shape of `logits` and any real dtype.
     axis : int, default -1
         The axis of the classes.
+    sample_weight : array_like, optional
+        One number for each row, which multiplies its loss. A row of weight 0 counts for nothing, whatever it
+        holds.
     reduction : {"mean", "sum", "none"}, default "mean"
-        The mean over all rows, their sum, or the loss of each row.
+        The mean over all rows (with weights: divided by the sum of the weights), their sum, or the loss of each.
 
     Returns
     -------
@@ -290,11 +716,17 @@ def squared_error(logits: Any, targets: Any, axis: int = -1, *, reduction: str =
     >>> float(fs.squared_error(np.zeros((1, 2)), np.array([[1.0, 0.0]])))
     0.25
     """
-    return _loss("squared_error", logits, targets, axis, reduction, None, gradient=False)[0]
+    return _squared_error("squared_error", logits, targets, axis, sample_weight, reduction, None, False)[0]
 
 
 def squared_error_grad(
-    logits: Any, targets: Any, axis: int = -1, *, reduction: str = "mean", out: Any = None
+    logits: Any,
+    targets: Any,
+    axis: int = -1,
+    *,
+    sample_weight: Any = None,
+    reduction: str = "mean",
+    out: Any = None,
 ) -> Any:
     r"""Gradient of `squared_error` with respect to the logits.
 
@@ -304,7 +736,7 @@ def squared_error_grad(
 
     Parameters
     ----------
-    logits, targets, axis
+    logits, targets, axis, sample_weight
         As for `squared_error`.
     reduction : {"mean", "sum", "none"}, default "mean"
         Of the loss whose gradient is wanted; "sum" and "none" have the same one.
@@ -333,17 +765,23 @@ def squared_error_grad(
     >>> fs.squared_error_grad(np.zeros((1, 2)), np.array([[1.0, 0.0]]))
     array([[-0.25,  0.25]])
     """
-    return _loss("squared_error_grad", logits, targets, axis, reduction, out, gradient=True)[1]
+    return _squared_error("squared_error_grad", logits, targets, axis, sample_weight, reduction, out, True)[1]
 
 
 def squared_error_with_grad(
-    logits: Any, targets: Any, axis: int = -1, *, reduction: str = "mean", out: Any = None
+    logits: Any,
+    targets: Any,
+    axis: int = -1,
+    *,
+    sample_weight: Any = None,
+    reduction: str = "mean",
+    out: Any = None,
 ) -> tuple[Any, Any]:
     """`squared_error` and `squared_error_grad` in one pass over the logits.
 
     Parameters
     ----------
-    logits, targets, axis, reduction
+    logits, targets, axis, sample_weight, reduction
         As for `squared_error`.
     out : ndarray, optional
         Where to put the gradient: of its shape and dtype. May be `logits` itself.
@@ -373,4 +811,4 @@ def squared_error_with_grad(
     >>> float(loss), grad
     (0.25, array([[-0.25,  0.25]]))
     """
-    return _loss("squared_error_with_grad", logits, targets, axis, reduction, out, gradient=True)
+    return _squared_error("squared_error_with_grad", logits, targets, axis, sample_weight, reduction, out, True)

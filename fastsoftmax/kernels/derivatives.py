@@ -18,6 +18,7 @@ from fastsoftmax.kernels.traversal import (
     probability,
     reciprocal,
     remainder,
+    spared,
     statistics,
     traverse,
 )
@@ -33,6 +34,7 @@ from fastsoftmax.kernels.vector import (
     memory,
     muladd,
     number,
+    row_value,
     scatter,
     scratch,
     select_equal,
@@ -105,37 +107,63 @@ def softmax_product_block(
     count: int,
     options: Any,
 ) -> None:
-    """y = beta p (v - p.v)."""
-    beta, from_probs = options
+    """y = weight beta p (v - p.v)."""
+    beta, from_probs, weights = options
+    weight = row_value(x, folded, weights, row, count)
     state = _probs(x, offset, length, folded, beta, from_probs)
     dot, dot_low = _dot(x, v, offset, length, folded, beta, from_probs, state)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
         p = _prob(load(x, offset + k), beta, state, from_probs)
-        store(y, offset + k, times(p * ((load(v, offset + k) - dot) - dot_low), beta))
+        value = times(p * ((load(v, offset + k) - dot) - dot_low), beta)
+        store(y, offset + k, spared(weight, weight * value))
     if full < length:
         rest = length - full
         p = _prob(load_part(x, offset + full, rest, _filler(x, from_probs)), beta, state, from_probs)
         value = (load_part(v, offset + full, rest, number(x, 0.0)) - dot) - dot_low
-        store_part(y, offset + full, rest, times(p * value, beta))
+        value = times(p * value, beta)
+        store_part(y, offset + full, rest, spared(weight, weight * value))
 
 
 @kernel
-def softmax_product(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any, from_probs: Any) -> None:
-    """y = J v = J^T v for the Jacobian of softmax at logits x or, if `from_probs` is not None, probabilities."""
-    traverse(
-        softmax_product_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        memory(x),
-        memory(v),
-        memory(y),
-        None,
-        (beta, from_probs),
-    )
+def softmax_product(
+    start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any, from_probs: Any, weights: Any
+) -> None:
+    """y = weights J v = weights J^T v for the Jacobian of softmax at x, logits or (`from_probs`) probabilities."""
+    options = (beta, from_probs, memory(weights))
+    data, vector = memory(x), memory(v)
+    traverse(softmax_product_block, start, stop, x.shape, memory(room), data, vector, memory(y), None, options)
+
+
+@inline
+def softmax_variance_block(
+    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, weights: Any
+) -> None:
+    """y = weight p (1 - p)."""
+    m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
+    inverse = reciprocal(top, ties, rest, rest_low)
+    lacking = remainder(top, ties, rest, rest_low)
+    weight = row_value(x, folded, weights, row, count)
+    one = number(x, 1.0)
+    step = lane_count(x)
+    full = length // step * step
+    for k in range(0, full, step):
+        value = load(x, offset + k)
+        p = probability(value, None, shift, bias, inverse)
+        store(y, offset + k, spared(weight, weight * (p * select_equal(value, m, lacking, one - p))))
+    if full < length:
+        last = load_part(x, offset + full, length - full, number(x, -INF))
+        p = probability(last, None, shift, bias, inverse)
+        value = spared(weight, weight * (p * select_equal(last, m, lacking, one - p)))
+        store_part(y, offset + full, length - full, value)
+
+
+@kernel
+def softmax_variance(start: int, stop: int, room: Any, x: Any, y: Any, weights: Any) -> None:
+    """y = weights p (1 - p), the diagonal of the Jacobian of softmax at x."""
+    data, factors = memory(x), memory(weights)
+    traverse(softmax_variance_block, start, stop, x.shape, memory(room), data, None, memory(y), None, factors)
 
 
 @inline
@@ -203,9 +231,9 @@ def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, be
 
 @inline
 def _jacobian_rows(
-    y: Any, offset: int, classes: int, highest: Any, lacking: Any, beta: Any, logarithmic: Any
+    y: Any, offset: int, classes: int, highest: Any, lacking: Any, beta: Any, logarithmic: Any, weight: Any
 ) -> None:
-    """One Jacobian from the probabilities in its first row; `lacking` is 1 - p where p is `highest`."""
+    """One Jacobian, times `weight`, from the probabilities in its first row; `lacking` is 1 - p of `highest`."""
     step = lane_count(y)
     full = classes // step * step
     one = number(y, 1.0)
@@ -213,18 +241,18 @@ def _jacobian_rows(
         p = load_scalar(y, offset + i)
         complement = select_equal(p, highest, lacking, one - p)
         if logarithmic is None:
-            factor = times(-p, beta)
-            diagonal = times(p * complement, beta)
+            factor = weight * times(-p, beta)
+            diagonal = weight * times(p * complement, beta)
         else:
-            factor = times(-one, beta)
-            diagonal = times(complement, beta)
+            factor = weight * times(-one, beta)
+            diagonal = weight * times(complement, beta)
         here = offset + i * classes
         for k in range(0, full, step):
-            store(y, here + k, load(y, offset + k) * factor)
+            store(y, here + k, spared(weight, load(y, offset + k) * factor))
         if full < classes:
             last = load_part(y, offset + full, classes - full, number(y, 0.0))
-            store_part(y, here + full, classes - full, last * factor)
-        store_scalar(y, here + i, diagonal)
+            store_part(y, here + full, classes - full, spared(weight, last * factor))
+        store_scalar(y, here + i, spared(weight, diagonal))
 
 
 @inline
@@ -263,6 +291,7 @@ def _jacobian(
     beta: Any,
     from_probs: Any,
     logarithmic: Any,
+    weights: Any,
 ) -> None:
     square = classes * classes
     if classes > COLUMN_LIMIT:
@@ -270,7 +299,8 @@ def _jacobian(
             at = n * classes
             highest, lacking = _extremes(x, at, classes, True, beta, from_probs)
             _fill_probs(x, at, y, n * square, classes, True, beta, from_probs)
-            _jacobian_rows(y, n * square, classes, highest, lacking, beta, logarithmic)
+            weight = row_value(x, True, weights, n, 1)
+            _jacobian_rows(y, n * square, classes, highest, lacking, beta, logarithmic, weight)
         return
     step = lane_count(x)
     tops = scratch(x, 2)
@@ -285,17 +315,21 @@ def _jacobian(
             scatter(y, first * square + k, square, count, load(tile, k * step))
         for lane in range(count):
             at = (first + lane) * square
-            top = load_scalar(tops, lane)
-            _jacobian_rows(y, at, classes, top, load_scalar(tops, step + lane), beta, logarithmic)
+            top, lacks = load_scalar(tops, lane), load_scalar(tops, step + lane)
+            weight = row_value(x, True, weights, first + lane, 1)
+            _jacobian_rows(y, at, classes, top, lacks, beta, logarithmic, weight)
 
 
 @kernel
-def softmax_jacobian(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any, from_probs: Any) -> None:
-    """y[n] = beta (diag(p) - p p^T) for the rows of x, logits or probabilities."""
-    _jacobian(start, stop, x.shape[1], memory(room), memory(x), memory(y), beta, from_probs, None)
+def softmax_jacobian(
+    start: int, stop: int, room: Any, x: Any, y: Any, beta: Any, from_probs: Any, weights: Any
+) -> None:
+    """y[n] = weights[n] beta (diag(p) - p p^T) for the rows of x, logits or probabilities."""
+    data, factors = memory(x), memory(weights)
+    _jacobian(start, stop, x.shape[1], memory(room), data, memory(y), beta, from_probs, None, factors)
 
 
 @kernel
 def log_softmax_jacobian(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y[n] = beta (I - 1 p^T) for the rows of x."""
-    _jacobian(start, stop, x.shape[1], memory(room), memory(x), memory(y), beta, None, True)
+    _jacobian(start, stop, x.shape[1], memory(room), memory(x), memory(y), beta, None, True, None)

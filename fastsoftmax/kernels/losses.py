@@ -8,7 +8,8 @@ With p = softmax(x), m the greatest logit and s' as in `traversal.others`:
   an infinite logit; gradient p sum(y) - y, at a greatest entry (sum(y) - y) - sum(y) s'/(1 + s');
 - squared error to t: L = 1/2 sum_j (p_j - t_j)^2; gradient p (d - p.d) with d = p - t.
 
-Gradients are multiplied by a weight, given as a pair so that a mean over n rows rounds once.
+A weight for each row multiplies loss and gradient; a row of weight 0 counts for nothing, whatever it holds. What
+a mean divides by multiplies the gradients as a pair, so that it rounds once.
 """
 
 from typing import Any
@@ -20,12 +21,14 @@ from fastsoftmax.kernels.traversal import (
     probability,
     reciprocal,
     remainder,
+    spared,
     statistics,
     traverse,
     weighted,
 )
 from fastsoftmax.kernels.vector import (
     broadcast,
+    class_value,
     fold_two_sum,
     lane_count,
     load,
@@ -34,6 +37,8 @@ from fastsoftmax.kernels.vector import (
     memory,
     muladd,
     number,
+    one_hot,
+    row_value,
     scratch,
     select_equal,
     store,
@@ -52,78 +57,105 @@ def _label(labels: Any, row: int, classes: int) -> Any:
 
 
 @inline
+def _gather_targets(
+    x: Any, offset: int, labels: Any, row: int, count: int, stride: int, classes: int, room: Any
+) -> Any:
+    """The logit at the label of each row, in the first lanes of a vector."""
+    store(room, 0, broadcast(number(x, 0.0)))
+    for lane in range(count):
+        at = _label(labels, row + lane, classes) * stride + lane
+        store_scalar(room, lane, load_scalar(x, offset + at))
+    return load(room, 0)
+
+
+@inline
+def _scatter_targets(
+    y: Any, offset: int, labels: Any, row: int, count: int, stride: int, classes: int, room: Any, value: Any
+) -> None:
+    """Write `value`, one lane for each row, at the label of that row."""
+    store(room, 0, broadcast(value))
+    for lane in range(count):
+        at = _label(labels, row + lane, classes) * stride + lane
+        store_scalar(y, offset + at, load_scalar(room, lane))
+
+
+@inline
 def cross_entropy_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
+    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
 ) -> None:
     """Loss and gradient for labels."""
-    labels, weight, weight_low = options
+    labels, weights, scale, scale_low = options
     m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
     step = lane_count(x)
     stride = 1 if folded is not None else step
     classes = length // stride
-    chosen = scratch(x, 1)
-    store(chosen, 0, broadcast(number(x, 0.0)))
-    for lane in range(count):
-        at = _label(labels, row + lane, classes) * stride + lane
-        store_scalar(chosen, lane, load_scalar(x, offset + at))
-    target = load(chosen, 0)
-    store_part(rows, row, count, (m - target) + log_of_others(top, ties, rest, rest_low))
+    room = scratch(x, 1)
+    target = _gather_targets(x, offset, labels, row, count, stride, classes, room)
+    weight = row_value(x, folded, weights, row, count)
+    loss = weight * ((m - target) + log_of_others(top, ties, rest, rest_low))
+    store_part(rows, row, count, spared(weight, loss))
     if y is not None:
-        inverse = weighted(reciprocal(top, ties, rest, rest_low), weight, weight_low)
-        lacking = remainder(top, ties, rest, rest_low)
-        inside = probability(target, None, shift, bias, reciprocal(top, ties, rest, rest_low))
-        slope = select_equal(target, m, -lacking, inside - number(x, 1.0))
-        store(chosen, 0, muladd(slope, weight, slope * weight_low))
+        plain = reciprocal(top, ties, rest, rest_low)
+        factor, factor_low = weight * scale, weight * scale_low
+        inverse = weighted(plain, factor, factor_low)
+        inside = probability(target, None, shift, bias, plain) - number(x, 1.0)
+        slope = select_equal(target, m, -remainder(top, ties, rest, rest_low), inside)
+        slope = spared(weight, muladd(slope, factor, slope * factor_low))
         full = length // step * step
         for k in range(0, full, step):
-            store(y, offset + k, probability(load(x, offset + k), None, shift, bias, inverse))
+            p = probability(load(x, offset + k), None, shift, bias, inverse)
+            store(y, offset + k, spared(weight, p))
         if full < length:
             last = load_part(x, offset + full, length - full, number(x, -INF))
-            store_part(y, offset + full, length - full, probability(last, None, shift, bias, inverse))
-        for lane in range(count):
-            at = _label(labels, row + lane, classes) * stride + lane
-            store_scalar(y, offset + at, load_scalar(chosen, lane))
+            p = probability(last, None, shift, bias, inverse)
+            store_part(y, offset + full, length - full, spared(weight, p))
+        _scatter_targets(y, offset, labels, row, count, stride, classes, room, slope)
 
 
 @kernel
 def cross_entropy(
-    start: int, stop: int, room: Any, x: Any, labels: Any, y: Any, rows: Any, weight: Any, weight_low: Any
+    start: int,
+    stop: int,
+    room: Any,
+    x: Any,
+    labels: Any,
+    weights: Any,
+    y: Any,
+    rows: Any,
+    scale: Any,
+    scale_low: Any,
 ) -> None:
-    """rows = -log p[label]; y, unless None, = weight (p - onehot(label))."""
-    options = (memory(labels), weight, weight_low)
-    traverse(
-        cross_entropy_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        memory(x),
-        None,
-        memory(y),
-        memory(rows),
-        options,
-    )
+    """rows = -weights log p[label]; y, unless None, = scale weights (p - onehot(label))."""
+    options = (memory(labels), memory(weights), scale, scale_low)
+    data, results = memory(x), memory(rows)
+    traverse(cross_entropy_block, start, stop, x.shape, memory(room), data, None, memory(y), results, options)
+
+
+# --- distributions ------------------------------------------------------------------------------------------
+#
+# Every other target is a share for each class, share_j = w_j (base + gain y_j): w the weights of the classes, base
+# and gain from label smoothing, y the given distribution or the one-hot form of the label.
+
+
+@inline
+def _share(x: Any, v: Any, offset: int, k: int, lanes: int, folded: Any, row: int, count: int, mix: Any) -> Any:
+    """The shares of the vector at place k of a block; 0 in the lanes from `lanes` on."""
+    labels, weights, base, gain = mix
+    weight = class_value(x, folded, weights, k, lanes)
+    if v is None:
+        return weight * muladd(one_hot(x, folded, labels, row, count, k), gain, base)
+    return weight * muladd(load_part(v, offset + k, lanes, number(x, 0.0)), gain, base)
 
 
 @inline
 def _surprise(value: Any, share: Any, m: Any, log_rest: Any) -> Any:
-    """-y_j log p_j, with 0 for y_j = 0."""
-    zero = number(value, 0.0)
-    return select_equal(share, zero, zero, share * ((m - value) + log_rest))
+    """-share log p, with 0 for a share of 0."""
+    return spared(share, share * ((m - value) + log_rest))
 
 
 @inline
 def _soft_gradient(value: Any, share: Any, m: Any, lacking: Any, whole: Any, p: Any) -> Any:
-    """p sum(y) - y, with 1 - p in place of p at a greatest entry."""
+    """p sum(shares) - share, with 1 - p in place of p at a greatest entry."""
     total, total_low = whole
     inside = muladd(p, total, -share) + p * total_low
     at_top = muladd(-lacking, total, (total - share) + total_low)
@@ -132,19 +164,10 @@ def _soft_gradient(value: Any, share: Any, m: Any, lacking: Any, whole: Any, p: 
 
 @inline
 def soft_cross_entropy_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
+    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
 ) -> None:
-    """Loss and gradient for distributions."""
-    weight, weight_low = options
+    """Loss and gradient for shares."""
+    mix, row_weights, scale, scale_low = options
     m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
     log_rest = log_of_others(top, ties, rest, rest_low)
     step = lane_count(x)
@@ -153,50 +176,61 @@ def soft_cross_entropy_block(
     losses = (zero, zero)
     shares = (zero, zero)
     for k in range(0, full, step):
-        share = load(v, offset + k)
+        share = _share(x, v, offset, k, step, folded, row, count, mix)
         shares = add(shares, share)
         losses = add(losses, _surprise(load(x, offset + k), share, m, log_rest))
     if full < length:
-        share = load_part(v, offset + full, length - full, number(x, 0.0))
+        share = _share(x, v, offset, full, length - full, folded, row, count, mix)
         last = load_part(x, offset + full, length - full, number(x, -INF))
         shares = add(shares, share)
         losses = add(losses, _surprise(last, share, m, log_rest))
     loss, loss_low = fold_two_sum(folded, losses[0], losses[1])
-    store_part(rows, row, count, broadcast(select_equal(loss_low, loss_low, loss + loss_low, loss)))
+    loss = select_equal(loss_low, loss_low, loss + loss_low, loss)  # inf stays inf, though its error is nan
+    weight = row_value(x, folded, row_weights, row, count)
+    store_part(rows, row, count, broadcast(spared(weight, weight * loss)))
     if y is not None:
         inverse = reciprocal(top, ties, rest, rest_low)
         lacking = remainder(top, ties, rest, rest_low)
         whole = fold_two_sum(folded, shares[0], shares[1])
+        factor, factor_low = weight * scale, weight * scale_low
         for k in range(0, full, step):
             value = load(x, offset + k)
-            p = probability(value, None, shift, bias, inverse)
-            slope = _soft_gradient(value, load(v, offset + k), m, lacking, whole, p)
-            store(y, offset + k, muladd(slope, weight, slope * weight_low))
+            share = _share(x, v, offset, k, step, folded, row, count, mix)
+            slope = _soft_gradient(value, share, m, lacking, whole, probability(value, None, shift, bias, inverse))
+            store(y, offset + k, spared(weight, muladd(slope, factor, slope * factor_low)))
         if full < length:
             last = load_part(x, offset + full, length - full, number(x, -INF))
-            share = load_part(v, offset + full, length - full, number(x, 0.0))
-            p = probability(last, None, shift, bias, inverse)
-            slope = _soft_gradient(last, share, m, lacking, whole, p)
-            store_part(y, offset + full, length - full, muladd(slope, weight, slope * weight_low))
+            share = _share(x, v, offset, full, length - full, folded, row, count, mix)
+            slope = _soft_gradient(last, share, m, lacking, whole, probability(last, None, shift, bias, inverse))
+            slope = spared(weight, muladd(slope, factor, slope * factor_low))
+            store_part(y, offset + full, length - full, slope)
 
 
 @kernel
 def soft_cross_entropy(
-    start: int, stop: int, room: Any, x: Any, targets: Any, y: Any, rows: Any, weight: Any, weight_low: Any
+    start: int,
+    stop: int,
+    room: Any,
+    x: Any,
+    targets: Any,
+    labels: Any,
+    class_weights: Any,
+    base: Any,
+    gain: Any,
+    weights: Any,
+    y: Any,
+    rows: Any,
+    scale: Any,
+    scale_low: Any,
 ) -> None:
-    """rows = -sum_j targets_j log p_j; y, unless None, = weight (p sum(targets) - targets)."""
-    traverse(
-        soft_cross_entropy_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        memory(x),
-        memory(targets),
-        memory(y),
-        memory(rows),
-        (weight, weight_low),
-    )
+    """rows = -weights sum_j share_j log p_j; y, unless None, = scale weights (p sum(share) - share).
+
+    share_j = class_weights_j (base + gain y_j); y are the targets, or if these are None one-hot labels.
+    """
+    mix = memory(labels), memory(class_weights), base, gain
+    options = (mix, memory(weights), scale, scale_low)
+    data, v, results = memory(x), memory(targets), memory(rows)
+    traverse(soft_cross_entropy_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options)
 
 
 @inline
@@ -213,7 +247,7 @@ def squared_error_block(
     options: Any,
 ) -> None:
     """Loss and gradient of the squared error."""
-    weight, weight_low = options
+    weights, scale, scale_low = options
     _, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
     inverse = reciprocal(top, ties, rest, rest_low)
     step = lane_count(x)
@@ -233,35 +267,39 @@ def squared_error_block(
         squares = add(squares, difference * difference)
         dots = add(dots, p * difference)
     square, square_low = fold_two_sum(folded, squares[0], squares[1])
-    store_part(rows, row, count, broadcast(number(x, 0.5) * (square + square_low)))
+    weight = row_value(x, folded, weights, row, count)
+    loss = weight * (number(x, 0.5) * (square + square_low))
+    store_part(rows, row, count, broadcast(spared(weight, loss)))
     if y is not None:
         dot, dot_low = fold_two_sum(folded, dots[0], dots[1])
+        factor, factor_low = weight * scale, weight * scale_low
         for k in range(0, full, step):
             p = probability(load(x, offset + k), None, shift, bias, inverse)
             slope = p * (((p - load(v, offset + k)) - dot) - dot_low)
-            store(y, offset + k, muladd(slope, weight, slope * weight_low))
+            store(y, offset + k, spared(weight, muladd(slope, factor, slope * factor_low)))
         if full < length:
             last = load_part(x, offset + full, length - full, number(x, -INF))
             p = probability(last, None, shift, bias, inverse)
             share = load_part(v, offset + full, length - full, number(x, 0.0))
             slope = p * (((p - share) - dot) - dot_low)
-            store_part(y, offset + full, length - full, muladd(slope, weight, slope * weight_low))
+            slope = spared(weight, muladd(slope, factor, slope * factor_low))
+            store_part(y, offset + full, length - full, slope)
 
 
 @kernel
 def squared_error(
-    start: int, stop: int, room: Any, x: Any, targets: Any, y: Any, rows: Any, weight: Any, weight_low: Any
+    start: int,
+    stop: int,
+    room: Any,
+    x: Any,
+    targets: Any,
+    weights: Any,
+    y: Any,
+    rows: Any,
+    scale: Any,
+    scale_low: Any,
 ) -> None:
-    """rows = 1/2 |p - targets|^2; y, unless None, its gradient times weight."""
-    traverse(
-        squared_error_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        memory(x),
-        memory(targets),
-        memory(y),
-        memory(rows),
-        (weight, weight_low),
-    )
+    """rows = weights/2 |p - targets|^2; y, unless None, = scale times its gradient."""
+    options = (memory(weights), scale, scale_low)
+    data, v, results = memory(x), memory(targets), memory(rows)
+    traverse(squared_error_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options)

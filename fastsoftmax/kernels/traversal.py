@@ -188,6 +188,13 @@ def weighted(inverse: Any, weight: Any, weight_low: Any) -> Any:
 
 
 @inline
+def spared(weight: Any, value: Any) -> Any:
+    """`value`, or 0 where the weight is 0: whatever is there, it counts for nothing."""
+    zero = number(weight, 0.0)
+    return select_equal(weight, zero, zero, value)
+
+
+@inline
 def add(sums: Any, value: Any) -> Any:
     """A running sum with its compensation, and one more value."""
     high, error = two_sum(sums[0], value)

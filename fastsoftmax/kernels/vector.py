@@ -794,3 +794,132 @@ def _unless_none_typer(typingctx: Any, option: Any, value: Any) -> Any:
 def unless_none(option: Any, value: Any) -> Any:
     """`value`, or None if `option` is None: decided by the type, where an ``if`` would need one type for both."""
     return None if option is None else value
+
+
+def _one(like: Any, context: Any) -> Any:
+    return context.get_constant(like.dtype, 1.0)
+
+
+def _row_value_typer(typingctx: Any, like: Any, folded: Any, array: Any, row: Any, count: Any) -> Any:
+    if not _is_floats(like):
+        return None
+    absent = isinstance(array, types.NoneType)
+    lanes = isinstance(folded, types.NoneType) and not absent
+    result = Lanes(like.dtype) if lanes else like.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if absent:
+            return _one(like, context)
+        vector = context.get_value_type(result)
+        pointer = _pointer(context, builder, array, values[2], values[3], values[4])
+        if not lanes:
+            return builder.load(pointer)
+        mask = _first_lanes(builder, values[4], result.count)
+        align = ir.IntType(32)(like.dtype.bitwidth // 8)
+        operands = (_vector_pointer(builder, pointer, vector), align, mask, ir.Constant(vector, None))
+        return _masked(builder, "load", vector, operands, vector)
+
+    return result(like, folded, array, types.intp, types.intp), codegen
+
+
+@lowered(_row_value_typer)
+def row_value(like: Any, folded: Any, array: Any, row: int, count: int) -> Any:
+    """What an array with one number for each row holds for the rows of a block: 1 if it is None.
+
+    A float if the block is a single row (`folded`), else a vector with 0 in the lanes from `count` on.
+    """
+    if array is None:
+        return like.dtype.type(1)
+    return array[row] if folded else load_part(array, row, count, 0)
+
+
+def _class_value_typer(typingctx: Any, like: Any, folded: Any, array: Any, k: Any, count: Any) -> Any:
+    if not _is_floats(like):
+        return None
+    absent = isinstance(array, types.NoneType)
+    lanes = not isinstance(folded, types.NoneType)
+    result = Lanes(like.dtype) if lanes else like.dtype
+    width = Lanes(like.dtype).count
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        index, active = values[3], values[4]
+        if not lanes:
+            if absent:
+                return _one(like, context)
+            place = builder.sdiv(index, index.type(width))
+            return builder.load(_pointer(context, builder, array, values[2], place, index.type(1)))
+        vector = context.get_value_type(result)
+        mask = _first_lanes(builder, active, width)
+        if absent:
+            ones = ir.Constant(vector, [1.0] * width)
+            return builder.select(mask, ones, ir.Constant(vector, None))
+        pointer = _pointer(context, builder, array, values[2], index, active)
+        align = ir.IntType(32)(like.dtype.bitwidth // 8)
+        operands = (_vector_pointer(builder, pointer, vector), align, mask, ir.Constant(vector, None))
+        return _masked(builder, "load", vector, operands, vector)
+
+    return result(like, folded, array, types.intp, types.intp), codegen
+
+
+@lowered(_class_value_typer)
+def class_value(like: Any, folded: Any, array: Any, k: int, count: int) -> Any:
+    """What an array with one number for each class holds for the vector at place k of a block: 1 if it is None.
+
+    Along a row (`folded`) the numbers of `count` classes, and 0 in the lanes from `count` on; else the number of
+    the one class that the vector holds.
+    """
+    width = LANE_BYTES // like.itemsize
+    if folded is None:
+        return like.dtype.type(1) if array is None else array[k // width]
+    if array is None:
+        return (np.arange(width) < count).astype(like.dtype)
+    return load_part(array, k, count, 0)
+
+
+def _one_hot_typer(typingctx: Any, like: Any, folded: Any, labels: Any, row: Any, count: Any, k: Any) -> Any:
+    if not _is_floats(like):
+        return None
+    result = Lanes(like.dtype)
+    if not isinstance(labels, Memory):
+        signature = result(like, folded, labels, types.intp, types.intp, types.intp)
+        return signature, lambda context, *_: ir.Constant(context.get_value_type(result), None)
+    along = not isinstance(folded, types.NoneType)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        index, active, place = values[3], values[4], values[5]
+        vector = context.get_value_type(result)
+        wide = ir.VectorType(ir.IntType(64), result.count)
+        if along:
+            label = builder.load(_pointer(context, builder, labels, values[2], index, index.type(1)))
+            chosen = _splat(builder, builder.sub(label, place), result.count)
+            here = ir.Constant(wide, list(range(result.count)))
+        else:
+            pointer = _pointer(context, builder, labels, values[2], index, active)
+            mask = _first_lanes(builder, active, result.count)
+            nowhere = ir.Constant(wide, [-1] * result.count)
+            operands = (_vector_pointer(builder, pointer, wide), ir.IntType(32)(8), mask, nowhere)
+            function = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(wide, [operand.type for operand in operands]),
+                f"llvm.masked.load.v{result.count}i64.p0",
+            )
+            chosen = builder.call(function, operands)
+            here = _splat(builder, builder.sdiv(place, place.type(result.count)), result.count)
+        hit = builder.icmp_signed("==", chosen, here)
+        return builder.select(hit, _constant(ir.Constant(vector, None), 1.0), ir.Constant(vector, None))
+
+    return result(like, folded, labels, types.intp, types.intp, types.intp), codegen
+
+
+@lowered(_one_hot_typer)
+def one_hot(like: Any, folded: Any, labels: Any, row: int, count: int, k: int) -> Any:
+    """1 where the class of a vector at place k of a block is the label of its row, else 0; 0 without labels."""
+    width = LANE_BYTES // like.itemsize
+    hit = np.zeros(width, like.dtype)
+    if labels is None:
+        return hit
+    if folded is None:
+        hit[:count] = labels[row : row + count] == k // width
+    elif 0 <= labels[row] - k < width:
+        hit[labels[row] - k] = 1
+    return hit

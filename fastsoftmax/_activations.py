@@ -12,6 +12,7 @@ from fastsoftmax._parallel import run
 # Small calls are made of overhead. Three steps are left here: which kernel (by a dtype that is native and has been
 # used before), a copy of x (C-contiguous whatever x is), and the kernel over that copy.
 SMALL = 1 << 14
+UNTEMPERED = 1.0  # the default, recognised by identity: an argument may be anything that compares equal
 _SOFTMAX: dict[np.dtype[Any], Callable[[Any], None]] = {}
 _LOG_SOFTMAX: dict[np.dtype[Any], Callable[[Any], None]] = {}
 
@@ -22,7 +23,9 @@ def _in_place(kernel: Callable[[Any], None], x: Any) -> Any:
     return result
 
 
-def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 1.0, out: Any = None) -> Any:
+def softmax(
+    x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
+) -> Any:
     r"""Softmax of each row.
 
     .. math:: p_i = \frac{\exp(x_i / T)}{\sum_k \exp(x_k / T)}
@@ -85,7 +88,7 @@ def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
-    if type(x) is np.ndarray and axis == -1 and where is None and temperature == 1.0 and out is None:
+    if type(x) is np.ndarray and axis == -1 and where is None and temperature is UNTEMPERED and out is None:
         kernel = _SOFTMAX.get(x.dtype)
         if kernel is not None and 0 < x.size <= SMALL and x.ndim:
             return _in_place(kernel, x)
@@ -112,7 +115,9 @@ def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 
     return output.finish()
 
 
-def log_softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 1.0, out: Any = None) -> Any:
+def log_softmax(
+    x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
+) -> Any:
     r"""Logarithm of the softmax of each row.
 
     .. math:: \log p_i = \frac{x_i}{T} - \log \sum_k \exp(x_k / T)
@@ -163,7 +168,7 @@ def log_softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: floa
     >>> fs.log_softmax(np.array([0.0, -50.0]))
     array([-1.92874985e-22, -5.00000000e+01])
     """
-    if type(x) is np.ndarray and axis == -1 and where is None and temperature == 1.0 and out is None:
+    if type(x) is np.ndarray and axis == -1 and where is None and temperature is UNTEMPERED and out is None:
         kernel = _LOG_SOFTMAX.get(x.dtype)
         if kernel is not None and 0 < x.size <= SMALL and x.ndim:
             return _in_place(kernel, x)

@@ -71,7 +71,10 @@ def number(function: str, name: str, value: Any, least: float, inclusive: bool) 
 
 def as_pair(value: Fraction, dtype: np.dtype[Any]) -> tuple[Any, Any]:
     """The two numbers of `dtype` whose sum is closest to `value`."""
-    high = dtype.type(float(value))
+    with np.errstate(all="ignore"):
+        high = dtype.type(float(value))
+    if not np.isfinite(high):
+        return high, dtype.type(0)
     return high, dtype.type(float(value - Fraction(float(high))))
 
 
@@ -82,7 +85,10 @@ def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -
     value = number(function, "temperature", temperature, 0.0, inclusive=False)
     if value == 1.0:
         return None
-    high, low = as_pair(1 / Fraction(value), dtype)
+    try:
+        high, low = as_pair(1 / Fraction(value), dtype)
+    except OverflowError:
+        high, low = dtype.type(np.inf), dtype.type(0)
     if not np.isfinite(high) or high < np.finfo(dtype).tiny:
         raise ValueError(f"{named(function, 'temperature')} {value!r} is out of the range of {dtype}")
     return high, low

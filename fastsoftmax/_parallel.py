@@ -143,7 +143,7 @@ def run(kernel: Callable[..., None], rows: int, work: int, room: Callable[[], An
 
     Every thread calls `room` once, for memory of its own to work in.
     """
-    count = 1 if work < PARALLEL_WORK else min(max_threads(), work // (PARALLEL_WORK // 2))
+    count = 1 if work < PARALLEL_WORK else min(max_threads(), rows, work // (PARALLEL_WORK // 2))
     if count == 1 and work <= 16 * BLOCK_WORK:
         kernel(0, rows, room(), *args)
         return

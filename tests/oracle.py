@@ -281,3 +281,70 @@ def wide_remainder(x):
     """1 - p of each row's greatest entry, for `wide_error`."""
     _, others = wide_forward(x)
     return (others / (1 + others))[:, 0]
+
+
+# --- cross-entropy with options ----------------------------------------------------------------------------------
+
+
+def shares(target, classes, class_weight=None, label_smoothing=0.0):
+    """w_j (base + gain y_j) with base = s/K and gain = 1 - s, for an index or a distribution y."""
+    y = exact(one_hot(target, classes) if np.ndim(target) == 0 else target)
+    s = mp.mpf(float(label_smoothing))
+    mixed = s / classes + (1 - s) * y
+    return mixed if class_weight is None else exact(class_weight) * mixed
+
+
+class CrossEntropy:
+    """The loss of N rows (N, K) with all options, and its derivatives, as object arrays of mpf.
+
+    A row counts `sample_weight` times, an ignored row or one of weight 0 not at all, whatever it holds. A mean
+    divides by the sum of what the rows count (times the class weight of their label), over distributions by N.
+    `hessian` is `factors` times the Jacobian of softmax at `probs`. `terms`: the size of the terms that each
+    gradient is the sum of; where p > 1/2 those of (total - share_i) - (1 - p_i) total.
+    """
+
+    def __init__(
+        self,
+        logits,
+        targets,
+        *,
+        class_weight=None,
+        sample_weight=None,
+        ignore_index=None,
+        label_smoothing=0.0,
+        reduction="mean",
+    ):
+        count, classes = logits.shape
+        soft = np.ndim(targets) == 2
+        zero = mp.mpf(0)
+        self.rows = np.full(count, zero, object)
+        self.gradient, self.terms, self.diagonal = (np.full((count, classes), zero, object) for _ in range(3))
+        self.hessian = np.full((count, classes, classes), zero, object)
+        self.probs, self.factors = np.full((count, classes), zero, object), np.full(count, zero, object)
+        divisor = mp.mpf(count) if soft else zero
+        for n in range(count):
+            weight = mp.mpf(1 if sample_weight is None else float(sample_weight[n]))
+            if weight == 0 or (not soft and targets[n] == ignore_index):
+                continue
+            if not soft:
+                divisor += weight * mp.mpf(1 if class_weight is None else float(class_weight[targets[n]]))
+            self._add(n, logits[n], shares(targets[n], classes, class_weight, label_smoothing), weight)
+        self.loss = mp.fsum(self.rows)
+        if reduction == "none":
+            self.loss = self.rows
+        elif reduction == "mean":
+            self.loss = self.loss / divisor if divisor else mp.nan
+            for name in ("gradient", "terms", "diagonal", "hessian", "factors"):
+                setattr(self, name, getattr(self, name) / divisor if divisor else getattr(self, name))
+
+    def _add(self, n, row, share, weight):
+        with mp.workdps(digits(row)):
+            p, log_p = softmax(row), log_softmax(row)
+            total = mp.fsum(share)
+            self.rows[n] = -weight * mp.fsum(s * value for s, value in zip(share, log_p, strict=True) if s != 0)
+            self.gradient[n] = weight * (p * total - share)
+            near_one = [(total - s) + (1 - q) * total for s, q in zip(share, p, strict=True)]
+            self.terms[n] = weight * np.where(p > 0.5, np.array(near_one, object), p * total + share)
+            self.probs[n], self.factors[n] = p, weight * total
+            self.hessian[n] = weight * total * jacobian_of_probs(p)
+            self.diagonal[n] = np.diagonal(self.hessian[n])

@@ -14,11 +14,15 @@ import fastsoftmax as fs
 
 every = pytest.mark.parametrize("function", functions.ALL, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-SHAPES = [(5,), (3, 7), (20, 3), (2, 50), (4, 5, 6), (17, 2, 41), (2, 3, 4, 5)]
+SHAPES = [(5,), (3, 7), (20, 3), (2, 60), (4, 5, 6), (17, 2, 57), (2, 3, 4, 5)]
 
 
 def sample(shape, dtype=np.float64, seed=0):
     return np.random.default_rng(seed).normal(0, 2, shape).astype(dtype)
+
+
+def along_every_axis(shapes):
+    return [(shape, axis) for shape in shapes for axis in range(len(shape))]
 
 
 class Sub(np.ndarray):
@@ -37,7 +41,7 @@ class Sequence:
 
 def spread(x, step):
     """x in every `step`-th element of each axis of a larger array, with junk between."""
-    big = np.full([n * abs(step) for n in x.shape], np.nan, x.dtype)
+    big = np.full([n * abs(step) for n in x.shape], 99, x.dtype)
     view = big[tuple(slice(None, None, step) for _ in x.shape)]
     view[...] = x
     return view
@@ -73,6 +77,8 @@ LAYOUTS = {
     "swapped pair": lambda x: np.ascontiguousarray(x.swapaxes(0, -1)).swapaxes(0, -1),
 }
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+# Two walks, each within 4.5 eps of its terms (test_derivatives), which are below 4 here.
+OTHER_WALK = 40
 
 
 def same(actual, expected, dtype, ulps=None):
@@ -90,17 +96,16 @@ def same(actual, expected, dtype, ulps=None):
 @every
 @every_dtype
 @every_layout
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_layouts_of_the_first_argument(function, dtype, layout, shape):
-    x = sample(shape, dtype)
+def test_layouts_of_the_first_argument(function, dtype, layout):
     if layout == "list" and dtype == np.float32:
-        pytest.skip("a list of Python floats is float64")
-    for axis in range(len(shape)):
+        dtype = np.float64  # which is what NumPy makes of a list of Python floats
+    for shape, axis in along_every_axis(SHAPES):
+        x = sample(shape, dtype)
         moved = np.ascontiguousarray(np.moveaxis(x, axis, -1))
         laid_out = LAYOUTS[layout](x)
         actual = function(laid_out, axis)
         expected = function(x, axis)
-        same(actual, expected, dtype, ulps=40)
+        same(actual, expected, dtype, ulps=OTHER_WALK)
         if axis == len(shape) - 1 and layout not in ("fortran", "matrix order", "swapped pair"):
             same(actual, function(moved, -1), dtype)
         assert isinstance(actual, (np.ndarray, np.floating))
@@ -109,10 +114,10 @@ def test_layouts_of_the_first_argument(function, dtype, layout, shape):
 
 @pytest.mark.parametrize("function", [f for f in functions.ALL if f.second], ids=str)
 @every_layout
-@pytest.mark.parametrize("shape", [(20, 3), (2, 50), (4, 5, 6)], ids=str)
-def test_layouts_of_the_second_argument(function, layout, shape):
-    x = sample(shape)
-    for axis in range(len(shape)):
+def test_layouts_of_the_second_argument(function, layout):
+    shapes = [(20, 3), (2, 60), (4, 5, 6)]
+    for shape, axis in along_every_axis(shapes):
+        x = sample(shape)
         (second,) = function.other(x, axis)
         expected = function(x, axis)
         actual = function.function(x, LAYOUTS[layout](second), axis=axis, **dict(function.options))
@@ -121,11 +126,10 @@ def test_layouts_of_the_second_argument(function, layout, shape):
 
 @every
 @every_dtype
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_axis_is_the_last_axis_moved(function, dtype, shape):
-    """Counted from either end; the other walk may round otherwise, hence 40 ulp of the largest term."""
-    x = sample(shape, dtype)
-    for axis in range(len(shape)):
+def test_every_axis_is_the_last_axis_moved(function, dtype):
+    """Counted from either end; the other walk may round otherwise, hence the tolerance."""
+    for shape, axis in along_every_axis(SHAPES):
+        x = sample(shape, dtype)
         actual = function(x, axis)
         np.testing.assert_array_equal(actual, function(x, axis - len(shape)))
         assert actual.shape == function.shape(shape, axis)
@@ -136,7 +140,7 @@ def test_every_axis_is_the_last_axis_moved(function, dtype, shape):
         expected = function.function(moved, *others, **dict(function.options))
         if function.result == "x":
             expected = np.moveaxis(expected, -1, axis)
-        same(actual, expected, dtype, ulps=40)
+        same(actual, expected, dtype, ulps=OTHER_WALK)
 
 
 @pytest.mark.parametrize("function", functions.ACTIVATIONS, ids=str)
@@ -239,12 +243,14 @@ def test_zero_dimensional_results_are_scalars(function):
 
 with_out = pytest.mark.parametrize("function", functions.WITH_OUT, ids=str)
 # matrices that fit no vector, tiles and their rest, long rows
-OUT_SHAPES = [(5,), (20, 3), (3, 50), (4, 5, 6)]
+OUT_SHAPES = [(5,), (20, 3), (3, 60), (4, 5, 6)]
 
 
 def layouts_of_out(shape, dtype):
     """Writable arrays of one shape and all layouts, with a function that looks at what lies around them."""
     yield np.full(shape, 7, dtype)
+    if shape == ():
+        return
     yield np.full(shape, 7, dtype, order="F")
     yield np.full([2 * n for n in shape], 7, dtype)[tuple(slice(None, None, 2) for _ in shape)]
     yield np.full([3 * n for n in shape], 7, dtype)[tuple(slice(None, None, -3) for _ in shape)]
@@ -255,11 +261,10 @@ def layouts_of_out(shape, dtype):
 
 @with_out
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("shape", OUT_SHAPES, ids=str)
-def test_layouts_of_out(function, dtype, shape):
+def test_layouts_of_out(function, dtype):
     """The same bits in any `out`, and that very array back."""
-    x = sample(shape, dtype)
-    for axis in range(len(shape)):
+    for shape, axis in along_every_axis(OUT_SHAPES):
+        x = sample(shape, dtype)
         expected = function(x, axis)
         for out in layouts_of_out(np.shape(expected), dtype):
             assert function(x, axis, out=out) is out
@@ -269,7 +274,7 @@ def test_layouts_of_out(function, dtype, shape):
 @with_out
 def test_nothing_around_out_is_written(function):
     """Masked stores and scattered ones end where the array ends."""
-    for shape in ((3,), (20, 3), (5, 17), (3, 50), (2, 3, 19), (2, 3, 9)):
+    for shape in ((3,), (20, 3), (5, 17), (3, 60), (2, 3, 19), (2, 3, 9)):
         x = sample(shape)
         for axis in range(len(shape)):
             expected = function(x, axis)
@@ -286,7 +291,7 @@ def test_nothing_around_out_is_written(function):
 @pytest.mark.parametrize("function", functions.SAME_SHAPE, ids=str)
 @every_dtype
 @pytest.mark.parametrize(
-    "shape", [(5,), (20, 3), (40, 17), (3, 50), (2, 1000), (4, 5, 6), (3, 4, 33), (2, 60, 17)], ids=str
+    "shape", [(5,), (20, 3), (40, 17), (3, 60), (2, 1000), (4, 5, 6), (3, 4, 33), (2, 60, 17)], ids=str
 )
 def test_in_place(function, dtype, shape):
     """out is x, and out is the second argument: read before written."""
@@ -304,11 +309,11 @@ def test_in_place(function, dtype, shape):
 
 
 @pytest.mark.parametrize("function", functions.SAME_SHAPE, ids=str)
-@pytest.mark.parametrize("shape", [(40, 5), (10, 50), (8, 6, 17)], ids=str)
-def test_overlapping_out(function, shape):
+def test_overlapping_out(function):
     """Every way in which `out` can lie across an input, but not exactly on it."""
-    count = int(np.prod(shape))
-    for shift in (1, 3, 16, count // 2):
+    shifts = (1, 3, 16, 100)
+    for shape, shift in itertools.product([(40, 5), (10, 60), (8, 6, 17)], shifts):
+        count = int(np.prod(shape))
         for axis in range(len(shape)):
             for direction in (1, -1):
                 buffer = np.zeros(count + shift)
@@ -334,7 +339,7 @@ def test_out_is_a_view_of_the_input(function):
 
 
 def test_out_of_a_row_result_inside_the_input():
-    for shape in ((40, 5), (40, 1), (10, 50)):
+    for shape in ((40, 5), (40, 1), (10, 60)):
         x = sample(shape)
         expected = fs.logsumexp(x.copy())
         out = x[:, 0]
@@ -347,7 +352,7 @@ def test_out_of_a_row_result_inside_the_input():
 
 
 def test_out_of_a_jacobian_over_the_input():
-    for classes in (1, 5, 50):
+    for classes in (1, 5, 60):
         buffer = np.zeros((3, classes, classes))
         x = buffer.reshape(-1)[: 3 * classes].reshape(3, classes)
         x[...] = sample((3, classes))
@@ -358,7 +363,7 @@ def test_out_of_a_jacobian_over_the_input():
 
 def test_labels_inside_out():
     """Absurd, but promised: labels that are overwritten by the gradient that they decide."""
-    for classes in (3, 50):
+    for classes in (3, 60):
         buffer = np.zeros((40, classes))
         labels = buffer.view(np.int64).reshape(-1)[:40]
         labels[...] = np.arange(40) % classes
@@ -370,7 +375,7 @@ def test_labels_inside_out():
 
 @pytest.mark.parametrize("function", functions.PAIRS, ids=lambda f: f.__name__)
 def test_out_of_pairs(function):
-    for shape in ((20, 3), (3, 50)):
+    for shape in ((20, 3), (3, 60)):
         x, targets = sample(shape), sample(shape, seed=1)
         loss, gradient = function(x, targets)
         out = np.full(shape, 7.0)
@@ -390,7 +395,7 @@ def test_out_of_pairs(function):
 @every_dtype
 def test_small_calls_give_the_bits_of_the_general_road(function, dtype):
     """A plain small array takes a shorter way than one for which an option is given, or than a large one."""
-    for shape in ((1,), (5,), (1, 10), (32, 10), (2, 3, 17), (3, 50)):
+    for shape in ((1,), (5,), (1, 10), (32, 10), (2, 3, 17), (3, 60)):
         x = sample(shape, dtype)
         plain = function(x)
         for options in (

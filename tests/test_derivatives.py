@@ -34,8 +34,10 @@ def sums(values):
 
 
 def some_logits(dtype, classes, temperature):
-    """All rows at T = 1, a part of them at other temperatures, none of 50257 there."""
+    """All rows at T = 1, a part of them at other temperatures; one of 50257, none there."""
     x = cases.logits(dtype, classes)
+    if classes > 1000:
+        x = x[1:]
     if temperature != 1.0:
         if classes > 1000:
             pytest.skip("covered by the shorter rows: the temperature does not depend on the length")
@@ -186,7 +188,7 @@ def test_log_softmax_jacobian(dtype, classes, temperature, record):
 
 
 @every_dtype
-@pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 40, 41, 100])
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 56, 57, 100])
 @every_temperature
 def test_softmax_jacobian_from_probs(dtype, classes, temperature, record):
     """Two roundings, and one more for 1/T; 1 - p of given numbers is right to half an ulp too."""
@@ -244,7 +246,7 @@ def sample(classes, seed=5):
     return rng.normal(0, 1.5, (6, classes)), rng.normal(0, 1, (6, classes)), rng.normal(0, 1, (6, classes))
 
 
-few_lengths = pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 41, 100])
+few_lengths = pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 57, 100])
 both = pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 
 
@@ -324,7 +326,7 @@ def test_products_are_products_with_the_dense_jacobian(name, classes, temperatur
     assert np.all(np.abs(vjp - np.einsum("nij,ni->nj", jacobian, cotangent)) <= allowed)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3, 17, 40, 41, 1000])
+@pytest.mark.parametrize("classes", [1, 2, 3, 17, 56, 57, 1000])
 @every_dtype
 @both
 @every_temperature

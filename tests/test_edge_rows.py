@@ -12,7 +12,7 @@ import fastsoftmax as fs
 INF, NAN = np.inf, np.nan
 every_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 # Rows of these lengths take both walks, with whole vectors and with parts of one.
-every_length = pytest.mark.parametrize("classes", [2, 3, 16, 40, 41, 64, 300])
+every_length = pytest.mark.parametrize("classes", [2, 3, 16, 40, 56, 57, 300])
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,9 @@ def test_one_finite_entry(dtype, classes):
 @every_length
 def test_some_minus_inf(dtype, classes):
     p, log_p, lse = softmax_rows(row([-INF, 1.0], 1.0, classes, dtype))
-    np.testing.assert_allclose(p, row([0], 1 / (classes - 1), classes, dtype), rtol=2 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        np.float64(p), row([0], 1 / (classes - 1), classes, float), rtol=2 * np.finfo(dtype).eps
+    )
     assert p[0] == 0
     assert log_p[0] == -INF
     assert lse == pytest.approx(1 + np.log(classes - 1), rel=2 * float(np.finfo(dtype).eps))

@@ -16,7 +16,7 @@ from numba import njit
 
 from fastsoftmax.kernels import elementary
 from fastsoftmax.kernels.jit import kernel
-from fastsoftmax.kernels.vector import lane_count, load, load_part, number, store, store_part
+from fastsoftmax.kernels.vector import lane_count, load, load_part, memory, number, store, store_part
 
 DTYPES = (np.float32, np.float64)
 # The proven bounds of the table in `elementary`, which `test_the_documented_bounds` compares with it.
@@ -29,13 +29,14 @@ def vector_form(function):
     """A kernel that applies a building block to whole vectors, the last one masked."""
 
     @kernel
-    def apply(x, y):
+    def apply(source, target):
+        x, y, size = memory(source), memory(target), source.size
         step = lane_count(x)
-        full = x.size // step * step
+        full = size // step * step
         for k in range(0, full, step):
             store(y, k, function(load(x, k)))
-        if full < x.size:
-            store_part(y, full, x.size - full, function(load_part(x, full, x.size - full, number(x, 0.5))))
+        if full < size:
+            store_part(y, full, size - full, function(load_part(x, full, size - full, number(x, 0.5))))
 
     return apply
 
@@ -234,7 +235,7 @@ def coefficients(function, dtype):
 
 def exp_approximation_error(dtype):
     """The worst relative error of 1 + r + r**2 P(r) on |r| <= ln(2)/2, with exact arithmetic."""
-    p = coefficients(elementary.exp_parts, dtype)
+    p = coefficients(elementary._square_sum, dtype)
     worst = mp.mpf(0)
     for r in mp.linspace(-mp.log(2) / 2, mp.log(2) / 2, 4001):
         worst = max(worst, abs((1 + r + r * r * mp.polyval(p, r)) / mp.exp(r) - 1))
@@ -243,7 +244,7 @@ def exp_approximation_error(dtype):
 
 def log_approximation_error(dtype):
     """The worst relative error of f - (f**2/2 - s (f**2/2 + z p(z))) for 1 + f in [sqrt(1/2), sqrt(2))."""
-    p = coefficients(elementary._log_from, dtype)
+    p = coefficients(elementary._log_terms, dtype)
     worst = mp.mpf(0)
     for m in mp.linspace(mp.sqrt(0.5), mp.sqrt(2), 4000):
         f = m - 1
@@ -259,10 +260,10 @@ def test_the_documented_approximation_errors(name, error, dtype):
     """A digit mistyped in a coefficient would pass the ulp bounds by luck; it does not pass this."""
     unit = float(np.finfo(dtype).eps) / 2
     documentation = " ".join(elementary.__doc__.split())
-    claims = dict(
-        ((f"{function}, {kind}"), float(value))
+    claims = {
+        f"{function}, {kind}": float(value)
         for value, function, kind in re.findall(r"([\d.]+) u \((\w+), (\w+)\)", documentation)
-    )
+    }
     measured = float(error(dtype)) / unit
     assert measured == pytest.approx(claims[f"{name}, {np.dtype(dtype).name}"], abs=0.0011)
 

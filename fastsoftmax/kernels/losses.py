@@ -41,12 +41,14 @@ from fastsoftmax.kernels.vector import (
     row_value,
     scratch,
     select_equal,
+    select_less,
     store,
     store_part,
     store_scalar,
 )
 
 INF = float("inf")
+NAN = float("nan")
 
 
 @inline
@@ -92,7 +94,8 @@ def cross_entropy_block(
     room = scratch(x, 1)
     target = _gather_targets(x, offset, labels, row, count, stride, classes, room)
     weight = row_value(x, folded, weights, row, count)
-    loss = weight * ((m - target) + log_of_others(top, ties, rest, rest_low))
+    high, low = log_of_others(top, ties, rest, rest_low)
+    loss = weight * ((m - target) + (high + low))
     store_part(rows, row, count, spared(weight, loss))
     if y is not None:
         plain = reciprocal(top, ties, rest, rest_low)
@@ -154,12 +157,18 @@ def _surprise(value: Any, share: Any, m: Any, log_rest: Any) -> Any:
 
 
 @inline
-def _soft_gradient(value: Any, share: Any, m: Any, lacking: Any, whole: Any, p: Any) -> Any:
-    """p sum(shares) - share, with 1 - p in place of p at a greatest entry."""
+def _crest(m: Any, lacking: Any) -> Any:
+    """The greatest entry if its probability is above 1/2, so that 1 - p has the digits that p lacks; else NaN."""
+    return select_less(lacking, number(m, 0.5), m, number(m, NAN))
+
+
+@inline
+def _soft_gradient(value: Any, share: Any, crest: Any, lacking: Any, whole: Any, p: Any) -> Any:
+    """p sum(shares) - share, with 1 - p in place of p at the crest."""
     total, total_low = whole
     inside = muladd(p, total, -share) + p * total_low
     at_top = muladd(-lacking, total, (total - share) + total_low)
-    return select_equal(value, m, at_top, inside)
+    return select_equal(value, crest, at_top, inside)
 
 
 @inline
@@ -169,7 +178,8 @@ def soft_cross_entropy_block(
     """Loss and gradient for shares."""
     mix, row_weights, scale, scale_low = options
     m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
-    log_rest = log_of_others(top, ties, rest, rest_low)
+    high, low = log_of_others(top, ties, rest, rest_low)
+    log_rest = high + low
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
@@ -191,17 +201,22 @@ def soft_cross_entropy_block(
     if y is not None:
         inverse = reciprocal(top, ties, rest, rest_low)
         lacking = remainder(top, ties, rest, rest_low)
+        crest = _crest(m, lacking)
         whole = fold_two_sum(folded, shares[0], shares[1])
         factor, factor_low = weight * scale, weight * scale_low
         for k in range(0, full, step):
             value = load(x, offset + k)
             share = _share(x, v, offset, k, step, folded, row, count, mix)
-            slope = _soft_gradient(value, share, m, lacking, whole, probability(value, None, shift, bias, inverse))
+            slope = _soft_gradient(
+                value, share, crest, lacking, whole, probability(value, None, shift, bias, inverse)
+            )
             store(y, offset + k, spared(weight, muladd(slope, factor, slope * factor_low)))
         if full < length:
             last = load_part(x, offset + full, length - full, number(x, -INF))
             share = _share(x, v, offset, full, length - full, folded, row, count, mix)
-            slope = _soft_gradient(last, share, m, lacking, whole, probability(last, None, shift, bias, inverse))
+            slope = _soft_gradient(
+                last, share, crest, lacking, whole, probability(last, None, shift, bias, inverse)
+            )
             slope = spared(weight, muladd(slope, factor, slope * factor_low))
             store_part(y, offset + full, length - full, slope)
 

@@ -23,6 +23,7 @@ bits in every batch and on any number of threads.
 from typing import Any
 
 from fastsoftmax.kernels.elementary import (
+    exp_pair,
     exp_parts,
     exp_scaled,
     log_pair,
@@ -115,9 +116,10 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
     r"""All that a row's softmax is made of: (m, shift, bias, top, ties, rest, rest_low).
 
     m is the greatest entry, `shift` and `bias` its `reference`. In the units of that reference, top is the
-    term exp(m/T), `ties` the number of entries equal to m, and rest + rest_low the sum of all other terms,
-    added with TwoSum: its error is that of the terms (1.1 ulp each), whatever their number and order. Keeping
-    the greatest entries out of the sum keeps it accurate where it is tiny beside them.
+    term exp(m/T), as a pair, since all others are compared with it; `ties` the number of entries equal to m, and
+    rest + rest_low the sum of all other terms, added with TwoSum: its error is that of the terms (1.1 ulp each),
+    whatever their number and order. Keeping the greatest entries out of the sum keeps it accurate where it is tiny
+    beside them.
     """
     m = highest(x, offset, length, folded)
     top_scaled, top_tail = tempered(m, beta)
@@ -133,16 +135,16 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
         sums = _add_term(last, m, beta, shift, bias, sums)
     ties = fold_sum(folded, sums[0])
     rest, rest_low = fold_two_sum(folded, sums[1], sums[2])
-    top = exp_scaled(top_scaled - shift, top_tail, bias)
+    top = exp_pair(top_scaled - shift, top_tail, bias)
     return m, shift, bias, top, ties, rest, rest_low
 
 
 @inline
 def total(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     """The sum of all terms as a pair."""
-    product, product_low = two_product(ties, top)
+    product, product_low = two_product(ties, top[0])
     high, error = two_sum(rest, product)
-    return high, error + (rest_low + product_low)
+    return high, error + (rest_low + muladd(ties, top[1], product_low))
 
 
 @inline
@@ -154,17 +156,17 @@ def reciprocal(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     results, 150 cycles for each; so it is made 0 beforehand. In a row whose sum is NaN it is NaN like the rest.
     """
     high, low = total(top, ties, rest, rest_low)
-    scale, scale_low = quotient(number(top, 1.0), number(top, 0.0), high, low)
+    scale, scale_low = quotient(number(high, 1.0), number(high, 0.0), high, low)
     exponent, _ = split_exponent(high)
-    zero = number(top, 0.0)
+    zero = number(high, 0.0)
     return scale, scale_low, maximum(exponent, zero), scale * zero
 
 
 @inline
 def others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     """s', the terms of all entries but one of the greatest, over the greatest, as a pair: 0 for a single one."""
-    ratio, ratio_low = quotient(rest, rest_low, top, number(top, 0.0))
-    high, error = two_sum(ties - number(top, 1.0), ratio)
+    ratio, ratio_low = quotient(rest, rest_low, top[0], top[1])
+    high, error = two_sum(ties - number(ties, 1.0), ratio)
     return high, error + ratio_low
 
 
@@ -172,7 +174,7 @@ def others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 def remainder(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     """1 - p of a greatest entry, s'/(1 + s'): accurate where p is close to 1, and 1 - p is not."""
     high, low = others(top, ties, rest, rest_low)
-    whole, error = two_sum(number(top, 1.0), high)
+    whole, error = two_sum(number(ties, 1.0), high)
     value, value_low = quotient(high, low, whole, error + low)
     return value + value_low
 
@@ -203,9 +205,9 @@ def add(sums: Any, value: Any) -> Any:
 
 @inline
 def log_of_others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
-    """log(1 + s'), what the log-sum-exp has beyond the greatest entry: accurate relative to itself."""
+    """log(1 + s'), what the log-sum-exp has beyond the greatest entry, as a pair: accurate relative to itself."""
     high, low = others(top, ties, rest, rest_low)
-    argument, error = two_sum(number(top, 1.0), high)
+    argument, error = two_sum(number(ties, 1.0), high)
     return log_pair(argument, error + low)
 
 

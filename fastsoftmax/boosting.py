@@ -1,0 +1,335 @@
+r"""Softmax objectives for gradient boosting: XGBoost, LightGBM and CatBoost.
+
+Each fits one tree per class and round to the derivatives of the cross-entropy of softmax(scores), and each wants
+them in its own way:
+
+=========== ============================================= ==================================================
+library     what it passes                                what it wants back
+=========== ============================================= ==================================================
+XGBoost     scores (N, K) float32, the DMatrix            gradient and curvature, (N, K) each
+LightGBM    scores (N, K) float64 column by column,       gradient and curvature, (N, K) each, which it reads
+            the Dataset                                   column by column
+CatBoost    the K scores of a row, its label and weight   derivatives of *minus* the loss: K, and K by K
+=========== ============================================= ==================================================
+
+None of these libraries is imported here. With p = softmax(scores), one-hot y and row weight w, the gradient is
+w (p - y); the curvature is one of
+
+- ``"exact"``: w p (1 - p), the diagonal of the Hessian;
+- ``"upper"``: w 2 p (1 - p), what XGBoost's multi:softprob takes; as a diagonal matrix it is nowhere below the
+  Hessian, whose rows have off-diagonal entries that sum to p (1 - p);
+- ``"scaled"``: w K/(K - 1) p (1 - p), what LightGBM's multiclass takes, and the factor of Friedman's LogitBoost.
+
+References
+----------
+J. H. Friedman, Greedy function approximation: a gradient boosting machine, Annals of Statistics 29(5), 2001,
+doi:10.1214/aos/1013203451, section 4.6, algorithm 6.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsoftmax._losses import cross_entropy_grad, cross_entropy_hessian, cross_entropy_hessian_diag
+
+Array = NDArray[Any]
+Objective = Callable[[Any, Any], tuple[Array, Array]]
+
+__all__ = ["CatBoostMultiClass", "gradient_and_curvature", "lightgbm_objective", "xgboost_objective"]
+
+CURVATURES = ("exact", "upper", "scaled")
+LEAST_CURVATURE = 1e-16  # XGBoost's own: a leaf's curvature is what it divides by
+
+
+def _check_curvature(function: str, curvature: Any) -> None:
+    if curvature not in CURVATURES:
+        raise ValueError(f"{function}: curvature must be one of {CURVATURES}, got {curvature!r}")
+
+
+def _class_labels(function: str, labels: Any) -> Array:
+    """Labels as integers; the boosters keep them as floats."""
+    array = np.asarray(labels)
+    if array.dtype.kind in "iu":
+        return array
+    if array.dtype.kind not in "fb":
+        raise TypeError(f"{function}: labels have dtype {array.dtype}, expected class indices")
+    whole = array.astype(np.float64)
+    wrong = ~(np.abs(whole) < 2.0**53) | (whole != np.trunc(whole))
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"{function}: labels[{', '.join(map(str, place))}] is {array[place]}, expected a class index"
+        )
+    return whole.astype(np.int64)
+
+
+def _derivatives(
+    function: str, scores: Any, labels: Any, weights: Any, curvature: str, classes: int | None
+) -> tuple[Array, Array]:
+    """Gradient and curvature, (N, K) each, in the dtype and the order in memory of the scores."""
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or scores.shape[1] < 2 or classes not in (None, scores.shape[1]):
+        columns = "at least 2" if classes is None else f"{classes}"
+        raise ValueError(
+            f"{function}: scores have shape {scores.shape}, expected (rows, classes) with {columns} classes; "
+            "is num_class among the parameters of the booster?"
+        )
+    targets = _class_labels(function, labels)
+    rows = None if weights is None or np.size(weights) == 0 else weights
+    gradient = cross_entropy_grad(scores, targets, sample_weight=rows, reduction="sum")
+    second = cross_entropy_hessian_diag(scores, targets, sample_weight=rows, reduction="sum")
+    if curvature == "upper":
+        second *= 2
+    elif curvature == "scaled":
+        second *= scores.shape[1] / (scores.shape[1] - 1)
+    return gradient, second
+
+
+def gradient_and_curvature(
+    scores: Any, labels: Any, sample_weight: Any = None, *, curvature: str = "exact"
+) -> tuple[Array, Array]:
+    r"""Derivatives of the cross-entropy of each row, as the boosters of trees want them, from plain arrays.
+
+    .. math:: g_{nk} = w_n (p_{nk} - y_{nk}), \qquad h_{nk} = w_n \, c \, p_{nk} (1 - p_{nk}),
+        \qquad p_n = \mathrm{softmax}(s_n)
+
+    with one-hot y, and c = 1, 2 or K/(K - 1).
+
+    Parameters
+    ----------
+    scores : array_like
+        s, of shape (N, K), K at least 2: raw scores, before any softmax.
+    labels : array_like
+        Shape (N,): class indices from 0 to K - 1, of any dtype that holds them (floats too, as in a DMatrix).
+    sample_weight : array_like, optional
+        Shape (N,): w. None, or an empty array, for 1.
+    curvature : {"exact", "upper", "scaled"}, default "exact"
+        Which c: 1, 2 or K/(K - 1).
+
+    Returns
+    -------
+    gradient, curvature : ndarray
+        Of the shape of `scores`: float32 for float32 scores, float64 for float64 and integers.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, for labels that are not whole, and for an unknown curvature.
+    TypeError
+        For dtypes that are not real numbers.
+    IndexError
+        For a label outside of 0 .. K - 1: the message names its value and position.
+
+    See Also
+    --------
+    xgboost_objective, lightgbm_objective, CatBoostMultiClass
+
+    Notes
+    -----
+    Both keep their relative accuracy where p is close to 1 (see `fastsoftmax.cross_entropy_grad`), so that rows
+    that are learned go on to count what they should.
+
+    References
+    ----------
+    J. H. Friedman, Greedy function approximation: a gradient boosting machine, Annals of Statistics 29(5), 2001,
+    doi:10.1214/aos/1013203451, section 4.6.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsoftmax.boosting import gradient_and_curvature
+    >>> gradient, curvature = gradient_and_curvature(np.zeros((1, 4)), [1])
+    >>> gradient
+    array([[ 0.25, -0.75,  0.25,  0.25]])
+    >>> curvature
+    array([[0.1875, 0.1875, 0.1875, 0.1875]])
+    >>> gradient_and_curvature(np.zeros((1, 4)), [1], [2.0], curvature="upper")[1]
+    array([[0.75, 0.75, 0.75, 0.75]])
+    """
+    function = "gradient_and_curvature"
+    _check_curvature(function, curvature)
+    return _derivatives(function, scores, labels, sample_weight, curvature, None)
+
+
+def xgboost_objective(num_class: int | None = None, *, curvature: str = "upper") -> Objective:
+    r"""Softmax objective for ``xgboost.train(params, dtrain, obj=...)``.
+
+    Parameters
+    ----------
+    num_class : int, optional
+        K, which is then checked. The booster needs it too: ``params["num_class"]``.
+    curvature : {"exact", "upper", "scaled"}, default "upper"
+        As for `gradient_and_curvature`; "upper" is that of XGBoost's multi:softprob. None is below 1e-16, as
+        there.
+
+    Returns
+    -------
+    callable
+        ``objective(predt, dtrain) -> (grad, hess)``: raw scores of shape (N, K); labels and weights are those of
+        the DMatrix. Both results have shape (N, K), as XGBoost wants since 2.1.
+
+    Raises
+    ------
+    ValueError
+        For an unknown curvature; when called, as `gradient_and_curvature`.
+
+    Notes
+    -----
+    Predictions of a booster with an objective of one's own are raw scores: `fastsoftmax.softmax` of them, over the
+    last axis, are the probabilities. With the default curvature and the same ``base_score`` the trees are those
+    of multi:softprob, up to rounding.
+
+    References
+    ----------
+    T. Chen, C. Guestrin, XGBoost: a scalable tree boosting system, 2016, doi:10.1145/2939672.2939785;
+    J. H. Friedman, Annals of Statistics 29(5), 2001, doi:10.1214/aos/1013203451.
+
+    Examples
+    --------
+    ``xgboost.train({"num_class": 3}, dtrain, 50, obj=xgboost_objective(3))`` calls it so:
+
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> from fastsoftmax.boosting import xgboost_objective
+    >>> matrix = SimpleNamespace(get_label=lambda: np.array([1.0]), get_weight=lambda: np.array([]))
+    >>> objective = xgboost_objective(2)
+    >>> objective(np.zeros((1, 2), np.float32), matrix)
+    (array([[ 0.5, -0.5]], dtype=float32), array([[0.5, 0.5]], dtype=float32))
+    """
+    function = "xgboost_objective"
+    _check_curvature(function, curvature)
+
+    def objective(predt: Any, dtrain: Any) -> tuple[Array, Array]:
+        gradient, second = _derivatives(
+            function, predt, dtrain.get_label(), dtrain.get_weight(), curvature, num_class
+        )
+        return gradient, np.maximum(second, second.dtype.type(LEAST_CURVATURE), out=second)
+
+    return objective
+
+
+def lightgbm_objective(num_class: int | None = None, *, curvature: str = "scaled") -> Objective:
+    r"""Softmax objective for ``lightgbm.train``, as ``params["objective"]``.
+
+    Parameters
+    ----------
+    num_class : int, optional
+        K, which is then checked. The booster needs it too: ``params["num_class"]``.
+    curvature : {"exact", "upper", "scaled"}, default "scaled"
+        As for `gradient_and_curvature`; "scaled" is that of LightGBM's multiclass.
+
+    Returns
+    -------
+    callable
+        ``objective(preds, train_data) -> (grad, hess)``: raw scores of shape (N, K); labels and weights are those
+        of the Dataset. Both results have shape (N, K), as LightGBM wants since 4.0.
+
+    Raises
+    ------
+    ValueError
+        For an unknown curvature; when called, as `gradient_and_curvature`.
+
+    Notes
+    -----
+    LightGBM's scores, and what it makes of the results, lie in memory class by class. The scores are read where
+    they are, and the results are views with that order, of which it needs no copy.
+
+    Predictions of a booster with an objective of one's own are raw scores: `fastsoftmax.softmax` of them, over the
+    last axis, are the probabilities. With the default curvature and ``boost_from_average=False`` the trees are
+    those of multiclass, up to rounding.
+
+    References
+    ----------
+    G. Ke et al., LightGBM: a highly efficient gradient boosting decision tree, NeurIPS 30, 2017;
+    J. H. Friedman, Annals of Statistics 29(5), 2001, doi:10.1214/aos/1013203451.
+
+    Examples
+    --------
+    ``lightgbm.train({"objective": lightgbm_objective(3), "num_class": 3}, dataset, 50)`` calls it so:
+
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> from fastsoftmax.boosting import lightgbm_objective
+    >>> dataset = SimpleNamespace(get_label=lambda: np.array([1.0]), get_weight=lambda: None)
+    >>> objective = lightgbm_objective(2)
+    >>> objective(np.zeros((1, 2)), dataset)
+    (array([[ 0.5, -0.5]]), array([[0.5, 0.5]]))
+    """
+    function = "lightgbm_objective"
+    _check_curvature(function, curvature)
+
+    def objective(preds: Any, train_data: Any) -> tuple[Array, Array]:
+        return _derivatives(function, preds, train_data.get_label(), train_data.get_weight(), curvature, num_class)
+
+    return objective
+
+
+def _interpreted(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Tell CatBoost not to try and compile this method, and to warn for each row that it cannot."""
+    method.__dict__["no_jit"] = True
+    return method
+
+
+class CatBoostMultiClass:
+    r"""Softmax objective for CatBoost, as ``loss_function=CatBoostMultiClass()``.
+
+    CatBoost calls `calc_ders_multi` for each row and maximises: it wants the derivatives of minus the loss, the
+    second ones as a whole matrix.
+
+    .. math:: d_k = w (y_k - p_k), \qquad D_{jk} = w (p_j p_k - [j = k] \, p_j)
+
+    Notes
+    -----
+    Without a loss of its own CatBoost cannot tell what to report: it also needs ``eval_metric="MultiClass"``.
+    Predictions of type "RawFormulaVal" are the scores, of which `fastsoftmax.softmax` are the probabilities. A
+    Python call for each row and round is slow, whatever it does: this is for small data and for comparison.
+
+    References
+    ----------
+    L. Prokhorenkova et al., CatBoost: unbiased boosting with categorical features, NeurIPS 31, 2018,
+    arXiv:1706.09516; J. H. Friedman, Annals of Statistics 29(5), 2001, doi:10.1214/aos/1013203451.
+
+    Examples
+    --------
+    >>> from fastsoftmax.boosting import CatBoostMultiClass
+    >>> first, second = CatBoostMultiClass().calc_ders_multi([0.0, 0.0], 1.0, 1.0)
+    >>> first
+    [-0.5, 0.5]
+    >>> second
+    [[-0.25, 0.25], [0.25, -0.25]]
+    """
+
+    @_interpreted
+    def calc_ders_multi(
+        self, approxes: Any, target: float, weight: float
+    ) -> tuple[list[float], list[list[float]]]:
+        """First and second derivatives of minus the loss of one row.
+
+        Parameters
+        ----------
+        approxes : sequence of float
+            The K scores.
+        target : float
+            The class index.
+        weight : float
+            The weight of the row.
+
+        Returns
+        -------
+        first : list of K floats
+            w (y - p).
+        second : list of K lists of K floats
+            w (p p^T - diag(p)).
+
+        Raises
+        ------
+        ValueError, IndexError
+            For a target that is not whole, or outside of 0 .. K - 1.
+        """
+        scores = np.array([float(score) for score in approxes])
+        label = _class_labels("CatBoostMultiClass", target)
+        first = cross_entropy_grad(scores, label, sample_weight=weight, reduction="sum")
+        second = cross_entropy_hessian(scores, label, sample_weight=weight, reduction="sum")
+        return (-first).tolist(), (-second).tolist()

@@ -1,0 +1,332 @@
+"""Objectives for gradient boosting: shape, sign and order from plain arrays, and real boosters on real data."""
+
+import functools
+from types import SimpleNamespace
+
+import numpy as np
+import oracle
+import pytest
+
+import fastsoftmax as fs
+from fastsoftmax import boosting
+
+CURVATURES = {"exact": lambda k: 1.0, "upper": lambda k: 2.0, "scaled": lambda k: k / (k - 1)}
+every_curvature = pytest.mark.parametrize("curvature", CURVATURES)
+ROUNDS = 40
+
+
+def dataset(labels, weights=None):
+    """What an objective asks of a DMatrix or a Dataset."""
+    return SimpleNamespace(get_label=lambda: labels, get_weight=lambda: weights)
+
+
+def rows(dtype, classes=5, order="C"):
+    rng = np.random.default_rng(classes)
+    scores = np.asarray(rng.normal(0, 2, (30, classes)).astype(dtype), order=order)
+    scores[3, 1] += 30
+    labels = rng.integers(0, classes, 30)
+    labels[3] = 1
+    return scores, labels, rng.uniform(0.5, 2, 30).astype(np.float32)
+
+
+OBJECTIVES = {
+    "xgboost": (boosting.xgboost_objective, np.float32, "C", np.array([])),
+    "lightgbm": (boosting.lightgbm_objective, np.float64, "F", None),
+}
+
+# --- plain arrays ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", OBJECTIVES)
+@every_curvature
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [2, 3, 5, 70])
+def test_formula(library, curvature, weighted, classes, record):
+    """w (p - y): 5 ulp, one for the weight; w c p (1 - p): 8 ulp, 3 for each factor and 2 roundings."""
+    make, dtype, order, no_weights = OBJECTIVES[library]
+    scores, labels, weights = rows(dtype, classes, order)
+    weights = weights if weighted else no_weights
+    objective = make(classes, curvature=curvature)
+    gradient, second = objective(scores, dataset(labels.astype(np.float32), weights))
+    exact = oracle.CrossEntropy(
+        np.ascontiguousarray(scores), labels, sample_weight=weights if weighted else None, reduction="none"
+    )
+    assert gradient.shape == second.shape == scores.shape
+    assert gradient.dtype == second.dtype == dtype
+    record(f"{library}, gradient", dtype, oracle.worst(gradient, exact.gradient)[0], 5)
+    factor = oracle.mp.mpf(classes) / (classes - 1) if curvature == "scaled" else CURVATURES[curvature](classes)
+    record(f"{library}, curvature", dtype, oracle.worst(second, exact.diagonal * factor)[0], 8)
+    plain = boosting.gradient_and_curvature(scores, labels, weights, curvature=curvature)
+    np.testing.assert_array_equal(plain[0], gradient)
+    np.testing.assert_array_equal(plain[1], second)
+
+
+@pytest.mark.parametrize("library", OBJECTIVES)
+def test_order_in_memory(library):
+    """Results lie as the scores do: row by row for XGBoost, class by class for LightGBM, which ravels them so."""
+    make, dtype, order, no_weights = OBJECTIVES[library]
+    scores, labels, _ = rows(dtype, order=order)
+    before = scores.copy()
+    for array in make()(scores, dataset(labels, no_weights)):
+        assert array.flags.c_contiguous == (order == "C")
+        assert array.flags.f_contiguous == (order == "F")
+        assert np.shares_memory(array.ravel(order=order), array)
+    np.testing.assert_array_equal(scores, before)
+
+
+def test_defaults_are_those_of_the_libraries():
+    scores, labels, _ = rows(np.float64)
+    for make, curvature in ((boosting.xgboost_objective, "upper"), (boosting.lightgbm_objective, "scaled")):
+        expected = boosting.gradient_and_curvature(scores, labels, curvature=curvature)
+        for actual, one in zip(make()(scores, dataset(labels)), expected, strict=True):
+            np.testing.assert_allclose(actual, one, rtol=0, atol=1e-16)
+
+
+def test_sign():
+    """A step against the gradient, divided by the curvature, lowers the loss."""
+    scores, labels, _ = rows(np.float64)
+    for curvature in CURVATURES:
+        gradient, second = boosting.gradient_and_curvature(scores, labels, curvature=curvature)
+        assert np.all(gradient[np.arange(30), labels] < 0)
+        assert np.all(second > 0)
+        moved = scores - 0.5 * gradient / np.maximum(second, 1e-6)
+        assert fs.cross_entropy(moved, labels) < fs.cross_entropy(scores, labels)
+
+
+def test_upper_bounds_the_hessian():
+    """diag(2 p (1 - p)) - H has no negative eigenvalue; with "exact" it has."""
+    scores, labels, weights = rows(np.float64)
+    hessian = fs.cross_entropy_hessian(scores, labels, sample_weight=weights, reduction="none")
+    lowest = {}
+    for curvature in CURVATURES:
+        second = boosting.gradient_and_curvature(scores, labels, weights, curvature=curvature)[1]
+        lowest[curvature] = np.linalg.eigvalsh(second[:, :, None] * np.eye(5) - hessian).min()
+    assert lowest["upper"] >= -1e-15
+    assert lowest["exact"] < -1e-3
+
+
+def test_xgboost_curvature_has_a_floor():
+    """1e-16, as XGBoost's: rows that are learned, and rows of weight 0, divide nothing by 0."""
+    scores = np.array([[0, -200], [0, 0]], np.float32)
+    gradient, second = boosting.xgboost_objective()(scores, dataset(np.zeros(2), np.array([1.0, 0.0])))
+    np.testing.assert_array_equal(second, np.full((2, 2), 1e-16, np.float32))
+    assert not gradient[1].any()
+
+
+def test_rows_of_weight_zero_hold_anything():
+    scores, labels, weights = rows(np.float64)
+    weights[::3] = 0
+    expected = boosting.gradient_and_curvature(scores, labels, weights)
+    scores[::3] = np.nan
+    for actual, one in zip(boosting.gradient_and_curvature(scores, labels, weights), expected, strict=True):
+        np.testing.assert_array_equal(actual, one)
+        assert not actual[::3].any()
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "i1", "u8", "?"])
+def test_labels_of_every_dtype(kind):
+    scores = rows(np.float64, 2)[0]
+    labels = np.arange(30) % 2
+    expected = boosting.gradient_and_curvature(scores, labels)
+    np.testing.assert_array_equal(boosting.gradient_and_curvature(scores, labels.astype(kind))[0], expected[0])
+
+
+def test_catboost_wants_minus_the_derivatives(record):
+    """Lists of Python floats, K and K by K, of minus the loss, times the weight."""
+    scores, labels, weights = rows(np.float64)
+    exact = oracle.CrossEntropy(scores, labels, sample_weight=weights, reduction="none")
+    objective = boosting.CatBoostMultiClass()
+    for n in range(len(scores)):
+        first, second = objective.calc_ders_multi(scores[n].tolist(), float(labels[n]), float(weights[n]))
+        assert all(type(v) is float for v in first)
+        assert all(type(row) is list and type(v) is float for row in second for v in row)
+        record("catboost, first", np.float64, oracle.worst(np.array(first), -exact.gradient[n])[0], 5)
+        record("catboost, second", np.float64, oracle.worst(np.array(second), -exact.hessian[n])[0], 8)
+
+
+# --- errors ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [boosting.xgboost_objective, boosting.lightgbm_objective])
+def test_errors(make):
+    name = make.__name__
+    scores, labels, _ = rows(np.float64)
+    with pytest.raises(ValueError, match=rf"{name}: curvature must be one of .*'exact'.*, got 'diag'"):
+        make(curvature="diag")
+    with pytest.raises(ValueError, match=rf"{name}: scores have shape \(30, 5\), expected .* with 4 classes"):
+        make(4)(scores, dataset(labels))
+    for flat in (scores.ravel(), scores[:, :1]):
+        with pytest.raises(ValueError, match=rf"{name}: scores have shape .* at least 2 classes; is num_class"):
+            make()(flat, dataset(labels))
+    wrong = labels.astype(np.float32)
+    for value in (1.5, np.nan, np.inf, -np.inf):
+        wrong[7] = value
+        with pytest.raises(ValueError, match=rf"{name}: labels\[7\] is {value}, expected a class index"):
+            make()(scores, dataset(wrong))
+    wrong[7] = 5
+    with pytest.raises(IndexError, match=r"targets\[7\] is 5, expected a label from 0 to 4"):
+        make()(scores, dataset(wrong))
+    with pytest.raises(TypeError, match=rf"{name}: labels have dtype <U1"):
+        make()(scores, dataset(["a"] * 30))
+    with pytest.raises(ValueError, match=r"sample_weight has shape \(29,\), expected \(30,\)"):
+        make()(scores, dataset(labels, np.ones(29)))
+
+
+def test_errors_of_plain_functions():
+    with pytest.raises(ValueError, match="gradient_and_curvature: curvature must be one of"):
+        boosting.gradient_and_curvature(np.zeros((1, 2)), [0], curvature=None)
+    with pytest.raises(ValueError, match=r"CatBoostMultiClass: labels\[\] is 0.5"):
+        boosting.CatBoostMultiClass().calc_ders_multi([0.0, 0.0], 0.5, 1.0)
+    with pytest.raises(IndexError, match="is 2, expected a label from 0 to 1"):
+        boosting.CatBoostMultiClass().calc_ders_multi([0.0, 0.0], 2.0, 1.0)
+
+
+# --- real boosters --------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def data(name):
+    """Training and test halves of a data set that scikit-learn brings, with uneven weights for training."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    features, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    features, labels = features[order].astype(np.float32), labels[order]
+    half = len(labels) // 2
+    weights = np.random.default_rng(1).uniform(0.5, 2, half)
+    return features[:half], labels[:half], weights, features[half:], labels[half:]
+
+
+def train_xgboost(name, weighted, objective=None, rate=0.2):
+    """Raw scores of the test half."""
+    xgboost = pytest.importorskip("xgboost")
+    features, labels, weights, test, _ = data(name)
+    matrix = xgboost.DMatrix(features, label=labels, weight=weights if weighted else None)
+    parameters = {
+        "num_class": int(labels.max()) + 1,
+        "base_score": 0.5,
+        "max_depth": 3,
+        "eta": rate,
+        "nthread": 1,
+        "tree_method": "exact",
+        "disable_default_eval_metric": True,
+    }
+    if objective is None:
+        parameters["objective"] = "multi:softprob"
+    booster = xgboost.train(parameters, matrix, ROUNDS, obj=objective)
+    return booster.predict(xgboost.DMatrix(test), output_margin=True)
+
+
+def train_lightgbm(name, weighted, objective=None, rate=0.1):
+    """Raw scores of the test half."""
+    lightgbm = pytest.importorskip("lightgbm")
+    features, labels, weights, test, _ = data(name)
+    parameters = {
+        "objective": "multiclass" if objective is None else objective,
+        "num_class": int(labels.max()) + 1,
+        "boost_from_average": False,
+        "num_leaves": 7,
+        "learning_rate": rate,
+        "num_threads": 1,
+        "deterministic": True,
+        "verbose": -1,
+    }
+    matrix = lightgbm.Dataset(features, label=labels, weight=weights if weighted else None)
+    return lightgbm.train(parameters, matrix, ROUNDS).predict(test, raw_score=True)
+
+
+TRAINERS = {
+    "xgboost": (train_xgboost, boosting.xgboost_objective, "upper", 0.2),
+    "lightgbm": (train_lightgbm, boosting.lightgbm_objective, "scaled", 0.1),
+}
+every_library = pytest.mark.parametrize("library", TRAINERS)
+every_data_set = pytest.mark.parametrize("name", ["wine", "digits"])
+
+
+@functools.cache
+def built_in(library, name, weighted):
+    return TRAINERS[library][0](name, weighted)
+
+
+def quality(scores, labels):
+    """Accuracy and log-loss."""
+    return np.mean(scores.argmax(-1) == labels), fs.cross_entropy(scores, labels)
+
+
+@every_library
+@every_data_set
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_same_booster_as_with_the_built_in_objective(library, name, weighted):
+    """The same formula: probabilities to 1e-5, what float32 sums of the derivatives leave open."""
+    train, make, curvature, _ = TRAINERS[library]
+    classes = int(data(name)[4].max()) + 1
+    scores = train(name, weighted, make(classes, curvature=curvature))
+    expected = built_in(library, name, weighted)
+    assert scores.shape == expected.shape == (len(data(name)[4]), classes)
+    np.testing.assert_allclose(fs.softmax(scores), fs.softmax(expected), rtol=0, atol=1e-5)
+    assert quality(scores, data(name)[4])[0] > 0.9
+
+
+@every_library
+@every_data_set
+@every_curvature
+def test_every_curvature_trains_as_well(library, name, curvature):
+    """A curvature c times as large makes steps 1/c as long, so the learning rate follows it.
+
+    What is left is regularisation: accuracy to 0.02 and log-loss to 0.1 of the built-in objective's.
+    """
+    train, make, usual, rate = TRAINERS[library]
+    labels = data(name)[4]
+    classes = int(labels.max()) + 1
+    rate *= CURVATURES[curvature](classes) / CURVATURES[usual](classes)
+    accuracy, loss = quality(train(name, False, make(curvature=curvature), rate), labels)
+    expected = quality(built_in(library, name, False), labels)
+    assert accuracy >= expected[0] - 0.02
+    assert loss <= expected[1] + 0.1
+
+
+@every_library
+def test_without_num_class_the_message_says_so(library):
+    """The booster passes one score for each row then."""
+    features, labels = data("wine")[:2]
+    if library == "xgboost":
+        xgboost = pytest.importorskip("xgboost")
+        with pytest.raises(ValueError, match="num_class"):
+            xgboost.train({}, xgboost.DMatrix(features, label=labels), 1, obj=boosting.xgboost_objective())
+        return
+    lightgbm = pytest.importorskip("lightgbm")
+    parameters = {"objective": boosting.lightgbm_objective(), "verbose": -1}
+    with pytest.raises(ValueError, match="num_class"):
+        lightgbm.train(parameters, lightgbm.Dataset(features, label=labels), 1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_catboost_trains_as_well(weighted):
+    """The same derivatives as MultiClass: the same quality on wine, with Newton leaves."""
+    catboost = pytest.importorskip("catboost")
+    features, labels, weights, test, test_labels = data("wine")
+    scores = {}
+    for objective in ("MultiClass", boosting.CatBoostMultiClass()):
+        model = catboost.CatBoost(
+            {
+                "loss_function": objective,
+                "eval_metric": "MultiClass",
+                "classes_count": 3,
+                "iterations": 20,
+                "depth": 3,
+                "learning_rate": 0.2,
+                "leaf_estimation_method": "Newton",
+                "leaf_estimation_iterations": 1,
+                "bootstrap_type": "No",
+                "random_strength": 0,
+                "boost_from_average": False,
+                "random_seed": 0,
+                "thread_count": 1,
+                "allow_writing_files": False,
+                "verbose": False,
+            }
+        )
+        model.fit(features, labels, sample_weight=weights if weighted else None)
+        scores[type(objective)] = np.asarray(model.predict(test, prediction_type="RawFormulaVal"))
+    theirs, ours = scores.values()
+    np.testing.assert_allclose(fs.softmax(ours), fs.softmax(theirs), rtol=0, atol=1e-5)
+    assert quality(ours, test_labels)[0] > 0.9

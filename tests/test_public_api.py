@@ -1,0 +1,161 @@
+"""What a user can rely on: names, signatures, documentation, and an import that costs nothing."""
+
+import inspect
+import re
+from pathlib import Path
+
+import child
+import pytest
+
+import fastsoftmax as fs
+
+ROOT = Path(__file__).parents[1]
+
+OPTIONS = "class_weight=None, sample_weight=None, ignore_index=None, label_smoothing=0.0, reduction='mean'"
+# As CONTRACT section 2 has them.
+SIGNATURES = {
+    "softmax": "(x, axis=-1, *, where=None, temperature=1.0, out=None)",
+    "log_softmax": "(x, axis=-1, *, where=None, temperature=1.0, out=None)",
+    "logsumexp": "(x, axis=-1, *, where=None, keepdims=False, out=None)",
+    "softmax_jacobian": "(x, axis=-1, *, temperature=1.0, from_probs=False, out=None)",
+    "softmax_jvp": "(x, tangent, axis=-1, *, temperature=1.0, from_probs=False, out=None)",
+    "softmax_vjp": "(x, cotangent, axis=-1, *, temperature=1.0, from_probs=False, out=None)",
+    "log_softmax_jacobian": "(x, axis=-1, *, temperature=1.0, out=None)",
+    "log_softmax_jvp": "(x, tangent, axis=-1, *, temperature=1.0, out=None)",
+    "log_softmax_vjp": "(x, cotangent, axis=-1, *, temperature=1.0, out=None)",
+    "cross_entropy": f"(logits, targets, axis=-1, *, {OPTIONS})",
+    "cross_entropy_grad": f"(logits, targets, axis=-1, *, {OPTIONS}, out=None)",
+    "cross_entropy_with_grad": f"(logits, targets, axis=-1, *, {OPTIONS}, out=None)",
+    "cross_entropy_hvp": f"(logits, targets, tangent, axis=-1, *, {OPTIONS}, out=None)",
+    "cross_entropy_hessian_diag": f"(logits, targets, axis=-1, *, {OPTIONS}, out=None)",
+    "cross_entropy_hessian": f"(logits, targets, axis=-1, *, {OPTIONS}, out=None)",
+    "squared_error": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean')",
+    "squared_error_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
+    "squared_error_with_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
+    "threads": "(n)",
+}
+every_name = pytest.mark.parametrize("name", SIGNATURES)
+
+
+def test_all_is_the_contract():
+    assert sorted(fs.__all__) == sorted(SIGNATURES)
+    assert len(set(fs.__all__)) == len(fs.__all__)
+
+
+def test_all_is_what_is_there():
+    """No public name beside `__all__`, and none of it missing; modules begin with an underscore or are listed."""
+    modules = {"kernels", "cli"}
+    public = {name for name in vars(fs) if not name.startswith("_")} - modules
+    assert public == set(fs.__all__)
+
+
+def test_all_is_what_the_readme_lists():
+    """In both directions, by the table of functions."""
+    readme = (ROOT / "README.md").read_text()
+    table = re.search(r"\| functions \|.*?\n\n", readme, re.DOTALL).group()
+    listed = set()
+    for line in table.rstrip().splitlines()[2:]:
+        names = re.findall(r"`(\w+)", line.split("|")[1])
+        listed.update(names)
+        if (twin := re.search(r"and the same of `(\w+)`", line)) is not None:
+            listed.update(f"{twin.group(1)}_{name.partition('_')[2]}" for name in names)
+    assert listed == set(fs.__all__)
+
+
+@every_name
+def test_signatures(name):
+    """Names, order, kinds and defaults."""
+    signature = inspect.signature(getattr(fs, name))
+    bare = signature.replace(
+        parameters=[p.replace(annotation=p.empty) for p in signature.parameters.values()],
+        return_annotation=signature.empty,
+    )
+    assert str(bare) == SIGNATURES[name]
+
+
+@every_name
+def test_annotations(name):
+    signature = inspect.signature(getattr(fs, name))
+    assert all(p.annotation is not p.empty for p in signature.parameters.values())
+    assert signature.return_annotation is not signature.empty
+
+
+def sections(text):
+    """The numpydoc sections of a docstring."""
+    found = re.split(r"^(\w[\w ]+)\n-{3,}\n", inspect.cleandoc(text), flags=re.MULTILINE)
+    return {"Summary": found[0], **dict(zip(found[1::2], found[2::2], strict=True))}
+
+
+@every_name
+def test_docstrings(name):
+    """Summary, all parameters, returns, errors, sources, an example (which test_readme runs)."""
+    parts = sections(getattr(fs, name).__doc__)
+    first = parts["Summary"].splitlines()[0]
+    assert first.endswith(".")
+    assert len(first) < 100
+    required = {"Parameters", "Raises", "Examples"}
+    if name != "threads":
+        required |= {"Returns", "References"}
+    assert required <= set(parts), required - set(parts)
+    documented = re.findall(r"^(\w[\w, ]*?)(?: :.*)?$", parts["Parameters"], re.MULTILINE)
+    documented = [parameter for line in documented for parameter in line.split(", ")]
+    assert sorted(documented) == sorted(inspect.signature(getattr(fs, name)).parameters)
+    assert ">>> " in parts["Examples"]
+    assert f"fs.{name}(" in parts["Examples"]
+
+
+@every_name
+def test_default_axis_is_documented(name):
+    """SciPy's default is another one."""
+    if name not in ("softmax", "log_softmax", "logsumexp"):
+        pytest.skip("has no SciPy namesake")
+    assert "SciPy's default is None" in " ".join(getattr(fs, name).__doc__.split())
+
+
+def test_sources_can_be_found():
+    """A reference has a DOI, an arXiv number, or names a book."""
+    for name in set(SIGNATURES) - {"threads"}:
+        assert re.search(r"doi:10\.\d|arXiv|section \d", sections(getattr(fs, name).__doc__)["References"]), name
+
+
+def test_version():
+    from importlib import metadata
+
+    assert re.fullmatch(r"\d+\.\d+\.\d+\w*", fs.__version__)
+    declared = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared is None or declared.group(1) == fs.__version__
+    try:
+        installed = metadata.version("fastsoftmax")
+    except metadata.PackageNotFoundError:
+        return
+    assert installed == fs.__version__
+
+
+def test_the_package_is_typed():
+    assert (child.PACKAGE / "py.typed").exists()
+
+
+IMPORT = """
+import sys
+import fastsoftmax as fs
+heavy = {"numba", "llvmlite", "scipy", "sklearn", "matplotlib", "torch", "jax", "rich"}
+print(sorted(heavy & set(sys.modules)))
+fs.softmax([1.0, 2.0])
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_import_is_light():
+    """Numba comes with the first call, not with the import."""
+    before, after = child.run(IMPORT).splitlines()
+    assert before == "[]"
+    assert "numba" in after
+
+
+def test_kernels_are_attributes():
+    """By their names only."""
+    from fastsoftmax import kernels
+
+    assert kernels.activations.__name__ == "fastsoftmax.kernels.activations"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = kernels.nonsense

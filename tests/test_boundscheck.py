@@ -1,4 +1,4 @@
-"""The kernels with every access to memory checked: tests of layouts and edge rows again, in a process of their own."""
+"""The kernels with every access to memory checked: tests of layouts and edge rows again, in a process apart."""
 
 import os
 import subprocess

@@ -242,7 +242,7 @@ def _log_terms(k: Any, m: Any, correction: Any) -> Any:
 
 @inline
 def log_pair(x: Any, x_low: Any) -> Any:
-    """``log(x + x_low)`` of a normal, finite x > 0 and an x_low of a few ulps of it at most, as a pair: to 1.1 u."""
+    """``log(x + x_low)`` of a normal, finite x > 0 and an x_low of a few ulps of it, as a pair: to 1.1 u."""
     k, m = split_exponent(x)
     a, f, c = _log_terms(k, m, x_low / x)
     high, error = two_sum(f, -c)

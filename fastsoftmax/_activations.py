@@ -12,9 +12,12 @@ from fastsoftmax._parallel import run
 # Small calls are made of overhead. Three steps are left here: which kernel (by a dtype that is native and has been
 # used before), a copy of x (C-contiguous whatever x is), and the kernel over that copy.
 SMALL = 1 << 14
-UNTEMPERED = 1.0  # the default, recognised by identity: an argument may be anything that compares equal
-_SOFTMAX: dict[np.dtype[Any], Callable[[Any], None]] = {}
-_LOG_SOFTMAX: dict[np.dtype[Any], Callable[[Any], None]] = {}
+# The defaults, recognised by identity: what an argument is equal to may be an array, or of a type to refuse.
+LAST = -1
+UNTEMPERED = 1.0
+InPlace = dict[np.dtype[Any], Callable[[Any], None]]
+_SOFTMAX: InPlace = {}
+_LOG_SOFTMAX: InPlace = {}
 
 
 def _in_place(kernel: Callable[[Any], None], x: Any) -> Any:
@@ -23,8 +26,28 @@ def _in_place(kernel: Callable[[Any], None], x: Any) -> Any:
     return result
 
 
+def _forward(
+    function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, in_place: InPlace
+) -> Any:
+    """softmax or log_softmax of any arguments; `hidden` is what masked entries get."""
+    problem = Problem(function, x, axis, several=True)
+    masked = problem.masked(where)
+    beta = inverse_temperature(function, temperature, problem.dtype)
+    output = problem.output(out)
+    if masked is not None:
+        problem.hide(masked, output)
+    source = problem.block()
+    kernel = getattr(kernels.activations, function)
+    run(kernel, problem.rows, source.size, problem.room(1), source, output.block, beta)
+    if masked is not None:
+        np.copyto(output.result, hidden, where=masked)
+    if problem.x.dtype == problem.dtype:
+        in_place[problem.dtype] = getattr(kernels.activations, f"{function}_in_place")
+    return output.finish()
+
+
 def softmax(
-    x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
+    x: Any, axis: Axis = LAST, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
 ) -> Any:
     r"""Softmax of each row.
 
@@ -88,35 +111,15 @@ def softmax(
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
-    if type(x) is np.ndarray and axis == -1 and where is None and temperature is UNTEMPERED and out is None:
+    if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED and out is None:
         kernel = _SOFTMAX.get(x.dtype)
         if kernel is not None and 0 < x.size <= SMALL and x.ndim:
             return _in_place(kernel, x)
-    problem = Problem("softmax", x, axis, several=True)
-    masked = problem.masked(where)
-    beta = inverse_temperature("softmax", temperature, problem.dtype)
-    output = problem.output(out)
-    if masked is not None:
-        problem.hide(masked, output)
-    source = problem.block()
-    run(
-        kernels.activations.softmax,
-        problem.rows,
-        source.size,
-        problem.room(1),
-        source,
-        output.block,
-        beta,
-    )
-    if masked is not None:
-        np.copyto(output.result, 0, where=masked)
-    if problem.x.dtype == problem.dtype:
-        _SOFTMAX[problem.dtype] = kernels.activations.softmax_in_place
-    return output.finish()
+    return _forward("softmax", x, axis, where, temperature, out, 0.0, _SOFTMAX)
 
 
 def log_softmax(
-    x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
+    x: Any, axis: Axis = LAST, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
 ) -> Any:
     r"""Logarithm of the softmax of each row.
 
@@ -168,31 +171,11 @@ def log_softmax(
     >>> fs.log_softmax(np.array([0.0, -50.0]))
     array([-1.92874985e-22, -5.00000000e+01])
     """
-    if type(x) is np.ndarray and axis == -1 and where is None and temperature is UNTEMPERED and out is None:
+    if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED and out is None:
         kernel = _LOG_SOFTMAX.get(x.dtype)
         if kernel is not None and 0 < x.size <= SMALL and x.ndim:
             return _in_place(kernel, x)
-    problem = Problem("log_softmax", x, axis, several=True)
-    masked = problem.masked(where)
-    beta = inverse_temperature("log_softmax", temperature, problem.dtype)
-    output = problem.output(out)
-    if masked is not None:
-        problem.hide(masked, output)
-    source = problem.block()
-    run(
-        kernels.activations.log_softmax,
-        problem.rows,
-        source.size,
-        problem.room(1),
-        source,
-        output.block,
-        beta,
-    )
-    if masked is not None:
-        np.copyto(output.result, -np.inf, where=masked)
-    if problem.x.dtype == problem.dtype:
-        _LOG_SOFTMAX[problem.dtype] = kernels.activations.log_softmax_in_place
-    return output.finish()
+    return _forward("log_softmax", x, axis, where, temperature, out, -np.inf, _LOG_SOFTMAX)
 
 
 def logsumexp(x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = False, out: Any = None) -> Any:

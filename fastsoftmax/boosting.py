@@ -266,12 +266,6 @@ def lightgbm_objective(num_class: int | None = None, *, curvature: str = "scaled
     return objective
 
 
-def _interpreted(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell CatBoost not to try and compile this method, and to warn for each row that it cannot."""
-    method.__dict__["no_jit"] = True
-    return method
-
-
 class CatBoostMultiClass:
     r"""Softmax objective for CatBoost, as ``loss_function=CatBoostMultiClass()``.
 
@@ -301,7 +295,8 @@ class CatBoostMultiClass:
     [[-0.25, 0.25], [0.25, -0.25]]
     """
 
-    @_interpreted
+    no_jit = True  # CatBoost shall not try to compile the method, and warn for each row that it cannot
+
     def calc_ders_multi(
         self, approxes: Any, target: float, weight: float
     ) -> tuple[list[float], list[list[float]]]:

@@ -329,4 +329,4 @@ def test_catboost_trains_as_well(weighted):
         scores[type(objective)] = np.asarray(model.predict(test, prediction_type="RawFormulaVal"))
     theirs, ours = scores.values()
     np.testing.assert_allclose(fs.softmax(ours), fs.softmax(theirs), rtol=0, atol=1e-5)
-    assert quality(ours, test_labels)[0] > 0.9
+    assert quality(ours, test_labels)[0] > 0.85

@@ -81,10 +81,10 @@ def by_torch(torch, case, x, y, weights):
 
 
 def test_the_grid_of_options_agrees_with_torch(record, capsys):
-    """Loss and gradient, in eps of the greatest magnitude of either array: 8.
+    """Loss and gradient, in eps of the greatest magnitude of either array: 4 + K/5.
 
-    Ours are within 4 of that. PyTorch's log-probabilities z - m - log(s) carry an eps/2 of z - m, up to 6 times
-    the loss's own size here, and its weighted means add one rounding for each row.
+    Ours are within 2 of that. PyTorch sums the K shares of a row, one after the other where the classes are not
+    last: that loses up to eps/4 for each, and is measured as 11 of the 11 at K = 60 (float64, smoothing 0.1).
     """
     torch = pytest.importorskip("torch")
     worst = defaultdict(float)
@@ -109,7 +109,8 @@ def test_the_grid_of_options_agrees_with_torch(record, capsys):
             assert actual.shape == expected.shape
             ulps = np.abs(np.float64(actual) - expected).max() / (eps * np.abs(expected).max())
             worst[name, case["dtype"]] = max(worst[name, case["dtype"]], ulps)
-            record(f"cross_entropy, {name}, all options, to PyTorch", case["dtype"], ulps, 8, str(case))
+            allowed = 4 + x.shape[case["shape"][1]] / 5
+            record(f"cross_entropy, {name}, all options, to PyTorch", case["dtype"], ulps, allowed, str(case))
         count += 1
     with capsys.disabled():
         found = ", ".join(f"{name} {np.dtype(d).name} {ulps:.2f}" for (name, d), ulps in worst.items())

@@ -14,7 +14,7 @@ _REDUCTIONS = ("mean", "sum", "none")
 
 
 def _check_reduction(function: str, reduction: Any) -> None:
-    if reduction not in _REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(f"{named(function, 'reduction')} must be one of {_REDUCTIONS}, got {reduction!r}")
 
 

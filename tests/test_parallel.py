@@ -251,28 +251,27 @@ def test_a_helper_that_starts_although_submit_failed(submissions, monkeypatch):
 
     Nobody may still be working when the call returns.
     """
-    recorder = Recorder(pause=0.02)
-    late = []
+    caller, begun, working, late = threading.get_ident(), threading.Event(), [], []
 
     class Pool:
         def submit(self, work):
-            thread = threading.Thread(target=work)
-            thread.start()
-            late.append(thread)
+            late.append(threading.Thread(target=work))
+            late[-1].start()
+            assert begun.wait(10)
             raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(_parallel, "_helpers", lambda count: Pool())
-    unfinished = []
-
     def kernel(start, stop, memory):
-        unfinished.append(start)
-        recorder(start, stop, memory)
-        unfinished.remove(start)
+        working.append(start)
+        begun.set()
+        time.sleep(0.0 if threading.get_ident() == caller else 0.3)
+        working.remove(start)
 
+    monkeypatch.setattr(_parallel, "_helpers", lambda count: Pool())
     _parallel.run(kernel, 4096, 4 << 20, lambda: None)
-    left = list(unfinished)
+    left = list(working)
     for thread in late:
         thread.join()
+    assert late
     assert not left
 
 

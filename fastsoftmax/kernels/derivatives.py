@@ -21,9 +21,11 @@ from fastsoftmax.kernels.traversal import (
     spared,
     statistics,
     traverse,
+    weighted,
 )
 from fastsoftmax.kernels.vector import (
     broadcast,
+    filled,
     fold_maximum,
     fold_sum,
     fold_two_sum,
@@ -95,6 +97,14 @@ def _dot(x: Any, v: Any, offset: int, length: int, folded: Any, beta: Any, from_
 
 
 @inline
+def _weight_of_given(weight: Any, from_probs: Any) -> Any:
+    """What given probabilities have yet to be multiplied by; those of logits have it in their `reciprocal`."""
+    if from_probs is None:
+        return filled(weight, 1.0)
+    return weight
+
+
+@inline
 def softmax_product_block(
     x: Any,
     v: Any,
@@ -112,18 +122,18 @@ def softmax_product_block(
     weight = row_value(x, folded, weights, row, count)
     state = _probs(x, offset, length, folded, beta, from_probs)
     dot, dot_low = _dot(x, v, offset, length, folded, beta, from_probs, state)
+    state = state[0], state[1], weighted(state[2], weight, number(x, 0.0))
+    given = _weight_of_given(weight, from_probs)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        p = _prob(load(x, offset + k), beta, state, from_probs)
-        value = times(p * ((load(v, offset + k) - dot) - dot_low), beta)
-        store(y, offset + k, spared(weight, weight * value))
+        p = _prob(load(x, offset + k), beta, state, from_probs) * given
+        store(y, offset + k, spared(weight, times(p * ((load(v, offset + k) - dot) - dot_low), beta)))
     if full < length:
         rest = length - full
-        p = _prob(load_part(x, offset + full, rest, _filler(x, from_probs)), beta, state, from_probs)
+        p = _prob(load_part(x, offset + full, rest, _filler(x, from_probs)), beta, state, from_probs) * given
         value = (load_part(v, offset + full, rest, number(x, 0.0)) - dot) - dot_low
-        value = times(p * value, beta)
-        store_part(y, offset + full, rest, spared(weight, weight * value))
+        store_part(y, offset + full, rest, spared(weight, times(p * value, beta)))
 
 
 @kernel
@@ -145,17 +155,18 @@ def softmax_variance_block(
     inverse = reciprocal(top, ties, rest, rest_low)
     lacking = remainder(top, ties, rest, rest_low)
     weight = row_value(x, folded, weights, row, count)
+    heavy = weighted(inverse, weight, number(x, 0.0))  # a weight may lift a result above the smallest number
     one = number(x, 1.0)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
         value = load(x, offset + k)
-        p = probability(value, None, shift, bias, inverse)
-        store(y, offset + k, spared(weight, weight * (p * select_equal(value, m, lacking, one - p))))
+        rest_of_one = select_equal(value, m, lacking, one - probability(value, None, shift, bias, inverse))
+        store(y, offset + k, spared(weight, probability(value, None, shift, bias, heavy) * rest_of_one))
     if full < length:
         last = load_part(x, offset + full, length - full, number(x, -INF))
-        p = probability(last, None, shift, bias, inverse)
-        value = spared(weight, weight * (p * select_equal(last, m, lacking, one - p)))
+        rest_of_one = select_equal(last, m, lacking, one - probability(last, None, shift, bias, inverse))
+        value = spared(weight, probability(last, None, shift, bias, heavy) * rest_of_one)
         store_part(y, offset + full, length - full, value)
 
 

@@ -14,6 +14,7 @@ a mean divides by multiplies the gradients as a pair, so that it rounds once.
 
 from typing import Any
 
+from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     add,
@@ -167,7 +168,7 @@ def _soft_gradient(value: Any, share: Any, crest: Any, lacking: Any, whole: Any,
     """p sum(shares) - share, with 1 - p in place of p at the crest."""
     total, total_low = whole
     inside = muladd(p, total, -share) + p * total_low
-    at_top = muladd(-lacking, total, (total - share) + total_low)
+    at_top = muladd(-lacking, total, (total - share) + (total_low - lacking * total_low))
     return select_equal(value, crest, at_top, inside)
 
 
@@ -202,7 +203,8 @@ def soft_cross_entropy_block(
         inverse = reciprocal(top, ties, rest, rest_low)
         lacking = remainder(top, ties, rest, rest_low)
         crest = _crest(m, lacking)
-        whole = fold_two_sum(folded, shares[0], shares[1])
+        high, low = fold_two_sum(folded, shares[0], shares[1])
+        whole = two_sum(high, low)
         factor, factor_low = weight * scale, weight * scale_low
         for k in range(0, full, step):
             value = load(x, offset + k)

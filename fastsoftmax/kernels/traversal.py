@@ -134,7 +134,8 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
         last = load_part(x, offset + full, length - full, number(x, -INF))
         sums = _add_term(last, m, beta, shift, bias, sums)
     ties = fold_sum(folded, sums[0])
-    rest, rest_low = fold_two_sum(folded, sums[1], sums[2])
+    high, low = fold_two_sum(folded, sums[1], sums[2])
+    rest, rest_low = two_sum(high, low)
     top = exp_pair(top_scaled - shift, top_tail, bias)
     return m, shift, bias, top, ties, rest, rest_low
 

@@ -12,11 +12,11 @@ of threads.
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from threading import Lock
+from threading import Condition, Lock
 from typing import Any
 
 PARALLEL_WORK = 1 << 17
@@ -158,30 +158,75 @@ def run(kernel: Callable[..., None], rows: int, work: int, room: Callable[[], An
         for start in blocks:
             kernel(start, min(start + step, rows), memory, *args)
 
-    helpers: list[Future[None]] = []
+    crew = _Crew()
+
+    def help_out() -> None:
+        if crew.enter():
+            try:
+                take()
+            except BaseException as error:
+                crew.error = error
+                _drain(blocks)
+            finally:
+                crew.leave()
+
     try:
         try:
             for _ in range(count - 1):
-                helpers.append(_helpers(count - 1).submit(take))
+                _helpers(count - 1).submit(help_out)
         except RuntimeError:  # no thread can be started, or the interpreter is shutting down
             pass
         take()
     finally:
-        _join(blocks, helpers)
+        _drain(blocks)
+        crew.dismiss()
+    if crew.error is not None:
+        raise crew.error
 
 
-def _join(blocks: Iterator[int], helpers: list[Future[None]]) -> None:
-    """Wait until nobody works on these blocks any more: those not begun are dropped, also on Ctrl-C."""
+def _drain(blocks: Iterator[int]) -> None:
+    """Leave nothing to take: whoever works stops after the block at hand."""
     for _ in blocks:
         pass
-    started = [helper for helper in helpers if not helper.cancel()]
-    interrupted: BaseException | None = None
-    for helper in started:
+
+
+class _Crew:
+    """The helpers of one call.
+
+    A helper may start late, even one whose submission failed (its work was queued, and a thread that had been busy
+    takes it). So it is counted when it begins, and from `dismiss` on nobody begins.
+    """
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._changed = Condition()
+        self._working = 0
+        self._dismissed = False
+
+    def enter(self) -> bool:
+        """Whether there is still something to help with."""
+        with self._changed:
+            if not self._dismissed:
+                self._working += 1
+            return not self._dismissed
+
+    def leave(self) -> None:
+        """The end of a helper's work."""
+        with self._changed:
+            self._working -= 1
+            self._changed.notify_all()
+
+    def dismiss(self) -> None:
+        """Return when nobody works any more, also on Ctrl-C, which is raised then."""
+        interrupted: KeyboardInterrupt | None = None
         while True:
             try:
-                helper.result()
+                with self._changed:
+                    self._dismissed = True
+                    while self._working:
+                        self._changed.wait()
                 break
             except KeyboardInterrupt as interrupt:
                 interrupted = interrupt
-    if interrupted is not None:
-        raise interrupted
+        if interrupted is not None:
+            raise interrupted

@@ -6,8 +6,11 @@ The second argument depends on the shape of x alone, so that two calls with equa
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
+from numba import njit
 
 import fastsoftmax as fs
+from fastsoftmax.kernels.vector import muladd
 
 
 def row_shape(shape, axis):
@@ -102,3 +105,15 @@ ALL = ACTIVATIONS + JACOBIANS + PRODUCTS + LOSSES + GRADIENTS
 SAME_SHAPE = tuple(f for f in ALL if f.result == "x")
 WITH_OUT = tuple(f for f in ALL if f.takes_out)
 PAIRS = (fs.cross_entropy_with_grad, fs.squared_error_with_grad)
+
+
+def skip_unless_fused(dtype):
+    """For tests of results that are rounded once: a machine without fused multiply-add rounds once more."""
+
+    @njit
+    def both(a, b, c):
+        return muladd(a, b, c)
+
+    one, eps = dtype(1), np.finfo(dtype).eps
+    if both(one + eps, one - eps, -one) == 0:
+        pytest.skip("no fused multiply-add on this machine")

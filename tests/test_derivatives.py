@@ -10,6 +10,7 @@ import mpmath as mp
 import numpy as np
 import oracle
 import pytest
+from functions import skip_unless_fused
 
 import fastsoftmax as fs
 
@@ -119,6 +120,19 @@ def test_softmax_products_from_probs(dtype, classes, temperature, record):
     record("softmax_jvp, softmax_vjp from_probs (eps of its terms)", dtype, ulps, allowed, detail)
     again = fs.softmax_vjp(p, v, temperature=temperature, from_probs=True)
     np.testing.assert_array_equal(again, actual)
+
+
+@every_dtype
+def test_temperatures_round_once(dtype):
+    """1/T is no number of the dtype either. p = 1/2, v - p.v = n is exact, so that n/T is rounded once."""
+    skip_unless_fused(dtype)
+    numbers = np.arange(1, 200, dtype=dtype)
+    v = np.stack([2 * numbers, np.zeros_like(numbers)], axis=-1)
+    for temperature in (0.1, 0.3, 0.7, 3.0, 7.0, 10.0, 49.0, np.pi):
+        actual = fs.log_softmax_jvp(np.zeros_like(v), v, temperature=temperature)
+        expected = (numbers.astype(np.longdouble) / np.longdouble(temperature)).astype(dtype)
+        np.testing.assert_array_equal(actual[:, 0], expected)
+        np.testing.assert_array_equal(actual[:, 1], -expected)
 
 
 # --- Jacobians against the oracle ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import cases
 import numpy as np
 import oracle
 import pytest
+from functions import skip_unless_fused
 
 import fastsoftmax as fs
 
@@ -49,6 +50,19 @@ def test_gradient_of_labels(dtype, classes, record):
     # the mean divides each entry by N, within the same bound: the weight is a pair and rounds once
     ulps, place = oracle.worst(fs.cross_entropy_grad(x, y), reference / len(x))
     record("cross_entropy_grad, labels, mean", dtype, ulps, 4, f"K = {classes}, entry {place}")
+
+
+@every_dtype
+def test_means_round_once(dtype):
+    """1/N is no number of the dtype, so that multiplying by it rounds twice: the kernels take it as a pair.
+
+    p = 1/4 and p - 1 = -3/4 are exact, hence every entry is 1/4 or -3/4 over N, rounded once.
+    """
+    skip_unless_fused(dtype)
+    for count in range(1, 300):
+        gradient = fs.cross_entropy_grad(np.zeros((count, 4), dtype), np.zeros(count, int))
+        expected = np.array([-0.75, 0.25, 0.25, 0.25], np.longdouble) / count
+        np.testing.assert_array_equal(gradient, np.tile(expected.astype(dtype), (count, 1)))
 
 
 @every_dtype

@@ -39,8 +39,8 @@ def softmax_block(
     reciprocal, a pair, 0.5; the sum errs by less than 0.3 u, since its greatest term is exact to 0.2 u and the
     others' errors do not add up: at most 3 ulp, measured 2.03.
     """
-    _, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
-    inverse = reciprocal(top, ties, rest, rest_low)
+    m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
+    inverse = reciprocal(m, top, ties, rest, rest_low)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):

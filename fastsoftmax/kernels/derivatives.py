@@ -60,10 +60,10 @@ def times(value: Any, beta: Any) -> Any:
 def _probs(x: Any, offset: int, length: int, folded: Any, beta: Any, from_probs: Any) -> Any:
     """What `_prob` needs to turn an entry into a probability: nothing (zeros) if it is one."""
     if from_probs is None:
-        _, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
-        return shift, bias, reciprocal(top, ties, rest, rest_low)
+        m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
+        return shift, bias, reciprocal(m, top, ties, rest, rest_low)
     zero = fold_sum(folded, broadcast(number(x, 0.0)))
-    return zero, zero, (zero, zero, zero, zero)
+    return zero, zero, (zero, zero, zero, zero, zero, zero)
 
 
 @inline
@@ -152,7 +152,7 @@ def softmax_variance_block(
 ) -> None:
     """y = weight p (1 - p)."""
     m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
-    inverse = reciprocal(top, ties, rest, rest_low)
+    inverse = reciprocal(m, top, ties, rest, rest_low)
     lacking = remainder(top, ties, rest, rest_low)
     weight = row_value(x, folded, weights, row, count)
     heavy = weighted(inverse, weight, number(x, 0.0))  # a weight may lift a result above the smallest number
@@ -286,7 +286,7 @@ def _extremes(x: Any, offset: int, length: int, folded: Any, beta: Any, from_pro
     """The highest probability of each row and what it lacks of 1; given probabilities lack 1 - p, no more."""
     if from_probs is None:
         m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
-        inverse = reciprocal(top, ties, rest, rest_low)
+        inverse = reciprocal(m, top, ties, rest, rest_low)
         return probability(m, beta, shift, bias, inverse), remainder(top, ties, rest, rest_low)
     return fold_maximum(folded, broadcast(number(x, -1.0))), fold_maximum(folded, broadcast(number(x, 2.0)))
 

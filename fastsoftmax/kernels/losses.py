@@ -99,7 +99,7 @@ def cross_entropy_block(
     loss = weight * ((m - target) + (high + low))
     store_part(rows, row, count, spared(weight, loss))
     if y is not None:
-        plain = reciprocal(top, ties, rest, rest_low)
+        plain = reciprocal(m, top, ties, rest, rest_low)
         factor, factor_low = weight * scale, weight * scale_low
         inverse = weighted(plain, factor, factor_low)
         inside = probability(target, None, shift, bias, plain) - number(x, 1.0)
@@ -200,7 +200,7 @@ def soft_cross_entropy_block(
     weight = row_value(x, folded, row_weights, row, count)
     store_part(rows, row, count, broadcast(spared(weight, weight * loss)))
     if y is not None:
-        inverse = reciprocal(top, ties, rest, rest_low)
+        inverse = reciprocal(m, top, ties, rest, rest_low)
         lacking = remainder(top, ties, rest, rest_low)
         crest = _crest(m, lacking)
         high, low = fold_two_sum(folded, shares[0], shares[1])
@@ -265,8 +265,8 @@ def squared_error_block(
 ) -> None:
     """Loss and gradient of the squared error."""
     weights, scale, scale_low = options
-    _, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
-    inverse = reciprocal(top, ties, rest, rest_low)
+    m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
+    inverse = reciprocal(m, top, ties, rest, rest_low)
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))

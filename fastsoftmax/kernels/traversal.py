@@ -82,10 +82,11 @@ def term(value: Any, beta: Any, shift: Any, bias: Any) -> Any:
 @inline
 def probability(value: Any, beta: Any, shift: Any, bias: Any, inverse: Any) -> Any:
     """A term times `reciprocal`: the factor first, which cannot underflow, then its power of two, exactly."""
-    scale, scale_low, least, nothing = inverse
+    scale, scale_low, least, nothing, m, highest_p = inverse
     scaled, tail = tempered(value, beta)
     factor, q = exp_parts(scaled - shift, tail, bias)
-    return power_of_two(muladd(factor, scale, factor * scale_low), q, least, nothing)
+    p = power_of_two(muladd(factor, scale, factor * scale_low), q, least, nothing)
+    return select_equal(value, m, highest_p, p)
 
 
 @inline
@@ -149,8 +150,8 @@ def total(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 
 
 @inline
-def reciprocal(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
-    """1 / (sum of all terms) as a pair, with `least` for the powers that it multiplies, and what is left below.
+def reciprocal(m: Any, top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+    """1 / (sum of all terms) as a pair, and what `probability` needs beside: `least`, m and the probability of m.
 
     A term below 2**(k - 126) (float64: -1022), k the exponent of the sum, has a probability below the smallest
     normal number. Were it multiplied all the same, the processor would fall into its slow path for denormal
@@ -160,7 +161,8 @@ def reciprocal(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     scale, scale_low = quotient(number(high, 1.0), number(high, 0.0), high, low)
     exponent, _ = split_exponent(high)
     zero = number(high, 0.0)
-    return scale, scale_low, maximum(exponent, zero), scale * zero
+    highest_p = muladd(top[0], scale, muladd(top[0], scale_low, top[1] * scale))
+    return scale, scale_low, maximum(exponent, zero), scale * zero, m, highest_p
 
 
 @inline
@@ -183,11 +185,12 @@ def remainder(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 @inline
 def weighted(inverse: Any, weight: Any, weight_low: Any) -> Any:
     """`reciprocal` times a weight that is given as a pair."""
-    scale, scale_low, least, nothing = inverse
+    scale, scale_low, least, nothing, m, highest_p = inverse
     product, error = two_product(scale, weight)
     low = error + muladd(scale, weight_low, scale_low * weight)
     exponent, _ = split_exponent(absolute(weight))
-    return product, low, maximum(least - exponent, number(scale, 0.0)), nothing
+    least = maximum(least - exponent, number(scale, 0.0))
+    return product, low, least, nothing, m, muladd(highest_p, weight, highest_p * weight_low)
 
 
 @inline

@@ -3,7 +3,7 @@
 Numba's own disk cache trusts the time stamp of one source file, so that an edited building block leaves
 stale machine code behind, and shares an index file without a lock, so that two processes can pair one
 signature with the other's code. This cache keeps one file per function and signature. Its name is a hash of
-everything that decides what the code is: all sources of this package, the versions of Python, Numba and
+everything that decides what the code is: all sources in `kernels`, the versions of Python, Numba and
 llvmlite, the processor, and Numba's configuration. Its content carries a checksum, it appears under its name
 complete or not at all, and a directory that somebody else can write to is not used, because the files are
 pickles. Whatever goes wrong here means "compile in memory": never an exception, never wrong code.
@@ -80,7 +80,7 @@ def stamp() -> bytes:
 
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    for source in sorted(package.rglob("*.py")):
+    for source in (package / "_cache.py", *sorted(package.joinpath("kernels").rglob("*.py"))):
         digest.update(str(source.relative_to(package)).encode() + b"\0" + source.read_bytes() + b"\0")
     config = {
         name: value
@@ -97,8 +97,8 @@ class KernelCache:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
-        # The key covers the sources of this package: not a closure's cells, not functions of other modules.
-        self._covered = function.__closure__ is None and function.__module__.startswith("fastsoftmax.")
+        # The key covers the sources of the kernels: not a closure's cells, not functions of other modules.
+        self._covered = function.__closure__ is None and function.__module__.startswith("fastsoftmax.kernels.")
         self._enabled = self._covered
 
     @property

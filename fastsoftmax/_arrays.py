@@ -218,8 +218,8 @@ class Problem:
         """What makes the working memory that a kernel with so many operands needs, once for each thread."""
         vector = VECTOR_BYTES // self.dtype.itemsize
         column = max(self.classes, 1) * vector
-        if self.inner == 1:
-            size = column if self.classes <= TILED_ROW else 0
+        if self.inner == 1:  # classes come a vector at a time
+            size = -(-column // vector**2) * vector**2 if self.classes <= TILED_ROW else 0
         else:
             wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
             size = max(wide, 1) * column

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 DTYPES = (np.float32, np.float64)
-CLASSES = (1, 2, 3, 7, 10, 16, 17, 56, 57, 64, 100, 1000, 50257)
+CLASSES = (1, 2, 3, 7, 10, 16, 17, 33, 64, 65, 100, 1000, 50257)
 OFFSETS = (0.0, 1.0, -37.5, 1e3, 1e4, -1e4)
 SPREADS = (1e-3, 0.1, 1.0, 10.0, 100.0)
 GAPS = (1.0, 5.0, 17.0, 40.0, 85.0, 300.0, 90.0, 710.0)

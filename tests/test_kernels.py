@@ -17,7 +17,7 @@ import fastsoftmax as fs
 from fastsoftmax import kernels
 from fastsoftmax.kernels import elementary, jit, vector
 from fastsoftmax.kernels.activations import log_softmax_block, softmax_block
-from fastsoftmax.kernels.traversal import COLUMN_LIMIT
+from fastsoftmax.kernels.traversal import COLUMN_LIMIT, TABLE, measure, measured
 
 X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="register names of x86")
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -83,8 +83,12 @@ def test_rows_are_read_in_order(block, dtype):
     @njit(**jit._OPTIONS)
     def rows(x, y):
         source, target = vector.memory(x), vector.memory(y)
+        classes = x.shape[1]
+        table = vector.scratch(source, TABLE)
+        measure(source, 0, classes, x.shape[0], None, table)
         for row in range(x.shape[0]):
-            block(source, None, target, row * x.shape[1], x.shape[1], True, None, row, 1, None)
+            stats = measured(table, row)
+            block(source, None, target, row * classes, classes, True, stats, None, row, 1, None)
 
     x = np.random.default_rng(0).normal(size=(3, 100)).astype(dtype)
     y = np.empty_like(x)

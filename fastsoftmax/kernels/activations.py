@@ -9,7 +9,6 @@ from fastsoftmax.kernels.traversal import (
     log_of_others,
     probability,
     reciprocal,
-    statistics,
     tempered,
     traverse,
 )
@@ -31,7 +30,17 @@ INF = float("inf")
 
 @inline
 def softmax_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, beta: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    stats: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    beta: Any,
 ) -> None:
     """p_k = e_k / sum(e).
 
@@ -39,7 +48,7 @@ def softmax_block(
     reciprocal, a pair, 0.5; the sum errs by less than 0.3 u, since its greatest term is exact to 0.2 u and the
     others' errors do not add up: at most 3 ulp, measured 2.03.
     """
-    m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
+    m, shift, bias, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
     step = lane_count(x)
     full = length // step * step
@@ -53,7 +62,8 @@ def softmax_block(
 @kernel
 def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
-    traverse(softmax_block, start, stop, x.shape, memory(room), memory(x), None, memory(y), None, beta)
+    data, probs = memory(x), memory(y)
+    traverse(softmax_block, start, stop, x.shape, memory(room), data, None, probs, None, beta, beta, None)
 
 
 @kernel
@@ -61,7 +71,9 @@ def softmax_in_place(y: Any) -> None:
     """`softmax` of the rows of a matrix over itself: few arguments, because small calls are made of them."""
     data = memory(y)
     shape = (y.shape[0], y.shape[1], 1)
-    traverse(softmax_block, 0, y.shape[0], shape, scratch(data, COLUMN_LIMIT), data, None, data, None, None)
+    traverse(
+        softmax_block, 0, y.shape[0], shape, scratch(data, COLUMN_LIMIT), data, None, data, None, None, None, None
+    )
 
 
 @inline
@@ -75,14 +87,24 @@ def _log_term(value: Any, beta: Any, top_scaled: Any, top_tail: Any, log_rest: A
 
 @inline
 def log_softmax_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, beta: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    stats: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    beta: Any,
 ) -> None:
     """log p_k = (x_k - m) - log(1 + s'): two terms of one sign, so that the result is as accurate as they are.
 
     Error: log(1 + s') within 2.3 ulp (s' 1.2, damped by the logarithm; log_pair 1.1), x_k - m within 0.5, the last
     subtraction 0.5: at most 4 ulp, measured 1.95.
     """
-    m, _, _, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
+    m, _, _, top, ties, rest, rest_low = stats
     high, low = log_of_others(top, ties, rest, rest_low)
     log_rest = high + low
     top_scaled, top_tail = tempered(m, beta)
@@ -98,7 +120,9 @@ def log_softmax_block(
 @kernel
 def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
-    traverse(log_softmax_block, start, stop, x.shape, memory(room), memory(x), None, memory(y), None, beta)
+    traverse(
+        log_softmax_block, start, stop, x.shape, memory(room), memory(x), None, memory(y), None, beta, beta, None
+    )
 
 
 @kernel
@@ -106,7 +130,20 @@ def log_softmax_in_place(y: Any) -> None:
     """`log_softmax` of the rows of a matrix over itself."""
     data = memory(y)
     shape = (y.shape[0], y.shape[1], 1)
-    traverse(log_softmax_block, 0, y.shape[0], shape, scratch(data, COLUMN_LIMIT), data, None, data, None, None)
+    traverse(
+        log_softmax_block,
+        0,
+        y.shape[0],
+        shape,
+        scratch(data, COLUMN_LIMIT),
+        data,
+        None,
+        data,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 @inline
@@ -117,13 +154,14 @@ def logsumexp_block(
     offset: int,
     length: int,
     folded: Any,
+    stats: Any,
     rows: Any,
     row: int,
     count: int,
     options: Any,
 ) -> None:
     """lse = m + log(1 + s'); a row whose greatest entry is infinite gives that, unless it holds a NaN."""
-    m, _, _, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
+    m, _, _, top, ties, rest, rest_low = stats
     high, low = log_of_others(top, ties, rest, rest_low)
     total, error = two_sum(m, high)
     value = total + (error + low)
@@ -135,4 +173,6 @@ def logsumexp_block(
 @kernel
 def logsumexp(start: int, stop: int, room: Any, x: Any, rows: Any) -> None:
     """rows = log(sum_j exp(x_j))."""
-    traverse(logsumexp_block, start, stop, x.shape, memory(room), memory(x), None, None, memory(rows), None)
+    traverse(
+        logsumexp_block, start, stop, x.shape, memory(room), memory(x), None, None, memory(rows), None, None, None
+    )

@@ -13,21 +13,23 @@ from typing import Any
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
+    TABLE,
     add,
+    clear,
     load_tile,
+    measure,
+    measured,
     probability,
     reciprocal,
     remainder,
     spared,
-    statistics,
+    tile_statistics,
     traverse,
     weighted,
 )
 from fastsoftmax.kernels.vector import (
     broadcast,
     filled,
-    fold_maximum,
-    fold_sum,
     fold_two_sum,
     lane_count,
     load,
@@ -43,6 +45,7 @@ from fastsoftmax.kernels.vector import (
     store,
     store_part,
     store_scalar,
+    store_turned,
 )
 
 INF = float("inf")
@@ -57,13 +60,12 @@ def times(value: Any, beta: Any) -> Any:
 
 
 @inline
-def _probs(x: Any, offset: int, length: int, folded: Any, beta: Any, from_probs: Any) -> Any:
+def _probs(stats: Any, from_probs: Any) -> Any:
     """What `_prob` needs to turn an entry into a probability: nothing (zeros) if it is one."""
+    m, shift, bias, top, ties, rest, rest_low = stats
     if from_probs is None:
-        m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
         return shift, bias, reciprocal(m, top, ties, rest, rest_low)
-    zero = fold_sum(folded, broadcast(number(x, 0.0)))
-    return zero, zero, (zero, zero, zero, zero, zero, zero)
+    return m, m, (m, m, m, m, m, m)
 
 
 @inline
@@ -112,6 +114,7 @@ def softmax_product_block(
     offset: int,
     length: int,
     folded: Any,
+    stats: Any,
     rows: Any,
     row: int,
     count: int,
@@ -120,7 +123,7 @@ def softmax_product_block(
     """y = weight beta p (v - p.v)."""
     beta, from_probs, weights = options
     weight = row_value(x, folded, weights, row, count)
-    state = _probs(x, offset, length, folded, beta, from_probs)
+    state = _probs(stats, from_probs)
     dot, dot_low = _dot(x, v, offset, length, folded, beta, from_probs, state)
     state = state[0], state[1], weighted(state[2], weight, number(x, 0.0))
     given = _weight_of_given(weight, from_probs)
@@ -143,15 +146,38 @@ def softmax_product(
     """y = weights J v = weights J^T v for the Jacobian of softmax at x, logits or (`from_probs`) probabilities."""
     options = (beta, from_probs, memory(weights))
     data, vector = memory(x), memory(v)
-    traverse(softmax_product_block, start, stop, x.shape, memory(room), data, vector, memory(y), None, options)
+    traverse(
+        softmax_product_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        data,
+        vector,
+        memory(y),
+        None,
+        options,
+        beta,
+        from_probs,
+    )
 
 
 @inline
 def softmax_variance_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, weights: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    stats: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    weights: Any,
 ) -> None:
     """y = weight p (1 - p)."""
-    m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
+    m, shift, bias, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
     lacking = remainder(top, ties, rest, rest_low)
     weight = row_value(x, folded, weights, row, count)
@@ -174,15 +200,38 @@ def softmax_variance_block(
 def softmax_variance(start: int, stop: int, room: Any, x: Any, y: Any, weights: Any) -> None:
     """y = weights p (1 - p), the diagonal of the Jacobian of softmax at x."""
     data, factors = memory(x), memory(weights)
-    traverse(softmax_variance_block, start, stop, x.shape, memory(room), data, None, memory(y), None, factors)
+    traverse(
+        softmax_variance_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        data,
+        None,
+        memory(y),
+        None,
+        factors,
+        None,
+        None,
+    )
 
 
 @inline
 def log_softmax_jvp_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, beta: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    stats: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    beta: Any,
 ) -> None:
     """y = beta (v - p.v)."""
-    state = _probs(x, offset, length, folded, beta, None)
+    state = _probs(stats, None)
     dot, dot_low = _dot(x, v, offset, length, folded, beta, None, state)
     step = lane_count(x)
     full = length // step * step
@@ -197,16 +246,37 @@ def log_softmax_jvp_block(
 def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any) -> None:
     """y = J v for the Jacobian of log-softmax at x."""
     traverse(
-        log_softmax_jvp_block, start, stop, x.shape, memory(room), memory(x), memory(v), memory(y), None, beta
+        log_softmax_jvp_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        memory(x),
+        memory(v),
+        memory(y),
+        None,
+        beta,
+        beta,
+        None,
     )
 
 
 @inline
 def log_softmax_vjp_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, beta: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    stats: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    beta: Any,
 ) -> None:
     """y = beta (v - p sum(v))."""
-    state = _probs(x, offset, length, folded, beta, None)
+    state = _probs(stats, None)
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
@@ -230,7 +300,18 @@ def log_softmax_vjp_block(
 def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any) -> None:
     """y = J^T v for the Jacobian of log-softmax at x."""
     traverse(
-        log_softmax_vjp_block, start, stop, x.shape, memory(room), memory(x), memory(v), memory(y), None, beta
+        log_softmax_vjp_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        memory(x),
+        memory(v),
+        memory(y),
+        None,
+        beta,
+        beta,
+        None,
     )
 
 
@@ -268,12 +349,12 @@ def _jacobian_rows(
 
 @inline
 def _fill_probs(
-    x: Any, offset: int, y: Any, y_offset: int, length: int, folded: Any, beta: Any, from_probs: Any
+    x: Any, offset: int, y: Any, y_offset: int, length: int, stats: Any, beta: Any, from_probs: Any
 ) -> None:
     """Probabilities of x into y."""
     step = lane_count(x)
     full = length // step * step
-    state = _probs(x, offset, length, folded, beta, from_probs)
+    state = _probs(stats, from_probs)
     for k in range(0, full, step):
         store(y, y_offset + k, _prob(load(x, offset + k), beta, state, from_probs))
     if full < length:
@@ -282,13 +363,13 @@ def _fill_probs(
 
 
 @inline
-def _extremes(x: Any, offset: int, length: int, folded: Any, beta: Any, from_probs: Any) -> Any:
+def _extremes(stats: Any, beta: Any, from_probs: Any) -> Any:
     """The highest probability of each row and what it lacks of 1; given probabilities lack 1 - p, no more."""
+    m, shift, bias, top, ties, rest, rest_low = stats
     if from_probs is None:
-        m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, beta)
         inverse = reciprocal(m, top, ties, rest, rest_low)
         return probability(m, beta, shift, bias, inverse), remainder(top, ties, rest, rest_low)
-    return fold_maximum(folded, broadcast(number(x, -1.0))), fold_maximum(folded, broadcast(number(x, 2.0)))
+    return filled(m, -1.0), filled(m, 2.0)
 
 
 @inline
@@ -305,25 +386,35 @@ def _jacobian(
     weights: Any,
 ) -> None:
     square = classes * classes
+    step = lane_count(x)
     if classes > COLUMN_LIMIT:
+        table = scratch(x, TABLE)
+        clear(table)
         for n in range(start, stop):
             at = n * classes
-            highest, lacking = _extremes(x, at, classes, True, beta, from_probs)
-            _fill_probs(x, at, y, n * square, classes, True, beta, from_probs)
+            if from_probs is None:
+                measure(x, at, classes, 1, beta, table)
+            stats = measured(table, 0)
+            highest, lacking = _extremes(stats, beta, from_probs)
+            _fill_probs(x, at, y, n * square, classes, stats, beta, from_probs)
             weight = row_value(x, True, weights, n, 1)
             _jacobian_rows(y, n * square, classes, highest, lacking, beta, logarithmic, weight)
         return
-    step = lane_count(x)
     tops = scratch(x, 2)
     for first in range(start, stop, step):
         count = min(step, stop - first)
         load_tile(x, tile, first * classes, classes, 1, count)
-        highest, lacking = _extremes(tile, 0, classes * step, None, beta, from_probs)
-        store(tops, 0, broadcast(highest))
-        store(tops, step, broadcast(lacking))
-        _fill_probs(tile, 0, tile, 0, classes * step, None, beta, from_probs)
-        for k in range(classes):
-            scatter(y, first * square + k, square, count, load(tile, k * step))
+        stats = tile_statistics(tile, 0, classes * step, beta, from_probs)
+        highest, lacking = _extremes(stats, beta, from_probs)
+        store(tops, 0, highest)
+        store(tops, step, lacking)
+        _fill_probs(tile, 0, tile, 0, classes * step, stats, beta, from_probs)
+        for k in range(0, classes, step):
+            if count == step:
+                store_turned(y, first * square + k, square, min(step, classes - k), tile, k * step)
+            else:
+                for j in range(k, min(k + step, classes)):
+                    scatter(y, first * square + j, square, count, load(tile, j * step))
         for lane in range(count):
             at = (first + lane) * square
             top, lacks = load_scalar(tops, lane), load_scalar(tops, step + lane)

@@ -76,10 +76,11 @@ def two_product(a: Any, b: Any) -> Any:
 
 @inline
 def quotient(a: Any, a_low: Any, b: Any, b_low: Any) -> Any:
-    """``(a + a_low) / (b + b_low)`` as a pair, to about 2 u**2."""
-    ratio = a / b
+    """``(a + a_low) / (b + b_low)`` as a pair, to about 4 u**2, with one division."""
+    inverse = number(b, 1.0) / b
+    ratio = a * inverse
     rest = fma(-ratio, b, a) + muladd(-ratio, b_low, a_low)
-    return ratio, rest / b
+    return ratio, rest * inverse
 
 
 @inline
@@ -155,10 +156,15 @@ def exp_parts(t: Any, tail: Any, bias: Any) -> Any:
 
 
 @inline
+def smallest_power(like: Any) -> Any:
+    """The q of `exp_parts` for the smallest normal power of two."""
+    return number(like, MAGIC_32 + 1.0) if is_single(like) else number(like, MAGIC_64 + 1.0)
+
+
+@inline
 def power_of_two(factor: Any, q: Any, least: Any, nothing: Any) -> Any:
     """`factor` times the power that `exp_parts` left in q; `nothing` if that is below 2**(least - 126) (-1022)."""
-    magic = number(factor, MAGIC_32 + 1.0) if is_single(factor) else number(factor, MAGIC_64 + 1.0)
-    return select_less(q, magic + least, nothing, factor * shift_to_exponent(q))
+    return select_less(q, smallest_power(factor) + least, nothing, factor * shift_to_exponent(q))
 
 
 @inline

@@ -23,7 +23,6 @@ from fastsoftmax.kernels.traversal import (
     reciprocal,
     remainder,
     spared,
-    statistics,
     traverse,
     weighted,
 )
@@ -84,11 +83,21 @@ def _scatter_targets(
 
 @inline
 def cross_entropy_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    stats: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    options: Any,
 ) -> None:
     """Loss and gradient for labels."""
     labels, weights, scale, scale_low = options
-    m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
+    m, shift, bias, top, ties, rest, rest_low = stats
     step = lane_count(x)
     stride = 1 if folded is not None else step
     classes = length // stride
@@ -132,7 +141,20 @@ def cross_entropy(
     """rows = -weights log p[label]; y, unless None, = scale weights (p - onehot(label))."""
     options = (memory(labels), memory(weights), scale, scale_low)
     data, results = memory(x), memory(rows)
-    traverse(cross_entropy_block, start, stop, x.shape, memory(room), data, None, memory(y), results, options)
+    traverse(
+        cross_entropy_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        data,
+        None,
+        memory(y),
+        results,
+        options,
+        None,
+        None,
+    )
 
 
 # --- distributions ------------------------------------------------------------------------------------------
@@ -174,11 +196,21 @@ def _soft_gradient(value: Any, share: Any, crest: Any, lacking: Any, whole: Any,
 
 @inline
 def soft_cross_entropy_block(
-    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    stats: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    options: Any,
 ) -> None:
     """Loss and gradient for shares."""
     mix, row_weights, scale, scale_low = options
-    m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
+    m, shift, bias, top, ties, rest, rest_low = stats
     high, low = log_of_others(top, ties, rest, rest_low)
     log_rest = high + low
     step = lane_count(x)
@@ -247,7 +279,20 @@ def soft_cross_entropy(
     mix = memory(labels), memory(class_weights), base, gain
     options = (mix, memory(weights), scale, scale_low)
     data, v, results = memory(x), memory(targets), memory(rows)
-    traverse(soft_cross_entropy_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options)
+    traverse(
+        soft_cross_entropy_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        data,
+        v,
+        memory(y),
+        results,
+        options,
+        None,
+        None,
+    )
 
 
 @inline
@@ -258,6 +303,7 @@ def squared_error_block(
     offset: int,
     length: int,
     folded: Any,
+    stats: Any,
     rows: Any,
     row: int,
     count: int,
@@ -265,7 +311,7 @@ def squared_error_block(
 ) -> None:
     """Loss and gradient of the squared error."""
     weights, scale, scale_low = options
-    m, shift, bias, top, ties, rest, rest_low = statistics(x, offset, length, folded, None)
+    m, shift, bias, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
     step = lane_count(x)
     full = length // step * step
@@ -319,4 +365,6 @@ def squared_error(
     """rows = weights/2 |p - targets|^2; y, unless None, = scale times its gradient."""
     options = (memory(weights), scale, scale_low)
     data, v, results = memory(x), memory(targets), memory(rows)
-    traverse(squared_error_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options)
+    traverse(
+        squared_error_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options, None, None
+    )

@@ -5,16 +5,19 @@ shape, and both hand the same building block a stretch of whole vectors:
 
 rows
     `classes` is contiguous and longer than `COLUMN_LIMIT`. The vector runs along the row, the last one
-    masked; at the end the lanes are folded into one.
+    masked; at the end the lanes are folded into one. What a row needs once (folding, exp of its maximum) takes
+    longer than 50 classes do, for it is a chain of operations that wait for each other; so it is done for 16 (or
+    8) rows side by side, a row in each lane.
 columns
     Otherwise every lane is a row of its own. A tile of 16 (or 8) rows is brought into working memory with
-    class k of all its rows in vector k: by strided loads where `inner` is 1, as it lies where `inner` is
-    larger. Nothing has to be folded, and a row of three costs no more per element than one of fifty.
+    class k of all its rows in vector k: by shuffles where `inner` is 1, as it lies where `inner` is
+    larger. Nothing has to be folded, and a row of three costs little more per element than one of fifty.
 
-So a function is written once, as a building block ``block(x, v, y, offset, length, folded, rows, row, count,
-options)``, where ``x[offset : offset + length]`` is one row if `folded` is True, else (it is None) a tile with a
-row in each lane; `v` is a second operand, `y` the output (filled in the same way), `rows` an output with one
-number for each row, of which this block owns ``rows[row : row + count]``. Any of v, y and rows may be None.
+So a function is written once, as a building block ``block(x, v, y, offset, length, folded, stats, rows, row,
+count, options)``, where ``x[offset : offset + length]`` is one row if `folded` is True, else (it is None) a tile
+with a row in each lane; `stats` are its `statistics`, floats or vectors; `v` is a second operand, `y` the output
+(filled in the same way), `rows` an output with one number for each row, of which this block owns ``rows[row : row
++ count]``. Any of v, y and rows may be None.
 
 Which walk is taken depends on `classes` and `inner` alone, and no row sees another one: a row gives the same
 bits in every batch and on any number of threads.
@@ -25,11 +28,11 @@ from typing import Any
 from fastsoftmax.kernels.elementary import (
     exp_pair,
     exp_parts,
-    exp_scaled,
     log_pair,
     power_of_two,
     quotient,
     reference,
+    smallest_power,
     two_product,
     two_sum,
 )
@@ -39,28 +42,42 @@ from fastsoftmax.kernels.vector import (
     after,
     broadcast,
     filled,
+    fma,
     fold_maximum,
     fold_sum,
     fold_two_sum,
     gather,
     lane_count,
     load,
+    load_dense,
     load_part,
+    load_scalar,
+    load_turned,
     maximum,
     muladd,
     number,
     scatter,
+    scratch,
     select_equal,
+    select_other,
+    shift_to_exponent,
     size,
     split_exponent,
     store,
+    store_dense,
     store_part,
+    store_turned,
     unless_none,
 )
 
 INF = float("inf")
-COLUMN_LIMIT = 56
+COLUMN_LIMIT = 64
 """Rows of at most so many contiguous classes are walked in columns (there both walks take the same time)."""
+GROUP_LIMIT = 2048
+"""Longer rows are walked one by one: a group of them would not stay in the cache."""
+STATISTICS = 8
+TABLE = 72
+"""Vectors of memory for a group: its statistics, three partial sums for each row, and room to turn them."""
 
 
 @inline
@@ -70,13 +87,6 @@ def tempered(value: Any, beta: Any) -> Any:
         return value, filled(value, -0.0)
     product, error = two_product(value, beta[0])
     return product, muladd(value, beta[1], error)
-
-
-@inline
-def term(value: Any, beta: Any, shift: Any, bias: Any) -> Any:
-    """One term of the sum of a row: exp(value/T) in the units of the row's `reference`."""
-    scaled, tail = tempered(value, beta)
-    return exp_scaled(scaled - shift, tail, bias)
 
 
 @inline
@@ -94,9 +104,17 @@ def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
     """The greatest entry of each row, -inf if there is none; NaN is passed over (the sums find it)."""
     step = lane_count(x)
     full = length // step * step
+    wide = length // (4 * step) * (4 * step)
     m = broadcast(number(x, -INF))
-    for k in range(0, full, step):
+    a, b, c = m, m, m  # four at a time, since each maximum waits for the one before
+    for k in range(0, wide, 4 * step):
         m = maximum(load(x, offset + k), m)
+        a = maximum(load(x, offset + k + step), a)
+        b = maximum(load(x, offset + k + 2 * step), b)
+        c = maximum(load(x, offset + k + 3 * step), c)
+    for k in range(wide, full, step):
+        m = maximum(load(x, offset + k), m)
+    m = maximum(maximum(a, b), maximum(c, m))
     if full < length:
         m = maximum(load_part(x, offset + full, length - full, number(x, -INF)), m)
     return fold_maximum(folded, m)
@@ -105,11 +123,28 @@ def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
 @inline
 def _add_term(value: Any, m: Any, beta: Any, shift: Any, bias: Any, sums: Any) -> Any:
     ties, high, low = sums
-    e = term(value, beta, shift, bias)
     zero = number(value, 0.0)
-    ties = ties + select_equal(value, m, number(value, 1.0), zero)
-    high, error = two_sum(high, select_equal(value, m, zero, e))
+    ties = select_equal(value, m, ties + number(value, 1.0), ties)
+    scaled, tail = tempered(value, beta)
+    factor, q = exp_parts(scaled - shift, tail, bias)
+    e = select_other(q, smallest_power(value), value, m, factor * shift_to_exponent(q), zero)
+    high, error = two_sum(high, e)
     return ties, high, low + error
+
+
+@inline
+def _sums(x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
+    """The entries equal to m, and the terms of the others as a pair, in each lane of the vectors of a row."""
+    step = lane_count(x)
+    full = length // step * step
+    zero = broadcast(number(x, 0.0))
+    sums = (zero, zero, zero)
+    for k in range(0, full, step):
+        sums = _add_term(load(x, offset + k), m, beta, shift, bias, sums)
+    if full < length:
+        last = load_part(x, offset + full, length - full, number(x, -INF))
+        sums = _add_term(last, m, beta, shift, bias, sums)
+    return sums
 
 
 @inline
@@ -125,20 +160,81 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
     m = highest(x, offset, length, folded)
     top_scaled, top_tail = tempered(m, beta)
     shift, bias = reference(top_scaled)
-    step = lane_count(x)
-    full = length // step * step
-    zero = broadcast(number(x, 0.0))
-    sums = (zero, zero, zero)
-    for k in range(0, full, step):
-        sums = _add_term(load(x, offset + k), m, beta, shift, bias, sums)
-    if full < length:
-        last = load_part(x, offset + full, length - full, number(x, -INF))
-        sums = _add_term(last, m, beta, shift, bias, sums)
+    sums = _sums(x, offset, length, m, beta, shift, bias)
     ties = fold_sum(folded, sums[0])
     high, low = fold_two_sum(folded, sums[1], sums[2])
     rest, rest_low = two_sum(high, low)
     top = exp_pair(top_scaled - shift, top_tail, bias)
     return m, shift, bias, top, ties, rest, rest_low
+
+
+@inline
+def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any) -> None:
+    """The `statistics` of `count` rows that follow each other, lane by lane into `table`, for `measured`."""
+    step = lane_count(x)
+    zero = broadcast(number(x, 0.0))
+    square = step * step
+    ties = after(table, STATISTICS * step)
+    high, low, turned = after(ties, square), after(ties, 2 * square), after(ties, 3 * square)
+    for i in range(count):
+        store(high, i * step, highest(x, first + i * length, length, None))
+    for i in range(count, step):
+        store(high, i * step, zero)
+    load_turned(high, 0, step, step, turned, 0)
+    m = load(turned, 0)
+    for k in range(step, square, step):
+        m = maximum(load(turned, k), m)
+    top_scaled, top_tail = tempered(m, beta)
+    shift, bias = reference(top_scaled)
+    top = exp_pair(top_scaled - shift, top_tail, bias)
+    store(table, 0, m)
+    store(table, step, shift)
+    store(table, 2 * step, bias)
+    store(table, 3 * step, top[0])
+    store(table, 4 * step, top[1])
+    for i in range(count):
+        row = (load_scalar(table, i), load_scalar(table, step + i), load_scalar(table, 2 * step + i))
+        sums = _sums(x, first + i * length, length, row[0], beta, row[1], row[2])
+        store(ties, i * step, sums[0])
+        store(high, i * step, sums[1])
+        store(low, i * step, sums[2])
+    for i in range(count, step):
+        store(ties, i * step, zero)
+        store(high, i * step, zero)
+        store(low, i * step, zero)
+    load_turned(ties, 0, step, step, turned, 0)
+    number_of_ties = load(turned, 0)
+    for k in range(step, square, step):
+        number_of_ties = number_of_ties + load(turned, k)
+    store(table, 5 * step, number_of_ties)
+    load_turned(low, 0, step, step, turned, 0)
+    rest_low = load(turned, 0)
+    for k in range(step, square, step):
+        rest_low = rest_low + load(turned, k)
+    load_turned(high, 0, step, step, turned, 0)
+    rest = load(turned, 0)
+    for k in range(step, square, step):
+        rest, error = two_sum(rest, load(turned, k))
+        rest_low = rest_low + error
+    rest, rest_low = two_sum(rest, rest_low)
+    store(table, 6 * step, rest)
+    store(table, 7 * step, rest_low)
+
+
+@inline
+def measured(table: Any, i: int) -> Any:
+    """The `statistics` of row i of the group that `measure` saw last."""
+    step = lane_count(table)
+    top = load_scalar(table, 3 * step + i), load_scalar(table, 4 * step + i)
+    return (
+        load_scalar(table, i),
+        load_scalar(table, step + i),
+        load_scalar(table, 2 * step + i),
+        top,
+        load_scalar(table, 5 * step + i),
+        load_scalar(table, 6 * step + i),
+        load_scalar(table, 7 * step + i),
+    )
 
 
 @inline
@@ -158,7 +254,8 @@ def reciprocal(m: Any, top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     results, 150 cycles for each; so it is made 0 beforehand. In a row whose sum is NaN it is NaN like the rest.
     """
     high, low = total(top, ties, rest, rest_low)
-    scale, scale_low = quotient(number(high, 1.0), number(high, 0.0), high, low)
+    scale = number(high, 1.0) / high
+    scale_low = muladd(-scale, low, fma(-scale, high, number(high, 1.0))) * scale
     exponent, _ = split_exponent(high)
     zero = number(high, 0.0)
     highest_p = muladd(top[0], scale, muladd(top[0], scale_low, top[1] * scale))
@@ -225,8 +322,14 @@ def load_tile(x: Any, tile: Any, first: int, classes: int, inner: int, count: in
     step = lane_count(x)
     zero = number(x, 0.0)
     if inner == 1:
-        for k in range(classes):
-            store(tile, k * step, gather(x, first + k, classes, count, zero))
+        if count < step or classes == 1:
+            for k in range(classes):
+                store(tile, k * step, gather(x, first + k, classes, count, zero))
+        elif 2 * classes <= step:
+            load_dense(x, first, classes, tile, 0)
+        else:
+            for k in range(0, classes, step):
+                load_turned(x, first + k, classes, min(step, classes - k), tile, k * step)
         return
     full = count // step
     part = count - full * step
@@ -245,8 +348,14 @@ def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: i
     """The way back of `load_tile`."""
     step = lane_count(y)
     if inner == 1:
-        for k in range(classes):
-            scatter(y, first + k, classes, count, load(tile, k * step))
+        if count < step or classes == 1:
+            for k in range(classes):
+                scatter(y, first + k, classes, count, load(tile, k * step))
+        elif 2 * classes <= step:
+            store_dense(y, first, classes, tile, 0)
+        else:
+            for k in range(0, classes, step):
+                store_turned(y, first + k, classes, min(step, classes - k), tile, k * step)
         return
     full = count // step
     part = count - full * step
@@ -261,19 +370,57 @@ def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: i
 
 
 @inline
+def clear(table: Any) -> None:
+    """Make zeros what `measured` gives before anything is measured."""
+    step = lane_count(table)
+    for k in range(STATISTICS):
+        store(table, k * step, broadcast(number(table, 0.0)))
+
+
+@inline
+def tile_statistics(tile: Any, offset: int, length: int, beta: Any, given: Any) -> Any:
+    """The `statistics` of a tile; zeros where `given` says that nobody needs them."""
+    zero = broadcast(number(tile, 0.0))
+    if given is None:
+        return statistics(tile, offset, length, None, beta)
+    return zero, zero, zero, (zero, zero), zero, zero, zero
+
+
+@inline
 def traverse(
-    block: Any, start: int, stop: int, shape: Any, room: Any, x: Any, v: Any, y: Any, rows: Any, options: Any
+    block: Any,
+    start: int,
+    stop: int,
+    shape: Any,
+    room: Any,
+    x: Any,
+    v: Any,
+    y: Any,
+    rows: Any,
+    options: Any,
+    beta: Any,
+    given: Any,
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
-    `room` is memory for tiles: a tile of x, and one of v if there is one, of at least one vector's rows each.
+    `room` is memory for tiles: a tile of x, and one of v if there is one, of at least one vector's rows each, of
+    whole vectors of classes where `inner` is 1. `beta` is 1/T for the statistics; where `given` is not None, x
+    needs none, and they are zeros.
     """
     _, classes, inner = shape
-    if inner == 1 and classes > COLUMN_LIMIT:
-        for row in range(start, stop):
-            block(x, v, y, row * classes, classes, True, rows, row, 1, options)
-        return
     step = lane_count(x)
+    if inner == 1 and classes > COLUMN_LIMIT:
+        table = scratch(x, TABLE)
+        clear(table)
+        group = step if classes <= GROUP_LIMIT else 1
+        for first in range(start, stop, group):
+            count = min(group, stop - first)
+            if given is None:
+                measure(x, first * classes, classes, count, beta, table)
+            for i in range(count):
+                row = first + i
+                block(x, v, y, row * classes, classes, True, measured(table, i), rows, row, 1, options)
+        return
     stretch = max(classes, 1) * step
     half = size(room) if v is None else size(room) // 2
     widest = step if inner == 1 else half // stretch * step
@@ -289,7 +436,9 @@ def traverse(
         done = 0
         while done < count:
             lanes = min(step, count - done)
-            block(tile, other, out, done * classes, classes * step, None, rows, row + done, lanes, options)
+            at = done * classes
+            stats = tile_statistics(tile, at, classes * step, beta, given)
+            block(tile, other, out, at, classes * step, None, stats, rows, row + done, lanes, options)
             done += lanes
         if y is not None:
             store_tile(tile, y, first, classes, inner, count)

@@ -246,6 +246,18 @@ def select_equal(a: Any, b: Any, x: Any, y: Any) -> Any:
     return np.where(a == b, x, y)
 
 
+@lowered(
+    _elementwise(
+        lambda builder, a, b, c, d, x, y: builder.select(
+            builder.and_(builder.fcmp_unordered(">=", a, b), builder.fcmp_unordered("!=", c, d)), x, y
+        ),
+    )
+)
+def select_other(a: Any, b: Any, c: Any, d: Any, x: Any, y: Any) -> Any:
+    """``y if a < b or c == d else x``: the form that costs two comparisons and nothing else."""
+    return np.where((a < b) | (c == d), y, x)
+
+
 @lowered(_elementwise(lambda builder, a: _call(builder, "fabs", (a,))))
 def absolute(a: Any) -> Any:
     """`a` without its sign."""
@@ -658,6 +670,213 @@ def scatter(array: Any, offset: int, stride: int, count: int, value: Any) -> Non
     array[offset:][::stride][:count] = value[:count]
 
 
+# --- rows into columns ---------------------------------------------------------------------------------------
+#
+# A gather costs as many memory accesses as it has lanes. Here whole vectors are loaded and stored, and turned by
+# shuffles: for rows of many classes log2(lanes) shuffles a vector, for rows of a few one for each class.
+
+
+def _shuffled(builder: Any, a: Any, b: Any, picks: Sequence[int]) -> Any:
+    """The vector of these lanes of a (0 to n - 1) and b (n to 2 n - 1)."""
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(picks)), list(picks))
+    return builder.shuffle_vector(a, b, mask)
+
+
+def _transposed(builder: Any, rows: Sequence[Any]) -> Sequence[Any]:
+    """The columns of the square matrix with these rows.
+
+    First inside the four 16-byte pieces of the vectors, by interleaving neighbouring rows, which every SIMD
+    machine does in one instruction; then whole pieces, by taking the even or the odd ones of two vectors.
+    """
+    lanes = len(rows)
+    piece = lanes // 4
+    half = piece // 2
+    vectors = list(rows)
+    run = 1
+    while run < piece:
+        low = [
+            base + block + side + i
+            for base in range(0, lanes, piece)
+            for block in range(0, half, run)
+            for side in (0, lanes)
+            for i in range(run)
+        ]
+        turned = list(vectors)
+        for i in range(0, lanes, 2 * run):
+            for j in range(run):
+                pair = vectors[i + j], vectors[i + j + run]
+                turned[i + 2 * j] = _shuffled(builder, *pair, low)
+                turned[i + 2 * j + 1] = _shuffled(builder, *pair, [pick + half for pick in low])
+        vectors = turned
+        run *= 2
+    even = [base + i for base in (0, 2 * piece, lanes, lanes + 2 * piece) for i in range(piece)]
+    odd = [pick + piece for pick in even]
+    columns = list(vectors)
+    for j in range(piece):
+        a, b, c, d = vectors[j::piece]
+        for parity, picks in enumerate((even, odd)):
+            front, back = _shuffled(builder, a, b, picks), _shuffled(builder, c, d, picks)
+            columns[parity * piece + j] = _shuffled(builder, front, back, even)
+            columns[(2 + parity) * piece + j] = _shuffled(builder, front, back, odd)
+    return columns
+
+
+def _collected(builder: Any, vectors: Sequence[Any], places: Sequence[tuple[int, int]]) -> Any:
+    """The vector whose lane i is lane ``places[i][1]`` of vector ``places[i][0]``."""
+    lanes = len(places)
+    result = vectors[0]
+    picks = [place for _, place in places]  # right for vector 0; the lanes of others are replaced below
+    for number in range(1, len(vectors)):
+        picks = [
+            lanes + at if source == number else pick for pick, (source, at) in zip(picks, places, strict=True)
+        ]
+        result = _shuffled(builder, result, vectors[number], picks)
+        picks = list(range(lanes))
+    return result
+
+
+def _moves(builder: Any, classes: Any, lanes: int, code: Callable[[int], None]) -> None:
+    """``code(classes)`` for the number of classes at run time, from 2 to half a vector."""
+    after = builder.append_basic_block("moved")
+    switch = builder.switch(classes, after)
+    for number in range(2, lanes // 2 + 1):
+        block = builder.append_basic_block(f"classes_{number}")
+        switch.add_case(classes.type(number), block)
+        builder.position_at_end(block)
+        code(number)
+        builder.branch(after)
+    builder.position_at_end(after)
+
+
+def _rows_typer(code: Callable[..., Any]) -> Callable[..., Any]:
+    """Typing for the four operations below, between `array` and `tile`."""
+
+    def typer(typingctx: Any, array: Any, offset: Any, *rest: Any) -> Any:
+        tile = rest[-2]
+        if not _is_floats(array) or tile != array:
+            return None
+        integers = [types.intp] * (len(rest) - 2)
+
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            code(context, builder, array, Lanes(array.dtype).count, values)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, *integers, tile, types.intp), codegen
+
+    return typer
+
+
+def _vectors(context: Any, builder: Any, array: Any, data: Any, start: Any, numbers: int) -> Sequence[Any]:
+    """The addresses of so many vectors that follow each other in memory."""
+    lanes = Lanes(array.dtype).count
+    vector = context.get_value_type(Lanes(array.dtype))
+    pointer = _pointer(context, builder, array, data, start, start.type(numbers * lanes))
+    first = _vector_pointer(builder, pointer, vector)
+    return [builder.gep(first, [start.type(i)]) for i in range(numbers)]
+
+
+def _parts(
+    context: Any, builder: Any, array: Any, data: Any, offset: Any, stride: Any, count: Any
+) -> tuple[Sequence[Any], Any, Any]:
+    """The addresses of the parts of as many rows as a vector has lanes, the alignment and the mask of a part."""
+    lanes = Lanes(array.dtype).count
+    vector = context.get_value_type(Lanes(array.dtype))
+    pointers = []
+    for i in range(lanes):
+        place = builder.add(offset, builder.mul(stride, stride.type(i)))
+        pointers.append(_vector_pointer(builder, _pointer(context, builder, array, data, place, count), vector))
+    return pointers, ir.IntType(32)(array.dtype.bitwidth // 8), _first_lanes(builder, count, lanes)
+
+
+def _load_turned_code(context: Any, builder: Any, array: Any, lanes: int, values: Any) -> None:
+    data, offset, stride, count, tile, target = values
+    vector = context.get_value_type(Lanes(array.dtype))
+    pointers, align, mask = _parts(context, builder, array, data, offset, stride, count)
+    zero = ir.Constant(vector, None)
+    rows = [_masked(builder, "load", vector, (pointer, align, mask, zero), vector) for pointer in pointers]
+    columns = _transposed(builder, rows)
+    for column, pointer in zip(columns, _vectors(context, builder, array, tile, target, lanes), strict=True):
+        builder.store(column, pointer, align=array.dtype.bitwidth // 8)
+
+
+@lowered(_rows_typer(_load_turned_code))
+def load_turned(array: Any, offset: int, stride: int, count: int, tile: Any, target: int) -> None:
+    """`count` classes, a vector's lanes at most, of as many rows as it has lanes, as vectors of one class each.
+
+    Row i begins at ``offset + i * stride``; the vectors go to `tile` from `target` on. As many are written as
+    there are lanes, those from `count` on with zeros.
+    """
+    lanes = LANE_BYTES // array.itemsize
+    rows = np.zeros((lanes, lanes), array.dtype)
+    for i in range(lanes):
+        rows[i] = load_part(array, offset + i * stride, count, 0)
+    assert target + lanes * lanes <= tile.size
+    tile[target : target + lanes * lanes] = rows.T.reshape(-1)
+
+
+def _store_turned_code(context: Any, builder: Any, array: Any, lanes: int, values: Any) -> None:
+    data, offset, stride, count, tile, source = values
+    vector = context.get_value_type(Lanes(array.dtype))
+    sources = _vectors(context, builder, array, tile, source, lanes)
+    rows = _transposed(builder, [builder.load(pointer, align=array.dtype.bitwidth // 8) for pointer in sources])
+    pointers, align, mask = _parts(context, builder, array, data, offset, stride, count)
+    for row, pointer in zip(rows, pointers, strict=True):
+        _masked(builder, "store", ir.VoidType(), (row, pointer, align, mask), vector)
+
+
+@lowered(_rows_typer(_store_turned_code))
+def store_turned(array: Any, offset: int, stride: int, count: int, tile: Any, source: int) -> None:
+    """The way back of `load_turned`."""
+    lanes = LANE_BYTES // array.itemsize
+    rows = tile[source : source + lanes * lanes].reshape(lanes, lanes).T
+    for i in range(lanes):
+        store_part(array, offset + i * stride, count, rows[i])
+
+
+def _load_dense_code(context: Any, builder: Any, array: Any, lanes: int, values: Any) -> None:
+    data, offset, classes, tile, target = values
+    align = array.dtype.bitwidth // 8
+
+    def move(number: int) -> None:
+        sources = _vectors(context, builder, array, data, offset, number)
+        flat = [builder.load(pointer, align=align) for pointer in sources]
+        for k, pointer in enumerate(_vectors(context, builder, array, tile, target, number)):
+            places = [divmod(i * number + k, lanes) for i in range(lanes)]
+            builder.store(_collected(builder, flat, places), pointer, align=align)
+
+    _moves(builder, classes, lanes, move)
+
+
+@lowered(_rows_typer(_load_dense_code))
+def load_dense(array: Any, offset: int, classes: int, tile: Any, target: int) -> None:
+    """`load_turned` of rows of 2 to half a vector's classes that follow each other: one vector for each class."""
+    lanes = LANE_BYTES // array.itemsize
+    rows = array[offset : offset + lanes * classes].reshape(lanes, classes)
+    tile[target : target + lanes * classes] = rows.T.reshape(-1)
+
+
+def _store_dense_code(context: Any, builder: Any, array: Any, lanes: int, values: Any) -> None:
+    data, offset, classes, tile, source = values
+    align = array.dtype.bitwidth // 8
+
+    def move(number: int) -> None:
+        sources = _vectors(context, builder, array, tile, source, number)
+        columns = [builder.load(pointer, align=align) for pointer in sources]
+        for q, pointer in enumerate(_vectors(context, builder, array, data, offset, number)):
+            places = [divmod(q * lanes + j, number)[::-1] for j in range(lanes)]
+            builder.store(_collected(builder, columns, places), pointer, align=align)
+
+    _moves(builder, classes, lanes, move)
+
+
+@lowered(_rows_typer(_store_dense_code))
+def store_dense(array: Any, offset: int, classes: int, tile: Any, source: int) -> None:
+    """The way back of `load_dense`."""
+    lanes = LANE_BYTES // array.itemsize
+    columns = tile[source : source + lanes * classes].reshape(classes, lanes)
+    array[offset : offset + lanes * classes] = columns.T.reshape(-1)
+
+
 # --- making and folding vectors -----------------------------------------------------------------------------
 
 
@@ -777,7 +996,10 @@ def _scratch_typer(typingctx: Any, array: Any, vectors: Any) -> Any:
 
 @lowered(_scratch_typer)
 def scratch(array: Any, vectors: int) -> Any:
-    """Room for so many vectors on the stack, of the dtype of `array`, uninitialised."""
+    """Room for so many vectors on the stack, of the dtype of `array`, uninitialised.
+
+    It lasts as long as the building block that asks for it, also when that is inlined: a block must not return it.
+    """
     return np.empty(vectors * (LANE_BYTES // array.itemsize), array.dtype)
 
 
@@ -830,7 +1052,7 @@ def row_value(like: Any, folded: Any, array: Any, row: int, count: int) -> Any:
     """
     if array is None:
         return like.dtype.type(1)
-    return array[row] if folded else load_part(array, row, count, 0)
+    return load_part(array, row, count, 0) if folded is None else array[row]
 
 
 def _class_value_typer(typingctx: Any, like: Any, folded: Any, array: Any, k: Any, count: Any) -> Any:

@@ -7,7 +7,7 @@ formula has: 1 - p of a confident row, lse - max; see `digits`.
 `ulp_error` measures a float result against such numbers.
 """
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import mpmath as mp
 import numpy as np
@@ -319,7 +319,6 @@ class CrossEntropy:
         zero = mp.mpf(0)
         self.rows = np.full(count, zero, object)
         self.gradient, self.terms, self.diagonal = (np.full((count, classes), zero, object) for _ in range(3))
-        self.hessian = np.full((count, classes, classes), zero, object)
         self.probs, self.factors = np.full((count, classes), zero, object), np.full(count, zero, object)
         divisor = mp.mpf(count) if soft else zero
         for n in range(count):
@@ -334,7 +333,7 @@ class CrossEntropy:
             self.loss = self.rows
         elif reduction == "mean":
             self.loss = self.loss / divisor if divisor else mp.nan
-            for name in ("gradient", "terms", "diagonal", "hessian", "factors"):
+            for name in ("gradient", "terms", "diagonal", "factors"):
                 setattr(self, name, getattr(self, name) / divisor if divisor else getattr(self, name))
 
     def _add(self, n, row, share, weight):
@@ -346,5 +345,10 @@ class CrossEntropy:
             near_one = [(total - s) + (1 - q) * total for s, q in zip(share, p, strict=True)]
             self.terms[n] = weight * np.where(p > 0.5, np.array(near_one, object), p * total + share)
             self.probs[n], self.factors[n] = p, weight * total
-            self.hessian[n] = weight * total * jacobian_of_probs(p)
-            self.diagonal[n] = np.diagonal(self.hessian[n])
+            self.diagonal[n] = weight * total * p * (1 - p)
+
+    @cached_property
+    def hessian(self):
+        """One matrix for each row: many numbers, for those who ask."""
+        with mp.workdps(MOST_DIGITS):
+            return np.array([f * jacobian_of_probs(p) for f, p in zip(self.factors, self.probs, strict=True)], object)

@@ -326,15 +326,18 @@ def run(kernel: Callable[..., None], rows: int, work: int, room: Callable[[], An
         step -= step % ROW_MULTIPLE
     blocks = iter(range(0, rows, step))  # shared: taking the next one is atomic
 
-    def take() -> None:
-        memory = room()
+    def take(memory: Any) -> None:
         for start in blocks:
             kernel(start, min(start + step, rows), memory, *args)
 
-    crew = _Crew(take, blocks)
+    # No rows: compiles the kernel, if need be, before helpers call it. They would wait for the compiler's lock,
+    # which the caller may have taken long before (a host that computes a constant while Numba compiles for it).
+    memory = room()
+    kernel(0, 0, memory, *args)
+    crew = _Crew(lambda: take(room()), blocks)
     try:
         _helpers.ask(crew, count - 1)
-        take()
+        take(memory)
     finally:
         try:
             crew.cancel()

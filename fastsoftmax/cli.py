@@ -47,14 +47,16 @@ def _run_info(arguments: argparse.Namespace) -> int:
 def _run_cache(arguments: argparse.Namespace) -> int:
     from fastsoftmax import _cache
 
-    files, size = _cache.size()
-    if arguments.clear:
-        for path in _cache.directory().glob(f"*{_cache.SUFFIX}"):
-            path.unlink(missing_ok=True)
-        print(f"Removed {files} compiled kernels ({size / 1e6:.1f} MB) from {_cache.directory()}")
-    else:
-        print(f"{files} compiled kernels ({size / 1e6:.1f} MB) in {_cache.directory()}")
-    return 0
+    files, size = _cache.clear() if arguments.clear else _cache.size()
+    kernels = f"{files} compiled kernels ({size / 1e6:.1f} MB)"
+    if not arguments.clear:
+        print(f"{kernels} in {_cache.directory()}")
+        return 0
+    print(f"Removed {kernels} from {_cache.directory()}")
+    left, _ = _cache.size()
+    if left:
+        print(f"fastsoftmax cache: {left} could not be removed", file=sys.stderr)
+    return 1 if left else 0
 
 
 def _parser() -> argparse.ArgumentParser:

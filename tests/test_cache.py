@@ -1,6 +1,5 @@
 """The disk cache: it saves compiling, and whatever is wrong with it means compiling, never an error."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -8,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 
 import child
 import numpy as np
@@ -95,17 +95,18 @@ def test_changed_sources_are_compiled(tmp_path):
     assert len(files(directory)) == 2
 
 
-def test_processes_that_start_together(tmp_path):
+@pytest.mark.parametrize("count", [6, pytest.param(32, marks=pytest.mark.slow)])
+def test_processes_that_start_together(tmp_path, count):
     """All compile and write the same file: each is right, and so is what they leave."""
     variables = dict(
         os.environ, FASTSOFTMAX_CACHE_DIR=str(tmp_path / "cache"), PYTHONPATH=str(child.PACKAGE.parent)
     )
     running = [
         subprocess.Popen([sys.executable, "-c", CALL], env=variables, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(count)
     ]
     for process in running:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0
         parse(output)
     assert len(files(tmp_path / "cache")) == 1
@@ -189,21 +190,14 @@ BROKEN = {
     "empty": lambda content: b"",
     "truncated": lambda content: content[: len(content) // 2],
     "one byte short": lambda content: content[:-1],
-    "header only": lambda content: content[: len(_cache.MAGIC) + 32],
+    "header only": lambda content: content[: _cache.HEADER],
     "longer": lambda content: content + b"\0",
     "a bit of the code": lambda content: flip(content, len(content) // 2),
     "the last bit": lambda content: flip(content, len(content) - 1),
     "a bit of the checksum": lambda content: flip(content, len(_cache.MAGIC) + 5),
-    "another format": lambda content: content.replace(b"fastsoftmax-1", b"fastsoftmax-0", 1),
-    "no pickle": lambda content: signed(b"no pickle"),
-    "the wrong pickle": lambda content: signed(pickle.dumps(None)),
-    "a pickle that fails": lambda content: signed(b"cno_such_module\nname\n."),
+    "another format": lambda content: content.replace(b"fastsoftmax-", b"fastsoftmax+", 1),
 }
-
-
-def signed(payload):
-    """Whatever it is, with a right checksum."""
-    return _cache.MAGIC + hashlib.sha256(payload).digest() + payload
+WRONG = {"no pickle": b"no pickle", "not a kernel": pickle.dumps(None), "fails": b"cno_such_module\nname\n."}
 
 
 @pytest.mark.parametrize("damage", BROKEN)
@@ -211,6 +205,24 @@ def test_damaged_files_are_not_used(directory, damage):
     (path,) = files(directory)
     path.write_bytes(BROKEN[damage](path.read_bytes()))
     assert Kernel().load() is None
+
+
+@pytest.mark.parametrize("payload", WRONG)
+def test_wrong_contents_with_a_right_checksum(directory, payload):
+    (path,) = files(directory)
+    path.write_bytes(_cache.MAGIC + _cache.checksum(path.name, WRONG[payload]) + WRONG[payload])
+    assert Kernel().load() is None
+
+
+def test_a_good_file_under_the_name_of_another(directory, compiled):
+    """Copied, or linked by somebody: it is the code of another kernel."""
+    kernel = Kernel()
+    (path,) = files(directory)
+    content = path.read_bytes()
+    path.rename(path.with_name("other"))
+    kernel.cache._name = "activations.another"
+    kernel.cache.path(kernel.signature, kernel.dispatcher.targetctx).write_bytes(content)
+    assert kernel.load() is None
 
 
 def test_damaged_files_are_not_unpickled(directory, monkeypatch):
@@ -268,6 +280,47 @@ def test_a_directory_that_is_not_writable(directory, compiled):
     assert len(files(directory)) == 1
 
 
+@posix
+@pytest.mark.parametrize("mode", [0o666, 0o620])
+def test_a_file_that_others_can_write_to(directory, mode):
+    """In a directory that only became private later."""
+    (path,) = files(directory)
+    path.chmod(mode)
+    assert Kernel().load() is None
+    path.chmod(0o644)
+    assert Kernel().load() is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have a name")
+def test_a_pipe_in_the_place_of_a_file(directory):
+    """Nobody writes to it: reading must not wait for that."""
+    (path,) = files(directory)
+    path.unlink()
+    os.mkfifo(path)
+    assert Kernel().load() is None
+
+
+def test_a_directory_that_vanishes(directory, compiled):
+    shutil.rmtree(directory)
+    assert Kernel().load() is None
+    compiled.save()
+    assert len(files(directory)) == 1
+
+
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+"""
+
+
+@posix
+def test_a_disk_that_is_really_full(tmp_path):
+    """The system itself refuses to write any further, in the middle of the file."""
+    output = child.run(FULL + CALL, FASTSOFTMAX_CACHE_DIR=tmp_path / "cache")
+    assert parse(output) == COMPILED
+    assert not files(tmp_path / "cache")
+
+
 @pytest.mark.parametrize("step", ["os.mkdir", "tempfile.mkstemp", "os.fdopen", "os.replace"])
 def test_a_full_disk(tmp_path, compiled, monkeypatch, step):
     """At whatever step it fills up: no exception, and no half file stays."""
@@ -302,7 +355,7 @@ def test_another_configuration_is_compiled(directory, monkeypatch):
             (numba.config, "BOUNDSCHECK", 1),
             (numba.config, "CPU_NAME", "generic"),
         ]
-        changes += [(numba, "__version__", "0.0"), (sys, "version", "3.0")]
+        changes += [(numba, "__version__", "0.0"), (sys, "version", "3.0"), (np, "__version__", "0.0")]
         for owner, setting, value in changes:
             with monkeypatch.context() as patch:
                 patch.setattr(owner, setting, value)
@@ -395,6 +448,74 @@ def test_size(monkeypatch, tmp_path):
     assert _cache.size() == (2, 7)
     monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path / "nowhere"))
     assert _cache.size() == (0, 0)
+
+
+# --- how much there is --------------------------------------------------------------------------------------
+
+
+def put(directory, name, size, age):
+    path = directory / name
+    path.write_bytes(bytes(size))
+    then = time.time() - age
+    os.utime(path, (then, then))
+    return path
+
+
+def test_the_size_is_bounded(directory, compiled, monkeypatch):
+    """What has not been used for longest goes, as far as need be; what is not ours stays."""
+    (path,) = files(directory)
+    size = path.stat().st_size
+    old = [put(directory, f"old-{age}{_cache.SUFFIX}", 1000, age) for age in (400, 300, 200, 100)]
+    other = put(directory, "other", 10_000, 1000)
+    monkeypatch.setattr(_cache, "LIMIT", size + 2500)
+    compiled.save()
+    assert files(directory) == sorted([path, old[2], old[3], other])
+    monkeypatch.setattr(_cache, "LIMIT", 10)
+    compiled.save()
+    assert files(directory) == sorted([path, other])  # the newest stays: else nothing would ever be kept
+
+
+def test_what_is_used_is_kept(directory, compiled, monkeypatch):
+    """Its time is that of its last use, to the day: no more than one write a day for reading."""
+    (path,) = files(directory)
+    for days, kept in ((0.9, True), (1.1, False)):
+        then = time.time() - days * 86_400
+        os.utime(path, (then, then))
+        assert Kernel().load() is not None
+        assert (path.stat().st_mtime == pytest.approx(then, abs=1)) == kept
+
+
+def test_files_that_were_never_finished(directory, compiled):
+    """A process that was killed while it wrote; one that is writing now is left alone."""
+    (path,) = files(directory)
+    put(directory, f"dead{_cache.UNFINISHED}", 10, 2 * _cache.STALE)
+    alive = put(directory, f"alive{_cache.UNFINISHED}", 10, 1)
+    compiled.save()
+    assert files(directory) == sorted([alive, path])
+
+
+def test_tidying_up_that_fails(directory, compiled, monkeypatch):
+    """Another process was quicker, or may not: no reason to fail."""
+    put(directory, f"dead{_cache.UNFINISHED}", 10, 2 * _cache.STALE)
+    put(directory, f"old{_cache.SUFFIX}", 10, 100)
+    monkeypatch.setattr(_cache, "LIMIT", 10)
+
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(_cache.Path, "unlink", refuse)
+    compiled.save()
+    assert len(files(directory)) == 3
+    assert _cache.clear() == (0, 0)
+
+
+def test_clear(directory):
+    put(directory, f"dead{_cache.UNFINISHED}", 10, 0)
+    other = put(directory, "other", 10, 0)
+    files_before, bytes_before = _cache.size()
+    assert files_before == 1
+    assert _cache.clear() == (1, bytes_before)
+    assert files(directory) == [other]
 
 
 def test_flush_forgets_one_kernel(monkeypatch, tmp_path):

@@ -1,13 +1,13 @@
-"""Threads: how many, who works, and what survives: forks, failures, Ctrl-C, the end of the interpreter."""
+"""Threads: how many, who works, and what happens when one fails. What the host may do to them: test_hazards."""
 
 import itertools
 import os
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
-import child
 import numpy as np
 import pytest
 
@@ -19,19 +19,16 @@ LARGE = (20_000, 50)
 
 @pytest.fixture
 def submissions(monkeypatch):
-    """Two threads even on a machine with one processor; the list of what the pool is asked to do."""
+    """Two threads even on a machine with one processor; the list of what helpers are asked for."""
     asked = []
-    original = _parallel._helpers
+    ask = _parallel._Helpers.ask
 
-    class Pool:
-        def __init__(self, pool):
-            self.pool = pool
+    def note(helpers, crew, count):
+        if count:
+            asked.append(crew)
+        ask(helpers, crew, count)
 
-        def submit(self, work):
-            asked.append(work)
-            return self.pool.submit(work)
-
-    monkeypatch.setattr(_parallel, "_helpers", lambda count: Pool(original(count)))
+    monkeypatch.setattr(_parallel._Helpers, "ask", note)
     monkeypatch.setattr(_parallel, "_quota", lambda: 2)
     monkeypatch.setattr(_parallel.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
@@ -49,6 +46,8 @@ class Recorder:
         self.calls, self.pause = [], pause
 
     def __call__(self, start, stop, memory):
+        if stop == 0:
+            return  # what is compiled before it is needed
         self.calls.append((threading.get_ident(), start, stop))
         time.sleep(self.pause)
 
@@ -101,11 +100,24 @@ def test_every_row_is_computed_once(submissions, rows, per_row):
     assert all(start < stop for start, stop in done)
 
 
+def test_helpers_find_the_kernel_compiled(submissions):
+    """The caller runs it without rows first: a helper would wait for a lock that the caller may have."""
+    events = []
+
+    def kernel(start, stop, memory):
+        events.append((threading.get_ident(), start, stop, len(submissions)))
+        time.sleep(0.002)
+
+    _parallel.run(kernel, 4096, 4 << 20, lambda: None)
+    assert events[0] == (threading.get_ident(), 0, 0, 0)
+    assert len({thread for thread, *_ in events}) == 2
+
+
 def test_no_rows():
     """An empty block is computed as such, or not at all."""
     recorder = Recorder()
     _parallel.run(recorder, 0, 0, lambda: None)
-    assert all(start == stop == 0 for _, start, stop in recorder.calls)
+    assert not recorder.calls
 
 
 def test_every_thread_has_memory_of_its_own(submissions):
@@ -188,6 +200,52 @@ def test_quota_limits(sixteen):
     assert _parallel.max_threads() == 3
 
 
+def test_numba_set_num_threads(sixteen):
+    """Asked only where it is set: asking starts Numba's threads, and with GNU OpenMP no fork is safe then."""
+
+    class Layer:
+        _is_initialized = False
+        get_num_threads = None
+
+    def gone():
+        raise RuntimeError("Invalid number of threads")
+
+    sixteen.setitem(sys.modules, "numba.np.ufunc.parallel", Layer)
+    sixteen.setattr(Layer, "get_num_threads", lambda: pytest.fail("started"))
+    assert _parallel.max_threads() == 16
+    sixteen.setattr(Layer, "_is_initialized", True)
+    sixteen.setattr(Layer, "get_num_threads", lambda: 3)
+    assert _parallel.max_threads() == 3
+    sixteen.setattr(Layer, "get_num_threads", gone)
+    assert _parallel.max_threads() == 16
+    sixteen.delattr(Layer, "_is_initialized")
+    assert _parallel.max_threads() == 16
+    sixteen.delitem(sys.modules, "numba.np.ufunc.parallel")
+    assert _parallel.max_threads() == 16
+
+
+def test_threadpoolctl(sixteen):
+    """Its limits hold as those of `threads` do, in the thread that sets them."""
+    threadpoolctl = pytest.importorskip("threadpoolctl", minversion="3.2")
+    _parallel.run(Recorder(), 0, 0, lambda: None)
+    (found,) = (entry for entry in threadpoolctl.threadpool_info() if entry["user_api"] == "fastsoftmax")
+    assert found["num_threads"] == 16
+    with threadpoolctl.threadpool_limits(3):
+        assert _parallel.max_threads() == 3
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(_parallel.max_threads).result() == 16
+    assert _parallel.max_threads() == 16
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        assert _parallel.max_threads() == 16
+
+
+def test_threadpoolctl_without_controllers(monkeypatch):
+    """An old release: nothing to register with, and nothing happens."""
+    monkeypatch.setitem(sys.modules, "threadpoolctl", sys)
+    monkeypatch.setattr(_parallel, "_known_to_threadpoolctl", False)
+    _parallel._introduce()
+
+
 def test_machines_without_affinity(sixteen):
     sixteen.delattr(_parallel.os, "sched_getaffinity")
     sixteen.setattr(_parallel.os, "cpu_count", lambda: 5)
@@ -197,6 +255,16 @@ def test_machines_without_affinity(sixteen):
 
 
 V2, V1 = "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_{}_us"
+OWN = "/proc/self/cgroup"
+
+
+def nested(path, quota):
+    return {f"/sys/fs/cgroup/{path}/cpu.max": f"{quota} 100000\n"}
+
+
+def nested_v1(mount, path, quota):
+    place = f"/sys/fs/cgroup/{mount}/{path}/cpu.cfs_"
+    return {f"{place}quota_us": f"{quota}\n", f"{place}period_us": "100000\n"}
 
 
 @pytest.mark.parametrize(
@@ -211,6 +279,18 @@ V2, V1 = "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_{}_us"
         ({V1.format("quota"): "-1\n", V1.format("period"): "100000\n"}, 1 << 20),
         ({V1.format("quota"): "200000\n"}, 1 << 20),
         ({}, 1 << 20),
+        ({V2: "200000 0\n"}, 1 << 20),
+        # groups within groups: the least holds
+        ({OWN: "0::/a/b\n", **nested("a/b", 300000)}, 3),
+        ({OWN: "0::/a/b\n", **nested("a/b", 300000), **nested("a", 200000)}, 2),
+        ({OWN: "0::/a/b\n", **nested("a/b", "max"), **nested("a", 150000), V2: "400000 100000\n"}, 2),
+        ({OWN: "0::/a/b\n", **nested("a/b/c", 100000)}, 1 << 20),
+        ({OWN: "0::/../../elsewhere\n", V2: "400000 100000\n"}, 4),
+        ({OWN: "1:name=systemd:/\n0::/s\n", **nested("unified/s", 300000)}, 3),
+        ({OWN: "4:cpu,cpuacct:/docker/x\n0::/\n", **nested_v1("cpu,cpuacct", "docker/x", 250000)}, 3),
+        ({OWN: "4:cpu:/docker/x\n0::/\n", **nested_v1("cpu", "docker", 250000)}, 3),
+        ({OWN: "4:cpuset:/docker/x\n", **nested_v1("cpu", "docker/x", 250000)}, 1 << 20),
+        ({OWN: "nonsense\n"}, 1 << 20),
     ],
 )
 def test_container_quotas(monkeypatch, tmp_path, files, expected):
@@ -230,49 +310,76 @@ def test_container_quotas(monkeypatch, tmp_path, files, expected):
 # --- what fails ----------------------------------------------------------------------------------------------
 
 
-def test_no_thread_can_be_started(submissions, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_no_thread_can_be_started(submissions, monkeypatch, error):
     """ "RuntimeError: can't start new thread": the caller does it all."""
     x = x_of()
     expected = fs.softmax(x)
 
-    class Pool:
-        def submit(self, work):
-            submissions.append(work)
-            raise RuntimeError("can't start new thread")
+    def refuse(thread):
+        refused.append(thread)
+        raise error
 
-    monkeypatch.setattr(_parallel, "_helpers", lambda count: Pool())
-    del submissions[:]
+    refused = []
+    monkeypatch.setattr(_parallel, "_helpers", _parallel._Helpers())
+    monkeypatch.setattr(_parallel.Thread, "start", refuse)
     np.testing.assert_array_equal(fs.softmax(x), expected)
-    assert submissions
+    assert refused
+    monkeypatch.undo()
+    np.testing.assert_array_equal(fs.softmax(x), expected)
 
 
-def test_a_helper_that_starts_although_submit_failed(submissions, monkeypatch):
-    """ThreadPoolExecutor queues the work before it fails to start a thread for it; a busy one may take it later.
-
-    Nobody may still be working when the call returns.
-    """
-    caller, begun, working, late = threading.get_ident(), threading.Event(), [], []
-
-    class Pool:
-        def submit(self, work):
-            late.append(threading.Thread(target=work))
-            late[-1].start()
-            assert begun.wait(10)
-            raise RuntimeError("can't start new thread")
+def test_nobody_works_when_the_call_returns(submissions):
+    """The caller waits for the block that a helper has at hand."""
+    caller, working, helped = threading.get_ident(), [], []
 
     def kernel(start, stop, memory):
         working.append(start)
-        begun.set()
-        time.sleep(0.0 if threading.get_ident() == caller else 0.3)
+        if threading.get_ident() == caller:
+            time.sleep(0.01)
+        else:
+            helped.append(start)
+            time.sleep(0.3)
         working.remove(start)
 
-    monkeypatch.setattr(_parallel, "_helpers", lambda count: Pool())
     _parallel.run(kernel, 4096, 4 << 20, lambda: None)
-    left = list(working)
-    for thread in late:
-        thread.join()
-    assert late
-    assert not left
+    assert helped
+    assert not working
+
+
+def test_a_helper_that_comes_late(submissions, monkeypatch):
+    """It was busy with another call: what it was asked for is done, and it touches nothing."""
+    rooms, late = [], []
+    monkeypatch.setattr(_parallel._Helpers, "ask", lambda helpers, crew, count: late.append(crew))
+    _parallel.run(Recorder(), 4096, 4 << 20, lambda: rooms.append(None))
+    (crew,) = late
+    crew.help()
+    assert len(rooms) == 1
+
+
+def test_idle_helpers_keep_no_array(submissions):
+    """What a call has worked on is freed when its caller lets go of it."""
+    x = x_of()
+    kept = weakref.ref(x)
+
+    def kernel(start, stop, memory, x):
+        time.sleep(0.005)
+
+    _parallel.run(kernel, 4096, 4 << 20, lambda: None, x)
+    del submissions[:], x, kernel
+    deadline = time.monotonic() + 10
+    while kept() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert kept() is None
+
+
+def test_helpers_serve_the_next_call(submissions):
+    """One thread for all calls, not one for each."""
+    recorder = Recorder(pause=0.002)
+    for _ in range(5):
+        _parallel.run(recorder, 4096, 4 << 20, lambda: None)
+    assert len(recorder.threads) == 2
+    assert sum(thread.name == "fastsoftmax" for thread in threading.enumerate()) <= max(1, (os.cpu_count() or 1))
 
 
 def test_a_failure_in_a_helper_reaches_the_caller_when_all_have_stopped(submissions, monkeypatch):
@@ -317,114 +424,3 @@ def test_interrupts_leave_everything_usable(submissions):
     with fs.threads(1):
         expected = fs.softmax(x)
     np.testing.assert_array_equal(fs.softmax(x), expected)
-
-
-INTERRUPT = """
-import os, signal, sys, threading, time
-import numpy as np
-import fastsoftmax as fs
-
-x = np.zeros((2000, 50))
-expected = fs.softmax(x)
-fs.softmax_jacobian(x[:1])
-out = np.empty((100, 700, 700))
-logits = np.zeros((100, 700))
-fs.softmax_jacobian(logits, out=out)
-sent = []
-
-def interrupt():
-    time.sleep(0.3)
-    sent.append(time.perf_counter())
-    os.kill(os.getpid(), signal.SIGINT)
-
-threading.Thread(target=interrupt).start()
-try:
-    while True:
-        fs.softmax_jacobian(logits, out=out)
-except KeyboardInterrupt:
-    print(time.perf_counter() - sent[0])
-assert np.array_equal(fs.softmax(x), expected)
-assert np.array_equal(fs.softmax_jacobian(logits)[7], fs.softmax_jacobian(logits[7]))
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c():
-    """A real one, in the middle of a loop over half a gigabyte: honoured at once, and everything works after."""
-    assert float(child.run(INTERRUPT)) < 1.0
-
-
-FORK = """
-import multiprocessing, os, signal, sys
-import numpy as np
-import fastsoftmax as fs
-from fastsoftmax import _parallel
-
-signal.alarm(100)
-_parallel._quota = lambda: 2
-os.sched_getaffinity = lambda pid: {0, 1}
-x = np.random.default_rng(0).normal(size=(40_000, 50))
-expected = fs.softmax(x)
-assert _parallel._pool is not None
-
-def work(n):
-    assert np.array_equal(fs.softmax(x), expected)
-    assert _parallel._pool is not None
-    return n
-
-def forked(body):
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(60)
-        body()
-        sys.stdout.flush()
-        sys.exit(0)
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, status
-
-def child():
-    assert _parallel._pool is None
-    work(0)
-
-def grandchild():
-    work(0)
-    forked(child)
-
-if sys.argv[1] == "fork":
-    forked(child)
-elif sys.argv[1] == "twice":
-    forked(grandchild)
-else:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(work, range(6)) == list(range(6))
-work(0)
-print("fine")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("way", ["fork", "twice", "pool"])
-def test_forks(way):
-    """After threads have run: a child, a grandchild and a pool compute with threads of their own, and exit."""
-    assert child.run(FORK, way, timeout=120) == "fine\n"
-
-
-AT_EXIT = """
-import atexit
-import numpy as np
-import fastsoftmax as fs
-
-x = np.random.default_rng(0).normal(size=(40_000, 50))
-
-def late():
-    assert np.array_equal(fs.softmax(x), expected)
-    print("late")
-
-atexit.register(late)
-expected = fs.softmax(x)
-"""
-
-
-def test_at_exit():
-    """When the interpreter takes no more work for threads, the caller does it."""
-    assert child.run(AT_EXIT) == "late\n"

@@ -26,8 +26,11 @@ The modules are imported on first use, because they import Numba, which takes lo
 from importlib import import_module
 from types import ModuleType
 
+from fastsoftmax import _fork
+
 
 def __getattr__(name: str) -> ModuleType:
     if name in {"activations", "derivatives", "elementary", "jit", "losses", "traversal", "vector"}:
-        return import_module(f"{__name__}.{name}")
+        with _fork.importing:
+            return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,100 @@
+"""A fork waits until nobody is in the middle of compiling.
+
+A forked child has one thread and a copy of all locks. If another thread was compiling at that moment, or
+importing Numba, its lock stays locked in the child for ever, and what it guards (Numba's tables, LLVM's) is half
+changed. New locks alone would let the child run into those. So the forking thread takes the locks first, which is
+what POSIX advises and Python's ``logging`` does: that takes as long as the compilation at hand, usually a second
+or two. After `PATIENCE` the fork goes ahead all the same, since a host that waits for its own fork would hang, and
+the child gets new locks: then it may fail, but it does not wait for a thread that it does not have.
+
+Private API of Numba and llvmlite is used here: their locks and the stack of types under inference. Where a release
+has none of that name, there is nothing to take.
+"""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from threading import RLock, get_ident
+from typing import Any
+
+PATIENCE = 10.0
+"""How many seconds a fork waits for other threads to finish compiling."""
+
+importing = RLock()
+"""Held while kernels, and with them Numba, are imported."""
+
+
+class _Place:
+    """Where a lock is kept: attributes from a module on, which is not imported for that."""
+
+    def __init__(self, module: str, *attributes: str) -> None:
+        self._module = module
+        self._attributes = attributes
+
+    def _owner(self) -> Any:
+        owner: Any = sys.modules.get(self._module)
+        for name in self._attributes[:-1]:
+            owner = getattr(owner, name, None)
+        return owner
+
+    def lock(self) -> Any:
+        """The lock, or None."""
+        return getattr(self._owner(), self._attributes[-1], None)
+
+    def renew(self) -> None:
+        """Put a new lock there."""
+        if self.lock() is not None:
+            setattr(self._owner(), self._attributes[-1], RLock())
+
+
+# In the order in which a thread that compiles takes them.
+_PLACES = (
+    _Place(__name__, "importing"),
+    _Place("numba.core.compiler_lock", "global_compiler_lock", "_lock"),
+    _Place("llvmlite.binding.ffi", "lib", "_lock", "_lock"),
+)
+_held: dict[int, list[tuple[_Place, Any]]] = {}
+
+
+def before() -> None:
+    """Take all locks, as far as they can be had in time."""
+    deadline = time.monotonic() + PATIENCE
+    held = _held[get_ident()] = []
+    for place in _PLACES:
+        lock = place.lock()
+        if lock is not None and lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            held.append((place, lock))
+
+
+def after_in_parent() -> None:
+    """Go on as before."""
+    for _, lock in reversed(_held.pop(get_ident(), [])):
+        lock.release()
+
+
+def after_in_child() -> None:
+    """Go on as before; what could not be had in time belongs to a thread that is not here."""
+    held = _held.pop(get_ident(), [])
+    _held.clear()
+    for _, lock in reversed(held):
+        lock.release()
+    kept = [place for place, _ in held]
+    for place in _PLACES:
+        if place not in kept:
+            place.renew()
+            _forget_inference()
+
+
+def _forget_inference() -> None:
+    """Numba refuses a signature that is being compiled already, as it seems; by the thread that is not here."""
+    with suppress(Exception):
+        from numba.core.registry import cpu_target
+
+        stack = cpu_target.typing_context.callstack
+        stack._stack.clear()
+        stack._lock = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)

@@ -1,0 +1,81 @@
+"""What the processes of test_hazards run: importable, because spawned ones have to find it by name."""
+
+import functools
+import os
+import signal
+import sys
+import traceback
+
+import numpy as np
+
+from fastsoftmax import _parallel
+
+LARGE = (5_000, 50)
+SECONDS = 60
+"""How long a child may take: one that waits for a lock that nobody will release waits for ever."""
+
+
+def two_processors():
+    """Helpers also on a machine with one processor."""
+    _parallel._quota = lambda: 2
+    os.sched_getaffinity = lambda pid: {0, 1}
+
+
+@functools.cache
+def example():
+    """Logits worth two threads, labels, a vector, and right results to some 1e-12."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=LARGE)
+    labels = rng.integers(0, LARGE[1], LARGE[0])
+    v = rng.normal(size=LARGE)
+    terms = np.exp(x)
+    total = terms.sum(-1)
+    p = terms / total[:, None]
+    onehot = np.eye(LARGE[1])[labels]
+    right = {
+        "softmax": p,
+        "logsumexp": np.log(total),
+        "softmax_vjp": p * (v - (p * v).sum(-1, keepdims=True)),
+        "cross_entropy": np.mean(np.log(total) - (x * onehot).sum(-1)),
+        "cross_entropy_grad": (p - onehot) / len(x),
+    }
+    second = {"softmax_vjp": (v,), "cross_entropy": (labels,), "cross_entropy_grad": (labels,)}
+    return x, second, right
+
+
+def call(name):
+    """One function on the example: an AssertionError if the result is wrong."""
+    import fastsoftmax as fs
+
+    x, second, right = example()
+    actual = getattr(fs, name)(x, *second.get(name, ()))
+    assert np.abs(actual - right[name]).max() < 1e-12
+
+
+def work(n):
+    """A task for a pool: helpers take part, unless the pool says otherwise, and the results are right."""
+    two_processors()
+    call("softmax")
+    call("cross_entropy_grad")
+    assert _parallel._helpers._threads or _parallel.max_threads() == 1
+    return n
+
+
+def forked(body, seconds=SECONDS):
+    """Run `body` in a forked child; SystemExit if that fails or hangs."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(seconds)
+            body()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    if status != 0:
+        raise SystemExit(f"the child ended with status {status}")

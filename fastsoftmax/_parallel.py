@@ -12,12 +12,14 @@ of threads.
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from threading import Condition, Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 PARALLEL_WORK = 1 << 17
 """Less work than this (in units of one element of a softmax, about 1 ns) is done by the caller alone."""
@@ -30,7 +32,7 @@ ROW_MULTIPLE = 64
 
 _limit: ContextVar[int | None] = ContextVar("fastsoftmax_threads", default=None)
 _lock = Lock()
-_pool: ThreadPoolExecutor | None = None
+_pool: "ThreadPoolExecutor | None" = None
 _pool_size = 0
 
 
@@ -116,9 +118,13 @@ def threads(n: int) -> Iterator[None]:
         _limit.reset(token)
 
 
-def _helpers(count: int) -> ThreadPoolExecutor:
+def _helpers(count: int) -> "ThreadPoolExecutor":
     """A pool of at least `count` threads; idle ones cost nothing."""
     global _pool, _pool_size
+    # Not above: with the logging that it brings it would be most of what importing this package costs. At the end
+    # of the interpreter it raises RuntimeError, as starting a thread does.
+    from concurrent.futures import ThreadPoolExecutor
+
     with _lock:
         if _pool is None or _pool_size < count:
             _pool = ThreadPoolExecutor(count, thread_name_prefix="fastsoftmax")

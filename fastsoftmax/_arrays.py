@@ -8,12 +8,14 @@ This file knows NumPy and nothing else.
 import math
 import operator
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 Array = NDArray[Any]
 Axis = int | Sequence[int] | None
@@ -69,13 +71,20 @@ def number(function: str, name: str, value: Any, least: float, inclusive: bool) 
     return result
 
 
-def as_pair(value: Fraction, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+def as_pair(value: "Fraction", dtype: np.dtype[Any]) -> tuple[Any, Any]:
     """The two numbers of `dtype` whose sum is closest to `value`."""
     with np.errstate(all="ignore"):
         high = dtype.type(float(value))
     if not np.isfinite(high):
         return high, dtype.type(0)
-    return high, dtype.type(float(value - Fraction(float(high))))
+    return high, dtype.type(float(value - type(value)(float(high))))
+
+
+def inverse_pair(value: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """1/value as a pair; OverflowError if that is none of `dtype`."""
+    from fractions import Fraction  # not above: it would take longer to import than all modules of this package
+
+    return as_pair(1 / Fraction(value), dtype)
 
 
 def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -> tuple[Any, Any] | None:
@@ -86,7 +95,7 @@ def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -
     if value == 1.0:
         return None
     try:
-        high, low = as_pair(1 / Fraction(value), dtype)
+        high, low = inverse_pair(value, dtype)
     except OverflowError:
         high, low = dtype.type(np.inf), dtype.type(0)
     if not np.isfinite(high) or high < np.finfo(dtype).tiny:

@@ -1,13 +1,12 @@
 """cross_entropy and squared_error, with their gradients and Hessians."""
 
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import Array, Problem, as_pair, named, number, real_array
+from fastsoftmax._arrays import Array, Problem, inverse_pair, named, number, real_array
 from fastsoftmax._parallel import run
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -29,7 +28,7 @@ def _inverse(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
     """1/divisor as a pair; nan for 0, which nothing is divided by but rows that count for nothing."""
     if divisor == 0 or not np.isfinite(divisor):
         return dtype.type(np.nan), dtype.type(0)
-    return as_pair(1 / Fraction(divisor), dtype)
+    return inverse_pair(divisor, dtype)
 
 
 def _check_targets(problem: Problem, targets: Any, ignore_index: Any) -> tuple[Array, Array | None]:

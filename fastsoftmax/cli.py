@@ -1,4 +1,4 @@
-"""The command line: ``fastsoftmax demo``, ``info`` and ``cache``.
+"""The command line: ``fastsoftmax demo``, ``bench``, ``warmup``, ``info`` and ``cache``.
 
 A subcommand is a function from the parsed arguments to an exit status, and a few lines in `_parser`. What it
 needs is imported when it runs, so that ``--help`` is quick and needs nothing but this package.
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 EXTRAS = {
     "matplotlib": "matplotlib",
@@ -19,6 +20,8 @@ EXTRAS = {
     "sklearn": "scikit-learn",
 }
 """The packages of the extras by the names they are imported by, and how they are called."""
+
+DTYPES = ("float32", "float64")
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
@@ -35,6 +38,49 @@ def _run_demo(arguments: argparse.Namespace) -> int:
         print(f"fastsoftmax demo needs {missing}: pip install 'fastsoftmax[demo]'", file=sys.stderr)
         return 2
     return 0 if _demo.run(output) else 1
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """A shape as it is typed: 1000x10."""
+    try:
+        shape = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        shape = ()
+    if len(shape) < 2 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 1000x10 or 8x21x512x512")
+    return shape
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 1")
+    return value
+
+
+def _run_bench(arguments: argparse.Namespace) -> int:
+    try:
+        from fastsoftmax._bench import command
+    except ModuleNotFoundError as error:
+        missing = EXTRAS.get((error.name or "").partition(".")[0])
+        if missing is None:
+            raise
+        print(f"fastsoftmax bench needs {missing}: pip install 'fastsoftmax[bench]'", file=sys.stderr)
+        return 2
+    return command.main(arguments)
+
+
+def _run_warmup(arguments: argparse.Namespace) -> int:
+    from fastsoftmax import _warmup
+
+    return _warmup.main(arguments.functions, arguments.dtypes, arguments.jobs)
 
 
 def _run_info(arguments: argparse.Namespace) -> int:
@@ -78,6 +124,48 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("digits.png"), metavar="FILE", help="the picture (%(default)s)"
     )
     demo.set_defaults(run=_run_demo)
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure the speed beside NumPy, SciPy, scikit-learn, PyTorch, JAX and a plain Numba loop",
+        description="Measure the speed of the library beside those that are installed of NumPy, SciPy, "
+        "scikit-learn, PyTorch, JAX and a plain Numba loop, in one process with the same number of threads. "
+        "Every result is compared with ours before it is timed. Names may be shortened to their beginnings; "
+        "several may be given.",
+    )
+    names: Any = {"action": "extend", "nargs": "+", "metavar": "NAME"}
+    bench.add_argument("--function", **names, help="functions to measure, such as softmax or 'softmax, out='")
+    bench.add_argument(
+        "--shape",
+        action="extend",
+        nargs="+",
+        type=_shape,
+        metavar="SHAPE",
+        help="shapes of the logits, such as 1000x10 or 8x21x512x512 (softmax over axis 1)",
+    )
+    bench.add_argument("--dtype", action="extend", nargs="+", choices=DTYPES, help="float32, float64 or both")
+    bench.add_argument("--library", **names, help="libraries to compare with")
+    bench.add_argument("--threads", type=_count, metavar="N", help="threads for every library")
+    bench.add_argument("--seconds", type=_positive, metavar="S", help="time for each row of the tables")
+    bench.add_argument("--quick", action="store_true", help="a small choice, in less than a minute")
+    bench.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIRECTORY",
+        help="write results.json, results.md and speed.png there, after measuring what the picture needs",
+    )
+    bench.set_defaults(run=_run_bench)
+
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile the kernels into the disk cache ahead of time",
+        description="Compile the kernels into the disk cache ahead of time, in parallel processes: for container "
+        "images and servers, where the first call should not wait. FASTSOFTMAX_CACHE_DIR says where they go.",
+    )
+    warmup.add_argument("--functions", nargs="+", metavar="NAME", help="public functions (default: all)")
+    warmup.add_argument("--dtypes", "--dtype", nargs="+", choices=DTYPES, default=DTYPES, help="default: both")
+    warmup.add_argument("--jobs", type=_count, metavar="N", help="processes (default: one for each CPU)")
+    warmup.set_defaults(run=_run_warmup)
 
     info = commands.add_parser(
         "info",

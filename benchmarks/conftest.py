@@ -1,0 +1,8 @@
+"""Every library gets as many threads as ours; said before the first of them is imported."""
+
+import importlib.util
+
+from fastsoftmax._bench import inputs
+
+inputs.prepare(inputs.threads())
+collect_ignore = [] if importlib.util.find_spec("pytest_benchmark") else ["test_speed.py"]

@@ -1,0 +1,96 @@
+"""Samples taken in turns, and their medians.
+
+All libraries work in one process, on the same arrays. They take turns in a random order, so that a busy moment
+of the machine hits all of them, and nobody always comes after the same other. Before a sample the call is made
+for a while without being timed: threads of the library before may still be spinning on the other processors (GNU
+OpenMP's do so for milliseconds), and the caches hold what it left there.
+"""
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SAMPLE_SECONDS = 2e-3
+"""A sample is the mean over as many calls as take this long."""
+SETTLE_SECONDS = 5e-3
+"""How long a call is made before it is timed."""
+SLOW_SECONDS = 0.1
+"""A call that takes so long needs nothing before it."""
+FEWEST, MOST = 3, 60
+"""Samples of each call."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a call: median, and half the distance of the quartiles relative to it."""
+
+    median: float
+    spread: float
+    samples: int
+
+    @classmethod
+    def of(cls, times: list[float]) -> "Timing":
+        """From at least two samples."""
+        low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+        return cls(median, (high - low) / 2 / median if median else 0.0, len(times))
+
+
+def _time(call: Callable[[], Any], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+class _Contender:
+    """A call with its samples."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+        self.times: list[float] = []
+        start = time.perf_counter()
+        once = _time(call, 1)  # may compile, start threads, take a way that only a first call takes
+        for _ in range(3):
+            once = min(once, _time(call, 1))
+            if time.perf_counter() - start > 2 * SLOW_SECONDS:
+                break
+        self.count, self.settle = 1, 0
+        if once < SLOW_SECONDS:
+            once = max(once, 1e-7)
+            self.count, self.settle = math.ceil(SAMPLE_SECONDS / once), math.ceil(SETTLE_SECONDS / once)
+        self.spent = time.perf_counter() - start
+
+    def sample(self) -> None:
+        start = time.perf_counter()
+        for _ in range(self.settle):
+            self.call()
+        self.times.append(_time(self.call, self.count))
+        self.spent += time.perf_counter() - start
+
+
+def measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Timing]:
+    """Timings of calls that have been made before, in about so many seconds.
+
+    Each gets an equal share of the time, and at least `FEWEST` samples even if that takes longer.
+    """
+    order = random.Random(0)
+    contenders = {name: _Contender(call) for name, call in calls.items()}
+    share = seconds / max(len(calls), 1)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        active = list(contenders.values())
+        while active:
+            order.shuffle(active)
+            for contender in active:
+                contender.sample()
+            active = [c for c in active if len(c.times) < FEWEST or (c.spent < share and len(c.times) < MOST)]
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Timing.of(contender.times) for name, contender in contenders.items()}

@@ -9,7 +9,8 @@ whole rows
 rows in pieces
     Otherwise the pieces of each row are summed up, the summaries merged in a tree, and every piece is finished
     from the merged one (`fastsoftmax._pieces`): the bounds of the in-memory function hold, and no task ever holds
-    more than one chunk of each array. Only Jacobians and Hessians, K by K for each row, bring the classes together.
+    more than one chunk of each array. Only Jacobians and Hessians, K by K for each row, bring their classes
+    together.
 
 Dask's workers have the processors: inside a task everything is done by the thread that runs it.
 """
@@ -217,7 +218,7 @@ def forward(function: str, x: Any, axis: Any, where: Any, temperature: float, ou
     beta = inverse_temperature(function, temperature, problem.dtype)
     _refuse_out(function, out)
     axes, every = problem.axes, tuple(range(x.ndim))
-    options = {"function": function, "axes": axes}
+    options: dict[str, Any] = {"function": function, "axes": axes}
     if _uncut(x, axes):
         options |= {"temperature": temperature}
         return _blocks(_forward, every, problem.result_dtype, x, every, mask, every, **options)
@@ -355,8 +356,8 @@ def product(
     every = tuple(range(x.ndim))
     dtype = problem.result_dtype
     if _uncut(x, (place,)):
-        options = {"temperature": temperature, **({"from_probs": True} if from_probs else {})}
-        options = {"function": function, "axis": place, "options": options}
+        keywords = {"temperature": temperature, **({"from_probs": True} if from_probs else {})}
+        options: dict[str, Any] = {"function": function, "axis": place, "options": keywords}
         return _blocks(_multiply, every, dtype, x, every, vector, every, **options)
     probs = x if from_probs else _probs(x, place, problem.dtype, beta)
     weights = None if function == "log_softmax_vjp" else probs
@@ -495,9 +496,8 @@ def _counted(
     if labels is None:
         total = float(np.sum(sample_weight.astype(dtype), dtype=np.float64))
         return np.full((1,) * sample_weight.ndim, total)
-    problem = Problem(function, _stand_in((*labels.shape, classes), dtype), -1, name="logits")
     options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
-    return np.full((1,) * labels.ndim, _losses.RowTargets(problem, labels, "mean", options).divisor)
+    return np.full((1,) * labels.ndim, _losses.counted(function, labels, classes, dtype, options))
 
 
 def _ratio(total: Array, divisor: Any, constant: Any, dtype: Any) -> Any:
@@ -542,42 +542,40 @@ def _item(pairs: Any, place: int) -> Any:
     return pairs[place]
 
 
-def _loss(
+def loss(
     function: str, logits: Any, targets: Any, axis: int, reduction: str, out: Any, gradient: bool, options: Any
 ) -> tuple[Lazy, Lazy]:
-    loss = _Loss(function, logits, targets, axis, reduction, options)
+    """cross_entropy, squared_error and their gradients: the loss and, if it is asked for, the gradient."""
+    given = _Loss(function, logits, targets, axis, reduction, options)
     _refuse_out(function, out)
-    if not loss.uncut:
-        return _loss_in_pieces(loss, gradient)
-    every, rows, dtype = loss.every, loss.rows, loss.problem.result_dtype
+    if not given.uncut:
+        return _loss_in_pieces(given, gradient)
+    every, rows, dtype = given.every, given.rows, given.problem.result_dtype
     arrays = (
-        loss.x,
+        given.x,
         every,
-        loss.targets,
-        loss.target_index,
-        loss.class_weight,
-        loss.last,
-        loss.sample_weight,
+        given.targets,
+        given.target_index,
+        given.class_weight,
+        given.last,
+        given.sample_weight,
         rows,
-        *loss.divided(),
+        *given.divided(),
     )
     keywords = {
         "function": function,
         "reduction": reduction,
         "gradient": gradient,
-        "constant": loss.constant(),
-        "options": loss.options,
+        "constant": given.constant(),
+        "options": given.options,
     }
     if not gradient:
-        return loss.reduced(_blocks(_whole_rows, rows, dtype, *arrays, **keywords)), None
+        return given.reduced(_blocks(_whole_rows, rows, dtype, *arrays, **keywords)), None
     both = _blocks(_whole_rows, every, dtype, *arrays, **keywords)
     items = {"align_arrays": False, "dtype": dtype}
     losses = da.blockwise(_item, rows, both, every, place=0, meta=np.empty((0,) * len(rows), dtype), **items)
     slope = da.blockwise(_item, every, both, every, place=1, meta=np.empty((0,) * len(every), dtype), **items)
-    return loss.reduced(losses), loss.back(slope)
-
-
-cross_entropy = squared_error = _loss
+    return given.reduced(losses), given.back(slope)
 
 
 # --- losses of rows in pieces ---------------------------------------------------------------------------------
@@ -608,7 +606,7 @@ def _soft_plan(whole: Array, sample_weight: Any, dtype: Any) -> Array:
     return result
 
 
-def _shares(targets: Array, ids: Array, class_weight: Any, mix: Any) -> Array:
+def _shares(targets: Array, ids: Array, class_weight: Any, mix: Any) -> Any:
     """share_j = w_j (base + gain y_j) of a piece, whose classes are `ids`."""
     base, gain, soft, plain = mix
     y = targets if soft else targets[..., None] == ids
@@ -784,7 +782,7 @@ def _loss_in_pieces(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
         losses = _blocks(_half, rows, dtype, total, every, pieces.plan, rows, dtype=dtype)
         if gradient:
             dot = pieces.row_sum(_error_piece, *pair, square=False)
-            options = {"constant": loss.constant(), "dtype": dtype}
+            options: dict[str, Any] = {"constant": loss.constant(), "dtype": dtype}
             slope = loss.back(_blocks(_error_gradient, every, dtype, *pair, dot, every, *given, **options))
         return loss.reduced(losses), slope
     summaries = _summaries(loss.x, loss.last, problem.dtype)
@@ -810,24 +808,19 @@ def _curve(
     function: str,
     constant: Any,
     options: dict[str, Any],
-) -> Array:
+) -> Any:
     """Second derivatives of whole rows: those of the sum, divided."""
-    arrays = (x, targets) if tangent is None else (x, targets, tangent)
     options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
-    result: Array = getattr(_losses, function)(*arrays, reduction="sum", **options)
-    if divisor is None:
-        divisor = constant
     if divisor is not None:
-        with np.errstate(all="ignore"):
-            result = np.where(result == 0, result, result / divisor).astype(result.dtype)
-    return result
+        constant = float(divisor)
+    return _losses.curvature_rows(getattr(_losses, function), x, targets, tangent, -1, options, constant)
 
 
 def _scaled(value: Array, plan: Array, divisor: Any, constant: Any, dtype: Any) -> Array:
     return _spared(plan["whole"][..., None] * _weight(plan, divisor, constant), value, dtype)
 
 
-def _variance(x: Array, summaries: Array, dtype: Any) -> Array:
+def _variance(x: Array, summaries: Array, dtype: Any) -> Any:
     """p (1 - p)."""
     probs, greatest, lacking = _known(x, summaries, dtype)
     with np.errstate(all="ignore"):

@@ -1,5 +1,6 @@
 """cross_entropy and squared_error, with their gradients and Hessians."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -221,9 +222,10 @@ def cross_entropy_rows(
     return problem, rows.finish(), slope, divisor
 
 
-def counted(problem: Problem, targets: Any, options: dict[str, Any]) -> float:
-    """What the mean of a cross-entropy divides by, from what these rows count."""
-    return RowTargets(problem, targets, "mean", options).divisor
+def counted(function: str, labels: Array, classes: int, dtype: np.dtype[Any], options: dict[str, Any]) -> float:
+    """What the mean of a cross-entropy divides by, from what the rows of these labels count."""
+    logits = np.broadcast_to(np.zeros((), dtype), (*labels.shape, classes))  # of which only the shape is needed
+    return RowTargets(Problem(function, logits, -1, name="logits"), labels, "mean", options).divisor
 
 
 def _cross_entropy(
@@ -238,7 +240,8 @@ def _cross_entropy(
 ) -> tuple[Any, Any]:
     """Loss and gradient (None if it is not asked for)."""
     if is_lazy(logits, targets, *options.values()):
-        return lazily("cross_entropy")(function, logits, targets, axis, reduction, out, gradient, options)
+        lazy: tuple[Any, Any] = lazily("loss")(function, logits, targets, axis, reduction, out, gradient, options)
+        return lazy
     problem, rows, slope, divisor = cross_entropy_rows(
         function, logits, targets, axis, reduction, out, gradient, options
     )
@@ -254,6 +257,24 @@ def _curvature(problem: Problem, targets: Any, reduction: str, options: dict[str
             ones = np.ones(problem.row_shape) if factors is None else factors
             factors = np.where(ones == 0, 0, np.divide(ones, given.divisor, dtype=np.float64))
     return given.kernel_rows(factors)
+
+
+def curvature_rows(
+    function: Callable[..., Any],
+    logits: Any,
+    targets: Any,
+    tangent: Any,
+    axis: int,
+    options: dict[str, Any],
+    divisor: float | None,
+) -> Any:
+    """A second derivative of some of the rows of a mean, which divides by `divisor`; of a sum, if that is None."""
+    arrays = (logits, targets) if tangent is None else (logits, targets, tangent)
+    result = function(*arrays, axis=axis, reduction="sum", **options)
+    if divisor is not None:
+        with np.errstate(all="ignore"):
+            result = np.where(result == 0, result, result / divisor).astype(result.dtype)
+    return result
 
 
 def squared_error_rows(
@@ -301,7 +322,8 @@ def _squared_error(
 ) -> tuple[Any, Any]:
     if is_lazy(logits, targets, sample_weight):
         options = {"sample_weight": sample_weight}
-        return lazily("squared_error")(function, logits, targets, axis, reduction, out, gradient, options)
+        lazy: tuple[Any, Any] = lazily("loss")(function, logits, targets, axis, reduction, out, gradient, options)
+        return lazy
     problem, rows, slope, divisor = squared_error_rows(
         function, logits, targets, axis, sample_weight, reduction, out, gradient
     )

@@ -104,7 +104,7 @@ def merge(parts: Array) -> Array:
     dtype = parts.dtype["m"]
     step, factor, factor_low, exponent, splitter = _STEPS[dtype.char]
     lead = np.take_along_axis(parts, np.argmax(parts["m"], axis=-1)[..., None], -1)
-    result = lead[..., 0].copy()
+    result: Array = lead[..., 0].copy()
     with np.errstate(all="ignore"):
         greatest = parts["m"] == lead["m"]
         high, low = _whole(parts, splitter)
@@ -139,7 +139,8 @@ def _finished(kernel: str, matrix: Array, summaries: Array, beta: Beta) -> Array
     compiled = getattr(kernels.pieces, kernel)
     given = _given(summaries)
     run(compiled, problem.rows, x.size, problem.room(1), x, output.block, given, beta)
-    return output.result
+    result: Array = output.result
+    return result
 
 
 def softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
@@ -161,9 +162,11 @@ def _totals(summaries: Array) -> Array:
 
 def logsumexp(summaries: Array) -> Array:
     """The log-sum-exp of each row, from its merged summary."""
-    return _totals(summaries)[0]
+    values: Array = _totals(summaries)[0]
+    return values
 
 
 def remainder(summaries: Array) -> Array:
     """1 - p of the greatest entry of each row, accurate where p is close to 1."""
-    return _totals(summaries)[1]
+    values: Array = _totals(summaries)[1]
+    return values

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastsoftmax import kernels
 from fastsoftmax._arrays import Axis, Problem, inverse_temperature
+from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
 # Small calls are made of overhead. Three steps are left here: which kernel (by a dtype that is native and has been
@@ -30,6 +31,8 @@ def _forward(
     function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, in_place: InPlace
 ) -> Any:
     """softmax or log_softmax of any arguments; `hidden` is what masked entries get."""
+    if is_lazy(x, where):
+        return lazily("forward")(function, x, axis, where, temperature, out, hidden)
     problem = Problem(function, x, axis, several=True)
     masked = problem.masked(where)
     beta = inverse_temperature(function, temperature, problem.dtype)
@@ -229,6 +232,8 @@ def logsumexp(x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = Fa
     >>> fs.logsumexp(np.log(np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 4.0]])))
     array([1.79175947, 2.07944154])
     """
+    if is_lazy(x, where):
+        return lazily("logsumexp")(x, axis, where, keepdims, out)
     problem = Problem("logsumexp", x, axis, several=True)
     masked = problem.masked(where)
     if masked is not None:

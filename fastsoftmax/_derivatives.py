@@ -4,12 +4,15 @@ from typing import Any
 
 from fastsoftmax import kernels
 from fastsoftmax._arrays import Problem, inverse_temperature
+from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
 
 def _jacobian(
     function: str, x: Any, axis: int, temperature: float, from_probs: bool, out: Any, logarithmic: bool
 ) -> Any:
+    if is_lazy(x):
+        return lazily("jacobian")(function, x, axis, temperature, from_probs, out)
     problem = Problem(function, x, axis, last=True)
     beta = inverse_temperature(function, temperature, problem.dtype)
     source = problem.block()
@@ -35,6 +38,8 @@ def _product(
     kernel: str,
     *options: Any,
 ) -> Any:
+    if is_lazy(x, vector):
+        return lazily("product")(function, x, name, vector, axis, temperature, out, *options[:1])
     problem = Problem(function, x, axis)
     operand = problem.operand(name, vector)
     beta = inverse_temperature(function, temperature, problem.dtype)

@@ -1,5 +1,6 @@
 """cross_entropy and squared_error, with their gradients and Hessians."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -7,12 +8,13 @@ import numpy as np
 
 from fastsoftmax import kernels
 from fastsoftmax._arrays import Array, Problem, inverse_pair, named, number, real_array
+from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-def _check_reduction(function: str, reduction: Any) -> None:
+def check_reduction(function: str, reduction: Any) -> None:
     if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(f"{named(function, 'reduction')} must be one of {_REDUCTIONS}, got {reduction!r}")
 
@@ -31,44 +33,56 @@ def _inverse(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
     return inverse_pair(divisor, dtype)
 
 
-def _check_targets(problem: Problem, targets: Any, ignore_index: Any) -> tuple[Array, Array | None]:
-    """Class indices or distributions, told apart by their shape; which class indices are ignored."""
-    array = real_array(problem.function, "targets", targets)
+def check_kind(problem: Problem, targets: Any, ignore_index: Any) -> bool:
+    """Whether the targets are distributions; an error if they are no class indices either."""
     prefix = named(problem.function, "targets")
-    if array.shape == problem.shape:
+    if targets.shape == problem.shape:
         if ignore_index is not None:
             raise ValueError(
                 f"{named(problem.function, 'ignore_index')} is for class indices, but targets of shape "
-                f"{array.shape} are distributions"
+                f"{targets.shape} are distributions"
             )
-        return array, None
-    if array.shape != problem.row_shape:
+        return True
+    if targets.shape != problem.row_shape:
         raise ValueError(
-            f"{prefix} has shape {array.shape}, expected {problem.row_shape} (class indices) or {problem.shape} "
+            f"{prefix} has shape {targets.shape}, expected {problem.row_shape} (class indices) or {problem.shape} "
             f"(distributions) for {problem.name} of shape {problem.shape}"
         )
-    if array.dtype.kind not in "iu":
+    if targets.dtype.kind not in "iu":
         raise TypeError(
-            f"{prefix} of shape {array.shape} are class indices and have dtype {array.dtype}, expected integers"
+            f"{prefix} of shape {targets.shape} are class indices and have dtype {targets.dtype}, "
+            "expected integers"
         )
-    ignored = None
-    if ignore_index is not None:
-        if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
-            raise TypeError(
-                f"{named(problem.function, 'ignore_index')} must be an integer or None, got {ignore_index!r}"
-            )
-        ignored = np.equal(array, int(ignore_index))
-    if array.size and not _all_below(array, problem.classes):
-        wrong = np.less(array, 0) | np.greater_equal(array, problem.classes)
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__")):
+        raise TypeError(
+            f"{named(problem.function, 'ignore_index')} must be an integer or None, got {ignore_index!r}"
+        )
+    return False
+
+
+def check_labels(
+    function: str, labels: Array, classes: int, ignore_index: Any, origin: tuple[int, ...] = ()
+) -> Array | None:
+    """Which class indices are ignored, None for none of them; `origin` is where these labels begin among all."""
+    ignored: Array | None = None if ignore_index is None else np.equal(labels, int(ignore_index))
+    if labels.size and not _all_below(labels, classes):
+        wrong = np.less(labels, 0) | np.greater_equal(labels, classes)
         if ignored is not None:
             wrong &= ~ignored
         if wrong.any():
-            place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), array.shape))
-            where = ", ".join(map(str, place))
-            raise IndexError(
-                f"{prefix}[{where}] is {array[place]}, expected a label from 0 to {problem.classes - 1}"
-            )
-    return array, ignored
+            place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), labels.shape))
+            where = ", ".join(str(i + n) for i, n in zip(place, origin or (0,) * len(place), strict=True))
+            prefix = named(function, "targets")
+            raise IndexError(f"{prefix}[{where}] is {labels[place]}, expected a label from 0 to {classes - 1}")
+    return ignored
+
+
+def _check_targets(problem: Problem, targets: Any, ignore_index: Any) -> tuple[Array, Array | None]:
+    """Class indices or distributions, told apart by their shape; which class indices are ignored."""
+    array = real_array(problem.function, "targets", targets)
+    if check_kind(problem, array, ignore_index):
+        return array, None
+    return array, check_labels(problem.function, array, problem.classes, ignore_index)
 
 
 def _weights(problem: Problem, name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
@@ -81,7 +95,7 @@ def _weights(problem: Problem, name: str, value: Any, shape: tuple[int, ...]) ->
     return array.astype(problem.dtype)
 
 
-class _Targets:
+class RowTargets:
     """What the targets and the options of a cross-entropy come to.
 
     The share of class j in row n is ``class_weight_j * (base + gain * y_nj)``, and row n counts
@@ -93,7 +107,7 @@ class _Targets:
 
     def __init__(self, problem: Problem, targets: Any, reduction: str, options: dict[str, Any]) -> None:
         function = problem.function
-        _check_reduction(function, reduction)
+        check_reduction(function, reduction)
         self.problem = problem
         self.array, ignored = _check_targets(problem, targets, options.get("ignore_index"))
         self.soft = self.array.ndim == len(problem.shape)
@@ -154,7 +168,7 @@ class _Targets:
         return shares
 
 
-def _reduce(problem: Problem, rows: Any, reduction: str, divisor: float) -> Any:
+def reduce_rows(problem: Problem, rows: Any, reduction: str, divisor: float) -> Any:
     """The loss as the user wants it, from an array with one number for each row."""
     if reduction == "none":
         return rows
@@ -168,6 +182,51 @@ def _scale(targets_divisor: float, reduction: str, dtype: np.dtype[Any]) -> tupl
     return _inverse(targets_divisor if reduction == "mean" else 1, dtype)
 
 
+def cross_entropy_rows(
+    function: str,
+    logits: Any,
+    targets: Any,
+    axis: int,
+    reduction: str,
+    out: Any,
+    gradient: bool,
+    options: dict[str, Any],
+    divisor: float | None = None,
+) -> tuple[Problem, Any, Any, float]:
+    """The loss of each row, the gradient (None if it is not asked for), and what a mean divides by.
+
+    A `divisor` is given where these rows are only some of those of the mean.
+    """
+    problem = Problem(function, logits, axis, name="logits")
+    given = RowTargets(problem, targets, reduction, options)
+    if divisor is None:
+        divisor = given.divisor
+    source = problem.block()
+    row_weights = given.kernel_rows(given.row_weights)
+    labels = None if given.soft else problem.per_row(given.array, np.int64)
+    distributions = problem.convert(given.array) if given.soft else None
+    output = problem.output(out) if gradient else None
+    rows = problem.row_output(None)
+    results = (None if output is None else output.block, rows.block)
+    scale = _scale(divisor, reduction, problem.dtype)
+    if given.plain:
+        kernel = kernels.losses.cross_entropy
+        arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)
+    else:
+        kernel = kernels.losses.soft_cross_entropy
+        mix = labels, given.class_weights, given.base, given.gain
+        arguments = (source, distributions, *mix, row_weights, *results, *scale)
+    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
+    slope = None if output is None else output.finish()
+    return problem, rows.finish(), slope, divisor
+
+
+def counted(function: str, labels: Array, classes: int, dtype: np.dtype[Any], options: dict[str, Any]) -> float:
+    """What the mean of a cross-entropy divides by, from what the rows of these labels count."""
+    logits = np.broadcast_to(np.zeros((), dtype), (*labels.shape, classes))  # of which only the shape is needed
+    return RowTargets(Problem(function, logits, -1, name="logits"), labels, "mean", options).divisor
+
+
 def _cross_entropy(
     function: str,
     logits: Any,
@@ -179,37 +238,75 @@ def _cross_entropy(
     options: dict[str, Any],
 ) -> tuple[Any, Any]:
     """Loss and gradient (None if it is not asked for)."""
-    problem = Problem(function, logits, axis, name="logits")
-    given = _Targets(problem, targets, reduction, options)
-    source = problem.block()
-    row_weights = given.kernel_rows(given.row_weights)
-    labels = None if given.soft else problem.per_row(given.array, np.int64)
-    distributions = problem.convert(given.array) if given.soft else None
-    output = problem.output(out) if gradient else None
-    rows = problem.row_output(None)
-    results = (None if output is None else output.block, rows.block)
-    scale = _scale(given.divisor, reduction, problem.dtype)
-    if given.plain:
-        kernel = kernels.losses.cross_entropy
-        arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)
-    else:
-        kernel = kernels.losses.soft_cross_entropy
-        mix = labels, given.class_weights, given.base, given.gain
-        arguments = (source, distributions, *mix, row_weights, *results, *scale)
-    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
-    slope = None if output is None else output.finish()
-    return _reduce(problem, rows.finish(), reduction, given.divisor), slope
+    if is_lazy(logits, targets, *options.values()):
+        lazy: tuple[Any, Any] = lazily("loss")(function, logits, targets, axis, reduction, out, gradient, options)
+        return lazy
+    problem, rows, slope, divisor = cross_entropy_rows(
+        function, logits, targets, axis, reduction, out, gradient, options
+    )
+    return reduce_rows(problem, rows, reduction, divisor), slope
 
 
 def _curvature(problem: Problem, targets: Any, reduction: str, options: dict[str, Any]) -> Array | None:
     """What the softmax Jacobian of each row has to be multiplied by; None for 1."""
-    given = _Targets(problem, targets, reduction, options)
+    given = RowTargets(problem, targets, reduction, options)
     factors = given.totals()
     if reduction == "mean" and problem.rows:
         with np.errstate(all="ignore"):
             ones = np.ones(problem.row_shape) if factors is None else factors
             factors = np.where(ones == 0, 0, np.divide(ones, given.divisor, dtype=np.float64))
     return given.kernel_rows(factors)
+
+
+def curvature_rows(
+    function: Callable[..., Any],
+    logits: Any,
+    targets: Any,
+    tangent: Any,
+    axis: int,
+    options: dict[str, Any],
+    divisor: float | None,
+) -> Any:
+    """A second derivative of some of the rows of a mean, which divides by `divisor`; of a sum, if that is None."""
+    arrays = (logits, targets) if tangent is None else (logits, targets, tangent)
+    result = function(*arrays, axis=axis, reduction="sum", **options)
+    if divisor is not None:
+        with np.errstate(all="ignore"):
+            result = np.where(result == 0, result, result / divisor).astype(result.dtype)
+    return result
+
+
+def squared_error_rows(
+    function: str,
+    logits: Any,
+    targets: Any,
+    axis: int,
+    sample_weight: Any,
+    reduction: str,
+    out: Any,
+    gradient: bool,
+    divisor: float | None = None,
+) -> tuple[Problem, Any, Any, float]:
+    """As `cross_entropy_rows`."""
+    problem = Problem(function, logits, axis, name="logits")
+    check_reduction(function, reduction)
+    array = problem.target_like("targets", targets)
+    weights = _weights(problem, "sample_weight", sample_weight, problem.row_shape)
+    if divisor is None:
+        divisor = problem.rows
+        if weights is not None and reduction == "mean":
+            divisor = float(np.sum(weights, dtype=np.float64))
+    source = problem.block()
+    second = problem.convert(array)
+    row_weights = None if weights is None else problem.per_row(weights, problem.dtype)
+    output = problem.output(out) if gradient else None
+    rows = problem.row_output(None)
+    arguments = source, second, row_weights, None if output is None else output.block, rows.block
+    scale = _scale(divisor, reduction, problem.dtype)
+    kernel = kernels.losses.squared_error
+    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments, *scale)
+    slope = None if output is None else output.finish()
+    return problem, rows.finish(), slope, divisor
 
 
 def _squared_error(
@@ -222,24 +319,14 @@ def _squared_error(
     out: Any,
     gradient: bool,
 ) -> tuple[Any, Any]:
-    problem = Problem(function, logits, axis, name="logits")
-    _check_reduction(function, reduction)
-    array = problem.target_like("targets", targets)
-    weights = _weights(problem, "sample_weight", sample_weight, problem.row_shape)
-    divisor: float = problem.rows
-    if weights is not None and reduction == "mean":
-        divisor = float(np.sum(weights, dtype=np.float64))
-    source = problem.block()
-    second = problem.convert(array)
-    row_weights = None if weights is None else problem.per_row(weights, problem.dtype)
-    output = problem.output(out) if gradient else None
-    rows = problem.row_output(None)
-    arguments = source, second, row_weights, None if output is None else output.block, rows.block
-    scale = _scale(divisor, reduction, problem.dtype)
-    kernel = kernels.losses.squared_error
-    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments, *scale)
-    slope = None if output is None else output.finish()
-    return _reduce(problem, rows.finish(), reduction, divisor), slope
+    if is_lazy(logits, targets, sample_weight):
+        options = {"sample_weight": sample_weight}
+        lazy: tuple[Any, Any] = lazily("loss")(function, logits, targets, axis, reduction, out, gradient, options)
+        return lazy
+    problem, rows, slope, divisor = squared_error_rows(
+        function, logits, targets, axis, sample_weight, reduction, out, gradient
+    )
+    return reduce_rows(problem, rows, reduction, divisor), slope
 
 
 def cross_entropy(
@@ -515,6 +602,8 @@ def cross_entropy_hvp(
         "label_smoothing": label_smoothing,
     }
     function = "cross_entropy_hvp"
+    if is_lazy(logits, targets, tangent, *options.values()):
+        return lazily("curvature")(function, logits, targets, tangent, axis, reduction, out, options)
     problem = Problem(function, logits, axis, name="logits")
     operand = problem.operand("tangent", tangent)
     factors = _curvature(problem, targets, reduction, options)
@@ -587,7 +676,10 @@ def cross_entropy_hessian_diag(
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
     }
-    problem = Problem("cross_entropy_hessian_diag", logits, axis, name="logits")
+    function = "cross_entropy_hessian_diag"
+    if is_lazy(logits, targets, *options.values()):
+        return lazily("curvature")(function, logits, targets, None, axis, reduction, out, options)
+    problem = Problem(function, logits, axis, name="logits")
     factors = _curvature(problem, targets, reduction, options)
     source = problem.block()
     output = problem.output(out)
@@ -654,7 +746,10 @@ def cross_entropy_hessian(
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
     }
-    problem = Problem("cross_entropy_hessian", logits, axis, name="logits", last=True)
+    function = "cross_entropy_hessian"
+    if is_lazy(logits, targets, *options.values()):
+        return lazily("curvature")(function, logits, targets, None, axis, reduction, out, options)
+    problem = Problem(function, logits, axis, name="logits", last=True)
     factors = _curvature(problem, targets, reduction, options)
     source = problem.block()
     output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))

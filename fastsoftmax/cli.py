@@ -1,9 +1,11 @@
-"""The command line: ``fastsoftmax demo``, ``bench``, ``warmup``, ``info`` and ``cache``.
+"""The command line: ``fastsoftmax demo``, ``run``, ``bench``, ``warmup``, ``info`` and ``cache``.
 
 A subcommand is a function from the parsed arguments to an exit status, and a few lines in `_parser`. What it
 needs is imported when it runs, so that ``--help`` is quick and needs nothing but this package.
 
-Exit statuses: 0, the work is done; 1, a check failed; 2, it could not begin.
+Exit statuses: 0, the work is done; 1, a check failed; 2, it could not begin (an argument, a missing, truncated or
+pickled file, a shape, a dtype, a label, a result that exists); 3, it broke off (a full disk, a failing worker);
+128 + n, signal n ended it (130: Ctrl-C). Unless it is 0, no result of ``run`` stands under its name.
 """
 
 import argparse
@@ -83,6 +85,12 @@ def _run_warmup(arguments: argparse.Namespace) -> int:
     return _warmup.main(arguments.functions, arguments.dtypes, arguments.jobs)
 
 
+def _run_run(arguments: argparse.Namespace) -> int:
+    from fastsoftmax import _run
+
+    return _run.run(arguments)
+
+
 def _run_info(arguments: argparse.Namespace) -> int:
     from fastsoftmax import _info
 
@@ -103,6 +111,57 @@ def _run_cache(arguments: argparse.Namespace) -> int:
     if left:
         print(f"fastsoftmax cache: {left} could not be removed", file=sys.stderr)
     return 1 if left else 0
+
+
+FUNCTIONS = (
+    "softmax",
+    "log-softmax",
+    "logsumexp",
+    "softmax-jacobian",
+    "softmax-jvp",
+    "softmax-vjp",
+    "log-softmax-jacobian",
+    "log-softmax-jvp",
+    "log-softmax-vjp",
+    "cross-entropy",
+    "cross-entropy-hvp",
+    "cross-entropy-hessian-diag",
+    "cross-entropy-hessian",
+    "squared-error",
+)
+"""What `fastsoftmax run` runs."""
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="a function over files of any size, here or on a Dask cluster",
+        description="Run a function over .npy files, or Zarr arrays (extra zarr), in blocks: they may be larger "
+        "than memory. The result gets its name when it is complete. A loss is printed.",
+        usage="fastsoftmax run FUNCTION INPUT [-o OUTPUT] [options]",
+    )
+    run.add_argument("function", choices=FUNCTIONS, metavar="FUNCTION", help=", ".join(FUNCTIONS))
+    run.add_argument("input", type=Path, metavar="INPUT", help="the logits: a .npy file or a Zarr array")
+    run.add_argument("-o", "--output", type=Path, metavar="FILE", help="the result, Zarr if it ends in .zarr")
+    run.add_argument("--axis", type=int, default=-1, metavar="N", help="the axis of the classes (%(default)s)")
+    run.add_argument("--temperature", type=float, metavar="T", help="1 if not given")
+    run.add_argument("--where", type=Path, metavar="FILE", help="bools: which entries take part")
+    run.add_argument("--from-probs", action="store_true", default=None, help="INPUT holds probabilities")
+    run.add_argument("--tangent", type=Path, metavar="FILE", help="for *-jvp and cross-entropy-hvp")
+    run.add_argument("--cotangent", type=Path, metavar="FILE", help="for *-vjp")
+    run.add_argument("--targets", type=Path, metavar="FILE", help="class indices, or a distribution for each row")
+    run.add_argument("--grad", type=Path, metavar="FILE", help="where the gradient of the loss goes")
+    run.add_argument("--class-weight", type=Path, metavar="FILE", help="one number for each class")
+    run.add_argument("--sample-weight", type=Path, metavar="FILE", help="one number for each row")
+    run.add_argument("--ignore-index", type=int, metavar="N", help="the class index of rows that do not count")
+    run.add_argument("--label-smoothing", type=float, metavar="S", help="from 0 to 1")
+    run.add_argument("--reduction", choices=("mean", "sum", "none"), help="mean if not given")
+    run.add_argument("--threads", type=int, metavar="N", help="at most so many threads")
+    run.add_argument("--force", action="store_true", help="overwrite results that exist")
+    run.add_argument(
+        "--scheduler", metavar="ADDRESS", help="hand the work to this Dask scheduler, whose workers see the files"
+    )
+    run.set_defaults(run=_run_run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument("--dtypes", "--dtype", nargs="+", choices=DTYPES, default=DTYPES, help="default: both")
     warmup.add_argument("--jobs", type=_count, metavar="N", help="processes (default: one for each CPU)")
     warmup.set_defaults(run=_run_warmup)
+    _add_run(commands)
 
     info = commands.add_parser(
         "info",

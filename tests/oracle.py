@@ -351,4 +351,6 @@ class CrossEntropy:
     def hessian(self):
         """One matrix for each row: many numbers, for those who ask."""
         with mp.workdps(MOST_DIGITS):
-            return np.array([f * jacobian_of_probs(p) for f, p in zip(self.factors, self.probs, strict=True)], object)
+            return np.array(
+                [f * jacobian_of_probs(p) for f, p in zip(self.factors, self.probs, strict=True)], object
+            )

@@ -15,7 +15,7 @@ How they are built
     exp, log, log1p and double-word arithmetic for such vectors and for floats, with error bounds.
 `traversal`
     The two walks through a block, and the sums over a row that everything is made of.
-`activations`, `derivatives`, `losses`
+`activations`, `derivatives`, `losses`, `pieces`
     The functions: one building block each, from which `jit.kernel` makes an entry point.
 `jit`
     Numba's options and the disk cache.
@@ -30,7 +30,7 @@ from fastsoftmax import _fork
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in {"activations", "derivatives", "elementary", "jit", "losses", "traversal", "vector"}:
+    if name in {"activations", "derivatives", "elementary", "jit", "losses", "pieces", "traversal", "vector"}:
         with _fork.importing:
             return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

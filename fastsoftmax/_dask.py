@@ -1,0 +1,874 @@
+"""The public functions for Dask arrays: lazy, chunk by chunk, with the results of the same arrays in memory.
+
+The functions of the API hand a call over to this module when one of its arrays is a Dask array. What a call with
+arrays in memory would refuse by shape, dtype or option is refused at once; nothing is computed until somebody asks
+for it. There are two ways through:
+
+whole rows
+    No class axis is cut. Every chunk is a call of the in-memory function: a row gives the same bits.
+rows in pieces
+    Otherwise the pieces of each row are summed up, the summaries merged in a tree, and every piece is finished
+    from the merged one (`fastsoftmax._pieces`): the bounds of the in-memory function hold, and no task ever holds
+    more than one chunk of each array. Only Jacobians and Hessians, K by K for each row, bring their classes
+    together.
+
+Dask's workers have the processors: inside a task everything is done by the thread that runs it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from fastsoftmax import _activations, _derivatives, _losses, _pieces
+from fastsoftmax._arrays import Array, Problem, inverse_temperature, named, real_array
+from fastsoftmax._parallel import threads
+
+Lazy = Any  # dask.array.Array, for which Dask has no types
+
+_PAIR = np.dtype([("high", np.float64), ("low", np.float64)])
+_PLAN = np.dtype([("factor", np.float64), ("whole", np.float64)])
+
+
+# --- arguments ----------------------------------------------------------------------------------------------
+
+
+def _stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of this shape and dtype that takes no memory: what checks look at."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _array(function: str, name: str, value: Any, chunks: Any = -1) -> Lazy:
+    """Any argument as a Dask array of a dtype that the kernels take; what is none yet is cut into `chunks`."""
+    if not isinstance(value, da.Array):
+        return da.from_array(real_array(function, name, value), chunks=chunks)
+    real_array(function, name, np.empty(0, value.dtype))
+    if any(n != n for n in value.shape):
+        raise ValueError(
+            f"{named(function, name)} has chunks of unknown size; call its compute_chunk_sizes() first"
+        )
+    return value
+
+
+def _like(function: str, name: str, value: Any, shape: tuple[int, ...], chunks: Any) -> Lazy:
+    """An argument of this shape, cut like the others; None stays None."""
+    if value is None:
+        return None
+    given = np.shape(value)
+    if given != shape:
+        raise ValueError(f"{named(function, name)} has shape {given}, expected {shape}")
+    return _array(function, name, value, chunks).rechunk(chunks)
+
+
+def _main(function: str, name: str, value: Any, other: Any) -> Lazy:
+    """The argument that gives shape and chunks; if it is in memory, it is cut like the `other`."""
+    if not isinstance(value, da.Array) and isinstance(other, da.Array) and other.shape == np.shape(value):
+        return _array(function, name, value, other.chunks)
+    return _array(function, name, value)
+
+
+def _problem(function: str, x: Lazy, axis: Any, **options: Any) -> Problem:
+    return Problem(function, _stand_in(x.shape, x.dtype), axis, **options)
+
+
+def _refuse_out(function: str, out: Any) -> None:
+    if out is not None:
+        raise TypeError(
+            f"{named(function, 'out')} cannot be used with Dask arrays: their results are not there yet"
+        )
+
+
+def _mask(problem: Problem, where: Any, x: Lazy) -> Lazy:
+    """The entries that take part, cut like x; None for all."""
+    if where is None or where is True:
+        return None
+    lazy = where if isinstance(where, da.Array) else da.from_array(np.asarray(where), chunks=-1)
+    problem.masked(_stand_in(lazy.shape, lazy.dtype))  # for its errors
+    return da.broadcast_to(lazy, x.shape).rechunk(x.chunks)
+
+
+def _uncut(x: Lazy, axes: tuple[int, ...]) -> bool:
+    return all(x.numblocks[axis] == 1 for axis in axes)
+
+
+# --- tasks --------------------------------------------------------------------------------------------------
+
+
+def _alone(task: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
+    with threads(1):
+        return task(*arrays, **options)
+
+
+def _blocks(
+    task: Callable[..., Any], index: tuple[int, ...], kind: Any, /, *arrays: Any, grid: Any = None, **options: Any
+) -> Lazy:
+    """``task(*arrays, **options)`` for the chunks of arrays, each followed by its index.
+
+    `grid`: the sizes of the result's chunks along indices where they are others than those of the arrays.
+    """
+    pairs: list[Any] = []
+    known: set[int] = set()
+    for array, place in zip(arrays[::2], arrays[1::2], strict=True):
+        pairs += [array, None if array is None else place]
+        known.update(() if array is None else place)
+    grid = grid or {}
+    return da.blockwise(
+        partial(_alone, task, **options),
+        index,
+        *pairs,
+        token=f"fastsoftmax-{task.__name__.strip('_')}",
+        new_axes={i: size for i, size in grid.items() if i not in known},
+        adjust_chunks={i: size for i, size in grid.items() if i in known},
+        align_arrays=False,
+        concatenate=True,
+        dtype=kind,
+        meta=np.empty((0,) * len(index), kind),
+    )
+
+
+def _reduction(x: Lazy, chunk: Any, combine: Any, axes: tuple[int, ...], dtype: Any) -> Lazy:
+    """A tree over the chunks along the axes, which stay with length 1."""
+    return da.reduction(
+        x,
+        chunk=partial(_alone, chunk),
+        combine=combine,
+        aggregate=combine,
+        axis=axes,
+        keepdims=True,
+        concatenate=True,
+        dtype=dtype,
+        meta=np.empty((0,) * x.ndim, dtype),
+    )
+
+
+def _matrix(x: Array, axes: tuple[int, ...]) -> Array:
+    """The rows of x along the axes, as a matrix."""
+    rest = [a for a in range(x.ndim) if a not in axes]
+    moved = x.transpose(*rest, *axes)
+    rows = int(np.prod(moved.shape[: len(rest)]))
+    return moved.reshape(rows, int(np.prod(moved.shape[len(rest) :])))
+
+
+def _restored(matrix: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """The way back of `_matrix`."""
+    order = [a for a in range(len(shape)) if a not in axes] + list(axes)
+    return matrix.reshape([shape[a] for a in order]).transpose(np.argsort(order))
+
+
+def _kept(rows: Array, shape: tuple[int, ...], axes: Any) -> Array:
+    """One item for each row, in the shape of the array with its axes of classes reduced to 1."""
+    return rows.reshape([1 if a in axes else n for a, n in enumerate(shape)])
+
+
+def _cast(array: Array, dtype: Any) -> Array:
+    with np.errstate(all="ignore"):
+        return array.astype(dtype, copy=False)
+
+
+# --- softmax, log_softmax, logsumexp --------------------------------------------------------------------------
+
+
+def _summarize(x: Array, axis: Any, keepdims: bool, beta: Any, dtype: Any) -> Array:
+    return _kept(_pieces.summarize(_matrix(_cast(x, dtype), axis), beta), x.shape, axis)
+
+
+def _merge(parts: Array, axis: Any, keepdims: bool) -> Array:
+    return _kept(_pieces.merge(_matrix(parts, axis)), parts.shape, axis)
+
+
+def _summaries(x: Lazy, axes: tuple[int, ...], dtype: Any, beta: Any = None) -> Lazy:
+    """The merged summary of each row."""
+    chunk = partial(_summarize, beta=beta, dtype=dtype)
+    return _reduction(x, chunk, _merge, axes, _pieces.summary_dtype(dtype))
+
+
+def _hide(x: Array, where: Array) -> Array:
+    return np.where(where, x, np.asarray(-np.inf, x.dtype if x.dtype.kind == "f" else np.float64))
+
+
+def _hidden(x: Lazy, mask: Lazy) -> Lazy:
+    """x with -inf for what takes no part."""
+    every = tuple(range(x.ndim))
+    dtype = x.dtype if x.dtype.kind == "f" else np.float64
+    return x if mask is None else _blocks(_hide, every, dtype, x, every, mask, every)
+
+
+def _forward(x: Array, where: Any, function: str, axes: Any, temperature: float) -> Any:
+    return getattr(_activations, function)(x, axes, where=where, temperature=temperature)
+
+
+def _finish(
+    x: Array, summaries: Array, where: Any, function: str, axes: Any, beta: Any, hidden: float, dtypes: Any
+) -> Array:
+    computed, returned = dtypes
+    piece = getattr(_pieces, function)(_matrix(_cast(x, computed), axes), summaries.reshape(-1), beta)
+    result = _cast(_restored(piece, x.shape, axes), returned)
+    if where is not None:
+        np.copyto(result, hidden, where=~where)
+    return result
+
+
+def forward(function: str, x: Any, axis: Any, where: Any, temperature: float, out: Any, hidden: float) -> Lazy:
+    """softmax or log_softmax; `hidden` is what masked entries get."""
+    x = _main(function, "x", x, where)
+    problem = _problem(function, x, axis, several=True)
+    mask = _mask(problem, where, x)
+    beta = inverse_temperature(function, temperature, problem.dtype)
+    _refuse_out(function, out)
+    axes, every = problem.axes, tuple(range(x.ndim))
+    options: dict[str, Any] = {"function": function, "axes": axes}
+    if _uncut(x, axes):
+        options |= {"temperature": temperature}
+        return _blocks(_forward, every, problem.result_dtype, x, every, mask, every, **options)
+    x = _hidden(x, mask)
+    summaries = _summaries(x, axes, problem.dtype, beta)
+    options |= {"beta": beta, "hidden": hidden, "dtypes": (problem.dtype, problem.result_dtype)}
+    return _blocks(_finish, every, problem.result_dtype, x, every, summaries, every, mask, every, **options)
+
+
+def _logsumexp(x: Array, where: Any, axes: Any, keepdims: bool) -> Any:
+    return _activations.logsumexp(x, axes, where=where, keepdims=keepdims)
+
+
+def _finish_logsumexp(summaries: Array, shape: Any, dtype: Any) -> Array:
+    values = _pieces.logsumexp(summaries.reshape(-1))
+    return _cast(values.reshape([summaries.shape[a] for a in shape]), dtype)
+
+
+def logsumexp(x: Any, axis: Any, where: Any, keepdims: bool, out: Any) -> Lazy:
+    """As `fastsoftmax.logsumexp`."""
+    x = _main("logsumexp", "x", x, where)
+    problem = _problem("logsumexp", x, axis, several=True)
+    mask = _mask(problem, where, x)
+    _refuse_out("logsumexp", out)
+    axes, every = problem.axes, tuple(range(x.ndim))
+    index = every if keepdims else tuple(a for a in every if a not in axes)
+    grid = {a: 1 for a in axes if keepdims}
+    dtype = problem.result_dtype
+    if _uncut(x, axes):
+        options = {"axes": axes, "keepdims": keepdims, "grid": grid}
+        return _blocks(_logsumexp, index, dtype, x, every, mask, every, **options)
+    summaries = _summaries(_hidden(x, mask), axes, problem.dtype)
+    return _blocks(_finish_logsumexp, index, dtype, summaries, every, shape=index, dtype=dtype)
+
+
+# --- derivatives ----------------------------------------------------------------------------------------------
+
+
+def _derivative(x: Array, function: str, axis: int, options: dict[str, Any]) -> Any:
+    return getattr(_derivatives, function)(x, axis, **options)
+
+
+def jacobian(function: str, x: Any, axis: int, temperature: float, from_probs: bool, out: Any) -> Lazy:
+    """The Jacobian of each row, for which the classes of a row are brought into one chunk."""
+    x = _array(function, "x", x)
+    problem = _problem(function, x, axis, last=True)
+    inverse_temperature(function, temperature, problem.dtype)
+    _refuse_out(function, out)
+    (place,) = problem.axes
+    options: dict[str, Any] = {"temperature": temperature}
+    if from_probs:
+        options["from_probs"] = True
+    x = x.rechunk({place: -1})
+    every = tuple(range(x.ndim))
+    index = (*(a for a in every if a != place), x.ndim, x.ndim + 1)
+    grid = {x.ndim: problem.classes, x.ndim + 1: problem.classes}
+    options = {"function": function, "axis": place, "options": options}
+    return _blocks(_derivative, index, problem.result_dtype, x, every, grid=grid, **options)
+
+
+def _multiply(x: Array, vector: Array, function: str, axis: int, options: dict[str, Any]) -> Any:
+    return getattr(_derivatives, function)(x, vector, axis, **options)
+
+
+def _pair(high: Array, low: Any, shape: tuple[int, ...], axes: Any) -> Array:
+    result = np.empty(high.shape, _PAIR)
+    result["high"], result["low"] = high, low
+    return _kept(result, shape, axes)
+
+
+def _sum(values: Array) -> tuple[Array, Array]:
+    """The sum along the last axis of float64 numbers as a pair."""
+    with np.errstate(all="ignore"):
+        return _pieces.pair_sum(values, np.zeros_like(values))
+
+
+def _dot(probs: Any, vector: Array, axis: int) -> Array:
+    """sum_j p_j v_j over a piece, or sum_j v_j."""
+    values = vector.astype(np.float64)
+    with np.errstate(all="ignore"):
+        if probs is not None:
+            values *= probs
+        return _pair(*_sum(_matrix(values, (axis,))), vector.shape, (axis,))
+
+
+def _same(parts: Array, axis: Any, keepdims: bool) -> Array:
+    return parts
+
+
+def _add(parts: Array, axis: Any, keepdims: bool) -> Array:
+    pairs = _matrix(parts, axis)
+    with np.errstate(all="ignore"):
+        high, low = _pieces.pair_sum(pairs["high"], pairs["low"])
+    return _pair(high, low, parts.shape, axis)
+
+
+def _total(parts: Lazy, axis: int) -> Lazy:
+    """The sum of pairs, one for each piece, over all pieces of a row."""
+    return _reduction(parts, _same, _add, (axis,), _PAIR)
+
+
+def _combine(probs: Any, vector: Array, dot: Array, function: str, temperature: float, dtype: Any) -> Array:
+    """The product with the Jacobian, from p.v of the whole row (log_softmax_vjp: from the sum of v)."""
+    with np.errstate(all="ignore"):
+        values = vector.astype(np.float64)
+        if function == "log_softmax_vjp":
+            values -= probs * dot["high"] + probs * dot["low"]
+        else:
+            values = (values - dot["high"]) - dot["low"]
+            if function != "log_softmax_jvp":
+                values *= probs
+        return (values / temperature).astype(dtype)
+
+
+def _probs(x: Lazy, axis: int, dtype: Any, beta: Any = None) -> Lazy:
+    """softmax of rows in pieces, in the dtype of the computation."""
+    every = tuple(range(x.ndim))
+    options = {"function": "softmax", "axes": (axis,), "beta": beta, "hidden": 0.0, "dtypes": (dtype, dtype)}
+    summaries = _summaries(x, (axis,), dtype, beta)
+    return _blocks(_finish, every, dtype, x, every, summaries, every, None, None, **options)
+
+
+def product(
+    function: str, x: Any, name: str, vector: Any, axis: int, temperature: float, out: Any, from_probs: Any = None
+) -> Lazy:
+    """softmax_jvp, softmax_vjp, log_softmax_jvp or log_softmax_vjp."""
+    x = _main(function, "x", x, vector)
+    problem = _problem(function, x, axis)
+    vector = _array(function, name, vector, x.chunks if np.shape(vector) == x.shape else -1)
+    problem.operand(name, _stand_in(vector.shape, vector.dtype))
+    vector = vector.rechunk(x.chunks)
+    beta = inverse_temperature(function, temperature, problem.dtype)
+    _refuse_out(function, out)
+    (place,) = problem.axes
+    every = tuple(range(x.ndim))
+    dtype = problem.result_dtype
+    if _uncut(x, (place,)):
+        keywords = {"temperature": temperature, **({"from_probs": True} if from_probs else {})}
+        options: dict[str, Any] = {"function": function, "axis": place, "options": keywords}
+        return _blocks(_multiply, every, dtype, x, every, vector, every, **options)
+    probs = x if from_probs else _probs(x, place, problem.dtype, beta)
+    weights = None if function == "log_softmax_vjp" else probs
+    one = {place: 1}
+    dot = _total(_blocks(_dot, every, _PAIR, weights, every, vector, every, grid=one, axis=place), place)
+    options = {"function": function, "temperature": float(temperature), "dtype": dtype}
+    needed = None if function == "log_softmax_jvp" else probs
+    return _blocks(_combine, every, dtype, needed, every, vector, every, dot, every, **options)
+
+
+# --- losses ---------------------------------------------------------------------------------------------------
+
+
+def _check_labels(labels: Array, function: str, classes: int, ignore_index: Any, block_info: Any = None) -> Array:
+    """The labels, or an IndexError with the position among all of them."""
+    origin = tuple(start for start, _ in block_info[0]["array-location"]) if block_info else ()
+    _losses.check_labels(function, labels, classes, ignore_index, origin)
+    return labels
+
+
+class _Loss:
+    """The arguments of a loss as Dask arrays, checked, with the classes as the last axis.
+
+    `divisor`: what a mean divides by, a number or a Dask array; None if there is no mean.
+    """
+
+    def __init__(self, function: str, logits: Any, targets: Any, axis: int, reduction: str, options: Any) -> None:
+        x = _main(function, "logits", logits, targets)
+        problem = _problem(function, x, axis, name="logits")
+        (place,) = problem.axes
+        if (
+            not isinstance(logits, da.Array)
+            and isinstance(targets, da.Array)
+            and targets.shape == problem.row_shape
+        ):
+            x = x.rechunk((*targets.chunks[:place], -1, *targets.chunks[place:]))
+        _losses.check_reduction(function, reduction)
+        self.function, self.problem, self.place, self.reduction = function, problem, place, reduction
+        self.is_cross_entropy = function.startswith("cross_entropy")
+        targets = _array(function, "targets", targets)
+        if self.is_cross_entropy:
+            self.soft = _losses.check_kind(problem, targets, options["ignore_index"])
+            self._check_options(options)
+        else:
+            problem.target_like("targets", _stand_in(targets.shape, targets.dtype))
+            self.soft = True
+        self.options = {key: options[key] for key in ("ignore_index", "label_smoothing") if key in options}
+        self.x = da.moveaxis(x, place, -1)
+        chunks = self.x.chunks
+        self.rows = tuple(range(x.ndim - 1))
+        self.every = (*self.rows, x.ndim - 1)
+        self.last = (x.ndim - 1,)
+        classes = (problem.classes,)
+        self.class_weight = _like(function, "class_weight", options.get("class_weight"), classes, chunks[-1:])
+        self.sample_weight = _like(
+            function, "sample_weight", options.get("sample_weight"), problem.row_shape, chunks[:-1]
+        )
+        if self.soft:
+            self.targets = da.moveaxis(targets, place, -1).rechunk(chunks)
+        else:
+            checks = {"classes": problem.classes, "ignore_index": options["ignore_index"]}
+            checked = targets.map_blocks(
+                _check_labels,
+                dtype=targets.dtype,
+                meta=np.empty((0,) * targets.ndim, targets.dtype),
+                function=function,
+                **checks,
+            )
+            self.targets = checked.rechunk(chunks[:-1])
+        self.target_index = self.every if self.soft else self.rows
+        self.whole_weight = None if self.class_weight is None else self.class_weight.rechunk(-1)
+        self.divisor = self._divisor() if reduction == "mean" else None
+
+    @property
+    def uncut(self) -> bool:
+        return _uncut(self.x, self.last)
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """By the in-memory code, on targets without rows."""
+        classes = self.problem.classes
+        problem = Problem(self.function, np.empty((0, classes), self.problem.dtype), -1, name="logits")
+        targets = np.zeros((0, classes)) if self.soft else np.zeros(0, np.intp)
+        options = {key: options[key] for key in ("ignore_index", "label_smoothing")}
+        _losses.RowTargets(problem, targets, self.reduction, options)
+
+    def _divisor(self) -> Any:
+        if self.is_cross_entropy and self.soft:
+            return float(self.problem.rows)
+        ignored = self.options.get("ignore_index")
+        if self.class_weight is None and self.sample_weight is None and ignored is None:
+            return float(self.problem.rows)
+        labels = None if self.soft else self.targets
+        parts = _blocks(
+            _counted,
+            self.rows,
+            np.float64,
+            labels,
+            self.rows,
+            self.whole_weight if self.is_cross_entropy else None,
+            self.last,
+            self.sample_weight,
+            self.rows,
+            grid=dict.fromkeys(self.rows, 1),
+            function=self.function,
+            classes=self.problem.classes,
+            dtype=self.problem.dtype,
+            options=self.options,
+        )
+        return parts.sum() if parts.ndim else parts
+
+    def divided(self) -> tuple[Any, Any]:
+        """The divisor, and its index in `_blocks`: a constant, or a Dask array of no dimension."""
+        return (self.divisor, ()) if isinstance(self.divisor, da.Array) else (None, None)
+
+    def constant(self) -> float | None:
+        """The divisor if it is known already."""
+        return None if isinstance(self.divisor, da.Array) else self.divisor
+
+    def reduced(self, losses: Lazy) -> Lazy:
+        """The loss as the user wants it, from one number for each row."""
+        if self.reduction == "none":
+            return losses
+        total = losses.sum(dtype=np.float64) if losses.ndim else losses.astype(np.float64)
+        dtype = self.problem.result_dtype
+        return _blocks(_ratio, (), dtype, total, (), *self.divided(), constant=self.constant(), dtype=dtype)
+
+    def back(self, result: Lazy) -> Lazy:
+        """With the classes where the user has them."""
+        return da.moveaxis(result, -1, self.place)
+
+
+def _counted(
+    labels: Any, class_weight: Any, sample_weight: Any, function: str, classes: int, dtype: Any, options: Any
+) -> Array:
+    """What the mean over the rows of a chunk divides by, with a length of 1 along every axis."""
+    if labels is None:
+        total = float(np.sum(sample_weight.astype(dtype), dtype=np.float64))
+        return np.full((1,) * sample_weight.ndim, total)
+    options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
+    return np.full((1,) * labels.ndim, _losses.counted(function, labels, classes, dtype, options))
+
+
+def _ratio(total: Array, divisor: Any, constant: Any, dtype: Any) -> Any:
+    if divisor is None:
+        divisor = constant
+    with np.errstate(all="ignore"):
+        value = total if divisor is None else np.divide(total, divisor)
+        return np.asarray(value).astype(dtype)[()]
+
+
+def _whole_rows(
+    x: Array,
+    targets: Array,
+    class_weight: Any,
+    sample_weight: Any,
+    divisor: Any,
+    function: str,
+    reduction: str,
+    gradient: bool,
+    constant: Any,
+    options: dict[str, Any],
+) -> Any:
+    """The losses of the rows of a chunk, alone or with the gradient."""
+    if divisor is not None:
+        constant = float(divisor)
+    if function.startswith("cross_entropy"):
+        options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
+        _, rows, slope, _ = _losses.cross_entropy_rows(
+            function, x, targets, -1, reduction, None, gradient, options, constant
+        )
+    else:
+        _, rows, slope, _ = _losses.squared_error_rows(
+            function, x, targets, -1, sample_weight, reduction, None, gradient, constant
+        )
+    return (rows, slope) if gradient else rows
+
+
+def _item(pairs: Any, place: int) -> Any:
+    """One of the two results of `_whole_rows`, out of the lists that Dask hands over for a reduced index."""
+    while isinstance(pairs, list):
+        (pairs,) = pairs
+    return pairs[place]
+
+
+def loss(
+    function: str, logits: Any, targets: Any, axis: int, reduction: str, out: Any, gradient: bool, options: Any
+) -> tuple[Lazy, Lazy]:
+    """cross_entropy, squared_error and their gradients: the loss and, if it is asked for, the gradient."""
+    given = _Loss(function, logits, targets, axis, reduction, options)
+    _refuse_out(function, out)
+    if not given.uncut:
+        return _loss_in_pieces(given, gradient)
+    every, rows, dtype = given.every, given.rows, given.problem.result_dtype
+    arrays = (
+        given.x,
+        every,
+        given.targets,
+        given.target_index,
+        given.class_weight,
+        given.last,
+        given.sample_weight,
+        rows,
+        *given.divided(),
+    )
+    keywords = {
+        "function": function,
+        "reduction": reduction,
+        "gradient": gradient,
+        "constant": given.constant(),
+        "options": given.options,
+    }
+    if not gradient:
+        return given.reduced(_blocks(_whole_rows, rows, dtype, *arrays, **keywords)), None
+    both = _blocks(_whole_rows, every, dtype, *arrays, **keywords)
+    items = {"align_arrays": False, "dtype": dtype}
+    losses = da.blockwise(_item, rows, both, every, place=0, meta=np.empty((0,) * len(rows), dtype), **items)
+    slope = da.blockwise(_item, every, both, every, place=1, meta=np.empty((0,) * len(every), dtype), **items)
+    return given.reduced(losses), given.back(slope)
+
+
+# --- losses of rows in pieces ---------------------------------------------------------------------------------
+
+
+def _plan(
+    labels: Array, class_weight: Any, sample_weight: Any, function: str, classes: int, dtype: Any, options: Any
+) -> Array:
+    """How often each row counts, and the sum of its shares (see `kernels.losses`)."""
+    problem = Problem(function, _stand_in((*labels.shape, classes), dtype), -1, name="logits")
+    options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
+    given = _losses.RowTargets(problem, labels, "mean", options)
+    result = np.ones(labels.shape, _PLAN)
+    if given.row_weights is not None:
+        result["factor"] = given.row_weights
+    given.row_weights = None
+    whole = given.totals()
+    if whole is not None:
+        result["whole"] = whole
+    return result
+
+
+def _soft_plan(whole: Array, sample_weight: Any, dtype: Any) -> Array:
+    result = np.ones(whole.shape[:-1], _PLAN)
+    result["whole"] = whole["high"][..., 0] + whole["low"][..., 0]
+    if sample_weight is not None:
+        result["factor"] = sample_weight.astype(dtype)
+    return result
+
+
+def _shares(targets: Array, ids: Array, class_weight: Any, mix: Any) -> Any:
+    """share_j = w_j (base + gain y_j) of a piece, whose classes are `ids`."""
+    base, gain, soft, plain = mix
+    y = targets if soft else targets[..., None] == ids
+    shares = base + gain * y.astype(np.float64)
+    return shares if class_weight is None or plain else shares * class_weight.astype(np.float64)
+
+
+def _share_sum(targets: Array, ids: Array, class_weight: Any, mix: Any) -> Array:
+    shares = _shares(targets, ids, class_weight, mix)
+    return _pair(*_sum(_matrix(shares, (shares.ndim - 1,))), shares.shape, (shares.ndim - 1,))
+
+
+def _loss_piece(
+    x: Array, summaries: Array, targets: Array, ids: Array, class_weight: Any, mix: Any, dtype: Any
+) -> Array:
+    """-sum_j share_j log p_j over a piece, as a pair."""
+    last = (x.ndim - 1,)
+    matrix = _cast(_matrix(x, last), dtype)
+    summaries = summaries.reshape(-1)
+    with np.errstate(all="ignore"):
+        if mix[-1]:  # one class, which lies in one piece
+            labels = targets.reshape(-1).astype(np.int64) - int(ids[0])
+            inside = (labels >= 0) & (labels < len(ids))
+            entries = np.take_along_axis(matrix, np.where(inside, labels, 0)[:, None], -1)
+            terms = np.where(inside[:, None], -_pieces.log_softmax(entries, summaries).astype(np.float64), 0)
+        else:
+            shares = _matrix(_shares(targets, ids, class_weight, mix), last)
+            terms = -shares * _pieces.log_softmax(matrix, summaries)
+            terms[shares == 0] = 0
+    return _pair(*_sum(terms), x.shape, last)
+
+
+def _loss_rows(total: Array, plan: Array, dtype: Any) -> Array:
+    with np.errstate(all="ignore"):
+        value = plan["factor"] * (total["high"] + total["low"])[..., 0]
+        return np.where(plan["factor"] == 0, 0, value).astype(dtype)
+
+
+def _weight(plan: Array, divisor: Any, constant: Any) -> Array:
+    """What the derivatives of each row are multiplied by, 0 where it does not count, with an axis of classes."""
+    if divisor is None:
+        divisor = 1.0 if constant is None else constant
+    with np.errstate(all="ignore"):
+        return np.where(plan["factor"] == 0, 0, plan["factor"] / divisor)[..., None]
+
+
+def _spared(weight: Array, value: Array, dtype: Any) -> Array:
+    with np.errstate(all="ignore"):
+        return np.where(weight == 0, 0, weight * value).astype(dtype)
+
+
+def _known(x: Array, summaries: Array, dtype: Any) -> tuple[Array, Array, Array]:
+    """Of a piece: p; where the greatest entry of the row is; 1 - p of that entry."""
+    last = (x.ndim - 1,)
+    x = _cast(x, dtype)
+    probs = _pieces.softmax(_matrix(x, last), summaries.reshape(-1)).reshape(x.shape)
+    lacking = _pieces.remainder(summaries.reshape(-1)).reshape(summaries.shape)
+    return probs.astype(np.float64), x == summaries["m"], lacking.astype(np.float64)
+
+
+def _gradient_piece(
+    x: Array,
+    summaries: Array,
+    targets: Array,
+    ids: Array,
+    class_weight: Any,
+    plan: Array,
+    divisor: Any,
+    constant: Any,
+    mix: Any,
+    dtypes: Any,
+) -> Array:
+    """weight (p sum(shares) - share), with 1 - p in place of p where that has the digits."""
+    probs, greatest, lacking = _known(x, summaries, dtypes[0])
+    shares = _shares(targets, ids, class_weight, mix)
+    whole = plan["whole"][..., None]
+    with np.errstate(all="ignore"):
+        crest = greatest & (lacking < 0.5)
+        slope = np.where(crest, (whole - shares) - lacking * whole, probs * whole - shares)
+    return _spared(_weight(plan, divisor, constant), slope, dtypes[1])
+
+
+def _error_piece(probs: Array, targets: Array, square: bool) -> Array:
+    """sum_j d_j**2 or sum_j p_j d_j over a piece, d = p - t."""
+    last = (probs.ndim - 1,)
+    with np.errstate(all="ignore"):
+        difference = probs.astype(np.float64) - targets
+        terms = difference * (difference if square else probs)
+        return _pair(*_sum(_matrix(terms, last)), probs.shape, last)
+
+
+def _half(total: Array, plan: Array, dtype: Any) -> Array:
+    halved = np.empty_like(total)
+    halved["high"], halved["low"] = total["high"] / 2, total["low"] / 2
+    return _loss_rows(halved, plan, dtype)
+
+
+def _error_gradient(
+    probs: Array, targets: Array, dot: Array, plan: Array, divisor: Any, constant: Any, dtype: Any
+) -> Array:
+    """weight p (d - p.d)."""
+    with np.errstate(all="ignore"):
+        slope = ((probs.astype(np.float64) - targets) - dot["high"]) - dot["low"]
+        return _spared(_weight(plan, divisor, constant), probs * slope, dtype)
+
+
+def _ones(x: Lazy, rows: tuple[int, ...], sample_weight: Lazy, dtype: Any) -> Lazy:
+    """The plan of a loss whose rows have nothing but a weight of their own."""
+    if sample_weight is None:
+        return da.ones(tuple(x.shape[a] for a in rows), chunks=tuple(x.chunks[a] for a in rows), dtype=_PLAN)
+    return _blocks(_weight_plan, rows, _PLAN, sample_weight, rows, dtype=dtype)
+
+
+def _weight_plan(sample_weight: Array, dtype: Any) -> Array:
+    result = np.ones(sample_weight.shape, _PLAN)
+    result["factor"] = sample_weight.astype(dtype)
+    return result
+
+
+class _Pieces:
+    """What the losses of rows in pieces share: the class numbers of the pieces, the plan of the rows."""
+
+    def __init__(self, loss: _Loss) -> None:
+        self.loss = loss
+        problem, rows = loss.problem, loss.rows
+        self.ids = da.arange(problem.classes, chunks=(loss.x.chunks[-1],))
+        if not loss.is_cross_entropy:
+            self.plan = _ones(loss.x, rows, loss.sample_weight, problem.dtype)
+            return
+        smoothing = float(loss.options["label_smoothing"])
+        base = float(problem.dtype.type(smoothing / max(problem.classes, 1)))
+        self.mix = base, float(problem.dtype.type(1 - smoothing)), loss.soft, not loss.soft and base == 0
+        self.shares = (loss.targets, loss.target_index, self.ids, loss.last, loss.class_weight, loss.last)
+        if loss.soft:
+            one = {loss.last[0]: 1}
+            parts = _blocks(_share_sum, loss.every, _PAIR, *self.shares, grid=one, mix=self.mix)
+            whole = _total(parts, loss.last[0])
+            weights = (whole, loss.every, loss.sample_weight, rows)
+            self.plan = _blocks(_soft_plan, rows, _PLAN, *weights, dtype=problem.dtype)
+            return
+        self.plan = _blocks(
+            _plan,
+            rows,
+            _PLAN,
+            loss.targets,
+            rows,
+            loss.whole_weight,
+            loss.last,
+            loss.sample_weight,
+            rows,
+            function=loss.function,
+            classes=problem.classes,
+            dtype=problem.dtype,
+            options=loss.options,
+        )
+
+    def row_sum(self, task: Any, *arrays: Any, **options: Any) -> Lazy:
+        """The sum of a task's pairs over the pieces of each row."""
+        (last,) = self.loss.last
+        return _total(_blocks(task, self.loss.every, _PAIR, *arrays, grid={last: 1}, **options), last)
+
+
+def _loss_in_pieces(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
+    pieces = _Pieces(loss)
+    problem, every, rows = loss.problem, loss.every, loss.rows
+    dtype = problem.result_dtype
+    given = (pieces.plan, rows, *loss.divided())
+    slope = None
+    if not loss.is_cross_entropy:
+        probs = _probs(loss.x, loss.last[0], problem.dtype)
+        pair = (probs, every, loss.targets, every)
+        total = pieces.row_sum(_error_piece, *pair, square=True)
+        losses = _blocks(_half, rows, dtype, total, every, pieces.plan, rows, dtype=dtype)
+        if gradient:
+            dot = pieces.row_sum(_error_piece, *pair, square=False)
+            options: dict[str, Any] = {"constant": loss.constant(), "dtype": dtype}
+            slope = loss.back(_blocks(_error_gradient, every, dtype, *pair, dot, every, *given, **options))
+        return loss.reduced(losses), slope
+    summaries = _summaries(loss.x, loss.last, problem.dtype)
+    arrays = (loss.x, every, summaries, every, *pieces.shares)
+    total = pieces.row_sum(_loss_piece, *arrays, mix=pieces.mix, dtype=problem.dtype)
+    losses = _blocks(_loss_rows, rows, dtype, total, every, pieces.plan, rows, dtype=dtype)
+    if gradient:
+        options = {"constant": loss.constant(), "mix": pieces.mix, "dtypes": (problem.dtype, dtype)}
+        slope = loss.back(_blocks(_gradient_piece, every, dtype, *arrays, *given, **options))
+    return loss.reduced(losses), slope
+
+
+# --- second derivatives ---------------------------------------------------------------------------------------
+
+
+def _curve(
+    x: Array,
+    targets: Array,
+    tangent: Any,
+    class_weight: Any,
+    sample_weight: Any,
+    divisor: Any,
+    function: str,
+    constant: Any,
+    options: dict[str, Any],
+) -> Any:
+    """Second derivatives of whole rows: those of the sum, divided."""
+    options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
+    if divisor is not None:
+        constant = float(divisor)
+    return _losses.curvature_rows(getattr(_losses, function), x, targets, tangent, -1, options, constant)
+
+
+def _scaled(value: Array, plan: Array, divisor: Any, constant: Any, dtype: Any) -> Array:
+    return _spared(plan["whole"][..., None] * _weight(plan, divisor, constant), value, dtype)
+
+
+def _variance(x: Array, summaries: Array, dtype: Any) -> Any:
+    """p (1 - p)."""
+    probs, greatest, lacking = _known(x, summaries, dtype)
+    with np.errstate(all="ignore"):
+        return probs * np.where(greatest, lacking, 1 - probs)
+
+
+def curvature(
+    function: str, logits: Any, targets: Any, tangent: Any, axis: int, reduction: str, out: Any, options: Any
+) -> Lazy:
+    """cross_entropy_hvp, cross_entropy_hessian_diag or cross_entropy_hessian."""
+    dense = function == "cross_entropy_hessian"
+    if tangent is not None and not isinstance(logits, da.Array) and isinstance(tangent, da.Array):
+        logits = _main(function, "logits", logits, tangent)
+    if dense and isinstance(logits, da.Array):
+        logits = logits.rechunk({_problem(function, logits, axis, name="logits").axes[0]: -1})
+    loss = _Loss(function, logits, targets, axis, reduction, options)
+    _refuse_out(function, out)
+    problem, every, rows = loss.problem, loss.every, loss.rows
+    if tangent is not None:
+        tangent = _array(function, "tangent", tangent)
+        problem.operand("tangent", _stand_in(tangent.shape, tangent.dtype))
+        tangent = da.moveaxis(tangent, loss.place, -1).rechunk(loss.x.chunks)
+    dtype = problem.result_dtype
+    if loss.uncut:
+        index = (*rows, *loss.last, loss.last[0] + 1) if dense else every
+        arrays = (loss.x, every, loss.targets, loss.target_index, tangent, every, loss.class_weight, loss.last)
+        result = _blocks(
+            _curve,
+            index,
+            dtype,
+            *arrays,
+            loss.sample_weight,
+            rows,
+            *loss.divided(),
+            grid={index[-1]: problem.classes} if dense else None,
+            function=function,
+            constant=loss.constant(),
+            options=loss.options,
+        )
+        return result if dense else loss.back(result)
+    pieces = _Pieces(loss)
+    if tangent is None:
+        summaries = _summaries(loss.x, loss.last, problem.dtype)
+        value = _blocks(_variance, every, np.float64, loss.x, every, summaries, every, dtype=problem.dtype)
+    else:
+        probs = _probs(loss.x, loss.last[0], problem.dtype)
+        dot = pieces.row_sum(_dot, probs, every, tangent, every, axis=loss.last[0])
+        simple = {"function": "softmax_jvp", "temperature": 1.0, "dtype": np.dtype(np.float64)}
+        value = _blocks(_combine, every, np.float64, probs, every, tangent, every, dot, every, **simple)
+    given = (value, every, pieces.plan, rows, *loss.divided())
+    return loss.back(_blocks(_scaled, every, dtype, *given, constant=loss.constant(), dtype=dtype))

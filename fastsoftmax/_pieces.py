@@ -1,0 +1,172 @@
+r"""Rows whose classes lie in several pieces, each in its own array, task or machine. NumPy and kernels only.
+
+Every piece is summed up (`summarize`), the summaries of a row are merged, in any order and grouping (`merge`), and
+from the merged one every piece finishes its own entries (`softmax`, `log_softmax`) and anybody what the row has
+only one of (`logsumexp`, `remainder`).
+
+A summary is the pair (max, sum) of the online softmax in a form that loses nothing. The greatest entries are only
+counted. The terms of all others are a sum in two numbers, in units of exp(c) 2**N, where c is a multiple of `STEP`
+and N a whole number (`kernels.elementary.reference`). So two summaries with the same c differ by a power of two;
+where their c are neighbours, by exp(-STEP) as well, which is known to twice the working precision; and where they
+lie further apart, one is nothing beside the other. A merge therefore errs by some u**2, however often it happens,
+and the results keep the bounds that they have for a row in one piece.
+
+References
+----------
+M. Milakov, N. Gimelshein, Online normalizer calculation for softmax, 2018, arXiv:1805.02867.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastsoftmax import kernels
+from fastsoftmax._arrays import Array, Problem
+from fastsoftmax._parallel import run
+
+Beta = tuple[Any, Any] | None
+
+FIELDS = ("m", "shift", "bias", "top", "top_low", "ties", "rest", "rest_low")
+# By dtype: the distance of references (kernels.elementary), exp of minus that as (high + low) * 2**exponent, and
+# what splits a number into halves whose products are exact.
+_STEPS: dict[str, tuple[float, float, float, int, float]] = {
+    "f": (256.0, 0.7955748438835144, -1.7365476168151872e-08, -369, 2.0**12 + 1),
+    "d": (2048.0, 0.6419604215159698, -3.568337570005182e-17, -2954, 2.0**27 + 1),
+}
+
+
+def summary_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of the summaries of pieces of this dtype (float32 or float64)."""
+    return np.dtype([(field, dtype) for field in FIELDS])
+
+
+def _block(matrix: Array) -> tuple[Problem, Array]:
+    problem = Problem("piece", matrix, -1)
+    return problem, problem.block()
+
+
+def summarize(matrix: Array, beta: Beta = None) -> Array:
+    """One summary for each row of a matrix; beta is 1/T as a pair, or None."""
+    problem, x = _block(matrix)
+    numbers = np.empty((len(FIELDS), problem.rows), problem.dtype)
+    run(kernels.pieces.summary, problem.rows, x.size, problem.room(1), x, numbers, beta)
+    result = np.empty(problem.rows, summary_dtype(problem.dtype))
+    for field, values in zip(FIELDS, numbers, strict=True):
+        result[field] = values
+    return result
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """``a + b`` and its rounding error, exactly (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def two_product(a: Array, b: Any, splitter: float) -> tuple[Array, Array]:
+    """``a * b`` and its rounding error, exactly (Dekker)."""
+    product = a * b
+    halves = []
+    for value in (a, b):
+        scaled = value * value.dtype.type(splitter)
+        high = scaled - (scaled - value)
+        halves.append((high, value - high))
+    (a_high, a_low), (b_high, b_low) = halves
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def pair_sum(high: Array, low: Array) -> tuple[Array, Array]:
+    """The sum along the last axis as a pair, to some u**2 of the sum of the absolute values."""
+    while high.shape[-1] > 1:
+        half = high.shape[-1] // 2
+        total, error = two_sum(high[..., :half], high[..., half : 2 * half])
+        error += low[..., :half] + low[..., half : 2 * half]
+        if high.shape[-1] % 2:
+            total = np.concatenate([total, high[..., -1:]], axis=-1)
+            error = np.concatenate([error, low[..., -1:]], axis=-1)
+        high, low = total, error
+    if high.shape[-1] == 0:
+        nothing = np.zeros(high.shape[:-1], high.dtype)
+        return nothing, nothing
+    high, low = high[..., 0], low[..., 0]
+    return high, np.where(np.isfinite(high), low, 0)  # inf stays inf, though its error is nan
+
+
+def _whole(part: Array, splitter: float) -> tuple[Array, Array]:
+    """The sum of all terms of each piece, the greatest too, as a pair."""
+    product, error = two_product(part["ties"], part["top"], splitter)
+    high, rest = two_sum(part["rest"], product)
+    return high, rest + (part["rest_low"] + (part["ties"] * part["top_low"] + error))
+
+
+def merge(parts: Array) -> Array:
+    """The summaries of whole rows, from those of their pieces along the last axis."""
+    dtype = parts.dtype["m"]
+    step, factor, factor_low, exponent, splitter = _STEPS[dtype.char]
+    lead = np.take_along_axis(parts, np.argmax(parts["m"], axis=-1)[..., None], -1)
+    result: Array = lead[..., 0].copy()
+    with np.errstate(all="ignore"):
+        greatest = parts["m"] == lead["m"]
+        high, low = _whole(parts, splitter)
+        empty = parts["m"] == -np.inf  # nothing but -inf: no term, unless there is a NaN, which is in rest
+        high = np.where(empty, parts["rest"], high)
+        low = np.where(empty, parts["rest_low"], low)
+        apart = np.abs(lead["shift"] - parts["shift"]) / dtype.type(step)
+        powers = np.where(np.isfinite(parts["bias"]), lead["bias"] - parts["bias"], 0)
+        product, error = two_product(high, np.full(1, factor, dtype), splitter)
+        error += high * dtype.type(factor_low) + low * dtype.type(factor)
+        powers = np.where(apart == 1, powers + exponent, powers).astype(np.int32)
+        nothing = high * 0  # or NaN
+        near, next_to = apart == 0, apart == 1
+        high = np.where(near, high, np.where(next_to, product, nothing))
+        low = np.where(near, low, np.where(next_to, error, nothing))
+        high, low = np.ldexp(high, powers), np.ldexp(low, powers)
+        high = np.where(greatest | empty, parts["rest"], high)
+        low = np.where(greatest | empty, parts["rest_low"], low)
+        result["ties"] = np.where(greatest, parts["ties"], 0).sum(axis=-1)
+        high, low = pair_sum(high, low)
+        result["rest"], result["rest_low"] = two_sum(high, low)
+    return result
+
+
+def _given(summaries: Array) -> Array:
+    return np.stack([summaries[field] for field in ("m", "ties", "rest", "rest_low")])
+
+
+def _finished(kernel: str, matrix: Array, summaries: Array, beta: Beta) -> Array:
+    problem, x = _block(matrix)
+    output = problem.output(None)
+    compiled = getattr(kernels.pieces, kernel)
+    given = _given(summaries)
+    run(compiled, problem.rows, x.size, problem.room(1), x, output.block, given, beta)
+    result: Array = output.result
+    return result
+
+
+def softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
+    """Probabilities of one piece (rows, classes), from the merged summary of each row."""
+    return _finished("softmax", matrix, summaries, beta)
+
+
+def log_softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
+    """Their logarithms."""
+    return _finished("log_softmax", matrix, summaries, beta)
+
+
+def _totals(summaries: Array) -> Array:
+    problem, m = _block(np.ascontiguousarray(summaries["m"])[:, None])
+    rows = np.empty((2, problem.rows), problem.dtype)
+    run(kernels.pieces.totals, problem.rows, problem.rows, problem.room(1), m, rows, _given(summaries))
+    return rows
+
+
+def logsumexp(summaries: Array) -> Array:
+    """The log-sum-exp of each row, from its merged summary."""
+    values: Array = _totals(summaries)[0]
+    return values
+
+
+def remainder(summaries: Array) -> Array:
+    """1 - p of the greatest entry of each row, accurate where p is close to 1."""
+    values: Array = _totals(summaries)[1]
+    return values

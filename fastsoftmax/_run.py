@@ -1,0 +1,701 @@
+"""``fastsoftmax run``: a public function over files, larger than memory or not, in blocks of a few megabytes.
+
+While one block is computed, the next one is read and the last one written, each into memory that is used again.
+Where a block is one stretch of the file, it is read and written, not mapped, so that the process never holds more
+than its blocks. Where it is not (the classes come first, or the orders of two files differ), a mapping is used,
+and its pages are given back after every block.
+
+A result is written beside its target, under another name that ends in ``.part``, and renamed when all of them are
+complete. Whatever happens before that, the target is as it was.
+"""
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fastsoftmax
+from fastsoftmax import _files, _losses
+from fastsoftmax._arrays import Array, Problem, real_array
+from fastsoftmax._files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source, Target, ZarrTarget
+from fastsoftmax._parallel import threads
+
+BLOCK_BYTES = 1 << 24
+TASK_BYTES = 1 << 26  # of a block that a Dask worker is given
+
+
+class Terminated(BaseException):
+    """A signal asked the process to end."""
+
+
+# --- which functions there are ------------------------------------------------------------------------------
+
+_WEIGHTS = ("class_weight", "sample_weight", "ignore_index", "label_smoothing", "reduction")
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a function takes beside the logits, and the shape of what it gives: of x, of its rows, or K by K."""
+
+    operands: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    result: str = "x"
+
+    @property
+    def is_loss(self) -> bool:
+        return self.result == "loss"
+
+
+FUNCTIONS = {
+    "softmax": Function((), ("where", "temperature")),
+    "log-softmax": Function((), ("where", "temperature")),
+    "logsumexp": Function((), ("where",), "rows"),
+    "softmax-jacobian": Function((), ("temperature", "from_probs"), "square"),
+    "softmax-jvp": Function(("tangent",), ("temperature", "from_probs")),
+    "softmax-vjp": Function(("cotangent",), ("temperature", "from_probs")),
+    "log-softmax-jacobian": Function((), ("temperature",), "square"),
+    "log-softmax-jvp": Function(("tangent",), ("temperature",)),
+    "log-softmax-vjp": Function(("cotangent",), ("temperature",)),
+    "cross-entropy": Function(("targets",), (*_WEIGHTS, "grad"), "loss"),
+    "cross-entropy-hvp": Function(("targets", "tangent"), _WEIGHTS),
+    "cross-entropy-hessian-diag": Function(("targets",), _WEIGHTS),
+    "cross-entropy-hessian": Function(("targets",), _WEIGHTS, "square"),
+    "squared-error": Function(("targets",), ("sample_weight", "reduction", "grad"), "loss"),
+}
+FILES = ("tangent", "cotangent", "targets", "class_weight", "sample_weight", "where")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# --- blocks -------------------------------------------------------------------------------------------------
+
+
+def boxes(
+    shape: tuple[int, ...],
+    itemsize: int,
+    keep: int,
+    limit: int,
+    fortran: bool = False,
+    chunks: tuple[int, ...] | None = None,
+) -> tuple[int, ...]:
+    """The extent of boxes of about `limit` bytes that cut the array across its slowest axes, but never `keep`.
+
+    Where the array is stored in chunks, the boxes are made of whole ones.
+    """
+    sizes = [max(1, n) for n in shape]
+    axes = [a for a in range(len(shape)) if a != keep]
+    for axis in reversed(axes) if fortran else axes:
+        total = math.prod(sizes) * itemsize
+        if total <= limit:
+            break
+        rest = total // sizes[axis]
+        count = max(1, limit // rest)
+        if chunks is not None:
+            count = max(chunks[axis], count // chunks[axis] * chunks[axis])
+        sizes[axis] = min(count, sizes[axis])
+    return tuple(sizes)
+
+
+def cover(shape: tuple[int, ...], extent: tuple[int, ...], fortran: bool = False) -> Iterator[Box]:
+    """The boxes of this extent that an array consists of, in the order of its memory."""
+    ranges = [
+        [slice(start, min(start + step, n)) for start in range(0, n, step)]
+        for n, step in zip(shape, extent, strict=True)
+    ]
+    if fortran:
+        for box in product(*reversed(ranges)):
+            yield box[::-1]
+    else:
+        yield from product(*ranges)
+
+
+# --- progress -----------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A bar with a rate on a terminal: rich's if it is installed, else a line. Nothing where nobody looks."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+        self.begin = time.perf_counter()
+        self.rich: Any = None
+        self.task: Any = None
+        self.shown = 0.0
+        self.visible = sys.stderr.isatty()
+        if self.visible:
+            try:
+                from rich import progress
+                from rich.console import Console
+            except ModuleNotFoundError:
+                return
+            columns = (
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.DownloadColumn(),
+                progress.TransferSpeedColumn(),
+                progress.TimeRemainingColumn(),
+            )
+            self.rich = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+            self.task = self.rich.add_task(label, total=total)
+            self.rich.start()
+
+    @property
+    def rate(self) -> float:
+        return self.done / max(time.perf_counter() - self.begin, 1e-9)
+
+    def advance(self, size: int) -> None:
+        self.done += size
+        if self.rich is not None:
+            self.rich.advance(self.task, size)
+        elif self.visible and time.perf_counter() - self.shown > 0.2:
+            self.shown = time.perf_counter()
+            line = f"\r{self.label} {self.done / max(self.total, 1):4.0%} {_files.in_words(self.rate)}/s "
+            print(line, end="", file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        if self.rich is not None:
+            self.rich.stop()
+        elif self.visible:
+            print("\r" + " " * 60 + "\r", end="", file=sys.stderr, flush=True)
+
+    def summary(self) -> str:
+        seconds = time.perf_counter() - self.begin
+        return f"{_files.in_words(self.done)} in {seconds:.1f} s, {_files.in_words(self.rate)}/s"
+
+
+# --- the job ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """A run whose arguments have been checked: what is read, what is computed, what is written."""
+
+    name: str
+    function: Function
+    x: Source
+    axis: int
+    problem: Problem
+    given: dict[str, Any]
+    operands: dict[str, Source] = field(default_factory=dict)
+    class_weight: Array | None = None
+    targets: dict[str, Target] = field(default_factory=dict)
+    reduction: str = "mean"
+
+    @property
+    def python_name(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def soft(self) -> bool:
+        return "targets" in self.operands and self.operands["targets"].ndim == self.x.ndim
+
+    def per_row(self, name: str) -> bool:
+        """Whether an operand has one number for each row."""
+        return self.operands[name].ndim < self.x.ndim
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        names = ("ignore_index", "label_smoothing")
+        return {name: self.given[name] for name in names if name in self.function.options}
+
+    def place(self, box: Box, rows: bool) -> Box:
+        return _files.rows_of(box, self.axis) if rows else box
+
+    def square(self, box: Box) -> Box:
+        """Where the Jacobians of a box go."""
+        whole = slice(0, self.problem.classes)
+        return (*_files.rows_of(box, self.axis), whole, whole)
+
+
+def _choose(arguments: Any) -> tuple[Function, dict[str, Any]]:
+    """The function, and the options that it takes; RunError for any other that was given."""
+    function = FUNCTIONS[arguments.function]
+    taken = {*function.operands, *function.options}
+    given = {}
+    for name, default in DEFAULTS.items():
+        value = getattr(arguments, name)
+        if name in taken:
+            given[name] = default if value is None else value
+        elif value is not None and value is not False:
+            raise RunError(f"{arguments.function} takes no {_flag(name)}")
+    for name in function.operands:
+        if given[name] is None:
+            raise RunError(f"{arguments.function} needs {_flag(name)} FILE")
+    return function, given
+
+
+DEFAULTS: dict[str, Any] = {
+    "tangent": None,
+    "cotangent": None,
+    "targets": None,
+    "class_weight": None,
+    "sample_weight": None,
+    "ignore_index": None,
+    "label_smoothing": 0.0,
+    "reduction": "mean",
+    "grad": None,
+    "where": None,
+    "temperature": 1.0,
+    "from_probs": False,
+}
+
+
+def _check_names(arguments: Any, function: Function, given: dict[str, Any]) -> dict[str, Path]:
+    """Which results go where."""
+    results: dict[str, Path] = {}
+    if function.is_loss:
+        if arguments.output is not None and given["reduction"] != "none":
+            raise RunError("the loss is printed; with --reduction none, one for each row goes to --output")
+        if given["reduction"] == "none" and arguments.output is None and given["grad"] is None:
+            raise RunError("--reduction none needs --output FILE")
+    elif arguments.output is None:
+        raise RunError(f"{arguments.function} needs --output FILE")
+    if arguments.output is not None:
+        results["output"] = arguments.output
+    if given.get("grad") is not None:
+        results["grad"] = given["grad"]
+    if len({path.absolute() for path in results.values()}) != len(results):
+        raise RunError("--output and --grad are the same file")
+    for path in results.values():
+        if path.exists() and not arguments.force:
+            raise RunError(f"{path} exists; --force overwrites it")
+        if path.is_dir() and not (
+            path.suffix == ".zarr" or any(path.glob("zarr.json")) or any(path.glob(".zarray"))
+        ):
+            raise RunError(f"{path} is a directory")
+        parent = path.absolute().parent
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise RunError(f"{parent} is no directory that can be written to")
+        for part in _files.left_behind(path):
+            print(f"fastsoftmax run: {part} is left from a run that was killed; remove it", file=sys.stderr)
+    return results
+
+
+def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise RunError(f"{_flag(name)} has shape {shape}, expected {expected}")
+
+
+def _job(arguments: Any, function: Function, given: dict[str, Any]) -> Job:
+    """Everything that can be known from headers and options."""
+    name = arguments.function.replace("-", "_")
+    x = _files.source(arguments.input)
+    try:
+        stand_in = np.broadcast_to(np.zeros((), x.dtype), x.shape)
+        problem = Problem(name, stand_in, arguments.axis, name="logits" if "targets" in function.operands else "x")
+        (axis,) = problem.axes
+        job = Job(arguments.function, function, x, axis, problem, given, reduction=given.get("reduction", "mean"))
+        for key in FILES:
+            if given.get(key) is None:
+                continue
+            operand = _files.source(given[key])
+            if key == "class_weight":
+                _check_shape(key, operand.shape, (problem.classes,))
+                job.class_weight = real_array(name, key, operand[...])
+                continue
+            job.operands[key] = operand
+            empty = np.broadcast_to(np.zeros((), operand.dtype), operand.shape)
+            if key == "where":
+                problem.masked(empty)
+                _check_shape(key, operand.shape, x.shape)
+            elif key == "sample_weight":
+                real_array(name, key, empty)
+                _check_shape(key, operand.shape, problem.row_shape)
+            elif key == "targets" and name.startswith("cross_entropy"):
+                _losses.check_kind(problem, real_array(name, key, empty), given["ignore_index"])
+            elif key == "targets":
+                problem.target_like(key, empty)
+            else:
+                problem.operand(key, empty)
+        _try_options(job)
+    except (ValueError, TypeError) as error:  # AxisError is a ValueError
+        raise RunError(str(error)) from None
+    return job
+
+
+def _try_options(job: Job) -> None:
+    """Let the function itself look at the options, on an array without rows."""
+    x = np.zeros((0, max(job.problem.classes, 1)), job.problem.dtype)
+    operands: dict[str, Any] = {}
+    for key in job.function.operands:
+        rows = key == "targets" and not job.soft
+        operands[key] = np.zeros(0, np.intp) if rows else x
+    options = {
+        key: job.given[key]
+        for key in ("temperature", "from_probs", "ignore_index", "label_smoothing", "reduction")
+        if key in job.function.options
+    }
+    getattr(fastsoftmax, job.python_name)(x, **operands, **options)
+
+
+def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], stack: ExitStack) -> None:
+    """The files that the results go to, under their temporary names; discarded unless all is well in the end."""
+    problem = job.problem
+    dtype = problem.result_dtype
+    rows = _files.rows_of(tuple(slice(0, n) for n in extent), job.axis)
+    for key, path in results.items():
+        if key == "output" and job.function.result in ("rows", "loss"):
+            shape, chunks = problem.row_shape, _files.extent_of(rows)
+        elif key == "output" and job.function.result == "square":
+            shape = (*problem.row_shape, problem.classes, problem.classes)
+            chunks = (*_files.extent_of(rows), problem.classes, problem.classes)
+        else:
+            shape, chunks = problem.shape, extent
+        fortran = job.x.fortran and job.function.result != "square"
+        try:
+            if _files.is_zarr(path):
+                target: Target = ZarrTarget(path, shape, dtype, chunks)
+            else:
+                target = _new_file(path, shape, dtype, fortran)
+        except OSError as error:
+            size = _files.in_words(math.prod(shape) * dtype.itemsize)
+            raise RunError(f"{path} needs {size}: {error.strerror}", BROKEN) from None
+        stack.callback(target.discard)
+        job.targets[key] = target
+
+
+def _new_file(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool) -> NpyTarget:
+    try:
+        return NpyTarget(path, shape, dtype, fortran)
+    except BaseException:
+        _files.beside(path.absolute()).unlink(missing_ok=True)
+        raise
+
+
+class Rooms:
+    """Memory for blocks, used again and again: enough for one that is read, one computed, one written."""
+
+    def __init__(self, sizes: dict[str, int]) -> None:
+        self.free = [{name: np.empty(size, np.uint8) for name, size in sizes.items()} for _ in range(3)]
+        self.turn = 0
+
+    def next(self) -> dict[str, Array]:
+        self.turn += 1
+        return self.free[self.turn % len(self.free)]
+
+
+def _read(job: Job, box: Box, room: dict[str, Array]) -> dict[str, Array]:
+    result = {"x": job.x.read(box, room["x"])}
+    for name, operand in job.operands.items():
+        result[name] = operand.read(job.place(box, job.per_row(name)), room[name])
+    return result
+
+
+class Local:
+    """The job in this process."""
+
+    def __init__(self, job: Job, extent: tuple[int, ...]) -> None:
+        self.job = job
+        self.extent = extent
+        self.boxes = list(cover(job.x.shape, extent, job.x.fortran))
+        self.totals: list[float] = []
+        self.divisor: float | None = None
+        self.dtype_kept = job.x.dtype == job.problem.result_dtype and job.x.dtype.isnative
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Before the logits, the targets: whether all labels are valid, and what the mean divides by."""
+        job = self.job
+        if "targets" not in job.operands:
+            return
+        mean = job.reduction == "mean"
+        if job.soft:
+            if mean:
+                self.divisor = float(job.problem.rows)
+                if not job.python_name.startswith("cross_entropy") and "sample_weight" in job.operands:
+                    weights = job.operands["sample_weight"]
+                    boxes_ = cover(job.problem.row_shape, _files.rows_of(self.extent, job.axis))
+                    dtype = job.problem.dtype
+                    self.divisor = math.fsum(float(weights[b].astype(dtype).sum(dtype=np.float64)) for b in boxes_)
+            return
+        counts = []
+        labels = job.operands["targets"]
+        weights_ = job.operands.get("sample_weight")
+        ignored = job.given["ignore_index"]
+        for box in cover(job.problem.row_shape, _files.rows_of(self.extent, job.axis)):
+            part = labels[box]
+            origin = tuple(s.start for s in box)
+            try:
+                _losses.check_labels(job.python_name, part, job.problem.classes, ignored, origin)
+            except IndexError as error:
+                raise RunError(str(error)) from None
+            if mean:
+                options = {
+                    **job.loss_options,
+                    "class_weight": job.class_weight,
+                    "sample_weight": None if weights_ is None else weights_[box],
+                }
+                classes, dtype = job.problem.classes, job.problem.dtype
+                counts.append(_losses.counted(job.python_name, part, classes, dtype, options))
+        if mean:
+            self.divisor = math.fsum(counts)
+
+    def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        """The results of a block by the target that they go to, with their places in it."""
+        job = self.job
+        x = block.pop("x")
+        given = job.given
+        if job.function.is_loss:
+            return self._loss(box, x, block)
+        rows = job.function.result == "rows"
+        if job.name.startswith("cross-entropy"):
+            options = {**job.loss_options, "class_weight": job.class_weight}
+            options["sample_weight"] = block.get("sample_weight")
+            call = getattr(_losses, job.python_name)
+            tangent = block.get("tangent")
+            value = _losses.curvature_rows(call, x, block["targets"], tangent, job.axis, options, self.divisor)
+        else:
+            options = {key: given[key] for key in ("temperature", "from_probs") if key in job.function.options}
+            out = x if job.function.result == "x" and self.dtype_kept else None
+            value = getattr(fastsoftmax, job.python_name)(x, axis=job.axis, out=out, **block, **options)
+        place = job.square(box) if job.function.result == "square" else job.place(box, rows)
+        return {"output": (place, np.asarray(value))}
+
+    def _loss(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        job = self.job
+        gradient = "grad" in job.targets
+        out = x if gradient and self.dtype_kept else None
+        weights = block.get("sample_weight")
+        if job.name == "cross-entropy":
+            options = {**job.loss_options, "class_weight": job.class_weight, "sample_weight": weights}
+            _, rows, slope, _ = _losses.cross_entropy_rows(
+                "cross_entropy", x, block["targets"], job.axis, job.reduction, out, gradient, options, self.divisor
+            )
+        else:
+            _, rows, slope, _ = _losses.squared_error_rows(
+                "squared_error", x, block["targets"], job.axis, weights, job.reduction, out, gradient, self.divisor
+            )
+        self.totals.append(float(np.sum(rows, dtype=np.float64)))
+        results = {}
+        if "output" in job.targets:
+            results["output"] = (_files.rows_of(box, job.axis), np.asarray(rows))
+        if gradient:
+            results["grad"] = (box, slope)
+        return results
+
+    def loss(self) -> float | None:
+        """The loss of the whole file, rounded to its dtype; None if there is one for each row."""
+        if not self.job.function.is_loss or self.job.reduction == "none":
+            return None
+        total = math.fsum(self.totals) if all(map(math.isfinite, self.totals)) else sum(self.totals)
+        with np.errstate(all="ignore"):
+            value = np.float64(total) if self.divisor is None else np.divide(total, self.divisor)
+            return float(self.job.problem.result_dtype.type(value))
+
+    def run(self, progress: Progress) -> None:
+        job = self.job
+        sizes = {"x": math.prod(self.extent) * job.x.dtype.itemsize}
+        rows = math.prod(_files.rows_of(self.extent, job.axis))
+        for name, operand in job.operands.items():
+            sizes[name] = (rows if job.per_row(name) else math.prod(self.extent)) * operand.dtype.itemsize
+        rooms = Rooms(sizes)
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            written: Future[None] | None = None
+            upcoming = None
+            if self.boxes:
+                upcoming = reader.submit(_read, job, self.boxes[0], rooms.next())
+            for n, box in enumerate(self.boxes):
+                assert upcoming is not None
+                block = upcoming.result()
+                if n + 1 < len(self.boxes):
+                    upcoming = reader.submit(_read, job, self.boxes[n + 1], rooms.next())
+                results = self.compute(box, block)
+                if written is not None:
+                    written.result()  # also frees the memory that the block after the next is read into
+                written = writer.submit(_write, job, results)
+                progress.advance(math.prod(_files.extent_of(box)) * job.x.dtype.itemsize)
+            if written is not None:
+                written.result()
+
+
+def _write(job: Job, results: dict[str, tuple[Box, Array]]) -> None:
+    for name, (box, block) in results.items():
+        job.targets[name].write(box, block)
+
+
+# --- on a Dask cluster --------------------------------------------------------------------------------------
+
+
+def _store(block: Array, target: Any, block_info: Any = None) -> Array:
+    """Write a block where it belongs; on a worker."""
+    box = tuple(slice(start, stop) for start, stop in block_info[0]["array-location"])
+    if block.size:
+        target[box] = block
+    return np.ones((1,) * block.ndim, bool)
+
+
+class Distributed:
+    """The job on the workers of a Dask scheduler, which see the same files."""
+
+    def __init__(self, job: Job, extent: tuple[int, ...], address: str) -> None:
+        try:
+            import dask.array
+            import distributed
+        except ModuleNotFoundError:
+            raise RunError("--scheduler needs Dask: pip install 'fastsoftmax[dask]'") from None
+        self.job, self.extent, self.da, self.distributed = job, extent, dask.array, distributed
+        self.value: float | None = None
+        self.results: Sequence[Any] = ()
+        try:
+            self.client = distributed.Client(address, timeout=10)
+        except (OSError, ValueError) as error:
+            raise RunError(f"no Dask scheduler answers at {address}: {error}") from None
+        if not self.client.scheduler_info()["workers"]:
+            self.client.close()
+            raise RunError(f"the Dask scheduler at {address} has no workers: dask worker {address}")
+
+    def _lazy(self, array: Source, extent: tuple[int, ...]) -> Any:
+        chunks = tuple(min(n, max(1, size)) or 1 for n, size in zip(extent, array.shape, strict=True))
+        meta = np.empty((0,) * array.ndim, array.dtype)
+        name = f"fastsoftmax-{array.path.name}-{os.getpid()}-{time.time_ns()}"
+        return self.da.from_array(array, chunks=chunks, name=name, meta=meta, inline_array=True)
+
+    def run(self, progress: Progress) -> None:
+        job, extent = self.job, self.extent
+        rows = _files.rows_of(extent, job.axis)
+        x = self._lazy(job.x, extent)
+        operands = {
+            name: self._lazy(operand, rows if job.per_row(name) else extent)
+            for name, operand in job.operands.items()
+        }
+        skipped = {"grad", *FILES}
+        options = {key: job.given[key] for key in job.function.options if key not in skipped}
+        if job.class_weight is not None:
+            options["class_weight"] = job.class_weight
+        name = job.python_name
+        if "grad" in job.targets:
+            name += "_with_grad"
+        result = getattr(fastsoftmax, name)(x, axis=job.axis, **operands, **options)
+        lazy = dict(zip(("loss", "grad"), result, strict=True)) if "grad" in job.targets else {"loss": result}
+        if not job.function.is_loss or job.reduction == "none":
+            lazy["output"] = lazy.pop("loss")
+        parts = []
+        for key, array in lazy.items():
+            if key == "loss":
+                parts.append(array)
+            elif key in job.targets:
+                parts.extend(self._stored(array, job.targets[key]).to_delayed().ravel())
+        self._wait(parts, progress)
+        if "loss" in lazy:
+            self.value = float(self.results[0])
+
+    def _stored(self, array: Any, target: Target) -> Any:
+        return array.map_blocks(
+            partial(_store, target=target),
+            chunks=tuple((1,) * n for n in array.numblocks),
+            dtype=bool,
+            meta=np.empty((0,) * array.ndim, bool),
+        )
+
+    def _wait(self, parts: Sequence[Any], progress: Progress) -> None:
+        futures = self.client.compute(list(parts))
+        try:
+            share = self.job.problem.x.nbytes // max(len(futures), 1)
+            for _ in self.distributed.as_completed(futures):
+                progress.advance(share)
+            self.results = self.client.gather(futures)
+        except BaseException:
+            self.client.cancel(futures, force=True)
+            raise
+
+    def loss(self) -> float | None:
+        return self.value
+
+    def close(self) -> None:
+        self.client.close()
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP as exceptions, so that what was begun is removed."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Terminated(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # where Python allows no handlers
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(arguments: Any, results: dict[str, Path], function: Function, given: dict[str, Any]) -> None:
+    job = _job(arguments, function, given)
+    limit = BLOCK_BYTES if arguments.scheduler is None else TASK_BYTES
+    if function.result == "square":
+        limit //= max(job.problem.classes, 1)
+    itemsize = max(job.x.dtype.itemsize, job.problem.dtype.itemsize)
+    extent = boxes(job.x.shape, itemsize, job.axis, limit, job.x.fortran, job.x.chunks)
+    with ExitStack() as stack:
+        stack.callback(job.x.close)
+        for operand in job.operands.values():
+            stack.callback(operand.close)
+        if arguments.scheduler is None:
+            worker: Local | Distributed = Local(job, extent)
+        else:
+            worker = Distributed(job, extent, arguments.scheduler)
+            stack.callback(worker.close)
+        _open_targets(job, results, extent, stack)
+        progress = Progress(job.name, job.problem.x.nbytes)
+        try:
+            with threads(arguments.threads or os.cpu_count() or 1):
+                worker.run(progress)
+        finally:
+            progress.stop()
+        for target in job.targets.values():
+            if target.path.exists() and not arguments.force:
+                raise RunError(f"{target.path} came into being meanwhile; --force overwrites it", BROKEN)
+            target.commit()
+        loss = worker.loss()
+        if loss is not None:
+            print(job.problem.result_dtype.type(loss))
+        names = ", ".join(str(path) for path in results.values())
+        print(f"{job.name}: {progress.summary()}{' -> ' * bool(names)}{names}", file=sys.stderr)
+
+
+def run(arguments: Any) -> int:
+    """The command with these parsed arguments; its exit status, as `fastsoftmax.cli` explains it."""
+    results: dict[str, Path] = {}
+    try:
+        with _ended_by_signals():
+            if arguments.threads is not None and arguments.threads < 1:
+                raise RunError(f"--threads must be at least 1, got {arguments.threads}")
+            function, given = _choose(arguments)
+            results = _check_names(arguments, function, given)
+            _run(arguments, results, function, given)
+            return 0
+    except RunError as stop:
+        reason, status = str(stop), stop.status
+    except KeyboardInterrupt:
+        reason, status = "interrupted", 130
+    except Terminated as terminated:
+        reason, status = "terminated", 128 + int(terminated.args[0])
+    except OSError as error:
+        reason, status = error.strerror or str(error), BROKEN
+    except (ValueError, TypeError, IndexError) as error:
+        reason, status = str(error), BROKEN
+    if status != REFUSED and results:
+        reason += f"; {', '.join(str(path) for path in results.values())} not written"
+    print(f"fastsoftmax run: {reason}", file=sys.stderr)
+    return status

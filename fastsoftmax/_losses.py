@@ -1,35 +1,18 @@
 """cross_entropy and squared_error, with their gradients and Hessians."""
 
-from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import Array, Problem, as_pair, named, number, real_array
+from fastsoftmax._arrays import Array, Problem, named, number, real_array
 from fastsoftmax._parallel import run
-
-_REDUCTIONS = ("mean", "sum", "none")
-
-
-def _check_reduction(function: str, reduction: Any) -> None:
-    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
-        raise ValueError(f"{named(function, 'reduction')} must be one of {_REDUCTIONS}, got {reduction!r}")
-
+from fastsoftmax._reductions import check_reduction, gradient_scale, ignored_index, reduced, weight_array
 
 def _all_below(labels: Array, classes: int) -> bool:
     """Whether all labels are from 0 to classes - 1; a negative one is a large one to a reader without signs."""
     unsigned = labels.dtype.str.replace("i", "u")
     return int(labels.view(unsigned).max()) < classes
-
-
-@lru_cache(maxsize=64)
-def _inverse(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """1/divisor as a pair; nan for 0, which nothing is divided by but rows that count for nothing."""
-    if divisor == 0 or not np.isfinite(divisor):
-        return dtype.type(np.nan), dtype.type(0)
-    return as_pair(1 / Fraction(divisor), dtype)
 
 
 def _check_targets(problem: Problem, targets: Any, ignore_index: Any) -> tuple[Array, Array | None]:
@@ -52,13 +35,8 @@ def _check_targets(problem: Problem, targets: Any, ignore_index: Any) -> tuple[A
         raise TypeError(
             f"{prefix} of shape {array.shape} are class indices and have dtype {array.dtype}, expected integers"
         )
-    ignored = None
-    if ignore_index is not None:
-        if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
-            raise TypeError(
-                f"{named(problem.function, 'ignore_index')} must be an integer or None, got {ignore_index!r}"
-            )
-        ignored = np.equal(array, int(ignore_index))
+    spared = ignored_index(problem.function, ignore_index)
+    ignored = None if spared is None else np.equal(array, spared)
     if array.size and not _all_below(array, problem.classes):
         wrong = np.less(array, 0) | np.greater_equal(array, problem.classes)
         if ignored is not None:
@@ -70,16 +48,6 @@ def _check_targets(problem: Problem, targets: Any, ignore_index: Any) -> tuple[A
                 f"{prefix}[{where}] is {array[place]}, expected a label from 0 to {problem.classes - 1}"
             )
     return array, ignored
-
-
-def _weights(problem: Problem, name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
-    """An array of weights of this shape in the dtype of the computation, or None."""
-    if value is None:
-        return None
-    array = real_array(problem.function, name, value)
-    if array.shape != shape:
-        raise ValueError(f"{named(problem.function, name)} has shape {array.shape}, expected {shape}")
-    return array.astype(problem.dtype)
 
 
 class _Targets:
@@ -94,7 +62,7 @@ class _Targets:
 
     def __init__(self, problem: Problem, targets: Any, reduction: str, options: dict[str, Any]) -> None:
         function = problem.function
-        _check_reduction(function, reduction)
+        check_reduction(function, reduction)
         self.problem = problem
         self.array, ignored = _check_targets(problem, targets, options.get("ignore_index"))
         self.soft = self.array.ndim == len(problem.shape)
@@ -103,8 +71,8 @@ class _Targets:
             raise ValueError(f"{named(function, 'label_smoothing')} must be at most 1, got {smoothing!r}")
         self.base = problem.dtype.type(smoothing / max(problem.classes, 1))
         self.gain = problem.dtype.type(1 - smoothing)
-        self.class_weights = _weights(problem, "class_weight", options.get("class_weight"), (problem.classes,))
-        rows = _weights(problem, "sample_weight", options.get("sample_weight"), problem.row_shape)
+        self.class_weights = weight_array(problem, "class_weight", options.get("class_weight"), (problem.classes,))
+        rows = weight_array(problem, "sample_weight", options.get("sample_weight"), problem.row_shape)
         self.divisor: float = problem.rows
         self.row_weights = rows
         if self.soft:
@@ -155,20 +123,6 @@ class _Targets:
         return shares
 
 
-def _reduce(problem: Problem, rows: Any, reduction: str, divisor: float) -> Any:
-    """The loss as the user wants it, from an array with one number for each row."""
-    if reduction == "none":
-        return rows
-    total = np.sum(rows, dtype=np.float64)
-    with np.errstate(all="ignore"):
-        value = total if reduction == "sum" else np.divide(total, divisor)
-        return problem.result_dtype.type(value)
-
-
-def _scale(targets_divisor: float, reduction: str, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    return _inverse(targets_divisor if reduction == "mean" else 1, dtype)
-
-
 def _cross_entropy(
     function: str,
     logits: Any,
@@ -189,7 +143,7 @@ def _cross_entropy(
     output = problem.output(out) if gradient else None
     rows = problem.row_output(None)
     results = (None if output is None else output.block, rows.block)
-    scale = _scale(given.divisor, reduction, problem.dtype)
+    scale = gradient_scale(given.divisor, reduction, problem.dtype)
     if given.plain:
         kernel = kernels.losses.cross_entropy
         arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)
@@ -199,7 +153,7 @@ def _cross_entropy(
         arguments = (source, distributions, *mix, row_weights, *results, *scale)
     run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
     slope = None if output is None else output.finish()
-    return _reduce(problem, rows.finish(), reduction, given.divisor), slope
+    return reduced(problem, rows.finish(), reduction, given.divisor), slope
 
 
 def _curvature(problem: Problem, targets: Any, reduction: str, options: dict[str, Any]) -> Array | None:
@@ -224,9 +178,9 @@ def _squared_error(
     gradient: bool,
 ) -> tuple[Any, Any]:
     problem = Problem(function, logits, axis, name="logits")
-    _check_reduction(function, reduction)
+    check_reduction(function, reduction)
     array = problem.target_like("targets", targets)
-    weights = _weights(problem, "sample_weight", sample_weight, problem.row_shape)
+    weights = weight_array(problem, "sample_weight", sample_weight, problem.row_shape)
     divisor: float = problem.rows
     if weights is not None and reduction == "mean":
         divisor = float(np.sum(weights, dtype=np.float64))
@@ -236,11 +190,11 @@ def _squared_error(
     output = problem.output(out) if gradient else None
     rows = problem.row_output(None)
     arguments = source, second, row_weights, None if output is None else output.block, rows.block
-    scale = _scale(divisor, reduction, problem.dtype)
+    scale = gradient_scale(divisor, reduction, problem.dtype)
     kernel = kernels.losses.squared_error
     run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments, *scale)
     slope = None if output is None else output.finish()
-    return _reduce(problem, rows.finish(), reduction, divisor), slope
+    return reduced(problem, rows.finish(), reduction, divisor), slope
 
 
 def cross_entropy(

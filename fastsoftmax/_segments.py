@@ -14,9 +14,6 @@ SEGMENT_WORK = 4
 """What a segment costs beside its elements, in units of one element."""
 
 LEAST_BLOCK = 1 << 14
-# So many labels are checked at a time: what that needs beside them stays in the cache.
-CHECKED = 1 << 15
-
 
 def _row_pointers(function: str, indptr: Any, entries: int) -> Array:
     """`indptr` as 64-bit integers, once it is sure that they cut so many entries into segments."""
@@ -89,7 +86,7 @@ def _apart(array: Array, out: Any) -> Array:
 class _Segments:
     """One call: its operands, checked segments, and the ways to run a kernel over them."""
 
-    __slots__ = ("_sums", "_table", "count", "indptr", "problem", "work")
+    __slots__ = ("_sums", "_table", "count", "cuts", "indptr", "problem", "work")
 
     def __init__(self, function: str, x: Any, indptr: Any, out: Any) -> None:
         array = real_array(function, "x", x)
@@ -99,6 +96,7 @@ class _Segments:
         self.indptr = _apart(_row_pointers(function, indptr, array.size), out)
         self.count = len(self.indptr) - 1
         self.work = array.size + SEGMENT_WORK * self.count
+        self.cuts = _cuts(self.indptr)
 
     def block(self, array: Array) -> Array:
         """An operand as the kernels take it."""
@@ -118,9 +116,14 @@ class _Segments:
 
     def run(self, kernel: Any, work: int, *args: Any) -> None:
         """A kernel over all segments that are not huge."""
-        cuts = _cuts(self.indptr)
-        if len(cuts) > 1:
-            run(kernel, len(cuts) - 1, work * self.work, _no_room, self.indptr, cuts, *args)
+        if self.count:
+            run(kernel, len(self.cuts) - 1, work, _no_room, self.indptr, self.cuts, *args)
+
+    def any_misplaced(self, labels: Array) -> bool:
+        """Whether a label lies outside of its segment."""
+        found = np.zeros(len(self.cuts) - 1, np.bool_)
+        self.run(kernels.segments.misplaced, self.count, labels, found)
+        return bool(found.any())
 
     def huge(self, source: Array) -> bool:
         """Whether there are huge segments; if so, take the sums over them that `run_huge` needs."""
@@ -156,7 +159,7 @@ def _forward(function: str, x: Any, indptr: Any, out: Any) -> Any:
     segments = _Segments(f"segment_{function}", x, indptr, out)
     source = segments.block(segments.problem.x)
     output, target = segments.output(out)
-    segments.run(getattr(kernels.segments, f"segment_{function}"), 1, source, target)
+    segments.run(getattr(kernels.segments, f"segment_{function}"), segments.work, source, target)
     if segments.huge(source):
         segments.run_huge(getattr(kernels.segments, f"piece_{function}"), source, target)
     return output.finish()
@@ -168,16 +171,18 @@ def _product(function: str, x: Any, indptr: Any, name: str, vector: Any, out: An
     source = segments.block(segments.problem.x)
     second = segments.block(operand)
     output, target = segments.output(out)
-    segments.run(kernels.segments.segment_softmax_product, 2, source, second, target)
+    segments.run(kernels.segments.segment_softmax_product, 2 * segments.work, source, second, target)
     if segments.huge(source):
         dots = segments.dots(source, second)
         segments.run_huge(kernels.segments.piece_softmax_product, source, second, dots, target)
     return output.finish()
 
 
-def _check_targets(segments: _Segments, targets: Any, ignore_index: Any) -> tuple[Array, Array | None]:
-    """Positions inside the segments, and which of them are ignored."""
-    function, indptr = segments.problem.function, segments.indptr
+def _check_targets(
+    segments: _Segments, targets: Any, ignore_index: Any, out: Any
+) -> tuple[Array, Array | None]:
+    """Positions inside the segments as the kernels take them, and which of them are ignored."""
+    function = segments.problem.function
     array = real_array(function, "targets", targets)
     prefix = named(function, "targets")
     if array.shape != (segments.count,):
@@ -186,20 +191,20 @@ def _check_targets(segments: _Segments, targets: Any, ignore_index: Any) -> tupl
         raise TypeError(f"{prefix} has dtype {array.dtype}, expected integers")
     spared = ignored_index(function, ignore_index)
     ignored = None if spared is None else np.equal(array, spared)
-    for start in range(0, segments.count, CHECKED):
-        chunk = array[start : start + CHECKED]
-        lengths = np.diff(indptr[start : start + CHECKED + 1])
-        wrong = np.less(chunk, 0) | np.greater_equal(chunk, lengths)
-        if wrong.any() and ignored is not None:
-            wrong &= ~ignored[start : start + CHECKED]
+    labels = np.ascontiguousarray(array, np.int64)
+    labels = _apart(labels if labels.flags.aligned else labels.copy(), out)
+    if segments.any_misplaced(labels):
+        lengths = np.diff(segments.indptr)
+        wrong = np.less(array, 0) | np.greater_equal(array, lengths)
+        if ignored is not None:
+            wrong &= ~ignored
         if wrong.any():
-            at = start + int(np.argmax(wrong))
-            length = int(indptr[at + 1] - indptr[at])
-            expected = f"a position from 0 to {length - 1}, within segment {at} of length {length}"
-            if length == 0:
+            at = int(np.argmax(wrong))
+            expected = f"a position from 0 to {lengths[at] - 1}, within segment {at} of length {lengths[at]}"
+            if lengths[at] == 0:
                 expected = f"an ignored one, since segment {at} is empty"
             raise IndexError(f"{prefix}[{at}] is {array[at]}, expected {expected}")
-    return array, ignored
+    return labels, ignored
 
 
 def _cross_entropy(
@@ -217,7 +222,7 @@ def _cross_entropy(
     check_reduction(function, reduction)
     segments = _Segments(function, x, indptr, out)
     problem, count = segments.problem, segments.count
-    array, ignored = _check_targets(segments, targets, ignore_index)
+    labels, ignored = _check_targets(segments, targets, ignore_index, out)
     weights = weight_array(problem, "sample_weight", sample_weight, (count,))
     if ignored is not None and ignored.any():
         spared = problem.dtype.type(0)
@@ -225,14 +230,12 @@ def _cross_entropy(
     divisor: float = count
     if weights is not None and reduction == "mean":
         divisor = float(np.sum(weights, dtype=np.float64))
-    labels = np.ascontiguousarray(array, np.int64)
-    labels = _apart(labels if labels.flags.aligned else labels.copy(), out)
     source = segments.block(problem.x)
     output, target = segments.output(out) if gradient else (None, None)
     rows = np.empty(count, problem.dtype)
     scale = gradient_scale(divisor, reduction, problem.dtype)
     arguments = source, labels, weights, target, rows, *scale
-    segments.run(kernels.segments.segment_cross_entropy, 2, *arguments)
+    segments.run(kernels.segments.segment_cross_entropy, 2 * segments.work, *arguments)
     if segments.huge(source):
         segments.run_huge(kernels.segments.piece_cross_entropy, *arguments)
     slope = None if output is None else output.finish()
@@ -402,7 +405,7 @@ def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
     source = segments.block(segments.problem.x)
     output = segments.row_output(out)
     rows = output.result
-    segments.run(kernels.segments.segment_logsumexp, 1, source, rows)
+    segments.run(kernels.segments.segment_logsumexp, segments.work, source, rows)
     if segments.huge(source):
         segments.run_huge(kernels.segments.piece_logsumexp, rows)
     return output.finish()

@@ -5,7 +5,7 @@ Three walks, chosen by the length of the segment alone, so that it has the same 
 lanes
     Up to `COLUMN_LIMIT` elements: 16 (or 8) segments side by side in a tile, one in each lane, padded with -inf,
     which adds an exact 0 to every sum. So that little is padded, segments wait in buckets until as many of about
-    one length have come together; their order is of no importance.
+    one length have come together, unless they stand together anyway; their order is of no importance.
 row
     Longer ones: the vector runs along the segment, as it does along the row of a block.
 pieces
@@ -52,6 +52,7 @@ from fastsoftmax.kernels.vector import (
     maximum,
     memory,
     muladd,
+    neighbours,
     number,
     row_value,
     scatter_rows,
@@ -70,7 +71,9 @@ HUGE = 1 << 20
 """Segments of more elements are cut into pieces. Shorter ones stay in the cache between the passes over them."""
 PIECE = 1 << 16
 BUCKETS = 11
-WAITING = BUCKETS * 16
+TOGETHER = BUCKETS * 16
+"""Where, behind the buckets, neighbours stand that are of about one length."""
+WAITING = TOGETHER + 16
 
 
 @inline
@@ -82,6 +85,14 @@ def _bucket(length: int) -> int:
 @inline
 def _inside(value: int, least: int, most: int) -> int:
     return min(max(value, least), most)
+
+
+@inline
+def _longest(lengths: Any, at: int, count: int) -> int:
+    longest = 0
+    for lane in range(count):
+        longest = max(longest, load_scalar(lengths, at + lane))
+    return longest
 
 
 @inline
@@ -116,40 +127,55 @@ def walk(
     for b in range(BUCKETS):
         store_integer(waiting, b, 0)
     entries, segments = size(x), size(indptr) - 1
-    first = _inside(load_scalar(bounds, start), 0, segments)
-    last = _inside(load_scalar(bounds, stop), first, segments)
-    for n in range(first, last + BUCKETS):
-        if n < last:
+    n = _inside(load_scalar(bounds, start), 0, segments)
+    last = _inside(load_scalar(bounds, stop), n, segments)
+    alone, leftover = 0, 0
+    while n < last or leftover < BUCKETS:
+        if n < last and alone == 0:
+            # A vector of neighbours of about one length needs no bucket.
+            alone = last - n
+            if alone < step:
+                continue
+            shortest, longest = neighbours(x, indptr, n, entries, starts, lengths, TOGETHER)
+            alone = step
+            if longest > COLUMN_LIMIT or _bucket(longest) != _bucket(shortest):
+                continue
+            alone = 0
+            at, count, owner = TOGETHER, step, n
+            n += step
+        elif n < last:
             begin = _inside(load_scalar(indptr, n), 0, entries)
             length = _inside(load_scalar(indptr, n + 1), begin, entries) - begin
-            if length > COLUMN_LIMIT:
-                if length <= HUGE:
+            if length > COLUMN_LIMIT or (length == 0 and rows is None):
+                if COLUMN_LIMIT < length <= HUGE:
                     block(x, v, y, begin, length, True, rows, n, 1, options(labels, weights, rest))
-                continue
-            if length == 0 and rows is None:
+                n += 1
+                alone -= 1
                 continue
             b = _bucket(length)
-            count = load_scalar(waiting, b)
-            at = b * step
-            store_integer(starts, at + count, begin)
-            store_integer(lengths, at + count, length)
-            store_integer(owners, at + count, n)
-            count += 1
-            store_integer(waiting, b, count if count < step else 0)
+            at, count = b * step, load_scalar(waiting, b)
             if count < step:
+                store_integer(starts, at + count, begin)
+                store_integer(lengths, at + count, length)
+                store_integer(owners, at + count, n)
+                store_integer(waiting, b, count + 1)
+                n += 1
+                alone -= 1
                 continue
+            # The bucket is full, and what waits in it has left the store buffer, out of which a vector of what was
+            # stored piecemeal cannot be read.
+            store_integer(waiting, b, 0)
+            longest, owner = _longest(lengths, at, count), 0
         else:  # no more will come: what waits in one bucket after the other
-            b = n - last
-            count = load_scalar(waiting, b)
-            at = b * step
+            count = load_scalar(waiting, leftover)
+            at = leftover * step
+            leftover += 1
             if count == 0:
                 continue
             for lane in range(count, step):
                 store_integer(starts, at + lane, 0)
                 store_integer(lengths, at + lane, 0)
-        longest = 0
-        for lane in range(count):
-            longest = max(longest, load_scalar(lengths, at + lane))
+            longest, owner = _longest(lengths, at, count), 0
         for k in range(longest):
             store(tile, k * step, gather_rows(x, starts, lengths, at, k, number(x, -INF)))
         if v is not None:
@@ -157,12 +183,16 @@ def walk(
                 store(other, k * step, gather_rows(v, starts, lengths, at, k, number(x, 0.0)))
         if labels is not None:
             for lane in range(count):
-                label = load_scalar(labels, load_scalar(owners, at + lane))
+                named = owner + lane if at == TOGETHER else load_scalar(owners, at + lane)
+                label = load_scalar(labels, named)
                 label = label if 0 <= label < load_scalar(lengths, at + lane) else 0
                 store_integer(lane_labels, lane, label)
         if weights is not None:
-            for lane in range(count):
-                store_scalar(lane_weights, lane, load_scalar(weights, load_scalar(owners, at + lane)))
+            if at == TOGETHER:
+                store(lane_weights, 0, load(weights, owner))
+            else:
+                for lane in range(count):
+                    store_scalar(lane_weights, lane, load_scalar(weights, load_scalar(owners, at + lane)))
         block(
             tile,
             other,
@@ -179,8 +209,11 @@ def walk(
             for k in range(longest):
                 scatter_rows(y, starts, lengths, at, k, load(out, k * step))
         if rows is not None:
-            for lane in range(count):
-                store_scalar(rows, load_scalar(owners, at + lane), load_scalar(lane_rows, lane))
+            if at == TOGETHER:
+                store(rows, owner, load(lane_rows, 0))
+            else:
+                for lane in range(count):
+                    store_scalar(rows, load_scalar(owners, at + lane), load_scalar(lane_rows, lane))
 
 
 @inline
@@ -253,6 +286,20 @@ def segment_cross_entropy(
     walk(
         cross_entropy_block, _weighed, start, stop, data, None, memory(y), results, table, cuts, targets, factors, rest
     )
+
+
+@kernel
+def misplaced(
+    start: int, stop: int, room: Any, indptr: Any, bounds: Any, labels: Any, found: Any
+) -> None:
+    """found[b] = whether a label of block b lies outside of its segment."""
+    table, cuts, targets = memory(indptr), memory(bounds), memory(labels)
+    for b in range(start, stop):
+        wrong = 0
+        for n in range(load_scalar(cuts, b), load_scalar(cuts, b + 1)):
+            label, length = load_scalar(targets, n), load_scalar(table, n + 1) - load_scalar(table, n)
+            wrong |= (label < 0) | (label >= length)
+        found[b] = wrong != 0
 
 
 # --- pieces of huge segments ----------------------------------------------------------------------------------

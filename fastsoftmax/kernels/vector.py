@@ -1069,3 +1069,57 @@ def scatter_rows(array: Any, starts: Any, lengths: Any, at: int, k: int, value: 
         if k < lengths[at + lane]:
             assert 0 <= starts[at + lane] + k < array.size
             array[starts[at + lane] + k] = value[lane]
+
+
+def _neighbours_typer(
+    typingctx: Any, like: Any, indptr: Any, n: Any, entries: Any, starts: Any, lengths: Any, at: Any
+) -> Any:
+    if not _is_floats(like) or not (_is_table(indptr) and _is_table(starts) and _is_table(lengths)):
+        return None
+    lanes = Lanes(like.dtype).count
+    result = types.UniTuple(types.int64, 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        wide = ir.VectorType(ir.IntType(64), lanes)
+        index, place = values[2], values[6]
+
+        def at_vector(kind: Any, value: Any, offset: Any) -> Any:
+            pointer = _pointer(context, builder, kind, value, offset, offset.type(lanes))
+            return _vector_pointer(builder, pointer, wide)
+
+        def bounded(value: Any, least: Any) -> Any:
+            value = builder.select(builder.icmp_signed("<", value, least), least, value)
+            most = _splat(builder, values[3], lanes)
+            return builder.select(builder.icmp_signed(">", value, most), most, value)
+
+        def reduced(name: str, value: Any) -> Any:
+            kind = ir.FunctionType(ir.IntType(64), [wide])
+            name = f"llvm.vector.reduce.{name}.v{lanes}i64"
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [value])
+
+        behind = builder.add(index, index.type(1))
+        begin = builder.load(at_vector(indptr, values[1], index), align=8)
+        end = builder.load(at_vector(indptr, values[1], behind), align=8)
+        begin = bounded(begin, ir.Constant(wide, None))
+        length = builder.sub(bounded(end, begin), begin)
+        builder.store(begin, at_vector(starts, values[4], place), align=8)
+        builder.store(length, at_vector(lengths, values[5], place), align=8)
+        return context.make_tuple(builder, result, [reduced("smin", length), reduced("smax", length)])
+
+    return result(like, indptr, types.intp, types.int64, starts, lengths, types.intp), codegen
+
+
+@lowered(_neighbours_typer)
+def neighbours(
+    like: Any, indptr: Any, n: int, entries: int, starts: Any, lengths: Any, at: int
+) -> tuple[int, int]:
+    """Starts and lengths of the segments from n on, one for each lane of `like`, kept inside of 0 .. `entries`.
+
+    They are written from `at` on; the result is the least and the greatest length.
+    """
+    count = LANE_BYTES // like.itemsize
+    begin = np.clip(indptr[n : n + count], 0, entries)
+    length = np.clip(indptr[n + 1 : n + 1 + count], begin, entries) - begin
+    starts[at : at + count] = begin
+    lengths[at : at + count] = length
+    return int(length.min()), int(length.max())

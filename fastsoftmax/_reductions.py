@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fastsoftmax import kernels
 from fastsoftmax._arrays import Array, Problem, as_pair, named, real_array
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -49,11 +50,19 @@ def ignored_index(function: str, ignore_index: Any) -> int | None:
     return int(ignore_index)
 
 
+def total(values: Any) -> float:
+    """The sum of all values in float64, taken in the order of memory."""
+    flat = np.ravel(values, order="K")
+    flat = flat.astype(np.float32) if flat.dtype.char == "e" else flat.view()
+    flat.flags.writeable = False
+    return float(kernels.reductions.total(flat))
+
+
 def reduced(problem: Problem, rows: Any, reduction: str, divisor: float) -> Any:
     """The loss as the user wants it, from an array with one number for each row."""
     if reduction == "none":
         return rows
-    total = np.sum(rows, dtype=np.float64)
+    whole = total(rows)
     with np.errstate(all="ignore"):
-        value = total if reduction == "sum" else np.divide(total, divisor)
+        value = whole if reduction == "sum" else np.divide(whole, divisor)
         return problem.result_dtype.type(value)

@@ -19,6 +19,8 @@ How they are built
     The functions: one building block each, from which `jit.kernel` makes an entry point.
 `segments`
     The same blocks over ragged rows.
+`reductions`
+    Sums over rows: what losses are reduced by.
 `jit`
     Numba's options and the disk cache.
 
@@ -30,6 +32,6 @@ from types import ModuleType
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in {"activations", "derivatives", "elementary", "jit", "losses", "segments", "traversal", "vector"}:
+    if name in {"activations", "derivatives", "elementary", "jit", "losses", "reductions", "segments", "traversal", "vector"}:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,15 @@ from fastsoftmax._losses import (
     squared_error_with_grad,
 )
 from fastsoftmax._parallel import threads
+from fastsoftmax._segments import (
+    segment_cross_entropy,
+    segment_cross_entropy_with_grad,
+    segment_log_softmax,
+    segment_logsumexp,
+    segment_softmax,
+    segment_softmax_jvp,
+    segment_softmax_vjp,
+)
 
 __version__ = "0.1.0"
 
@@ -36,6 +45,13 @@ __all__ = [
     "log_softmax_jvp",
     "log_softmax_vjp",
     "logsumexp",
+    "segment_cross_entropy",
+    "segment_cross_entropy_with_grad",
+    "segment_log_softmax",
+    "segment_logsumexp",
+    "segment_softmax",
+    "segment_softmax_jvp",
+    "segment_softmax_vjp",
     "softmax",
     "softmax_jacobian",
     "softmax_jvp",

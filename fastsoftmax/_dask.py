@@ -22,7 +22,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from fastsoftmax import _activations, _derivatives, _losses, _pieces
+from fastsoftmax import _activations, _derivatives, _losses, _pieces, _reductions
 from fastsoftmax._arrays import Array, Problem, inverse_temperature, named, real_array
 from fastsoftmax._parallel import threads
 
@@ -394,7 +394,7 @@ class _Loss:
             and targets.shape == problem.row_shape
         ):
             x = x.rechunk((*targets.chunks[:place], -1, *targets.chunks[place:]))
-        _losses.check_reduction(function, reduction)
+        _reductions.check_reduction(function, reduction)
         self.function, self.problem, self.place, self.reduction = function, problem, place, reduction
         self.is_cross_entropy = function.startswith("cross_entropy")
         targets = _array(function, "targets", targets)

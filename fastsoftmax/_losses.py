@@ -1,36 +1,21 @@
 """cross_entropy and squared_error, with their gradients and Hessians."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import Array, Problem, inverse_pair, named, number, real_array
+from fastsoftmax._arrays import Array, Problem, named, number, real_array
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
-
-_REDUCTIONS = ("mean", "sum", "none")
-
-
-def check_reduction(function: str, reduction: Any) -> None:
-    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
-        raise ValueError(f"{named(function, 'reduction')} must be one of {_REDUCTIONS}, got {reduction!r}")
+from fastsoftmax._reductions import check_reduction, gradient_scale, ignored_index, reduced, weight_array
 
 
 def _all_below(labels: Array, classes: int) -> bool:
     """Whether all labels are from 0 to classes - 1; a negative one is a large one to a reader without signs."""
     unsigned = labels.dtype.str.replace("i", "u")
     return int(labels.view(unsigned).max()) < classes
-
-
-@lru_cache(maxsize=64)
-def _inverse(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """1/divisor as a pair; nan for 0, which nothing is divided by but rows that count for nothing."""
-    if divisor == 0 or not np.isfinite(divisor):
-        return dtype.type(np.nan), dtype.type(0)
-    return inverse_pair(divisor, dtype)
 
 
 def check_kind(problem: Problem, targets: Any, ignore_index: Any) -> bool:
@@ -53,10 +38,7 @@ def check_kind(problem: Problem, targets: Any, ignore_index: Any) -> bool:
             f"{prefix} of shape {targets.shape} are class indices and have dtype {targets.dtype}, "
             "expected integers"
         )
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__")):
-        raise TypeError(
-            f"{named(problem.function, 'ignore_index')} must be an integer or None, got {ignore_index!r}"
-        )
+    ignored_index(problem.function, ignore_index)
     return False
 
 
@@ -85,16 +67,6 @@ def _check_targets(problem: Problem, targets: Any, ignore_index: Any) -> tuple[A
     return array, check_labels(problem.function, array, problem.classes, ignore_index)
 
 
-def _weights(problem: Problem, name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
-    """An array of weights of this shape in the dtype of the computation, or None."""
-    if value is None:
-        return None
-    array = real_array(problem.function, name, value)
-    if array.shape != shape:
-        raise ValueError(f"{named(problem.function, name)} has shape {array.shape}, expected {shape}")
-    return array.astype(problem.dtype)
-
-
 class RowTargets:
     """What the targets and the options of a cross-entropy come to.
 
@@ -116,8 +88,8 @@ class RowTargets:
             raise ValueError(f"{named(function, 'label_smoothing')} must be at most 1, got {smoothing!r}")
         self.base = problem.dtype.type(smoothing / max(problem.classes, 1))
         self.gain = problem.dtype.type(1 - smoothing)
-        self.class_weights = _weights(problem, "class_weight", options.get("class_weight"), (problem.classes,))
-        rows = _weights(problem, "sample_weight", options.get("sample_weight"), problem.row_shape)
+        self.class_weights = weight_array(problem, "class_weight", options.get("class_weight"), (problem.classes,))
+        rows = weight_array(problem, "sample_weight", options.get("sample_weight"), problem.row_shape)
         self.divisor: float = problem.rows
         self.row_weights = rows
         if self.soft:
@@ -168,20 +140,6 @@ class RowTargets:
         return shares
 
 
-def reduce_rows(problem: Problem, rows: Any, reduction: str, divisor: float) -> Any:
-    """The loss as the user wants it, from an array with one number for each row."""
-    if reduction == "none":
-        return rows
-    total = np.sum(rows, dtype=np.float64)
-    with np.errstate(all="ignore"):
-        value = total if reduction == "sum" else np.divide(total, divisor)
-        return problem.result_dtype.type(value)
-
-
-def _scale(targets_divisor: float, reduction: str, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    return _inverse(targets_divisor if reduction == "mean" else 1, dtype)
-
-
 def cross_entropy_rows(
     function: str,
     logits: Any,
@@ -208,7 +166,7 @@ def cross_entropy_rows(
     output = problem.output(out) if gradient else None
     rows = problem.row_output(None)
     results = (None if output is None else output.block, rows.block)
-    scale = _scale(divisor, reduction, problem.dtype)
+    scale = gradient_scale(divisor, reduction, problem.dtype)
     if given.plain:
         kernel = kernels.losses.cross_entropy
         arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)
@@ -244,7 +202,7 @@ def _cross_entropy(
     problem, rows, slope, divisor = cross_entropy_rows(
         function, logits, targets, axis, reduction, out, gradient, options
     )
-    return reduce_rows(problem, rows, reduction, divisor), slope
+    return reduced(problem, rows, reduction, divisor), slope
 
 
 def _curvature(problem: Problem, targets: Any, reduction: str, options: dict[str, Any]) -> Array | None:
@@ -291,7 +249,7 @@ def squared_error_rows(
     problem = Problem(function, logits, axis, name="logits")
     check_reduction(function, reduction)
     array = problem.target_like("targets", targets)
-    weights = _weights(problem, "sample_weight", sample_weight, problem.row_shape)
+    weights = weight_array(problem, "sample_weight", sample_weight, problem.row_shape)
     if divisor is None:
         divisor = problem.rows
         if weights is not None and reduction == "mean":
@@ -302,7 +260,7 @@ def squared_error_rows(
     output = problem.output(out) if gradient else None
     rows = problem.row_output(None)
     arguments = source, second, row_weights, None if output is None else output.block, rows.block
-    scale = _scale(divisor, reduction, problem.dtype)
+    scale = gradient_scale(divisor, reduction, problem.dtype)
     kernel = kernels.losses.squared_error
     run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments, *scale)
     slope = None if output is None else output.finish()
@@ -326,7 +284,7 @@ def _squared_error(
     problem, rows, slope, divisor = squared_error_rows(
         function, logits, targets, axis, sample_weight, reduction, out, gradient
     )
-    return reduce_rows(problem, rows, reduction, divisor), slope
+    return reduced(problem, rows, reduction, divisor), slope
 
 
 def cross_entropy(

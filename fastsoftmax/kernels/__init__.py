@@ -17,6 +17,10 @@ How they are built
     The two walks through a block, and the sums over a row that everything is made of.
 `activations`, `derivatives`, `losses`, `pieces`
     The functions: one building block each, from which `jit.kernel` makes an entry point.
+`segments`
+    The same blocks over ragged rows.
+`reductions`
+    Sums over rows: what losses are reduced by.
 `jit`
     Numba's options and the disk cache.
 
@@ -29,8 +33,24 @@ from types import ModuleType
 from fastsoftmax import _fork
 
 
+_MODULES = frozenset(
+    {
+        "activations",
+        "derivatives",
+        "elementary",
+        "jit",
+        "losses",
+        "pieces",
+        "reductions",
+        "segments",
+        "traversal",
+        "vector",
+    }
+)
+
+
 def __getattr__(name: str) -> ModuleType:
-    if name in {"activations", "derivatives", "elementary", "jit", "losses", "pieces", "traversal", "vector"}:
+    if name in _MODULES:
         with _fork.importing:
             return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

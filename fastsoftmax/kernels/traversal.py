@@ -133,7 +133,7 @@ def _add_term(value: Any, m: Any, beta: Any, shift: Any, bias: Any, sums: Any) -
 
 
 @inline
-def _sums(x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
+def lane_sums(x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
     """The entries equal to m, and the terms of the others as a pair, in each lane of the vectors of a row."""
     step = lane_count(x)
     full = length // step * step
@@ -160,7 +160,7 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
     m = highest(x, offset, length, folded)
     top_scaled, top_tail = tempered(m, beta)
     shift, bias = reference(top_scaled)
-    sums = _sums(x, offset, length, m, beta, shift, bias)
+    sums = lane_sums(x, offset, length, m, beta, shift, bias)
     ties = fold_sum(folded, sums[0])
     high, low = fold_two_sum(folded, sums[1], sums[2])
     rest, rest_low = two_sum(high, low)
@@ -194,7 +194,7 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any) 
     store(table, 4 * step, top[1])
     for i in range(count):
         row = (load_scalar(table, i), load_scalar(table, step + i), load_scalar(table, 2 * step + i))
-        sums = _sums(x, first + i * length, length, row[0], beta, row[1], row[2])
+        sums = lane_sums(x, first + i * length, length, row[0], beta, row[1], row[2])
         store(ties, i * step, sums[0])
         store(high, i * step, sums[1])
         store(low, i * step, sums[2])

@@ -1145,3 +1145,221 @@ def one_hot(like: Any, folded: Any, labels: Any, row: int, count: int, k: int) -
     elif 0 <= labels[row] - k < width:
         hit[labels[row] - k] = 1
     return hit
+
+
+def _load_double_typer(typingctx: Any, array: Any, offset: Any) -> Any:
+    if not _is_floats(array):
+        return None
+    result = Lanes(types.float64)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, index = values
+        pointer = _pointer(context, builder, array, data, index, index.type(result.count))
+        vector = ir.VectorType(context.get_value_type(array.dtype), result.count)
+        loaded = builder.load(_vector_pointer(builder, pointer, vector), align=array.dtype.bitwidth // 8)
+        return loaded if array.dtype == types.float64 else builder.fpext(loaded, context.get_value_type(result))
+
+    return result(array, types.intp), codegen
+
+
+@lowered(_load_double_typer)
+def load_double(array: Any, offset: int) -> Any:
+    """The eight numbers from `offset` on, as a vector of float64."""
+    assert 0 <= offset <= array.size - 8
+    return array[offset : offset + 8].astype(np.float64)
+
+
+# --- ragged rows: a start and a length of its own for every lane -----------------------------------------------
+
+
+def _integers_typer(typingctx: Any, count: Any) -> Any:
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = Memory(types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        element = ir.IntType(64)
+        with builder.goto_entry_block():
+            block = builder.alloca(ir.ArrayType(element, count.literal_value))
+        block.align = LANE_BYTES
+        struct = cgutils.create_struct_proxy(result)(context, builder)
+        struct.data = builder.bitcast(block, element.as_pointer())
+        struct.size = context.get_constant(types.intp, count.literal_value)
+        return struct._getvalue()
+
+    return result(count), codegen
+
+
+@lowered(_integers_typer)
+def integers(count: int) -> Any:
+    """Room for so many 64-bit integers on the stack, uninitialised."""
+    return np.empty(count, np.int64)
+
+
+def _store_integer_typer(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
+    if not isinstance(array, Memory) or array.dtype != types.int64 or not isinstance(value, types.Integer):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, index, scalar = values
+        builder.store(scalar, _pointer(context, builder, array, data, index, index.type(1)))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int64), codegen
+
+
+@lowered(_store_integer_typer)
+def store_integer(array: Any, offset: int, value: int) -> None:
+    """Write the 64-bit integer at `offset`."""
+    assert 0 <= offset < array.size
+    array[offset] = value
+
+
+def _ragged_pointers(
+    context: Any, builder: Any, types_of: Sequence[Any], values: Sequence[Any], lanes: int
+) -> tuple[Any, Any]:
+    """Addresses of element k of the row of each lane, and the mask of the lanes whose row is longer than k."""
+    (array, table, _, _, _), (data, starts, lengths, at, k) = types_of, values
+    wide = ir.VectorType(ir.IntType(64), lanes)
+
+    def lane_values(memory_value: Any) -> Any:
+        pointer = _pointer(context, builder, table, memory_value, at, at.type(lanes))
+        return builder.load(_vector_pointer(builder, pointer, wide), align=8)
+
+    place = _splat(builder, k, lanes)
+    index = builder.add(lane_values(starts), place)
+    mask = builder.icmp_signed("<", place, lane_values(lengths))
+    struct = cgutils.create_struct_proxy(array)(context, builder, data)
+    if context.enable_boundscheck:
+        negative = builder.icmp_signed("<", index, ir.Constant(wide, None))
+        beyond = builder.icmp_signed(">=", index, _splat(builder, struct.size, lanes))
+        outside = builder.bitcast(builder.and_(mask, builder.or_(negative, beyond)), ir.IntType(lanes))
+        with builder.if_then(builder.icmp_signed("!=", outside, outside.type(0)), likely=False):
+            context.call_conv.return_user_exc(builder, IndexError, ("kernel access outside its array",))
+    size = _splat(builder, ir.IntType(64)(array.dtype.bitwidth // 8), lanes)
+    address = _splat(builder, builder.ptrtoint(struct.data, ir.IntType(64)), lanes)
+    address = builder.add(address, builder.mul(index, size))
+    return builder.inttoptr(address, ir.VectorType(struct.data.type, lanes)), mask
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Memory) and value.dtype == types.int64
+
+
+def _gather_rows_typer(typingctx: Any, array: Any, starts: Any, lengths: Any, at: Any, k: Any, filler: Any) -> Any:
+    if not _is_floats(array) or not _is_table(starts) or not _is_table(lengths):
+        return None
+    result = Lanes(array.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        vector = context.get_value_type(result)
+        kinds = (array, starts, lengths, at, k)
+        pointers, mask = _ragged_pointers(context, builder, kinds, values[:5], result.count)
+        align = ir.IntType(32)(array.dtype.bitwidth // 8)
+        operands = (pointers, align, mask, _splat(builder, values[5], result.count))
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(vector, [operand.type for operand in operands]),
+            f"llvm.masked.gather.{_suffix(vector)}.v{result.count}p0",
+        )
+        return builder.call(function, operands)
+
+    return result(array, starts, lengths, types.intp, types.intp, array.dtype), codegen
+
+
+@lowered(_gather_rows_typer)
+def gather_rows(array: Any, starts: Any, lengths: Any, at: int, k: int, filler: Any) -> Any:
+    """Element k of the row of each lane, `filler` where that row is not longer than k.
+
+    The row of lane l begins at ``starts[at + l]`` and has ``lengths[at + l]`` elements.
+    """
+    count = LANE_BYTES // array.itemsize
+    lanes = np.full(count, filler, array.dtype)
+    for lane in range(count):
+        if k < lengths[at + lane]:
+            assert 0 <= starts[at + lane] + k < array.size
+            lanes[lane] = array[starts[at + lane] + k]
+    return lanes
+
+
+def _scatter_rows_typer(typingctx: Any, array: Any, starts: Any, lengths: Any, at: Any, k: Any, value: Any) -> Any:
+    if not _is_floats(array) or not isinstance(value, Lanes) or not _is_table(starts) or not _is_table(lengths):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kinds = (array, starts, lengths, at, k)
+        pointers, mask = _ragged_pointers(context, builder, kinds, values[:5], value.count)
+        align = ir.IntType(32)(array.dtype.bitwidth // 8)
+        operands = (values[5], pointers, align, mask)
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [operand.type for operand in operands]),
+            f"llvm.masked.scatter.{_suffix(values[5].type)}.v{value.count}p0",
+        )
+        builder.call(function, operands)
+        return context.get_dummy_value()
+
+    return types.void(array, starts, lengths, types.intp, types.intp, value), codegen
+
+
+@lowered(_scatter_rows_typer)
+def scatter_rows(array: Any, starts: Any, lengths: Any, at: int, k: int, value: Any) -> None:
+    """The way back of `gather_rows`: nothing is written where the row is not longer than k."""
+    for lane in range(len(value)):
+        if k < lengths[at + lane]:
+            assert 0 <= starts[at + lane] + k < array.size
+            array[starts[at + lane] + k] = value[lane]
+
+
+def _neighbours_typer(
+    typingctx: Any, like: Any, indptr: Any, n: Any, entries: Any, starts: Any, lengths: Any, at: Any
+) -> Any:
+    if not _is_floats(like) or not (_is_table(indptr) and _is_table(starts) and _is_table(lengths)):
+        return None
+    lanes = Lanes(like.dtype).count
+    result = types.UniTuple(types.int64, 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        wide = ir.VectorType(ir.IntType(64), lanes)
+        index, place = values[2], values[6]
+
+        def at_vector(kind: Any, value: Any, offset: Any) -> Any:
+            pointer = _pointer(context, builder, kind, value, offset, offset.type(lanes))
+            return _vector_pointer(builder, pointer, wide)
+
+        def bounded(value: Any, least: Any) -> Any:
+            value = builder.select(builder.icmp_signed("<", value, least), least, value)
+            most = _splat(builder, values[3], lanes)
+            return builder.select(builder.icmp_signed(">", value, most), most, value)
+
+        def reduced(name: str, value: Any) -> Any:
+            kind = ir.FunctionType(ir.IntType(64), [wide])
+            name = f"llvm.vector.reduce.{name}.v{lanes}i64"
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [value])
+
+        behind = builder.add(index, index.type(1))
+        begin = builder.load(at_vector(indptr, values[1], index), align=8)
+        end = builder.load(at_vector(indptr, values[1], behind), align=8)
+        begin = bounded(begin, ir.Constant(wide, None))
+        length = builder.sub(bounded(end, begin), begin)
+        builder.store(begin, at_vector(starts, values[4], place), align=8)
+        builder.store(length, at_vector(lengths, values[5], place), align=8)
+        return context.make_tuple(builder, result, [reduced("smin", length), reduced("smax", length)])
+
+    return result(like, indptr, types.intp, types.int64, starts, lengths, types.intp), codegen
+
+
+@lowered(_neighbours_typer)
+def neighbours(
+    like: Any, indptr: Any, n: int, entries: int, starts: Any, lengths: Any, at: int
+) -> tuple[int, int]:
+    """Starts and lengths of the segments from n on, one for each lane of `like`, kept inside of 0 .. `entries`.
+
+    They are written from `at` on; the result is the least and the greatest length.
+    """
+    count = LANE_BYTES // like.itemsize
+    begin = np.clip(indptr[n : n + count], 0, entries)
+    length = np.clip(indptr[n + 1 : n + 1 + count], begin, entries) - begin
+    starts[at : at + count] = begin
+    lengths[at : at + count] = length
+    return int(length.min()), int(length.max())

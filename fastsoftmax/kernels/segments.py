@@ -1,0 +1,567 @@
+r"""The functions of ragged rows: segment n is ``x[indptr[n] : indptr[n + 1]]``, as the rows of a CSR matrix are.
+
+Three walks, chosen by the length of the segment alone, so that it has the same bits in any company:
+
+lanes
+    Up to `COLUMN_LIMIT` elements: 16 (or 8) segments side by side in a tile, one in each lane, padded with -inf,
+    which adds an exact 0 to every sum. So that little is padded, segments wait in buckets until as many of about
+    one length have come together, unless they stand together anyway; their order is of no importance.
+row
+    Longer ones: the vector runs along the segment, as it does along the row of a block.
+pieces
+    More than `HUGE` elements: cut into pieces of `PIECE`, which threads take one by one. Their greatest entries,
+    then their sums, are put together in the order of the pieces. See `piece_maxima`.
+
+In the first two the building blocks are those of the other functions: a segment of at most `HUGE` elements gets
+the bits that they give a row. `indptr` and labels were checked, but somebody may write to them meanwhile: what is
+read of them is clamped, so that no access leaves its array.
+
+A block of work, ``bounds[b] .. bounds[b + 1]``, is a range of segments with about as many elements as any other.
+"""
+
+from typing import Any
+
+from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_block
+from fastsoftmax.kernels.derivatives import softmax_product_block
+from fastsoftmax.kernels.elementary import exp_pair, reference, two_sum
+from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.losses import cross_entropy_block
+from fastsoftmax.kernels.traversal import (
+    COLUMN_LIMIT,
+    TABLE,
+    add,
+    highest,
+    lane_sums,
+    log_of_others,
+    measure,
+    measured,
+    probability,
+    reciprocal,
+    remainder,
+    spared,
+    statistics,
+    weighted,
+)
+from fastsoftmax.kernels.vector import (
+    broadcast,
+    filled,
+    fold_sum,
+    fold_two_sum,
+    gather_rows,
+    integers,
+    lane_count,
+    load,
+    load_part,
+    load_scalar,
+    maximum,
+    memory,
+    muladd,
+    neighbours,
+    number,
+    row_value,
+    scatter_rows,
+    scratch,
+    select_equal,
+    size,
+    store,
+    store_integer,
+    store_part,
+    store_scalar,
+    unless_none,
+)
+
+INF = float("inf")
+HUGE = 1 << 20
+"""Segments of more elements are cut into pieces. Shorter ones stay in the cache between the passes over them."""
+PIECE = 1 << 16
+BUCKETS = 12
+TOGETHER = BUCKETS * 16
+"""Where, behind the buckets, neighbours stand that are of about one length."""
+WAITING = TOGETHER + 16
+
+
+@inline
+def _bucket(length: int) -> int:
+    """Which bucket a short segment waits in: 0 | 1, 2 | 3, 4 | 5, 6 | 7, 8 | 9 .. 16 | 17 .. 24 | ... | 57 .. 64."""
+    return (length + 1) // 2 if length <= 8 else 4 + (length - 1) // 8
+
+
+@inline
+def _inside(value: int, least: int, most: int) -> int:
+    return min(max(value, least), most)
+
+
+@inline
+def _longest(lengths: Any, at: int, count: int) -> int:
+    longest = 0
+    for lane in range(count):
+        longest = max(longest, load_scalar(lengths, at + lane))
+    return longest
+
+
+@inline
+def walk(
+    block: Any,
+    options: Any,
+    start: int,
+    stop: int,
+    x: Any,
+    v: Any,
+    y: Any,
+    rows: Any,
+    indptr: Any,
+    bounds: Any,
+    labels: Any,
+    weights: Any,
+    rest: Any,
+) -> None:
+    """Run `block` over the segments of blocks start .. stop but the huge ones.
+
+    `block` is a building block as `traversal` describes it, its options are ``options(labels, weights, rest)``.
+    `rows` is an output with one number for each segment, `labels` and `weights` are such inputs.
+    """
+    step = lane_count(x)
+    tile = scratch(x, COLUMN_LIMIT)
+    other = unless_none(v, scratch(x, COLUMN_LIMIT))
+    out = unless_none(y, tile)
+    table = scratch(x, TABLE)
+    lane_rows = scratch(x, 1)
+    lane_weights = scratch(x, 1)
+    lane_labels = integers(16)
+    starts, lengths, owners, waiting = integers(WAITING), integers(WAITING), integers(WAITING), integers(BUCKETS)
+    for b in range(BUCKETS):
+        store_integer(waiting, b, 0)
+    entries, segments = size(x), size(indptr) - 1
+    n = _inside(load_scalar(bounds, start), 0, segments)
+    last = _inside(load_scalar(bounds, stop), n, segments)
+    alone, leftover = 0, 0
+    while n < last or leftover < BUCKETS:
+        if n < last and alone == 0:
+            # A vector of neighbours of about one length needs no bucket.
+            alone = last - n
+            if alone < step:
+                continue
+            shortest, longest = neighbours(x, indptr, n, entries, starts, lengths, TOGETHER)
+            alone = step
+            if longest > COLUMN_LIMIT or _bucket(longest) != _bucket(shortest):
+                continue
+            alone = 0
+            at, count, owner = TOGETHER, step, n
+            n += step
+        elif n < last:
+            begin = _inside(load_scalar(indptr, n), 0, entries)
+            length = _inside(load_scalar(indptr, n + 1), begin, entries) - begin
+            if length > COLUMN_LIMIT or (length == 0 and rows is None):
+                if COLUMN_LIMIT < length <= HUGE:
+                    measure(x, begin, length, 1, None, table)
+                    stats = measured(table, 0)
+                    block(x, v, y, begin, length, True, stats, rows, n, 1, options(labels, weights, rest))
+                n += 1
+                alone -= 1
+                continue
+            b = _bucket(length)
+            at, count = b * step, load_scalar(waiting, b)
+            if count < step:
+                store_integer(starts, at + count, begin)
+                store_integer(lengths, at + count, length)
+                store_integer(owners, at + count, n)
+                store_integer(waiting, b, count + 1)
+                n += 1
+                alone -= 1
+                continue
+            # The bucket is full, and what waits in it has left the store buffer, out of which a vector of what was
+            # stored piecemeal cannot be read.
+            store_integer(waiting, b, 0)
+            longest, owner = _longest(lengths, at, count), 0
+        else:  # no more will come: what waits in one bucket after the other
+            count = load_scalar(waiting, leftover)
+            at = leftover * step
+            leftover += 1
+            if count == 0:
+                continue
+            for lane in range(count, step):
+                store_integer(starts, at + lane, 0)
+                store_integer(lengths, at + lane, 0)
+            longest, owner = _longest(lengths, at, count), 0
+        for k in range(longest):
+            store(tile, k * step, gather_rows(x, starts, lengths, at, k, number(x, -INF)))
+        if v is not None:
+            for k in range(longest):
+                store(other, k * step, gather_rows(v, starts, lengths, at, k, number(x, 0.0)))
+        if labels is not None:
+            for lane in range(count):
+                named = owner + lane if at == TOGETHER else load_scalar(owners, at + lane)
+                label = load_scalar(labels, named)
+                label = label if 0 <= label < load_scalar(lengths, at + lane) else 0
+                store_integer(lane_labels, lane, label)
+        if weights is not None:
+            if at == TOGETHER:
+                store(lane_weights, 0, load(weights, owner))
+            else:
+                for lane in range(count):
+                    store_scalar(lane_weights, lane, load_scalar(weights, load_scalar(owners, at + lane)))
+        block(
+            tile,
+            other,
+            out,
+            0,
+            longest * step,
+            None,
+            statistics(tile, 0, longest * step, None, None),
+            unless_none(rows, lane_rows),
+            0,
+            count,
+            options(unless_none(labels, lane_labels), unless_none(weights, lane_weights), rest),
+        )
+        if y is not None:
+            for k in range(longest):
+                scatter_rows(y, starts, lengths, at, k, load(out, k * step))
+        if rows is not None:
+            if at == TOGETHER:
+                store(rows, owner, load(lane_rows, 0))
+            else:
+                for lane in range(count):
+                    store_scalar(rows, load_scalar(owners, at + lane), load_scalar(lane_rows, lane))
+
+
+@inline
+def _none(labels: Any, weights: Any, rest: Any) -> Any:
+    """The options of `activations`: no temperature."""
+    return None
+
+
+@inline
+def _plain(labels: Any, weights: Any, rest: Any) -> Any:
+    """The options of `softmax_product_block`: no temperature, logits, no weights."""
+    return None, None, None
+
+
+@inline
+def _weighed(labels: Any, weights: Any, rest: Any) -> Any:
+    """The options of `cross_entropy_block`."""
+    return labels, weights, rest[0], rest[1]
+
+
+@kernel
+def segment_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, y: Any) -> None:
+    """y = softmax of every segment."""
+    data, table, cuts = memory(x), memory(indptr), memory(bounds)
+    walk(softmax_block, _none, start, stop, data, None, memory(y), None, table, cuts, None, None, None)
+
+
+@kernel
+def segment_log_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, y: Any) -> None:
+    """y = log-softmax of every segment."""
+    data, table, cuts = memory(x), memory(indptr), memory(bounds)
+    walk(log_softmax_block, _none, start, stop, data, None, memory(y), None, table, cuts, None, None, None)
+
+
+@kernel
+def segment_logsumexp(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, rows: Any) -> None:
+    """rows = log-sum-exp of every segment, -inf of an empty one."""
+    data, table, cuts = memory(x), memory(indptr), memory(bounds)
+    walk(logsumexp_block, _none, start, stop, data, None, None, memory(rows), table, cuts, None, None, None)
+
+
+@kernel
+def segment_softmax_product(
+    start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, v: Any, y: Any
+) -> None:
+    """y = p (v - p.v) of every segment: J v, and J^T v."""
+    data, table, cuts = memory(x), memory(indptr), memory(bounds)
+    walk(
+        softmax_product_block, _plain, start, stop, data, memory(v), memory(y), None, table, cuts, None, None, None
+    )
+
+
+@kernel
+def segment_cross_entropy(
+    start: int,
+    stop: int,
+    room: Any,
+    indptr: Any,
+    bounds: Any,
+    x: Any,
+    labels: Any,
+    weights: Any,
+    y: Any,
+    rows: Any,
+    scale: Any,
+    scale_low: Any,
+) -> None:
+    """rows = -weights log p[label]; y, unless None, = scale weights (p - onehot(label))."""
+    data, table, cuts = memory(x), memory(indptr), memory(bounds)
+    targets, factors, results = memory(labels), memory(weights), memory(rows)
+    rest = (scale, scale_low)
+    walk(
+        cross_entropy_block,
+        _weighed,
+        start,
+        stop,
+        data,
+        None,
+        memory(y),
+        results,
+        table,
+        cuts,
+        targets,
+        factors,
+        rest,
+    )
+
+
+@kernel
+def misplaced(start: int, stop: int, room: Any, indptr: Any, bounds: Any, labels: Any, found: Any) -> None:
+    """found[b] = whether a label of block b lies outside of its segment."""
+    table, cuts, targets = memory(indptr), memory(bounds), memory(labels)
+    for b in range(start, stop):
+        wrong = 0
+        for n in range(load_scalar(cuts, b), load_scalar(cuts, b + 1)):
+            label, length = load_scalar(targets, n), load_scalar(table, n + 1) - load_scalar(table, n)
+            wrong |= (label < 0) | (label >= length)
+        found[b] = wrong != 0
+
+
+# --- pieces of huge segments ----------------------------------------------------------------------------------
+#
+# A table of pieces holds, one row for each: where it begins and ends, the first and behind the last piece of its
+# segment, and the number of the segment. Kernels count pieces. Each of these passes over x needs the results of
+# the one before for all pieces of a segment: `piece_maxima`, `piece_sums`, (for a product) `piece_dots`, and the
+# one that writes.
+
+COLUMNS = 5
+
+
+@inline
+def _piece(pieces: Any, i: int) -> Any:
+    """Begin, length, first piece and end of the pieces of its segment, segment."""
+    at = i * COLUMNS
+    begin = load_scalar(pieces, at)
+    return (
+        begin,
+        load_scalar(pieces, at + 1) - begin,
+        load_scalar(pieces, at + 2),
+        load_scalar(pieces, at + 3),
+        load_scalar(pieces, at + 4),
+    )
+
+
+@inline
+def _greatest(maxima: Any, first: int, end: int) -> Any:
+    m = number(maxima, -INF)
+    for i in range(first, end):
+        m = maximum(load_scalar(maxima, i), m)
+    return m
+
+
+@inline
+def _put_together(maxima: Any, sums: Any, first: int, end: int) -> Any:
+    """`traversal.statistics` of the whole segment, from what its pieces have left in `maxima` and `sums`."""
+    m = _greatest(maxima, first, end)
+    shift, bias = reference(m)
+    zero = number(maxima, 0.0)
+    ties = zero
+    total = (zero, zero)
+    low = zero
+    for i in range(first, end):
+        ties = ties + load_scalar(sums, 3 * i)
+        total = add(total, load_scalar(sums, 3 * i + 1))
+        low = low + load_scalar(sums, 3 * i + 2)
+    rest, rest_low = two_sum(total[0], total[1] + low)
+    return m, shift, bias, exp_pair(m - shift, filled(m, -0.0), bias), ties, rest, rest_low
+
+
+@kernel
+def piece_maxima(start: int, stop: int, room: Any, pieces: Any, x: Any, maxima: Any) -> None:
+    """maxima = the greatest entry of every piece; NaN is passed over."""
+    data, table, out = memory(x), memory(pieces), memory(maxima)
+    for i in range(start, stop):
+        begin, length, _, _, _ = _piece(table, i)
+        store_scalar(out, i, highest(data, begin, length, True))
+
+
+@kernel
+def piece_sums(start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: Any, sums: Any) -> None:
+    """sums = what the entries of every piece add to `ties`, `rest` and `rest_low` of their segment."""
+    data, table, tops, out = memory(x), memory(pieces), memory(maxima), memory(sums)
+    for i in range(start, stop):
+        begin, length, first, end, _ = _piece(table, i)
+        m = _greatest(tops, first, end)
+        shift, bias = reference(m)
+        state = lane_sums(data, begin, length, m, None, shift, bias)
+        high, low = fold_two_sum(True, state[1], state[2])
+        store_scalar(out, 3 * i, fold_sum(True, state[0]))
+        store_scalar(out, 3 * i + 1, high)
+        store_scalar(out, 3 * i + 2, low)
+
+
+@kernel
+def piece_softmax(start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, x: Any, y: Any) -> None:
+    """y = softmax; errors as in `activations.softmax_block`: the sum of the sums of the pieces is a pair too."""
+    data, table, tops, parts, out = memory(x), memory(pieces), memory(maxima), memory(sums), memory(y)
+    step = lane_count(data)
+    for i in range(start, stop):
+        begin, length, first, end, _ = _piece(table, i)
+        m, shift, bias, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
+        inverse = reciprocal(m, top, ties, rest, rest_low)
+        full = length // step * step
+        for k in range(0, full, step):
+            store(out, begin + k, probability(load(data, begin + k), None, shift, bias, inverse))
+        if full < length:
+            tail = load_part(data, begin + full, length - full, number(data, -INF))
+            store_part(out, begin + full, length - full, probability(tail, None, shift, bias, inverse))
+
+
+@kernel
+def piece_log_softmax(
+    start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, x: Any, y: Any
+) -> None:
+    """y = log-softmax."""
+    data, table, tops, parts, out = memory(x), memory(pieces), memory(maxima), memory(sums), memory(y)
+    step = lane_count(data)
+    for i in range(start, stop):
+        begin, length, first, end, _ = _piece(table, i)
+        m, _, _, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
+        high, low = log_of_others(top, ties, rest, rest_low)
+        log_rest = high + low
+        full = length // step * step
+        for k in range(0, full, step):
+            store(out, begin + k, (load(data, begin + k) - m) - log_rest)
+        if full < length:
+            tail = load_part(data, begin + full, length - full, number(data, -INF))
+            store_part(out, begin + full, length - full, (tail - m) - log_rest)
+
+
+@kernel
+def piece_logsumexp(start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, rows: Any) -> None:
+    """rows = log-sum-exp of every huge segment, written with its first piece; infinities as `logsumexp_block`."""
+    table, tops, parts, out = memory(pieces), memory(maxima), memory(sums), memory(rows)
+    for i in range(start, stop):
+        _, _, first, end, segment = _piece(table, i)
+        if i == first:
+            m, _, _, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
+            high, low = log_of_others(top, ties, rest, rest_low)
+            total, error = two_sum(m, high)
+            value = total + (error + low)
+            zero = number(tops, 0.0)
+            infinite = select_equal(rest, rest, m, rest)
+            store_scalar(out, segment, select_equal(m - m, zero, value, infinite))
+
+
+@kernel
+def piece_dots(
+    start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, x: Any, v: Any, dots: Any
+) -> None:
+    """dots = sum_j p_j v_j over every piece, as pairs."""
+    data, vector, table = memory(x), memory(v), memory(pieces)
+    tops, parts, out = memory(maxima), memory(sums), memory(dots)
+    step = lane_count(data)
+    for i in range(start, stop):
+        begin, length, first, end, _ = _piece(table, i)
+        m, shift, bias, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
+        inverse = reciprocal(m, top, ties, rest, rest_low)
+        full = length // step * step
+        zero = broadcast(number(data, 0.0))
+        state = (zero, zero)
+        for k in range(0, full, step):
+            p = probability(load(data, begin + k), None, shift, bias, inverse)
+            state = add(state, p * load(vector, begin + k))
+        if full < length:
+            tail = load_part(data, begin + full, length - full, number(data, -INF))
+            p = probability(tail, None, shift, bias, inverse)
+            state = add(state, p * load_part(vector, begin + full, length - full, number(data, 0.0)))
+        high, low = fold_two_sum(True, state[0], state[1])
+        store_scalar(out, 2 * i, high)
+        store_scalar(out, 2 * i + 1, low)
+
+
+@kernel
+def piece_softmax_product(
+    start: int,
+    stop: int,
+    room: Any,
+    pieces: Any,
+    maxima: Any,
+    sums: Any,
+    x: Any,
+    v: Any,
+    dots: Any,
+    y: Any,
+) -> None:
+    """y = p (v - p.v)."""
+    data, vector, table, out = memory(x), memory(v), memory(pieces), memory(y)
+    tops, parts, products = memory(maxima), memory(sums), memory(dots)
+    step = lane_count(data)
+    for i in range(start, stop):
+        begin, length, first, end, _ = _piece(table, i)
+        m, shift, bias, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
+        inverse = reciprocal(m, top, ties, rest, rest_low)
+        zero = number(data, 0.0)
+        state = (zero, zero)
+        low = zero
+        for j in range(first, end):
+            state = add(state, load_scalar(products, 2 * j))
+            low = low + load_scalar(products, 2 * j + 1)
+        dot, dot_low = two_sum(state[0], state[1] + low)
+        full = length // step * step
+        for k in range(0, full, step):
+            p = probability(load(data, begin + k), None, shift, bias, inverse)
+            store(out, begin + k, p * ((load(vector, begin + k) - dot) - dot_low))
+        if full < length:
+            tail = load_part(data, begin + full, length - full, number(data, -INF))
+            p = probability(tail, None, shift, bias, inverse)
+            value = (load_part(vector, begin + full, length - full, zero) - dot) - dot_low
+            store_part(out, begin + full, length - full, p * value)
+
+
+@kernel
+def piece_cross_entropy(
+    start: int,
+    stop: int,
+    room: Any,
+    pieces: Any,
+    maxima: Any,
+    sums: Any,
+    x: Any,
+    labels: Any,
+    weights: Any,
+    y: Any,
+    rows: Any,
+    scale: Any,
+    scale_low: Any,
+) -> None:
+    """rows = -weights log p[label], written with the piece that holds the label; y as `segment_cross_entropy`."""
+    data, targets, factors, table = memory(x), memory(labels), memory(weights), memory(pieces)
+    tops, parts, out, losses = memory(maxima), memory(sums), memory(y), memory(rows)
+    step = lane_count(data)
+    for i in range(start, stop):
+        begin, length, first, end, segment = _piece(table, i)
+        m, shift, bias, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
+        plain = reciprocal(m, top, ties, rest, rest_low)
+        weight = row_value(data, True, factors, segment, 1)
+        factor, factor_low = weight * scale, weight * scale_low
+        origin = load_scalar(table, first * COLUMNS)
+        entries = load_scalar(table, (end - 1) * COLUMNS + 1) - origin
+        label = load_scalar(targets, segment)
+        place = origin + (label if 0 <= label < entries else 0)
+        here = begin <= place < begin + length
+        slope = number(data, 0.0)
+        if here:
+            target = load_scalar(data, place)
+            high, low = log_of_others(top, ties, rest, rest_low)
+            store_scalar(losses, segment, spared(weight, weight * ((m - target) + (high + low))))
+            inside = probability(target, None, shift, bias, plain) - number(data, 1.0)
+            slope = select_equal(target, m, -remainder(top, ties, rest, rest_low), inside)
+            slope = spared(weight, muladd(slope, factor, slope * factor_low))
+        if y is not None:
+            inverse = weighted(plain, factor, factor_low)
+            full = length // step * step
+            for k in range(0, full, step):
+                p = probability(load(data, begin + k), None, shift, bias, inverse)
+                store(out, begin + k, spared(weight, p))
+            if full < length:
+                tail = load_part(data, begin + full, length - full, number(data, -INF))
+                p = probability(tail, None, shift, bias, inverse)
+                store_part(out, begin + full, length - full, spared(weight, p))
+            if here:
+                store_scalar(out, place, slope)

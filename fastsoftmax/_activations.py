@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax import kernels
+from fastsoftmax import _pieces, kernels
 from fastsoftmax._arrays import Axis, Problem, inverse_temperature
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
@@ -40,8 +40,11 @@ def _forward(
     if masked is not None:
         problem.hide(masked, output)
     source = problem.block()
-    kernel = getattr(kernels.activations, function)
-    run(kernel, problem.rows, source.size, problem.room(1), source, output.block, beta)
+    if problem.inner == 1 and problem.classes > _pieces.LONG_ROW:
+        _pieces.long_forward(function, source, output.block, beta)
+    else:
+        kernel = getattr(kernels.activations, function)
+        run(kernel, problem.rows, source.size, problem.room(1), source, output.block, beta)
     if masked is not None:
         np.copyto(output.result, hidden, where=masked)
     if problem.x.dtype == problem.dtype:
@@ -240,12 +243,9 @@ def logsumexp(x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = Fa
         problem.hide(masked)
     source = problem.block()
     output = problem.row_output(out, keepdims)
-    run(
-        kernels.activations.logsumexp,
-        problem.rows,
-        source.size,
-        problem.room(1),
-        source,
-        output.block,
-    )
+    if problem.inner == 1 and problem.classes > _pieces.LONG_ROW:
+        _pieces.long_logsumexp(source, output.block)
+    else:
+        kernel = kernels.activations.logsumexp
+        run(kernel, problem.rows, source.size, problem.room(1), source, output.block)
     return output.finish()

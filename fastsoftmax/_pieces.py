@@ -26,6 +26,10 @@ from fastsoftmax._parallel import run
 
 Beta = tuple[Any, Any] | None
 
+LONG_ROW = 1 << 20
+"""Rows of more classes in one array are cut too, so that several threads can take part: at fixed places."""
+PIECE = 1 << 16
+
 FIELDS = ("m", "shift", "bias", "top", "top_low", "ties", "rest", "rest_low")
 # By dtype: the distance of references (kernels.elementary), exp of minus that as (high + low) * 2**exponent, and
 # what splits a number into halves whose products are exact.
@@ -170,3 +174,33 @@ def remainder(summaries: Array) -> Array:
     """1 - p of the greatest entry of each row, accurate where p is close to 1."""
     values: Array = _totals(summaries)[1]
     return values
+
+
+# --- long rows of one array -----------------------------------------------------------------------------------
+
+
+def _cut(row: Array) -> list[Array]:
+    """A contiguous row as matrices of its pieces: those of the full length, and what remains."""
+    full = row.size // PIECE * PIECE
+    return [part for part in (row[:full].reshape(-1, PIECE), row[full:].reshape(1, -1)) if part.size]
+
+
+def _summary(row: Array, beta: Beta) -> Array:
+    return merge(np.concatenate([summarize(part, beta) for part in _cut(row)])[None])
+
+
+def long_forward(function: str, x: Array, y: Array, beta: Beta) -> None:
+    """`softmax` or `log_softmax` of the rows of a block (rows, classes, 1) into y, which may be x itself."""
+    kernel = getattr(kernels.pieces, function)
+    for row, result in zip(x[..., 0], y[..., 0], strict=True):
+        given = _given(_summary(row, beta))
+        for part, target in zip(_cut(row), _cut(result), strict=True):
+            problem, block = _block(part)
+            every = np.ascontiguousarray(np.broadcast_to(given, (len(given), len(part))))
+            run(kernel, len(part), part.size, problem.room(1), block, target[..., None], every, beta)
+
+
+def long_logsumexp(x: Array, rows: Array) -> None:
+    """The log-sum-exp of the rows of a block (rows, classes, 1)."""
+    for i, row in enumerate(x[..., 0]):
+        rows[i] = logsumexp(_summary(row, None))[0]

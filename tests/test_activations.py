@@ -7,6 +7,7 @@ import oracle
 import pytest
 
 import fastsoftmax as fs
+from fastsoftmax import _activations, _pieces
 
 TEMPERATURES = (0.1, 0.5, 1.7, 3.0, 100.0)
 
@@ -187,3 +188,63 @@ def test_the_oracle_knows_its_formulas():
             assert abs(sum(p) - 1) < mp.mpf(10) ** -49
             for log_p, value in zip(oracle.log_softmax(row), p, strict=True):
                 assert abs(log_p - mp.log(value)) <= abs(log_p) * mp.mpf(10) ** -48
+
+
+# --- long rows, which are cut into pieces ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_pieces(monkeypatch):
+    """Rows of more than 300 classes count as long; the pieces that were summed up."""
+    seen = []
+
+    def summarize(matrix, beta=None, original=_pieces.summarize):
+        seen.append(matrix.shape)
+        return original(matrix, beta)
+
+    monkeypatch.setattr(_activations, "SMALL", 0)
+    monkeypatch.setattr(_pieces, "LONG_ROW", 300)
+    monkeypatch.setattr(_pieces, "PIECE", 128)
+    monkeypatch.setattr(_pieces, "summarize", summarize)
+    return seen
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [512, 1000])
+def test_long_rows(short_pieces, dtype, classes, record):
+    """The bounds of all rows, though the sums of pieces are put together: pieces far apart, and infinities."""
+    x = cases.logits(dtype, classes).copy()
+    x[0, 200:] -= 3000  # a piece beyond the range of exp below the greatest entry
+    x[1, :] = np.linspace(-2000, 2000, classes)  # references of the pieces differ by one step and by more
+    x[2, :300] = -np.inf
+    p, log_p, lse = fs.softmax(x), fs.log_softmax(x), fs.logsumexp(x)
+    full, rest = divmod(classes, 128)
+    assert short_pieces[: 1 + (rest > 0)] == [(full, 128), (1, rest)][: 1 + (rest > 0)]
+    record("softmax, long rows", dtype, oracle.worst(p, oracle.rowwise(oracle.softmax, x))[0], 3)
+    record("log_softmax, long rows", dtype, oracle.worst(log_p, oracle.rowwise(oracle.log_softmax, x))[0], 4)
+    check_logsumexp(x, lse, oracle.rowwise(oracle.logsumexp, x), record, f"K = {classes}, in pieces")
+    with fs.threads(1):
+        np.testing.assert_array_equal(fs.softmax(x), p)
+    np.testing.assert_array_equal(fs.softmax(x.T, axis=0).T, p)
+    y = x.copy()
+    assert fs.softmax(y, out=y) is y
+    np.testing.assert_array_equal(y, p)
+    tempered = fs.softmax(x, temperature=3.0)
+    record(
+        "softmax with temperature, long rows",
+        dtype,
+        oracle.worst(tempered, oracle.rowwise(lambda row: oracle.softmax(row, 3.0), x))[0],
+        4,
+    )
+
+
+def test_edges_of_long_rows(short_pieces):
+    """NaN, +inf and nothing but -inf in a row of pieces; the others do not notice."""
+    x = np.random.default_rng(0).normal(size=(4, 700))
+    x[0, 650], x[1, 3], x[2] = np.nan, np.inf, -np.inf
+    p, log_p, lse = fs.softmax(x), fs.log_softmax(x), fs.logsumexp(x)
+    assert short_pieces
+    assert np.isnan(p[:3]).all()
+    assert np.isnan(log_p[[0, 2]]).all()
+    np.testing.assert_array_equal(lse[:3], [np.nan, np.inf, -np.inf])
+    assert p[3].sum() == pytest.approx(1)

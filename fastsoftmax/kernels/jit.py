@@ -36,7 +36,7 @@ def kernel(function: F) -> F:
     As plain Python (NUMBA_DISABLE_JIT=1) it does not warn of infinities and NaN either.
     """
     if config.DISABLE_JIT:
-        return cast(F, np.errstate(all="ignore")(function))
+        return np.errstate(all="ignore")(function)
     dispatcher = njit(**_OPTIONS)(function)
     if hasattr(dispatcher, "_cache"):
         dispatcher._cache = KernelCache(function)

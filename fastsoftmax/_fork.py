@@ -18,7 +18,7 @@ from contextlib import suppress
 from threading import RLock, get_ident
 from typing import Any
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """How many seconds a fork waits for other threads to finish compiling."""
 
 importing = RLock()

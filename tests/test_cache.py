@@ -321,7 +321,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     assert not files(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("step", ["os.mkdir", "tempfile.mkstemp", "os.fdopen", "os.replace"])
+@pytest.mark.parametrize("step", ["Path.mkdir", "tempfile.mkstemp", "os.fdopen", "os.replace"])
 def test_a_full_disk(tmp_path, compiled, monkeypatch, step):
     """At whatever step it fills up: no exception, and no half file stays."""
 

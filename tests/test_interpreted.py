@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,14 @@ def main():
             jacobian = fs.softmax_jacobian(x, axis)
             diagonal = np.moveaxis(np.einsum("...ii->...i", jacobian), -1, axis)
             np.testing.assert_allclose(diagonal, p * (1 - p), **close)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for classes in (2, 70):
+            edges = np.zeros((4, classes))
+            edges[0], edges[1, 1:], edges[2, 0], edges[3, 0] = -np.inf, -np.inf, np.inf, np.nan
+            assert np.array_equal(fs.logsumexp(edges), [-np.inf, 0, np.inf, np.nan], equal_nan=True)
+            assert np.array_equal(np.isnan(fs.softmax(edges)).all(-1), [True, False, True, True])
+            fs.cross_entropy_with_grad(edges, [0, 0, 1, 1])
     print("compared")
 
 

@@ -14,7 +14,8 @@ fastmath
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from numba import njit
+import numpy as np
+from numba import config, njit
 
 from fastsoftmax._cache import KernelCache
 
@@ -30,7 +31,12 @@ def inline(function: F) -> F:
 
 
 def kernel(function: F) -> F:
-    """An entry point: called from Python, compiled on first use, kept on disk."""
+    """An entry point: called from Python, compiled on first use, kept on disk.
+
+    As plain Python (NUMBA_DISABLE_JIT=1) it does not warn of infinities and NaN either.
+    """
+    if config.DISABLE_JIT:
+        return np.errstate(all="ignore")(function)
     dispatcher = njit(**_OPTIONS)(function)
     if hasattr(dispatcher, "_cache"):
         dispatcher._cache = KernelCache(function)

@@ -285,8 +285,8 @@ def _shift_to_exponent(builder: Any, a: Any) -> Any:
 def shift_to_exponent(a: Any) -> Any:
     """The number whose exponent field is the low bits of `a`: ``2**(k - bias)`` for `a` holding ``magic + k``."""
     bits: Any = np.asarray(a)
-    integer, shift = (np.int32, 23) if bits.dtype == np.float32 else (np.int64, 52)
-    return (bits.view(integer) << shift).view(bits.dtype)
+    shift: Any = np.int32(23) if bits.dtype == np.float32 else np.int64(52)
+    return np.left_shift(bits.view(shift.dtype), shift).view(bits.dtype)
 
 
 def _split_exponent(builder: Any, a: Any) -> Any:

@@ -1,0 +1,29 @@
+"""The tests on every Python, and with the oldest and newest NumPy and Numba that pyproject.toml admits.
+
+`nox` runs all; `nox -s "tests-3.10(oldest)"` one; what follows ``--`` goes to pytest in the place of the selection
+below. CI runs the whole suite on one Python, and these sessions where there are interpreters for them.
+"""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+
+OLDEST = {"numpy": "1.26.0", "numba": "0.61.0"}
+# The first release with wheels for it.
+OLDEST_NUMPY = {"3.13": "2.1.0"}
+REDUCED = [
+    f"tests/test_{name}.py"
+    for name in ("activations", "arrays", "cache", "derivatives", "hazards", "interpreted", "losses", "parallel")
+]
+
+
+@nox.session(python=["3.10", "3.11", "3.12", "3.13"])
+@nox.parametrize("versions", ["oldest", "newest"], ids=["oldest", "newest"])
+def tests(session: nox.Session, versions: str) -> None:
+    """A selection of the tests, or what is asked for."""
+    wanted = ["numpy", "numba"]
+    if versions == "oldest":
+        oldest = OLDEST | {"numpy": OLDEST_NUMPY.get(str(session.python), OLDEST["numpy"])}
+        wanted = [f"{package}=={version}" for package, version in oldest.items()]
+    session.install("--upgrade", *wanted, ".", "pytest", "hypothesis", "mpmath", "scipy")
+    session.run("python", "-m", "pytest", "-p", "no:cacheprovider", *(session.posargs or REDUCED))

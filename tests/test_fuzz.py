@@ -1,0 +1,433 @@
+"""Anything in: the right result out, or a documented error; no crash, no warning, no input changed.
+
+Cases are drawn by hypothesis: function, shape, dtype, layout, contents, second argument, options, and one argument
+that is spoiled, in one case out of five. What is not spoiled may not raise; what is spoiled has to. Results
+are compared with the textbook formulas in long double, to some hundred eps: this file looks for wrong rows, wrong
+axes and wrong options, the oracle's tests for wrong digits.
+"""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import fastsoftmax as fs
+
+DOCUMENTED = (TypeError, ValueError, IndexError)  # AxisError is both of the latter
+DTYPES = ["f8", "f4", "f2", ">f8", ">f4", "i1", "u1", "i4", "i8", "u8", "?"]
+LABELS = ["i8", "i4", "i1", "u1", "u2", "u8", ">i4"]
+LENGTHS = st.sampled_from([0, 1, 2, 3, 5, 9, 16, 17, 40, 57, 130])
+MOST = 20_000
+LONG = np.longdouble
+
+ACTIVATIONS = ("softmax", "log_softmax", "logsumexp")
+JACOBIANS = ("softmax_jacobian", "log_softmax_jacobian")
+PRODUCTS = ("softmax_jvp", "softmax_vjp", "log_softmax_jvp", "log_softmax_vjp")
+CROSS_ENTROPIES = (
+    "cross_entropy",
+    "cross_entropy_grad",
+    "cross_entropy_with_grad",
+    "cross_entropy_hvp",
+    "cross_entropy_hessian_diag",
+    "cross_entropy_hessian",
+)
+SQUARED_ERRORS = ("squared_error", "squared_error_grad", "squared_error_with_grad")
+EVERY = ACTIVATIONS + JACOBIANS + PRODUCTS + CROSS_ENTROPIES + SQUARED_ERRORS
+SQUARE = (*JACOBIANS, "cross_entropy_hessian")
+
+
+# --- arrays --------------------------------------------------------------------------------------------------
+
+
+def contents(rng, shape, dtype, kind):
+    dtype = np.dtype(dtype)
+    if dtype.kind in "iu":
+        return rng.integers(0 if dtype.kind == "u" else -100, 100, shape).astype(dtype)
+    if dtype.kind == "b":
+        return rng.random(shape) < 0.5
+    wide = 8.0 if dtype.itemsize == 2 else 1e4
+    x = {
+        "normal": lambda: rng.normal(0, 3, shape),
+        "wide": lambda: rng.uniform(-wide, wide, shape),
+        "equal": lambda: np.full(shape, rng.normal()),
+        "special": lambda: np.where(
+            rng.random(shape) < 0.2, rng.choice([np.nan, np.inf, -np.inf, -0.0], shape), rng.normal(0, 3, shape)
+        ),
+    }[kind]()
+    return x.astype(dtype)
+
+
+def laid_out(rng, x, layout):
+    """The same values as `x` somewhere else in memory."""
+    x = np.asarray(x)
+    if x.ndim == 0:
+        return x
+    if layout == "permuted":
+        order = rng.permutation(x.ndim)
+        return np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+    if layout == "strided":
+        large = np.zeros([2 * n + 1 for n in x.shape], x.dtype)
+        view = large[tuple(slice(1, None, 2) for _ in x.shape)]
+        view[...] = x
+        return view
+    if layout == "reversed":
+        turn = (slice(None, None, -1),) * x.ndim
+        return x[turn].copy()[turn]
+    if layout == "misaligned":
+        raw = np.zeros(x.nbytes + 1, np.uint8)
+        view = np.frombuffer(raw.data, x.dtype, x.size, 1).reshape(x.shape)
+        view[...] = x
+        return view
+    if layout == "read-only":
+        x = x.copy()
+        x.flags.writeable = False
+        return x
+    if layout == "subclass":
+        return x.view(Subclass)
+    return x
+
+
+class Subclass(np.ndarray):
+    """A user's own array type."""
+
+
+LAYOUTS = ["plain", "permuted", "strided", "reversed", "misaligned", "read-only", "subclass"]
+
+
+# --- the right results ---------------------------------------------------------------------------------------
+
+
+def softmax_of(x, where=None, temperature=1.0):
+    """(p, log p, lse) along the last axis, in long double."""
+    z = np.asarray(x).astype(LONG) / LONG(temperature)
+    if where is not None:
+        z = np.where(where, z, -np.inf)
+    m = z.max(-1, keepdims=True, initial=-np.inf)
+    shift = np.where(np.isfinite(m), m, 0)
+    terms = np.exp(z - shift)
+    total = terms.sum(-1, keepdims=True)
+    log_p = z - shift - np.log(total)
+    p = terms / total
+    unbounded = np.where(m == np.inf, np.nan, 0)  # such a row has neither probabilities nor logarithms of them
+    p, log_p = p + unbounded, log_p + unbounded
+    lse = (shift + np.log(total))[..., 0]
+    if where is not None:
+        nothing = ~np.any(where, -1, keepdims=True)
+        p = np.where(nothing | ~where, 0, p)
+        log_p = np.where(nothing | ~where, -np.inf, log_p)
+    return p, log_p, lse
+
+
+def diagonal(d):
+    return d[..., :, None] * np.eye(d.shape[-1])
+
+
+def inner(a, b):
+    return (a * b).sum(-1, keepdims=True)
+
+
+def right_derivative(name, x, v, temperature, from_probs):
+    p = np.asarray(x).astype(LONG) if from_probs else softmax_of(x, None, temperature)[0]
+    v = None if v is None else np.asarray(v).astype(LONG)
+    if name == "softmax_jacobian":
+        result = diagonal(p) - p[..., :, None] * p[..., None, :]
+    elif name == "log_softmax_jacobian":
+        result = np.eye(p.shape[-1]) - np.broadcast_to(p[..., None, :], (*p.shape, p.shape[-1]))
+    elif name == "log_softmax_jvp":
+        result = v - inner(p, v)
+    elif name == "log_softmax_vjp":
+        result = v - p * v.sum(-1, keepdims=True)
+    else:
+        result = p * (v - inner(p, v))
+    return result / LONG(temperature)
+
+
+def right_loss(name, x, targets, v, options):
+    """Classes last. The options mean what PyTorch's mean."""
+    p, log_p, _ = softmax_of(x)
+    rows, classes = p.shape[:-1], p.shape[-1]
+    reduction = options.get("reduction", "mean")
+    weights = np.ones(rows, LONG)
+    if options.get("sample_weight") is not None:
+        weights = np.asarray(options["sample_weight"]).astype(LONG)
+    targets = np.asarray(targets)
+    if name in SQUARED_ERRORS:
+        t = targets.astype(LONG)
+        losses = weights * ((p - t) ** 2).sum(-1) / 2
+        slope = p * ((p - t) - inner(p, p - t))
+        divisor = weights.sum() if options.get("sample_weight") is not None else LONG(losses.size)
+        return finish(name, losses, {"grad": slope}, weights, divisor, reduction)
+    class_weight = np.ones(classes, LONG)
+    if options.get("class_weight") is not None:
+        class_weight = np.asarray(options["class_weight"]).astype(LONG)
+    divisor = LONG(weights.size)
+    if targets.ndim < p.ndim:
+        labels = targets.astype(np.int64)
+        ignored = np.zeros(rows, bool)
+        if options.get("ignore_index") is not None:
+            ignored = labels == options["ignore_index"]
+        inside = np.where(ignored, 0, labels)
+        y = np.eye(classes, dtype=LONG)[inside] if classes else np.zeros(p.shape, LONG)
+        weights = np.where(ignored, 0, weights)
+        if any(options.get(k) is not None for k in ("class_weight", "sample_weight", "ignore_index")):
+            divisor = (weights * (class_weight[inside] if classes else 0)).sum()
+    else:
+        y = targets.astype(LONG)
+    smoothing = LONG(options.get("label_smoothing", 0.0))
+    shares = class_weight * ((1 - smoothing) * y + smoothing / max(classes, 1))
+    losses = weights * np.where(shares == 0, 0, -shares * log_p).sum(-1)
+    whole = shares.sum(-1, keepdims=True)
+    derivatives = {"grad": p * whole - shares}
+    if v is not None:
+        derivatives["hvp"] = whole * p * (v - inner(p, v))
+    if name == "cross_entropy_hessian_diag":
+        derivatives["diag"] = whole * p * (1 - p)
+    if name == "cross_entropy_hessian":
+        derivatives["hessian"] = whole[..., None] * (diagonal(p) - p[..., :, None] * p[..., None, :])
+    return finish(name, losses, derivatives, weights, divisor, reduction)
+
+
+def finish(name, losses, derivatives, weights, divisor, reduction):
+    factor = 1 / divisor if reduction == "mean" else LONG(1)
+    loss = losses if reduction == "none" else losses.sum() * factor
+
+    def scaled(d):
+        w = weights.reshape(weights.shape + (1,) * (d.ndim - weights.ndim))
+        return np.where(w == 0, 0, d * w * factor)
+
+    if name.endswith("with_grad"):
+        return loss, scaled(derivatives["grad"])
+    for ending in ("grad", "hvp", "diag", "hessian"):
+        if name.endswith(ending):
+            return scaled(derivatives[ending])
+    return loss
+
+
+# --- cases ---------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def cases(draw, names, dtypes, full):
+    """(name, arguments, options, kind, spoiled)."""
+    name = draw(st.sampled_from(names))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    limit = 40 if name in SQUARE else MOST
+    shape = draw(st.lists(LENGTHS, min_size=1, max_size=4))
+    axis = draw(st.integers(0, len(shape) - 1))
+    while np.prod(shape) > MOST or (name in SQUARE and (shape[axis] > limit or np.prod(shape) > 2000)):
+        shape[int(np.argmax(shape))] //= 3
+    kind = draw(st.sampled_from(["normal", "wide", "equal", "special"]))
+    layouts = st.sampled_from(LAYOUTS)
+    x = laid_out(rng, contents(rng, shape, draw(st.sampled_from(dtypes)), kind), draw(layouts))
+    rows = [n for k, n in enumerate(shape) if k != axis]
+    given_axis = axis - len(shape) if draw(st.booleans()) else axis
+    options = {} if given_axis == -1 and draw(st.booleans()) else {"axis": given_axis}
+    arguments = [x]
+
+    def another(dtype_choices, shape=shape):
+        dtype = draw(st.sampled_from(dtype_choices))
+        return laid_out(rng, contents(rng, shape, dtype, "normal"), draw(layouts))
+
+    def weights(shape):
+        w = rng.random(shape) * (rng.random(shape) < 0.8)
+        return laid_out(rng, w.astype(draw(st.sampled_from(["f4", "f8"]))), draw(layouts))
+
+    if name in ACTIVATIONS and draw(st.integers(0, 3)) == 0:
+        mask = rng.random(shape) < 0.7
+        options["where"] = laid_out(rng, mask, draw(layouts))
+    if name == "logsumexp":
+        options["keepdims"] = draw(st.booleans())
+    elif name in ACTIVATIONS + JACOBIANS + PRODUCTS and full and draw(st.booleans()):
+        options["temperature"] = draw(st.sampled_from([0.5, 1.0, 2, np.float32(3.0)]))
+    if name in ("softmax_jacobian", "softmax_jvp", "softmax_vjp") and full and x.dtype.kind == "f":
+        options["from_probs"] = draw(st.booleans())
+    if name in PRODUCTS + SQUARED_ERRORS:
+        arguments.append(another(dtypes))
+    if name in CROSS_ENTROPIES:
+        if draw(st.booleans()) and shape[axis]:
+            labels = rng.integers(0, shape[axis], rows)
+            if full and draw(st.booleans()):
+                options["ignore_index"] = draw(st.sampled_from([0, -100, 1]))
+                if options["ignore_index"] == -100:
+                    labels = np.where(rng.random(rows) < 0.3, -100, labels)
+            choices = [d for d in LABELS if labels.size == 0 or np.array_equal(labels.astype(d), labels)]
+            label_dtype = draw(st.sampled_from(choices))
+            arguments.append(laid_out(rng, labels.astype(label_dtype), draw(layouts)))
+        else:
+            y = rng.random(shape) * (rng.random(shape) < 0.6)
+            dtype = draw(st.sampled_from(["f4", "f8", "f2", "i8"]))
+            arguments.append(laid_out(rng, y.astype(dtype), draw(layouts)))
+        if name.endswith("hvp"):
+            arguments.append(another(dtypes))
+        if full and draw(st.booleans()):
+            options["class_weight"] = weights([shape[axis]])
+        if full and draw(st.booleans()):
+            options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
+    if name in CROSS_ENTROPIES + SQUARED_ERRORS:
+        if full and draw(st.booleans()):
+            options["sample_weight"] = weights(rows)
+        options["reduction"] = draw(st.sampled_from(["mean", "sum", "none"]))
+        if options["reduction"] == "none" and name in ("cross_entropy_hvp",) and draw(st.booleans()):
+            del options["reduction"]
+    spoiled = draw(st.sampled_from([None] * 4 + [*SPOILS]))
+    if spoiled is not None and not SPOILS[spoiled](rng, name, arguments, options):
+        spoiled = None
+    return name, arguments, options, kind, spoiled
+
+
+def spoil_dtype(rng, name, arguments, options):
+    at = rng.integers(len(arguments))
+    dtype = rng.choice(["c8", "O", "U3", "M8[s]", "g"])
+    arguments[at] = np.zeros(np.shape(arguments[at]), dtype)
+    return True
+
+
+def spoil_mask(rng, name, arguments, options):
+    arguments[rng.integers(len(arguments))] = np.ma.masked_array(np.zeros(3), [0, 1, 0])
+    return True
+
+
+def spoil_axis(rng, name, arguments, options):
+    options["axis"] = [99, -99, 1.5, "0", 2**70][rng.integers(5)]
+    return True
+
+
+def spoil_labels(rng, name, arguments, options):
+    if name not in CROSS_ENTROPIES or arguments[1].ndim == arguments[0].ndim or arguments[1].size == 0:
+        return False
+    classes = arguments[0].shape[options.get("axis", -1)]
+    bad = [-1, classes, 2**40, -(2**62)]
+    labels = np.array(arguments[1], np.int64)
+    labels.reshape(-1)[rng.integers(labels.size)] = bad[rng.integers(4)]
+    arguments[1] = labels
+    options.pop("ignore_index", None)
+    return True
+
+
+def spoil_shape(rng, name, arguments, options):
+    if len(arguments) < 2:
+        return False
+    at = rng.integers(1, len(arguments))
+    arguments[at] = np.zeros((*arguments[at].shape, 2, 2, 2), arguments[at].dtype)
+    return True
+
+
+def spoil_option(rng, name, arguments, options):
+    if name in CROSS_ENTROPIES + SQUARED_ERRORS:
+        options["reduction"] = ["average", None, 1, np.zeros(2)][rng.integers(4)]
+    elif name == "logsumexp":
+        options["where"] = [np.ones(3), "yes", np.ones((1, 1, 1, 1, 1, 2), bool)][rng.integers(3)]
+    else:
+        options["temperature"] = [0.0, -1.0, np.nan, np.inf, "1", None, 1e-320][rng.integers(7)]
+    return True
+
+
+def spoil_out(rng, name, arguments, options):
+    if name not in ACTIVATIONS + JACOBIANS + PRODUCTS:
+        return False
+    options["out"] = [[], np.zeros(3, "c16"), np.zeros((7, 7, 7, 7, 7)), 5][rng.integers(4)]
+    return True
+
+
+SPOILS = {
+    "dtype": spoil_dtype,
+    "mask": spoil_mask,
+    "axis": spoil_axis,
+    "labels": spoil_labels,
+    "shape": spoil_shape,
+    "option": spoil_option,
+    "out": spoil_out,
+}
+
+
+def expected(name, arguments, options):
+    """The right result with the classes last, and the number that absolute errors are measured by."""
+    axis = options.get("axis", -1)
+
+    def last(array):
+        return np.moveaxis(np.asarray(array), axis, -1)
+
+    x = last(arguments[0])
+    scale = max([1.0, *(abs(float(a.max(initial=0))) for a in arguments[1:] if a.dtype.kind in "fiu")])
+    with np.errstate(all="ignore"):
+        if name in ACTIVATIONS:
+            where = options.get("where")
+            temperature = options.get("temperature", 1.0)
+            p, log_p, lse = softmax_of(x, None if where is None else last(where), temperature)
+            if name == "logsumexp":
+                scale = float(np.abs(np.asarray(x, LONG)).max(initial=1, where=np.isfinite(x)))
+                return (lse[..., None] if options["keepdims"] else lse), scale
+            return (p if name == "softmax" else log_p), 1.0
+        second = last(arguments[1]) if len(arguments) > 1 and arguments[1].ndim == x.ndim else None
+        if name in JACOBIANS + PRODUCTS:
+            temperature, from_probs = options.get("temperature", 1.0), options.get("from_probs", False)
+            if from_probs:
+                scale *= float(np.abs(np.asarray(x, LONG)).max(initial=1, where=np.isfinite(x))) ** 2
+            return right_derivative(name, x, second, temperature, from_probs), 40 * scale
+        targets = arguments[1] if second is None else second
+        tangent = last(arguments[2]).astype(LONG) if len(arguments) > 2 else None
+        return right_loss(name, x, targets, tangent, options), 100 * scale * scale
+
+
+def compare(name, actual, right, scale, axis, kind):
+    """`axis` is that of the classes in the result, None if they are last or are not there."""
+    actual = np.asarray(actual)
+    moved = actual if axis is None else np.moveaxis(actual, axis, -1)
+    assert moved.shape == right.shape, (moved.shape, right.shape)
+    eps = float(np.finfo(actual.dtype).eps)
+    if kind == "special":
+        # What infinities and NaN give is the business of test_edge_rows; here, that other rows are right.
+        ordinary = np.isfinite(right)
+    else:
+        ordinary = np.ones(right.shape, bool)
+    got, wanted = moved[ordinary].astype(LONG), right[ordinary]
+    top = np.finfo(actual.dtype).max
+    with np.errstate(all="ignore"):
+        near = np.abs(got - wanted) <= 300 * eps * (np.abs(wanted) + scale)
+        same = (got == wanted) | (np.isnan(got) & np.isnan(wanted)) | (np.isinf(got) & (np.abs(wanted) >= top / 2))
+    wrong = ~(near | same)
+    assert not wrong.any(), (name, got[wrong][:3], wanted[wrong][:3])
+
+
+def check(case):
+    name, arguments, options, kind, spoiled = case
+    arrays = [*arguments, *(o for o in options.values() if isinstance(o, np.ndarray))]
+    before = [a.tobytes() for a in arrays]
+    function = getattr(fs, name)
+    if spoiled is not None:
+        with pytest.raises(DOCUMENTED):
+            function(*arguments, **options)
+    else:
+        actual = function(*arguments, **options)
+        right, scale = expected(name, arguments, options)
+        axis = options.get("axis", -1)
+        loss = name in ("cross_entropy", "squared_error")
+        if isinstance(actual, tuple):
+            compare(name, actual[0], np.asarray(right[0]), scale * (1 + arguments[0].size), None, kind)
+            actual, right = actual[1], right[1]
+        elif loss:
+            scale *= 1 + arguments[0].size
+        if loss or name in SQUARE or (name == "logsumexp" and not options["keepdims"]):
+            axis = None
+        compare(name, actual, np.asarray(right), scale, axis, kind)
+    assert [a.tobytes() for a in arrays] == before, "an input has changed"
+
+
+relaxed = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+FEW = ("softmax", "logsumexp", "softmax_jvp", "cross_entropy_with_grad")
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=relaxed)
+@given(cases(FEW, ["f8", ">f8", "i4", "?"], full=False))
+def test_anything(case):
+    """A few functions in one dtype, for the sake of the compiler's time."""
+    check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+@settings(deadline=None, max_examples=6500, suppress_health_check=relaxed)
+@given(st.data())
+def test_anything_at_all(name, data):
+    """18 functions, 117,000 cases."""
+    check(data.draw(cases((name,), DTYPES, full=True)))

@@ -1,0 +1,153 @@
+"""Memory: little beside the results, none lost, none asked for in vain, and no size too large for an index."""
+
+import gc
+import resource
+import sys
+import tracemalloc
+
+import functions
+import numpy as np
+import pytest
+from zeros import zeros
+
+import fastsoftmax as fs
+from fastsoftmax import _parallel
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures as Linux does")
+MEGABYTE = 1 << 20
+
+
+def peak(call):
+    """Bytes that NumPy and Python had at the most during a call, beyond what they had before."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        call()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("function", functions.WITH_OUT, ids=str)
+@pytest.mark.parametrize("shape", [(40_000, 50), (3, 800_000), (2000, 20, 40)], ids=str)
+def test_temporary_memory(function, shape):
+    """With `out`, contiguous input of 16 MB: one megabyte for each thread at the most."""
+    axis = 1
+    if function.result == "square":
+        shape = (shape[0] if shape[1] == 50 else 8, min(shape[1], 700))
+    x = np.zeros(shape)
+    other = function.other(x, axis)
+    out = np.empty(function.shape(shape, axis))
+    options = dict(function.options, axis=axis)
+    labels = 8 * out.size // shape[axis] if function.make is functions.labels_for else 0
+    function.function(x[:1], *(o[:1] for o in other), **options)
+
+    def call():
+        function.function(x, *other, out=out, **options)
+
+    call()
+    assert peak(call) <= MEGABYTE * _parallel.max_threads() + labels
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "squared_error"])
+def test_temporary_memory_of_a_loss(name):
+    """No array of the size of the logits: one number for each row is what a mean is taken of."""
+    x = np.zeros((40_000, 50))
+    targets = np.zeros(40_000, int) if name == "cross_entropy" else x
+    getattr(fs, name)(x[:1], targets[:1])
+    assert peak(lambda: getattr(fs, name)(x, targets)) <= MEGABYTE * _parallel.max_threads() + 16 * 40_000
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+@linux
+@pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_no_growth_over_many_calls(count):
+    """Small calls and shared ones, right calls and failing ones."""
+    small, large = np.zeros((4, 5)), np.zeros((4000, 50))
+    labels = np.zeros(4, int)
+
+    def turn():
+        for _ in range(100):
+            fs.softmax(small)
+            fs.cross_entropy_with_grad(small, labels)
+            fs.softmax(small, axis=0)
+            with pytest.raises(IndexError):
+                fs.cross_entropy(small, labels + 7)
+        for _ in range(4):
+            fs.softmax(large)
+
+    for _ in range(5):
+        turn()
+    gc.collect()
+    objects, before = len(gc.get_objects()), resident()
+    for _ in range(count // 404):
+        turn()
+    gc.collect()
+    assert len(gc.get_objects()) - objects < 100
+    assert resident() - before < 4 * MEGABYTE
+
+
+@linux
+@pytest.mark.parametrize("name", ["softmax_jacobian", "log_softmax_jacobian", "cross_entropy_hessian"])
+def test_a_result_that_is_too_large(name, monkeypatch):
+    """MemoryError, before any work, from memory that the system would not give."""
+    x = zeros((1 << 12, 1 << 20), np.float32)
+    monkeypatch.setattr(_parallel, "_helpers", None)  # a call that begins fails otherwise
+    targets = (np.zeros(1 << 12, int),) if name == "cross_entropy_hessian" else ()
+    with pytest.raises(MemoryError, match="allocate"):
+        getattr(fs, name)(x, *targets)
+
+
+# Sizes beyond 2**31: of the whole, of one row, and of what lies between two entries of one row.
+BEYOND = 2**31 + 100
+
+
+@linux
+@pytest.mark.slow
+def test_a_row_beyond_2_31():
+    """8 GB of zeros that take no memory."""
+    x = zeros((BEYOND,), np.float32)
+    assert fs.logsumexp(x) == pytest.approx(np.log(BEYOND), rel=1e-6)
+
+
+@linux
+@pytest.mark.slow
+def test_rows_beyond_2_31():
+    x = zeros((BEYOND // 1000 + 1, 1000), np.float32)
+    np.testing.assert_allclose(fs.logsumexp(x), np.float32(np.log(1000)), rtol=1e-6)
+    labels = np.zeros(len(x), np.int64)
+    loss = fs.cross_entropy(x, labels, reduction="none")
+    np.testing.assert_allclose(loss, np.float32(np.log(1000)), rtol=1e-6)
+
+
+@linux
+@pytest.mark.slow
+def test_columns_beyond_2_31():
+    """Entries of one row lie 2**30 apart."""
+    x = zeros((3, 1 << 30), np.float32)
+    lse = fs.logsumexp(x, axis=0)
+    assert lse.min() == lse.max() == pytest.approx(np.log(3), rel=1e-6)
+
+
+@linux
+@pytest.mark.slow
+def test_values_beyond_2_31(tmp_path):
+    """A sparse file of 8 GB with numbers at its end only: a wrapped offset would find zeros."""
+    path = tmp_path / "sparse"
+    rows, classes = 2**31 // 64 + 8, 64
+    with path.open("wb") as file:
+        file.truncate(rows * classes * 4)
+    x = np.memmap(path, np.float32, "r+", shape=(rows, classes))
+    last = np.random.default_rng(0).normal(size=(4, classes)).astype(np.float32)
+    x[-4:] = last
+    np.testing.assert_array_equal(fs.logsumexp(x)[-4:], fs.logsumexp(last))
+    losses = fs.cross_entropy(x, np.arange(rows) % classes, reduction="none")
+    np.testing.assert_array_equal(
+        losses[-4:], fs.cross_entropy(last, np.arange(rows)[-4:] % classes, reduction="none")
+    )

@@ -4,6 +4,7 @@ import json
 import platform
 import re
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import cases
@@ -35,6 +36,7 @@ def module_of(name):
     return next(m for m in (kernels.activations, kernels.derivatives, kernels.losses) if hasattr(m, name))
 
 
+@cache
 def assembly(name, dtype):
     """The code of a kernel: compiled here, since code that was loaded from disk cannot be read."""
     KERNELS[name](np.zeros((3, 5), dtype))

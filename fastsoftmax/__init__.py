@@ -1,5 +1,8 @@
 """Softmax and all that is differentiated through it, for NumPy arrays: fast, and accurate to a few ulp."""
 
+from typing import Any as _Any
+
+from fastsoftmax import _ufuncs
 from fastsoftmax._activations import log_softmax, logsumexp, softmax
 from fastsoftmax._derivatives import (
     log_softmax_jacobian,
@@ -61,3 +64,16 @@ __all__ = [
     "squared_error_with_grad",
     "threads",
 ]
+
+
+# The ufuncs are made on first use, and not in __all__: a star import would compile every one of them.
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _ufuncs.NAMES:
+        return globals().setdefault(name, _ufuncs.make(name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ufuncs.NAMES})

@@ -452,7 +452,9 @@ def test_pieces_activations(huge, record):
     for n in (1, 4, 6):
         expected, log_p, p = wide(huge, n)
         record("segment_softmax", np.float32, oracle.wide_error(results["segment_softmax"][n], p).max(), 3)
-        record("segment_log_softmax", np.float32, oracle.wide_error(results["segment_log_softmax"][n], log_p).max(), 4)
+        record(
+            "segment_log_softmax", np.float32, oracle.wide_error(results["segment_log_softmax"][n], log_p).max(), 4
+        )
         record("segment_logsumexp", np.float32, oracle.wide_error(lse[n : n + 1], np.array([expected])).max(), 2)
     for n in (0, 3, 4, 5, 7):
         equal(results["segment_softmax"][n], fs.softmax(huge.split(huge.x)[n]))
@@ -482,7 +484,12 @@ def test_pieces_cross_entropy(huge, target, record):
     for n in (1, 6):
         _, log_p, p = wide(huge, n)
         t = targets[n]
-        record("segment_cross_entropy, segment", np.float32, oracle.wide_error(loss[n : n + 1], -log_p[t : t + 1])[0], 4)
+        record(
+            "segment_cross_entropy, segment",
+            np.float32,
+            oracle.wide_error(loss[n : n + 1], -log_p[t : t + 1])[0],
+            4,
+        )
         p[t] = np.expm1(log_p[t])
         error = oracle.wide_error(huge.split(gradient)[n], p).max()
         record("segment_cross_entropy_with_grad", np.float32, error, 4)
@@ -712,7 +719,11 @@ def call(name, x=X, indptr=(0, 2, 5), targets=(0, 1), **options):
         ([0, 2, 4], ValueError, "indptr[2] is 4, expected 5, the length of x"),
         ([0, 2, 6], ValueError, "indptr[2] is 6, expected 5, the length of x"),
         ([0, 7, 5], ValueError, "indptr[2] is 5, expected at least indptr[1], which is 7"),
-        (np.array([0, 2**63 + 1, 5], np.uint64), ValueError, "expected at least indptr[1], which is 9223372036854775809"),
+        (
+            np.array([0, 2**63 + 1, 5], np.uint64),
+            ValueError,
+            "expected at least indptr[1], which is 9223372036854775809",
+        ),
         (np.array([0, -1, 5], np.int8), ValueError, "indptr[1] is -1, expected at least indptr[0], which is 0"),
         (np.ma.masked_array([0, 5], [0, 1]), TypeError, "indptr is a masked array"),
     ],
@@ -861,7 +872,12 @@ def test_python_bodies_mean_the_same():
 @pytest.mark.slow
 def test_no_kernel_leaves_its_arrays(tmp_path):
     """With bounds checking compiled in, which looks at every lane of a gather and a scatter."""
-    environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "FASTSOFTMAX_CACHE_DIR": str(tmp_path), "PYTEST_ADDOPTS": ""}
+    environment = {
+        **os.environ,
+        "NUMBA_BOUNDSCHECK": "1",
+        "FASTSOFTMAX_CACHE_DIR": str(tmp_path),
+        "PYTEST_ADDOPTS": "",
+    }
     environment["PYTHONPATH"] = os.pathsep.join([str(child.PACKAGE.parent), str(Path(__file__).parent)])
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, cwd=tmp_path)

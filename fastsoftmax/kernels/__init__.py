@@ -21,6 +21,8 @@ How they are built
     The same blocks over ragged rows.
 `reductions`
     Sums over rows: what losses are reduced by.
+`scalar`, `loops`, `inside`
+    Functions of single numbers; the loops over arrays that ufuncs are made of; ufuncs in code that Numba compiles.
 `jit`
     Numba's options and the disk cache.
 
@@ -38,10 +40,13 @@ _MODULES = frozenset(
         "activations",
         "derivatives",
         "elementary",
+        "inside",
         "jit",
+        "loops",
         "losses",
         "pieces",
         "reductions",
+        "scalar",
         "segments",
         "traversal",
         "vector",

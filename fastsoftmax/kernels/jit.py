@@ -41,3 +41,18 @@ def kernel(function: F) -> F:
     if hasattr(dispatcher, "_cache"):
         dispatcher._cache = KernelCache(function)
     return cast(F, dispatcher)
+
+
+def loop(function: F) -> F:
+    """A loop that C calls: `entry_point` is its address. Kept on disk like a kernel."""
+    dispatcher = njit(**{**_OPTIONS, "no_cfunc_wrapper": False, "no_cpython_wrapper": True})(function)
+    if hasattr(dispatcher, "_cache"):
+        dispatcher._cache = KernelCache(function)
+    return cast(F, dispatcher)
+
+
+def entry_point(dispatcher: Any, signature: Any) -> int:
+    """Where the machine code of a `loop` for one signature lies, as C calls it; it stays for good."""
+    dispatcher.compile(signature)
+    compiled = dispatcher.overloads[tuple(signature.args)]
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))

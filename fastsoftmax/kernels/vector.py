@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import config, types
 from numba.core import cgutils, errors
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
@@ -1363,3 +1363,361 @@ def neighbours(
     starts[at : at + count] = begin
     lengths[at : at + count] = length
     return int(length.min()), int(length.max())
+
+
+# --- loops that C calls --------------------------------------------------------------------------------------
+# A ufunc's loop gets ``char **args, intp *dimensions, intp *steps, void *data``. The type of `args` says what the
+# numbers are. These functions have no meaning in Python: under NUMBA_DISABLE_JIT there are no such loops.
+
+
+def _item_typer(typingctx: Any, pointer: Any, index: Any) -> Any:
+    if not isinstance(pointer, types.CPointer):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load(builder.gep(values[0], [values[1]]))
+
+    return pointer.dtype(pointer, types.intp), codegen
+
+
+@lowered(_item_typer)
+def item(pointer: Any, index: int) -> Any:
+    """``pointer[index]``, as in C."""
+    raise NotImplementedError
+
+
+def _memory_at_typer(typingctx: Any, pointer: Any) -> Any:
+    if not isinstance(pointer, types.CPointer):
+        return None
+    result = Memory(pointer.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        struct = cgutils.create_struct_proxy(result)(context, builder)
+        struct.data = values[0]
+        struct.size = context.get_constant(types.intp, types.intp.maxval)
+        return struct._getvalue()
+
+    return result(pointer), codegen
+
+
+@lowered(_memory_at_typer)
+def memory_at(pointer: Any) -> Any:
+    """The memory from an address on, however much there is."""
+    raise NotImplementedError
+
+
+def _address_typer(typingctx: Any, array: Any) -> Any:
+    if not isinstance(array, Memory):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        struct = cgutils.create_struct_proxy(array)(context, builder, values[0])
+        return builder.ptrtoint(struct.data, context.get_value_type(types.intp))
+
+    return types.intp(array), codegen
+
+
+@lowered(_address_typer)
+def address(array: Any) -> int:
+    """Where the first number lies."""
+    return int(array.ctypes.data)
+
+
+def _lanes_of(array: Any) -> Any:
+    """The vector that numbers of this memory are computed in; None if they are no floats."""
+    if not isinstance(array, Memory):
+        return None
+    if array.dtype == types.uint16:  # float16, which Numba has no type for on a CPU
+        return Lanes(types.float32)
+    return Lanes(array.dtype) if isinstance(array.dtype, types.Float) else None
+
+
+def _width_typer(typingctx: Any, array: Any) -> Any:
+    lanes = _lanes_of(array)
+    if lanes is None:
+        return None
+    return types.intp(array), lambda context, *_: context.get_constant(types.intp, lanes.count)
+
+
+@lowered(_width_typer)
+def width(array: Any) -> int:
+    """How many numbers `read` and `write` take at once."""
+    return int(LANE_BYTES // array.itemsize)
+
+
+def _item_size_typer(typingctx: Any, array: Any) -> Any:
+    if not isinstance(array, Memory):
+        return None
+    size = array.dtype.bitwidth // 8
+    return types.intp(array), lambda context, *_: context.get_constant(types.intp, size)
+
+
+@lowered(_item_size_typer)
+def item_size(array: Any) -> int:
+    """How many bytes a number takes."""
+    return int(array.itemsize)
+
+
+def _lane_typer(typingctx: Any, vector: Any, index: Any) -> Any:
+    if not isinstance(vector, Lanes):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.extract_element(values[0], values[1])
+
+    return vector.dtype(vector, types.intp), codegen
+
+
+@lowered(_lane_typer)
+def lane(vector: Any, index: int) -> Any:
+    """One lane of a vector, as a float."""
+    return vector[index]
+
+
+def _scattered(builder: Any, name: str, result: Any, operands: Sequence[Any], vector: Any) -> Any:
+    """A masked gather or scatter of vectors of this type."""
+    element = vector.element
+    suffix = f"i{element.width}" if isinstance(element, ir.IntType) else _suffix(element)
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(result, [operand.type for operand in operands]),
+        f"llvm.masked.{name}.v{vector.count}{suffix}.v{vector.count}p0",
+    )
+    return builder.call(function, operands)
+
+
+def _is_whole(builder: Any, stride: Any, count: Any, lanes: int) -> Any:
+    """Whether numbers lie side by side and fill a vector."""
+    return builder.and_(
+        builder.icmp_signed("==", stride, stride.type(1)), builder.icmp_signed("==", count, count.type(lanes))
+    )
+
+
+def _from_half(builder: Any, short: Any, vector: Any) -> Any:
+    """float16 as float32: the exponent is 112 too small after the shift, which a product puts right."""
+    bits = builder.zext(short, ir.VectorType(ir.IntType(32), vector.count))
+    magnitude = builder.shl(builder.and_(bits, _constant(bits, 0x7FFF)), _constant(bits, 13))
+    value = builder.bitcast(magnitude, vector)
+    pattern = builder.bitcast(builder.fmul(value, _constant(value, 2.0**112)), bits.type)
+    special = builder.icmp_unsigned(">=", magnitude, _constant(bits, 0x7C00 << 13))
+    pattern = builder.select(special, builder.or_(pattern, _constant(bits, 0x7F800000)), pattern)
+    sign = builder.shl(builder.and_(bits, _constant(bits, 0x8000)), _constant(bits, 16))
+    return builder.bitcast(builder.or_(pattern, sign), vector)
+
+
+def _to_half(builder: Any, value: Any) -> Any:
+    """float32 rounded to float16: to nearest, halves to even."""
+    bits = _integer(builder, value)
+    sign = builder.lshr(builder.and_(bits, _constant(bits, 0x80000000)), _constant(bits, 16))
+    magnitude = builder.and_(bits, _constant(bits, 0x7FFFFFFF))
+    # Normal: another bias, and a rounding that may carry into the exponent, up to inf.
+    odd = builder.and_(builder.lshr(magnitude, _constant(bits, 13)), _constant(bits, 1))
+    normal = builder.add(builder.add(magnitude, _constant(bits, 0xC8000FFF)), odd)
+    normal = builder.lshr(normal, _constant(bits, 13))
+    # Denormal: adding 1/2 rounds at the right place.
+    positive = builder.bitcast(magnitude, value.type)
+    small = builder.bitcast(builder.fadd(positive, _constant(positive, 0.5)), bits.type)
+    small = builder.sub(small, _constant(bits, 0x3F000000))
+    result = builder.select(builder.icmp_unsigned("<", magnitude, _constant(bits, 0x38800000)), small, normal)
+    infinite = builder.icmp_unsigned(">=", magnitude, _constant(bits, 0x47800000))
+    result = builder.select(infinite, _constant(bits, 0x7C00), result)
+    invalid = builder.icmp_unsigned(">", magnitude, _constant(bits, 0x7F800000))
+    result = builder.or_(builder.select(invalid, _constant(bits, 0x7E00), result), sign)
+    return builder.trunc(result, ir.VectorType(ir.IntType(16), value.type.count))
+
+
+def _read_typer(typingctx: Any, array: Any, stride: Any, count: Any) -> Any:
+    result = _lanes_of(array)
+    if result is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, stride, count = values
+        element = context.get_value_type(array.dtype)
+        vector = ir.VectorType(element, result.count)
+        align = array.dtype.bitwidth // 8
+        one = 0x3C00 if isinstance(element, ir.IntType) else 1.0
+        zero = stride.type(0)
+        with builder.if_else(_is_whole(builder, stride, count, result.count), likely=True) as (whole, other):
+            with whole:
+                pointer = _pointer(context, builder, array, data, zero, count)
+                loaded = builder.load(_vector_pointer(builder, pointer, vector), align=align)
+                loaded_in = builder.block
+            with other:
+                pointers, mask = _strided_pointers(
+                    context, builder, array, (data, zero, stride, count), result.count
+                )
+                ones = ir.Constant(vector, [one] * result.count)
+                operands = (pointers, ir.IntType(32)(align), mask, ones)
+                gathered = _scattered(builder, "gather", vector, operands, vector)
+                gathered_in = builder.block
+        value = builder.phi(vector)
+        value.add_incoming(loaded, loaded_in)
+        value.add_incoming(gathered, gathered_in)
+        if array.dtype == types.uint16:
+            return _from_half(builder, value, context.get_value_type(result))
+        return value
+
+    return result(array, types.intp, types.intp), codegen
+
+
+@lowered(_read_typer)
+def read(array: Any, stride: int, count: int) -> Any:
+    """The first `count` numbers that lie `stride` apart, and 1 in the other lanes; float16 becomes float32."""
+    lanes = np.ones(width(array), array.dtype)
+    lanes[:count] = array[np.arange(count) * stride]
+    return lanes
+
+
+def _write_typer(typingctx: Any, array: Any, stride: Any, count: Any, value: Any) -> Any:
+    if _lanes_of(array) is None or value != _lanes_of(array):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, stride, count, lanes = values
+        if array.dtype == types.uint16:
+            lanes = _to_half(builder, lanes)
+        align = array.dtype.bitwidth // 8
+        zero = stride.type(0)
+        with builder.if_else(_is_whole(builder, stride, count, value.count), likely=True) as (whole, other):
+            with whole:
+                pointer = _pointer(context, builder, array, data, zero, count)
+                builder.store(lanes, _vector_pointer(builder, pointer, lanes.type), align=align)
+            with other:
+                pointers, mask = _strided_pointers(
+                    context, builder, array, (data, zero, stride, count), value.count
+                )
+                operands = (lanes, pointers, ir.IntType(32)(align), mask)
+                _scattered(builder, "scatter", ir.VoidType(), operands, lanes.type)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, value), codegen
+
+
+@lowered(_write_typer)
+def write(array: Any, stride: int, count: int, value: Any) -> None:
+    """Write the first `count` lanes to memory, `stride` apart."""
+    array[np.arange(count) * stride] = value[:count]
+
+
+def _singles_typer(typingctx: Any, array: Any) -> Any:
+    if not isinstance(array, Memory):
+        return None
+    result = Memory(types.float32)
+    codegen = lambda context, *_: cgutils.get_null_value(context.get_value_type(result))  # noqa: E731
+    return result(array), codegen
+
+
+@lowered(_singles_typer)
+def singles(array: Any) -> Any:
+    """No memory, of float32: for `scratch`."""
+    raise NotImplementedError
+
+
+def _call_loop_typer(
+    typingctx: Any, function: Any, count: Any, x: Any, x_stride: Any, v: Any, v_stride: Any, y: Any, y_stride: Any
+) -> Any:
+    if function != types.voidptr:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        code, count, *operands = values
+        byte_pointer, size = ir.IntType(8).as_pointer(), count.type
+        rows = [(x, *operands[0:2]), (v, *operands[2:4]), (y, *operands[4:6])]
+        rows = [row for row in rows if isinstance(row[0], Memory)]
+        args = cgutils.alloca_once(builder, ir.ArrayType(byte_pointer, len(rows)))
+        steps = cgutils.alloca_once(builder, ir.ArrayType(size, len(rows)))
+        dimensions = cgutils.alloca_once(builder, ir.ArrayType(size, 1))
+        builder.store(count, cgutils.gep_inbounds(builder, dimensions, 0, 0))
+        for k, (kind, array, stride) in enumerate(rows):
+            data = cgutils.create_struct_proxy(kind)(context, builder, array).data
+            builder.store(builder.bitcast(data, byte_pointer), cgutils.gep_inbounds(builder, args, 0, k))
+            step = builder.mul(stride, size(kind.dtype.bitwidth // 8))
+            builder.store(step, cgutils.gep_inbounds(builder, steps, 0, k))
+        operands = [cgutils.gep_inbounds(builder, block, 0, 0) for block in (args, dimensions, steps)]
+        operands.append(ir.Constant(byte_pointer, None))
+        kind = ir.FunctionType(ir.VoidType(), [operand.type for operand in operands])
+        builder.call(builder.bitcast(code, kind.as_pointer()), operands)
+        return context.get_dummy_value()
+
+    return types.void(function, types.intp, x, types.intp, v, types.intp, y, types.intp), codegen
+
+
+@lowered(_call_loop_typer)
+def call_loop(
+    function: Any, count: int, x: Any, x_stride: int, v: Any, v_stride: int, y: Any, y_stride: int
+) -> None:
+    """Call a ufunc's loop at an address: y = function(x, v), or y = function(x) where v is None."""
+    raise NotImplementedError
+
+
+# The bits of the floating-point status for invalid, division by zero and overflow.
+_STATUS_BITS = {"x86_64": (1, 4, 8), "aarch64": (1, 2, 4)}
+
+
+def _machine(context: Any) -> str:
+    name = str(context.codegen()._tm.triple).partition("-")[0]
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
+def _status_register(builder: Any, machine: str, write: Any = None) -> Any:
+    """Write the floating-point status if given, else read it: as a 32-bit integer."""
+    word = ir.IntType(32)
+    if machine == "x86_64":
+        room = cgutils.alloca_once(builder, word)
+        if write is not None:
+            builder.store(write, room)
+        pointer = builder.bitcast(room, ir.IntType(8).as_pointer())
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [pointer.type]),
+            "llvm.x86.sse.stmxcsr" if write is None else "llvm.x86.sse.ldmxcsr",
+        )
+        builder.call(function, [pointer])
+        return builder.load(room)
+    binding.initialize_native_asmparser()
+    long = ir.IntType(64)
+    if write is None:
+        code = ir.InlineAsm(ir.FunctionType(long, []), "mrs $0, fpsr", "=r,~{memory}", side_effect=True)
+        return builder.trunc(builder.call(code, []), word)
+    code = ir.InlineAsm(ir.FunctionType(ir.VoidType(), [long]), "msr fpsr, $0", "r,~{memory}", side_effect=True)
+    builder.call(code, [builder.zext(write, long)])
+    return write
+
+
+def _float_status_typer(typingctx: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        machine = _machine(context)
+        return _status_register(builder, machine) if machine in _STATUS_BITS else ir.IntType(32)(0)
+
+    return types.uint32(), codegen
+
+
+@lowered(_float_status_typer)
+def float_status() -> int:
+    """The floating-point exceptions that were raised so far, in the form that `set_float_status` takes."""
+    raise NotImplementedError
+
+
+def _set_float_status_typer(typingctx: Any, status: Any, invalid: Any, divide: Any, overflow: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        machine = _machine(context)
+        if machine in _STATUS_BITS:
+            status = values[0]
+            for raised, bit in zip(values[1:], _STATUS_BITS[machine], strict=True):
+                added = builder.select(raised, status.type(bit), status.type(0))
+                status = builder.or_(status, added)
+            _status_register(builder, machine, write=status)
+        return context.get_dummy_value()
+
+    return types.void(types.uint32, types.boolean, types.boolean, types.boolean), codegen
+
+
+@lowered(_set_float_status_typer)
+def set_float_status(status: int, invalid: bool, divide: bool, overflow: bool) -> None:
+    """Make `status` and these the floating-point exceptions that were raised.
+
+    Vector code computes what it then discards: its own exceptions mean nothing. On processors that are not listed
+    above, they stay.
+    """
+    raise NotImplementedError

@@ -1,0 +1,286 @@
+r"""Elementary functions as NumPy ufuncs, and for loops that Numba compiles.
+
+They are made on first use: ``fastsoftmax.exp`` compiles the loops of `exp` for float32 and float64 (or takes them
+from the disk cache), hands their addresses to NumPy, and tells Numba how to inline the function.
+
+NumPy makes a ufunc out of C functions by ``PyUFunc_FromFuncAndDataAndSignatureAndIdentity``, which is part of its
+public C interface but not of its Python one: ctypes calls it through the table ``_UFUNC_API`` that every extension
+module goes through. Where that is not to be had, or under ``NUMBA_DISABLE_JIT=1``, where there is no C function,
+`Plain` stands in: the same results by the same names, without the methods of a ufunc.
+"""
+
+import ctypes
+import importlib
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from fastsoftmax import kernels
+
+DOCS = {
+    "exp": r"""
+Exponential function, element by element.
+
+.. math:: e^x
+
+Error at most 1.1 ulp. Overflow gives inf with NumPy's warning, underflow goes gradually to 0 without one.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> fs.exp([-1000.0, 0.0, 1.0])
+array([0.        , 1.        , 2.71828183])
+""",
+    "expm1": r"""
+Exponential function minus 1, accurate for small arguments.
+
+.. math:: e^x - 1
+
+Error at most 1.6 ulp. Overflow gives inf with NumPy's warning.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> float(fs.expm1(1e-20))
+1e-20
+""",
+    "log": r"""
+Natural logarithm.
+
+.. math:: \log x
+
+Error at most 1.5 ulp. 0 gives -inf and negative numbers nan, with NumPy's warnings.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> float(fs.log(10.0))
+2.302585092994046
+""",
+    "log1p": r"""
+Natural logarithm of 1 + x, accurate for small arguments.
+
+.. math:: \log(1 + x)
+
+Error at most 1.6 ulp. -1 gives -inf and numbers below it nan, with NumPy's warnings.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> float(fs.log1p(1e-20))
+1e-20
+""",
+    "expit": r"""
+Logistic function.
+
+.. math:: \frac{1}{1 + e^{-x}}
+
+Error at most 1.2 ulp, also far below 0. No warnings.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> fs.expit([-40.0, 0.0, 2.0])
+array([4.24835426e-18, 5.00000000e-01, 8.80797078e-01])
+""",
+    "logit": r"""
+Inverse of the logistic function.
+
+.. math:: \log \frac{p}{1 - p}
+
+Error at most 1.7 ulp, also around 1/2, where it is 0. 0 gives -inf, 1 inf, numbers outside nan. No warnings.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> fs.logit([0.0, 0.1, 0.5, 1.0])
+array([       -inf, -2.19722458,  0.        ,         inf])
+""",
+    "log_expit": r"""
+Logarithm of the logistic function.
+
+.. math:: -\log(1 + e^{-x})
+
+Error at most 1.9 ulp on either side of 0. No warnings.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> fs.log_expit([-1000.0, 0.0, 50.0])
+array([-1.00000000e+03, -6.93147181e-01, -1.92874985e-22])
+""",
+    "softplus": r"""
+Smooth maximum of 0 and x.
+
+.. math:: \log(1 + e^x)
+
+Error at most 1.9 ulp on either side of 0. No warnings.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> fs.softplus([-50.0, 0.0, 1000.0])
+array([1.92874985e-22, 6.93147181e-01, 1.00000000e+03])
+""",
+    "logaddexp": r"""
+Logarithm of the sum of exponentials of two numbers.
+
+.. math:: \log(e^x + e^y)
+
+Error at most 1.9 ulp where the greater number and what is added to it do not cancel, which they do around -log 2;
+there at most eps in absolute terms. ``logaddexp.reduce`` sums along an axis, as `logsumexp` does faster. No warnings.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> float(fs.logaddexp(-1000.0, -1000.0))
+-999.3068528194401
+""",
+    "xlogy": r"""
+x times the logarithm of y, and 0 for x = 0 unless y is nan.
+
+.. math:: x \log y
+
+Error at most 1.6 ulp. No warnings.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> fs.xlogy([0.0, 2.0], [0.0, 3.0])
+array([0.        , 2.19722458])
+""",
+    "entr": r"""
+One term of an entropy: 0 for 0, -inf for negative numbers.
+
+.. math:: -x \log x
+
+Error at most 1.6 ulp. No warnings.
+
+Examples
+--------
+>>> import fastsoftmax as fs
+>>> float(fs.entr([0.25, 0.75, 0.0]).sum())
+0.5623351446188083
+""",
+    "rel_entr": r"""
+One term of a relative entropy: 0 for x = 0 and y >= 0, inf elsewhere outside of x > 0 and y > 0.
+
+.. math:: x \log \frac{x}{y}
+
+Error at most 1.7 ulp, also for x close to y. No warnings.
+""",
+}
+
+NAMES = tuple(name for name in DOCS if name != "rel_entr")
+"""What `fastsoftmax` offers; `rel_entr` is in `fastsoftmax.special` only."""
+
+FLOATS = "efd"
+_IDENTITIES = {"logaddexp": -np.inf}
+_FROM_FUNC_AND_DATA = 42  # its place in the table, fixed since NumPy 1.16
+_NO_IDENTITY, _IDENTITY_VALUE = -1, -3
+_made: dict[tuple[str, str, str], Any] = {}
+_lock = RLock()
+_alive: list[Any] = []  # what a ufunc refers to and does not own
+
+
+class Plain:
+    """A function of arrays that looks like a ufunc from afar: for where a real one cannot be made."""
+
+    def __init__(self, name: str, kinds: str) -> None:
+        self.__name__ = name
+        self.__doc__ = DOCS[name]
+        self.nin = 2 if name in kernels.loops.BINARY else 1
+        self.nout = 1
+        self._kinds = kinds
+
+    def __repr__(self) -> str:
+        return f"<function {self.__name__!r} in the place of a ufunc>"
+
+    def __call__(self, *inputs: Any, out: Any = None, where: Any = True, dtype: Any = None) -> Any:
+        """The function of `inputs`, broadcast against each other."""
+        if len(inputs) != self.nin:
+            raise TypeError(f"{self.__name__}: expected {self.nin} arguments, got {len(inputs)}")
+        arrays = [np.asarray(value) for value in inputs]
+        wanted = np.result_type(*inputs) if dtype is None else np.dtype(dtype)
+        found = next((kind for kind in self._kinds if np.can_cast(wanted, kind)), None)
+        if found is None:
+            raise TypeError(f"{self.__name__}: no loop for dtype {wanted}")
+        computed = np.float64 if found == "d" else np.float32
+        blocks = [np.ascontiguousarray(block, computed) for block in np.broadcast_arrays(*arrays)]
+        result = np.empty(np.broadcast_shapes(*(array.shape for array in arrays)), computed)
+        with np.errstate(all="ignore"):
+            getattr(kernels.loops, self.__name__)(*(block.reshape(-1) for block in blocks), result.reshape(-1))
+            value = result.astype(found)
+        if out is None and where is True:
+            return value[()]
+        target = np.empty_like(value) if out is None else out[0] if isinstance(out, tuple) else out
+        np.copyto(target, value, where=where, casting="same_kind")
+        return target
+
+
+def _interface() -> Any:
+    """NumPy's C function that makes a ufunc."""
+    try:
+        module = importlib.import_module("numpy._core._multiarray_umath")
+    except ModuleNotFoundError:  # before NumPy 2
+        module = importlib.import_module("numpy.core._multiarray_umath")
+    open_capsule = ctypes.pythonapi.PyCapsule_GetPointer
+    open_capsule.restype = ctypes.c_void_p
+    open_capsule.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    table = ctypes.cast(open_capsule(module._UFUNC_API, None), ctypes.POINTER(ctypes.c_void_p))
+    pointer, integer, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
+    arguments = [pointer, pointer, pointer, *[integer] * 4, text, text, integer, text, ctypes.py_object]
+    return ctypes.PYFUNCTYPE(ctypes.py_object, *arguments)(table[_FROM_FUNC_AND_DATA])
+
+
+def from_loops(
+    name: str, doc: str, operands: int, loops: list[tuple[str, int, int | None]], identity: float | None = None
+) -> Any:
+    """A ufunc out of C loops: each with the dtype of all its operands, its address, and the address of its data."""
+    functions = (ctypes.c_void_p * len(loops))(*[address for _, address, _ in loops])
+    data = (ctypes.c_void_p * len(loops))(*[extra for _, _, extra in loops])
+    numbers = bytes(np.dtype(kind).num for kind, _, _ in loops for _ in range(operands))
+    types = ctypes.create_string_buffer(numbers, len(numbers))
+    texts = name.encode(), doc.strip().encode()
+    kept = (functions, data, types, texts)
+    has = _NO_IDENTITY if identity is None else _IDENTITY_VALUE
+    addresses = [ctypes.addressof(block) for block in (functions, data, types)]
+    ufunc = _interface()(*addresses, len(loops), operands - 1, 1, has, *texts, 0, None, identity)
+    _alive.append(kept)
+    return ufunc
+
+
+def _loops(name: str, kinds: str) -> list[tuple[str, int, int | None]]:
+    """The compiled loops of a function, in this order of dtypes."""
+    address_of = kernels.loops.address_of
+    half = f"{'binary' if name in kernels.loops.BINARY else 'unary'}_half"
+    return [
+        (kind, address_of(half, "e"), address_of(name, "f"))
+        if kind == "e"
+        else (kind, address_of(name, kind), None)
+        for kind in kinds
+    ]
+
+
+def make(name: str, kinds: str = FLOATS, module: str = "fastsoftmax", more: Any = ()) -> Any:
+    """The ufunc of this name, for these dtypes in this order, as an attribute of `module`; made once.
+
+    `more` are loops to append.
+    """
+    with _lock:
+        key = (name, kinds, module)
+        if key not in _made:
+            try:
+                operands = 3 if name in kernels.loops.BINARY else 2
+                loops = [*_loops(name, kinds), *more]
+                ufunc = from_loops(name, DOCS[name], operands, loops, _IDENTITIES.get(name))
+                kernels.inside.register(name, ufunc)
+            except (AttributeError, ImportError, NotImplementedError, ValueError):
+                ufunc = Plain(name, kinds)
+            try:
+                ufunc.__module__ = module  # where a pickle finds it again
+            except AttributeError:  # before NumPy 2.2, where a pickle looks into every module
+                pass
+            _made[key] = ufunc
+        return _made[key]

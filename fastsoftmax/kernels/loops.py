@@ -1,0 +1,403 @@
+"""Elementwise functions over arrays: what ufuncs call for their inner loops, and kernels for contiguous arrays.
+
+``function(x, y)`` computes y from x (``function(x1, x2, y)`` of two arguments), all contiguous and of one dtype.
+``function_loop`` does it by NumPy's protocol for the inner loop of a ufunc, with any strides. `unary_half_loop` and
+`binary_half_loop` do it for float16, with the loop for float32 that they get as NumPy's `data`.
+
+Vectors are computed whole, and a vector's lanes do not depend on each other: an element gives the same bits
+wherever it stands, in every form.
+
+Floating-point exceptions are those of the function, not of its computation: `exp` and `expm1` raise overflow,
+`log` and `log1p` division by zero and invalid, as in NumPy; the others none, as in SciPy; all of them overflow where
+a finite result is too large for float16. Underflow is not raised.
+"""
+
+from typing import Any
+
+from numba import types
+
+from fastsoftmax.kernels import scalar
+from fastsoftmax.kernels.jit import entry_point, inline, kernel, loop
+from fastsoftmax.kernels.vector import (
+    absolute,
+    address,
+    after,
+    broadcast,
+    call_loop,
+    filled,
+    float_status,
+    fold_maximum,
+    item,
+    item_size,
+    lane,
+    load,
+    maximum,
+    memory,
+    memory_at,
+    number,
+    read,
+    scratch,
+    select_equal,
+    select_less,
+    set_float_status,
+    singles,
+    size,
+    store,
+    width,
+    write,
+)
+
+INF = float("inf")
+HALF_VECTORS = 16
+HALF_LIMIT = 65520.0  # what is smaller rounds to a finite float16
+UNARY = ("exp", "expm1", "log", "log1p", "expit", "logit", "log_expit", "softplus", "entr")
+BINARY = ("logaddexp", "xlogy", "rel_entr")
+
+
+# --- exceptions ----------------------------------------------------------------------------------------------
+
+
+@inline
+def _silent(x: Any, value: Any, raised: Any) -> Any:
+    """No exceptions at all."""
+    return raised
+
+
+@inline
+def _overflowing(x: Any, value: Any, raised: Any) -> Any:
+    """Overflow where a finite argument gives inf."""
+    # The least of these arguments, not yet 1 where there are any: a single masked instruction.
+    invalid, divide, least = raised
+    smaller = select_less(x, least, x, least)
+    return invalid, divide, select_less(scalar.greatest(x), x, smaller, least)
+
+
+@inline
+def _above(edge: Any, x: Any, raised: Any) -> Any:
+    """Division by zero where x is at the edge of the domain, invalid where it is below."""
+    invalid, divide, overflow = raised
+    one, start = number(x, 1.0), number(x, edge)
+    return select_less(x, start, one, invalid), select_equal(x, start, one, divide), overflow
+
+
+@inline
+def _positive(x: Any, value: Any, raised: Any) -> Any:
+    return _above(0.0, x, raised)
+
+
+@inline
+def _above_minus_one(x: Any, value: Any, raised: Any) -> Any:
+    return _above(-1.0, x, raised)
+
+
+# --- the walk ------------------------------------------------------------------------------------------------
+
+
+@inline
+def _unary(function: Any, watch: Any, x: Any, x_stride: int, y: Any, y_stride: int, count: int) -> Any:
+    """y = function(x), number by number; what `watch` found, for each lane."""
+    zero = filled(read(x, 0, 0), 0.0)
+    raised = (zero, zero, filled(zero, INF))
+    while count > 0:
+        n = min(width(x), count)
+        v = read(x, x_stride, n)
+        value = function(v)
+        raised = watch(v, value, raised)
+        write(y, y_stride, n, value)
+        x, y = after(x, n * x_stride), after(y, n * y_stride)
+        count -= n
+    return raised
+
+
+@inline
+def _binary(
+    function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any, y_stride: int, count: int
+) -> None:
+    """y = function(x, v), number by number."""
+    while count > 0:
+        n = min(width(x), count)
+        write(y, y_stride, n, function(read(x, x_stride, n), read(v, v_stride, n)))
+        x, v, y = after(x, n * x_stride), after(v, n * v_stride), after(y, n * y_stride)
+        count -= n
+
+
+@inline
+def _in_order(
+    function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any, y_stride: int, count: int
+) -> None:
+    """The same one after the other, for a y that is read again as an x or v: reductions and accumulations."""
+    for _ in range(count):
+        value = function(lane(read(x, x_stride, 1), 0), lane(read(v, v_stride, 1), 0))
+        write(y, y_stride, 1, broadcast(value))
+        x, v, y = after(x, x_stride), after(v, v_stride), after(y, y_stride)
+
+
+@inline
+def _apart(x: Any, x_stride: int, y: Any, y_stride: int, count: int) -> bool:
+    """Whether y can be written a vector at a time while x is read: it lies elsewhere, or exactly there."""
+    begin, end = address(x), address(y)
+    if begin == end and x_stride == y_stride:
+        return y_stride != 0
+    bytes_ = item_size(x)
+    x_last, y_last = begin + (count - 1) * x_stride * bytes_, end + (count - 1) * y_stride * bytes_
+    return min(begin, x_last) >= max(end, y_last) + bytes_ or max(begin, x_last) + bytes_ <= min(end, y_last)
+
+
+# --- by the protocol of ufuncs -------------------------------------------------------------------------------
+
+
+@inline
+def _unary_loop(function: Any, watch: Any, args: Any, dimensions: Any, steps: Any) -> None:
+    status = float_status()
+    x, y = memory_at(item(args, 0)), memory_at(item(args, 1))
+    bytes_ = item_size(x)
+    raised = _unary(function, watch, x, item(steps, 0) // bytes_, y, item(steps, 1) // bytes_, item(dimensions, 0))
+    invalid, divide, least = raised
+    set_float_status(
+        status, fold_maximum(True, invalid) > 0, fold_maximum(True, divide) > 0, fold_maximum(True, -least) > -INF
+    )
+
+
+@inline
+def _binary_loop(function: Any, associative: bool, args: Any, dimensions: Any, steps: Any) -> None:
+    status = float_status()
+    x, v, y = memory_at(item(args, 0)), memory_at(item(args, 1)), memory_at(item(args, 2))
+    bytes_, count = item_size(x), item(dimensions, 0)
+    x_stride, v_stride, y_stride = item(steps, 0) // bytes_, item(steps, 1) // bytes_, item(steps, 2) // bytes_
+    if _apart(x, x_stride, y, y_stride, count) and _apart(v, v_stride, y, y_stride, count):
+        _binary(function, x, x_stride, v, v_stride, y, y_stride, count)
+    else:
+        if associative and address(x) == address(y) and x_stride == 0 and y_stride == 0:
+            # A sum of many: a vector of sums, which are added up at the end.
+            step = width(x)
+            if count >= 4 * step:
+                total = read(v, v_stride, step)
+                v, count = after(v, step * v_stride), count - step
+                while count >= step:
+                    total = function(total, read(v, v_stride, step))
+                    v, count = after(v, step * v_stride), count - step
+                value = lane(read(y, 0, 1), 0)
+                for k in range(step):
+                    value = function(value, lane(total, k))
+                write(y, 0, 1, broadcast(value))
+        _in_order(function, x, x_stride, v, v_stride, y, y_stride, count)
+    set_float_status(status, False, False, False)
+
+
+@inline
+def _widen(x: Any, x_stride: int, wide: Any, count: int) -> None:
+    """float16 to float32, side by side; whole vectors are written."""
+    for k in range(0, count, width(wide)):
+        store(wide, k, read(after(x, k * x_stride), x_stride, min(width(wide), count - k)))
+
+
+@inline
+def _narrow(wide: Any, y: Any, y_stride: int, count: int, greatest: Any) -> Any:
+    """float32 to float16; the greatest finite magnitude that was seen."""
+    for k in range(0, count, width(wide)):
+        value = load(wide, k)
+        size_ = absolute(value)
+        greatest = maximum(select_less(size_, number(wide, INF), size_, number(wide, 0.0)), greatest)
+        write(after(y, k * y_stride), y_stride, min(width(wide), count - k), value)
+    return greatest
+
+
+@loop
+def unary_half_loop(args: Any, dimensions: Any, steps: Any, function: Any) -> None:
+    """y = function(x) in float16, called by NumPy."""
+    x, y = memory_at(item(args, 0)), memory_at(item(args, 1))
+    x_stride, y_stride, count = item(steps, 0) // 2, item(steps, 1) // 2, item(dimensions, 0)
+    wide = scratch(singles(x), HALF_VECTORS)
+    greatest = filled(load(wide, 0), 0.0)
+    while count > 0:
+        n = min(HALF_VECTORS * width(wide), count)
+        _widen(x, x_stride, wide, n)
+        call_loop(function, n, wide, 1, None, 0, wide, 1)
+        greatest = _narrow(wide, y, y_stride, n, greatest)
+        x, y, count = after(x, n * x_stride), after(y, n * y_stride), count - n
+    set_float_status(float_status(), False, False, fold_maximum(True, greatest) >= HALF_LIMIT)
+
+
+@loop
+def binary_half_loop(args: Any, dimensions: Any, steps: Any, function: Any) -> None:
+    """y = function(x, v) in float16, called by NumPy."""
+    x, v, y = memory_at(item(args, 0)), memory_at(item(args, 1)), memory_at(item(args, 2))
+    x_stride, v_stride, y_stride = item(steps, 0) // 2, item(steps, 1) // 2, item(steps, 2) // 2
+    count = item(dimensions, 0)
+    wide = scratch(singles(x), HALF_VECTORS)
+    other = scratch(singles(x), HALF_VECTORS)
+    greatest = filled(load(wide, 0), 0.0)
+    if address(x) == address(y) and x_stride == 0 and y_stride == 0:
+        _widen(x, 0, wide, 1)
+        while count > 0:
+            n = min(HALF_VECTORS * width(wide), count)
+            _widen(v, v_stride, other, n)
+            call_loop(function, n, wide, 0, other, 1, wide, 0)
+            v, count = after(v, n * v_stride), count - n
+        greatest = _narrow(wide, y, 0, 1, greatest)
+    apart = _apart(x, x_stride, y, y_stride, count) and _apart(v, v_stride, y, y_stride, count)
+    while count > 0:
+        n = min(HALF_VECTORS * width(wide), count) if apart else 1
+        _widen(x, x_stride, wide, n)
+        _widen(v, v_stride, other, n)
+        call_loop(function, n, wide, 1, other, 1, wide, 1)
+        greatest = _narrow(wide, y, y_stride, n, greatest)
+        x, v, y, count = after(x, n * x_stride), after(v, n * v_stride), after(y, n * y_stride), count - n
+    set_float_status(float_status(), False, False, fold_maximum(True, greatest) >= HALF_LIMIT)
+
+
+_ITEMS = {"e": types.uint16, "f": types.float32, "d": types.float64}
+
+
+def address_of(name: str, kind: str) -> int:
+    """The machine code of a loop, for numbers of the dtype of this character: "f" or "d"; "e" for the half loops."""
+    sizes = types.CPointer(types.intp)
+    signature = types.void(types.CPointer(types.CPointer(_ITEMS[kind])), sizes, sizes, types.voidptr)
+    return entry_point(globals()[f"{name}_loop"], signature)
+
+
+# --- the functions -------------------------------------------------------------------------------------------
+
+
+@kernel
+def exp(x: Any, y: Any) -> None:
+    """y = exp(x)."""
+    _unary(scalar.exp, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def exp_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = exp(x), called by NumPy."""
+    _unary_loop(scalar.exp, _overflowing, args, dimensions, steps)
+
+
+@kernel
+def expm1(x: Any, y: Any) -> None:
+    """y = expm1(x)."""
+    _unary(scalar.expm1, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def expm1_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = expm1(x), called by NumPy."""
+    _unary_loop(scalar.expm1, _overflowing, args, dimensions, steps)
+
+
+@kernel
+def log(x: Any, y: Any) -> None:
+    """y = log(x)."""
+    _unary(scalar.log, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def log_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = log(x), called by NumPy."""
+    _unary_loop(scalar.log, _positive, args, dimensions, steps)
+
+
+@kernel
+def log1p(x: Any, y: Any) -> None:
+    """y = log1p(x)."""
+    _unary(scalar.log1p, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def log1p_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = log1p(x), called by NumPy."""
+    _unary_loop(scalar.log1p, _above_minus_one, args, dimensions, steps)
+
+
+@kernel
+def expit(x: Any, y: Any) -> None:
+    """y = expit(x)."""
+    _unary(scalar.expit, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def expit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = expit(x), called by NumPy."""
+    _unary_loop(scalar.expit, _silent, args, dimensions, steps)
+
+
+@kernel
+def logit(x: Any, y: Any) -> None:
+    """y = logit(x)."""
+    _unary(scalar.logit, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def logit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = logit(x), called by NumPy."""
+    _unary_loop(scalar.logit, _silent, args, dimensions, steps)
+
+
+@kernel
+def log_expit(x: Any, y: Any) -> None:
+    """y = log_expit(x)."""
+    _unary(scalar.log_expit, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def log_expit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = log_expit(x), called by NumPy."""
+    _unary_loop(scalar.log_expit, _silent, args, dimensions, steps)
+
+
+@kernel
+def softplus(x: Any, y: Any) -> None:
+    """y = softplus(x)."""
+    _unary(scalar.softplus, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def softplus_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = softplus(x), called by NumPy."""
+    _unary_loop(scalar.softplus, _silent, args, dimensions, steps)
+
+
+@kernel
+def entr(x: Any, y: Any) -> None:
+    """y = entr(x)."""
+    _unary(scalar.entr, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def entr_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = entr(x), called by NumPy."""
+    _unary_loop(scalar.entr, _silent, args, dimensions, steps)
+
+
+@kernel
+def logaddexp(x: Any, v: Any, y: Any) -> None:
+    """y = logaddexp(x, v)."""
+    _binary(scalar.logaddexp, memory(x), 1, memory(v), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def logaddexp_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = logaddexp(x, v), called by NumPy."""
+    _binary_loop(scalar.logaddexp, True, args, dimensions, steps)
+
+
+@kernel
+def xlogy(x: Any, v: Any, y: Any) -> None:
+    """y = xlogy(x, v)."""
+    _binary(scalar.xlogy, memory(x), 1, memory(v), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def xlogy_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = xlogy(x, v), called by NumPy."""
+    _binary_loop(scalar.xlogy, False, args, dimensions, steps)
+
+
+@kernel
+def rel_entr(x: Any, v: Any, y: Any) -> None:
+    """y = rel_entr(x, v)."""
+    _binary(scalar.rel_entr, memory(x), 1, memory(v), 1, memory(y), 1, size(memory(x)))
+
+
+@loop
+def rel_entr_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    """y = rel_entr(x, v), called by NumPy."""
+    _binary_loop(scalar.rel_entr, False, args, dimensions, steps)

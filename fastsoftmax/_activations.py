@@ -27,6 +27,19 @@ def _in_place(kernel: Callable[[Any], None], x: Any) -> Any:
     return result
 
 
+def _compiled_later(kernel: Callable[[Any], None], table: InPlace) -> Callable[[Any], None]:
+    """`kernel`, which at its first call gives way in `table` to its machine code, called without asking for types.
+
+    Nothing but a fresh matrix of the table's dtype is ever passed to it.
+    """
+
+    def first(matrix: Any) -> None:
+        kernel(matrix)
+        table[matrix.dtype] = kernels.jit.machine_code(kernel, matrix)
+
+    return first
+
+
 def _forward(
     function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, in_place: InPlace
 ) -> Any:
@@ -47,8 +60,8 @@ def _forward(
         run(kernel, problem.rows, source.size, problem.room(1), source, output.block, beta)
     if masked is not None:
         np.copyto(output.result, hidden, where=masked)
-    if problem.x.dtype == problem.dtype:
-        in_place[problem.dtype] = getattr(kernels.activations, f"{function}_in_place")
+    if problem.x.dtype == problem.dtype and problem.dtype not in in_place:
+        in_place[problem.dtype] = _compiled_later(getattr(kernels.activations, f"{function}_in_place"), in_place)
     return output.finish()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax import _activations, _pieces
+from fastsoftmax.kernels import activations, jit, traversal
 
 TEMPERATURES = (0.1, 0.5, 1.7, 3.0, 100.0)
 
@@ -248,3 +249,36 @@ def test_edges_of_long_rows(short_pieces):
     assert np.isnan(log_p[[0, 2]]).all()
     np.testing.assert_array_equal(lse[:3], [np.nan, np.inf, -np.inf])
     assert p[3].sum() == pytest.approx(1)
+
+
+# --- small calls ----------------------------------------------------------------------------------------------
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [1, 2, 7, 10, 16, 17, 33, 64])
+@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax])
+def test_few_rows_have_the_bits_of_many(function, dtype, classes):
+    """One by one, in the lanes of a vector, and some of a vector's lanes."""
+    x = np.random.default_rng(classes).normal(0, 10, (40, classes)).astype(dtype)
+    x[3] = x[3, 0]
+    x[5, 0], x[6, 0], x[7] = -np.inf, np.nan, -np.inf
+    many = function(x, out=np.empty_like(x))
+    for rows in (1, traversal.FEW, traversal.FEW + 1):
+        for first in range(0, 36, rows):
+            few = function(x[first : first + rows])
+            np.testing.assert_array_equal(few, many[first : first + rows])
+
+
+def test_small_calls_skip_the_dispatcher(monkeypatch):
+    """The second one finds machine code in the table; where there is none to be found, the dispatcher stays."""
+    x = np.ones((2, 3))
+    for found in (True, False):
+        table = {}
+        monkeypatch.setattr(_activations, "_SOFTMAX", table)
+        if not found:
+            monkeypatch.setattr(jit, "typeof", None)
+        for _ in range(4):
+            np.testing.assert_allclose(fs.softmax(x), np.full((2, 3), 1 / 3))
+        kernel = activations.softmax_in_place
+        assert (table[x.dtype] is kernel) is not found
+        assert callable(table[x.dtype])

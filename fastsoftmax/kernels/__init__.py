@@ -34,7 +34,6 @@ from types import ModuleType
 
 from fastsoftmax import _fork
 
-
 _MODULES = frozenset(
     {
         "activations",

@@ -6,9 +6,11 @@ from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
+    FEW,
     log_of_others,
     probability,
     reciprocal,
+    short_statistics,
     tempered,
     traverse,
 )
@@ -70,10 +72,14 @@ def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None
 def softmax_in_place(y: Any) -> None:
     """`softmax` of the rows of a matrix over itself: few arguments, because small calls are made of them."""
     data = memory(y)
-    shape = (y.shape[0], y.shape[1], 1)
-    traverse(
-        softmax_block, 0, y.shape[0], shape, scratch(data, COLUMN_LIMIT), data, None, data, None, None, None, None
-    )
+    rows, classes = y.shape
+    if rows <= FEW and classes <= COLUMN_LIMIT:
+        for row in range(rows):
+            stats = short_statistics(data, row * classes, classes, None)
+            softmax_block(data, None, data, row * classes, classes, True, stats, None, row, 1, None)
+        return
+    tile = scratch(data, COLUMN_LIMIT)
+    traverse(softmax_block, 0, rows, (rows, classes, 1), tile, data, None, data, None, None, None, None)
 
 
 @inline
@@ -129,21 +135,14 @@ def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> 
 def log_softmax_in_place(y: Any) -> None:
     """`log_softmax` of the rows of a matrix over itself."""
     data = memory(y)
-    shape = (y.shape[0], y.shape[1], 1)
-    traverse(
-        log_softmax_block,
-        0,
-        y.shape[0],
-        shape,
-        scratch(data, COLUMN_LIMIT),
-        data,
-        None,
-        data,
-        None,
-        None,
-        None,
-        None,
-    )
+    rows, classes = y.shape
+    if rows <= FEW and classes <= COLUMN_LIMIT:
+        for row in range(rows):
+            stats = short_statistics(data, row * classes, classes, None)
+            log_softmax_block(data, None, data, row * classes, classes, True, stats, None, row, 1, None)
+        return
+    tile = scratch(data, COLUMN_LIMIT)
+    traverse(log_softmax_block, 0, rows, (rows, classes, 1), tile, data, None, data, None, None, None, None)
 
 
 @inline

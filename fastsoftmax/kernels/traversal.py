@@ -75,6 +75,8 @@ COLUMN_LIMIT = 64
 """Rows of at most so many contiguous classes are walked in columns (there both walks take the same time)."""
 GROUP_LIMIT = 2048
 """Longer rows are walked one by one: a group of them would not stay in the cache."""
+FEW = 4
+"""So many short rows are sooner done one by one than in the lanes of a vector."""
 STATISTICS = 8
 TABLE = 72
 """Vectors of memory for a group: its statistics, three partial sums for each row, and room to turn them."""
@@ -121,14 +123,19 @@ def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
 
 
 @inline
-def _add_term(value: Any, m: Any, beta: Any, shift: Any, bias: Any, sums: Any) -> Any:
-    ties, high, low = sums
-    zero = number(value, 0.0)
-    ties = select_equal(value, m, ties + number(value, 1.0), ties)
+def term(value: Any, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
+    """exp(value/T) in the units of the row's `reference`, 0 for a greatest entry and below the smallest number."""
     scaled, tail = tempered(value, beta)
     factor, q = exp_parts(scaled - shift, tail, bias)
-    e = select_other(q, smallest_power(value), value, m, factor * shift_to_exponent(q), zero)
-    high, error = two_sum(high, e)
+    scale = shift_to_exponent(q)
+    return select_other(q, smallest_power(value), value, m, factor * scale, number(value, 0.0))
+
+
+@inline
+def _add_term(value: Any, m: Any, beta: Any, shift: Any, bias: Any, sums: Any) -> Any:
+    ties, high, low = sums
+    ties = select_equal(value, m, ties + number(value, 1.0), ties)
+    high, error = two_sum(high, term(value, m, beta, shift, bias))
     return ties, high, low + error
 
 
@@ -166,6 +173,32 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
     rest, rest_low = two_sum(high, low)
     top = exp_pair(top_scaled - shift, top_tail, bias)
     return m, shift, bias, top, ties, rest, rest_low
+
+
+@inline
+def short_statistics(x: Any, offset: int, length: int, beta: Any) -> Any:
+    """The `statistics` of one row of at most `COLUMN_LIMIT` classes, with the bits of the walk in columns.
+
+    There a row would keep one lane busy. Here its terms fill a vector, and only their sum is taken one after the
+    other, as that lane does it.
+    """
+    m = highest(x, offset, length, True)
+    top_scaled, top_tail = tempered(m, beta)
+    shift, bias = reference(top_scaled)
+    step = lane_count(x)
+    terms = scratch(x, 8)  # COLUMN_LIMIT of the wider dtype
+    zero = number(x, 0.0)
+    many = broadcast(zero)
+    for k in range(0, length, step):
+        value = load_part(x, offset + k, min(step, length - k), number(x, -INF))
+        many = select_equal(value, m, many + number(x, 1.0), many)
+        store(terms, k, term(value, m, beta, shift, bias))
+    high, low = zero, zero
+    for k in range(length):
+        high, error = two_sum(high, load_scalar(terms, k))
+        low = low + error
+    rest, rest_low = two_sum(high, low)
+    return m, shift, bias, exp_pair(top_scaled - shift, top_tail, bias), fold_sum(True, many), rest, rest_low
 
 
 @inline

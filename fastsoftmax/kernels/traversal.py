@@ -113,6 +113,23 @@ def _add_term(value: Any, m: Any, beta: Any, shift: Any, bias: Any, sums: Any) -
 
 
 @inline
+def _recounted(x: Any, offset: int, full: int, m: Any, ties: Any) -> Any:
+    """`ties` of the first `full` entries, counted again in stretches if a float32 might have stopped at 2**24."""
+    step = lane_count(x)
+    stretch = step << 23
+    if full <= stretch:
+        return ties
+    one, zero = number(x, 1.0), number(x, 0.0)
+    whole = broadcast(zero)
+    for first in range(0, full, stretch):
+        part = broadcast(zero)
+        for k in range(first, min(first + stretch, full), step):
+            part = part + select_equal(load(x, offset + k), m, one, zero)
+        whole = whole + part
+    return whole
+
+
+@inline
 def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
     r"""All that a row's softmax is made of: (m, shift, bias, top, ties, rest, rest_low).
 
@@ -131,6 +148,7 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
     sums = (zero, zero, zero)
     for k in range(0, full, step):
         sums = _add_term(load(x, offset + k), m, beta, shift, bias, sums)
+    sums = _recounted(x, offset, full, m, sums[0]), sums[1], sums[2]
     if full < length:
         last = load_part(x, offset + full, length - full, number(x, -INF))
         sums = _add_term(last, m, beta, shift, bias, sums)

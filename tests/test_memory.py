@@ -111,9 +111,17 @@ BEYOND = 2**31 + 100
 @linux
 @pytest.mark.slow
 def test_a_row_beyond_2_31():
-    """8 GB of zeros that take no memory."""
+    """8 GB of zeros that take no memory, and more of them than a float32 can count, also in each lane."""
     x = zeros((BEYOND,), np.float32)
     assert fs.logsumexp(x) == pytest.approx(np.log(BEYOND), rel=1e-6)
+
+
+@linux
+@pytest.mark.slow
+def test_more_ties_in_a_lane_than_a_float32_counts():
+    """Beyond 2**24 it stops: adding 1 changes nothing any more."""
+    x = zeros((2**28 + 2**25,), np.float32)
+    assert fs.logsumexp(x) == pytest.approx(np.log(x.size), rel=2e-7)
 
 
 @linux

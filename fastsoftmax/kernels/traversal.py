@@ -140,6 +140,23 @@ def _add_term(value: Any, m: Any, beta: Any, shift: Any, bias: Any, sums: Any) -
 
 
 @inline
+def _recounted(x: Any, offset: int, full: int, m: Any, ties: Any) -> Any:
+    """`ties` of the first `full` entries, counted again in stretches if a float32 might have stopped at 2**24."""
+    step = lane_count(x)
+    stretch = step << 23
+    if full <= stretch:
+        return ties
+    one, zero = number(x, 1.0), number(x, 0.0)
+    whole = broadcast(zero)
+    for first in range(0, full, stretch):
+        part = broadcast(zero)
+        for k in range(first, min(first + stretch, full), step):
+            part = part + select_equal(load(x, offset + k), m, one, zero)
+        whole = whole + part
+    return whole
+
+
+@inline
 def lane_sums(x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
     """The entries equal to m, and the terms of the others as a pair, in each lane of the vectors of a row."""
     step = lane_count(x)
@@ -148,6 +165,7 @@ def lane_sums(x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, b
     sums = (zero, zero, zero)
     for k in range(0, full, step):
         sums = _add_term(load(x, offset + k), m, beta, shift, bias, sums)
+    sums = _recounted(x, offset, full, m, sums[0]), sums[1], sums[2]
     if full < length:
         last = load_part(x, offset + full, length - full, number(x, -INF))
         sums = _add_term(last, m, beta, shift, bias, sums)

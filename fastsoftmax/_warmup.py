@@ -71,7 +71,7 @@ def _products(dtype: Any) -> Calls:
 
 def _diagonal(dtype: Any) -> Calls:
     for x, _, labels, axis in _arguments(dtype):
-        for options in _weights(labels, dtype):
+        for options in ({"reduction": "sum"}, *_weights(labels, dtype)):  # a mean weighs every row by 1/N
             yield partial(fs.cross_entropy_hessian_diag, x, labels, axis, **options)
 
 

@@ -82,7 +82,6 @@ FUNCTIONS: dict[str, Function] = {
     "softmax_jvp": Function("x + v", _add),
     "softmax_vjp": Function("x + v", _add),
     "softmax_jvp of probs, out=": Function("np.add(p, v, out)", _add_out),
-    "softmax_vjp of probs, out=": Function("np.add(p, v, out)", _add_out),
     "softmax_jacobian": Function("np.full(shape, 1)", _fill_fresh, JACOBIAN_SHAPES),
     "softmax_jacobian, out=": Function("out.fill(1)", _fill, JACOBIAN_SHAPES),
     "cross_entropy": Function("np.sum(x)", _sum),

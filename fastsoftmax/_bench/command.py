@@ -24,7 +24,7 @@ QUICK = Choice(
     ("float32",),
 )
 QUICK_SECONDS, QUICK_LIMIT = 0.5, 10.0
-SECONDS, LIMIT = 2.0, 480.0
+SECONDS, LIMIT = 2.0, 360.0
 SWEEP_SECONDS = 0.6
 STARTUP_REPEATS = 3
 
@@ -121,11 +121,13 @@ def run(
             for row in session.rows(choice, seconds, limit, complaints):
                 results.rows.append(row)
                 progress.update(task, advance=1, description=f"{row.function}, {session.describe(row.shape)}")
+            results.rows.sort(key=lambda row: row.place)
             for shapes, found in ((by_classes, results.by_classes), (by_rows, results.by_rows)):
                 for swept in session.sweeps(shapes, choice.libraries):
                     for row in session.rows(swept, min(seconds, SWEEP_SECONDS), limit, complaints):
                         found.append(row)
                         progress.update(task, advance=1, description=f"picture, {session.describe(row.shape)}")
+                found.sort(key=lambda row: (row.shape[1], row.shape[0]))
             if repeats:
                 progress.update(task, description="start-up")
                 results.startups = startup.measure(repeats, lambda: progress.advance(task), complaints.tell)

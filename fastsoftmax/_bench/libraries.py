@@ -83,16 +83,12 @@ class FastSoftmax(Library):
     def softmax_jvp(self, inputs: Inputs) -> Call:
         return partial(fs.softmax_jvp, inputs.logits, inputs.tangent, **_axis(inputs))
 
-    def softmax_jvp_of_probs_out(self, inputs: Inputs) -> Call:
+    def softmax_jvp_of_probs_out(self, inputs: Inputs) -> Call:  # which is the VJP, too
         options: dict[str, Any] = {"from_probs": True, "out": inputs.out, **_axis(inputs)}
         return partial(fs.softmax_jvp, inputs.probs, inputs.tangent, **options)
 
     def softmax_vjp(self, inputs: Inputs) -> Call:
         return partial(fs.softmax_vjp, inputs.logits, inputs.tangent, **_axis(inputs))
-
-    def softmax_vjp_of_probs_out(self, inputs: Inputs) -> Call:
-        options: dict[str, Any] = {"from_probs": True, "out": inputs.out, **_axis(inputs)}
-        return partial(fs.softmax_vjp, inputs.probs, inputs.tangent, **options)
 
     def softmax_jacobian(self, inputs: Inputs) -> Call:
         return partial(fs.softmax_jacobian, inputs.logits)
@@ -172,8 +168,6 @@ class NumPy(Library):
 
     def softmax_jvp_of_probs_out(self, inputs: Inputs) -> Call:
         return partial(self._product, inputs.probs, inputs.tangent, inputs.out)
-
-    softmax_vjp_of_probs_out = softmax_jvp_of_probs_out
 
     def _jacobian(self, x: Any, out: Any = None) -> Any:
         p = self._softmax(x)
@@ -316,8 +310,6 @@ class PyTorch(Library):
             return out.mul_(p)
 
         return call
-
-    softmax_vjp_of_probs_out = softmax_jvp_of_probs_out
 
     def softmax_jacobian(self, inputs: Inputs) -> Call:
         torch, x = self._torch(inputs, "logits")
@@ -595,8 +587,6 @@ class PlainNumba(Library):
 
     def softmax_jvp_of_probs_out(self, inputs: Inputs) -> Call:
         return self._fill("product_of_probs", inputs, inputs.probs, inputs.tangent, result=inputs.out)
-
-    softmax_vjp_of_probs_out = softmax_jvp_of_probs_out
 
     def softmax_jacobian(self, inputs: Inputs) -> Call:
         loop, shape = self._loop("softmax_jacobian", inputs), (inputs.rows, inputs.classes, inputs.classes)

@@ -21,8 +21,8 @@ SETTLE_SECONDS = 5e-3
 """How long a call is made before it is timed."""
 SLOW_SECONDS = 0.1
 """A call that takes so long needs nothing before it."""
-FEWEST, MOST = 3, 60
-"""Samples of each call."""
+FEWEST, FEWEST_SLOW, MOST = 3, 2, 60
+"""Samples of each call, and of one that is slow."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,18 @@ class _Contender:
         start = time.perf_counter()
         once = _time(call, 1)  # may compile, start threads, take a way that only a first call takes
         for _ in range(3):
-            once = min(once, _time(call, 1))
+            latest = _time(call, 1)
+            once = min(once, latest)
             if time.perf_counter() - start > 2 * SLOW_SECONDS:
                 break
         self.count, self.settle = 1, 0
         if once < SLOW_SECONDS:
             once = max(once, 1e-7)
             self.count, self.settle = math.ceil(SAMPLE_SECONDS / once), math.ceil(SETTLE_SECONDS / once)
+            self.least = FEWEST
+        else:
+            self.times.append(latest)
+            self.least = FEWEST_SLOW
         self.spent = time.perf_counter() - start
 
     def sample(self) -> None:
@@ -76,7 +81,8 @@ class _Contender:
 def measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Timing]:
     """Timings of calls that have been made before, in about so many seconds.
 
-    Each gets an equal share of the time, and at least `FEWEST` samples even if that takes longer.
+    Each gets an equal share of the time, and at least `FEWEST` samples (`FEWEST_SLOW`, if it is slow) even if that
+    takes longer.
     """
     order = random.Random(0)
     contenders = {name: _Contender(call) for name, call in calls.items()}
@@ -89,7 +95,7 @@ def measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
             order.shuffle(active)
             for contender in active:
                 contender.sample()
-            active = [c for c in active if len(c.times) < FEWEST or (c.spent < share and len(c.times) < MOST)]
+            active = [c for c in active if len(c.times) < c.least or (c.spent < share and len(c.times) < MOST)]
     finally:
         if collecting:
             gc.enable()

@@ -1,10 +1,9 @@
 """One run: the chosen cases measured one after the other."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from fastsoftmax._bench import cases
 from fastsoftmax._bench.inputs import CLASS_AXIS, Inputs, Shape
@@ -23,6 +22,11 @@ class Row:
     dtype: str
     yardstick: Timing
     timings: dict[str, Timing]
+
+    @property
+    def place(self) -> tuple[int, int, str, Shape]:
+        """Where it stands among others: by function, size, dtype."""
+        return list(cases.FUNCTIONS).index(self.function), math.prod(self.shape), self.dtype, self.shape
 
     @property
     def ours(self) -> Timing:
@@ -49,14 +53,16 @@ class Choice:
     libraries: tuple[str, ...] = tuple(ALL)
 
     def cells(self) -> list[tuple[Shape, str, str]]:
-        """(shape, dtype, function) in an order in which arrays are made once."""
+        """(shape, dtype, function): arrays are made once, large ones come first.
+
+        Those take what time they need, and what is left of a limit is for the small ones.
+        """
         wanted = self.shapes
         if wanted is None:
             wanted = tuple(dict.fromkeys(s for f in self.functions for s in cases.FUNCTIONS[f].shapes))
-            wanted = tuple(sorted(wanted, key=lambda s: int(np.prod(s))))
         return [
             (shape, dtype, function)
-            for shape in wanted
+            for shape in sorted(wanted, key=math.prod, reverse=True)
             for dtype in self.dtypes
             for function in self.functions
             if (self.shapes is None and shape in cases.FUNCTIONS[function].shapes)

@@ -1,9 +1,9 @@
 """``fastsoftmax run``: a public function over files, larger than memory or not, in blocks of a few megabytes.
 
 While one block is computed, the next one is read and the last one written, each into memory that is used again.
-Where a block is one stretch of the file, it is read and written, not mapped, so that the process never holds more
-than its blocks. Where it is not (the classes come first, or the orders of two files differ), a mapping is used,
-and its pages are given back after every block.
+Files are read and written, not mapped, so that the process never holds more than its blocks. Only where a block
+lies in many short stretches of its file (the orders of two files differ) is a mapping used, and its pages are
+given back after every block.
 
 A result is written beside its target, under another name that ends in ``.part``, and renamed when all of them are
 complete. Whatever happens before that, the target is as it was.
@@ -33,6 +33,7 @@ from fastsoftmax._files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source
 from fastsoftmax._parallel import threads
 
 BLOCK_BYTES = 1 << 24
+SCATTERED = 8  # times as large are blocks that do not lie in one stretch, to make their stretches longer
 TASK_BYTES = 1 << 26  # of a block that a Dask worker is given
 
 
@@ -113,7 +114,7 @@ def boxes(
 def cover(shape: tuple[int, ...], extent: tuple[int, ...], fortran: bool = False) -> Iterator[Box]:
     """The boxes of this extent that an array consists of, in the order of its memory."""
     ranges = [
-        [slice(start, min(start + step, n)) for start in range(0, n, step)]
+        [slice(start, min(start + step, n)) for start in range(0, max(n, 1), step)]
         for n, step in zip(shape, extent, strict=True)
     ]
     if fortran:
@@ -645,6 +646,8 @@ def _run(arguments: Any, results: dict[str, Path], function: Function, given: di
     limit = BLOCK_BYTES if arguments.scheduler is None else TASK_BYTES
     if function.result == "square":
         limit //= max(job.problem.classes, 1)
+    if job.x.shape and job.axis == (len(job.x.shape) - 1 if job.x.fortran else 0):
+        limit *= SCATTERED
     itemsize = max(job.x.dtype.itemsize, job.problem.dtype.itemsize)
     extent = boxes(job.x.shape, itemsize, job.axis, limit, job.x.fortran, job.x.chunks)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""``fastsoftmax run``: a public function over files, larger than memory or not, in blocks of a few megabytes.
+"""``fastsoftmax run``: a public function over files, larger than memory or not, in blocks of two megabytes.
 
 While one block is computed, the next one is read and the last one written, each into memory that is used again.
 Files are read and written, not mapped, so that the process never holds more than its blocks. Only where a block
@@ -15,12 +15,13 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ from fastsoftmax._arrays import Array, Problem, real_array
 from fastsoftmax._files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source, Target, ZarrTarget
 from fastsoftmax._parallel import threads
 
-BLOCK_BYTES = 1 << 24
-SCATTERED = 8  # times as large are blocks that do not lie in one stretch, to make their stretches longer
+BLOCK_BYTES = 1 << 21
+AHEAD = 3  # blocks that are read before their turn, and that wait to be written
+SCATTERED = 64  # times as large are blocks that do not lie in one stretch, to make their stretches longer
 TASK_BYTES = 1 << 26  # of a block that a Dask worker is given
 
 
@@ -378,10 +380,11 @@ def _new_file(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], fortran:
 
 
 class Rooms:
-    """Memory for blocks, used again and again: enough for one that is read, one computed, one written."""
+    """Memory for blocks, used again and again: for those that are read ahead, the one computed, those written."""
 
-    def __init__(self, sizes: dict[str, int]) -> None:
-        self.free = [{name: np.empty(size, np.uint8) for name, size in sizes.items()} for _ in range(3)]
+    def __init__(self, sizes: dict[str, int], ahead: int) -> None:
+        count = 2 * ahead + 1
+        self.free = [{name: np.empty(size, np.uint8) for name, size in sizes.items()} for _ in range(count)]
         self.turn = 0
 
     def next(self) -> dict[str, Array]:
@@ -503,24 +506,30 @@ class Local:
         rows = math.prod(_files.rows_of(self.extent, job.axis))
         for name, operand in job.operands.items():
             sizes[name] = (rows if job.per_row(name) else math.prod(self.extent)) * operand.dtype.itemsize
-        rooms = Rooms(sizes)
+        ahead = 1 if sizes["x"] > BLOCK_BYTES else AHEAD
+        rooms = Rooms(sizes, ahead)
+        waiting = iter(self.boxes)
+        upcoming: deque[tuple[Box, Future[dict[str, Array]]]] = deque()
+        written: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            written: Future[None] | None = None
-            upcoming = None
-            if self.boxes:
-                upcoming = reader.submit(_read, job, self.boxes[0], rooms.next())
-            for n, box in enumerate(self.boxes):
-                assert upcoming is not None
-                block = upcoming.result()
-                if n + 1 < len(self.boxes):
-                    upcoming = reader.submit(_read, job, self.boxes[n + 1], rooms.next())
-                results = self.compute(box, block)
-                if written is not None:
-                    written.result()  # also frees the memory that the block after the next is read into
-                written = writer.submit(_write, job, results)
-                progress.advance(math.prod(_files.extent_of(box)) * job.x.dtype.itemsize)
-            if written is not None:
-                written.result()
+            try:
+                for box in islice(waiting, ahead):
+                    upcoming.append((box, reader.submit(_read, job, box, rooms.next())))
+                while upcoming:
+                    box, block = upcoming.popleft()
+                    results = self.compute(box, block.result())
+                    if len(written) == ahead:
+                        written.popleft().result()  # which frees the memory for the next one to be read
+                    written.append(writer.submit(_write, job, results))
+                    for following in islice(waiting, 1):
+                        upcoming.append((following, reader.submit(_read, job, following, rooms.next())))
+                    progress.advance(math.prod(_files.extent_of(box)) * job.x.dtype.itemsize)
+                for future in written:
+                    future.result()
+            except BaseException:
+                reader.shutdown(cancel_futures=True)
+                writer.shutdown(cancel_futures=True)
+                raise
 
 
 def _write(job: Job, results: dict[str, tuple[Box, Array]]) -> None:

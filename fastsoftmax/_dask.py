@@ -128,18 +128,22 @@ def _blocks(
     )
 
 
-def _reduction(x: Lazy, chunk: Any, combine: Any, axes: tuple[int, ...], dtype: Any) -> Lazy:
-    """A tree over the chunks along the axes, which stay with length 1."""
+def _same(parts: Array, axis: Any, keepdims: bool) -> Array:
+    return parts
+
+
+def _tree(parts: Lazy, combine: Any, axes: tuple[int, ...]) -> Lazy:
+    """One item for each piece combined along the axes, which stay with length 1."""
     return da.reduction(
-        x,
-        chunk=partial(_alone, chunk),
+        parts,
+        chunk=_same,
         combine=combine,
         aggregate=combine,
         axis=axes,
         keepdims=True,
         concatenate=True,
-        dtype=dtype,
-        meta=np.empty((0,) * x.ndim, dtype),
+        dtype=parts.dtype,
+        meta=np.empty((0,) * parts.ndim, parts.dtype),
     )
 
 
@@ -170,8 +174,8 @@ def _cast(array: Array, dtype: Any) -> Array:
 # --- softmax, log_softmax, logsumexp --------------------------------------------------------------------------
 
 
-def _summarize(x: Array, axis: Any, keepdims: bool, beta: Any, dtype: Any) -> Array:
-    return _kept(_pieces.summarize(_matrix(_cast(x, dtype), axis), beta), x.shape, axis)
+def _summarize(x: Array, axes: Any, beta: Any, dtype: Any) -> Array:
+    return _kept(_pieces.summarize(_matrix(_cast(x, dtype), axes), beta), x.shape, axes)
 
 
 def _merge(parts: Array, axis: Any, keepdims: bool) -> Array:
@@ -180,8 +184,9 @@ def _merge(parts: Array, axis: Any, keepdims: bool) -> Array:
 
 def _summaries(x: Lazy, axes: tuple[int, ...], dtype: Any, beta: Any = None) -> Lazy:
     """The merged summary of each row."""
-    chunk = partial(_summarize, beta=beta, dtype=dtype)
-    return _reduction(x, chunk, _merge, axes, _pieces.summary_dtype(dtype))
+    every, kind = tuple(range(x.ndim)), _pieces.summary_dtype(dtype)
+    options = {"axes": axes, "beta": beta, "dtype": dtype, "grid": dict.fromkeys(axes, 1)}
+    return _tree(_blocks(_summarize, every, kind, x, every, **options), _merge, axes)
 
 
 def _hide(x: Array, where: Array) -> Array:
@@ -304,10 +309,6 @@ def _dot(probs: Any, vector: Array, axis: int) -> Array:
         return _pair(*_sum(_matrix(values, (axis,))), vector.shape, (axis,))
 
 
-def _same(parts: Array, axis: Any, keepdims: bool) -> Array:
-    return parts
-
-
 def _add(parts: Array, axis: Any, keepdims: bool) -> Array:
     pairs = _matrix(parts, axis)
     with np.errstate(all="ignore"):
@@ -317,7 +318,7 @@ def _add(parts: Array, axis: Any, keepdims: bool) -> Array:
 
 def _total(parts: Lazy, axis: int) -> Lazy:
     """The sum of pairs, one for each piece, over all pieces of a row."""
-    return _reduction(parts, _same, _add, (axis,), _PAIR)
+    return _tree(parts, _add, (axis,))
 
 
 def _combine(probs: Any, vector: Array, dot: Array, function: str, temperature: float, dtype: Any) -> Array:

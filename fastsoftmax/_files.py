@@ -16,6 +16,9 @@ from fastsoftmax._arrays import Array
 
 REFUSED, BROKEN = 2, 3
 
+LEAST_STRETCH = 1 << 10
+"""Where a block lies in shorter stretches of its file, a mapping is faster than so many reads."""
+
 Box = tuple[slice, ...]
 T = TypeVar("T")
 
@@ -60,16 +63,20 @@ def extent_of(box: Box) -> tuple[int, ...]:
     return tuple(s.stop - s.start for s in box)
 
 
-def _stretch(shape: tuple[int, ...], box: Box) -> int | None:
-    """Where a box begins in a C-contiguous array of this shape; None if it lies there in several pieces."""
-    start, whole = 0, True
-    for n, part in zip(reversed(shape), reversed(box), strict=True):
-        if not whole and part.stop - part.start != 1:
-            return None
-        whole = whole and part.stop - part.start == n
-    for n, part in zip(shape, box, strict=True):
-        start = start * n + part.start
-    return start
+def stretches(shape: tuple[int, ...], box: Box) -> tuple[Array, int]:
+    """Where a box lies in a C-contiguous array of this shape: where its stretches begin, and their length."""
+    length, axis = 1, len(shape)
+    while axis:
+        axis -= 1
+        length *= box[axis].stop - box[axis].start
+        if box[axis].stop - box[axis].start != shape[axis]:
+            break
+    starts = np.zeros(1, np.int64)
+    for n, part in zip(shape[:axis], box[:axis], strict=True):
+        starts = (starts[:, None] * n + np.arange(part.start, part.stop)).reshape(-1)
+    for n, part in zip(shape[axis:], box[axis:], strict=True):
+        starts = starts * n + part.start
+    return starts, length
 
 
 def _release(mapping: Any) -> None:
@@ -138,20 +145,23 @@ class NpyFile:
         block = target.reshape(extent[order])
         if self.fortran:
             block = block.T
-        start = _stretch(self.shape[order], box[order])
-        if start is None:
+        starts, length = stretches(self.shape[order], box[order])
+        step = length * self.dtype.itemsize
+        if step < LEAST_STRETCH < size:
             np.copyto(block, self.mapping[box])
             _release(self.mapping)
             return block
         if self._file is None:
             self._file = self.path.open("rb", buffering=0)
-        self._file.seek(self.offset + start * self.dtype.itemsize)
-        view = memoryview(room.data)[:size]
-        while len(view):
-            count = self._file.readinto(view)
-            if not count:
-                raise RunError(f"{self.path} became shorter while it was read", BROKEN)
-            view = view[count:]
+        memory = memoryview(room.data)
+        for n, start in enumerate((self.offset + starts * self.dtype.itemsize).tolist()):
+            self._file.seek(start)
+            view = memory[n * step : (n + 1) * step]
+            while len(view):
+                count = self._file.readinto(view)
+                if not count:
+                    raise RunError(f"{self.path} became shorter while it was read", BROKEN)
+                view = view[count:]
         return block
 
     def close(self) -> None:
@@ -228,19 +238,23 @@ class NpyTarget:
 
     def write(self, box: Box, block: Array) -> None:
         order = slice(None, None, -1 if self.fortran else 1)
-        start = _stretch(self.shape[order], box[order])
+        starts, length = stretches(self.shape[order], box[order])
+        step = length * self.dtype.itemsize
         if not block.size:
             return
-        if start is None or self.file is None:
+        if step < LEAST_STRETCH < block.nbytes:
             self[box] = block
             return
         native = np.ascontiguousarray(block.T if self.fortran else block, self.dtype)
-        self.file.seek(self.offset + start * self.dtype.itemsize)
-        view = memoryview(native.reshape(-1).data).cast("B")
-        while len(view):
-            view = view[self.file.write(view) :]
+        memory = memoryview(native.reshape(-1).data).cast("B")
+        for n, start in enumerate((self.offset + starts * self.dtype.itemsize).tolist()):
+            self.file.seek(start)
+            view = memory[n * step : (n + 1) * step]
+            while len(view):
+                view = view[self.file.write(view) :]
 
     def __setitem__(self, box: Any, block: Array) -> None:
+        """By a mapping, which several workers may do at once."""
         if self.mapping is None:
             layout: Any = "F" if self.fortran else "C"
             self.mapping = np.memmap(self.temporary, self.dtype, "r+", self.offset, self.shape, layout)
@@ -264,10 +278,11 @@ class ZarrTarget:
         self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...] | None
     ) -> None:
         self.path, self.shape, self.dtype = path.absolute(), shape, dtype
+        zarr = _zarr()
         self.temporary = beside(self.path)
         self.temporary.mkdir()
         sizes = tuple(max(1, n) for n in (chunks or shape))
-        self.array = _zarr().open_array(
+        self.array = zarr.open_array(
             str(self.temporary), mode="w", shape=shape, chunks=sizes, dtype=dtype.newbyteorder("=")
         )
 

@@ -1,9 +1,9 @@
-"""``fastsoftmax run``: a public function over files, larger than memory or not, in blocks of a few megabytes.
+"""``fastsoftmax run``: a public function over files, larger than memory or not, in blocks of two megabytes.
 
 While one block is computed, the next one is read and the last one written, each into memory that is used again.
-Where a block is one stretch of the file, it is read and written, not mapped, so that the process never holds more
-than its blocks. Where it is not (the classes come first, or the orders of two files differ), a mapping is used,
-and its pages are given back after every block.
+Files are read and written, not mapped, so that the process never holds more than its blocks. Only where a block
+lies in many short stretches of its file (the orders of two files differ) is a mapping used, and its pages are
+given back after every block.
 
 A result is written beside its target, under another name that ends in ``.part``, and renamed when all of them are
 complete. Whatever happens before that, the target is as it was.
@@ -15,12 +15,13 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from fastsoftmax._arrays import Array, Problem, real_array
 from fastsoftmax._files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source, Target, ZarrTarget
 from fastsoftmax._parallel import threads
 
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 21
+AHEAD = 3  # blocks that are read before their turn, and that wait to be written
+SCATTERED = 64  # times as large are blocks that do not lie in one stretch, to make their stretches longer
 TASK_BYTES = 1 << 26  # of a block that a Dask worker is given
 
 
@@ -113,7 +116,7 @@ def boxes(
 def cover(shape: tuple[int, ...], extent: tuple[int, ...], fortran: bool = False) -> Iterator[Box]:
     """The boxes of this extent that an array consists of, in the order of its memory."""
     ranges = [
-        [slice(start, min(start + step, n)) for start in range(0, n, step)]
+        [slice(start, min(start + step, n)) for start in range(0, max(n, 1), step)]
         for n, step in zip(shape, extent, strict=True)
     ]
     if fortran:
@@ -377,10 +380,11 @@ def _new_file(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], fortran:
 
 
 class Rooms:
-    """Memory for blocks, used again and again: enough for one that is read, one computed, one written."""
+    """Memory for blocks, used again and again: for those that are read ahead, the one computed, those written."""
 
-    def __init__(self, sizes: dict[str, int]) -> None:
-        self.free = [{name: np.empty(size, np.uint8) for name, size in sizes.items()} for _ in range(3)]
+    def __init__(self, sizes: dict[str, int], ahead: int) -> None:
+        count = 2 * ahead + 1
+        self.free = [{name: np.empty(size, np.uint8) for name, size in sizes.items()} for _ in range(count)]
         self.turn = 0
 
     def next(self) -> dict[str, Array]:
@@ -502,24 +506,30 @@ class Local:
         rows = math.prod(_files.rows_of(self.extent, job.axis))
         for name, operand in job.operands.items():
             sizes[name] = (rows if job.per_row(name) else math.prod(self.extent)) * operand.dtype.itemsize
-        rooms = Rooms(sizes)
+        ahead = 1 if sizes["x"] > BLOCK_BYTES else AHEAD
+        rooms = Rooms(sizes, ahead)
+        waiting = iter(self.boxes)
+        upcoming: deque[tuple[Box, Future[dict[str, Array]]]] = deque()
+        written: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            written: Future[None] | None = None
-            upcoming = None
-            if self.boxes:
-                upcoming = reader.submit(_read, job, self.boxes[0], rooms.next())
-            for n, box in enumerate(self.boxes):
-                assert upcoming is not None
-                block = upcoming.result()
-                if n + 1 < len(self.boxes):
-                    upcoming = reader.submit(_read, job, self.boxes[n + 1], rooms.next())
-                results = self.compute(box, block)
-                if written is not None:
-                    written.result()  # also frees the memory that the block after the next is read into
-                written = writer.submit(_write, job, results)
-                progress.advance(math.prod(_files.extent_of(box)) * job.x.dtype.itemsize)
-            if written is not None:
-                written.result()
+            try:
+                for box in islice(waiting, ahead):
+                    upcoming.append((box, reader.submit(_read, job, box, rooms.next())))
+                while upcoming:
+                    box, block = upcoming.popleft()
+                    results = self.compute(box, block.result())
+                    if len(written) == ahead:
+                        written.popleft().result()  # which frees the memory for the next one to be read
+                    written.append(writer.submit(_write, job, results))
+                    for following in islice(waiting, 1):
+                        upcoming.append((following, reader.submit(_read, job, following, rooms.next())))
+                    progress.advance(math.prod(_files.extent_of(box)) * job.x.dtype.itemsize)
+                for future in written:
+                    future.result()
+            except BaseException:
+                reader.shutdown(cancel_futures=True)
+                writer.shutdown(cancel_futures=True)
+                raise
 
 
 def _write(job: Job, results: dict[str, tuple[Box, Array]]) -> None:
@@ -645,6 +655,8 @@ def _run(arguments: Any, results: dict[str, Path], function: Function, given: di
     limit = BLOCK_BYTES if arguments.scheduler is None else TASK_BYTES
     if function.result == "square":
         limit //= max(job.problem.classes, 1)
+    if job.x.shape and job.axis == (len(job.x.shape) - 1 if job.x.fortran else 0):
+        limit *= SCATTERED
     itemsize = max(job.x.dtype.itemsize, job.problem.dtype.itemsize)
     extent = boxes(job.x.shape, itemsize, job.axis, limit, job.x.fortran, job.x.chunks)
     with ExitStack() as stack:

@@ -1,0 +1,551 @@
+"""`fastsoftmax run`: the numbers of the function in memory, files of any order and size, and no half results."""
+
+import os
+import pickle
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import child
+import functions
+import numpy as np
+import pytest
+
+import fastsoftmax as fs
+from fastsoftmax import _files, _run, cli
+from fastsoftmax.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty directory, and blocks so small that every file has many."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_run, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(_run, "TASK_BYTES", 1 << 11)
+    monkeypatch.setattr(_files, "LEAST_STRETCH", 1 << 5)
+    return tmp_path
+
+
+def logits(shape=(90, 11), dtype=np.float32):
+    return (3 * np.random.default_rng(7).normal(size=shape)).astype(dtype)
+
+
+def run(*arguments, status=0):
+    assert main(["run", *map(str, arguments)]) == status
+
+
+def names(directory="."):
+    return sorted(os.listdir(directory))
+
+
+# --- numbers --------------------------------------------------------------------------------------------------
+
+SAME = {
+    "softmax": [(), ("--temperature", 0.5)],
+    "log-softmax": [()],
+    "logsumexp": [()],
+    "softmax-jacobian": [()],
+    "softmax-jvp": [("--tangent", "v.npy")],
+    "softmax-vjp": [("--cotangent", "v.npy", "--from-probs")],
+    "log-softmax-jacobian": [()],
+    "log-softmax-jvp": [("--tangent", "v.npy")],
+    "log-softmax-vjp": [("--cotangent", "v.npy")],
+}
+
+
+def call(function, x, options):
+    """The function in memory with the options of the command line."""
+    flags = iter(options)
+    keywords = {}
+    for flag in flags:
+        name = flag.lstrip("-").replace("-", "_")
+        value = True if flag == "--from-probs" else next(flags)
+        keywords[name] = np.load(value) if str(value).endswith(".npy") else value
+    return getattr(fs, function.replace("-", "_"))(x, **keywords)
+
+
+@pytest.mark.parametrize(("function", "options"), [(f, o) for f, choices in SAME.items() for o in choices])
+def test_functions(function, options):
+    x = logits()
+    np.save("x.npy", x)
+    np.save("v.npy", functions.vector_for(x.shape, -1, x.dtype))
+    run(function, "x.npy", "-o", "y.npy", *options)
+    expected = call(function, x, options)
+    actual = np.load("y.npy")
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    np.testing.assert_array_equal(actual, expected)
+    assert names() == ["v.npy", "x.npy", "y.npy"]
+
+
+LOSSES = [
+    ("cross-entropy", "y.npy", (), {}),
+    ("cross-entropy", "y.npy", ("--reduction", "sum"), {}),
+    ("cross-entropy", "ignored.npy", ("--ignore-index", -100), {"ignore_index": -100}),
+    ("cross-entropy", "t.npy", ("--class-weight", "w.npy", "--sample-weight", "s.npy"), {}),
+    ("cross-entropy", "y.npy", ("--class-weight", "w.npy", "--label-smoothing", 0.1), {"label_smoothing": 0.1}),
+    ("squared-error", "t.npy", (), {}),
+    ("squared-error", "t.npy", ("--sample-weight", "s.npy"), {}),
+]
+
+
+@pytest.mark.parametrize(("function", "targets", "flags", "keywords"), LOSSES)
+def test_losses(function, targets, flags, keywords, capsys):
+    x = logits()
+    keywords = dict(keywords)
+    np.save("x.npy", x)
+    labels = functions.labels_for(x.shape, -1, None)
+    np.save("y.npy", labels)
+    np.save("ignored.npy", np.where(labels % 4 == 0, -100, labels))
+    np.save("t.npy", functions.distributions_for(x.shape, -1, x.dtype))
+    np.save("w.npy", np.linspace(0.5, 2, 11))
+    np.save("s.npy", np.arange(90) % 3)
+    for flag, value in zip(flags[::2], flags[1::2], strict=True):
+        if str(value).endswith(".npy") or flag == "--reduction":
+            keywords[flag[2:].replace("-", "_")] = np.load(value) if flag != "--reduction" else value
+    run(function, "x.npy", "--targets", targets, "--grad", "g.npy", *flags)
+    name = function.replace("-", "_")
+    loss, slope = getattr(fs, f"{name}_with_grad")(x, np.load(targets), **keywords)
+    assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=2e-7)
+    np.testing.assert_array_equal(np.load("g.npy"), slope)
+    keywords["reduction"] = "none"
+    flags = (*flags, "--reduction", "none", "-o", "rows.npy")
+    run(function, "x.npy", "--targets", targets, *flags)
+    np.testing.assert_array_equal(np.load("rows.npy"), getattr(fs, name)(x, np.load(targets), **keywords))
+    assert capsys.readouterr().out == ""
+
+
+def test_second_derivatives():
+    x = logits()
+    np.save("x.npy", x)
+    np.save("v.npy", x[::-1])
+    np.save("y.npy", np.arange(90) % 11)
+    y = np.load("y.npy")
+    for function, others, expected in (
+        ("cross-entropy-hvp", ("--tangent", "v.npy"), fs.cross_entropy_hvp(x, y, x[::-1])),
+        ("cross-entropy-hessian-diag", (), fs.cross_entropy_hessian_diag(x, y)),
+        ("cross-entropy-hessian", (), fs.cross_entropy_hessian(x, y)),
+    ):
+        run(function, "x.npy", "--targets", "y.npy", "-o", "h.npy", "--force", *others)
+        np.testing.assert_allclose(np.load("h.npy"), expected, rtol=1e-6)  # divided after, not in the kernel
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_any_axis_and_order(axis, order, capsys):
+    x = np.asarray(logits((9, 12, 10)), order=order)
+    np.save("x.npy", x)
+    labels = np.asarray(functions.labels_for(x.shape, axis, None), order="F")
+    np.save("y.npy", labels)
+    run("softmax", "x.npy", "-o", "p.npy", "--axis", axis)
+    result = np.load("p.npy")
+    np.testing.assert_array_equal(result, fs.softmax(x, axis))
+    assert result.flags.f_contiguous == (order == "F")
+    run("cross-entropy", "x.npy", "--targets", "y.npy", "--axis", axis, "--grad", "g.npy")
+    assert float(capsys.readouterr().out) == pytest.approx(float(fs.cross_entropy(x, labels, axis)), rel=2e-7)
+    np.testing.assert_array_equal(np.load("g.npy"), fs.cross_entropy_grad(x, labels, axis))
+    run("logsumexp", "x.npy", "-o", "lse.npy", "--axis", axis)
+    np.testing.assert_array_equal(np.load("lse.npy"), fs.logsumexp(x, axis))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int16, ">f4", np.bool_])
+def test_dtypes(dtype):
+    x = logits().astype(dtype)
+    np.save("x.npy", x)
+    run("softmax", "x.npy", "-o", "p.npy")
+    result = np.load("p.npy")
+    assert result.dtype == fs.softmax(x).dtype
+    np.testing.assert_array_equal(result, fs.softmax(x))
+
+
+@pytest.mark.parametrize("shape", [(11,), (0, 11), (90, 0), (3, 0, 4)])
+def test_shapes_at_the_edge(shape):
+    x = logits(shape)
+    np.save("x.npy", x)
+    for function in ("softmax", "logsumexp"):
+        run(function, "x.npy", "-o", "y.npy", "--force")
+        expected = np.asarray(getattr(fs, function)(x))
+        assert np.load("y.npy").shape == expected.shape
+        np.testing.assert_array_equal(np.load("y.npy"), expected)
+
+
+def test_masked_entries():
+    x = logits()
+    np.save("x.npy", x)
+    np.save("m.npy", x > 0)
+    run("log-softmax", "x.npy", "-o", "y.npy", "--where", "m.npy", "--threads", 1)
+    np.testing.assert_array_equal(np.load("y.npy"), fs.log_softmax(x, where=x > 0))
+
+
+def test_a_file_over_itself():
+    x = logits()
+    np.save("x.npy", x)
+    run("softmax", "x.npy", "-o", "x.npy", "--force")
+    np.testing.assert_array_equal(np.load("x.npy"), fs.softmax(x))
+
+
+def test_blocks_cover_everything_once():
+    for shape in ((7, 5, 3), (1, 100), (5,), (2, 3, 4, 5)):
+        for keep in range(len(shape)):
+            for limit in (1, 40, 100, 10**6):
+                for fortran in (False, True):
+                    extent = _run.boxes(shape, 4, keep, limit, fortran)
+                    seen = np.zeros(shape, int)
+                    for box in _run.cover(shape, extent, fortran):
+                        seen[box] += 1
+                    assert (seen == 1).all()
+                    assert extent[keep] == shape[keep]
+                    least = shape[keep] * 4
+                    starts, length = _files.stretches(shape, box)
+                    flat = np.concatenate([np.arange(n, n + length) for n in starts])
+                    np.testing.assert_array_equal(flat, np.arange(seen.size).reshape(shape)[box].ravel())
+                    assert np.prod(extent) * 4 <= max(limit, least)
+
+
+# --- Zarr -----------------------------------------------------------------------------------------------------
+
+
+def test_zarr_in_and_out():
+    zarr = pytest.importorskip("zarr")
+    x = logits((90, 11))
+    source = zarr.open_array("x.zarr", mode="w", shape=x.shape, chunks=(7, 4), dtype=x.dtype)
+    source[...] = x
+    run("softmax", "x.zarr", "-o", "p.zarr")
+    result = zarr.open_array("p.zarr", mode="r")
+    np.testing.assert_array_equal(result[...], fs.softmax(x))
+    assert result.chunks[0] % 7 == 0  # no chunk is written twice
+    run("log-softmax", "p.zarr", "-o", "l.npy")
+    np.testing.assert_array_equal(np.load("l.npy"), fs.log_softmax(fs.softmax(x)))
+    run("softmax", "x.zarr", "-o", "p.zarr", status=2)
+    run("log-softmax", "x.zarr", "-o", "p.zarr", "--force")
+    np.testing.assert_array_equal(zarr.open_array("p.zarr", mode="r")[...], fs.log_softmax(x))
+    assert names() == ["l.npy", "p.zarr", "x.zarr"]
+
+
+def test_zarr_is_an_extra(monkeypatch, capsys):
+    np.save("x.npy", logits())
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    run("softmax", "x.npy", "-o", "p.zarr", status=2)
+    assert capsys.readouterr().err == ("fastsoftmax run: Zarr arrays need zarr: pip install 'fastsoftmax[zarr]'\n")
+    assert names() == ["x.npy"]
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def spoiled():
+    """Files that are none, by name."""
+    x = logits()
+    np.save("x.npy", x)
+    np.save("y.npy", np.arange(90) % 11)
+    np.save("wrong.npy", np.arange(90))
+    np.save("short.npy", np.arange(89) % 11)
+    np.save("complex.npy", x.astype(complex))
+    np.save("objects.npy", np.array([1, None], object))
+    np.savez("several.npz", x=x)
+    Path("truncated.npy").write_bytes(Path("x.npy").read_bytes()[:-1])
+    Path("header.npy").write_bytes(Path("x.npy").read_bytes()[:30])
+    Path("pickle.npy").write_bytes(pickle.dumps(x))
+    Path("text.npy").write_text("1 2 3")
+    Path("empty.npy").write_text("")
+    Path("directory").mkdir()
+
+
+REFUSED = [
+    ("softmax none.npy -o p.npy", r"none\.npy does not exist"),
+    ("softmax truncated.npy -o p.npy", r"truncated\.npy is truncated: 4\.1 kB are less than its header says"),
+    ("softmax header.npy -o p.npy", r"header\.npy is no valid \.npy file"),
+    ("softmax objects.npy -o p.npy", r"objects\.npy holds pickled Python objects, which are not read"),
+    ("softmax pickle.npy -o p.npy", r"pickle\.npy is a pickle"),
+    ("softmax several.npz -o p.npy", r"several\.npz is an archive of arrays \(\.npz\); unpack it"),
+    ("softmax text.npy -o p.npy", r"text\.npy is no \.npy file"),
+    ("softmax empty.npy -o p.npy", r"empty\.npy is no \.npy file"),
+    ("softmax directory -o p.npy", r"directory is no Zarr array"),
+    ("softmax complex.npy -o p.npy", r"softmax: x has dtype complex128, expected float16"),
+    ("softmax x.npy -o p.npy --axis 2", r"axis 2 is out of bounds"),
+    ("softmax x.npy -o p.npy --temperature 0", r"temperature must be finite and > 0"),
+    ("softmax x.npy", r"softmax needs --output FILE"),
+    ("softmax x.npy -o x.npy", r"x\.npy exists; --force overwrites it"),
+    ("softmax x.npy -o directory --force", r"directory is a directory"),
+    ("softmax x.npy -o no/p.npy", r"no is no directory that can be written to"),
+    ("softmax x.npy -o p.npy --threads 0", r"--threads must be at least 1, got 0"),
+    ("softmax x.npy -o p.npy --targets y.npy", r"softmax takes no --targets"),
+    ("softmax x.npy -o p.npy --from-probs", r"softmax takes no --from-probs"),
+    ("softmax x.npy -o p.npy --where y.npy", r"where has dtype int64, expected bool"),
+    ("softmax-jvp x.npy -o p.npy", r"softmax-jvp needs --tangent FILE"),
+    ("softmax-jvp x.npy -o p.npy --tangent y.npy", r"tangent has shape \(90,\), expected that of x, \(90, 11\)"),
+    ("cross-entropy x.npy", r"cross-entropy needs --targets FILE"),
+    ("cross-entropy x.npy --targets short.npy", r"targets has shape \(89,\), expected \(90,\) \(class indices\)"),
+    ("cross-entropy x.npy --targets wrong.npy", r"targets\[11\] is 11, expected a label from 0 to 10"),
+    ("cross-entropy x.npy --targets y.npy --label-smoothing 2", r"label_smoothing must be at most 1"),
+    (
+        "cross-entropy x.npy --targets y.npy --class-weight y.npy",
+        r"--class-weight has shape \(90,\), expected \(11,\)",
+    ),
+    ("cross-entropy x.npy --targets y.npy --sample-weight short.npy", r"--sample-weight has shape \(89,\)"),
+    ("cross-entropy x.npy --targets y.npy -o p.npy", r"the loss is printed"),
+    ("cross-entropy x.npy --targets y.npy --reduction none", r"--reduction none needs --output FILE"),
+    ("cross-entropy x.npy --targets y.npy --reduction none -o p.npy --grad ./p.npy", r"are the same file"),
+    ("softmax x.npy -o p.npy --scheduler tcp://127.0.0.1:9", r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), REFUSED, ids=[line for line, _ in REFUSED])
+def test_what_cannot_begin_is_refused(line, words, capsys, monkeypatch):
+    spoiled()
+    before = names()
+    if "--scheduler" in line:
+        distributed = pytest.importorskip("distributed")
+        client = distributed.Client
+        monkeypatch.setattr(distributed, "Client", lambda address, timeout: client(address, timeout=0.5))
+    run(*line.split(), status=2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.match(rf"fastsoftmax run: .*{words}", captured.err), captured.err
+    assert captured.err.count("\n") == 1
+    assert names() == before
+
+
+def test_unknown_functions_are_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", "hardmax", "x.npy"])
+    assert exit_.value.code == 2
+    assert "softmax-jvp" in capsys.readouterr().err
+
+
+def test_the_parser_knows_the_functions():
+    assert tuple(_run.FUNCTIONS) == cli.FUNCTIONS
+
+
+# --- what breaks off ------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys, time
+from fastsoftmax import _files, _run
+from fastsoftmax.cli import main
+
+_run.BLOCK_BYTES = 1 << 10
+compute = _run.Local.compute
+def slowly(*arguments):
+    print("block", flush=True)
+    time.sleep({pause})
+    return compute(*arguments)
+_run.Local.compute = slowly
+{before}
+sys.exit(main(["run", "softmax", "x.npy", "-o", "p.npy", "--force"]))
+"""
+
+
+def begun(pause=0.05, before=""):
+    """A run in another process, of which the first blocks are done."""
+    environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent))
+    environment.pop("COVERAGE_PROCESS_START", None)
+    script = SCRIPT.format(pause=pause, before=before)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(3):
+        assert process.stdout.readline() == "block\n"
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
+)
+def test_an_interrupted_run_leaves_nothing(number, status, words, exists):
+    np.save("x.npy", logits((2000, 11)))
+    if exists:
+        Path("p.npy").write_text("mine")
+    before = names()
+    process = begun()
+    assert len(names()) == len(before) + 1
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors == f"fastsoftmax run: {words}; p.npy not written\n"
+    assert names() == before
+    if exists:
+        assert Path("p.npy").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_killed_run_leaves_no_result_and_the_next_one_says_what_it_left(capsys):
+    np.save("x.npy", logits((2000, 11)))
+    process = begun()
+    process.kill()
+    process.communicate()
+    part = f".p.npy.{process.pid}.part"
+    assert names() == [part, "x.npy"]
+    run("softmax", "x.npy", "-o", "p.npy")
+    words = capsys.readouterr().err
+    assert re.match(
+        rf"fastsoftmax run: .*{re.escape(part)} is left from a run that was killed; remove it\n", words
+    )
+    np.testing.assert_array_equal(np.load("p.npy"), fs.softmax(np.load("x.npy")))
+
+
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limits of the size of files")
+@pytest.mark.parametrize("reserve", [True, False], ids=["reserved", "written"])
+def test_a_full_disk_leaves_nothing(reserve):
+    """Found out when the space is reserved, or, where that is not possible, when a write fails."""
+    np.save("x.npy", logits((2000, 11)))
+    before = "_files.NpyTarget._reserve = lambda self, size: None" if not reserve else ""
+    script = LIMITED.format(limit=40_000) + SCRIPT.format(pause=0, before=before)
+    environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent), FASTSOFTMAX_CACHE_DIR="")
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 3, done.stderr
+    words = "p.npy needs 88.0 kB: File too large" if reserve else "File too large"
+    assert done.stderr == f"fastsoftmax run: {words}; p.npy not written\n"
+    assert names() == ["x.npy"]
+
+
+def test_a_failing_write_leaves_nothing(monkeypatch, capsys):
+    np.save("x.npy", logits())
+    np.save("y.npy", np.arange(90) % 11)
+
+    def fails(self, box, block):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_files.NpyTarget, "write", fails)
+    run("cross-entropy", "x.npy", "--targets", "y.npy", "--grad", "g.npy", status=3)
+    captured = capsys.readouterr()
+    assert captured.err == "fastsoftmax run: No space left on device; g.npy not written\n"
+    assert captured.out == ""
+    assert names() == ["x.npy", "y.npy"]
+
+
+def test_a_file_that_shrinks_is_noticed(monkeypatch, capsys):
+    np.save("x.npy", logits())
+    read = _files.NpyFile.read
+
+    def shrink(self, box, room):
+        os.truncate("x.npy", 2000)
+        return read(self, box, room)
+
+    monkeypatch.setattr(_files.NpyFile, "read", shrink)
+    run("softmax", "x.npy", "-o", "p.npy", status=3)
+    assert "x.npy became shorter while it was read; p.npy not written" in capsys.readouterr().err
+    assert names() == ["x.npy"]
+
+
+def test_a_result_that_came_into_being_is_kept(monkeypatch, capsys):
+    np.save("x.npy", logits())
+    compute = _run.Local.compute
+
+    def meanwhile(self, box, block):
+        Path("p.npy").write_text("mine")
+        return compute(self, box, block)
+
+    monkeypatch.setattr(_run.Local, "compute", meanwhile)
+    run("softmax", "x.npy", "-o", "p.npy", status=3)
+    assert "p.npy came into being meanwhile" in capsys.readouterr().err
+    assert Path("p.npy").read_text() == "mine"
+    assert names() == ["p.npy", "x.npy"]
+
+
+# --- progress and memory --------------------------------------------------------------------------------------
+
+
+def test_the_summary_has_a_rate(capsys):
+    np.save("x.npy", logits())
+    run("softmax", "x.npy", "-o", "p.npy")
+    words = capsys.readouterr().err
+    assert re.fullmatch(r"softmax: 4\.0 kB in [\d.]+ s, [\d.]+ (bytes|kB|MB|GB)/s -> p\.npy\n", words)
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_a_terminal_sees_progress(rich, capsys, monkeypatch):
+    np.save("x.npy", logits())
+    if rich:
+        pytest.importorskip("rich")
+    else:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress = _run.Progress("softmax", 4000)
+    for _ in range(4):
+        progress.advance(1000)
+        time.sleep(0.01)
+    progress.stop()
+    words = capsys.readouterr().err
+    assert "softmax" in words
+    assert rich or re.search(r"\rsoftmax +25% [\d.]+ \w+/s ", words)
+    assert progress.summary().startswith("4.0 kB in ")
+
+
+MEMORY = """
+import os, sys
+os.chdir(sys.argv.pop())
+from fastsoftmax.cli import main
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+assert main(["run", sys.argv[1], "small.npy", "-o", "y.npy", "--force", *sys.argv[3:]]) == 0
+before = peak()
+assert main(["run", sys.argv[1], sys.argv[2], "-o", "y.npy", "--force", *sys.argv[3:]]) == 0
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.parametrize("axis", [-1, 0], ids=["in one stretch", "in many"])
+def test_memory_does_not_grow_with_the_file(axis):
+    """A file of 800 MB (of holes) costs a few blocks more than a small one: 7 of 2 MB, or 3 scattered of 128."""
+    shape = (200_000, 1000) if axis else (1000, 200_000)
+    np.lib.format.open_memmap("large.npy", mode="w+", dtype=np.float32, shape=shape)
+    np.save("small.npy", np.zeros((500, 500), np.float32))
+    grown = int(child.run(MEMORY, "logsumexp", "large.npy", "--axis", axis, os.getcwd()))
+    assert grown < (500_000 if axis == 0 else 100_000)
+
+
+# --- a Dask cluster -------------------------------------------------------------------------------------------
+
+
+def test_on_a_dask_scheduler(capsys):
+    distributed = pytest.importorskip("distributed")
+    x = logits((400, 11))
+    labels = np.arange(400) % 13 - 2
+    np.save("x.npy", x)
+    np.save("y.npy", labels)
+    np.save("w.npy", np.linspace(0.5, 2, 11))
+    np.save("bad.npy", np.arange(400) % 12)
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
+    with distributed.LocalCluster(processes=True, **options) as cluster:
+        address = ("--scheduler", cluster.scheduler_address)
+        run("softmax", "x.npy", "-o", "p.npy", *address)
+        np.testing.assert_array_equal(np.load("p.npy"), fs.softmax(x))
+        ignored = np.where(labels < 0, -100, labels)
+        np.save("y.npy", ignored)
+        given = ("--targets", "y.npy", "--ignore-index", -100, "--class-weight", "w.npy")
+        run("cross-entropy", "x.npy", *given, "--grad", "g.npy", *address)
+        keywords = {"ignore_index": -100, "class_weight": np.load("w.npy")}
+        loss, slope = fs.cross_entropy_with_grad(x, ignored, **keywords)
+        assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=2e-7)
+        np.testing.assert_array_equal(np.load("g.npy"), slope)
+        run("cross-entropy", "x.npy", "--targets", "bad.npy", "--grad", "h.npy", *address, status=3)
+        assert re.search(r"targets\[\d*\] is 11, .* h\.npy not written", capsys.readouterr().err)
+        assert "h.npy" not in names()
+    assert not [name for name in names() if name.endswith(".part")]
+
+
+def test_the_scheduler_is_an_extra(monkeypatch, capsys):
+    np.save("x.npy", logits())
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    run("softmax", "x.npy", "-o", "p.npy", "--scheduler", "tcp://127.0.0.1:9", status=2)
+    words = "fastsoftmax run: --scheduler needs Dask: pip install 'fastsoftmax[dask]'\n"
+    assert capsys.readouterr().err == words

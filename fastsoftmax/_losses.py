@@ -9,6 +9,7 @@ from fastsoftmax._arrays import Array, Problem, named, number, real_array
 from fastsoftmax._parallel import run
 from fastsoftmax._reductions import check_reduction, gradient_scale, ignored_index, reduced, weight_array
 
+
 def _all_below(labels: Array, classes: int) -> bool:
     """Whether all labels are from 0 to classes - 1; a negative one is a large one to a reader without signs."""
     unsigned = labels.dtype.str.replace("i", "u")

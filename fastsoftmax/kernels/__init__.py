@@ -32,6 +32,16 @@ from types import ModuleType
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in {"activations", "derivatives", "elementary", "jit", "losses", "reductions", "segments", "traversal", "vector"}:
+    if name in {
+        "activations",
+        "derivatives",
+        "elementary",
+        "jit",
+        "losses",
+        "reductions",
+        "segments",
+        "traversal",
+        "vector",
+    }:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -78,7 +78,7 @@ WAITING = TOGETHER + 16
 
 @inline
 def _bucket(length: int) -> int:
-    """Which bucket a short segment waits in: 0 | 1, 2 | 3, 4 | 5, 6 | 7, 8 | 9 .. 16 | 17 .. 24 | ... | 49 .. 56."""
+    """Which bucket a short segment waits in: 0 | 1, 2 | 3, 4 | 5, 6 | 7, 8 | 9 .. 16 | 17 .. 24 | ... | .. 56."""
     return (length + 1) // 2 if length <= 8 else 4 + (length - 1) // 8
 
 
@@ -261,7 +261,9 @@ def segment_softmax_product(
 ) -> None:
     """y = p (v - p.v) of every segment: J v, and J^T v."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    walk(softmax_product_block, _plain, start, stop, data, memory(v), memory(y), None, table, cuts, None, None, None)
+    walk(
+        softmax_product_block, _plain, start, stop, data, memory(v), memory(y), None, table, cuts, None, None, None
+    )
 
 
 @kernel
@@ -284,14 +286,24 @@ def segment_cross_entropy(
     targets, factors, results = memory(labels), memory(weights), memory(rows)
     rest = (scale, scale_low)
     walk(
-        cross_entropy_block, _weighed, start, stop, data, None, memory(y), results, table, cuts, targets, factors, rest
+        cross_entropy_block,
+        _weighed,
+        start,
+        stop,
+        data,
+        None,
+        memory(y),
+        results,
+        table,
+        cuts,
+        targets,
+        factors,
+        rest,
     )
 
 
 @kernel
-def misplaced(
-    start: int, stop: int, room: Any, indptr: Any, bounds: Any, labels: Any, found: Any
-) -> None:
+def misplaced(start: int, stop: int, room: Any, indptr: Any, bounds: Any, labels: Any, found: Any) -> None:
     """found[b] = whether a label of block b lies outside of its segment."""
     table, cuts, targets = memory(indptr), memory(bounds), memory(labels)
     for b in range(start, stop):
@@ -393,9 +405,7 @@ def piece_sums(start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: An
 
 
 @kernel
-def piece_softmax(
-    start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, x: Any, y: Any
-) -> None:
+def piece_softmax(start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, x: Any, y: Any) -> None:
     """y = softmax; errors as in `activations.softmax_block`: the sum of the sums of the pieces is a pair too."""
     data, table, tops, parts, out = memory(x), memory(pieces), memory(maxima), memory(sums), memory(y)
     step = lane_count(data)

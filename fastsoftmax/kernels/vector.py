@@ -1024,9 +1024,7 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, Memory) and value.dtype == types.int64
 
 
-def _gather_rows_typer(
-    typingctx: Any, array: Any, starts: Any, lengths: Any, at: Any, k: Any, filler: Any
-) -> Any:
+def _gather_rows_typer(typingctx: Any, array: Any, starts: Any, lengths: Any, at: Any, k: Any, filler: Any) -> Any:
     if not _is_floats(array) or not _is_table(starts) or not _is_table(lengths):
         return None
     result = Lanes(array.dtype)
@@ -1062,9 +1060,7 @@ def gather_rows(array: Any, starts: Any, lengths: Any, at: int, k: int, filler: 
     return lanes
 
 
-def _scatter_rows_typer(
-    typingctx: Any, array: Any, starts: Any, lengths: Any, at: Any, k: Any, value: Any
-) -> Any:
+def _scatter_rows_typer(typingctx: Any, array: Any, starts: Any, lengths: Any, at: Any, k: Any, value: Any) -> Any:
     if not _is_floats(array) or not isinstance(value, Lanes) or not _is_table(starts) or not _is_table(lengths):
         return None
 

@@ -151,7 +151,7 @@ def test_perplexity_of_memory_mapped_logits(how, tmp_path):
     allowed = (1 + float(surprise / tokens)) * float(np.finfo(np.float32).eps)
     assert perplexity == pytest.approx(exact, rel=allowed)
     assert by_segments == pytest.approx(exact, rel=allowed)
-    assert 1 < exact < vocabulary
+    assert exact > 1
 
 
 def test_perplexity_of_each_document(tmp_path):

@@ -622,9 +622,9 @@ def segment_cross_entropy_with_grad(
     --------
     >>> import numpy as np
     >>> import fastsoftmax as fs
-    >>> loss, grad = fs.segment_cross_entropy_with_grad(np.zeros(3), [0, 2, 3], [1, 0], reduction="sum")
+    >>> loss, grad = fs.segment_cross_entropy_with_grad(np.zeros(4), [0, 2, 4], [1, 0], reduction="sum")
     >>> round(float(loss), 12), grad
-    (0.69314718056, array([ 0.5, -0.5,  0. ]))
+    (1.38629436112, array([ 0.5, -0.5, -0.5,  0.5]))
     """
     function = "segment_cross_entropy_with_grad"
     return _cross_entropy(function, x, indptr, targets, sample_weight, ignore_index, reduction, out, True)

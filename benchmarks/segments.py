@@ -146,7 +146,8 @@ def _torch_softmax(x: Any, indptr: Any) -> Callable[[], Any]:
     columns = np.arange(len(x)) - np.repeat(indptr[:-1], sizes)
     indices = torch.from_numpy(np.stack([rows, columns]))
     shape = (len(sizes), int(sizes.max()))
-    matrix = torch.sparse_coo_tensor(indices, torch.from_numpy(x), shape, is_coalesced=True)
+    values = torch.from_numpy(x)
+    matrix = torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=False)
     return lambda: torch.sparse.softmax(matrix, 1)._values().numpy()
 
 

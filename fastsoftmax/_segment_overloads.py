@@ -1,8 +1,8 @@
 """The functions of ragged rows inside a user's own ``@njit`` code.
 
 `register` tells Numba about them. An overload looks at the types when a caller is compiled, and leaves a function
-that checks, copies and calls what the Python function calls, on one thread: with the same bits, and the same errors
-but for what the types have decided before.
+that checks, copies and calls what the Python function calls, on one thread: with the same bits, and the same
+errors but for what the types have decided before.
 """
 
 from collections.abc import Callable
@@ -331,7 +331,9 @@ def _loss(
     convert, row_pointers, inverse = _conversion(kind, x), _pointers(function), _inverse(kind)
     row_weights = _row_weights(function, kind, sample_weight, ignore_index)
     weighted = not (_absent(sample_weight) and _absent(ignore_index))
-    ignoring = not _absent(ignore_index)
+    ignored: Run = _compiled(lambda target, ignore_index: target == ignore_index)
+    if _absent(ignore_index):
+        ignored = _compiled(lambda target, ignore_index: False)
     check, deliver = _delivery(function, out)
 
     @_compiled
@@ -345,12 +347,12 @@ def _loss(
         for n in range(count):
             length = table[n + 1] - table[n]
             if not 0 <= labels[n] < length:
-                if ignoring:
-                    if targets[n] == ignore_index:
-                        continue
+                if ignored(targets[n], ignore_index):
+                    continue
                 if length == 0:
                     raise IndexError(
-                        f"{function}: targets[{n}] is {targets[n]}, expected an ignored one, since segment {n} is empty"
+                        f"{function}: targets[{n}] is {targets[n]}, expected an ignored one, since segment {n} "
+                        "is empty"
                     )
                 raise IndexError(
                     f"{function}: targets[{n}] is {targets[n]}, expected a position from 0 to {length - 1}, "
@@ -359,19 +361,22 @@ def _loss(
         return labels
 
     @_compiled
-    def divisor(weights: Any, count: int) -> float:
+    def divisor(weights: Any, count: int) -> Any:
         if weighted and how == "mean":
             return reductions.total(weights)
         return np.float64(count)
 
+    reduce: Run
     if how == "none":
         reduce = _compiled(lambda rows, divisor: rows)
     elif how == "sum":
         reduce = _compiled(lambda rows, divisor: kind(reductions.total(rows)))
     else:
         reduce = _compiled(lambda rows, divisor: kind(reductions.total(rows) / divisor))
-    make = _compiled((lambda source: np.empty(source.size, kind)) if gradient else (lambda source: None))
-    finish = deliver if gradient else _compiled(lambda result, out: None)
+    make: Run = _compiled(lambda source: np.empty(source.size, kind))
+    finish = deliver
+    if not gradient:
+        make, finish = _compiled(lambda source: None), _compiled(lambda result, out: None)
 
     @_compiled
     def run(x: Any, indptr: Any, targets: Any, sample_weight: Any, ignore_index: Any, out: Any) -> Any:

@@ -282,9 +282,9 @@ def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
 
     Notes
     -----
-    Errors and edge rows are those of `softmax`: within 3 ulp, NaN for a segment that holds NaN or +inf or nothing but
-    -inf, other segments unaffected. A segment of at most 2**20 elements gets the same bits as from `softmax`. Threads
-    share the elements evenly, whatever the lengths of the segments.
+    Errors and edge rows are those of `softmax`: within 3 ulp, NaN for a segment that holds NaN or +inf or nothing
+    but -inf, other segments unaffected. A segment of at most 2**20 elements gets the same bits as from `softmax`.
+    Threads share the elements evenly, whatever the lengths of the segments.
 
     The rows of a SciPy matrix in CSR form: ``A.data = fs.segment_softmax(A.data, A.indptr)``.
 
@@ -385,8 +385,8 @@ def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
 
     Notes
     -----
-    Errors and edge rows are those of `logsumexp`: within 2 ulp where nothing cancels; a segment of nothing but -inf
-    gives -inf, one that holds +inf gives inf, one that holds NaN gives NaN.
+    Errors and edge rows are those of `logsumexp`: within 2 ulp where nothing cancels; a segment of nothing but
+    -inf gives -inf, one that holds +inf gives inf, one that holds NaN gives NaN.
 
     References
     ----------
@@ -518,8 +518,8 @@ def segment_cross_entropy(
     x, indptr
         As for `segment_softmax`.
     targets : array_like of int
-        t, shape (N,), any integer dtype: the position of the target inside its segment, from 0 to the length of the
-        segment - 1.
+        t, shape (N,), any integer dtype: the position of the target inside its segment, from 0 to the length of
+        the segment - 1.
     sample_weight : array_like, optional
         Shape (N,): multiplies the losses. A segment of weight 0 counts for nothing, whatever it holds.
     ignore_index : int, optional
@@ -548,14 +548,14 @@ def segment_cross_entropy(
 
     Notes
     -----
-    The loss of a segment is within 4 ulp, also of a confident one, whose loss is tiny. There are no weights of classes
-    and no label smoothing: a position means something else in every segment. If no segment counts, the mean is nan
-    and the sum 0.
+    The loss of a segment is within 4 ulp, also of a confident one, whose loss is tiny. There are no weights of
+    classes and no label smoothing: a position means something else in every segment. If no segment counts, the
+    mean is nan and the sum 0.
 
     References
     ----------
-    D. McFadden, Conditional logit analysis of qualitative choice behavior, 1974, in P. Zarembka (ed.), Frontiers in
-    Econometrics, section 2. K. E. Train, Discrete Choice Methods with Simulation, 2nd ed., 2009, section 3.
+    D. McFadden, Conditional logit analysis of qualitative choice behavior, 1974, in P. Zarembka (ed.), Frontiers
+    in Econometrics, section 2. K. E. Train, Discrete Choice Methods with Simulation, 2nd ed., 2009, section 3.
 
     Examples
     --------
@@ -622,9 +622,9 @@ def segment_cross_entropy_with_grad(
     --------
     >>> import numpy as np
     >>> import fastsoftmax as fs
-    >>> loss, grad = fs.segment_cross_entropy_with_grad(np.zeros(3), [0, 2, 3], [1, 0], reduction="sum")
+    >>> loss, grad = fs.segment_cross_entropy_with_grad(np.zeros(4), [0, 2, 4], [1, 0], reduction="sum")
     >>> round(float(loss), 12), grad
-    (0.69314718056, array([ 0.5, -0.5,  0. ]))
+    (1.38629436112, array([ 0.5, -0.5, -0.5,  0.5]))
     """
     function = "segment_cross_entropy_with_grad"
     return _cross_entropy(function, x, indptr, targets, sample_weight, ignore_index, reduction, out, True)

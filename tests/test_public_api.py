@@ -12,6 +12,7 @@ import fastsoftmax as fs
 ROOT = Path(__file__).parents[1]
 
 OPTIONS = "class_weight=None, sample_weight=None, ignore_index=None, label_smoothing=0.0, reduction='mean'"
+SEGMENT_OPTIONS = "sample_weight=None, ignore_index=None, reduction='mean'"
 # As CONTRACT section 2 has them.
 SIGNATURES = {
     "softmax": "(x, axis=-1, *, where=None, temperature=1.0, out=None)",
@@ -32,6 +33,13 @@ SIGNATURES = {
     "squared_error": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean')",
     "squared_error_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
     "squared_error_with_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
+    "segment_softmax": "(x, indptr, *, out=None)",
+    "segment_log_softmax": "(x, indptr, *, out=None)",
+    "segment_logsumexp": "(x, indptr, *, out=None)",
+    "segment_softmax_jvp": "(x, indptr, tangent, *, out=None)",
+    "segment_softmax_vjp": "(x, indptr, cotangent, *, out=None)",
+    "segment_cross_entropy": f"(x, indptr, targets, *, {SEGMENT_OPTIONS})",
+    "segment_cross_entropy_with_grad": f"(x, indptr, targets, *, {SEGMENT_OPTIONS}, out=None)",
     "threads": "(n)",
 }
 every_name = pytest.mark.parametrize("name", SIGNATURES)

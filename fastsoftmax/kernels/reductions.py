@@ -1,7 +1,7 @@
 """Sums over many rows, in twice the precision: what a mean adds up and divides by.
 
-They are not NumPy's, whose order of summation depends on layout and version: these give the same bits wherever they
-are called from, and no row is lost in the sum of a million others.
+They are not NumPy's, whose order of summation depends on layout and version: these give the same bits wherever
+they are called from, and no row is lost in the sum of a million others.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from fastsoftmax.kernels.vector import (
 
 
 @kernel
-def total(values: Any) -> float:
+def total(values: Any) -> Any:
     """sum(values) in float64: the error of a compensated sum is that of its last rounding."""
     data = memory(values)
     count = size(data)

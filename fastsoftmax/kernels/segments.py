@@ -82,7 +82,7 @@ WAITING = TOGETHER + 16
 
 @inline
 def _bucket(length: int) -> int:
-    """Which bucket a short segment waits in: 0 | 1, 2 | 3, 4 | 5, 6 | 7, 8 | 9 .. 16 | 17 .. 24 | ... | 57 .. 64."""
+    """Which bucket a short segment waits in: 0 | 1, 2 | 3, 4 | 5, 6 | 7, 8 | 9 .. 16 | 17 .. 24 | ... | .. 64."""
     return (length + 1) // 2 if length <= 8 else 4 + (length - 1) // 8
 
 

@@ -1,9 +1,9 @@
 r"""The functions of ``scipy.special`` that this library has, by SciPy's names, arguments and defaults.
 
-``from fastsoftmax.special import logsumexp, softmax`` in the place of ``from scipy.special import ...`` is all there
-is to change: `softmax`, `log_softmax` and `logsumexp` run over all axes unless told otherwise, `expit`, `logit`,
-`log_expit`, `xlogy`, `entr` and `rel_entr` are ufuncs with SciPy's dtypes. SciPy's own tests of these functions pass
-with these in their place.
+``from fastsoftmax.special import logsumexp, softmax`` in the place of ``from scipy.special import ...`` is all
+there is to change: `softmax`, `log_softmax` and `logsumexp` run over all axes unless told otherwise, `expit`,
+`logit`, `log_expit`, `xlogy`, `entr` and `rel_entr` are ufuncs with SciPy's dtypes. SciPy's own tests of these
+functions pass with these in their place.
 
 Real float16, float32, float64, integers and bools are computed by the kernels. Weights, complex numbers and
 longdouble are computed by NumPy, as SciPy does it. Masked arrays are a TypeError. SciPy is not imported.
@@ -30,6 +30,14 @@ __all__ = [
 ]
 
 Axis = int | Sequence[int] | None
+
+# Ufuncs, made on first use.
+entr: Any
+expit: Any
+log_expit: Any
+logit: Any
+rel_entr: Any
+xlogy: Any
 
 
 # --- ufuncs --------------------------------------------------------------------------------------------------

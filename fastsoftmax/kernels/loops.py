@@ -1,15 +1,16 @@
 """Elementwise functions over arrays: what ufuncs call for their inner loops, and kernels for contiguous arrays.
 
-``function(x, y)`` computes y from x (``function(x1, x2, y)`` of two arguments), all contiguous and of one dtype.
-``function_loop`` does it by NumPy's protocol for the inner loop of a ufunc, with any strides. `unary_half_loop` and
-`binary_half_loop` do it for float16, with the loop for float32 that they get as NumPy's `data`.
+``function(x, y)`` computes y from x (``function(x, v, y)`` of two arguments), all contiguous and of one dtype; x
+or v may be a single number. ``function_loop`` does it by NumPy's protocol for the inner loop of a ufunc, with any
+strides. `unary_half_loop` and `binary_half_loop` do it for float16, with the loop for float32 that they get as
+NumPy's `data`.
 
 Vectors are computed whole, and a vector's lanes do not depend on each other: an element gives the same bits
 wherever it stands, in every form.
 
 Floating-point exceptions are those of the function, not of its computation: `exp` and `expm1` raise overflow,
-`log` and `log1p` division by zero and invalid, as in NumPy; the others none, as in SciPy; all of them overflow where
-a finite result is too large for float16. Underflow is not raised.
+`log` and `log1p` division by zero and invalid, as in NumPy; the others none, as in SciPy; all of them overflow
+where a finite result is too large for float16. Underflow is not raised.
 """
 
 from typing import Any
@@ -122,6 +123,15 @@ def _binary(
 
 
 @inline
+def _side_by_side(function: Any, x: Any, v: Any, y: Any) -> None:
+    """y = function(x, v) of contiguous numbers, of which x or v may have one only."""
+    count = size(y)
+    x_stride = 1 if size(x) == count else 0
+    v_stride = 1 if size(v) == count else 0
+    _binary(function, x, x_stride, v, v_stride, y, 1, count)
+
+
+@inline
 def _in_order(
     function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any, y_stride: int, count: int
 ) -> None:
@@ -133,7 +143,7 @@ def _in_order(
 
 
 @inline
-def _apart(x: Any, x_stride: int, y: Any, y_stride: int, count: int) -> bool:
+def _apart(x: Any, x_stride: int, y: Any, y_stride: int, count: int) -> Any:
     """Whether y can be written a vector at a time while x is read: it lies elsewhere, or exactly there."""
     begin, end = address(x), address(y)
     if begin == end and x_stride == y_stride:
@@ -250,7 +260,7 @@ _ITEMS = {"e": types.uint16, "f": types.float32, "d": types.float64}
 
 
 def address_of(name: str, kind: str) -> int:
-    """The machine code of a loop, for numbers of the dtype of this character: "f" or "d"; "e" for the half loops."""
+    """The machine code of a loop, for the dtype of this character: "f" or "d"; "e" for the half loops."""
     sizes = types.CPointer(types.intp)
     signature = types.void(types.CPointer(types.CPointer(_ITEMS[kind])), sizes, sizes, types.voidptr)
     return entry_point(globals()[f"{name}_loop"], signature)
@@ -262,7 +272,7 @@ def address_of(name: str, kind: str) -> int:
 @kernel
 def exp(x: Any, y: Any) -> None:
     """y = exp(x)."""
-    _unary(scalar.exp, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.exp, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -274,7 +284,7 @@ def exp_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def expm1(x: Any, y: Any) -> None:
     """y = expm1(x)."""
-    _unary(scalar.expm1, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.expm1, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -286,7 +296,7 @@ def expm1_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def log(x: Any, y: Any) -> None:
     """y = log(x)."""
-    _unary(scalar.log, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.log, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -298,7 +308,7 @@ def log_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def log1p(x: Any, y: Any) -> None:
     """y = log1p(x)."""
-    _unary(scalar.log1p, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.log1p, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -310,7 +320,7 @@ def log1p_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def expit(x: Any, y: Any) -> None:
     """y = expit(x)."""
-    _unary(scalar.expit, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.expit, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -322,7 +332,7 @@ def expit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def logit(x: Any, y: Any) -> None:
     """y = logit(x)."""
-    _unary(scalar.logit, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.logit, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -334,7 +344,7 @@ def logit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def log_expit(x: Any, y: Any) -> None:
     """y = log_expit(x)."""
-    _unary(scalar.log_expit, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.log_expit, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -346,7 +356,7 @@ def log_expit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def softplus(x: Any, y: Any) -> None:
     """y = softplus(x)."""
-    _unary(scalar.softplus, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.softplus, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -358,7 +368,7 @@ def softplus_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def entr(x: Any, y: Any) -> None:
     """y = entr(x)."""
-    _unary(scalar.entr, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.entr, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -370,7 +380,7 @@ def entr_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def logaddexp(x: Any, v: Any, y: Any) -> None:
     """y = logaddexp(x, v)."""
-    _binary(scalar.logaddexp, memory(x), 1, memory(v), 1, memory(y), 1, size(memory(x)))
+    _side_by_side(scalar.logaddexp, memory(x), memory(v), memory(y))
 
 
 @loop
@@ -382,7 +392,7 @@ def logaddexp_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def xlogy(x: Any, v: Any, y: Any) -> None:
     """y = xlogy(x, v)."""
-    _binary(scalar.xlogy, memory(x), 1, memory(v), 1, memory(y), 1, size(memory(x)))
+    _side_by_side(scalar.xlogy, memory(x), memory(v), memory(y))
 
 
 @loop
@@ -394,7 +404,7 @@ def xlogy_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def rel_entr(x: Any, v: Any, y: Any) -> None:
     """y = rel_entr(x, v)."""
-    _binary(scalar.rel_entr, memory(x), 1, memory(v), 1, memory(y), 1, size(memory(x)))
+    _side_by_side(scalar.rel_entr, memory(x), memory(v), memory(y))
 
 
 @loop

@@ -118,9 +118,9 @@ class _Targets:
             counted = np.where(ignored, spared, 1 if counted is None else counted).astype(problem.dtype)
             rows = np.where(ignored, spared, 1 if rows is None else rows).astype(problem.dtype)
         if counted is not None and reduction == "mean":
-            self.divisor = float(np.sum(counted, dtype=np.float64))
+            self.divisor = _total(self.kernel_rows(counted))
         self.row_weights = rows
-        if smoothing == 0:
+        if self.base == 0:
             self.row_weights = counted
             self.class_weights = None
 
@@ -143,23 +143,34 @@ class _Targets:
             weights = np.ones(problem.classes, problem.dtype)
         given: Array
         if self.soft:
-            moved = np.moveaxis(self.array, problem.axes[0], -1)
-            given = np.einsum("...k,k->...", moved, weights, dtype=np.float64, casting="unsafe")
+            high, low = problem.row_output(None), problem.row_output(None)
+            block, zero, one = problem.convert(self.array), problem.dtype.type(0), problem.dtype.type(1)
+            arguments = block, weights, zero, one, high.block, low.block
+            run(kernels.reductions.share_totals, problem.rows, block.size, problem.room(1), *arguments)
+            given = high.result.astype(np.float64) + low.result
         elif problem.classes:
             given = np.take(weights, self.array, mode="clip")
         else:
             given = np.zeros(problem.row_shape)
-        shares: Array = float(self.base) * np.sum(weights, dtype=np.float64) + float(self.gain) * given
+        shares: Array = float(self.base) * _total(weights) + float(self.gain) * given
         if self.row_weights is not None:
             shares = np.where(self.row_weights == 0, 0, shares * self.row_weights)
         return shares
+
+
+def _total(values: Any) -> float:
+    """The sum of all values in float64, taken in the order of memory."""
+    flat = np.ravel(values, order="K")
+    flat = flat.astype(np.float32) if flat.dtype.char == "e" else flat.view()
+    flat.flags.writeable = False
+    return float(kernels.reductions.total(flat))
 
 
 def _reduce(problem: Problem, rows: Any, reduction: str, divisor: float) -> Any:
     """The loss as the user wants it, from an array with one number for each row."""
     if reduction == "none":
         return rows
-    total = np.sum(rows, dtype=np.float64)
+    total = _total(rows)
     with np.errstate(all="ignore"):
         value = total if reduction == "sum" else np.divide(total, divisor)
         return problem.result_dtype.type(value)
@@ -229,7 +240,7 @@ def _squared_error(
     weights = _weights(problem, "sample_weight", sample_weight, problem.row_shape)
     divisor: float = problem.rows
     if weights is not None and reduction == "mean":
-        divisor = float(np.sum(weights, dtype=np.float64))
+        divisor = _total(problem.per_row(weights, problem.dtype))
     source = problem.block()
     second = problem.convert(array)
     row_weights = None if weights is None else problem.per_row(weights, problem.dtype)

@@ -17,6 +17,8 @@ How they are built
     The two walks through a block, and the sums over a row that everything is made of.
 `activations`, `derivatives`, `losses`
     The functions: one building block each, from which `jit.kernel` makes an entry point.
+`reductions`
+    Sums over rows: what losses are reduced by.
 `jit`
     Numba's options and the disk cache.
 
@@ -28,6 +30,6 @@ from types import ModuleType
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in {"activations", "derivatives", "elementary", "jit", "losses", "traversal", "vector"}:
+    if name in {"activations", "derivatives", "elementary", "jit", "losses", "reductions", "traversal", "vector"}:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -923,3 +923,25 @@ def one_hot(like: Any, folded: Any, labels: Any, row: int, count: int, k: int) -
     elif 0 <= labels[row] - k < width:
         hit[labels[row] - k] = 1
     return hit
+
+
+def _load_double_typer(typingctx: Any, array: Any, offset: Any) -> Any:
+    if not _is_floats(array):
+        return None
+    result = Lanes(types.float64)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, index = values
+        pointer = _pointer(context, builder, array, data, index, index.type(result.count))
+        vector = ir.VectorType(context.get_value_type(array.dtype), result.count)
+        loaded = builder.load(_vector_pointer(builder, pointer, vector), align=array.dtype.bitwidth // 8)
+        return loaded if array.dtype == types.float64 else builder.fpext(loaded, context.get_value_type(result))
+
+    return result(array, types.intp), codegen
+
+
+@lowered(_load_double_typer)
+def load_double(array: Any, offset: int) -> Any:
+    """The eight numbers from `offset` on, as a vector of float64."""
+    assert 0 <= offset <= array.size - 8
+    return array[offset : offset + 8].astype(np.float64)

@@ -1,0 +1,91 @@
+"""Sums over many rows, in twice the precision: what a mean adds up and divides by.
+
+They are not NumPy's, whose order of summation depends on layout and version: these give the same bits wherever they
+are called from, and no row is lost in the sum of a million others.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastsoftmax.kernels.elementary import two_sum
+from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.traversal import add, traverse
+from fastsoftmax.kernels.vector import (
+    broadcast,
+    class_value,
+    fold_two_sum,
+    lane_count,
+    load_double,
+    load_part,
+    load_scalar,
+    memory,
+    muladd,
+    number,
+    size,
+    store_part,
+)
+
+
+@kernel
+def total(values: Any) -> float:
+    """sum(values) in float64: the error of a compensated sum is that of its last rounding."""
+    data = memory(values)
+    count = size(data)
+    full = count // 8 * 8
+    zero = broadcast(np.float64(0.0))
+    sums = (zero, zero)
+    for k in range(0, full, 8):
+        sums = add(sums, load_double(data, k))
+    high, low = fold_two_sum(True, sums[0], sums[1])
+    for k in range(full, count):
+        high, error = two_sum(high, np.float64(load_scalar(data, k)))
+        low += error
+    return high + low if low == low else high  # inf stays inf, though its error is nan
+
+
+@inline
+def share_total_block(
+    x: Any, v: Any, y: Any, offset: int, length: int, folded: Any, rows: Any, row: int, count: int, options: Any
+) -> None:
+    """sum_j w_j (base + gain y_j) as a pair."""
+    weights, base, gain, rows_low = options
+    step = lane_count(x)
+    zero = broadcast(number(x, 0.0))
+    sums = (zero, zero)
+    for k in range(0, length, step):
+        lanes = min(step, length - k)
+        y_part = load_part(x, offset + k, lanes, number(x, 0.0))
+        sums = add(sums, class_value(x, folded, weights, k, lanes) * muladd(y_part, gain, base))
+    high, low = fold_two_sum(folded, sums[0], sums[1])
+    high, low = two_sum(high, low)
+    store_part(rows, row, count, broadcast(high))
+    store_part(rows_low, row, count, broadcast(low))
+
+
+@kernel
+def share_totals(
+    start: int,
+    stop: int,
+    room: Any,
+    targets: Any,
+    class_weights: Any,
+    base: Any,
+    gain: Any,
+    rows: Any,
+    rows_low: Any,
+) -> None:
+    """rows + rows_low = sum_j class_weights_j (base + gain targets_j): the sum of the shares of `kernels.losses`."""
+    options = (memory(class_weights), base, gain, memory(rows_low))
+    traverse(
+        share_total_block,
+        start,
+        stop,
+        targets.shape,
+        memory(room),
+        memory(targets),
+        None,
+        None,
+        memory(rows),
+        options,
+    )

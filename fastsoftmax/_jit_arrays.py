@@ -391,10 +391,10 @@ def harmless(block: Any, source: Any) -> bool:
 @compiled
 def same_shape(a: Any, b: Any) -> bool:
     """Whether two shapes of the same length are equal."""
+    equal = True
     for i in range(len(a)):
-        if a[i] != b[i]:
-            return False
-    return True
+        equal = equal and a[i] == b[i]
+    return equal
 
 
 @compiled
@@ -404,10 +404,8 @@ def convert(array: Any, order: Any, shape: Any, dtype: Any) -> Any:
         return readable(array, shape, dtype)
     copy = np.empty(array.size, dtype)
     moved = transposed(array, order)
-    i = 0
-    for place in np.ndindex(moved.shape):
+    for i, place in enumerate(np.ndindex(moved.shape)):
         copy[i] = moved[place]
-        i += 1
     return readable(copy, shape, dtype)
 
 
@@ -429,9 +427,7 @@ def target(result: Any, order: Any, shape: Any, dtype: Any, source: Any, second:
 
 
 @compiled
-def target_of_block(
-    result: Any, order: Any, shape: Any, dtype: Any, source: Any, second: Any, third: Any
-) -> Any:
+def target_of_block(result: Any, order: Any, shape: Any, dtype: Any, source: Any, second: Any, third: Any) -> Any:
     """`target` for a result that is a block."""
     if harmless(result, source) and harmless(result, second) and harmless(result, third):
         return writable(result, shape, dtype)
@@ -454,15 +450,13 @@ def deliver(result: Any, order: Any, block: Any) -> None:
     if extent(result)[0] != extent(block)[0]:
         moved = transposed(result, order)
         flat = writable(block, (block.size,), result.dtype)
-        i = 0
-        for place in np.ndindex(moved.shape):
+        for i, place in enumerate(np.ndindex(moved.shape)):
             moved[place] = flat[i]
-            i += 1
 
 
 @compiled
 def working_memory(near: Any, shape: Any, operands: int, dtype: Any) -> Any:
-    """What `Problem.room` provides: `near`, from the stack, is enough for rows that are not walked side by side."""
+    """What `Problem.room` provides: `near`, from the stack, is enough where inner is 1."""
     _, classes, inner = shape
     if inner == 1:
         return near
@@ -493,10 +487,8 @@ def hide(block: Any, x: Any, where: Any, order: Any) -> None:
     """Fill a block with x, and with -inf where `where` is false."""
     moved, kept = transposed(x, order), transposed(np.broadcast_to(where, x.shape), order)
     flat = block.reshape(block.size)
-    i = 0
-    for place in np.ndindex(moved.shape):
+    for i, place in enumerate(np.ndindex(moved.shape)):
         flat[i] = moved[place] if kept[place] else -np.inf
-        i += 1
 
 
 @compiled
@@ -504,11 +496,9 @@ def cover(block: Any, shape: Any, where: Any, order: Any, value: float) -> None:
     """Write `value` into a block where `where`, broadcast to this shape, is false."""
     kept = transposed(np.broadcast_to(where, shape), order)
     flat = block.reshape(block.size)
-    i = 0
-    for place in np.ndindex(kept.shape):
+    for i, place in enumerate(np.ndindex(kept.shape)):
         if not kept[place]:
             flat[i] = value
-        i += 1
 
 
 @compiled

@@ -1,12 +1,12 @@
 """The public functions inside a user's own ``@njit`` code.
 
 Numba calls `register` before it first compiles anything (``[project.entry-points.numba_extensions]`` in
-``pyproject.toml``), so that nobody has to. Importing this file is what registers; all the work is done when a call is
-compiled: an overload looks at the types, complains or picks what is needed, and leaves a function that lays out the
-arrays at run time and calls the kernel that the Python function calls, on one thread.
+``pyproject.toml``), so that nobody has to. Importing this file is what registers; all the work is done when a call
+is compiled: an overload looks at the types, complains or picks what is needed, and leaves a function that lays out
+the arrays at run time and calls the kernel that the Python function calls, on one thread.
 
-Numba knows no keyword-only parameters in compiled code: the signatures of the overloads have them, and decide what a
-caller may write; those of their implementations do not. Overloads of further functions go to the end of the file.
+Numba knows no keyword-only parameters in compiled code: the signatures of the overloads have them, and decide what
+a caller may write; those of their implementations do not. Overloads of more functions go to the end of the file.
 """
 
 from collections.abc import Callable
@@ -47,6 +47,7 @@ from fastsoftmax._jit_arrays import (
     working_memory,
     writable,
 )
+from fastsoftmax.kernels.few import FEW
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT
 
 KINDS = {types.float32: np.float32, types.float64: np.float64}
@@ -259,7 +260,7 @@ def _square(function: str, x: Any, axes: tuple[int, ...], dtype: Any, out: Any, 
     def run(x: Any, v: Any, beta: Any, flag: Any, weights: Any, out: Any) -> Any:
         order, shape = lay_out(x)
         rows, classes, _ = shape
-        result = result_for(shape_of_rows(x.shape) + (classes, classes), out)
+        result = result_for((*shape_of_rows(x.shape), classes, classes), out)
         source = convert(x, order, shape, kind)
         y = target(result, natural, (rows, classes, classes), kind, source, None, None)
         near = stack(kind, NEAR)
@@ -367,11 +368,14 @@ def _activation(function: str, hidden: float, x: Any, axis: Any, where: Any, tem
     axes = _several_axes(function, x, axis)
     kind = KINDS[dtype]
     beta = _beta(function, temperature, kind)
-    kernel = getattr(kernels.activations, function)
+    kernel, kernel_of_few = getattr(kernels.activations, function), getattr(kernels.few, function)
 
     @merged
     def launch(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
-        kernel(0, rows, room, x, y, beta)
+        if rows <= FEW and x.shape[2] == 1 and x.shape[1] <= COLUMN_LIMIT:
+            kernel_of_few(rows, x, y, beta)
+        else:
+            kernel(0, rows, room, x, y, beta)
 
     launched = _switched(launch, not isinstance(temperature, float), False)
     if x.ndim == 0:
@@ -410,14 +414,10 @@ def _activation(function: str, hidden: float, x: Any, axis: Any, where: Any, tem
     return masked
 
 
-def _one_item(
-    function: str, hidden: float, x: Any, dtype: Any, where: Any, temperature: Any, out: Any
-) -> Run:
+def _one_item(function: str, hidden: float, x: Any, dtype: Any, where: Any, temperature: Any, out: Any) -> Run:
     """The same of a 0-d array: as a row of one."""
     check_out(function, out, dtype, 0)
     flat = _activation(function, hidden, _flat(x), -1, where, temperature, None)
-    kind = KINDS[dtype]
-    own = x.dtype
 
     @merged
     def scalar(x: Any, where: Any, temperature: Any, out: Any) -> Any:
@@ -453,11 +453,10 @@ def _logsumexp(x: Any, axis: Any, where: Any, keepdims: Any, out: Any) -> Run:
             return out
 
         return scalar if alone else into
-    kernel = kernels.activations.logsumexp
+    kernel, kernel_of_few = kernels.activations.logsumexp, kernels.few.logsumexp
     lay_out = layout(x, axes, last=False)
     shapeless = not isinstance(where, types.Array)
     if absent(where) or constant(where) is True:
-
         source_for = converter(x, axes, dtype)
 
         @merged
@@ -487,7 +486,10 @@ def _logsumexp(x: Any, axis: Any, where: Any, keepdims: Any, out: Any) -> Run:
         block = block_for(result, order, rows, few, source)
         near = stack(kind, NEAR)
         room = working_memory(near, shape, 1, kind)
-        kernel(0, rows, room, source, block)
+        if rows <= FEW and shape[2] == 1 and shape[1] <= COLUMN_LIMIT:
+            kernel_of_few(rows, source, block)
+        else:
+            kernel(0, rows, room, source, block)
         return finish(x, result, order, block, out)
 
     return run
@@ -497,9 +499,7 @@ def _overload_activation(function: Any, hidden: float) -> None:
     name = function.__name__
 
     @_overload(function)
-    def choose(
-        x: Any, axis: Any = -1, *, where: Any = None, temperature: Any = 1.0, out: Any = None
-    ) -> Run:
+    def choose(x: Any, axis: Any = -1, *, where: Any = None, temperature: Any = 1.0, out: Any = None) -> Run:
         run = _activation(name, hidden, x, axis, where, temperature, out)
         return lambda x, axis=-1, where=None, temperature=1.0, out=None: run(x, where, temperature, out)
 
@@ -544,7 +544,15 @@ def _jacobian(function: str, x: Any, axis: Any, temperature: Any, from_probs: An
 
 
 def _product(
-    function: str, kernel_name: str, x: Any, name: str, v: Any, axis: Any, temperature: Any, from_probs: Any, out: Any
+    function: str,
+    kernel_name: str,
+    x: Any,
+    name: str,
+    v: Any,
+    axis: Any,
+    temperature: Any,
+    from_probs: Any,
+    out: Any,
 ) -> Run:
     dtype = real_array(function, "x", x)
     axes = _one_axis(function, "x", x, axis)
@@ -623,3 +631,892 @@ def _choose_log_softmax_vjp(
 ) -> Run:
     run = _product("log_softmax_vjp", "log_softmax_vjp", x, "cotangent", cotangent, axis, temperature, False, out)
     return lambda x, cotangent, axis=-1, temperature=1.0, out=None: run(x, cotangent, temperature, False, out)
+
+
+# --- losses -------------------------------------------------------------------------------------------------
+
+
+def _literal_reduction(function: str, reduction: Any) -> str:
+    value = constant(reduction)
+    if not isinstance(value, str):
+        raise TypingError(f"{function}: reduction must be a string literal, got {reduction}")
+    if value not in REDUCTIONS:
+        raise TypingError(f"{function}: reduction must be one of {REDUCTIONS}, got {value!r}")
+    return value
+
+
+def _per_row(function: str, name: str, argument: Any, x: Any, dtype: Any, convert_to: Any) -> Run:
+    """The compiled ``argument, order of rows, number of rows, room for a few -> one number for each row``."""
+    rest = x.ndim - 1
+    kind = convert_to
+    plain_number = isinstance(argument, (types.Integer, types.Float, types.Boolean))
+    if rest == 0 and plain_number:
+
+        @compiled
+        def one(argument: Any, order: Any, rows: int, few: Any) -> Any:
+            few[0] = argument
+            return readable(few, (1,), kind)
+
+        return one
+    real_array(function, name, argument)
+    if argument.ndim != rest:
+        raise TypingError(f"{function}: {name} has {argument.ndim} dimensions, expected {rest}")
+    if rest == 0:
+
+        @compiled
+        def zero_d(argument: Any, order: Any, rows: int, few: Any) -> Any:
+            few[0] = argument[()]
+            return readable(few, (1,), kind)
+
+        return zero_d
+    return merged(lambda argument, order, rows, few: convert(argument, order, (rows,), kind))
+
+
+def _row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tuple[int, ...]) -> Run:
+    """The compiled check that an argument has one item for each row."""
+    if absent(argument) or not isinstance(argument, types.Array) or x.ndim == 1:
+        return merged(lambda argument, x: None)
+    _, shape_of_rows, _ = row_layout(x, axes)
+    wrong = f"{function}: {name} does not have the shape of the rows of logits"
+
+    @compiled
+    def check(argument: Any, x: Any) -> None:
+        if not same_shape(argument.shape, shape_of_rows(x.shape)):
+            raise ValueError(wrong)
+
+    return check
+
+
+class _Targets:
+    """What the targets and options of a loss come to, as compiled functions: see `_losses._Targets`.
+
+    ``check(logits, targets, class_weight, sample_weight)`` raises what shapes and labels deserve; `labels`,
+    `distributions`, `class_weights` and `samples` make what kernels take (None for what is not there); `count` is
+    what rows count for.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        x: Any,
+        axes: tuple[int, ...],
+        dtype: Any,
+        targets: Any,
+        class_weight: Any,
+        sample_weight: Any,
+        ignore_index: Any,
+        label_smoothing: Any,
+    ) -> None:
+        kind = KINDS[dtype]
+        self.kind = kind
+        self.soft = isinstance(targets, types.Array) and targets.ndim == x.ndim
+        self.smooth = not isinstance(label_smoothing, float)
+        if self.smooth:
+            _number(function, "label_smoothing", label_smoothing)
+        self._check_types(function, x, targets, ignore_index)
+        ignoring = not absent(ignore_index)
+        axis = axes[0]
+        shapes = _check_same(function, "targets", "logits")
+        if not self.soft:
+            shapes = _row_shape_check(function, "targets", targets, x, axes)
+        samples = _row_shape_check(function, "sample_weight", sample_weight, x, axes)
+        weighted = not absent(class_weight)
+        if weighted:
+            real_array(function, "class_weight", class_weight)
+            if class_weight.ndim != 1:
+                raise TypingError(f"{function}: class_weight has {class_weight.ndim} dimensions, expected 1")
+        wrong = f"{function}: class_weight does not have one item for each class"
+
+        @compiled
+        def check_classes(x: Any, class_weight: Any) -> None:
+            if class_weight.size != x.shape[axis]:
+                raise ValueError(wrong)
+
+        classes = check_classes if weighted else merged(lambda x, class_weight: None)
+
+        @merged
+        def check(x: Any, targets: Any, class_weight: Any, sample_weight: Any) -> None:
+            shapes(targets, x)
+            classes(x, class_weight)
+            samples(sample_weight, x)
+
+        self.check = check
+        self.class_weights = merged(lambda class_weight: None)
+        if weighted:
+
+            @compiled
+            def class_weights(class_weight: Any) -> Any:
+                block = convert(class_weight, (0,), (class_weight.size,), kind)
+                return writable(block, (class_weight.size,), kind)
+
+            self.class_weights = class_weights
+        self.samples = merged(lambda sample_weight, order, rows, few: None)
+        if not absent(sample_weight):
+            self.samples = _per_row(function, "sample_weight", sample_weight, x, dtype, kind)
+        self.distributions = merged(lambda targets, order, shape: None)
+        self.labels = merged(lambda targets, order, shape, ignore_index, few: None)
+        if self.soft:
+            fits = converter(targets, axes, dtype) if straight(x, axes) else convert
+            self.distributions = merged(lambda targets, order, shape: fits(targets, order, shape, kind))
+        else:
+            self.labels = _labels(function, x, targets, ignoring)
+        self.weighted = weighted
+        self.sampled = not absent(sample_weight)
+        self.ignoring = ignoring
+        self.counting = not self.soft and (weighted or self.sampled or ignoring)
+        out_of_range = f"{function}: label_smoothing must be from 0 to 1"
+
+        @compiled
+        def shares(label_smoothing: Any, classes: int) -> Any:
+            smoothing = np.float64(label_smoothing)
+            if not 0.0 <= smoothing <= 1.0:
+                raise ValueError(out_of_range)
+            return kind(smoothing / max(classes, 1)), kind(1.0 - smoothing)
+
+        self.shares = shares if self.smooth else merged(lambda smoothing, classes: (kind(0.0), kind(1.0)))
+
+    def _check_types(self, function: str, x: Any, targets: Any, ignore_index: Any) -> None:
+        index = constant(ignore_index)
+        if index is not None and (isinstance(index, bool) or not isinstance(index, (int, types.Integer))):
+            raise TypingError(f"{function}: ignore_index must be an integer or None, got {ignore_index}")
+        if self.soft:
+            real_array(function, "targets", targets)
+            if index is not None:
+                raise TypingError(f"{function}: ignore_index is for class indices, but targets are distributions")
+            return
+        if isinstance(targets, types.Integer) and x.ndim == 1:
+            return
+        real_array(function, "targets", targets)
+        if targets.ndim != x.ndim - 1:
+            raise TypingError(
+                f"{function}: targets has {targets.ndim} dimensions, expected {x.ndim - 1} (class indices) or "
+                f"{x.ndim} (distributions)"
+            )
+        if not isinstance(targets.dtype, types.Integer):
+            raise TypingError(
+                f"{function}: targets with {targets.ndim} dimensions are class indices and have dtype "
+                f"{targets.dtype}, expected integers"
+            )
+
+    def weights(self, with_classes: bool) -> Run:
+        """The compiled weight of each row, with or without that of its class; None if all count alike."""
+        if self.soft or not (self.ignoring or self.sampled or (with_classes and self.weighted)):
+            return merged(lambda few, labels, class_weights, samples: samples)
+        by_class, by_sample, kind = with_classes and self.weighted, self.sampled, self.kind
+
+        @compiled
+        def of_class(class_weights: Any, label: int) -> Any:
+            return class_weights[label]
+
+        @compiled
+        def of_sample(samples: Any, i: int) -> Any:
+            return samples[i]
+
+        one = merged(lambda values, i: 1.0)
+        class_factor = of_class if by_class else one
+        sample_factor = of_sample if by_sample else one
+
+        @compiled
+        def weigh(few: Any, labels: Any, class_weights: Any, samples: Any) -> Any:
+            room = items(few, labels.size, kind)
+            for i in range(labels.size):
+                room[i] = 0.0
+                if labels[i] >= 0:
+                    room[i] = class_factor(class_weights, labels[i]) * sample_factor(samples, i)
+            return readable(room, (room.size,), kind)
+
+        return weigh
+
+
+def _labels(function: str, x: Any, targets: Any, ignoring: bool) -> Run:
+    """The compiled labels of the rows, checked: -1 for those that are ignored."""
+    wrong = f"{function}: targets hold a label that is not from 0 to classes - 1"
+
+    @compiled
+    def checked(label: Any, classes: int) -> Any:
+        if label < 0 or label >= classes:
+            raise IndexError(wrong)
+        return label
+
+    @compiled
+    def checked_or_ignored(label: Any, classes: int, ignore_index: Any) -> Any:
+        if label == ignore_index:
+            return np.int64(-1)
+        return np.int64(checked(label, classes))
+
+    if x.ndim == 1:
+        given = merged(lambda targets: targets)
+        if isinstance(targets, types.Array):
+            given = merged(lambda targets: targets[()])
+
+        @compiled
+        def single(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
+            few[0] = checked(given(targets), shape[1])
+            return readable(few, (1,), np.int64)
+
+        @compiled
+        def single_or_ignored(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
+            few[0] = checked_or_ignored(given(targets), shape[1], ignore_index)
+            return readable(few, (1,), np.int64)
+
+        return single_or_ignored if ignoring else single
+
+    @compiled
+    def all_checked(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
+        labels = convert(targets, order, (shape[0] * shape[2],), np.int64)
+        outside = 0
+        for i in range(labels.size):
+            outside += labels[i] < 0 or labels[i] >= shape[1]
+        if outside:
+            raise IndexError(wrong)
+        return labels
+
+    @compiled
+    def all_checked_or_ignored(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
+        labels = np.empty(shape[0] * shape[2], np.int64)
+        moved = transposed(targets, order)
+        for i, place in enumerate(np.ndindex(moved.shape)):
+            labels[i] = checked_or_ignored(moved[place], shape[1], ignore_index)
+        return readable(labels, (labels.size,), np.int64)
+
+    return all_checked_or_ignored if ignoring else all_checked
+
+
+def _scale(reduction: str, kind: Any) -> Run:
+    """The compiled divisor -> what gradients are multiplied by, as a pair."""
+    if reduction != "mean":
+        return merged(lambda divisor: (kind(1.0), kind(0.0)))
+
+    @compiled
+    def scale(divisor: float) -> Any:
+        if divisor == 0.0 or not np.isfinite(divisor):
+            return kind(np.nan), kind(0.0)
+        return inverse(divisor, kind)
+
+    return scale
+
+
+def _loss_result(function: str, x: Any, axes: tuple[int, ...], dtype: Any, reduction: str) -> tuple[Run, Run, Run]:
+    """Where the losses of the rows go, and what the user gets of them: `_row_result`, or one number."""
+    if reduction == "none":
+        begin, block_for, finish = _row_result(function, x, axes, dtype, False, None)
+        return (
+            begin,
+            block_for,
+            merged(lambda x, result, order, block, divisor: finish(x, result, order, block, None)),
+        )
+    kind, total = KINDS[dtype], kernels.reductions.total
+    mean = reduction == "mean"
+
+    @compiled
+    def reduce(block: Any, divisor: float) -> Any:
+        value = total(readable(block, (block.size,), kind))
+        return kind(value / divisor if mean else value)
+
+    begin = merged(lambda x, out: None)
+    block_for = merged(lambda result, order, rows, few, source: items(few, rows, kind))
+    return begin, block_for, merged(lambda x, result, order, block, divisor: reduce(block, divisor))
+
+
+# What a loss function returns: the loss, its gradient, or both.
+LOSS, GRADIENT, BOTH = merged(lambda a, b: a), merged(lambda a, b: b), merged(lambda a, b: (a, b))
+
+
+def _slope(
+    function: str, x: Any, axes: tuple[int, ...], dtype: Any, out: Any, wanted: Any
+) -> tuple[Run, Run, Run]:
+    """Where the gradient goes: nowhere, if only the loss is wanted."""
+    if wanted is LOSS:
+        nothing = merged(lambda x, out: None)
+        return nothing, merged(lambda r, order, shape, kind, a, b, c: None), merged(lambda r, order, block: None)
+    return (_result(function, x, dtype, out), *exits(x, axes, out))
+
+
+def _cross_entropy(
+    function: str,
+    wanted: Any,
+    x: Any,
+    targets: Any,
+    axis: Any,
+    class_weight: Any,
+    sample_weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    out: Any,
+) -> Run:
+    dtype = real_array(function, "logits", x)
+    axes = _one_axis(function, "logits", x, axis)
+    how = _literal_reduction(function, reduction)
+    kind = KINDS[dtype]
+    given = _Targets(function, x, axes, dtype, targets, class_weight, sample_weight, ignore_index, label_smoothing)
+    check, shares, labels_of, classes_of = given.check, given.shares, given.labels, given.class_weights
+    samples_of, distributions_of = given.samples, given.distributions
+    counted_of, weights_of = given.weights(with_classes=True), given.weights(with_classes=False)
+    lay_out = layout(x, axes, last=False)
+    order_of_rows, _, _ = row_layout(x, axes)
+    source_for = converter(x, axes, dtype)
+    begin, block_for, finish = _loss_result(function, x, axes, dtype, how)
+    slope_for, target_for, deliver_to = _slope(function, x, axes, dtype, out, wanted)
+    scale_of = _scale(how, kind)
+    plain, mixed = kernels.losses.cross_entropy, kernels.losses.soft_cross_entropy
+    plain_of_few = kernels.few.cross_entropy
+    soft, smooth, counting = given.soft, given.smooth, given.counting and how == "mean"
+    total = kernels.reductions.total
+    divisor_of = merged(lambda counted, rows: total(counted) if counting else np.float64(rows))
+    if not counting:
+        divisor_of = merged(lambda counted, rows: np.float64(rows))
+
+    @merged
+    def launch_plain(
+        rows: Any,
+        room: Any,
+        x: Any,
+        v: Any,
+        labels: Any,
+        classes: Any,
+        base: Any,
+        gain: Any,
+        counted: Any,
+        weights: Any,
+        y: Any,
+        losses: Any,
+        scale: Any,
+    ) -> None:
+        if rows <= FEW and x.shape[2] == 1 and x.shape[1] <= COLUMN_LIMIT:
+            plain_of_few(rows, x, labels, counted, y, losses, scale[0], scale[1])
+        else:
+            plain(0, rows, room, x, labels, counted, y, losses, scale[0], scale[1])
+
+    @merged
+    def launch_mixed(
+        rows: Any,
+        room: Any,
+        x: Any,
+        v: Any,
+        labels: Any,
+        classes: Any,
+        base: Any,
+        gain: Any,
+        counted: Any,
+        weights: Any,
+        y: Any,
+        losses: Any,
+        scale: Any,
+    ) -> None:
+        mixed(0, rows, room, x, v, labels, classes, base, gain, weights, y, losses, scale[0], scale[1])
+
+    @merged
+    def launch_either(
+        rows: Any,
+        room: Any,
+        x: Any,
+        v: Any,
+        labels: Any,
+        classes: Any,
+        base: Any,
+        gain: Any,
+        counted: Any,
+        weights: Any,
+        y: Any,
+        losses: Any,
+        scale: Any,
+    ) -> None:
+        if base == 0.0:
+            launch_plain(rows, room, x, v, labels, classes, base, gain, counted, weights, y, losses, scale)
+        else:
+            launch_mixed(rows, room, x, v, labels, classes, base, gain, counted, weights, y, losses, scale)
+
+    launch = launch_mixed if soft else launch_either if smooth else launch_plain
+
+    @merged
+    def run(
+        x: Any, targets: Any, class_weight: Any, sample_weight: Any, ignore_index: Any, smoothing: Any, out: Any
+    ) -> Any:
+        check(x, targets, class_weight, sample_weight)
+        order, shape = lay_out(x)
+        rows = shape[0] * shape[2]
+        base, gain = shares(smoothing, shape[1])
+        by_row = order_of_rows(order)
+        labels = labels_of(targets, by_row, shape, ignore_index, stack(np.int64, 1))
+        slope = slope_for(x, out)
+        losses = begin(x, None)
+        source = source_for(x, order, shape, kind)
+        second = distributions_of(targets, order, shape)
+        classes = classes_of(class_weight)
+        samples = samples_of(sample_weight, by_row, rows, stack(kind, 1))
+        counted = counted_of(stack(kind, 1), labels, classes, samples)
+        weights = weights_of(stack(kind, 1), labels, classes, samples)
+        divisor = divisor_of(counted, rows)
+        block = block_for(losses, order, rows, stack(kind, 1), source)
+        y = target_for(slope, order, shape, kind, source, second, samples)
+        near = stack(kind, NEAR)
+        room = working_memory(near, shape, 2, kind)
+        launch(
+            rows, room, source, second, labels, classes, base, gain, counted, weights, y, block, scale_of(divisor)
+        )
+        deliver_to(slope, order, y)
+        return wanted(finish(x, losses, order, block, divisor), slope)
+
+    return run
+
+
+def _overload_cross_entropy(function: Any, wanted: Any) -> None:
+    name = function.__name__
+
+    @_overload(function)
+    def choose(
+        logits: Any,
+        targets: Any,
+        axis: Any = -1,
+        *,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        ignore_index: Any = None,
+        label_smoothing: Any = 0.0,
+        reduction: Any = "mean",
+        out: Any = None,
+    ) -> Run:
+        run = _cross_entropy(
+            name,
+            wanted,
+            logits,
+            targets,
+            axis,
+            class_weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            reduction,
+            out,
+        )
+
+        def call(
+            logits: Any,
+            targets: Any,
+            axis: Any = -1,
+            class_weight: Any = None,
+            sample_weight: Any = None,
+            ignore_index: Any = None,
+            label_smoothing: Any = 0.0,
+            reduction: Any = "mean",
+            out: Any = None,
+        ) -> Any:
+            return run(logits, targets, class_weight, sample_weight, ignore_index, label_smoothing, out)
+
+        return call
+
+
+@_overload(_losses.cross_entropy)
+def _choose_cross_entropy(
+    logits: Any,
+    targets: Any,
+    axis: Any = -1,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: Any = None,
+    label_smoothing: Any = 0.0,
+    reduction: Any = "mean",
+) -> Run:
+    run = _cross_entropy(
+        "cross_entropy",
+        LOSS,
+        logits,
+        targets,
+        axis,
+        class_weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        None,
+    )
+
+    def call(
+        logits: Any,
+        targets: Any,
+        axis: Any = -1,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        ignore_index: Any = None,
+        label_smoothing: Any = 0.0,
+        reduction: Any = "mean",
+    ) -> Any:
+        return run(logits, targets, class_weight, sample_weight, ignore_index, label_smoothing, None)
+
+    return call
+
+
+_overload_cross_entropy(_losses.cross_entropy_grad, GRADIENT)
+_overload_cross_entropy(_losses.cross_entropy_with_grad, BOTH)
+
+
+def _curvature(
+    function: str,
+    x: Any,
+    targets: Any,
+    tangent: Any,
+    axis: Any,
+    class_weight: Any,
+    sample_weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    out: Any,
+) -> Run:
+    """The Hessian, its diagonal or its product with a tangent: what softmax has, times a factor for each row."""
+    dtype = real_array(function, "logits", x)
+    axes = _one_axis(function, "logits", x, axis)
+    check_tangent = merged(lambda tangent, x: None)
+    if function == "cross_entropy_hvp":
+        _same_ndim(function, "tangent", tangent, "logits", x)
+        dtype = _widened(dtype, tangent)
+        check_tangent = _check_same(function, "tangent", "logits")
+    how = _literal_reduction(function, reduction)
+    kind = KINDS[dtype]
+    given = _Targets(function, x, axes, dtype, targets, class_weight, sample_weight, ignore_index, label_smoothing)
+    check, shares, labels_of, classes_of = given.check, given.shares, given.labels, given.class_weights
+    samples_of, distributions_of = given.samples, given.distributions
+    counted_of, weights_of = given.weights(with_classes=True), given.weights(with_classes=False)
+    last = function == "cross_entropy_hessian"
+    lay_out = layout(x, axes, last)
+    order_of_rows, _, _ = row_layout(x, axes)
+    total, share_totals = kernels.reductions.total, kernels.reductions.share_totals
+    product, variance = kernels.derivatives.softmax_product, kernels.derivatives.softmax_variance
+    jacobian = kernels.derivatives.softmax_jacobian
+
+    @merged
+    def launch_product(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
+        product(0, rows, room, x, v, y, None, None, weights)
+
+    @merged
+    def launch_variance(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
+        variance(0, rows, room, x, y, weights)
+
+    @merged
+    def launch_jacobian(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
+        jacobian(0, rows, room, x, y, None, None, weights)
+
+    if last:
+        apply = _square(function, x, axes, dtype, out, launch_jacobian)
+    elif function == "cross_entropy_hvp":
+        apply = _pointwise(function, x, axes, dtype, out, launch_product, operand=tangent)
+    else:
+        apply = _pointwise(function, x, axes, dtype, out, launch_variance)
+    soft, smooth, mean, weighted = given.soft, given.smooth, how == "mean", given.weighted
+    counting = given.counting and mean
+    sampled = not absent(sample_weight) or given.ignoring
+
+    def present(values: Any, i: int) -> Any:
+        return np.float64(values[i])
+
+    def one(values: Any, i: int) -> Any:
+        return 1.0
+
+    counted_at = merged(present if given.counting else one)
+    weight_at = merged(present if (sampled if not soft else not absent(sample_weight)) else one)
+    class_at = merged(present if weighted else one)
+    all_classes = merged(lambda class_weights, classes: class_weights)
+    if not weighted:
+        all_classes = compiled(lambda class_weights, classes: np.ones(classes, kind))
+    divisor_of = merged(lambda counted, rows: np.float64(rows))
+    if counting:
+        divisor_of = merged(lambda counted, rows: total(counted))
+
+    @compiled
+    def reduced(share: float, divisor: float) -> Any:
+        if mean:
+            return kind(0.0 if share == 0.0 else share / divisor)
+        return kind(share)
+
+    @compiled
+    def of_counted(
+        factors: Any,
+        v: Any,
+        shape: Any,
+        labels: Any,
+        classes: Any,
+        base: Any,
+        gain: Any,
+        counted: Any,
+        weights: Any,
+        divisor: float,
+    ) -> None:
+        for i in range(factors.size):
+            factors[i] = reduced(counted_at(counted, i), divisor)
+
+    @compiled
+    def of_labels(
+        factors: Any,
+        v: Any,
+        shape: Any,
+        labels: Any,
+        classes: Any,
+        base: Any,
+        gain: Any,
+        counted: Any,
+        weights: Any,
+        divisor: float,
+    ) -> None:
+        if base == 0.0:
+            of_counted(factors, v, shape, labels, classes, base, gain, counted, weights, divisor)
+            return
+        every = all_classes(classes, shape[1])
+        base_share = np.float64(base) * total(readable(every, (every.size,), kind))
+        for i in range(factors.size):
+            share = base_share + np.float64(gain) * class_at(every, max(labels[i], 0))
+            weight = weight_at(weights, i)
+            factors[i] = reduced(0.0 if weight == 0.0 else share * weight, divisor)
+
+    @compiled
+    def of_distributions(
+        factors: Any,
+        v: Any,
+        shape: Any,
+        labels: Any,
+        classes: Any,
+        base: Any,
+        gain: Any,
+        counted: Any,
+        weights: Any,
+        divisor: float,
+    ) -> None:
+        every = all_classes(classes, shape[1])
+        base_share = np.float64(base) * total(readable(every, (every.size,), kind))
+        low = np.empty(factors.size, kind)
+        near = stack(kind, NEAR)
+        room = working_memory(near, shape, 1, kind)
+        share_totals(0, factors.size, room, v, every, kind(0.0), kind(1.0), factors, low)
+        for i in range(factors.size):
+            share = base_share + np.float64(gain) * (np.float64(factors[i]) + low[i])
+            weight = weight_at(weights, i)
+            factors[i] = reduced(0.0 if weight == 0.0 else share * weight, divisor)
+
+    fill = of_distributions if soft else of_labels if smooth else of_counted
+
+    @merged
+    def factors_of(
+        few: Any,
+        v: Any,
+        shape: Any,
+        labels: Any,
+        classes: Any,
+        base: Any,
+        gain: Any,
+        counted: Any,
+        weights: Any,
+        divisor: Any,
+        rows: Any,
+    ) -> Any:
+        factors = items(few, rows, kind)
+        fill(factors, v, shape, labels, classes, base, gain, counted, weights, divisor)
+        return readable(factors, (rows,), kind)
+
+    if not (soft or smooth or given.counting or mean):
+        factors_of = merged(
+            lambda few, v, shape, labels, classes, base, gain, counted, weights, divisor, rows: None
+        )
+
+    @merged
+    def run(
+        x: Any,
+        targets: Any,
+        tangent: Any,
+        class_weight: Any,
+        sample_weight: Any,
+        ignore_index: Any,
+        smoothing: Any,
+        out: Any,
+    ) -> Any:
+        check_tangent(tangent, x)
+        check(x, targets, class_weight, sample_weight)
+        order, shape = lay_out(x)
+        rows = shape[0] * shape[2]
+        base, gain = shares(smoothing, shape[1])
+        by_row = order_of_rows(order)
+        labels = labels_of(targets, by_row, shape, ignore_index, stack(np.int64, 1))
+        second = distributions_of(targets, order, shape)
+        classes = classes_of(class_weight)
+        samples = samples_of(sample_weight, by_row, rows, stack(kind, 1))
+        counted = counted_of(stack(kind, 1), labels, classes, samples)
+        weights = weights_of(stack(kind, 1), labels, classes, samples)
+        divisor = divisor_of(counted, rows)
+        factors = factors_of(
+            stack(kind, 1), second, shape, labels, classes, base, gain, counted, weights, divisor, rows
+        )
+        return apply(x, tangent, None, None, factors, out)
+
+    return run
+
+
+def _overload_curvature(function: Any) -> None:
+    name = function.__name__
+
+    @_overload(function)
+    def choose(
+        logits: Any,
+        targets: Any,
+        axis: Any = -1,
+        *,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        ignore_index: Any = None,
+        label_smoothing: Any = 0.0,
+        reduction: Any = "mean",
+        out: Any = None,
+    ) -> Run:
+        run = _curvature(
+            name,
+            logits,
+            targets,
+            None,
+            axis,
+            class_weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            reduction,
+            out,
+        )
+
+        def call(
+            logits: Any,
+            targets: Any,
+            axis: Any = -1,
+            class_weight: Any = None,
+            sample_weight: Any = None,
+            ignore_index: Any = None,
+            label_smoothing: Any = 0.0,
+            reduction: Any = "mean",
+            out: Any = None,
+        ) -> Any:
+            return run(logits, targets, None, class_weight, sample_weight, ignore_index, label_smoothing, out)
+
+        return call
+
+
+_overload_curvature(_losses.cross_entropy_hessian)
+_overload_curvature(_losses.cross_entropy_hessian_diag)
+
+
+@_overload(_losses.cross_entropy_hvp)
+def _choose_cross_entropy_hvp(
+    logits: Any,
+    targets: Any,
+    tangent: Any,
+    axis: Any = -1,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: Any = None,
+    label_smoothing: Any = 0.0,
+    reduction: Any = "mean",
+    out: Any = None,
+) -> Run:
+    run = _curvature(
+        "cross_entropy_hvp",
+        logits,
+        targets,
+        tangent,
+        axis,
+        class_weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        out,
+    )
+
+    def call(
+        logits: Any,
+        targets: Any,
+        tangent: Any,
+        axis: Any = -1,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        ignore_index: Any = None,
+        label_smoothing: Any = 0.0,
+        reduction: Any = "mean",
+        out: Any = None,
+    ) -> Any:
+        return run(logits, targets, tangent, class_weight, sample_weight, ignore_index, label_smoothing, out)
+
+    return call
+
+
+def _squared_error(
+    function: str, wanted: Any, x: Any, targets: Any, axis: Any, sample_weight: Any, reduction: Any, out: Any
+) -> Run:
+    dtype = real_array(function, "logits", x)
+    axes = _one_axis(function, "logits", x, axis)
+    how = _literal_reduction(function, reduction)
+    kind = KINDS[dtype]
+    _same_ndim(function, "targets", targets, "logits", x)
+    given = _Targets(function, x, axes, dtype, targets, None, sample_weight, None, 0.0)
+    check, samples_of, distributions_of = given.check, given.samples, given.distributions
+    lay_out = layout(x, axes, last=False)
+    order_of_rows, _, _ = row_layout(x, axes)
+    source_for = converter(x, axes, dtype)
+    begin, block_for, finish = _loss_result(function, x, axes, dtype, how)
+    slope_for, target_for, deliver_to = _slope(function, x, axes, dtype, out, wanted)
+    scale_of = _scale(how, kind)
+    total, kernel = kernels.reductions.total, kernels.losses.squared_error
+    divisor_of = merged(lambda samples, rows: np.float64(rows))
+    if given.sampled and how == "mean":
+        divisor_of = merged(lambda samples, rows: total(samples))
+
+    @merged
+    def run(x: Any, targets: Any, sample_weight: Any, out: Any) -> Any:
+        check(x, targets, None, sample_weight)
+        order, shape = lay_out(x)
+        rows = shape[0] * shape[2]
+        slope = slope_for(x, out)
+        losses = begin(x, None)
+        source = source_for(x, order, shape, kind)
+        second = distributions_of(targets, order, shape)
+        samples = samples_of(sample_weight, order_of_rows(order), rows, stack(kind, 1))
+        divisor = divisor_of(samples, rows)
+        block = block_for(losses, order, rows, stack(kind, 1), source)
+        y = target_for(slope, order, shape, kind, source, second, samples)
+        near = stack(kind, NEAR)
+        room = working_memory(near, shape, 2, kind)
+        scale = scale_of(divisor)
+        kernel(0, rows, room, source, second, samples, y, block, scale[0], scale[1])
+        deliver_to(slope, order, y)
+        return wanted(finish(x, losses, order, block, divisor), slope)
+
+    return run
+
+
+def _overload_squared_error(function: Any, wanted: Any) -> None:
+    name = function.__name__
+
+    @_overload(function)
+    def choose(
+        logits: Any,
+        targets: Any,
+        axis: Any = -1,
+        *,
+        sample_weight: Any = None,
+        reduction: Any = "mean",
+        out: Any = None,
+    ) -> Run:
+        run = _squared_error(name, wanted, logits, targets, axis, sample_weight, reduction, out)
+        return lambda logits, targets, axis=-1, sample_weight=None, reduction="mean", out=None: run(
+            logits, targets, sample_weight, out
+        )
+
+
+@_overload(_losses.squared_error)
+def _choose_squared_error(
+    logits: Any, targets: Any, axis: Any = -1, *, sample_weight: Any = None, reduction: Any = "mean"
+) -> Run:
+    run = _squared_error("squared_error", LOSS, logits, targets, axis, sample_weight, reduction, None)
+    return lambda logits, targets, axis=-1, sample_weight=None, reduction="mean": run(
+        logits, targets, sample_weight, None
+    )
+
+
+_overload_squared_error(_losses.squared_error_grad, GRADIENT)
+_overload_squared_error(_losses.squared_error_with_grad, BOTH)

@@ -17,6 +17,8 @@ How they are built
     The two walks through a block, and the sums over a row that everything is made of.
 `activations`, `derivatives`, `losses`
     The functions: one building block each, from which `jit.kernel` makes an entry point.
+`few`
+    The same bits as from the walk in columns, sooner for a few short rows: for compiled callers.
 `reductions`
     Sums over rows: what losses are reduced by.
 `jit`
@@ -28,8 +30,20 @@ The modules are imported on first use, because they import Numba, which takes lo
 from importlib import import_module
 from types import ModuleType
 
+_MODULES = {
+    "activations",
+    "derivatives",
+    "elementary",
+    "few",
+    "jit",
+    "losses",
+    "reductions",
+    "traversal",
+    "vector",
+}
+
 
 def __getattr__(name: str) -> ModuleType:
-    if name in {"activations", "derivatives", "elementary", "jit", "losses", "reductions", "traversal", "vector"}:
+    if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

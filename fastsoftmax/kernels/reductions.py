@@ -1,7 +1,7 @@
 """Sums over many rows, in twice the precision: what a mean adds up and divides by.
 
-They are not NumPy's, whose order of summation depends on layout and version: these give the same bits wherever they
-are called from, and no row is lost in the sum of a million others.
+They are not NumPy's, whose order of summation depends on layout and version: these give the same bits wherever
+they are called from, and no row is lost in the sum of a million others.
 """
 
 from typing import Any
@@ -75,7 +75,7 @@ def share_totals(
     rows: Any,
     rows_low: Any,
 ) -> None:
-    """rows + rows_low = sum_j class_weights_j (base + gain targets_j): the sum of the shares of `kernels.losses`."""
+    """rows + rows_low = sum_j class_weights_j (base + gain targets_j): the sum of shares, see `losses`."""
     options = (memory(class_weights), base, gain, memory(rows_low))
     traverse(
         share_total_block,

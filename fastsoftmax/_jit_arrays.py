@@ -373,7 +373,7 @@ def memory_order(x: Any, natural: Any) -> Any:
 
 
 @compiled
-def apart(block: Any, other: Any) -> bool:
+def apart(block: Any, other: Any) -> Any:
     """Whether two contiguous arrays share no memory."""
     first, size = extent(block)
     second, other_size = extent(other)
@@ -381,7 +381,7 @@ def apart(block: Any, other: Any) -> bool:
 
 
 @compiled
-def harmless(block: Any, source: Any) -> bool:
+def harmless(block: Any, source: Any) -> Any:
     """Whether a kernel may read `source` and write `block`: they lie apart, or item by item in the same place."""
     if source is None:
         return True

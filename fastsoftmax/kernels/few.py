@@ -127,7 +127,7 @@ def cross_entropy(
         weight = row_value(source, True, memory(weights), row, 1)
         high, low = log_of_others(top, ties, rest, rest_low)
         store_scalar(sums, row, spared(weight, weight * ((m - target) + (high + low))))
-        if result is not None:
+        if y is not None:
             plain = reciprocal(m, top, ties, rest, rest_low)
             factor, factor_low = weight * scale, weight * scale_low
             inverse = weighted(plain, factor, factor_low)

@@ -28,7 +28,7 @@ from fastsoftmax.kernels.vector import (
 
 
 @kernel
-def total(values: Any) -> float:
+def total(values: Any) -> Any:
     """sum(values) in float64: the error of a compensated sum is that of its last rounding."""
     data = memory(values)
     count = size(data)

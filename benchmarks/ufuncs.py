@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,18 +124,18 @@ def ulps(value: float) -> str:
 def table(count: int, seconds: float) -> str:
     """One Markdown table, a row for each function and dtype."""
     lines = [
-        "| | dtype | ns for one number | peer | speed | worst ulp, ours | worst ulp, peer's | speed in a Numba loop
-        |", "|---" * 8 + "|",
+        "| | dtype | ns for one number | peer | speed | worst ulp, ours | worst ulp, peer's | speed in a Numba loop |",
+        "|---" * 8 + "|",
     ]
     for name in _ufuncs.NAMES:
         function, (whose, other) = getattr(fs, name), peer(name)
         for dtype in (np.float32, np.float64):
             x = numbers(name, dtype, count)
             out = np.empty_like(x[0])
-            mine, times = ratio(lambda: function(*x, out=out), lambda: other(*x, out=out), seconds)
+            mine, times = ratio(partial(function, *x, out=out), partial(other, *x, out=out), seconds)
             inside, outside = loop(function, len(x)), loop(FORMULAS[name], len(x))
             inside(*x, out), outside(*x, out)
-            _, faster = ratio(lambda: inside(*x, out), lambda: outside(*x, out), seconds)
+            _, faster = ratio(partial(inside, *x, out), partial(outside, *x, out), seconds)
             own, foreign = worst(name, function, dtype), worst(name, other, dtype)
             lines.append(
                 f"| {name} | {np.dtype(dtype)} | {mine / count:.2f} | {whose} | {times:.1f} x | {ulps(own)} | "

@@ -9,7 +9,7 @@ from fastsoftmax import kernels
 from fastsoftmax._arrays import Array, Problem, named, number, real_array
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
-from fastsoftmax._reductions import check_reduction, gradient_scale, ignored_index, reduced, weight_array
+from fastsoftmax._reductions import check_reduction, gradient_scale, ignored_index, reduced, total, weight_array
 
 
 def _all_below(labels: Array, classes: int) -> bool:
@@ -103,9 +103,9 @@ class RowTargets:
             counted = np.where(ignored, spared, 1 if counted is None else counted).astype(problem.dtype)
             rows = np.where(ignored, spared, 1 if rows is None else rows).astype(problem.dtype)
         if counted is not None and reduction == "mean":
-            self.divisor = float(np.sum(counted, dtype=np.float64))
+            self.divisor = total(self.kernel_rows(counted))
         self.row_weights = rows
-        if smoothing == 0:
+        if self.base == 0:
             self.row_weights = counted
             self.class_weights = None
 
@@ -128,13 +128,16 @@ class RowTargets:
             weights = np.ones(problem.classes, problem.dtype)
         given: Array
         if self.soft:
-            moved = np.moveaxis(self.array, problem.axes[0], -1)
-            given = np.einsum("...k,k->...", moved, weights, dtype=np.float64, casting="unsafe")
+            high, low = problem.row_output(None), problem.row_output(None)
+            block, zero, one = problem.convert(self.array), problem.dtype.type(0), problem.dtype.type(1)
+            arguments = block, weights, zero, one, high.block, low.block
+            run(kernels.reductions.share_totals, problem.rows, block.size, problem.room(1), *arguments)
+            given = high.result.astype(np.float64) + low.result
         elif problem.classes:
             given = np.take(weights, self.array, mode="clip")
         else:
             given = np.zeros(problem.row_shape)
-        shares: Array = float(self.base) * np.sum(weights, dtype=np.float64) + float(self.gain) * given
+        shares: Array = float(self.base) * total(weights) + float(self.gain) * given
         if self.row_weights is not None:
             shares = np.where(self.row_weights == 0, 0, shares * self.row_weights)
         return shares
@@ -253,7 +256,7 @@ def squared_error_rows(
     if divisor is None:
         divisor = problem.rows
         if weights is not None and reduction == "mean":
-            divisor = float(np.sum(weights, dtype=np.float64))
+            divisor = total(problem.per_row(weights, problem.dtype))
     source = problem.block()
     second = problem.convert(array)
     row_weights = None if weights is None else problem.per_row(weights, problem.dtype)

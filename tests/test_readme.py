@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsoftmax import _activations, _derivatives, _losses, _parallel, _segments, special
+from fastsoftmax import _activations, _derivatives, _losses, _overloads, _parallel, _segments, special
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -15,6 +15,7 @@ def test_python_blocks():
     """In order, in one namespace, as a reader would type them; there is at least one."""
     blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
+    _overloads.register()  # Numba does that where the package is installed
     namespace = {"__name__": "readme"}
     for block in blocks:
         exec(compile(block, str(README), "exec"), namespace)

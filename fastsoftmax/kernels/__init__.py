@@ -17,6 +17,8 @@ How they are built
     The two walks through a block, and the sums over a row that everything is made of.
 `activations`, `derivatives`, `losses`, `pieces`
     The functions: one building block each, from which `jit.kernel` makes an entry point.
+`few`
+    The same bits as from the walk in columns, sooner for a few short rows: for compiled callers.
 `segments`
     The same blocks over ragged rows.
 `reductions`
@@ -39,6 +41,7 @@ _MODULES = frozenset(
         "activations",
         "derivatives",
         "elementary",
+        "few",
         "inside",
         "jit",
         "loops",

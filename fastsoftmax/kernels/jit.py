@@ -9,6 +9,7 @@ forceinline
 fastmath
     Never. It turns the log-sum-exp of a row of -inf into nan and deletes compensated arithmetic. The one
     liberty that we want, fusing a product into a sum, is asked for where it is harmless (`vector.muladd`).
+    It has to be said: what is compiled on behalf of a user's function otherwise inherits that one's fastmath.
 """
 
 from collections.abc import Callable
@@ -21,13 +22,19 @@ from fastsoftmax._cache import KernelCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "no_cfunc_wrapper": True,
+    "fastmath": False,
+    "forceinline": False,
+}
 _BLOCK_OPTIONS: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True}
 
 
 def inline(function: F) -> F:
     """A building block: compiled into each kernel that uses it, never on its own."""
-    return cast(F, njit(**_OPTIONS, **_BLOCK_OPTIONS)(function))
+    return cast(F, njit(**{**_OPTIONS, **_BLOCK_OPTIONS})(function))
 
 
 def kernel(function: F) -> F:
@@ -61,8 +68,8 @@ def entry_point(dispatcher: Any, signature: Any) -> int:
 def machine_code(dispatcher: Any, *arguments: Any) -> Any:
     """What `dispatcher` calls for arguments of these types: it takes those, and whatever else as if it were those.
 
-    Half of what a small call costs is the dispatcher's search for the types. Where a release of Numba keeps the code
-    elsewhere, the dispatcher itself.
+    Half of what a small call costs is the dispatcher's search for the types. Where a release of Numba keeps the
+    code elsewhere, the dispatcher itself.
     """
     try:
         return dispatcher.overloads[tuple(typeof(argument) for argument in arguments)].entry_point

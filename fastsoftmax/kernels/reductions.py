@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax.kernels.elementary import two_sum
-from fastsoftmax.kernels.jit import kernel
-from fastsoftmax.kernels.traversal import add
+from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.traversal import add, traverse
 from fastsoftmax.kernels.vector import (
     broadcast,
+    class_value,
     fold_two_sum,
+    lane_count,
     load_double,
+    load_part,
     load_scalar,
     memory,
+    muladd,
+    number,
     size,
+    store_part,
 )
 
 
@@ -36,3 +42,50 @@ def total(values: Any) -> Any:
         high, error = two_sum(high, np.float64(load_scalar(data, k)))
         low += error
     return high + low if low == low else high  # inf stays inf, though its error is nan
+
+
+@inline
+def share_total_block(
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    stats: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    options: Any,
+) -> None:
+    """sum_j w_j (base + gain y_j) as a pair."""
+    weights, base, gain, rows_low = options
+    step = lane_count(x)
+    zero = broadcast(number(x, 0.0))
+    sums = (zero, zero)
+    for k in range(0, length, step):
+        lanes = min(step, length - k)
+        y_part = load_part(x, offset + k, lanes, number(x, 0.0))
+        sums = add(sums, class_value(x, folded, weights, k, lanes) * muladd(y_part, gain, base))
+    high, low = fold_two_sum(folded, sums[0], sums[1])
+    high, low = two_sum(high, low)
+    store_part(rows, row, count, broadcast(high))
+    store_part(rows_low, row, count, broadcast(low))
+
+
+@kernel
+def share_totals(
+    start: int,
+    stop: int,
+    room: Any,
+    targets: Any,
+    class_weights: Any,
+    base: Any,
+    gain: Any,
+    rows: Any,
+    rows_low: Any,
+) -> None:
+    """rows + rows_low = sum_j class_weights_j (base + gain targets_j): the sum of shares, see `losses`."""
+    options = (memory(class_weights), base, gain, memory(rows_low))
+    data, results, tile = memory(targets), memory(rows), memory(room)
+    traverse(share_total_block, start, stop, targets.shape, tile, data, None, None, results, options, None, True)

@@ -1,0 +1,55 @@
+"""A few short rows, as functions for compiled callers: without blocks, working memory and threads.
+
+One by one (`traversal.short_statistics`), with the bits that the walk in columns gives.
+"""
+
+from typing import Any
+
+from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_block
+from fastsoftmax.kernels.jit import kernel
+from fastsoftmax.kernels.losses import cross_entropy_block
+from fastsoftmax.kernels.traversal import short_statistics
+from fastsoftmax.kernels.vector import memory
+
+
+@kernel
+def softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
+    """`activations.softmax` of so many rows."""
+    data, result, classes = memory(x), memory(y), x.shape[1]
+    for row in range(rows):
+        at = row * classes
+        stats = short_statistics(data, at, classes, beta)
+        softmax_block(data, None, result, at, classes, True, stats, None, row, 1, beta)
+
+
+@kernel
+def log_softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
+    """`activations.log_softmax` of so many rows."""
+    data, result, classes = memory(x), memory(y), x.shape[1]
+    for row in range(rows):
+        at = row * classes
+        stats = short_statistics(data, at, classes, beta)
+        log_softmax_block(data, None, result, at, classes, True, stats, None, row, 1, beta)
+
+
+@kernel
+def logsumexp(rows: int, x: Any, sums: Any) -> None:
+    """`activations.logsumexp` of so many rows."""
+    data, results, classes = memory(x), memory(sums), x.shape[1]
+    for row in range(rows):
+        at = row * classes
+        stats = short_statistics(data, at, classes, None)
+        logsumexp_block(data, None, None, at, classes, True, stats, results, row, 1, None)
+
+
+@kernel
+def cross_entropy(
+    rows: int, x: Any, labels: Any, weights: Any, y: Any, losses: Any, scale: Any, scale_low: Any
+) -> None:
+    """`losses.cross_entropy` of so many rows."""
+    data, grad, results, classes = memory(x), memory(y), memory(losses), x.shape[1]
+    options = (memory(labels), memory(weights), scale, scale_low)
+    for row in range(rows):
+        at = row * classes
+        stats = short_statistics(data, at, classes, None)
+        cross_entropy_block(data, None, grad, at, classes, True, stats, results, row, 1, options)

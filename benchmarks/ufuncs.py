@@ -124,7 +124,7 @@ def ulps(value: float) -> str:
 def table(count: int, seconds: float) -> str:
     """One Markdown table, a row for each function and dtype."""
     lines = [
-        "| | dtype | ns for one number | peer | speed | worst ulp, ours | worst ulp, peer's | speed in a Numba loop |",
+        "| | dtype | ns for one number | peer | speed | worst ulp, ours | worst ulp, peer's | speed in a loop |",
         "|---" * 8 + "|",
     ]
     for name in _ufuncs.NAMES:

@@ -16,32 +16,43 @@ SMALL = 1 << 14
 # The defaults, recognised by identity: what an argument is equal to may be an array, or of a type to refuse.
 LAST = -1
 UNTEMPERED = 1.0
-InPlace = dict[np.dtype[Any], Callable[[Any], None]]
-_SOFTMAX: InPlace = {}
-_LOG_SOFTMAX: InPlace = {}
+Small = dict[np.dtype[Any], Callable[..., None]]
+_SOFTMAX: Small = {}
+_LOG_SOFTMAX: Small = {}
+_LOGSUMEXP: Small = {}
 
 
-def _in_place(kernel: Callable[[Any], None], x: Any) -> Any:
-    result = x.copy()
+def _in_place(kernel: Callable[[Any], None], x: Any, out: Any) -> Any:
+    if out is None:
+        result = x.copy()
+    else:
+        result = out
+        if out is not x:
+            np.copyto(out, x)
     kernel(result if x.ndim == 2 else result.reshape(-1, x.shape[-1]))
     return result
 
 
-def _compiled_later(kernel: Callable[[Any], None], table: InPlace) -> Callable[[Any], None]:
+def _holds(out: Any, x: Any) -> bool:
+    """Whether a kernel can work in `out` on a copy of x: nothing is left to convert, to check or to refuse."""
+    return type(out) is np.ndarray and out.dtype == x.dtype and out.shape == x.shape and out.flags.carray
+
+
+def _compiled_later(kernel: Callable[..., None], table: Small) -> Callable[..., None]:
     """`kernel`, which at its first call gives way in `table` to its machine code, called without asking for types.
 
-    Nothing but a fresh matrix of the table's dtype is ever passed to it.
+    Nothing but C-contiguous, writable arrays of the table's dtype are ever passed to it.
     """
 
-    def first(matrix: Any) -> None:
-        kernel(matrix)
-        table[matrix.dtype] = kernels.jit.machine_code(kernel, matrix)
+    def first(matrix: Any, *others: Any) -> None:
+        kernel(matrix, *others)
+        table[matrix.dtype] = kernels.jit.machine_code(kernel, matrix, *others)
 
     return first
 
 
 def _forward(
-    function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, in_place: InPlace
+    function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, in_place: Small
 ) -> Any:
     """softmax or log_softmax of any arguments; `hidden` is what masked entries get."""
     if is_lazy(x, where):
@@ -130,10 +141,10 @@ def softmax(
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
-    if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED and out is None:
+    if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
         kernel = _SOFTMAX.get(x.dtype)
-        if kernel is not None and 0 < x.size <= SMALL and x.ndim:
-            return _in_place(kernel, x)
+        if kernel is not None and 0 < x.size <= SMALL and x.ndim and (out is None or _holds(out, x)):
+            return _in_place(kernel, x, out)
     return _forward("softmax", x, axis, where, temperature, out, 0.0, _SOFTMAX)
 
 
@@ -190,14 +201,14 @@ def log_softmax(
     >>> fs.log_softmax(np.array([0.0, -50.0]))
     array([-1.92874985e-22, -5.00000000e+01])
     """
-    if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED and out is None:
+    if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
         kernel = _LOG_SOFTMAX.get(x.dtype)
-        if kernel is not None and 0 < x.size <= SMALL and x.ndim:
-            return _in_place(kernel, x)
+        if kernel is not None and 0 < x.size <= SMALL and x.ndim and (out is None or _holds(out, x)):
+            return _in_place(kernel, x, out)
     return _forward("log_softmax", x, axis, where, temperature, out, -np.inf, _LOG_SOFTMAX)
 
 
-def logsumexp(x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = False, out: Any = None) -> Any:
+def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = False, out: Any = None) -> Any:
     r"""Logarithm of the sum of exponentials of each row.
 
     .. math:: \mathrm{lse}(x) = \log \sum_k \exp(x_k)
@@ -250,6 +261,15 @@ def logsumexp(x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = Fa
     """
     if is_lazy(x, where):
         return lazily("logsumexp")(x, axis, where, keepdims, out)
+    if type(x) is np.ndarray and axis is LAST and where is None and out is None and keepdims is False:
+        small = _LOGSUMEXP.get(x.dtype)
+        if small is not None and 0 < x.size <= SMALL and x.ndim > 1 and x.flags.carray:
+            sums = np.empty(x.shape[:-1], x.dtype)
+            if x.ndim == 2:
+                small(x, sums)
+            else:
+                small(x.reshape(-1, x.shape[-1]), sums.reshape(-1))
+            return sums
     problem = Problem("logsumexp", x, axis, several=True)
     masked = problem.masked(where)
     if masked is not None:
@@ -261,4 +281,6 @@ def logsumexp(x: Any, axis: Axis = -1, *, where: Any = None, keepdims: bool = Fa
     else:
         kernel = kernels.activations.logsumexp
         run(kernel, problem.rows, source.size, problem.room(1), source, output.block)
+    if problem.x.dtype == problem.dtype and problem.dtype not in _LOGSUMEXP:
+        _LOGSUMEXP[problem.dtype] = _compiled_later(kernels.activations.logsumexp_small, _LOGSUMEXP)
     return output.finish()

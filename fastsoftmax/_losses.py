@@ -188,6 +188,50 @@ def counted(function: str, labels: Array, classes: int, dtype: np.dtype[Any], op
     return RowTargets(Problem(function, logits, -1, name="logits"), labels, "mean", options).divisor
 
 
+# Small calls with the default options are made of overhead: what is left of it here are the checks.
+SMALL = 1 << 14
+LAST = -1
+UNSMOOTHED = 0.0
+MEAN = "mean"
+_SMALL: dict[tuple[np.dtype[Any], bool], Any] = {}
+_INDEX: np.dtype[Any] = np.dtype(np.int64)
+
+
+def _small(logits: Any, targets: Any, gradient: bool) -> tuple[Any, Any] | None:
+    """The mean loss of a small matrix and its gradient, or None: nothing that needs to be converted or refused."""
+    if type(logits) is not np.ndarray or type(targets) is not np.ndarray:
+        return None
+    kernel = _SMALL.get((logits.dtype, gradient))
+    if (
+        kernel is None
+        or not 0 < logits.size <= SMALL
+        or logits.ndim != 2
+        or targets.dtype != _INDEX
+        or targets.shape != logits.shape[:1]
+        or not (logits.flags.carray and targets.flags.carray)
+    ):
+        return None
+    dtype, count = logits.dtype, len(logits)
+    slope = np.empty_like(logits) if gradient else None
+    rows = np.empty(count, dtype)
+    loss = kernel(logits, targets, slope, rows, *gradient_scale(count, MEAN, dtype))
+    return None if loss < 0 else (dtype.type(loss / count), slope)
+
+
+def _remember_small(problem: Problem, gradient: bool) -> None:
+    """From now on, small calls with this dtype have a kernel: its machine code from the first of them on."""
+    key = problem.dtype, gradient
+    if problem.x.dtype == problem.dtype and key not in _SMALL:
+        kernel = kernels.losses.cross_entropy_small
+
+        def first(*arguments: Any) -> Any:
+            loss = kernel(*arguments)
+            _SMALL[key] = kernels.jit.machine_code(kernel, *arguments)
+            return loss
+
+        _SMALL[key] = first
+
+
 def _cross_entropy(
     function: str,
     logits: Any,
@@ -205,6 +249,7 @@ def _cross_entropy(
     problem, rows, slope, divisor = cross_entropy_rows(
         function, logits, targets, axis, reduction, out, gradient, options
     )
+    _remember_small(problem, gradient)
     return reduced(problem, rows, reduction, divisor), slope
 
 
@@ -293,13 +338,13 @@ def _squared_error(
 def cross_entropy(
     logits: Any,
     targets: Any,
-    axis: int = -1,
+    axis: int = LAST,
     *,
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    label_smoothing: float = UNSMOOTHED,
+    reduction: str = MEAN,
 ) -> Any:
     r"""Cross-entropy of softmax(logits) against class indices or distributions.
 
@@ -368,6 +413,17 @@ def cross_entropy(
     >>> fs.cross_entropy(logits, np.array([0, 2]), reduction="none")
     array([0.40760596, 1.09861229])
     """
+    if (
+        axis is LAST
+        and reduction is MEAN
+        and class_weight is None
+        and sample_weight is None
+        and ignore_index is None
+        and label_smoothing is UNSMOOTHED
+    ):
+        small = _small(logits, targets, False)
+        if small is not None:
+            return small[0]
     options = {
         "class_weight": class_weight,
         "sample_weight": sample_weight,
@@ -380,13 +436,13 @@ def cross_entropy(
 def cross_entropy_grad(
     logits: Any,
     targets: Any,
-    axis: int = -1,
+    axis: int = LAST,
     *,
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    label_smoothing: float = UNSMOOTHED,
+    reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
     r"""Gradient of `cross_entropy` with respect to the logits.
@@ -434,6 +490,18 @@ def cross_entropy_grad(
     >>> fs.cross_entropy_grad(np.array([[0.0, -50.0]]), np.array([0]))
     array([[-1.92874985e-22,  1.92874985e-22]])
     """
+    if (
+        axis is LAST
+        and reduction is MEAN
+        and class_weight is None
+        and sample_weight is None
+        and ignore_index is None
+        and label_smoothing is UNSMOOTHED
+        and out is None
+    ):
+        small = _small(logits, targets, True)
+        if small is not None:
+            return small[1]
     options = {
         "class_weight": class_weight,
         "sample_weight": sample_weight,
@@ -446,13 +514,13 @@ def cross_entropy_grad(
 def cross_entropy_with_grad(
     logits: Any,
     targets: Any,
-    axis: int = -1,
+    axis: int = LAST,
     *,
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    label_smoothing: float = UNSMOOTHED,
+    reduction: str = MEAN,
     out: Any = None,
 ) -> tuple[Any, Any]:
     """`cross_entropy` and `cross_entropy_grad` in one pass over the logits.
@@ -490,6 +558,18 @@ def cross_entropy_with_grad(
     >>> grad
     array([[ 0.25, -0.75,  0.25,  0.25]])
     """
+    if (
+        axis is LAST
+        and reduction is MEAN
+        and class_weight is None
+        and sample_weight is None
+        and ignore_index is None
+        and label_smoothing is UNSMOOTHED
+        and out is None
+    ):
+        small = _small(logits, targets, True)
+        if small is not None:
+            return small
     options = {
         "class_weight": class_weight,
         "sample_weight": sample_weight,

@@ -9,6 +9,7 @@ import pytest
 from functions import skip_unless_fused
 
 import fastsoftmax as fs
+from fastsoftmax import _losses
 
 every_length = pytest.mark.parametrize("classes", cases.CLASSES)
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -389,3 +390,33 @@ def test_no_rows(loss):
         assert np.isnan(function(x[:0], y[:0]))
         assert function(x[:0], y[:0], reduction="none").shape == (0,)
         assert slope(x[:0], y[:0]).shape == (0, 10)
+
+
+# --- small calls ----------------------------------------------------------------------------------------------
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [1, 2, 10, 65])
+def test_small_calls_have_the_bits_of_others(dtype, classes):
+    """With `out` a call goes the general way; without, from the second one on, the short one."""
+    for count in (1, 4, 5, 33):
+        x = (np.random.default_rng(classes).normal(size=(count, classes)) * 5).astype(dtype)
+        x[0, classes - 1] = -np.inf if classes > 1 else 3
+        y = np.arange(count) % classes
+        loss, grad = fs.cross_entropy_with_grad(x, y, out=np.empty_like(x))
+        for _ in range(3):
+            small = fs.cross_entropy_with_grad(x, y)
+            assert type(small[0]) is type(loss)
+            assert small[0] == fs.cross_entropy(x, y) == loss
+            np.testing.assert_array_equal(small[1], grad)
+            np.testing.assert_array_equal(fs.cross_entropy_grad(x, y), grad)
+    assert (np.dtype(dtype), True) in _losses._SMALL
+
+
+def test_small_calls_check_their_labels():
+    x = np.zeros((3, 4))
+    for _ in range(3):
+        assert fs.cross_entropy(x, np.array([0, 3, 1])) == pytest.approx(np.log(4))
+        for wrong in (4, -1, 2**40, -(2**63)):
+            with pytest.raises(IndexError, match=r"targets\[1\] is -?\d+, expected a label from 0 to 3"):
+                fs.cross_entropy(x, np.array([0, wrong, 1]))

@@ -175,3 +175,17 @@ def logsumexp(start: int, stop: int, room: Any, x: Any, rows: Any) -> None:
     traverse(
         logsumexp_block, start, stop, x.shape, memory(room), memory(x), None, None, memory(rows), None, None, None
     )
+
+
+@kernel
+def logsumexp_small(x: Any, rows: Any) -> None:
+    """`logsumexp` of the rows of a matrix: few arguments, for small calls."""
+    data, results = memory(x), memory(rows)
+    count, classes = x.shape
+    if count <= FEW and classes <= COLUMN_LIMIT:
+        for row in range(count):
+            stats = short_statistics(data, row * classes, classes, None)
+            logsumexp_block(data, None, None, row * classes, classes, True, stats, results, row, 1, None)
+        return
+    tile = scratch(data, COLUMN_LIMIT)
+    traverse(logsumexp_block, 0, count, (count, classes, 1), tile, data, None, None, results, None, None, None)

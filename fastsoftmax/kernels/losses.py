@@ -16,12 +16,16 @@ from typing import Any
 
 from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.reductions import sum_of
 from fastsoftmax.kernels.traversal import (
+    COLUMN_LIMIT,
+    FEW,
     add,
     log_of_others,
     probability,
     reciprocal,
     remainder,
+    short_statistics,
     spared,
     traverse,
     weighted,
@@ -155,6 +159,31 @@ def cross_entropy(
         None,
         None,
     )
+
+
+@kernel
+def cross_entropy_small(x: Any, labels: Any, y: Any, rows: Any, scale: Any, scale_low: Any) -> float:
+    """`cross_entropy` of the rows of a matrix, and the sum of their losses: for small calls.
+
+    The sum is -1 if a label is out of range, and then nothing is written.
+    """
+    data, targets, grad, results = memory(x), memory(labels), memory(y), memory(rows)
+    count, classes = x.shape
+    for row in range(count):
+        label = load_scalar(targets, row)
+        if label < 0 or label >= classes:
+            return -1.0
+    options = (targets, None, scale, scale_low)
+    if count <= FEW and classes <= COLUMN_LIMIT:
+        for row in range(count):
+            at = row * classes
+            stats = short_statistics(data, at, classes, None)
+            cross_entropy_block(data, None, grad, at, classes, True, stats, results, row, 1, options)
+    else:
+        tile = scratch(data, COLUMN_LIMIT)
+        shape = (count, classes, 1)
+        traverse(cross_entropy_block, 0, count, shape, tile, data, None, grad, results, options, None, None)
+    return sum_of(results, count)
 
 
 # --- distributions ------------------------------------------------------------------------------------------

@@ -27,11 +27,9 @@ from fastsoftmax.kernels.vector import (
 )
 
 
-@kernel
-def total(values: Any) -> Any:
-    """sum(values) in float64: the error of a compensated sum is that of its last rounding."""
-    data = memory(values)
-    count = size(data)
+@inline
+def sum_of(data: Any, count: int) -> Any:
+    """The sum of `count` numbers in float64: the error of a compensated sum is that of its last rounding."""
     full = count // 8 * 8
     zero = broadcast(np.float64(0.0))
     sums = (zero, zero)
@@ -42,6 +40,13 @@ def total(values: Any) -> Any:
         high, error = two_sum(high, np.float64(load_scalar(data, k)))
         low += error
     return high + low if low == low else high  # inf stays inf, though its error is nan
+
+
+@kernel
+def total(values: Any) -> Any:
+    """sum(values) in float64."""
+    data = memory(values)
+    return sum_of(data, size(data))
 
 
 @inline

@@ -162,7 +162,7 @@ def cross_entropy(
 
 
 @kernel
-def cross_entropy_small(x: Any, labels: Any, y: Any, rows: Any, scale: Any, scale_low: Any) -> float:
+def cross_entropy_small(x: Any, labels: Any, y: Any, rows: Any, scale: Any, scale_low: Any) -> Any:
     """`cross_entropy` of the rows of a matrix, and the sum of their losses: for small calls.
 
     The sum is -1 if a label is out of range, and then nothing is written.

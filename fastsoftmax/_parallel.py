@@ -224,12 +224,8 @@ class _Helpers:
         self._lock = Lock()
 
     def _work(self) -> None:
-        while True:
-            crew = self._queue.get()
-            if crew is None:
-                return
+        while (crew := self._queue.get()) is not None:
             crew.help()
-            del crew  # and with it the arrays, which an idle thread must not keep
 
     def ask(self, crew: _Crew, count: int) -> None:
         """Ask `count` helpers, or as many of them as the system grants threads."""
@@ -344,4 +340,7 @@ def run(kernel: Callable[..., None], rows: int, work: int, room: Callable[[], An
         finally:
             crew.dismiss()
     if crew.error is not None:
-        raise crew.error
+        try:
+            raise crew.error
+        finally:
+            crew.error = None  # else they would keep each other, and the arrays, until the next garbage collection

@@ -11,12 +11,13 @@ import sys
 
 import child
 import pytest
+import workers
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 START = f"""
 import signal, sys
-signal.alarm(200)
+signal.alarm(400)
 sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})
 import multiprocessing, os, threading, time
 import numpy as np
@@ -24,11 +25,20 @@ import workers
 from workers import call, forked, work
 workers.two_processors()
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """The kernels that all these processes need, compiled once, here, and from then on taken from disk."""
+    for name in workers.example()[2]:
+        workers.call(name)
+
+
 LAYERS = ["omp", "workqueue", pytest.param("tbb", marks=pytest.mark.slow)]
 
 
 def run(code, *arguments, **options):
-    options.setdefault("timeout", 210)
+    options.setdefault("timeout", 420)
     return child.run(START + code, *arguments, **options)
 
 
@@ -239,7 +249,7 @@ thread.start()
 while not starts():
     assert thread.is_alive()
     time.sleep(0.001)
-forked(lambda: call("logsumexp"), seconds=40)
+forked(lambda: call("logsumexp"), seconds=100)
 thread.join()
 print("fine")
 """
@@ -273,7 +283,7 @@ thread = threading.Thread(target=hold)
 thread.start()
 held.wait()
 begun = time.monotonic()
-forked(lambda: call("logsumexp"), seconds=40)
+forked(lambda: call("logsumexp"), seconds=100)
 assert time.monotonic() - begun > 0.2
 over.set()
 thread.join()
@@ -296,7 +306,7 @@ from numba.core.compiler_lock import global_compiler_lock
 call("softmax")
 begun = time.monotonic()
 with global_compiler_lock:
-    forked(lambda: call("logsumexp"), seconds=40)
+    forked(lambda: call("logsumexp"), seconds=100)
     assert global_compiler_lock.is_locked()
 assert not global_compiler_lock._lock._is_owned()
 call("logsumexp")

@@ -1,5 +1,6 @@
 """Threads: how many, who works, and what happens when one fails. What the host may do to them: test_hazards."""
 
+import gc
 import itertools
 import os
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -357,20 +359,30 @@ def test_a_helper_that_comes_late(submissions, monkeypatch):
     assert len(rooms) == 1
 
 
-def test_idle_helpers_keep_no_array(submissions):
-    """What a call has worked on is freed when its caller lets go of it."""
+@pytest.mark.parametrize("fails", [False, True])
+def test_idle_helpers_keep_no_array(submissions, fails):
+    """What a call has worked on is freed when its caller lets go of it, without a garbage collection."""
     x = x_of()
-    kept = weakref.ref(x)
+    kept, caller, failed = weakref.ref(x), threading.get_ident(), []
 
     def kernel(start, stop, memory, x):
         time.sleep(0.005)
+        if fails and threading.get_ident() != caller:
+            failed.append(start)
+            raise MemoryError
 
-    _parallel.run(kernel, 4096, 4 << 20, lambda: None, x)
-    del submissions[:], x, kernel
-    deadline = time.monotonic() + 10
-    while kept() is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert kept() is None
+    gc.disable()
+    try:
+        with pytest.raises(MemoryError) if fails else nullcontext():
+            _parallel.run(kernel, 4096, 4 << 20, lambda: None, x)
+        assert len(failed) == fails
+        del submissions[:], x, kernel
+        deadline = time.monotonic() + 10
+        while kept() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_helpers_serve_the_next_call(submissions):

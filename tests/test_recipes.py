@@ -51,7 +51,12 @@ def test_xarray(chunks):
     np.testing.assert_array_equal(probs.coords["class"], array.coords["class"])
     labels = xr.DataArray(LABELS, dims="row", coords={"row": array.coords["row"]})
     losses = xr.apply_ufunc(
-        fs.cross_entropy, array, labels, input_core_dims=[["class"], []], kwargs={"reduction": "none"}, dask="allowed"
+        fs.cross_entropy,
+        array,
+        labels,
+        input_core_dims=[["class"], []],
+        kwargs={"reduction": "none"},
+        dask="allowed",
     )
     assert losses.dims == ("row",)
     np.testing.assert_allclose(losses, fs.cross_entropy(X, LABELS, reduction="none"), rtol=1e-6)

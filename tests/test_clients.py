@@ -16,7 +16,7 @@ from fastsoftmax import special
 HERE = Path(__file__).parent
 MODULES = ("sklearn.linear_model.tests.test_logistic", "sklearn.neural_network.tests.test_mlp")
 # What is always run: the tests whose results come from probabilities.
-REDUCED = "predict_proba or predict_3_classes or test_gradient or lbfgs_classification or partial_fit_classification"
+REDUCED = "predict_proba or predict_3_classes or test_gradient or lbfgs_classification or partial_fit_class"
 
 
 def softmax(X, copy=True):

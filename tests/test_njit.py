@@ -1,8 +1,8 @@
 """The public functions inside @njit code: the same bits as the Python call, the same errors, as fast."""
 
 import inspect
-import subprocess
-import sys
+import re
+import shutil
 import time
 from pathlib import Path
 
@@ -150,10 +150,7 @@ SOME = {
     "softmax",
     "softmax, where",
     "logsumexp",
-    "softmax_vjp",
-    "cross_entropy",
     "cross_entropy_with_grad, all options",
-    "cross_entropy_hessian_diag",
     "squared_error_with_grad",
 }
 
@@ -212,7 +209,7 @@ def test_layouts():
 
 
 def test_rows():
-    """One row, its label and weight as scalars or 0-d arrays; integers and bools; several axes; 0-d."""
+    """One row, its label and weight as scalars or 0-d arrays."""
 
     def row(x, y, w):
         return fs.cross_entropy_with_grad(x, y, sample_weight=w), fs.logsumexp(x)
@@ -223,6 +220,11 @@ def test_rows():
     assert_same(compiled(x, np.array(3, np.uint16), np.array(0.25)), row(x, 3, 0.25))
     with pytest.raises(IndexError, match="cross_entropy_with_grad: targets hold a label"):
         compiled(x, 10, 0.25)
+
+
+@pytest.mark.slow
+def test_other_arrays():
+    """Integers and bools, several axes, 0-d."""
 
     def others(counts, cube, point):
         return fs.softmax(counts > 1), fs.logsumexp(cube, axis=(0, 2)), fs.log_softmax(point), fs.logsumexp(point)
@@ -339,7 +341,9 @@ def test_signatures():
 
     found = set()
     for function, kind in builtin_registry.globals:
-        if getattr(function, "__module__", "").startswith("fastsoftmax._") and function.__name__ in fs.__all__:
+        if (getattr(function, "__module__", None) or "").startswith(
+            "fastsoftmax._"
+        ) and function.__name__ in fs.__all__:
             (template,) = kind.templates
             ours = inspect.signature(template._overload_func)
             theirs = inspect.signature(function)
@@ -378,15 +382,18 @@ def test_cache_of_the_user(tmp_path):
 
 def test_entry_point(tmp_path):
     """What Numba finds in an installed package registers: user code needs no import of ours but fastsoftmax."""
-    root = Path(__file__).parents[1]
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
-    done = subprocess.run([*install, str(tmp_path / "site"), str(root)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"pip cannot build the package here: {done.stderr[-200:]}")
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    (point,) = re.findall(r'^\[project\.entry-points\.numba_extensions\]\ninit = "(.*)"$', project, re.MULTILINE)
+    site = tmp_path / "site"
+    shutil.copytree(child.PACKAGE, site / "fastsoftmax", ignore=shutil.ignore_patterns("__pycache__"))
+    metadata = site / "fastsoftmax-0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fastsoftmax\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text(f"[numba_extensions]\ninit = {point}\n")
     script = tmp_path / "user.py"
     script.write_text(SCRIPT.format(register="assert 'fastsoftmax._overloads' not in sys.modules"))
     code = f"import runpy; runpy.run_path({str(script)!r}, run_name='user')"
-    assert child.run(code, path=tmp_path / "site", NUMBA_CACHE_DIR=tmp_path / "cache") == "0\n"
+    assert child.run(code, path=site, NUMBA_CACHE_DIR=tmp_path / "cache") == "0\n"
 
 
 def fastest(call, repeat=7):

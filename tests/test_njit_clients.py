@@ -33,6 +33,7 @@ def test_policy_gradient_of_a_bandit():
     np.testing.assert_array_equal(policy, fs.softmax(logits))
 
 
+@pytest.mark.slow
 def test_reinforce_from_samples():
     """The same from sampled rewards: minus the gradient of log p of the arm is that of a cross-entropy."""
 

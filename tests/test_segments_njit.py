@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import njit, prange
 from numba.core.errors import TypingError
-from test_segments import NAMES, Ragged, call, equal
+from test_segments import NAMES, PRODUCTS, Ragged, call, equal
 
 import fastsoftmax as fs
 from fastsoftmax import kernels
@@ -80,7 +80,7 @@ def problem(dtype, huge=False):
 def compare(name, segments):
     weights = np.arange(len(segments.lengths)) % 3 / 7
     arguments = [segments.x, segments.indptr]
-    if name.endswith("vp"):
+    if name in PRODUCTS:
         arguments.append(segments.v)
     if "entropy" in name:
         arguments.append(segments.targets)

@@ -13,6 +13,7 @@ from fastsoftmax._parallel import run
 # Small calls are made of overhead. Three steps are left here: which kernel (by a dtype that is native and has been
 # used before), a copy of x (C-contiguous whatever x is), and the kernel over that copy.
 SMALL = 1 << 14
+SHORT = 64  # up to here the bits do not depend on the layout: see kernels.traversal.COLUMN_LIMIT
 # The defaults, recognised by identity: what an argument is equal to may be an array, or of a type to refuse.
 LAST = -1
 UNTEMPERED = 1.0
@@ -33,9 +34,12 @@ def _in_place(kernel: Callable[[Any], None], x: Any, out: Any) -> Any:
     return result
 
 
-def _holds(out: Any, x: Any) -> bool:
-    """Whether a kernel can work in `out` on a copy of x: nothing is left to convert, to check or to refuse."""
-    return type(out) is np.ndarray and out.dtype == x.dtype and out.shape == x.shape and out.flags.carray
+def _is_simple(x: Any, out: Any) -> bool:
+    """Whether a kernel gives a copy of x in `out`, or in new memory, what it gives x where it is."""
+    if out is None:
+        return x.shape[-1] <= SHORT or x.flags.c_contiguous
+    fits = type(out) is np.ndarray and out.dtype == x.dtype and out.shape == x.shape and out.flags.carray
+    return fits and (x.shape[-1] <= SHORT or x.flags.c_contiguous)
 
 
 def _compiled_later(kernel: Callable[..., None], table: Small) -> Callable[..., None]:
@@ -143,7 +147,7 @@ def softmax(
     """
     if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
         kernel = _SOFTMAX.get(x.dtype)
-        if kernel is not None and 0 < x.size <= SMALL and x.ndim and (out is None or _holds(out, x)):
+        if kernel is not None and 0 < x.size <= SMALL and x.ndim and _is_simple(x, out):
             return _in_place(kernel, x, out)
     return _forward("softmax", x, axis, where, temperature, out, 0.0, _SOFTMAX)
 
@@ -203,7 +207,7 @@ def log_softmax(
     """
     if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
         kernel = _LOG_SOFTMAX.get(x.dtype)
-        if kernel is not None and 0 < x.size <= SMALL and x.ndim and (out is None or _holds(out, x)):
+        if kernel is not None and 0 < x.size <= SMALL and x.ndim and _is_simple(x, out):
             return _in_place(kernel, x, out)
     return _forward("log_softmax", x, axis, where, temperature, out, -np.inf, _LOG_SOFTMAX)
 

@@ -105,6 +105,24 @@ def _squared_error(dtype: Any, gradient: bool) -> Calls:
             yield partial(function, x, v, axis, **options)
 
 
+_SEGMENTS = np.array([0, 2, 2, 5])
+
+
+def _segments(dtype: Any) -> Calls:
+    x = np.arange(5, dtype=dtype)
+    for activation in (fs.segment_softmax, fs.segment_log_softmax, fs.segment_logsumexp):
+        yield partial(activation, x, _SEGMENTS)
+    yield partial(fs.segment_softmax_jvp, x, _SEGMENTS, x)
+    yield partial(fs.segment_softmax_vjp, x, _SEGMENTS, x)
+
+
+def _segment_losses(dtype: Any) -> Calls:
+    x, labels = np.arange(5, dtype=dtype), np.array([0, -1, 2])
+    for function in (fs.segment_cross_entropy, fs.segment_cross_entropy_with_grad):
+        yield partial(function, x, _SEGMENTS, labels, ignore_index=-1)
+        yield partial(function, x, np.array([0, 2, 3, 5]), np.array([0, 0, 1]))
+
+
 _GRADIENTS = ("cross_entropy_with_grad", "cross_entropy_grad")
 JOBS: dict[str, tuple[tuple[str, ...], Callable[[Any], Calls]]] = {
     "losses of distributions, gradients": (_GRADIENTS, lambda dtype: _loss(dtype, True, False)),
@@ -131,6 +149,17 @@ JOBS: dict[str, tuple[tuple[str, ...], Callable[[Any], Calls]]] = {
         lambda dtype: _logarithmic(fs.log_softmax_jacobian, dtype, False),
     ),
     "diagonals": (("cross_entropy_hessian_diag",), _diagonal),
+    "segments": (
+        (
+            "segment_softmax",
+            "segment_log_softmax",
+            "segment_logsumexp",
+            "segment_softmax_jvp",
+            "segment_softmax_vjp",
+        ),
+        _segments,
+    ),
+    "losses of segments": (("segment_cross_entropy", "segment_cross_entropy_with_grad"), _segment_losses),
 }
 """{job: (the public functions that it is for, the calls it makes)}, long ones first."""
 
@@ -139,6 +168,7 @@ def do(job: str, dtype: str) -> None:
     """Make the calls of one job; in a process of its own."""
     for call in JOBS[job][1](np.dtype(dtype)):
         call()
+        call()  # which may take other kernels, those for small calls
 
 
 @contextmanager

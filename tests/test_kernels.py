@@ -173,8 +173,8 @@ def test_numba_options():
     assert jit._OPTIONS["error_model"] == "numpy"
     assert jit._OPTIONS["nogil"]
     for path in child.PACKAGE.rglob("*.py"):
-        if path.name != "jit.py":
-            assert not re.search(r"@(numba\.)?n?jit\b|fastmath=", path.read_text()), path
+        if path.name != "jit.py" and path.parent.name != "_bench":  # which holds what others write
+            assert not re.search(r"^\s*@(numba\.)?n?jit\b|fastmath=", path.read_text(), re.MULTILINE), path
 
 
 # --- double-word arithmetic ----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The hot loops as machine code: a guard of speed that no noise can fool.
 
-A kernel's innermost loops are found by their backward jumps. Those with a polynomial in them, seen by its fused
+A kernel's innermost loops are found by their jumps to their own beginning. Those with a polynomial in them, seen by its fused
 multiplications, are where the time goes: one for the sums of a row, others for what is written, each for both
 walks (see `kernels.traversal`).
 """
@@ -25,7 +25,7 @@ POLYNOMIAL = {"float32": 8, "float64": 13}
 """Fused multiplications in exp: reduction and polynomial. A loop of so many evaluates it once for each vector."""
 
 BUDGET = {"float32": 40, "float64": 46}
-"""Instructions for each vector of 64 bytes in a hot loop, with AVX-512; the longest has 36 and 41."""
+"""Vector instructions for each 64 bytes in a hot loop, with AVX-512; the longest has 36 and 41."""
 
 HOT_LOOPS = {"softmax": 4, "log_softmax": 2, "logsumexp": 2, "softmax_product": 6, "cross_entropy": 4}
 """At least so many: how often a row's exponentials are computed, times two walks."""
@@ -51,17 +51,18 @@ def body_of(code, name):
 
 
 def innermost_loops(body):
-    """Instructions of each loop that holds no other."""
+    """Instructions of each loop that is one stretch of code: nothing jumps in or out between."""
     lines = [line.strip() for line in body.splitlines()]
     lines = [line for line in lines if re.match(r"\.LBB\w+:|[a-z]", line)]
-    places = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"(\.LBB\w+):", line))}
-    loops = set()
-    for end, line in enumerate(lines):
-        jump = re.match(r"j\w+\s+(\.LBB\w+)", line)
-        if jump and places.get(jump[1], end) < end:
-            loops.add((places[jump[1]], end))
-    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    return [[line for line in lines[start : end + 1] if not line.startswith(".")] for start, end in sorted(inner)]
+    loops, start, label = [], 0, None
+    for i, line in enumerate(lines):
+        if (match := re.match(r"(\.LBB\w+):", line)) is not None:
+            start, label = i + 1, match[1]
+        elif (jump := re.match(r"j\w+\s+(\.LBB\w+)", line)) is not None:
+            if jump[1] == label:
+                loops.append(lines[start : i + 1])
+            label = None
+    return loops
 
 
 def count(loop, pattern):
@@ -107,17 +108,20 @@ def test_hot_loops(name, dtype):
         assert flaws(loop, widest, narrower) == [], text
         if widest == "zmm":
             vectors = fused(loop, dtype) // (POLYNOMIAL[kind] - 1)
-            assert len(loop) <= BUDGET[kind] * vectors, text
+            assert count(loop, r"v.*mm") <= BUDGET[kind] * vectors, text
 
 
 @every_dtype
 @pytest.mark.parametrize("name", KERNELS)
 def test_no_loop_calculates_number_by_number(name, dtype):
-    """Nor calls anything: not libm, not Numba's counting of references."""
+    """Nor calls anything: not libm, not Numba's counting of references.
+
+    A loop that divides is one over rows, for what a row has one of.
+    """
     body = body_of(assembly(name, dtype), name)
     for loop in innermost_loops(body):
         text = "\n".join(loop)
-        assert not count(loop, rf"{ARITHMETIC}s[sd]\s"), text
+        assert count(loop, r"vdivs") or not count(loop, rf"{ARITHMETIC}s[sd]\s"), text
         assert not count(loop, r"call"), text
     assert not calls(body)
     assert "NRT_" not in body

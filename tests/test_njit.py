@@ -143,7 +143,8 @@ def compare(call, compiled, arguments):
 
 def test_every_function_is_called():
     called = {name.partition(",")[0] for name in CALLS}
-    assert called == set(fs.__all__) - {"threads"}
+    elsewhere = {name for name in fs.__all__ if name.startswith("segment_")}  # test_segments_njit.py
+    assert called == set(fs.__all__) - elsewhere - {"threads"}
 
 
 SOME = {

@@ -157,6 +157,8 @@ def sixteen(monkeypatch):
     monkeypatch.setattr(_parallel.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr(_parallel, "_quota", lambda: 1 << 20)
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    # Another test of this process may have started Numba's own threads, two or so.
+    monkeypatch.delitem(sys.modules, "numba.np.ufunc.parallel", raising=False)
     return monkeypatch
 
 

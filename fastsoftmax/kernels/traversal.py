@@ -30,7 +30,7 @@ from fastsoftmax.kernels.elementary import (
     exp_parts,
     log_pair,
     power_of_two,
-    quotient,
+    quick_quotient,
     reference,
     smallest_power,
     two_product,
@@ -140,36 +140,25 @@ def _add_term(value: Any, m: Any, beta: Any, shift: Any, bias: Any, sums: Any) -
 
 
 @inline
-def _recounted(x: Any, offset: int, full: int, m: Any, ties: Any) -> Any:
-    """`ties` of the first `full` entries, counted again in stretches if a float32 might have stopped at 2**24."""
-    step = lane_count(x)
-    stretch = step << 23
-    if full <= stretch:
-        return ties
-    one, zero = number(x, 1.0), number(x, 0.0)
-    whole = broadcast(zero)
-    for first in range(0, full, stretch):
-        part = broadcast(zero)
-        for k in range(first, min(first + stretch, full), step):
-            part = part + select_equal(load(x, offset + k), m, one, zero)
-        whole = whole + part
-    return whole
-
-
-@inline
 def lane_sums(x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
-    """The entries equal to m, and the terms of the others as a pair, in each lane of the vectors of a row."""
+    """The entries equal to m, and the terms of the others as a pair, in each lane of the vectors of a row.
+
+    Entries are counted in stretches of 2**23 vectors, because a float32 does not count beyond 2**24.
+    """
     step = lane_count(x)
     full = length // step * step
+    stretch = step << 23
     zero = broadcast(number(x, 0.0))
-    sums = (zero, zero, zero)
-    for k in range(0, full, step):
-        sums = _add_term(load(x, offset + k), m, beta, shift, bias, sums)
-    sums = _recounted(x, offset, full, m, sums[0]), sums[1], sums[2]
+    ties, high, low = zero, zero, zero
+    for first in range(0, full, stretch):
+        sums = (zero, high, low)
+        for k in range(first, min(first + stretch, full), step):
+            sums = _add_term(load(x, offset + k), m, beta, shift, bias, sums)
+        ties, high, low = ties + sums[0], sums[1], sums[2]
     if full < length:
         last = load_part(x, offset + full, length - full, number(x, -INF))
-        sums = _add_term(last, m, beta, shift, bias, sums)
-    return sums
+        return _add_term(last, m, beta, shift, bias, (ties, high, low))
+    return ties, high, low
 
 
 @inline
@@ -316,7 +305,7 @@ def reciprocal(m: Any, top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 @inline
 def others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     """s', the terms of all entries but one of the greatest, over the greatest, as a pair: 0 for a single one."""
-    ratio, ratio_low = quotient(rest, rest_low, top[0], top[1])
+    ratio, ratio_low = quick_quotient(rest, rest_low, top[0], top[1])
     high, error = two_sum(ties - number(ties, 1.0), ratio)
     return high, error + ratio_low
 
@@ -326,7 +315,7 @@ def remainder(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     """1 - p of a greatest entry, s'/(1 + s'): accurate where p is close to 1, and 1 - p is not."""
     high, low = others(top, ties, rest, rest_low)
     whole, error = two_sum(number(ties, 1.0), high)
-    value, value_low = quotient(high, low, whole, error + low)
+    value, value_low = quick_quotient(high, low, whole, error + low)
     return value + value_low
 
 

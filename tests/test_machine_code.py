@@ -1,8 +1,8 @@
 """The hot loops as machine code: a guard of speed that no noise can fool.
 
-A kernel's innermost loops are found by their jumps to their own beginning. Those with a polynomial in them, seen by its fused
-multiplications, are where the time goes: one for the sums of a row, others for what is written, each for both
-walks (see `kernels.traversal`).
+A kernel's innermost loops are found by their jumps to their own beginning. Those with a polynomial in them, seen
+by its fused multiplications, are where the time goes: one for the sums of a row, others for what is written, each
+for both walks (see `kernels.traversal`).
 """
 
 import re

@@ -29,8 +29,8 @@ Error at most 1.1 ulp. Overflow gives inf with NumPy's warning, underflow goes g
 Examples
 --------
 >>> import fastsoftmax as fs
->>> float(fs.exp(1.0))
-2.718281828459045
+>>> fs.exp([-1000.0, 0.0, 1.0])
+array([0.        , 1.        , 2.71828183])
 """,
     "expm1": r"""
 Exponential function minus 1, accurate for small arguments.

@@ -1123,7 +1123,7 @@ def _read_typer(typingctx: Any, array: Any, stride: Any, count: Any) -> Any:
 def read(array: Any, stride: int, count: int) -> Any:
     """The first `count` numbers that lie `stride` apart, and 1 in the other lanes; float16 becomes float32."""
     lanes = np.ones(width(array), array.dtype)
-    lanes[:count] = array[::stride][:count]
+    lanes[:count] = array[np.arange(count) * stride]
     return lanes
 
 
@@ -1153,7 +1153,7 @@ def _write_typer(typingctx: Any, array: Any, stride: Any, count: Any, value: Any
 @lowered(_write_typer)
 def write(array: Any, stride: int, count: int, value: Any) -> None:
     """Write the first `count` lanes to memory, `stride` apart."""
-    array[::stride][:count] = value[:count]
+    array[np.arange(count) * stride] = value[:count]
 
 
 def _singles_typer(typingctx: Any, array: Any) -> Any:

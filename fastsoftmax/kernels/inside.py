@@ -1,7 +1,7 @@
 """The ufuncs inside a user's own compiled code: on numbers, where LLVM vectorises the loop around, and on arrays.
 
-A ufunc made from C is nothing that Numba knows. `register` tells it: the same bodies as in `loops`, inlined into the
-user's function, so that results have the same bits as outside. Numbers are float32 or float64; integers and bools
+A ufunc made from C is nothing that Numba knows. `register` tells it: on numbers the bodies of `scalar`, inlined into
+the user's function, on arrays the kernels of `loops`, so that results have the same bits as outside. Numbers are float32 or float64; integers and bools
 become float64, beside a float32 array or number too.
 """
 
@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numba import types
 from numba.core import errors
+from numba.core.registry import cpu_target
+from numba.core.typing.templates import infer_global
 from numba.extending import overload, register_jitable
 
-from fastsoftmax.kernels import scalar
-from fastsoftmax.kernels.loops import BINARY, _binary, _silent, _unary
+from fastsoftmax.kernels import loops, scalar
 from fastsoftmax.kernels.vector import memory
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,8 +55,8 @@ def _contiguous(value: Any, dtype: Any) -> Callable[[Any], Any]:
     if value.layout == "C":
         return register_jitable((lambda x: x) if value.dtype == dtype else (lambda x: x.astype(number)))
     if value.dtype == dtype:
-        return register_jitable(lambda x: np.ascontiguousarray(x))
-    return register_jitable(lambda x: np.ascontiguousarray(x).astype(number))
+        return register_jitable(lambda x: x.copy())
+    return register_jitable(lambda x: x.copy().astype(number))
 
 
 def _finish(out: Any) -> Callable[[Any, Any], Any]:
@@ -74,7 +75,7 @@ def _finish(out: Any) -> Callable[[Any, Any], Any]:
 
 
 def _unary_overload(name: str) -> Callable[..., Any]:
-    body = getattr(scalar, name)
+    body, kernel = getattr(scalar, name), getattr(loops, name)
 
     @_bare
     def implement(x: Any, out: Any = None) -> Any:
@@ -89,7 +90,7 @@ def _unary_overload(name: str) -> Callable[..., Any]:
         def whole(x: Any, out: Any = None) -> Any:
             source = contiguous(x)
             result = np.empty(source.shape, number)
-            _unary(body, _silent, memory(source), 1, memory(result), 1, result.size)
+            kernel(memory(source), memory(result))
             return finish(result, out)
 
         return whole
@@ -98,7 +99,7 @@ def _unary_overload(name: str) -> Callable[..., Any]:
 
 
 def _binary_overload(name: str) -> Callable[..., Any]:
-    body = getattr(scalar, name)
+    body, kernel = getattr(scalar, name), getattr(loops, name)
 
     @_bare
     def implement(x: Any, y: Any, out: Any = None) -> Any:
@@ -110,45 +111,44 @@ def _binary_overload(name: str) -> Callable[..., Any]:
         _check_out(name, out, dtype)
         first, second, finish = _contiguous(x, dtype), _contiguous(y, dtype), _finish(out)
         x_ndim, y_ndim = getattr(x, "ndim", 0), getattr(y, "ndim", 0)
-        x_stride, y_stride = int(x_ndim > 0), int(y_ndim > 0)
 
         @_bare
         def beside_one(x: Any, y: Any, out: Any = None) -> Any:
             a, b = first(x), second(y)
             result = np.empty(a.shape if y_ndim == 0 else b.shape, number)
-            _binary(body, memory(a), x_stride, memory(b), y_stride, memory(result), 1, result.size)
+            kernel(memory(a), memory(b), memory(result))
             return finish(result, out)
 
         @_bare
         def broadcast(x: Any, y: Any, out: Any = None) -> Any:
-            a, b = np.broadcast_arrays(first(x), second(y))
-            c, d = np.ascontiguousarray(a), np.ascontiguousarray(b)
-            result = np.empty(c.shape, number)
-            _binary(body, memory(c), 1, memory(d), 1, memory(result), 1, result.size)
-            return finish(result, out)
-
-        @_bare
-        def side_by_side(x: Any, y: Any, out: Any = None) -> Any:
             a, b = first(x), second(y)
-            if a.shape != b.shape:
-                return broadcast_(x, y, out)
-            result = np.empty(a.shape, number)
-            _binary(body, memory(a), 1, memory(b), 1, memory(result), 1, result.size)
-            return finish(result, out)
+            shape = np.broadcast_shapes(a.shape, b.shape)
+            c, d = np.broadcast_to(a, shape).copy(), np.broadcast_to(b, shape).copy()
+            kernel(memory(c), memory(d), memory(c))
+            return finish(c, out)
 
         if x_ndim == 0 or y_ndim == 0:
             return beside_one
-        broadcast_ = register_jitable(broadcast)
-        return side_by_side if x_ndim == y_ndim else broadcast
+        return broadcast
 
     return implement
 
 
 def register(name: str, ufunc: Any) -> None:
-    """Make `ufunc` callable in code that Numba compiles, from now on, also by a function that is being compiled."""
-    implement = _binary_overload(name) if name in BINARY else _unary_overload(name)
-    overload(ufunc, jit_options=_OPTIONS)(implement)
-    from numba.core.registry import cpu_target
+    """Make `ufunc` callable in code that Numba compiles, from now on, also by a function that is being compiled.
 
-    cpu_target.typing_context.refresh()
+    The overload is that of a stand-in: Numba turns a call of a ufunc on arrays into a loop over numbers of its own,
+    which LLVM does not vectorise as well as the kernels are.
+    """
+
+    def stand_in(*args: Any) -> None:
+        raise NotImplementedError
+
+    stand_in.__name__ = stand_in.__qualname__ = name
+    implement = _binary_overload(name) if name in loops.BINARY else _unary_overload(name)
+    overload(stand_in, jit_options=_OPTIONS)(implement)
+    context = cpu_target.typing_context
+    context.refresh()
+    infer_global(ufunc, context.resolve_value_type(stand_in))
+    context.refresh()
     cpu_target.target_context.refresh()

@@ -1,6 +1,7 @@
 """Elementwise functions over arrays: what ufuncs call for their inner loops, and kernels for contiguous arrays.
 
-``function(x, y)`` computes y from x (``function(x1, x2, y)`` of two arguments), all contiguous and of one dtype.
+``function(x, y)`` computes y from x (``function(x, v, y)`` of two arguments), all contiguous and of one dtype; x or v
+may be a single number.
 ``function_loop`` does it by NumPy's protocol for the inner loop of a ufunc, with any strides. `unary_half_loop` and
 `binary_half_loop` do it for float16, with the loop for float32 that they get as NumPy's `data`.
 
@@ -117,6 +118,13 @@ def _binary(function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any,
         write(y, y_stride, n, function(read(x, x_stride, n), read(v, v_stride, n)))
         x, v, y = after(x, n * x_stride), after(v, n * v_stride), after(y, n * y_stride)
         count -= n
+
+
+@inline
+def _side_by_side(function: Any, x: Any, v: Any, y: Any) -> None:
+    """y = function(x, v) of contiguous numbers, of which x or v may have one only."""
+    count = size(y)
+    _binary(function, x, min(size(x), 2) - 1 if count > 1 else 1, v, min(size(v), 2) - 1 if count > 1 else 1, y, 1, count)
 
 
 @inline
@@ -258,7 +266,7 @@ def address_of(name: str, kind: str) -> int:
 @kernel
 def exp(x: Any, y: Any) -> None:
     """y = exp(x)."""
-    _unary(scalar.exp, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.exp, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -270,7 +278,7 @@ def exp_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def expm1(x: Any, y: Any) -> None:
     """y = expm1(x)."""
-    _unary(scalar.expm1, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.expm1, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -282,7 +290,7 @@ def expm1_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def log(x: Any, y: Any) -> None:
     """y = log(x)."""
-    _unary(scalar.log, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.log, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -294,7 +302,7 @@ def log_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def log1p(x: Any, y: Any) -> None:
     """y = log1p(x)."""
-    _unary(scalar.log1p, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.log1p, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -306,7 +314,7 @@ def log1p_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def expit(x: Any, y: Any) -> None:
     """y = expit(x)."""
-    _unary(scalar.expit, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.expit, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -318,7 +326,7 @@ def expit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def logit(x: Any, y: Any) -> None:
     """y = logit(x)."""
-    _unary(scalar.logit, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.logit, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -330,7 +338,7 @@ def logit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def log_expit(x: Any, y: Any) -> None:
     """y = log_expit(x)."""
-    _unary(scalar.log_expit, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.log_expit, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -342,7 +350,7 @@ def log_expit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def softplus(x: Any, y: Any) -> None:
     """y = softplus(x)."""
-    _unary(scalar.softplus, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.softplus, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -354,7 +362,7 @@ def softplus_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def entr(x: Any, y: Any) -> None:
     """y = entr(x)."""
-    _unary(scalar.entr, _silent, memory(x), 1, memory(y), 1, size(memory(x)))
+    _unary(scalar.entr, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
 
 @loop
@@ -366,7 +374,7 @@ def entr_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def logaddexp(x: Any, v: Any, y: Any) -> None:
     """y = logaddexp(x, v)."""
-    _binary(scalar.logaddexp, memory(x), 1, memory(v), 1, memory(y), 1, size(memory(x)))
+    _side_by_side(scalar.logaddexp, memory(x), memory(v), memory(y))
 
 
 @loop
@@ -378,7 +386,7 @@ def logaddexp_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def xlogy(x: Any, v: Any, y: Any) -> None:
     """y = xlogy(x, v)."""
-    _binary(scalar.xlogy, memory(x), 1, memory(v), 1, memory(y), 1, size(memory(x)))
+    _side_by_side(scalar.xlogy, memory(x), memory(v), memory(y))
 
 
 @loop
@@ -390,7 +398,7 @@ def xlogy_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
 @kernel
 def rel_entr(x: Any, v: Any, y: Any) -> None:
     """y = rel_entr(x, v)."""
-    _binary(scalar.rel_entr, memory(x), 1, memory(v), 1, memory(y), 1, size(memory(x)))
+    _side_by_side(scalar.rel_entr, memory(x), memory(v), memory(y))
 
 
 @loop

@@ -371,6 +371,8 @@ def filled(like: Any, value: float) -> Any:
 def _memory_typer(typingctx: Any, array: Any) -> Any:
     if isinstance(array, types.NoneType):
         return array(array), lambda context, builder, signature, values: context.get_dummy_value()
+    if isinstance(array, Memory):
+        return array(array), lambda context, builder, signature, values: values[0]
     if not isinstance(array, types.Array) or array.layout != "C":
         return None
     result = Memory(array.dtype)
@@ -387,7 +389,7 @@ def _memory_typer(typingctx: Any, array: Any) -> Any:
 
 @lowered(_memory_typer)
 def memory(array: Any) -> Any:
-    """What a building block gets of an array, to be read and written by flat offset; None of None."""
+    """What a building block gets of an array, to be read and written by flat offset; None of None, itself of itself."""
     return None if array is None else array.reshape(-1)
 
 

@@ -51,6 +51,17 @@ __all__ = [
 
 
 # The ufuncs are made on first use, and not in __all__: a star import would compile every one of them.
+entr: _Any
+exp: _Any
+expit: _Any
+expm1: _Any
+log: _Any
+log1p: _Any
+log_expit: _Any
+logaddexp: _Any
+logit: _Any
+softplus: _Any
+xlogy: _Any
 
 
 def __getattr__(name: str) -> _Any:

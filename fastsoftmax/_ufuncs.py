@@ -129,7 +129,8 @@ Logarithm of the sum of exponentials of two numbers.
 .. math:: \log(e^x + e^y)
 
 Error at most 1.9 ulp where the greater number and what is added to it do not cancel, which they do around -log 2;
-there at most eps in absolute terms. ``logaddexp.reduce`` sums along an axis, as `logsumexp` does faster. No warnings.
+there at most eps in absolute terms. ``logaddexp.reduce`` sums along an axis, as `logsumexp` does faster. No
+warnings.
 
 Examples
 --------
@@ -225,19 +226,18 @@ def _interface() -> Any:
         module = importlib.import_module("numpy._core._multiarray_umath")
     except ModuleNotFoundError:  # before NumPy 2
         module = importlib.import_module("numpy.core._multiarray_umath")
-    open_capsule = ctypes.pythonapi.PyCapsule_GetPointer
-    open_capsule.restype = ctypes.c_void_p
-    open_capsule.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    open_capsule = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))
     table = ctypes.cast(open_capsule(module._UFUNC_API, None), ctypes.POINTER(ctypes.c_void_p))
     pointer, integer, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
-    arguments = [pointer, pointer, pointer, *[integer] * 4, text, text, integer, text, ctypes.py_object]
+    arguments: list[Any] = [pointer, pointer, pointer, *[integer] * 4, text, text, integer, text, ctypes.py_object]
     return ctypes.PYFUNCTYPE(ctypes.py_object, *arguments)(table[_FROM_FUNC_AND_DATA])
 
 
 def from_loops(
     name: str, doc: str, operands: int, loops: list[tuple[str, int, int | None]], identity: float | None = None
 ) -> Any:
-    """A ufunc out of C loops: each with the dtype of all its operands, its address, and the address of its data."""
+    """A ufunc out of C loops: for each the dtype of all operands, its address, and the address of its data."""
     functions = (ctypes.c_void_p * len(loops))(*[address for _, address, _ in loops])
     data = (ctypes.c_void_p * len(loops))(*[extra for _, _, extra in loops])
     numbers = bytes(np.dtype(kind).num for kind, _, _ in loops for _ in range(operands))
@@ -256,7 +256,9 @@ def _loops(name: str, kinds: str) -> list[tuple[str, int, int | None]]:
     address_of = kernels.loops.address_of
     half = f"{'binary' if name in kernels.loops.BINARY else 'unary'}_half"
     return [
-        (kind, address_of(half, "e"), address_of(name, "f")) if kind == "e" else (kind, address_of(name, kind), None)
+        (kind, address_of(half, "e"), address_of(name, "f"))
+        if kind == "e"
+        else (kind, address_of(name, kind), None)
         for kind in kinds
     ]
 
@@ -273,9 +275,12 @@ def make(name: str, kinds: str = FLOATS, module: str = "fastsoftmax", more: Any 
                 operands = 3 if name in kernels.loops.BINARY else 2
                 loops = [*_loops(name, kinds), *more]
                 ufunc = from_loops(name, DOCS[name], operands, loops, _IDENTITIES.get(name))
-                kernels.inside.register(name, ufunc)
-            except (AttributeError, ImportError, NotImplementedError, ValueError):
+            except (AttributeError, ImportError, ValueError):  # see above
                 ufunc = Plain(name, kinds)
+            try:
+                kernels.inside.register(name, ufunc)
+            except (AttributeError, ImportError):  # Numba's registry is not what it was: then only not in its code
+                pass
             try:
                 ufunc.__module__ = module  # where a pickle finds it again
             except AttributeError:  # before NumPy 2.2, where a pickle looks into every module

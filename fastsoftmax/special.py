@@ -1,9 +1,9 @@
 r"""The functions of ``scipy.special`` that this library has, by SciPy's names, arguments and defaults.
 
-``from fastsoftmax.special import logsumexp, softmax`` in the place of ``from scipy.special import ...`` is all there
-is to change: `softmax`, `log_softmax` and `logsumexp` run over all axes unless told otherwise, `expit`, `logit`,
-`log_expit`, `xlogy`, `entr` and `rel_entr` are ufuncs with SciPy's dtypes. SciPy's own tests of these functions pass
-with these in their place.
+``from fastsoftmax.special import logsumexp, softmax`` in the place of ``from scipy.special import ...`` is all
+there is to change: `softmax`, `log_softmax` and `logsumexp` run over all axes unless told otherwise, `expit`,
+`logit`, `log_expit`, `xlogy`, `entr` and `rel_entr` are ufuncs with SciPy's dtypes. SciPy's own tests of these
+functions pass with these in their place.
 
 Real float16, float32, float64, integers and bools are computed by the kernels. Weights, complex numbers and
 longdouble are computed by NumPy, as SciPy does it. Masked arrays are a TypeError. SciPy is not imported.
@@ -30,6 +30,14 @@ __all__ = [
 ]
 
 Axis = int | Sequence[int] | None
+
+# Ufuncs, made on first use.
+entr: Any
+expit: Any
+log_expit: Any
+logit: Any
+rel_entr: Any
+xlogy: Any
 
 
 # --- ufuncs --------------------------------------------------------------------------------------------------
@@ -75,9 +83,7 @@ def _numpy_loop(function: Callable[..., Any], operands: int, kind: str) -> tuple
     dtype = np.dtype(kind)
 
     def run(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-        *inputs, out = (
-            np.asarray(_Operand(args[i], dimensions[0], steps[i], dtype)) for i in range(operands)
-        )
+        *inputs, out = (np.asarray(_Operand(args[i], dimensions[0], steps[i], dtype)) for i in range(operands))
         # A reduction reads what it has just written: one number after the other.
         whole = steps[operands - 1] != 0 and not any(
             np.may_share_memory(x, out) and args[i] != args[operands - 1] for i, x in enumerate(inputs)
@@ -242,8 +248,12 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
         return _activations.logsumexp(a, axis, keepdims=bool(keepdims))
     for name, value in (("a", a), ("b", b)):
         if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"logsumexp: {name} is a masked array; pass its data, and zero weights where it is masked")
-    dtype = np.result_type(*(value if np.isscalar(value) else np.asarray(value) for value in (a, b) if value is not None))
+            raise TypeError(
+                f"logsumexp: {name} is a masked array; pass its data, and zero weights where it is masked"
+            )
+    dtype = np.result_type(
+        *(value if np.isscalar(value) else np.asarray(value) for value in (a, b) if value is not None)
+    )
     if dtype.kind not in "fc":
         dtype = np.result_type(dtype, np.float64)
     terms = np.atleast_1d(np.asarray(a, dtype))
@@ -297,7 +307,9 @@ def _weighted(a: Any, b: Any, axes: Any, return_sign: bool) -> tuple[Any, Any]:
     elif a.dtype.kind == "f":
         value = np.where(sign < 0, np.nan, value)
     finite = np.isfinite(value)
-    return np.where(finite, value, plain).astype(value.dtype), np.where(finite, sign, plain_sign).astype(sign.dtype)
+    return np.where(finite, value, plain).astype(value.dtype), np.where(finite, sign, plain_sign).astype(
+        sign.dtype
+    )
 
 
 def _sign(x: Any) -> Any:

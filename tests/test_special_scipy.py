@@ -1,7 +1,7 @@
 """SciPy's own tests of the functions in `fastsoftmax.special`, with ours in the place of SciPy's.
 
-A pytest in a process of its own collects SciPy's test modules and, with this file as a plugin, replaces the names in
-them. What is left out, and why, is listed in `LEFT_OUT`; nothing else is deselected.
+A pytest in a process of its own collects SciPy's test modules and, with this file as a plugin, replaces the names
+in them. What is left out, and why, is listed in `LEFT_OUT`; nothing else is deselected.
 """
 
 import os
@@ -73,14 +73,24 @@ def test_scipys_own_tests_pass(outcome):
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", report)}
     assert code == 0, report
     assert counts.get("failed", 0) == counts.get("error", 0) == 0, report
-    assert counts["passed"] >= 150, report
+    assert counts["passed"] >= 400, report
 
 
 @pytest.mark.parametrize(
     "name",
-    ["test_logsumexp_b", "test_logsumexp_complex_sign", "test_gh22601", "test_softmax_multi_axes", "test_axes"]
-    + ["TestLogit::test_float32", "TestExpit::test_large", "TestLogExpit::test_basic_float64"]
-    + ["test_xlogy", "test_entr", "test_rel_entr_gh_20710_near_zero"],
+    [
+        "test_logsumexp_b",
+        "test_logsumexp_complex_sign",
+        "test_gh22601",
+        "test_softmax_multi_axes",
+        "test_axes",
+        "TestLogit::test_float32",
+        "TestExpit::test_large",
+        "TestLogExpit::test_basic_float64",
+        "test_xlogy",
+        "test_entr",
+        "test_rel_entr_gh_20710_near_zero",
+    ],
 )
 def test_each_function_was_among_them(name, outcome):
     assert re.search(rf"{name}\S* PASSED", outcome[1]), outcome[1]

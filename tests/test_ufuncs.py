@@ -106,7 +106,13 @@ def arguments(name, dtype, count=500):
         else:
             close = rng.uniform(-1.5, -0.1, count)
             x = [rng.normal(0, 3, count), scales, -scales, close, 40 * unit]
-            y = [rng.normal(0, 3, count), scales[::-1], -scales * near_one, close + 0.1 * near_one, 40 * unit[::-1]]
+            y = [
+                rng.normal(0, 3, count),
+                scales[::-1],
+                -scales * near_one,
+                close + 0.1 * near_one,
+                40 * unit[::-1],
+            ]
         pair = np.concatenate(x).astype(dtype), np.concatenate(y).astype(dtype)
     inside = np.isfinite(pair[0]) & np.isfinite(pair[1])
     return pair[0][inside], pair[1][inside]
@@ -200,7 +206,7 @@ def warned(function, *args):
 @every_dtype
 @every_name
 def test_edge_values(name, dtype):
-    """Infinities, NaN, denormal numbers, signed zeros and what is outside the domain: as NumPy and SciPy have them."""
+    """Infinities, NaN, denormal numbers, signed zeros, outside the domain: as NumPy and SciPy have them."""
     x = edges(dtype)
     inputs = np.meshgrid(x, x) if name in loops.BINARY else (x,)
     expected, actual = quiet(peer(name), *inputs), quiet(ufunc(name), *inputs)
@@ -343,7 +349,9 @@ def test_reduce_accumulate_at(dtype):
     tolerance = {"rtol": 8 * np.finfo(dtype).eps * (40 if dtype == "e" else 1)}
     exact = np.log(np.sum(np.exp(x.astype(np.float64))))
     np.testing.assert_allclose(fs.logaddexp.reduce(x), exact, **tolerance)
-    np.testing.assert_allclose(fs.logaddexp.reduce(x, initial=x.dtype.type(20)), np.logaddexp(exact, 20), **tolerance)
+    np.testing.assert_allclose(
+        fs.logaddexp.reduce(x, initial=x.dtype.type(20)), np.logaddexp(exact, 20), **tolerance
+    )
     table = x[:1000].reshape(20, 50)
     for axis in (0, 1):
         expected = np.log(np.sum(np.exp(table.astype(np.float64)), axis))
@@ -453,7 +461,8 @@ def test_without_a_compiler():
     code = (
         "import numpy as np, fastsoftmax as fs\n"
         "x = np.linspace(-3, 3, 37)\n"
-        "print(abs(fs.exp(x) / np.exp(x) - 1).max() < 1e-15, abs(fs.logaddexp(x, 0) - np.logaddexp(x, 0)).max() < 1e-15)\n"
+        "print(abs(fs.exp(x) / np.exp(x) - 1).max() < 1e-15)\n"
+        "print(abs(fs.logaddexp(x, 0) - np.logaddexp(x, 0)).max() < 1e-15)\n"
         "print(type(fs.exp).__name__)\n"
     )
     assert child.run(code, NUMBA_DISABLE_JIT=1).split() == ["True", "True", "Plain"]

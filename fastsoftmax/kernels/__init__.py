@@ -30,6 +30,17 @@ from types import ModuleType
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in {"activations", "derivatives", "elementary", "inside", "jit", "loops", "losses", "scalar", "traversal", "vector"}:
+    if name in {
+        "activations",
+        "derivatives",
+        "elementary",
+        "inside",
+        "jit",
+        "loops",
+        "losses",
+        "scalar",
+        "traversal",
+        "vector",
+    }:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

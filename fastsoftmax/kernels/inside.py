@@ -1,8 +1,8 @@
 """The ufuncs inside a user's own compiled code: on numbers, where LLVM vectorises the loop around, and on arrays.
 
-A ufunc made from C is nothing that Numba knows. `register` tells it: on numbers the bodies of `scalar`, inlined into
-the user's function, on arrays the kernels of `loops`, so that results have the same bits as outside. Numbers are float32 or float64; integers and bools
-become float64, beside a float32 array or number too.
+A ufunc made from C is nothing that Numba knows. `register` tells it: on numbers the bodies of `scalar`, inlined
+into the user's function, on arrays the kernels of `loops`, so that results have the same bits as outside. Numbers
+are float32 or float64; integers and bools become float64, beside a float32 array or number too.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def _check_out(function: str, out: Any, dtype: Any) -> None:
         raise errors.TypingError(f"{function}: out must be a writable array of {dtype}, got {out}")
 
 
-def _contiguous(value: Any, dtype: Any) -> Callable[[Any], Any]:
+def _contiguous(value: Any, dtype: Any) -> Any:
     """What makes a C-contiguous array of this dtype out of an argument; of a number, with no dimension."""
     number = np.dtype(str(dtype)).type
     if not isinstance(value, types.Array):
@@ -59,7 +59,7 @@ def _contiguous(value: Any, dtype: Any) -> Callable[[Any], Any]:
     return register_jitable(lambda x: x.copy().astype(number))
 
 
-def _finish(out: Any) -> Callable[[Any, Any], Any]:
+def _finish(out: Any) -> Any:
     """What puts a result where the user wants it."""
     if out is None or isinstance(out, (types.NoneType, types.Omitted)):
         return register_jitable(lambda result, out: result)
@@ -137,8 +137,8 @@ def _binary_overload(name: str) -> Callable[..., Any]:
 def register(name: str, ufunc: Any) -> None:
     """Make `ufunc` callable in code that Numba compiles, from now on, also by a function that is being compiled.
 
-    The overload is that of a stand-in: Numba turns a call of a ufunc on arrays into a loop over numbers of its own,
-    which LLVM does not vectorise as well as the kernels are.
+    The overload is that of a stand-in: Numba turns a call of a ufunc on arrays into a loop over numbers of its
+    own, which LLVM does not vectorise as well as the kernels are.
     """
 
     def stand_in(*args: Any) -> None:

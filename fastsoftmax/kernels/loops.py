@@ -1,16 +1,16 @@
 """Elementwise functions over arrays: what ufuncs call for their inner loops, and kernels for contiguous arrays.
 
-``function(x, y)`` computes y from x (``function(x, v, y)`` of two arguments), all contiguous and of one dtype; x or v
-may be a single number.
-``function_loop`` does it by NumPy's protocol for the inner loop of a ufunc, with any strides. `unary_half_loop` and
-`binary_half_loop` do it for float16, with the loop for float32 that they get as NumPy's `data`.
+``function(x, y)`` computes y from x (``function(x, v, y)`` of two arguments), all contiguous and of one dtype; x
+or v may be a single number. ``function_loop`` does it by NumPy's protocol for the inner loop of a ufunc, with any
+strides. `unary_half_loop` and `binary_half_loop` do it for float16, with the loop for float32 that they get as
+NumPy's `data`.
 
 Vectors are computed whole, and a vector's lanes do not depend on each other: an element gives the same bits
 wherever it stands, in every form.
 
 Floating-point exceptions are those of the function, not of its computation: `exp` and `expm1` raise overflow,
-`log` and `log1p` division by zero and invalid, as in NumPy; the others none, as in SciPy; all of them overflow where
-a finite result is too large for float16. Underflow is not raised.
+`log` and `log1p` division by zero and invalid, as in NumPy; the others none, as in SciPy; all of them overflow
+where a finite result is too large for float16. Underflow is not raised.
 """
 
 from typing import Any
@@ -111,7 +111,9 @@ def _unary(function: Any, watch: Any, x: Any, x_stride: int, y: Any, y_stride: i
 
 
 @inline
-def _binary(function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any, y_stride: int, count: int) -> None:
+def _binary(
+    function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any, y_stride: int, count: int
+) -> None:
     """y = function(x, v), number by number."""
     while count > 0:
         n = min(width(x), count)
@@ -124,11 +126,15 @@ def _binary(function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any,
 def _side_by_side(function: Any, x: Any, v: Any, y: Any) -> None:
     """y = function(x, v) of contiguous numbers, of which x or v may have one only."""
     count = size(y)
-    _binary(function, x, min(size(x), 2) - 1 if count > 1 else 1, v, min(size(v), 2) - 1 if count > 1 else 1, y, 1, count)
+    x_stride = 1 if size(x) == count else 0
+    v_stride = 1 if size(v) == count else 0
+    _binary(function, x, x_stride, v, v_stride, y, 1, count)
 
 
 @inline
-def _in_order(function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any, y_stride: int, count: int) -> None:
+def _in_order(
+    function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any, y_stride: int, count: int
+) -> None:
     """The same one after the other, for a y that is read again as an x or v: reductions and accumulations."""
     for _ in range(count):
         value = function(lane(read(x, x_stride, 1), 0), lane(read(v, v_stride, 1), 0))
@@ -137,7 +143,7 @@ def _in_order(function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: An
 
 
 @inline
-def _apart(x: Any, x_stride: int, y: Any, y_stride: int, count: int) -> bool:
+def _apart(x: Any, x_stride: int, y: Any, y_stride: int, count: int) -> Any:
     """Whether y can be written a vector at a time while x is read: it lies elsewhere, or exactly there."""
     begin, end = address(x), address(y)
     if begin == end and x_stride == y_stride:
@@ -254,7 +260,7 @@ _ITEMS = {"e": types.uint16, "f": types.float32, "d": types.float64}
 
 
 def address_of(name: str, kind: str) -> int:
-    """The machine code of a loop, for numbers of the dtype of this character: "f" or "d"; "e" for the half loops."""
+    """The machine code of a loop, for the dtype of this character: "f" or "d"; "e" for the half loops."""
     sizes = types.CPointer(types.intp)
     signature = types.void(types.CPointer(types.CPointer(_ITEMS[kind])), sizes, sizes, types.voidptr)
     return entry_point(globals()[f"{name}_loop"], signature)

@@ -152,7 +152,7 @@ def _log_sum(z: Any) -> Any:
 
 @inline
 def _log_parts(k: Any, m: Any, low: Any) -> Any:
-    r"""f and c of ``log(2**k (m + low)) = k ln2 + (f - c)``, but for the high part of k ln2; low is None, or some u.
+    r"""f and c of ``log(2**k (m + low)) = k ln2 + (f - c)``, but for the high part of k ln2; low: None or some u.
 
     f = m - 1 is exact, s = f/(2 + f), log(1 + f) = f - s (f - R(s**2)), with R from `elementary._log_terms`.
     The second number counts with the derivative 1/(1 + f), for which 1 - f + f**2 is within 0.05: where f is not
@@ -175,7 +175,7 @@ def _times_ln2(k: Any, rest: Any) -> Any:
 
 @inline
 def _log_pair(x: Any, x_low: Any, k_extra: Any) -> Any:
-    """``log(x + x_low) + k_extra ln2`` as a pair, to 1.1 u; x is normal, positive and finite, x_low None or some ulps.
+    """``log(x + x_low) + k_extra ln2`` as a pair, to 1.1 u; x is normal, positive, finite; x_low None or some u.
 
     Where x_low is given, x is below 2**60.
     """
@@ -235,8 +235,8 @@ def expm1(x: Any) -> Any:
     """``exp(x) - 1``, accurate where x is small.
 
     2 (S - 1/2 + S (r + r**2 P(r))) with S = 2**(n - 1): S - 1/2, exact below n = 25 (54) and rounded by u/2 above,
-    and S r, which is smaller, are added exactly, as a pair; the other terms are below 0.2 of the sum, with a relative
-    error below 2.5 u: 0.5 ulp for the last rounding, 0.5 for these terms, 0.5 for S - 1/2.
+    and S r, which is smaller, are added exactly, as a pair; the other terms are below 0.2 of the sum, with a
+    relative error below 2.5 u: 0.5 ulp for the last rounding, 0.5 for these terms, 0.5 for S - 1/2.
     """
     low = number(x, -18.0) if is_single(x) else number(x, -38.0)  # -1 from here on
     t = maximum(low, x)
@@ -295,8 +295,9 @@ def log1p(x: Any) -> Any:
 def expit(x: Any) -> Any:
     """The logistic function 1 / (1 + exp(-x)).
 
-    With e = exp(-abs(x)) as a pair to 0.2 u: 1/(1 + e) or e/(1 + e), both by `quotient`, so that errors of e (0.2 u,
-    twice) and of the last rounding (0.5 ulp) are all there are. The power of two in e is applied last, in halves.
+    With e = exp(-abs(x)) as a pair to 0.2 u: 1/(1 + e) or e/(1 + e), both by `quotient`, so that errors of e (0.2
+    u, twice) and of the last rounding (0.5 ulp) are all there are. The power of two in e is applied last, in
+    halves.
     """
     low, zero, one = _least(x), number(x, 0.0), number(x, 1.0)
     t = -absolute(x)
@@ -366,9 +367,9 @@ def log_expit(x: Any) -> Any:
 def logaddexp(x: Any, y: Any) -> Any:
     """log(exp(x) + exp(y)) = max(x, y) + log(1 + exp(-abs(x - y))).
 
-    The difference is a pair, so that exp does not magnify its rounding. 1.4 u of the logarithm and a rounding, where
-    the two terms have one sign or one of them is at least twice the other; where they cancel, which is around
-    max(x, y) = -log(2), at most 1.4 u log(2) and a rounding in absolute terms.
+    The difference is a pair, so that exp does not magnify its rounding. 1.4 u of the logarithm and a rounding,
+    where the two terms have one sign or one of them is at least twice the other; where they cancel, which is
+    around max(x, y) = -log(2), at most 1.4 u log(2) and a rounding in absolute terms.
     """
     zero = number(x, 0.0)
     larger = select_less(x, y, y, x)

@@ -389,7 +389,7 @@ def _memory_typer(typingctx: Any, array: Any) -> Any:
 
 @lowered(_memory_typer)
 def memory(array: Any) -> Any:
-    """What a building block gets of an array, to be read and written by flat offset; None of None, itself of itself."""
+    """What a building block gets of an array (or of this already), by flat offset; None of None."""
     return None if array is None else array.reshape(-1)
 
 
@@ -1106,7 +1106,9 @@ def _read_typer(typingctx: Any, array: Any, stride: Any, count: Any) -> Any:
                 loaded = builder.load(_vector_pointer(builder, pointer, vector), align=align)
                 loaded_in = builder.block
             with other:
-                pointers, mask = _strided_pointers(context, builder, array, (data, zero, stride, count), result.count)
+                pointers, mask = _strided_pointers(
+                    context, builder, array, (data, zero, stride, count), result.count
+                )
                 ones = ir.Constant(vector, [one] * result.count)
                 operands = (pointers, ir.IntType(32)(align), mask, ones)
                 gathered = _scattered(builder, "gather", vector, operands, vector)
@@ -1144,7 +1146,9 @@ def _write_typer(typingctx: Any, array: Any, stride: Any, count: Any, value: Any
                 pointer = _pointer(context, builder, array, data, zero, count)
                 builder.store(lanes, _vector_pointer(builder, pointer, lanes.type), align=align)
             with other:
-                pointers, mask = _strided_pointers(context, builder, array, (data, zero, stride, count), value.count)
+                pointers, mask = _strided_pointers(
+                    context, builder, array, (data, zero, stride, count), value.count
+                )
                 operands = (lanes, pointers, ir.IntType(32)(align), mask)
                 _scattered(builder, "scatter", ir.VoidType(), operands, lanes.type)
         return context.get_dummy_value()

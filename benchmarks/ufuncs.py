@@ -1,0 +1,164 @@
+"""Measure the elementary functions beside NumPy's and SciPy's and print the table of the README.
+
+``python benchmarks/ufuncs.py`` calls the ufuncs on arrays, and runs loops compiled by Numba over the same numbers:
+with our functions, and with those that Numba has. All in one thread and one process, call by call in turns, in
+processor time, so that a busy machine disturbs little; the ratios are of medians. Errors are the worst in ulps
+over numbers of all magnitudes and those where errors are largest, against mpmath. ``--write`` puts the table into
+README.md.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mpmath as mp
+import numpy as np
+from numba import njit
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+import oracle  # noqa: E402
+import readme  # noqa: E402
+import test_ufuncs as known  # noqa: E402
+from report import machine  # noqa: E402
+
+import fastsoftmax as fs  # noqa: E402
+from fastsoftmax import _ufuncs  # noqa: E402
+
+
+def peer(name: str) -> tuple[str, Any]:
+    """Whose function ours is compared with, and that function."""
+    if hasattr(np, name):
+        return "NumPy", getattr(np, name)
+    from scipy import special
+
+    if name == "softplus":  # what SciPy computes it by
+        return "NumPy", lambda x, out: np.logaddexp(0, x, out=out)
+    return "SciPy", getattr(special, name)
+
+
+# What a user of Numba writes where there is no ufunc for it.
+FORMULAS: dict[str, Callable[..., Any]] = {
+    "exp": njit(lambda x: np.exp(x)),
+    "expm1": njit(lambda x: np.expm1(x)),
+    "log": njit(lambda x: np.log(x)),
+    "log1p": njit(lambda x: np.log1p(x)),
+    "expit": njit(lambda x: 1 / (1 + np.exp(-x))),
+    "logit": njit(lambda p: np.log(p) - np.log1p(-p)),
+    "log_expit": njit(lambda x: min(x, 0) - np.log1p(np.exp(-abs(x)))),
+    "softplus": njit(lambda x: max(x, 0) + np.log1p(np.exp(-abs(x)))),
+    "logaddexp": njit(lambda x, y: max(x, y) + np.log1p(np.exp(-abs(x - y)))),
+    "xlogy": njit(lambda x, y: x * np.log(y) if x != 0 else 0 * x),
+    "entr": njit(lambda x: -x * np.log(x) if x > 0 else 0 * x),
+}
+
+
+def loop(function: Any, operands: int) -> Any:
+    """A user's loop over numbers."""
+    if operands == 1:
+
+        @njit
+        def one(x: Any, out: Any) -> None:
+            for i in range(out.size):
+                out[i] = function(x[i])
+
+        return one
+
+    @njit
+    def two(x: Any, y: Any, out: Any) -> None:
+        for i in range(out.size):
+            out[i] = function(x[i], y[i])
+
+    return two
+
+
+def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float) -> tuple[float, float]:
+    """Nanoseconds of ours, and how many times as long theirs takes."""
+    times: tuple[list[float], list[float]] = ([], [])
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(times[0]) < 7:
+        for call, sample in zip((ours, theirs), times, strict=True):
+            start = time.thread_time_ns()
+            call()
+            sample.append(time.thread_time_ns() - start)
+    mine, other = map(statistics.median, times)
+    return mine, other / mine
+
+
+def numbers(name: str, dtype: Any, count: int) -> tuple[Any, ...]:
+    """Ordinary arguments."""
+    rng = np.random.default_rng(0)
+    x, p = rng.normal(0, 3, count).astype(dtype), rng.uniform(0.001, 0.999, count).astype(dtype)
+    positive = np.abs(x) + dtype(0.01)
+    chosen = {"log": (positive,), "log1p": (positive,), "logit": (p,), "entr": (p,), "xlogy": (p, positive)}
+    return chosen.get(name, (x, positive) if name == "logaddexp" else (x,))
+
+
+def worst(name: str, function: Any, dtype: Any) -> float:
+    """The greatest error in ulps; of logaddexp where its terms do not cancel."""
+    inputs = known.arguments(name, dtype, 400)
+    out = np.empty_like(inputs[0])
+    with np.errstate(all="ignore"):
+        function(*inputs, out=out)
+    exact = [known.ORACLES[name](*values) for values in zip(*map(oracle.exact, inputs), strict=True)]
+    tiny = mp.mpf(float(np.finfo(dtype).tiny))
+    kept = [abs(value) >= tiny for value in exact]
+    if name == "logaddexp":
+        pairs = zip(exact, *map(oracle.exact, inputs), strict=True)
+        kept = [k and abs(v) >= (v - max(x, y)) / 2 for k, (v, x, y) in zip(kept, pairs, strict=True)]
+    chosen = np.array(kept)
+    return float(oracle.worst(out[chosen], np.array(exact, object)[chosen])[0])
+
+
+def ulps(value: float) -> str:
+    """Three digits are more than enough."""
+    return f"{value:.1f}" if value < 1e4 else f"{value:.0e}"
+
+
+def table(count: int, seconds: float) -> str:
+    """One Markdown table, a row for each function and dtype."""
+    lines = [
+        "| | dtype | ns for one number | peer | speed | worst ulp, ours | worst ulp, peer's | speed in a Numba loop
+        |", "|---" * 8 + "|",
+    ]
+    for name in _ufuncs.NAMES:
+        function, (whose, other) = getattr(fs, name), peer(name)
+        for dtype in (np.float32, np.float64):
+            x = numbers(name, dtype, count)
+            out = np.empty_like(x[0])
+            mine, times = ratio(lambda: function(*x, out=out), lambda: other(*x, out=out), seconds)
+            inside, outside = loop(function, len(x)), loop(FORMULAS[name], len(x))
+            inside(*x, out), outside(*x, out)
+            _, faster = ratio(lambda: inside(*x, out), lambda: outside(*x, out), seconds)
+            own, foreign = worst(name, function, dtype), worst(name, other, dtype)
+            lines.append(
+                f"| {name} | {np.dtype(dtype)} | {mine / count:.2f} | {whose} | {times:.1f} x | {ulps(own)} | "
+                f"{ulps(foreign)} | {faster:.1f} x |"
+            )
+            print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, and write if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=100_000, help="how many numbers an array holds")
+    parser.add_argument("--seconds", type=float, default=0.5, help="how long each ratio is measured")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    options = parser.parse_args()
+    text = (
+        f"Arrays of {options.count}, one thread; {machine()}. Made by `python benchmarks/ufuncs.py --write`.\n\n"
+    )
+    text += table(options.count, options.seconds)
+    print(text)
+    if options.write:
+        readme.write("ufuncs", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -120,26 +120,30 @@ def ulps(value: float) -> str:
     return f"{value:.1f}" if value < 1e4 else f"{value:.0e}"
 
 
+def row(name: str, dtype: Any, count: int, seconds: float) -> str:
+    """One row of the table."""
+    function, (whose, other) = getattr(fs, name), peer(name)
+    x = numbers(name, dtype, count)
+    out = np.empty_like(x[0])
+    mine, times = ratio(lambda: function(*x, out=out), lambda: other(*x, out=out), seconds)
+    inside, outside = loop(function, len(x)), loop(FORMULAS[name], len(x))
+    inside(*x, out)
+    outside(*x, out)
+    _, faster = ratio(lambda: inside(*x, out), lambda: outside(*x, out), seconds)
+    own, foreign = ulps(worst(name, function, dtype)), ulps(worst(name, other, dtype))
+    speeds = f"{mine / count:.2f} | {whose} | {times:.1f} x"
+    return f"| {name} | {np.dtype(dtype)} | {speeds} | {own} | {foreign} | {faster:.1f} x |"
+
+
 def table(count: int, seconds: float) -> str:
     """One Markdown table, a row for each function and dtype."""
     lines = [
-        "| | dtype | ns for one number | peer | speed | worst ulp, ours | worst ulp, peer's | speed in a Numba loop
-        |", "|---" * 8 + "|",
+        "| | dtype | ns a number | peer | speed | worst ulp | peer's worst ulp | speed in a Numba loop |",
+        "|---" * 8 + "|",
     ]
     for name in _ufuncs.NAMES:
-        function, (whose, other) = getattr(fs, name), peer(name)
         for dtype in (np.float32, np.float64):
-            x = numbers(name, dtype, count)
-            out = np.empty_like(x[0])
-            mine, times = ratio(lambda: function(*x, out=out), lambda: other(*x, out=out), seconds)
-            inside, outside = loop(function, len(x)), loop(FORMULAS[name], len(x))
-            inside(*x, out), outside(*x, out)
-            _, faster = ratio(lambda: inside(*x, out), lambda: outside(*x, out), seconds)
-            own, foreign = worst(name, function, dtype), worst(name, other, dtype)
-            lines.append(
-                f"| {name} | {np.dtype(dtype)} | {mine / count:.2f} | {whose} | {times:.1f} x | {ulps(own)} | "
-                f"{ulps(foreign)} | {faster:.1f} x |"
-            )
+            lines.append(row(name, dtype, count, seconds))
             print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
 

@@ -241,8 +241,8 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
     >>> float(logsumexp([[1000.0, 1000.0]]))
     1000.6931471805599
     >>> value, sign = logsumexp([1.0, 2.0], b=[1, -1], return_sign=True)
-    >>> float(value), float(sign)
-    (1.541324854612918, -1.0)
+    >>> round(float(value), 12), float(sign)
+    (1.541324854613, -1.0)
     """
     if b is None and not return_sign and _by_kernel(a):
         return _activations.logsumexp(a, axis, keepdims=bool(keepdims))

@@ -94,7 +94,7 @@ def main():
         print(lines[-1], flush=True)
     text = (
         "\n".join(lines)
-        + f"\n\nDask {dask.__version__}; a worker that was killed and restarted shows its second life."
+        + f"\n\nDask {dask.__version__}; a worker that was killed is not listed, or in its second life."
     )
     print(text)
     if arguments.write:

@@ -28,6 +28,9 @@ from fastsoftmax._parallel import threads
 
 Lazy = Any  # dask.array.Array, for which Dask has no types
 
+SLAB = 1 << 18
+"""Elements of a piece that are done at a time where that takes float64 arrays of its size."""
+
 _PAIR = np.dtype([("high", np.float64), ("low", np.float64)])
 _PLAN = np.dtype([("factor", np.float64), ("whole", np.float64)])
 
@@ -620,10 +623,21 @@ def _share_sum(targets: Array, ids: Array, class_weight: Any, mix: Any) -> Array
     return _pair(*_sum(_matrix(shares, (shares.ndim - 1,))), shares.shape, (shares.ndim - 1,))
 
 
+def _slabs(x: Array) -> list[slice] | None:
+    """Rows that are done at a time, so that temporary float64 arrays stay small; None if x is small itself."""
+    if x.size <= SLAB or len(x) == 1 or x.ndim == 1:
+        return None
+    step = max(1, SLAB * len(x) // x.size)
+    return [slice(start, start + step) for start in range(0, len(x), step)]
+
+
 def _loss_piece(
     x: Array, summaries: Array, targets: Array, ids: Array, class_weight: Any, mix: Any, dtype: Any
 ) -> Array:
     """-sum_j share_j log p_j over a piece, as a pair."""
+    if (slabs := _slabs(x)) is not None:
+        parts = [_loss_piece(x[s], summaries[s], targets[s], ids, class_weight, mix, dtype) for s in slabs]
+        return np.concatenate(parts)
     last = (x.ndim - 1,)
     matrix = _cast(_matrix(x, last), dtype)
     summaries = summaries.reshape(-1)
@@ -681,6 +695,12 @@ def _gradient_piece(
     dtypes: Any,
 ) -> Array:
     """weight (p sum(shares) - share), with 1 - p in place of p where that has the digits."""
+    if (slabs := _slabs(x)) is not None:
+        result = np.empty(x.shape, dtypes[1])
+        for s in slabs:
+            given = (ids, class_weight, plan[s], divisor, constant, mix, dtypes)
+            result[s] = _gradient_piece(x[s], summaries[s], targets[s], *given)
+        return result
     probs, greatest, lacking = _known(x, summaries, dtypes[0])
     shares = _shares(targets, ids, class_weight, mix)
     whole = plan["whole"][..., None]

@@ -18,6 +18,7 @@ from fastsoftmax._arrays import Problem
 da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
+_dask = pytest.importorskip("fastsoftmax._dask")
 
 SHAPE = (6, 5, 11)
 WHOLE = {-1: (4, 2, -1), 1: (4, -1, 3), 0: (-1, 2, 3)}
@@ -270,6 +271,22 @@ def test_options_of_the_squared_error(whole):
             loss, slope = fs.squared_error_with_grad(lazy, targets, **options)
             compare(loss, expected[0], whole and reduction == "none")
             compare(slope, expected[1], whole)
+
+
+def test_large_pieces_are_done_slab_by_slab(monkeypatch):
+    """Rows in slabs of one or two give the bits of rows at once."""
+    x, labels = logits(), functions.labels_for(SHAPE, -1, None)
+    lazy = da.from_array(x, chunks=CUT[-1])
+    calls = (lambda: fs.cross_entropy_with_grad(lazy, labels, label_smoothing=0.1, reduction="none"),)
+    calls += (lambda: fs.cross_entropy_with_grad(lazy, labels),)
+    expected = [dask.compute(*call()) for call in calls]
+    for slab in (1, 13):
+        monkeypatch.setattr(_dask, "SLAB", slab)
+        assert len(_dask._slabs(x)) >= len(x) // 2
+        for call, (loss, slope) in zip(calls, expected, strict=True):
+            again = dask.compute(*call())
+            np.testing.assert_array_equal(again[0], loss)
+            np.testing.assert_array_equal(again[1], slope)
 
 
 def test_a_mean_over_no_row_is_nan():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsoftmax import _activations, _derivatives, _losses, _parallel
+from fastsoftmax import _activations, _derivatives, _entropy, _losses, _parallel
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -34,7 +34,9 @@ def test_links_lead_somewhere():
         assert (README.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("module", [_activations, _derivatives, _losses, _parallel], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [_activations, _derivatives, _entropy, _losses, _parallel], ids=lambda m: m.__name__
+)
 def test_docstring_examples(module):
     """Every public function has one (test_public_api); here they run."""
     failed, tried = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)

@@ -1,8 +1,8 @@
 """The API reference: ``sphinx-build -W -b html docs docs/_build``.
 
 Everything comes out of the docstrings. A docstring that is missing or malformed (`CHECKS`, the tests use them too)
-is a warning, and ``-W`` makes that an error. Formulas become MathML, which browsers draw by themselves: neither the
-build nor the reader needs a network, a font or a script.
+is a warning, and ``-W`` makes that an error. Formulas become MathML, which browsers draw by themselves: neither
+the build nor the reader needs a network, a font or a script.
 """
 
 import sys

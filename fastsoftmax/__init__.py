@@ -12,6 +12,7 @@ from fastsoftmax._derivatives import (
     softmax_jvp,
     softmax_vjp,
 )
+from fastsoftmax._entropy import softmax_entropy, softmax_entropy_with_grad
 from fastsoftmax._losses import (
     cross_entropy,
     cross_entropy_grad,
@@ -56,6 +57,8 @@ __all__ = [
     "segment_softmax_jvp",
     "segment_softmax_vjp",
     "softmax",
+    "softmax_entropy",
+    "softmax_entropy_with_grad",
     "softmax_jacobian",
     "softmax_jvp",
     "softmax_vjp",

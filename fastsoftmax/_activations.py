@@ -34,7 +34,7 @@ def _in_place(kernel: Callable[[Any], None], x: Any, out: Any) -> Any:
     return result
 
 
-def _is_simple(x: Any, out: Any) -> bool:
+def _is_simple(x: Any, out: Any) -> Any:
     """Whether a kernel gives a copy of x in `out`, or in new memory, what it gives x where it is."""
     if out is None:
         return x.shape[-1] <= SHORT or x.flags.c_contiguous

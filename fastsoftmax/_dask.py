@@ -9,8 +9,8 @@ whole rows
 rows in pieces
     Otherwise the pieces of each row are summed up, the summaries merged in a tree, and every piece is finished
     from the merged one (`fastsoftmax._pieces`): the bounds of the in-memory function hold, and no task ever holds
-    more than one chunk of each array. Only Jacobians and Hessians, K by K for each row, bring their classes
-    together.
+    more than one chunk of each array. Only entropies, and Jacobians and Hessians, K by K for each row, bring
+    their classes together.
 
 Dask's workers have the processors: inside a task everything is done by the thread that runs it.
 """
@@ -22,7 +22,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from fastsoftmax import _activations, _derivatives, _losses, _pieces, _reductions
+from fastsoftmax import _activations, _derivatives, _entropy, _losses, _pieces, _reductions
 from fastsoftmax._arrays import Array, Problem, inverse_temperature, named, real_array
 from fastsoftmax._parallel import threads
 
@@ -893,3 +893,31 @@ def curvature(
         value = _blocks(_combine, every, np.float64, probs, every, tangent, every, dot, every, **simple)
     given = (value, every, pieces.plan, rows, *loss.divided())
     return loss.back(_blocks(_scaled, every, dtype, *given, constant=loss.constant(), dtype=dtype))
+
+
+# --- entropy --------------------------------------------------------------------------------------------------
+
+
+def _entropies(x: Array, axis: int, temperature: float) -> Any:
+    return _entropy.softmax_entropy(x, axis, temperature=temperature)
+
+
+def _entropy_gradients(x: Array, axis: int, temperature: float) -> Any:
+    return _entropy.softmax_entropy_with_grad(x, axis, temperature=temperature)[1]
+
+
+def entropy(function: str, x: Lazy, axis: int, temperature: float, out: Any) -> tuple[Lazy, Lazy]:
+    """The entropy of each row and its gradient, for which the classes of a row are brought into one chunk."""
+    x = _array(function, "x", x)
+    problem = _problem(function, x, axis)
+    inverse_temperature(function, temperature, problem.dtype)
+    _refuse_out(function, out)
+    (place,) = problem.axes
+    x = x.rechunk({place: -1})
+    every = tuple(range(x.ndim))
+    options = {"axis": place, "temperature": temperature}
+    rows = tuple(a for a in every if a != place)
+    return (
+        _blocks(_entropies, rows, problem.result_dtype, x, every, **options),
+        _blocks(_entropy_gradients, every, problem.result_dtype, x, every, **options),
+    )

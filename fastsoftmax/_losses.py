@@ -601,9 +601,11 @@ def cross_entropy_hvp(
 
     Parameters
     ----------
+    logits, targets
+        As for `cross_entropy`.
     tangent : array_like
         v, of the shape of `logits`. A wider float dtype than that of `logits` widens the result.
-    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
+    axis, class_weight, sample_weight, ignore_index, label_smoothing
         As for `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
         Of the loss whose Hessian is wanted; "sum" and "none" have the same one.

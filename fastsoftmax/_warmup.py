@@ -89,6 +89,14 @@ def _logarithmic(function: Any, dtype: Any, vector: bool) -> Calls:
             yield partial(function, *((x, v) if vector else (x,)), axis, temperature=temperature)
 
 
+def _entropies(dtype: Any) -> Calls:
+    for x, _, _, axis in _arguments(dtype):
+        for function, temperature in itertools.product(
+            (fs.softmax_entropy, fs.softmax_entropy_with_grad), (1.0, 2.0)
+        ):
+            yield partial(function, x, axis, temperature=temperature)
+
+
 def _loss(dtype: Any, gradient: bool, labelled: bool) -> Calls:
     function: Any = fs.cross_entropy_with_grad if gradient else fs.cross_entropy
     for x, v, labels, axis in _arguments(dtype):
@@ -136,6 +144,7 @@ JOBS: dict[str, tuple[tuple[str, ...], Callable[[Any], Calls]]] = {
         lambda dtype: _squared_error(dtype, True),
     ),
     "squared errors": (("squared_error",), lambda dtype: _squared_error(dtype, False)),
+    "entropies": (("softmax_entropy", "softmax_entropy_with_grad"), _entropies),
     "softmax": (("softmax",), lambda dtype: _activation(fs.softmax, dtype)),
     "log_softmax": (("log_softmax",), lambda dtype: _activation(fs.log_softmax, dtype)),
     "logsumexp": (("logsumexp",), _logsumexp),

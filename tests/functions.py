@@ -81,6 +81,7 @@ ACTIVATIONS = (
     Function("log_softmax", "x", None, None),
     Function("logsumexp", "x", None, None, result="rows"),
 )
+ENTROPIES = (Function("softmax_entropy", "x", None, None, result="rows"),)
 JACOBIANS = (
     Function("softmax_jacobian", "x", None, None, result="square"),
     Function("log_softmax_jacobian", "x", None, None, result="square"),
@@ -101,7 +102,7 @@ GRADIENTS = (
     Function("cross_entropy_grad", "logits", "targets", distributions_for),
     Function("squared_error_grad", "logits", "targets", vector_for),
 )
-ALL = ACTIVATIONS + JACOBIANS + PRODUCTS + LOSSES + GRADIENTS
+ALL = ACTIVATIONS + ENTROPIES + JACOBIANS + PRODUCTS + LOSSES + GRADIENTS
 SAME_SHAPE = tuple(f for f in ALL if f.result == "x")
 WITH_OUT = tuple(f for f in ALL if f.takes_out)
 PAIRS = (fs.cross_entropy_with_grad, fs.squared_error_with_grad)

@@ -162,6 +162,19 @@ def squared_error_grad(row, target):
         return p * (d - _inner(d, p))
 
 
+def softmax_entropy(row, temperature=1.0):
+    """H = -sum_k p_k log p_k."""
+    with mp.workdps(digits(row, temperature)):
+        return -_inner(softmax(row, temperature), log_softmax(row, temperature))
+
+
+def softmax_entropy_grad(row, temperature=1.0):
+    """-p_k (log p_k + H)/T."""
+    with mp.workdps(digits(row, temperature)):
+        p, log_p = softmax(row, temperature), log_softmax(row, temperature)
+        return -p * (log_p + softmax_entropy(row, temperature)) / mp.mpf(temperature)
+
+
 def rowwise(function, rows, *others, **options):
     """`function` of each row and the entries of the other arguments that belong to it, stacked."""
     results = [function(row, *(o[n] for o in others), **options) for n, row in enumerate(rows)]

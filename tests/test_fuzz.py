@@ -32,7 +32,8 @@ CROSS_ENTROPIES = (
     "cross_entropy_hessian",
 )
 SQUARED_ERRORS = ("squared_error", "squared_error_grad", "squared_error_with_grad")
-EVERY = ACTIVATIONS + JACOBIANS + PRODUCTS + CROSS_ENTROPIES + SQUARED_ERRORS
+ENTROPIES = ("softmax_entropy", "softmax_entropy_with_grad")
+EVERY = ACTIVATIONS + ENTROPIES + JACOBIANS + PRODUCTS + CROSS_ENTROPIES + SQUARED_ERRORS
 SQUARE = (*JACOBIANS, "cross_entropy_hessian")
 
 
@@ -237,7 +238,7 @@ def cases(draw, names, dtypes, full):
         options["where"] = laid_out(rng, mask, draw(layouts))
     if name == "logsumexp":
         options["keepdims"] = draw(st.booleans())
-    elif name in ACTIVATIONS + JACOBIANS + PRODUCTS and full and draw(st.booleans()):
+    elif name in ACTIVATIONS + ENTROPIES + JACOBIANS + PRODUCTS and full and draw(st.booleans()):
         options["temperature"] = draw(st.sampled_from([0.5, 1.0, 2, np.float32(3.0)]))
     if name in ("softmax_jacobian", "softmax_jvp", "softmax_vjp") and full and x.dtype.kind == "f":
         options["from_probs"] = draw(st.booleans())
@@ -323,7 +324,7 @@ def spoil_option(rng, name, arguments, options):
 
 
 def spoil_out(rng, name, arguments, options):
-    if name not in ACTIVATIONS + JACOBIANS + PRODUCTS:
+    if name not in ACTIVATIONS + ENTROPIES + JACOBIANS + PRODUCTS:
         return False
     options["out"] = [[], np.zeros(3, "c16"), np.zeros((7, 7, 7, 7, 7)), 5][rng.integers(4)]
     return True
@@ -358,6 +359,14 @@ def expected(name, arguments, options):
                 scale = float(np.abs(np.asarray(x, LONG)).max(initial=1, where=np.isfinite(x)))
                 return (lse[..., None] if options["keepdims"] else lse), scale
             return (p if name == "softmax" else log_p), 1.0
+        if name in ENTROPIES:
+            temperature = LONG(options.get("temperature", 1.0))
+            p, log_p, _ = softmax_of(x, None, temperature)
+            entropy = -np.where(p == 0, 0, p * log_p).sum(-1)
+            if x.shape[-1] == 0:
+                entropy = np.full_like(entropy, np.nan)
+            slope = np.where(p == 0, 0, -p * (log_p + entropy[..., None]) / temperature)
+            return ((entropy, slope) if name.endswith("grad") else entropy), 40.0 / min(float(temperature), 1.0)
         second = last(arguments[1]) if len(arguments) > 1 and arguments[1].ndim == x.ndim else None
         if name in JACOBIANS + PRODUCTS:
             temperature, from_probs = options.get("temperature", 1.0), options.get("from_probs", False)
@@ -402,12 +411,14 @@ def check(case):
         right, scale = expected(name, arguments, options)
         axis = options.get("axis", -1)
         loss = name in ("cross_entropy", "squared_error")
+        rows = loss or name in SQUARE or name == "softmax_entropy"
         if isinstance(actual, tuple):
-            compare(name, actual[0], np.asarray(right[0]), scale * (1 + arguments[0].size), None, kind)
+            summed = 1 if name in ENTROPIES else 1 + arguments[0].size
+            compare(name, actual[0], np.asarray(right[0]), scale * summed, None, kind)
             actual, right = actual[1], right[1]
         elif loss:
             scale *= 1 + arguments[0].size
-        if loss or name in SQUARE or (name == "logsumexp" and not options["keepdims"]):
+        if rows or (name == "logsumexp" and not options["keepdims"]):
             axis = None
         compare(name, actual, np.asarray(right), scale, axis, kind)
     assert [a.tobytes() for a in arrays] == before, "an input has changed"
@@ -429,5 +440,5 @@ def test_anything(case):
 @settings(deadline=None, max_examples=6500, suppress_health_check=relaxed)
 @given(st.data())
 def test_anything_at_all(name, data):
-    """18 functions, 117,000 cases."""
+    """20 functions, 130,000 cases."""
     check(data.draw(cases((name,), DTYPES, full=True)))

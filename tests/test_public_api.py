@@ -18,6 +18,8 @@ SIGNATURES = {
     "softmax": "(x, axis=-1, *, where=None, temperature=1.0, out=None)",
     "log_softmax": "(x, axis=-1, *, where=None, temperature=1.0, out=None)",
     "logsumexp": "(x, axis=-1, *, where=None, keepdims=False, out=None)",
+    "softmax_entropy": "(x, axis=-1, *, temperature=1.0, out=None)",
+    "softmax_entropy_with_grad": "(x, axis=-1, *, temperature=1.0, out=None)",
     "softmax_jacobian": "(x, axis=-1, *, temperature=1.0, from_probs=False, out=None)",
     "softmax_jvp": "(x, tangent, axis=-1, *, temperature=1.0, from_probs=False, out=None)",
     "softmax_vjp": "(x, cotangent, axis=-1, *, temperature=1.0, from_probs=False, out=None)",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsoftmax import _activations, _derivatives, _losses, _overloads, _parallel, _segments, special
+from fastsoftmax import _activations, _derivatives, _entropy, _losses, _overloads, _parallel, _segments, special
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -36,7 +36,9 @@ def test_links_lead_somewhere():
 
 
 @pytest.mark.parametrize(
-    "module", [_activations, _derivatives, _losses, _parallel, _segments, special], ids=lambda m: m.__name__
+    "module",
+    [_activations, _derivatives, _entropy, _losses, _parallel, _segments, special],
+    ids=lambda m: m.__name__,
 )
 def test_docstring_examples(module):
     """Every public function has one (test_public_api); here they run."""

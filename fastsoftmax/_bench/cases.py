@@ -79,6 +79,7 @@ FUNCTIONS: dict[str, Function] = {
     "log_softmax": Function("x.copy()", _copy),
     "log_softmax, out=": Function("np.copyto(out, x)", _copyto),
     "logsumexp": Function("np.sum(x)", _sum),
+    "softmax_entropy": Function("np.sum(x)", _sum),
     "softmax_jvp": Function("x + v", _add),
     "softmax_vjp": Function("x + v", _add),
     "softmax_jvp of probs, out=": Function("np.add(p, v, out)", _add_out),

@@ -80,6 +80,9 @@ class FastSoftmax(Library):
     def logsumexp(self, inputs: Inputs) -> Call:
         return partial(fs.logsumexp, inputs.logits, **_axis(inputs))
 
+    def softmax_entropy(self, inputs: Inputs) -> Call:
+        return partial(fs.softmax_entropy, inputs.logits, **_axis(inputs))
+
     def softmax_jvp(self, inputs: Inputs) -> Call:
         return partial(fs.softmax_jvp, inputs.logits, inputs.tangent, **_axis(inputs))
 
@@ -158,6 +161,13 @@ class NumPy(Library):
             m = inputs.logits.max(CLASS_AXIS, keepdims=True)
             total = np.exp(inputs.logits - m).sum(CLASS_AXIS)
             return np.log(total) + m.reshape(total.shape)
+
+        return call
+
+    def softmax_entropy(self, inputs: Inputs) -> Call:
+        def call() -> Any:
+            log_probs = self._log_softmax(inputs.logits)
+            return -(np.exp(log_probs) * log_probs).sum(CLASS_AXIS)
 
         return call
 
@@ -292,6 +302,15 @@ class PyTorch(Library):
         torch, x = self._torch(inputs, "logits")
         return partial(torch.logsumexp, x, CLASS_AXIS)
 
+    def softmax_entropy(self, inputs: Inputs) -> Call:
+        torch, x = self._torch(inputs, "logits")
+
+        def call() -> Any:
+            log_probs = torch.log_softmax(x, CLASS_AXIS)
+            return -(log_probs.exp() * log_probs).sum(CLASS_AXIS)
+
+        return call
+
     def softmax_jvp(self, inputs: Inputs) -> Call:
         torch, x, v = self._torch(inputs, "logits", "tangent")
         softmax = partial(torch.softmax, dim=CLASS_AXIS)
@@ -372,6 +391,16 @@ class Jax(Library):
 
     def logsumexp(self, inputs: Inputs) -> Call:
         return self._jit(inputs, lambda jax: partial(jax.nn.logsumexp, axis=CLASS_AXIS), "logits")
+
+    def softmax_entropy(self, inputs: Inputs) -> Call:
+        def build(jax: Any) -> Callable[..., Any]:
+            def entropy(x: Any) -> Any:
+                log_probs = jax.nn.log_softmax(x, CLASS_AXIS)
+                return -(jax.numpy.exp(log_probs) * log_probs).sum(CLASS_AXIS)
+
+            return entropy
+
+        return self._jit(inputs, build, "logits")
 
     def softmax_jvp(self, inputs: Inputs) -> Call:
         def build(jax: Any) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ How they are built
     exp, log, log1p and double-word arithmetic for such vectors and for floats, with error bounds.
 `traversal`
     The two walks through a block, and the sums over a row that everything is made of.
-`activations`, `derivatives`, `losses`, `pieces`
+`activations`, `derivatives`, `entropy`, `losses`, `pieces`
     The functions: one building block each, from which `jit.kernel` makes an entry point.
 `few`
     The same bits as from the walk in columns, sooner for a few short rows: for compiled callers.
@@ -41,6 +41,7 @@ _MODULES = frozenset(
         "activations",
         "derivatives",
         "elementary",
+        "entropy",
         "few",
         "inside",
         "jit",

@@ -1,0 +1,84 @@
+"""The API reference: every public name is in it, and every docstring is as numpydoc wants it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import fastsoftmax as fs
+from fastsoftmax import _ufuncs, boosting, special
+
+DOCS = Path(__file__).parents[1] / "docs"
+PUBLIC = {
+    *(f"fastsoftmax.{name}" for name in (*fs.__all__, *_ufuncs.NAMES)),
+    *(f"fastsoftmax.special.{name}" for name in special.__all__),
+    *(f"fastsoftmax.boosting.{name}" for name in boosting.__all__),
+}
+CHECKED = sorted(name for name in PUBLIC if name.rpartition(".")[2] not in _ufuncs.DOCS)
+
+
+def test_every_public_name_has_its_place():
+    """In both directions, and once."""
+    found = []
+    for page in DOCS.glob("*.rst"):
+        module = None
+        for line in page.read_text().splitlines():
+            if match := re.match(r"\.\. currentmodule:: (\S+)", line):
+                module = match[1]
+            elif match := re.match(r"\.\. auto(?:function|class):: (\S+)", line):
+                found.append(f"{module}.{match[1]}")
+    assert sorted(found) == sorted(PUBLIC)
+
+
+def test_every_page_is_in_the_index():
+    index = (DOCS / "index.rst").read_text()
+    pages = {page.stem for page in DOCS.glob("*.rst")} - {"index"}
+    assert pages == set(re.findall(r"^   (\w+)$", index, re.MULTILINE))
+
+
+def flaws(name, checks):
+    """As numpydoc's own extension of Sphinx finds them: a check that is listed beside "all" is left out."""
+    validate = pytest.importorskip("numpydoc.validate").validate
+    return [error for error in validate(name)["errors"] if error[0] not in checks]
+
+
+def checks():
+    """`CHECKS` of docs/conf.py, which is not imported here: it needs Sphinx, and replaces the ufuncs."""
+    text = (DOCS / "conf.py").read_text()
+    return set(re.findall(r'^    "([A-Z]{2}\d\d)",', text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_docstrings(name):
+    assert flaws(name, checks()) == []
+
+
+@pytest.mark.parametrize("name", _ufuncs.DOCS)
+def test_docstrings_of_ufuncs(name):
+    """One line, the formula, an example."""
+    text = _ufuncs.DOCS[name].strip()
+    assert re.match(r"[A-Za-z].*\.\n\n", text)
+    assert ".. math:: " in text
+    assert "\n>>> " in text
+
+
+def undocumented(x):
+    return x
+
+
+def malformed(x, axis):
+    """Something without a full stop
+
+    Parameters
+    ----------
+    y : int
+        Not there.
+    """
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"), [(undocumented, {"GL08"}), (malformed, {"SS03", "PR01", "PR02", "EX01"})]
+)
+def test_flaws_are_found(function, expected):
+    found = {code for code, _ in flaws(f"{__name__}.{function.__name__}", checks())}
+    assert expected <= found

@@ -170,6 +170,12 @@ One term of a relative entropy: 0 for x = 0 and y >= 0, inf elsewhere outside of
 .. math:: x \log \frac{x}{y}
 
 Error at most 1.7 ulp, also for x close to y. No warnings.
+
+Examples
+--------
+>>> from fastsoftmax import special
+>>> float(special.rel_entr(1.0, 2.0))
+-0.6931471805599453
 """,
 }
 

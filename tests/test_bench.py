@@ -72,7 +72,7 @@ def test_numpy_and_scipy_agree_with_us():
 
 @pytest.mark.parametrize(
     ("library", "module", "functions"),
-    [("scikit-learn", "sklearn", 4), ("PyTorch", "torch", 14), ("JAX", "jax", 9)],
+    [("scikit-learn", "sklearn", 4), ("PyTorch", "torch", 13), ("JAX", "jax", 9)],
 )
 def test_other_libraries_agree_with_us(library, module, functions, thread_settings):
     pytest.importorskip(module)
@@ -290,7 +290,7 @@ def test_rows_end_in_time(short, monkeypatch):
 def test_cells():
     everything = Choice().cells()
     jacobians = [cell for cell in everything if "jacobian" in cell[2]]
-    assert len(everything) == len(set(everything)) == 2 * (13 * 11 + 2 * 5)
+    assert len(everything) == len(set(everything)) == 2 * (12 * 11 + 2 * 5)
     assert {shape for shape, _, _ in jacobians} == set(cases.JACOBIAN_SHAPES)
     assert Choice(("softmax", "softmax_jacobian"), ((2, 3, 4),), ("float32",)).cells() == [
         ((2, 3, 4), "float32", "softmax")

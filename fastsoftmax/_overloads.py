@@ -17,7 +17,7 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import overload
 
-from fastsoftmax import _activations, _derivatives, _losses, _segment_overloads, kernels
+from fastsoftmax import _activations, _derivatives, _entropy, _losses, _segment_overloads, kernels
 from fastsoftmax._jit_arrays import (
     OPTIONS,
     absent,
@@ -1520,3 +1520,52 @@ def _choose_squared_error(
 
 _overload_squared_error(_losses.squared_error_grad, GRADIENT)
 _overload_squared_error(_losses.squared_error_with_grad, BOTH)
+
+
+# --- entropy ------------------------------------------------------------------------------------------------
+
+
+def _entropies(function: str, wanted: Any, x: Any, axis: Any, temperature: Any, out: Any) -> Run:
+    dtype = real_array(function, "x", x)
+    axes = _one_axis(function, "x", x, axis)
+    kind = KINDS[dtype]
+    beta = _beta(function, temperature, kind)
+    lay_out = layout(x, axes, last=False)
+    source_for = converter(x, axes, dtype)
+    alone = wanted is LOSS
+    begin, block_for, finish = _row_result(function, x, axes, dtype, False, out if alone else None)
+    slope_for, target_for, deliver_to = _slope(function, x, axes, dtype, out, wanted)
+    kernel = kernels.entropy.entropy
+    rows_out = merged(lambda out: out) if alone else merged(lambda out: None)
+
+    @merged
+    def run(x: Any, temperature: Any, out: Any) -> Any:
+        pair = beta(temperature)
+        order, shape = lay_out(x)
+        rows = shape[0] * shape[2]
+        slope = slope_for(x, out)
+        result = begin(x, rows_out(out))
+        source = source_for(x, order, shape, kind)
+        few = stack(kind, 1)
+        block = block_for(result, order, rows, few, source)
+        y = target_for(slope, order, shape, kind, source, None, None)
+        near = stack(kind, NEAR)
+        room = working_memory(near, shape, 1, kind)
+        kernel(0, rows, room, source, y, block, pair)
+        deliver_to(slope, order, y)
+        return wanted(finish(x, result, order, block, rows_out(out)), slope)
+
+    return run
+
+
+def _overload_entropy(function: Any, wanted: Any) -> None:
+    name = function.__name__
+
+    @_overload(function)
+    def choose(x: Any, axis: Any = -1, *, temperature: Any = 1.0, out: Any = None) -> Run:
+        run = _entropies(name, wanted, x, axis, temperature, out)
+        return lambda x, axis=-1, temperature=1.0, out=None: run(x, temperature, out)
+
+
+_overload_entropy(_entropy.softmax_entropy, LOSS)
+_overload_entropy(_entropy.softmax_entropy_with_grad, BOTH)

@@ -60,6 +60,11 @@ CALLS = {
         lambda x, w: fs.logsumexp(x, 0, where=w, keepdims=True),
         lambda s, d: (logits(s, d), mask(s)),
     ),
+    "softmax_entropy": (
+        lambda x, t, out: fs.softmax_entropy(x, temperature=t, out=out),
+        lambda s, d: (logits(s, d), 0.7 if s[0] % 2 else 1.0, np.empty(s[:1], d)),
+    ),
+    "softmax_entropy_with_grad": (lambda x: fs.softmax_entropy_with_grad(x), lambda s, d: (logits(s, d),)),
     "softmax_jacobian": (lambda x, t: fs.softmax_jacobian(x, temperature=t), lambda s, d: (logits(s, d), 3)),
     "log_softmax_jacobian": (lambda x: fs.log_softmax_jacobian(x), lambda s, d: (logits(s, d),)),
     "softmax_jvp": (
@@ -142,7 +147,7 @@ def compare(call, compiled, arguments):
 
 
 ELSEWHERE = {name for name in fs.__all__ if name.startswith("segment_")}  # test_segments_njit.py
-NOT_COMPILED = {"threads", "softmax_entropy", "softmax_entropy_with_grad"}
+NOT_COMPILED = {"threads"}
 
 
 def test_every_function_is_called():

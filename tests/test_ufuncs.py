@@ -274,12 +274,10 @@ def test_it_is_a_ufunc(name):
 
 @every_name
 def test_docstring_examples(name):
-    failed, tried = 0, 0
-    if name != "rel_entr":
-        runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-        test = doctest.DocTestParser().get_doctest(ufunc(name).__doc__, {}, name, None, None)
-        failed, tried = runner.run(test)
-        assert tried > 1
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    test = doctest.DocTestParser().get_doctest(ufunc(name).__doc__, {}, name, None, None)
+    failed, tried = runner.run(test)
+    assert tried > 1
     assert not failed
     assert _ufuncs.DOCS[name].strip() in ufunc(name).__doc__
 

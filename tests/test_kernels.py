@@ -17,8 +17,8 @@ from numba import njit
 import fastsoftmax as fs
 from fastsoftmax import kernels
 from fastsoftmax.kernels import elementary, jit, vector
-from fastsoftmax.kernels.activations import log_softmax_block, softmax_block
-from fastsoftmax.kernels.traversal import COLUMN_LIMIT, TABLE, measure, measured
+from fastsoftmax.kernels.activations import log_softmax_block, softmax_block, softmax_of_terms_block
+from fastsoftmax.kernels.traversal import COLUMN_LIMIT, TABLE, either, measure, measured
 
 X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="register names of x86")
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -78,24 +78,26 @@ def test_kernels_are_vectors(name, dtype):
 
 @X86
 @every_dtype
-@pytest.mark.parametrize("block", [softmax_block, log_softmax_block], ids=["softmax", "log_softmax"])
+@pytest.mark.parametrize("block", [softmax_block, softmax_of_terms_block, log_softmax_block])
 def test_rows_are_read_in_order(block, dtype):
     """The walk along a row has no gather and no scatter: indices that might wrap around bring them."""
+    kept = True if block is softmax_of_terms_block else None
 
     @njit(**jit._OPTIONS)
     def rows(x, y):
         source, target = vector.memory(x), vector.memory(y)
         classes = x.shape[1]
         table = vector.scratch(source, TABLE)
-        measure(source, 0, classes, x.shape[0], None, table)
+        terms = vector.unless_none(kept, target)
+        measure(source, 0, classes, x.shape[0], None, table, terms)
         for row in range(x.shape[0]):
             stats = measured(table, row)
-            block(source, None, target, row * classes, classes, True, stats, None, row, 1, None)
+            block(either(terms, source), None, target, row * classes, classes, True, stats, None, row, 1, None)
 
     x = np.random.default_rng(0).normal(size=(3, 100)).astype(dtype)
     y = np.empty_like(x)
     rows(x, y)
-    function = {softmax_block: fs.softmax, log_softmax_block: fs.log_softmax}[block]
+    function = fs.log_softmax if block is log_softmax_block else fs.softmax
     np.testing.assert_array_equal(y, function(x))
     (code,) = rows.inspect_asm().values()
     assert packed(code, dtype)[0] >= 20

@@ -9,6 +9,7 @@ from fastsoftmax.kernels.traversal import (
     FEW,
     log_of_others,
     probability,
+    probability_of,
     reciprocal,
     short_statistics,
     tempered,
@@ -61,11 +62,40 @@ def softmax_block(
         store_part(y, offset + full, length - full, probability(last, beta, shift, bias, inverse))
 
 
+@inline
+def softmax_of_terms_block(
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    folded: Any,
+    stats: Any,
+    rows: Any,
+    row: int,
+    count: int,
+    options: Any,
+) -> None:
+    """The same where x holds the terms that the sum was made of: the exponentials are not computed twice."""
+    m, _, _, top, ties, rest, rest_low = stats
+    inverse = reciprocal(m, top, ties, rest, rest_low)
+    step = lane_count(x)
+    full = length // step * step
+    for k in range(0, full, step):
+        store(y, offset + k, probability_of(load(x, offset + k), inverse))
+    if full < length:
+        last = load_part(x, offset + full, length - full, number(x, 0.0))
+        store_part(y, offset + full, length - full, probability_of(last, inverse))
+
+
 @kernel
 def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
     data, probs = memory(x), memory(y)
-    traverse(softmax_block, start, stop, x.shape, memory(room), data, None, probs, None, beta, beta, None)
+    shape, tile = x.shape, memory(room)
+    traverse(
+        softmax_of_terms_block, start, stop, shape, tile, data, None, probs, None, None, beta, None, None, True
+    )
 
 
 @kernel
@@ -75,11 +105,13 @@ def softmax_in_place(y: Any) -> None:
     rows, classes = y.shape
     if rows <= FEW and classes <= COLUMN_LIMIT:
         for row in range(rows):
-            stats = short_statistics(data, row * classes, classes, None)
-            softmax_block(data, None, data, row * classes, classes, True, stats, None, row, 1, None)
+            at = row * classes
+            stats = short_statistics(data, at, classes, None, data)
+            softmax_of_terms_block(data, None, data, at, classes, True, stats, None, row, 1, None)
         return
     tile = scratch(data, COLUMN_LIMIT)
-    traverse(softmax_block, 0, rows, (rows, classes, 1), tile, data, None, data, None, None, None, None)
+    shape = (rows, classes, 1)
+    traverse(softmax_of_terms_block, 0, rows, shape, tile, data, None, data, None, None, None, None, None, True)
 
 
 @inline
@@ -126,9 +158,8 @@ def log_softmax_block(
 @kernel
 def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
-    traverse(
-        log_softmax_block, start, stop, x.shape, memory(room), memory(x), None, memory(y), None, beta, beta, None
-    )
+    data, result, tile = memory(x), memory(y), memory(room)
+    traverse(log_softmax_block, start, stop, x.shape, tile, data, None, result, None, beta, beta, None, None, None)
 
 
 @kernel
@@ -138,11 +169,12 @@ def log_softmax_in_place(y: Any) -> None:
     rows, classes = y.shape
     if rows <= FEW and classes <= COLUMN_LIMIT:
         for row in range(rows):
-            stats = short_statistics(data, row * classes, classes, None)
+            stats = short_statistics(data, row * classes, classes, None, None)
             log_softmax_block(data, None, data, row * classes, classes, True, stats, None, row, 1, None)
         return
     tile = scratch(data, COLUMN_LIMIT)
-    traverse(log_softmax_block, 0, rows, (rows, classes, 1), tile, data, None, data, None, None, None, None)
+    shape = (rows, classes, 1)
+    traverse(log_softmax_block, 0, rows, shape, tile, data, None, data, None, None, None, None, None, None)
 
 
 @inline
@@ -172,9 +204,8 @@ def logsumexp_block(
 @kernel
 def logsumexp(start: int, stop: int, room: Any, x: Any, rows: Any) -> None:
     """rows = log(sum_j exp(x_j))."""
-    traverse(
-        logsumexp_block, start, stop, x.shape, memory(room), memory(x), None, None, memory(rows), None, None, None
-    )
+    data, results, tile = memory(x), memory(rows), memory(room)
+    traverse(logsumexp_block, start, stop, x.shape, tile, data, None, None, results, None, None, None, None, None)
 
 
 @kernel
@@ -184,8 +215,9 @@ def logsumexp_small(x: Any, rows: Any) -> None:
     count, classes = x.shape
     if count <= FEW and classes <= COLUMN_LIMIT:
         for row in range(count):
-            stats = short_statistics(data, row * classes, classes, None)
+            stats = short_statistics(data, row * classes, classes, None, None)
             logsumexp_block(data, None, None, row * classes, classes, True, stats, results, row, 1, None)
         return
     tile = scratch(data, COLUMN_LIMIT)
-    traverse(logsumexp_block, 0, count, (count, classes, 1), tile, data, None, None, results, None, None, None)
+    shape = (count, classes, 1)
+    traverse(logsumexp_block, 0, count, shape, tile, data, None, None, results, None, None, None, None, None)

@@ -65,7 +65,7 @@ def _probs(stats: Any, from_probs: Any) -> Any:
     m, shift, bias, top, ties, rest, rest_low = stats
     if from_probs is None:
         return shift, bias, reciprocal(m, top, ties, rest, rest_low)
-    return m, m, (m, m, m, m, m, m)
+    return m, m, (m, m, m, m, m, m, m)
 
 
 @inline
@@ -159,6 +159,8 @@ def softmax_product(
         options,
         beta,
         from_probs,
+        None,
+        None,
     )
 
 
@@ -213,6 +215,8 @@ def softmax_variance(start: int, stop: int, room: Any, x: Any, y: Any, weights: 
         factors,
         None,
         None,
+        None,
+        None,
     )
 
 
@@ -257,6 +261,8 @@ def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, be
         None,
         beta,
         beta,
+        None,
+        None,
         None,
     )
 
@@ -311,6 +317,8 @@ def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, be
         None,
         beta,
         beta,
+        None,
+        None,
         None,
     )
 
@@ -393,7 +401,7 @@ def _jacobian(
         for n in range(start, stop):
             at = n * classes
             if from_probs is None:
-                measure(x, at, classes, 1, beta, table)
+                measure(x, at, classes, 1, beta, table, None)
             stats = measured(table, 0)
             highest, lacking = _extremes(stats, beta, from_probs)
             _fill_probs(x, at, y, n * square, classes, stats, beta, from_probs)
@@ -404,7 +412,7 @@ def _jacobian(
     for first in range(start, stop, step):
         count = min(step, stop - first)
         load_tile(x, tile, first * classes, classes, 1, count)
-        stats = tile_statistics(tile, 0, classes * step, beta, from_probs)
+        stats = tile_statistics(tile, 0, classes * step, beta, from_probs, None)
         highest, lacking = _extremes(stats, beta, from_probs)
         store(tops, 0, highest)
         store(tops, step, lacking)

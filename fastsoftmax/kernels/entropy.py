@@ -141,6 +141,5 @@ def entropy(start: int, stop: int, room: Any, x: Any, y: Any, rows: Any, beta: A
     data, results = memory(x), memory(rows)
     outer, inner = _parted(data, beta)
     options = (beta, outer, inner)
-    traverse(
-        entropy_block, start, stop, x.shape, memory(room), data, None, memory(y), results, options, beta, None
-    )
+    shape, tile, grad = x.shape, memory(room), memory(y)
+    traverse(entropy_block, start, stop, shape, tile, data, None, grad, results, options, beta, None, None, None)

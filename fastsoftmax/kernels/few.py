@@ -5,11 +5,11 @@ One by one (`traversal.short_statistics`), with the bits that the walk in column
 
 from typing import Any
 
-from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_block
+from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_of_terms_block
 from fastsoftmax.kernels.jit import kernel
-from fastsoftmax.kernels.losses import cross_entropy_block
+from fastsoftmax.kernels.losses import short_cross_entropy
 from fastsoftmax.kernels.traversal import short_statistics
-from fastsoftmax.kernels.vector import memory
+from fastsoftmax.kernels.vector import memory, scratch
 
 
 @kernel
@@ -18,8 +18,8 @@ def softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
     data, result, classes = memory(x), memory(y), x.shape[1]
     for row in range(rows):
         at = row * classes
-        stats = short_statistics(data, at, classes, beta)
-        softmax_block(data, None, result, at, classes, True, stats, None, row, 1, beta)
+        stats = short_statistics(data, at, classes, beta, result)
+        softmax_of_terms_block(result, None, result, at, classes, True, stats, None, row, 1, None)
 
 
 @kernel
@@ -28,7 +28,7 @@ def log_softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
     data, result, classes = memory(x), memory(y), x.shape[1]
     for row in range(rows):
         at = row * classes
-        stats = short_statistics(data, at, classes, beta)
+        stats = short_statistics(data, at, classes, beta, None)
         log_softmax_block(data, None, result, at, classes, True, stats, None, row, 1, beta)
 
 
@@ -38,7 +38,7 @@ def logsumexp(rows: int, x: Any, sums: Any) -> None:
     data, results, classes = memory(x), memory(sums), x.shape[1]
     for row in range(rows):
         at = row * classes
-        stats = short_statistics(data, at, classes, None)
+        stats = short_statistics(data, at, classes, None, None)
         logsumexp_block(data, None, None, at, classes, True, stats, results, row, 1, None)
 
 
@@ -48,8 +48,6 @@ def cross_entropy(
 ) -> None:
     """`losses.cross_entropy` of so many rows."""
     data, grad, results, classes = memory(x), memory(y), memory(losses), x.shape[1]
-    options = (memory(labels), memory(weights), scale, scale_low)
+    options = ((memory(labels), scratch(data, 1)), memory(weights), scale, scale_low)
     for row in range(rows):
-        at = row * classes
-        stats = short_statistics(data, at, classes, None)
-        cross_entropy_block(data, None, grad, at, classes, True, stats, results, row, 1, options)
+        short_cross_entropy(data, grad, classes, results, row, options)

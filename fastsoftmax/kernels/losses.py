@@ -21,12 +21,16 @@ from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     FEW,
     add,
+    either,
+    label_of,
     log_of_others,
     probability,
+    probability_of,
     reciprocal,
     remainder,
     short_statistics,
     spared,
+    target_of,
     traverse,
     weighted,
 )
@@ -56,32 +60,13 @@ NAN = float("nan")
 
 
 @inline
-def _label(labels: Any, row: int, classes: int) -> Any:
-    """A label that is surely inside its row: read once, and 0 if it is not (the caller has checked it)."""
-    label = load_scalar(labels, row)
-    return label if 0 <= label < classes else 0
-
-
-@inline
-def _gather_targets(
-    x: Any, offset: int, labels: Any, row: int, count: int, stride: int, classes: int, room: Any
-) -> Any:
-    """The logit at the label of each row, in the first lanes of a vector."""
-    store(room, 0, broadcast(number(x, 0.0)))
-    for lane in range(count):
-        at = _label(labels, row + lane, classes) * stride + lane
-        store_scalar(room, lane, load_scalar(x, offset + at))
-    return load(room, 0)
-
-
-@inline
 def _scatter_targets(
     y: Any, offset: int, labels: Any, row: int, count: int, stride: int, classes: int, room: Any, value: Any
 ) -> None:
     """Write `value`, one lane for each row, at the label of that row."""
     store(room, 0, broadcast(value))
     for lane in range(count):
-        at = _label(labels, row + lane, classes) * stride + lane
+        at = label_of(labels, row + lane, classes) * stride + lane
         store_scalar(y, offset + at, load_scalar(room, lane))
 
 
@@ -99,18 +84,18 @@ def cross_entropy_block(
     count: int,
     options: Any,
 ) -> None:
-    """Loss and gradient for labels."""
-    labels, weights, scale, scale_low = options
+    """Loss and gradient for labels; x holds the terms of the rows if there is a gradient."""
+    picks, weights, scale, scale_low = options
+    labels, targets = picks
     m, shift, bias, top, ties, rest, rest_low = stats
     step = lane_count(x)
     stride = 1 if folded is not None else step
     classes = length // stride
-    room = scratch(x, 1)
-    target = _gather_targets(x, offset, labels, row, count, stride, classes, room)
+    target = row_value(x, folded, targets, 0, count)
     weight = row_value(x, folded, weights, row, count)
     high, low = log_of_others(top, ties, rest, rest_low)
     loss = weight * ((m - target) + (high + low))
-    store_part(rows, row, count, spared(weight, loss))
+    store_part(rows, row, count, broadcast(spared(weight, loss)))
     if y is not None:
         plain = reciprocal(m, top, ties, rest, rest_low)
         factor, factor_low = weight * scale, weight * scale_low
@@ -120,13 +105,21 @@ def cross_entropy_block(
         slope = spared(weight, muladd(slope, factor, slope * factor_low))
         full = length // step * step
         for k in range(0, full, step):
-            p = probability(load(x, offset + k), None, shift, bias, inverse)
-            store(y, offset + k, spared(weight, p))
+            store(y, offset + k, spared(weight, probability_of(load(x, offset + k), inverse)))
         if full < length:
-            last = load_part(x, offset + full, length - full, number(x, -INF))
-            p = probability(last, None, shift, bias, inverse)
+            p = probability_of(load_part(x, offset + full, length - full, number(x, 0.0)), inverse)
             store_part(y, offset + full, length - full, spared(weight, p))
-        _scatter_targets(y, offset, labels, row, count, stride, classes, room, slope)
+        _scatter_targets(y, offset, labels, row, count, stride, classes, scratch(x, 1), slope)
+
+
+@inline
+def short_cross_entropy(x: Any, y: Any, classes: int, rows: Any, row: int, options: Any) -> None:
+    """`cross_entropy_block` of one row of at most `COLUMN_LIMIT` classes, by `short_statistics`."""
+    at = row * classes
+    labels, targets = options[0]
+    store_scalar(targets, 0, target_of(x, at, classes, labels, row))
+    stats = short_statistics(x, at, classes, None, y)
+    cross_entropy_block(either(y, x), None, y, at, classes, True, stats, rows, row, 1, options)
 
 
 @kernel
@@ -143,8 +136,9 @@ def cross_entropy(
     scale_low: Any,
 ) -> None:
     """rows = -weights log p[label]; y, unless None, = scale weights (p - onehot(label))."""
-    options = (memory(labels), memory(weights), scale, scale_low)
-    data, results = memory(x), memory(rows)
+    data, targets, grad, results = memory(x), memory(labels), memory(y), memory(rows)
+    picks = targets, scratch(data, 2)
+    options = (picks, memory(weights), scale, scale_low)
     traverse(
         cross_entropy_block,
         start,
@@ -153,11 +147,13 @@ def cross_entropy(
         memory(room),
         data,
         None,
-        memory(y),
+        grad,
         results,
         options,
         None,
         None,
+        picks,
+        grad,
     )
 
 
@@ -173,16 +169,30 @@ def cross_entropy_small(x: Any, labels: Any, y: Any, rows: Any, scale: Any, scal
         label = load_scalar(targets, row)
         if label < 0 or label >= classes:
             return -1.0
-    options = (targets, None, scale, scale_low)
+    picks = targets, scratch(data, 2)
+    options = (picks, None, scale, scale_low)
     if count <= FEW and classes <= COLUMN_LIMIT:
         for row in range(count):
-            at = row * classes
-            stats = short_statistics(data, at, classes, None)
-            cross_entropy_block(data, None, grad, at, classes, True, stats, results, row, 1, options)
+            short_cross_entropy(data, grad, classes, results, row, options)
     else:
         tile = scratch(data, COLUMN_LIMIT)
         shape = (count, classes, 1)
-        traverse(cross_entropy_block, 0, count, shape, tile, data, None, grad, results, options, None, None)
+        traverse(
+            cross_entropy_block,
+            0,
+            count,
+            shape,
+            tile,
+            data,
+            None,
+            grad,
+            results,
+            options,
+            None,
+            None,
+            picks,
+            grad,
+        )
     return sum_of(results, count)
 
 
@@ -321,6 +331,8 @@ def soft_cross_entropy(
         options,
         None,
         None,
+        None,
+        None,
     )
 
 
@@ -395,5 +407,18 @@ def squared_error(
     options = (memory(weights), scale, scale_low)
     data, v, results = memory(x), memory(targets), memory(rows)
     traverse(
-        squared_error_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options, None, None
+        squared_error_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        data,
+        v,
+        memory(y),
+        results,
+        options,
+        None,
+        None,
+        None,
+        None,
     )

@@ -56,7 +56,8 @@ def summary_block(
 def summary(start: int, stop: int, room: Any, x: Any, rows: Any, beta: Any) -> None:
     """rows (8, N) = m, shift, bias, top (a pair), ties, rest (a pair); beta is 1/T as a pair, or None."""
     data, results, tile = memory(x), memory(rows), memory(room)
-    traverse(summary_block, start, stop, x.shape, tile, data, None, None, results, rows.shape[1], beta, None)
+    shape, step = x.shape, rows.shape[1]
+    traverse(summary_block, start, stop, shape, tile, data, None, None, results, step, beta, None, None, None)
 
 
 @inline
@@ -97,7 +98,8 @@ def softmax(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, beta: 
     """y_k = exp(x_k/T) / sum_j exp(x_j/T), the sum over the whole row; given (4, N) = m, ties, rest (a pair)."""
     options = beta, memory(given), given.shape[1]
     data, result, tile = memory(x), memory(y), memory(room)
-    traverse(softmax_part, start, stop, x.shape, tile, data, None, result, None, options, None, True)
+    shape = x.shape
+    traverse(softmax_part, start, stop, shape, tile, data, None, result, None, options, None, True, None, None)
 
 
 @inline
@@ -125,7 +127,8 @@ def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, be
     """y_k = x_k/T - log(sum_j exp(x_j/T)), the sum over the whole row; given as for `softmax`."""
     options = beta, memory(given), given.shape[1]
     data, result, tile = memory(x), memory(y), memory(room)
-    traverse(log_softmax_part, start, stop, x.shape, tile, data, None, result, None, options, None, True)
+    shape = x.shape
+    traverse(log_softmax_part, start, stop, shape, tile, data, None, result, None, options, None, True, None, None)
 
 
 @inline
@@ -155,4 +158,5 @@ def totals(start: int, stop: int, room: Any, x: Any, rows: Any, given: Any) -> N
     """rows (2, N) = log(sum_j exp(x_j)), 1 - p of a greatest entry; x (N, 1, 1) is m, given as for `softmax`."""
     options = memory(given), given.shape[1]
     data, results, tile = memory(x), memory(rows), memory(room)
-    traverse(totals_block, start, stop, x.shape, tile, data, None, None, results, options, None, True)
+    shape = x.shape
+    traverse(totals_block, start, stop, shape, tile, data, None, None, results, options, None, True, None, None)

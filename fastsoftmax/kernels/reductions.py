@@ -92,5 +92,7 @@ def share_totals(
 ) -> None:
     """rows + rows_low = sum_j class_weights_j (base + gain targets_j): the sum of shares, see `losses`."""
     options = (memory(class_weights), base, gain, memory(rows_low))
-    data, results, tile = memory(targets), memory(rows), memory(room)
-    traverse(share_total_block, start, stop, targets.shape, tile, data, None, None, results, options, None, True)
+    shape, data, results, tile = targets.shape, memory(targets), memory(rows), memory(room)
+    traverse(
+        share_total_block, start, stop, shape, tile, data, None, None, results, options, None, True, None, None
+    )

@@ -21,7 +21,7 @@ A block of work, ``bounds[b] .. bounds[b + 1]``, is a range of segments with abo
 
 from typing import Any
 
-from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_block
+from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_of_terms_block
 from fastsoftmax.kernels.derivatives import softmax_product_block
 from fastsoftmax.kernels.elementary import exp_pair, reference, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
@@ -30,6 +30,7 @@ from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     TABLE,
     add,
+    either,
     highest,
     lane_sums,
     log_of_others,
@@ -40,6 +41,7 @@ from fastsoftmax.kernels.traversal import (
     remainder,
     spared,
     statistics,
+    target_of,
     weighted,
 )
 from fastsoftmax.kernels.vector import (
@@ -114,11 +116,13 @@ def walk(
     labels: Any,
     weights: Any,
     rest: Any,
+    keep: Any,
 ) -> None:
     """Run `block` over the segments of blocks start .. stop but the huge ones.
 
-    `block` is a building block as `traversal` describes it, its options are ``options(labels, weights, rest)``.
-    `rows` is an output with one number for each segment, `labels` and `weights` are such inputs.
+    `block` is a building block as `traversal` describes it; its options are ``options(labels, targets, weights,
+    rest)``, where `targets` holds the entries at the labels. `rows` is an output with one number for each segment,
+    `labels` and `weights` are such inputs. `keep` is that of `traverse`.
     """
     step = lane_count(x)
     tile = scratch(x, COLUMN_LIMIT)
@@ -128,6 +132,7 @@ def walk(
     lane_rows = scratch(x, 1)
     lane_weights = scratch(x, 1)
     lane_labels = integers(16)
+    targets = scratch(x, 1)
     starts, lengths, owners, waiting = integers(WAITING), integers(WAITING), integers(WAITING), integers(BUCKETS)
     for b in range(BUCKETS):
         store_integer(waiting, b, 0)
@@ -153,9 +158,13 @@ def walk(
             length = _inside(load_scalar(indptr, n + 1), begin, entries) - begin
             if length > COLUMN_LIMIT or (length == 0 and rows is None):
                 if COLUMN_LIMIT < length <= HUGE:
-                    measure(x, begin, length, 1, None, table)
+                    terms = unless_none(keep, y)
+                    if labels is not None:
+                        store_scalar(targets, 0, target_of(x, begin, length, labels, n))
+                    measure(x, begin, length, 1, None, table, terms)
                     stats = measured(table, 0)
-                    block(x, v, y, begin, length, True, stats, rows, n, 1, options(labels, weights, rest))
+                    settings = options(labels, targets, weights, rest)
+                    block(either(terms, x), v, y, begin, length, True, stats, rows, n, 1, settings)
                 n += 1
                 alone -= 1
                 continue
@@ -194,6 +203,7 @@ def walk(
                 label = load_scalar(labels, named)
                 label = label if 0 <= label < load_scalar(lengths, at + lane) else 0
                 store_integer(lane_labels, lane, label)
+                store_scalar(targets, lane, load_scalar(tile, label * step + lane))
         if weights is not None:
             if at == TOGETHER:
                 store(lane_weights, 0, load(weights, owner))
@@ -207,11 +217,11 @@ def walk(
             0,
             longest * step,
             None,
-            statistics(tile, 0, longest * step, None, None),
+            statistics(tile, 0, longest * step, None, None, unless_none(keep, tile)),
             unless_none(rows, lane_rows),
             0,
             count,
-            options(unless_none(labels, lane_labels), unless_none(weights, lane_weights), rest),
+            options(unless_none(labels, lane_labels), targets, unless_none(weights, lane_weights), rest),
         )
         if y is not None:
             for k in range(longest):
@@ -225,42 +235,43 @@ def walk(
 
 
 @inline
-def _none(labels: Any, weights: Any, rest: Any) -> Any:
+def _none(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
     """The options of `activations`: no temperature."""
     return None
 
 
 @inline
-def _plain(labels: Any, weights: Any, rest: Any) -> Any:
+def _plain(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
     """The options of `softmax_product_block`: no temperature, logits, no weights."""
     return None, None, None
 
 
 @inline
-def _weighed(labels: Any, weights: Any, rest: Any) -> Any:
+def _weighed(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
     """The options of `cross_entropy_block`."""
-    return labels, weights, rest[0], rest[1]
+    return (labels, targets), weights, rest[0], rest[1]
 
 
 @kernel
 def segment_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, y: Any) -> None:
     """y = softmax of every segment."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    walk(softmax_block, _none, start, stop, data, None, memory(y), None, table, cuts, None, None, None)
+    result = memory(y)
+    walk(softmax_of_terms_block, _none, start, stop, data, None, result, None, table, cuts, None, None, None, True)
 
 
 @kernel
 def segment_log_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, y: Any) -> None:
     """y = log-softmax of every segment."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    walk(log_softmax_block, _none, start, stop, data, None, memory(y), None, table, cuts, None, None, None)
+    walk(log_softmax_block, _none, start, stop, data, None, memory(y), None, table, cuts, None, None, None, None)
 
 
 @kernel
 def segment_logsumexp(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, rows: Any) -> None:
     """rows = log-sum-exp of every segment, -inf of an empty one."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    walk(logsumexp_block, _none, start, stop, data, None, None, memory(rows), table, cuts, None, None, None)
+    walk(logsumexp_block, _none, start, stop, data, None, None, memory(rows), table, cuts, None, None, None, None)
 
 
 @kernel
@@ -270,7 +281,20 @@ def segment_softmax_product(
     """y = p (v - p.v) of every segment: J v, and J^T v."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
     walk(
-        softmax_product_block, _plain, start, stop, data, memory(v), memory(y), None, table, cuts, None, None, None
+        softmax_product_block,
+        _plain,
+        start,
+        stop,
+        data,
+        memory(v),
+        memory(y),
+        None,
+        table,
+        cuts,
+        None,
+        None,
+        None,
+        None,
     )
 
 
@@ -291,7 +315,7 @@ def segment_cross_entropy(
 ) -> None:
     """rows = -weights log p[label]; y, unless None, = scale weights (p - onehot(label))."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    targets, factors, results = memory(labels), memory(weights), memory(rows)
+    targets, factors, grad, results = memory(labels), memory(weights), memory(y), memory(rows)
     rest = (scale, scale_low)
     walk(
         cross_entropy_block,
@@ -300,13 +324,14 @@ def segment_cross_entropy(
         stop,
         data,
         None,
-        memory(y),
+        grad,
         results,
         table,
         cuts,
         targets,
         factors,
         rest,
+        grad,
     )
 
 
@@ -388,7 +413,7 @@ def piece_sums(start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: An
         begin, length, first, end, _ = _piece(table, i)
         m = _greatest(tops, first, end)
         shift, bias = reference(m)
-        state = lane_sums(data, begin, length, m, None, shift, bias)
+        state = lane_sums(data, begin, length, m, None, shift, bias, None, 0)
         high, low = fold_two_sum(True, state[1], state[2])
         store_scalar(out, 3 * i, fold_sum(True, state[0]))
         store_scalar(out, 3 * i + 1, high)

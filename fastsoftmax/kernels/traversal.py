@@ -26,10 +26,13 @@ bits in every batch and on any number of threads.
 from typing import Any
 
 from fastsoftmax.kernels.elementary import (
+    LIFT_32,
+    LIFT_64,
+    biased,
     exp_pair,
     exp_parts,
+    exp_scaled,
     log_pair,
-    power_of_two,
     quick_quotient,
     reference,
     smallest_power,
@@ -47,6 +50,7 @@ from fastsoftmax.kernels.vector import (
     fold_sum,
     fold_two_sum,
     gather,
+    is_single,
     lane_count,
     load,
     load_dense,
@@ -59,6 +63,7 @@ from fastsoftmax.kernels.vector import (
     scatter,
     scratch,
     select_equal,
+    select_less,
     select_other,
     shift_to_exponent,
     size,
@@ -66,6 +71,7 @@ from fastsoftmax.kernels.vector import (
     store,
     store_dense,
     store_part,
+    store_scalar,
     store_turned,
     unless_none,
 )
@@ -80,6 +86,8 @@ FEW = 4
 STATISTICS = 8
 TABLE = 72
 """Vectors of memory for a group: its statistics, three partial sums for each row, and room to turn them."""
+GREATEST = -1.0
+"""What stands for the term of a greatest entry where terms are kept."""
 
 
 @inline
@@ -92,13 +100,24 @@ def tempered(value: Any, beta: Any) -> Any:
 
 
 @inline
+def _scaled(e: Any, inverse: Any) -> Any:
+    """A term times `reciprocal`; 2**LIFT times too large until the last step, so that no low part is denormal."""
+    scale, scale_low, unit, least, nothing, _, _ = inverse
+    return select_less(e, least, nothing, muladd(e, scale, e * scale_low) * unit)
+
+
+@inline
 def probability(value: Any, beta: Any, shift: Any, bias: Any, inverse: Any) -> Any:
-    """A term times `reciprocal`: the factor first, which cannot underflow, then its power of two, exactly."""
-    scale, scale_low, least, nothing, m, highest_p = inverse
+    """The probability of an entry."""
     scaled, tail = tempered(value, beta)
-    factor, q = exp_parts(scaled - shift, tail, bias)
-    p = power_of_two(muladd(factor, scale, factor * scale_low), q, least, nothing)
-    return select_equal(value, m, highest_p, p)
+    p = _scaled(exp_scaled(scaled - shift, tail, bias), inverse)
+    return select_equal(value, inverse[5], inverse[6], p)
+
+
+@inline
+def probability_of(e: Any, inverse: Any) -> Any:
+    """The same of an entry whose term has been kept; that of a greatest one is `GREATEST`."""
+    return select_equal(e, number(e, GREATEST), inverse[6], _scaled(e, inverse))
 
 
 @inline
@@ -132,18 +151,26 @@ def term(value: Any, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
 
 
 @inline
-def _add_term(value: Any, m: Any, beta: Any, shift: Any, bias: Any, sums: Any) -> Any:
+def _add_term(value: Any, m: Any, e: Any, sums: Any) -> Any:
     ties, high, low = sums
     ties = select_equal(value, m, ties + number(value, 1.0), ties)
-    high, error = two_sum(high, term(value, m, beta, shift, bias))
+    high, error = two_sum(high, e)
     return ties, high, low + error
 
 
 @inline
-def lane_sums(x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
+def _mark(value: Any, m: Any, e: Any) -> Any:
+    return select_equal(value, m, number(value, GREATEST), e)
+
+
+@inline
+def lane_sums(
+    x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any, terms: Any, at: int
+) -> Any:
     """The entries equal to m, and the terms of the others as a pair, in each lane of the vectors of a row.
 
-    Entries are counted in stretches of 2**23 vectors, because a float32 does not count beyond 2**24.
+    The terms go to `terms` from `at` on, unless it is None; it may be x itself. Entries are counted in stretches
+    of 2**23 vectors, because a float32 does not count beyond 2**24.
     """
     step = lane_count(x)
     full = length // step * step
@@ -153,28 +180,35 @@ def lane_sums(x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, b
     for first in range(0, full, stretch):
         sums = (zero, high, low)
         for k in range(first, min(first + stretch, full), step):
-            sums = _add_term(load(x, offset + k), m, beta, shift, bias, sums)
+            value = load(x, offset + k)
+            e = term(value, m, beta, shift, bias)
+            sums = _add_term(value, m, e, sums)
+            if terms is not None:
+                store(terms, at + k, _mark(value, m, e))
         ties, high, low = ties + sums[0], sums[1], sums[2]
     if full < length:
-        last = load_part(x, offset + full, length - full, number(x, -INF))
-        return _add_term(last, m, beta, shift, bias, (ties, high, low))
+        value = load_part(x, offset + full, length - full, number(x, -INF))
+        e = term(value, m, beta, shift, bias)
+        if terms is not None:
+            store_part(terms, at + full, length - full, _mark(value, m, e))
+        return _add_term(value, m, e, (ties, high, low))
     return ties, high, low
 
 
 @inline
-def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
+def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: Any) -> Any:
     r"""All that a row's softmax is made of: (m, shift, bias, top, ties, rest, rest_low).
 
     m is the greatest entry, `shift` and `bias` its `reference`. In the units of that reference, top is the
     term exp(m/T), as a pair, since all others are compared with it; `ties` the number of entries equal to m, and
     rest + rest_low the sum of all other terms, added with TwoSum: its error is that of the terms (1.1 ulp each),
     whatever their number and order. Keeping the greatest entries out of the sum keeps it accurate where it is tiny
-    beside them.
+    beside them. The terms themselves replace those of `terms`, unless it is None.
     """
     m = highest(x, offset, length, folded)
     top_scaled, top_tail = tempered(m, beta)
     shift, bias = reference(top_scaled)
-    sums = lane_sums(x, offset, length, m, beta, shift, bias)
+    sums = lane_sums(x, offset, length, m, beta, shift, bias, terms, offset)
     ties = fold_sum(folded, sums[0])
     high, low = fold_two_sum(folded, sums[1], sums[2])
     rest, rest_low = two_sum(high, low)
@@ -183,11 +217,11 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any) -> Any:
 
 
 @inline
-def short_statistics(x: Any, offset: int, length: int, beta: Any) -> Any:
+def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> Any:
     """The `statistics` of one row of at most `COLUMN_LIMIT` classes, with the bits of the walk in columns.
 
     There a row would keep one lane busy. Here its terms fill a vector, and only their sum is taken one after the
-    other, as that lane does it.
+    other, as that lane does it. The terms go where the row is in `kept`, unless it is None.
     """
     m = highest(x, offset, length, True)
     top_scaled, top_tail = tempered(m, beta)
@@ -199,7 +233,10 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any) -> Any:
     for k in range(0, length, step):
         value = load_part(x, offset + k, min(step, length - k), number(x, -INF))
         many = select_equal(value, m, many + number(x, 1.0), many)
-        store(terms, k, term(value, m, beta, shift, bias))
+        e = term(value, m, beta, shift, bias)
+        store(terms, k, e)
+        if kept is not None:
+            store_part(kept, offset + k, min(step, length - k), _mark(value, m, e))
     high, low = zero, zero
     for k in range(length):
         high, error = two_sum(high, load_scalar(terms, k))
@@ -209,8 +246,11 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any) -> Any:
 
 
 @inline
-def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any) -> None:
-    """The `statistics` of `count` rows that follow each other, lane by lane into `table`, for `measured`."""
+def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, terms: Any) -> None:
+    """The `statistics` of `count` rows that follow each other, lane by lane into `table`, for `measured`.
+
+    Their terms go to the same places of `terms`, unless it is None.
+    """
     step = lane_count(x)
     zero = broadcast(number(x, 0.0))
     square = step * step
@@ -234,7 +274,8 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any) 
     store(table, 4 * step, top[1])
     for i in range(count):
         row = (load_scalar(table, i), load_scalar(table, step + i), load_scalar(table, 2 * step + i))
-        sums = lane_sums(x, first + i * length, length, row[0], beta, row[1], row[2])
+        at = first + i * length
+        sums = lane_sums(x, at, length, row[0], beta, row[1], row[2], terms, at)
         store(ties, i * step, sums[0])
         store(high, i * step, sums[1])
         store(low, i * step, sums[2])
@@ -286,20 +327,41 @@ def total(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 
 
 @inline
-def reciprocal(m: Any, top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
-    """1 / (sum of all terms) as a pair, and what `probability` needs beside: `least`, m and the probability of m.
+def _lift(like: Any) -> Any:
+    return number(like, LIFT_32) if is_single(like) else number(like, LIFT_64)
 
-    A term below 2**(k - 126) (float64: -1022), k the exponent of the sum, has a probability below the smallest
-    normal number. Were it multiplied all the same, the processor would fall into its slow path for denormal
-    results, 150 cycles for each; so it is made 0 beforehand. In a row whose sum is NaN it is NaN like the rest.
+
+@inline
+def _margin(like: Any) -> Any:
+    """4 u."""
+    return number(like, 2.0**-22) if is_single(like) else number(like, 2.0**-51)
+
+
+@inline
+def _two_to_the(like: Any, exponent: Any) -> Any:
+    """A power of two that is a normal number."""
+    return shift_to_exponent(biased(like, number(like, 0.0)) + exponent)
+
+
+@inline
+def reciprocal(m: Any, top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+    """1 / (sum of all terms) as a pair, in units of `unit`, and what `probability_of` needs beside.
+
+    A term below `least`, the sum times the smallest normal number (less the 4 u that the term may be too small),
+    has a probability below that. Were it multiplied all the same, the processor would fall into its slow path for
+    denormal results, 150 cycles for each; so it becomes `nothing`: 0, but NaN like the rest in a row whose sum is
+    NaN.
     """
     high, low = total(top, ties, rest, rest_low)
-    scale = number(high, 1.0) / high
-    scale_low = muladd(-scale, low, fma(-scale, high, number(high, 1.0))) * scale
-    exponent, _ = split_exponent(high)
-    zero = number(high, 0.0)
-    highest_p = muladd(top[0], scale, muladd(top[0], scale_low, top[1] * scale))
-    return scale, scale_low, maximum(exponent, zero), scale * zero, m, highest_p
+    lifted = _two_to_the(high, _lift(high))
+    inverse = number(high, 1.0) / high
+    scale = inverse * lifted
+    scale_low = muladd(-scale, low, fma(-scale, high, lifted)) * inverse
+    unit = _two_to_the(high, -_lift(high))
+    edge = high * shift_to_exponent(smallest_power(high))
+    least = muladd(-edge, _margin(high), edge)
+    highest_p = muladd(top[0], scale, muladd(top[0], scale_low, top[1] * scale)) * unit
+    return scale, scale_low, unit, least, scale * number(high, 0.0), m, highest_p
 
 
 @inline
@@ -321,13 +383,18 @@ def remainder(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 
 @inline
 def weighted(inverse: Any, weight: Any, weight_low: Any) -> Any:
-    """`reciprocal` times a weight that is given as a pair."""
-    scale, scale_low, least, nothing, m, highest_p = inverse
-    product, error = two_product(scale, weight)
-    low = error + muladd(scale, weight_low, scale_low * weight)
+    """`reciprocal` times a weight that is given as a pair; the power of two in it goes into `unit`."""
+    scale, scale_low, unit, least, nothing, m, highest_p = inverse
     exponent, _ = split_exponent(absolute(weight))
-    least = maximum(least - exponent, number(scale, 0.0))
-    return product, low, least, nothing, m, muladd(highest_p, weight, highest_p * weight_low)
+    limit = number(weight, 62.0) if is_single(weight) else number(weight, 510.0)  # what keeps `unit` normal
+    power = maximum(-limit, -maximum(-exponent, -limit - limit))
+    less = _two_to_the(weight, -power)
+    factor, factor_low = weight * less, weight_low * less
+    product, error = two_product(scale, factor)
+    low = error + muladd(scale, factor_low, scale_low * factor)
+    least = maximum(least / absolute(weight), shift_to_exponent(smallest_power(weight)))
+    highest_p = muladd(highest_p, weight, highest_p * weight_low)
+    return product, low, unit * _two_to_the(weight, power), least, nothing, m, highest_p
 
 
 @inline
@@ -418,11 +485,35 @@ def clear(table: Any) -> None:
 
 
 @inline
-def tile_statistics(tile: Any, offset: int, length: int, beta: Any, given: Any) -> Any:
-    """The `statistics` of a tile; zeros where `given` says that nobody needs them."""
+def label_of(labels: Any, row: int, classes: int) -> Any:
+    """A label that is surely inside its row: read once, and 0 if it is not (the caller has checked it)."""
+    label = load_scalar(labels, row)
+    return label if 0 <= label < classes else 0
+
+
+@inline
+def target_of(x: Any, offset: int, classes: int, labels: Any, row: int) -> Any:
+    """The entry at the label of a row that begins at `offset`."""
+    return load_scalar(x, offset + label_of(labels, row, classes))
+
+
+@inline
+def either(option: Any, default: Any) -> Any:
+    """`option`, or `default` if that is None: decided by the type."""
+    if option is None:
+        return default
+    return option
+
+
+@inline
+def tile_statistics(tile: Any, offset: int, length: int, beta: Any, given: Any, keep: Any) -> Any:
+    """The `statistics` of a tile, of which the terms replace the entries unless `keep` is None.
+
+    Zeros where `given` says that nobody needs them.
+    """
     zero = broadcast(number(tile, 0.0))
     if given is None:
-        return statistics(tile, offset, length, None, beta)
+        return statistics(tile, offset, length, None, beta, unless_none(keep, tile))
     return zero, zero, zero, (zero, zero), zero, zero, zero
 
 
@@ -440,26 +531,38 @@ def traverse(
     options: Any,
     beta: Any,
     given: Any,
+    picks: Any,
+    keep: Any,
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
     `room` is memory for tiles: a tile of x, and one of v if there is one, of at least one vector's rows each, of
     whole vectors of classes where `inner` is 1. `beta` is 1/T for the statistics; where `given` is not None, x
-    needs none, and they are zeros.
+    needs none, and they are zeros. `picks`, unless None, are labels and memory of two vectors, in the first of
+    which a block finds the entries at the labels of its rows. Where `keep` is not None, the x of the block holds
+    the terms of its rows, marked as for `probability_of`, in place of the logits: they are kept where y will be.
     """
     _, classes, inner = shape
     step = lane_count(x)
     if inner == 1 and classes > COLUMN_LIMIT:
         table = scratch(x, TABLE)
         clear(table)
+        terms = unless_none(keep, y)
         group = step if classes <= GROUP_LIMIT else 1
         for first in range(start, stop, group):
             count = min(group, stop - first)
+            if picks is not None:
+                for i in range(count):
+                    target = target_of(x, (first + i) * classes, classes, picks[0], first + i)
+                    store_scalar(picks[1], step + i, target)
             if given is None:
-                measure(x, first * classes, classes, count, beta, table)
+                measure(x, first * classes, classes, count, beta, table, terms)
             for i in range(count):
                 row = first + i
-                block(x, v, y, row * classes, classes, True, measured(table, i), rows, row, 1, options)
+                if picks is not None:
+                    store_scalar(picks[1], 0, load_scalar(picks[1], step + i))
+                stats = measured(table, i)
+                block(either(terms, x), v, y, row * classes, classes, True, stats, rows, row, 1, options)
         return
     stretch = max(classes, 1) * step
     half = size(room) if v is None else size(room) // 2
@@ -477,7 +580,11 @@ def traverse(
         while done < count:
             lanes = min(step, count - done)
             at = done * classes
-            stats = tile_statistics(tile, at, classes * step, beta, given)
+            if picks is not None:
+                for lane in range(lanes):
+                    label = label_of(picks[0], row + done + lane, classes)
+                    store_scalar(picks[1], lane, load_scalar(tile, at + label * step + lane))
+            stats = tile_statistics(tile, at, classes * step, beta, given, keep)
             block(tile, other, out, at, classes * step, None, stats, rows, row + done, lanes, options)
             done += lanes
         if y is not None:

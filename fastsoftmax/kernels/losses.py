@@ -20,6 +20,7 @@ from fastsoftmax.kernels.reductions import sum_of
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     FEW,
+    ONE_HOT_LIMIT,
     add,
     either,
     label_of,
@@ -39,6 +40,7 @@ from fastsoftmax.kernels.vector import (
     class_value,
     fold_two_sum,
     lane_count,
+    lane_labels,
     load,
     load_part,
     load_scalar,
@@ -103,6 +105,14 @@ def cross_entropy_block(
         inside = probability(target, None, shift, bias, plain) - number(x, 1.0)
         slope = select_equal(target, m, -remainder(top, ties, rest, rest_low), inside)
         slope = spared(weight, muladd(slope, factor, slope * factor_low))
+        if folded is None and classes <= ONE_HOT_LIMIT:
+            label = lane_labels(x, labels, row, count)
+            place = broadcast(number(x, 0.0))
+            for k in range(0, length, step):
+                p = spared(weight, probability_of(load(x, offset + k), inverse))
+                store(y, offset + k, select_equal(label, place, slope, p))
+                place = place + number(x, 1.0)
+            return
         full = length // step * step
         for k in range(0, full, step):
             store(y, offset + k, spared(weight, probability_of(load(x, offset + k), inverse)))

@@ -52,6 +52,7 @@ from fastsoftmax.kernels.vector import (
     gather,
     is_single,
     lane_count,
+    lane_labels,
     load,
     load_dense,
     load_part,
@@ -60,6 +61,8 @@ from fastsoftmax.kernels.vector import (
     maximum,
     muladd,
     number,
+    prefetch,
+    prefetch_written,
     scatter,
     scratch,
     select_equal,
@@ -83,9 +86,13 @@ GROUP_LIMIT = 2048
 """Longer rows are walked one by one: a group of them would not stay in the cache."""
 FEW = 4
 """So many short rows are sooner done one by one than in the lanes of a vector."""
+ONE_HOT_LIMIT = 16
+"""Up to so many classes, the one at the label is sooner found by comparing all of them than row by row."""
 STATISTICS = 8
 TABLE = 72
 """Vectors of memory for a group: its statistics, three partial sums for each row, and room to turn them."""
+UNIT_32 = 2.0**LIFT_32
+UNIT_64 = 2.0**LIFT_64
 GREATEST = -1.0
 """What stands for the term of a greatest entry where terms are kept."""
 
@@ -327,11 +334,6 @@ def total(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 
 
 @inline
-def _lift(like: Any) -> Any:
-    return number(like, LIFT_32) if is_single(like) else number(like, LIFT_64)
-
-
-@inline
 def _margin(like: Any) -> Any:
     """4 u."""
     return number(like, 2.0**-22) if is_single(like) else number(like, 2.0**-51)
@@ -353,11 +355,11 @@ def reciprocal(m: Any, top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     NaN.
     """
     high, low = total(top, ties, rest, rest_low)
-    lifted = _two_to_the(high, _lift(high))
+    lifted = number(high, UNIT_32) if is_single(high) else number(high, UNIT_64)
     inverse = number(high, 1.0) / high
     scale = inverse * lifted
     scale_low = muladd(-scale, low, fma(-scale, high, lifted)) * inverse
-    unit = _two_to_the(high, -_lift(high))
+    unit = filled(high, 1 / UNIT_32) if is_single(high) else filled(high, 1 / UNIT_64)
     edge = high * shift_to_exponent(smallest_power(high))
     least = muladd(-edge, _margin(high), edge)
     highest_p = muladd(top[0], scale, muladd(top[0], scale_low, top[1] * scale)) * unit
@@ -498,6 +500,24 @@ def target_of(x: Any, offset: int, classes: int, labels: Any, row: int) -> Any:
 
 
 @inline
+def tile_targets(tile: Any, offset: int, classes: int, labels: Any, row: int, count: int, targets: Any) -> None:
+    """The entries at the labels of the rows of a tile, into the vector `targets`."""
+    step = lane_count(tile)
+    if classes <= ONE_HOT_LIMIT:
+        label = lane_labels(tile, labels, row, count)
+        place = broadcast(number(tile, 0.0))
+        target = place
+        for k in range(0, classes * step, step):
+            target = select_equal(label, place, load(tile, offset + k), target)
+            place = place + number(tile, 1.0)
+        store(targets, 0, target)
+        return
+    for lane in range(count):
+        label = label_of(labels, row + lane, classes)
+        store_scalar(targets, lane, load_scalar(tile, offset + label * step + lane))
+
+
+@inline
 def either(option: Any, default: Any) -> Any:
     """`option`, or `default` if that is None: decided by the type."""
     if option is None:
@@ -576,14 +596,17 @@ def traverse(
         load_tile(x, tile, first, classes, inner, count)
         if v is not None:
             load_tile(v, other, first, classes, inner, count)
+        if inner == 1:
+            for k in range(first, first + classes * step, step):
+                prefetch(x, k + classes * step)
+                if y is not None:
+                    prefetch_written(y, k)
         done = 0
         while done < count:
             lanes = min(step, count - done)
             at = done * classes
             if picks is not None:
-                for lane in range(lanes):
-                    label = label_of(picks[0], row + done + lane, classes)
-                    store_scalar(picks[1], lane, load_scalar(tile, at + label * step + lane))
+                tile_targets(tile, at, classes, picks[0], row + done, lanes, picks[1])
             stats = tile_statistics(tile, at, classes * step, beta, given, keep)
             block(tile, other, out, at, classes * step, None, stats, rows, row + done, lanes, options)
             done += lanes

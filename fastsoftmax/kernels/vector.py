@@ -509,6 +509,38 @@ def store(array: Any, offset: int, value: Any) -> None:
     array[offset : offset + len(value)] = value
 
 
+def _prefetch_typer(written: int) -> Callable[..., Any]:
+    def typer(typingctx: Any, array: Any, offset: Any) -> Any:
+        if not isinstance(array, Memory):
+            return None
+
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            byte_pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+            function = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(ir.VoidType(), [byte_pointer, number, number, number]),
+                "llvm.prefetch.p0",
+            )
+            struct = cgutils.create_struct_proxy(array)(context, builder, values[0])
+            pointer = builder.bitcast(builder.gep(struct.data, [values[1]]), byte_pointer)
+            builder.call(function, [pointer, number(written), number(3), number(1)])
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp), codegen
+
+    return typer
+
+
+@lowered(_prefetch_typer(0))
+def prefetch(array: Any, offset: int) -> None:
+    """Ask for the cache line of an element that will be read; it may lie outside."""
+
+
+@lowered(_prefetch_typer(1))
+def prefetch_written(array: Any, offset: int) -> None:
+    """The same of an element that will be written."""
+
+
 def _load_scalar_typer(typingctx: Any, array: Any, offset: Any) -> Any:
     if not isinstance(array, Memory):
         return None
@@ -1100,6 +1132,20 @@ def class_value(like: Any, folded: Any, array: Any, k: int, count: int) -> Any:
     return load_part(array, k, count, 0)
 
 
+def _masked_labels(builder: Any, pointer: Any, count: Any, lanes: int) -> Any:
+    """The first `count` labels behind `pointer`, -1 in the other lanes."""
+    wide = ir.VectorType(ir.IntType(64), lanes)
+    nowhere = ir.Constant(wide, [-1] * lanes)
+    mask = _first_lanes(builder, count, lanes)
+    operands = (_vector_pointer(builder, pointer, wide), ir.IntType(32)(8), mask, nowhere)
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(wide, [operand.type for operand in operands]),
+        f"llvm.masked.load.v{lanes}i64.p0",
+    )
+    return builder.call(function, operands)
+
+
 def _one_hot_typer(typingctx: Any, like: Any, folded: Any, labels: Any, row: Any, count: Any, k: Any) -> Any:
     if not _is_floats(like):
         return None
@@ -1119,15 +1165,7 @@ def _one_hot_typer(typingctx: Any, like: Any, folded: Any, labels: Any, row: Any
             here = ir.Constant(wide, list(range(result.count)))
         else:
             pointer = _pointer(context, builder, labels, values[2], index, active)
-            mask = _first_lanes(builder, active, result.count)
-            nowhere = ir.Constant(wide, [-1] * result.count)
-            operands = (_vector_pointer(builder, pointer, wide), ir.IntType(32)(8), mask, nowhere)
-            function = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(wide, [operand.type for operand in operands]),
-                f"llvm.masked.load.v{result.count}i64.p0",
-            )
-            chosen = builder.call(function, operands)
+            chosen = _masked_labels(builder, pointer, active, result.count)
             here = _splat(builder, builder.sdiv(place, place.type(result.count)), result.count)
         hit = builder.icmp_signed("==", chosen, here)
         return builder.select(hit, _constant(ir.Constant(vector, None), 1.0), ir.Constant(vector, None))
@@ -1147,6 +1185,28 @@ def one_hot(like: Any, folded: Any, labels: Any, row: int, count: int, k: int) -
     elif 0 <= labels[row] - k < width:
         hit[labels[row] - k] = 1
     return hit
+
+
+def _lane_labels_typer(typingctx: Any, like: Any, labels: Any, row: Any, count: Any) -> Any:
+    if not _is_floats(like) or not isinstance(labels, Memory):
+        return None
+    result = Lanes(like.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer = _pointer(context, builder, labels, values[1], values[2], values[3])
+        return builder.sitofp(
+            _masked_labels(builder, pointer, values[3], result.count), context.get_value_type(result)
+        )
+
+    return result(like, labels, types.intp, types.intp), codegen
+
+
+@lowered(_lane_labels_typer)
+def lane_labels(like: Any, labels: Any, row: int, count: int) -> Any:
+    """The labels of so many rows as floats, one in each lane, to compare with small numbers; -1 in other lanes."""
+    lanes = np.full(LANE_BYTES // like.itemsize, -1, like.dtype)
+    lanes[:count] = labels[row : row + count]
+    return lanes
 
 
 def _load_double_typer(typingctx: Any, array: Any, offset: Any) -> Any:

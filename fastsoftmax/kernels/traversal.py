@@ -84,6 +84,8 @@ COLUMN_LIMIT = 64
 """Rows of at most so many contiguous classes are walked in columns (there both walks take the same time)."""
 GROUP_LIMIT = 2048
 """Longer rows are walked one by one: a group of them would not stay in the cache."""
+AHEAD_LIMIT = 256
+"""Longer rows the processor fetches ahead by itself: asked for them, it is slower."""
 FEW = 4
 """So many short rows are sooner done one by one than in the lanes of a vector."""
 ONE_HOT_LIMIT = 16
@@ -579,6 +581,11 @@ def traverse(
                 measure(x, first * classes, classes, count, beta, table, terms)
             for i in range(count):
                 row = first + i
+                if classes <= AHEAD_LIMIT:
+                    for k in range((row + group) * classes, (row + group + 1) * classes, step):
+                        prefetch(x, k)
+                        if y is not None:
+                            prefetch_written(y, k)
                 if picks is not None:
                     store_scalar(picks[1], 0, load_scalar(picks[1], step + i))
                 stats = measured(table, i)

@@ -19,10 +19,16 @@ def check_reduction(function: str, reduction: Any) -> None:
 
 @lru_cache(maxsize=64)
 def _inverse(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """1/divisor as a pair; nan for 0, which nothing is divided by but rows that count for nothing."""
+    """1/divisor as a pair; nan for 0, which nothing is divided by but rows that count for nothing.
+
+    Weights may add up to less than the inverse of the greatest number: then it is inf, as for a NumPy that divides.
+    """
     if divisor == 0 or not np.isfinite(divisor):
         return dtype.type(np.nan), dtype.type(0)
-    return inverse_pair(divisor, dtype)
+    try:
+        return inverse_pair(divisor, dtype)
+    except OverflowError:
+        return dtype.type(np.inf), dtype.type(0)
 
 
 def gradient_scale(divisor: float, reduction: str, dtype: np.dtype[Any]) -> tuple[Any, Any]:

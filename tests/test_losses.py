@@ -420,3 +420,11 @@ def test_small_calls_check_their_labels():
         for wrong in (4, -1, 2**40, -(2**63)):
             with pytest.raises(IndexError, match=r"targets\[1\] is -?\d+, expected a label from 0 to 3"):
                 fs.cross_entropy(x, np.array([0, wrong, 1]))
+
+
+def test_weights_that_add_up_to_next_to_nothing():
+    """Their inverse is no finite number: the loss is right all the same, and no gradient is an exception."""
+    x = np.array([[1.0, 2.0], [0.5, -1.0]])
+    loss, grad = fs.cross_entropy_with_grad(x, np.array([0, 1]), sample_weight=np.full(2, 2e-309))
+    assert loss == pytest.approx(fs.cross_entropy(x, np.array([0, 1])), rel=1e-6)
+    assert not np.isfinite(grad).any()

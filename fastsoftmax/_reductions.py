@@ -21,7 +21,7 @@ def check_reduction(function: str, reduction: Any) -> None:
 def _inverse(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
     """1/divisor as a pair; nan for 0, which nothing is divided by but rows that count for nothing.
 
-    Weights may add up to less than the inverse of the greatest number: then it is inf, as for a NumPy that divides.
+    Weights may add up to less than the inverse of the greatest number: then it is inf, as where NumPy divides.
     """
     if divisor == 0 or not np.isfinite(divisor):
         return dtype.type(np.nan), dtype.type(0)

@@ -128,7 +128,9 @@ def needs_wider(dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize("classes", [2, 3, 10, 56, 57, 100, 1000, 50257, 10_000_000])
+@pytest.mark.parametrize(
+    "classes", [2, 3, 10, 56, 57, 100, 1000, 50257, pytest.param(10_000_000, marks=pytest.mark.slow)]
+)
 def test_many_rows(dtype, classes, record):
     needs_wider(dtype)
     if dtype == np.float64:

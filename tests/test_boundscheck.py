@@ -20,13 +20,16 @@ def _python(tmp_path, *arguments):
 
 
 @pytest.mark.parametrize(
-    "names",
-    [pytest.param(TESTS[:1], id="edge rows"), pytest.param(TESTS, id="layouts too", marks=pytest.mark.slow)],
+    ("names", "chosen"),
+    [
+        pytest.param(TESTS[:1], "float32 and (some_minus or impossible or masked)", id="some edge rows"),
+        pytest.param(TESTS, "not float64", id="all of them and layouts", marks=pytest.mark.slow),
+    ],
 )
-def test_no_kernel_leaves_its_arrays(names, tmp_path):
+def test_no_kernel_leaves_its_arrays(names, chosen, tmp_path):
     paths = [str(HERE / name) for name in names]
-    # One dtype is enough: offsets and lengths are the same in both.
-    run = _python(tmp_path, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not float64", *paths)
+    # One dtype is enough: offsets and lengths are the same in both. Kernels with checks take long to compile.
+    run = _python(tmp_path, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *paths)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
 

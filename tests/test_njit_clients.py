@@ -137,7 +137,9 @@ print(numba.threading_layer())
 """
 
 
-@pytest.mark.parametrize("layer", ["omp", "workqueue", "tbb"])
+@pytest.mark.parametrize(
+    "layer", ["omp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("workqueue", "tbb"))]
+)
 def test_inside_prange(layer):
     """On every layer; from several Python threads where the layer allows that (workqueue aborts on it)."""
     if layer != "workqueue":

@@ -2,10 +2,57 @@
 
 from typing import Any
 
+import numpy as np
+
 from fastsoftmax import kernels
 from fastsoftmax._arrays import Problem, inverse_temperature
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
+
+# Small calls of what is asked for most, as in `_activations`: kernels by dtype, number of operands and whether
+# probabilities are given.
+SMALL = 1 << 14
+LAST = -1
+UNTEMPERED = 1.0
+_SMALL: dict[tuple[np.dtype[Any], int, bool], Any] = {}
+
+
+def _plain(x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    return type(x) is np.ndarray and x.shape == shape and x.dtype == dtype and x.flags.carray
+
+
+def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -> Any:
+    """The result of a small call with matrices, or None: nothing that needs to be converted or refused."""
+    x = operands[0]
+    if type(x) is not np.ndarray or x.ndim != 2:
+        return None
+    kernel = _SMALL.get((x.dtype, len(operands), from_probs is True))
+    if kernel is None or (from_probs is not True and from_probs is not False):
+        return None
+    shape = x.shape
+    result_shape = (*shape, shape[1]) if square else shape
+    if not 0 < x.size * (shape[1] if square else 1) <= SMALL or not all(
+        _plain(v, shape, x.dtype) for v in operands
+    ):
+        return None
+    if out is None:
+        out = np.empty(result_shape, x.dtype)
+    elif not _plain(out, result_shape, x.dtype) or any(np.may_share_memory(out, v) for v in operands):
+        return None
+    kernel(*operands, out, True if from_probs else None)
+    return out
+
+
+def _remember_small(problem: Problem, kernel: Any, operands: int, from_probs: Any) -> None:
+    """From now on, small calls with this dtype have a kernel: its machine code from the first of them on."""
+    key = problem.dtype, operands, from_probs is True
+    if problem.x.dtype == problem.dtype and key not in _SMALL:
+
+        def first(*arguments: Any) -> None:
+            kernel(*arguments)
+            _SMALL[key] = kernels.jit.machine_code(kernel, *arguments)
+
+        _SMALL[key] = first
 
 
 def _jacobian(
@@ -23,6 +70,7 @@ def _jacobian(
     if not logarithmic:
         kernel = kernels.derivatives.softmax_jacobian
         arguments += (True if from_probs else None, None)
+        _remember_small(problem, kernels.derivatives.softmax_jacobian_small, 1, from_probs)
     run(kernel, problem.rows, work, problem.room(1), *arguments)
     return output.finish()
 
@@ -49,11 +97,13 @@ def _product(
     compiled = getattr(kernels.derivatives, kernel)
     arguments = source, second, output.block, beta, *options
     run(compiled, problem.rows, 2 * source.size, problem.room(2), *arguments)
+    if options:
+        _remember_small(problem, kernels.derivatives.softmax_product_small, 2, options[0])
     return output.finish()
 
 
 def softmax_jacobian(
-    x: Any, axis: int = -1, *, temperature: float = 1.0, from_probs: bool = False, out: Any = None
+    x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED, from_probs: bool = False, out: Any = None
 ) -> Any:
     r"""Jacobian of softmax at each row.
 
@@ -105,6 +155,10 @@ def softmax_jacobian(
     array([[ 0.25, -0.25],
            [-0.25,  0.25]])
     """
+    if axis is LAST and temperature is UNTEMPERED:
+        small = _small((x,), from_probs, out, square=True)
+        if small is not None:
+            return small
     return _jacobian("softmax_jacobian", x, axis, temperature, from_probs, out, logarithmic=False)
 
 
@@ -158,9 +212,9 @@ def log_softmax_jacobian(x: Any, axis: int = -1, *, temperature: float = 1.0, ou
 def softmax_jvp(
     x: Any,
     tangent: Any,
-    axis: int = -1,
+    axis: int = LAST,
     *,
-    temperature: float = 1.0,
+    temperature: float = UNTEMPERED,
     from_probs: bool = False,
     out: Any = None,
 ) -> Any:
@@ -209,6 +263,10 @@ def softmax_jvp(
     >>> fs.softmax_jvp(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
     array([ 0.25, -0.25])
     """
+    if axis is LAST and temperature is UNTEMPERED:
+        small = _small((x, tangent), from_probs, out, square=False)
+        if small is not None:
+            return small
     flag = True if from_probs else None
     return _product("softmax_jvp", x, "tangent", tangent, axis, temperature, out, "softmax_product", flag, None)
 
@@ -216,9 +274,9 @@ def softmax_jvp(
 def softmax_vjp(
     x: Any,
     cotangent: Any,
-    axis: int = -1,
+    axis: int = LAST,
     *,
-    temperature: float = 1.0,
+    temperature: float = UNTEMPERED,
     from_probs: bool = False,
     out: Any = None,
 ) -> Any:
@@ -271,6 +329,10 @@ def softmax_vjp(
     >>> fs.softmax_vjp(probs, np.array([1.0, 0.0]), from_probs=True)
     array([ 0.25, -0.25])
     """
+    if axis is LAST and temperature is UNTEMPERED:
+        small = _small((x, cotangent), from_probs, out, square=False)
+        if small is not None:
+            return small
     flag = True if from_probs else None
     return _product(
         "softmax_vjp", x, "cotangent", cotangent, axis, temperature, out, "softmax_product", flag, None

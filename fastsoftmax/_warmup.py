@@ -64,7 +64,9 @@ def _products(dtype: Any) -> Calls:
     for x, v, labels, axis in _arguments(dtype):
         for options in _temperatures():
             yield partial(fs.softmax_jvp, x, v, axis, **options)
-        yield partial(fs.softmax_vjp, x, v, axis)
+        if axis == -1:  # small arrays take a short way, after the calls above
+            for given in (False, True):
+                yield partial(fs.softmax_vjp, x, v, from_probs=given)
         for options in _weights(labels, dtype):
             yield partial(fs.cross_entropy_hvp, x, labels, v, axis, **options)
 
@@ -79,6 +81,9 @@ def _jacobians(dtype: Any) -> Calls:
     for x, _, labels, axis in _arguments(dtype):
         for options in _temperatures():
             yield partial(fs.softmax_jacobian, x, axis, **options)
+        if axis == -1:
+            for given in (False, True):
+                yield partial(fs.softmax_jacobian, x, from_probs=given)
         for options in _weights(labels, dtype):
             yield partial(fs.cross_entropy_hessian, x, labels, axis, **options)
 

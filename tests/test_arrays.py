@@ -412,6 +412,42 @@ def test_small_calls_give_the_bits_of_the_general_road(function, dtype):
         np.testing.assert_array_equal(function(many)[-1], plain)
 
 
+@pytest.mark.parametrize("from_probs", [False, True])
+@pytest.mark.parametrize("name", ["softmax_jvp", "softmax_vjp", "softmax_jacobian"])
+@every_dtype
+def test_small_derivatives_have_the_bits_of_others(name, from_probs, dtype):
+    """Matrices take a shorter way from the second call on; whatever else is passed, the usual one."""
+    function = getattr(fs, name)
+    for shape in ((1, 10), (5, 1), (32, 10), (40, 17), (3, 100)):
+        x = fs.softmax(sample(shape, dtype)) if from_probs else sample(shape, dtype)
+        arguments = (x,) if name == "softmax_jacobian" else (x, sample(shape, dtype)[::-1].copy())
+        expected = function(*arguments, axis=1, from_probs=from_probs)
+        for _ in range(2):
+            np.testing.assert_array_equal(function(*arguments, from_probs=from_probs), expected)
+        out = np.full_like(expected, 7)
+        assert function(*arguments, from_probs=from_probs, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+        frozen = [a.copy() for a in arguments]
+        for a in frozen:
+            a.flags.writeable = False
+        np.testing.assert_array_equal(function(*frozen, from_probs=from_probs), expected)
+        np.testing.assert_array_equal(
+            function(*(np.asfortranarray(a) for a in arguments), from_probs=from_probs), expected
+        )
+        np.testing.assert_array_equal(
+            function(*(a.tolist() for a in arguments), from_probs=from_probs).shape, out.shape
+        )
+        with pytest.raises(ValueError, match="out has shape"):
+            function(*arguments, from_probs=from_probs, out=np.empty((2, 3, 4, 5), dtype))
+        if len(arguments) == 2:
+            with pytest.raises(ValueError, match="shape"):
+                function(x, np.ones((7, 7), dtype), from_probs=from_probs)
+            memory = np.concatenate([x.ravel(), np.zeros(1, dtype)])  # an out that overlaps, one element later
+            overlapping = memory[1:].reshape(shape)
+            function(memory[:-1].reshape(shape), arguments[1], from_probs=from_probs, out=overlapping)
+            np.testing.assert_array_equal(overlapping, expected)
+
+
 def test_the_input_of_a_small_call_is_not_the_output():
     x = sample((4, 5))
     before = x.copy()

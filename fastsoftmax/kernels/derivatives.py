@@ -49,6 +49,7 @@ from fastsoftmax.kernels.vector import (
 )
 
 INF = float("inf")
+TWO_TILES = 2 * COLUMN_LIMIT
 
 
 @inline
@@ -158,6 +159,31 @@ def softmax_product(
         None,
         options,
         beta,
+        from_probs,
+        None,
+        None,
+    )
+
+
+@kernel
+def softmax_product_small(x: Any, v: Any, y: Any, from_probs: Any) -> None:
+    """`softmax_product` for the rows of matrices: few arguments, because small calls are made of them."""
+    data, options = memory(x), (None, from_probs, None)
+    rows, classes = x.shape
+    tile, shape = scratch(data, TWO_TILES), (rows, classes, 1)
+    vector, result = memory(v), memory(y)
+    traverse(
+        softmax_product_block,
+        0,
+        rows,
+        shape,
+        tile,
+        data,
+        vector,
+        result,
+        None,
+        options,
+        None,
         from_probs,
         None,
         None,
@@ -437,6 +463,14 @@ def softmax_jacobian(
     """y[n] = weights[n] beta (diag(p) - p p^T) for the rows of x, logits or probabilities."""
     data, factors = memory(x), memory(weights)
     _jacobian(start, stop, x.shape[1], memory(room), data, memory(y), beta, from_probs, None, factors)
+
+
+@kernel
+def softmax_jacobian_small(x: Any, y: Any, from_probs: Any) -> None:
+    """`softmax_jacobian` for the rows of a matrix."""
+    data = memory(x)
+    rows, classes = x.shape
+    _jacobian(0, rows, classes, scratch(data, COLUMN_LIMIT), data, memory(y), None, from_probs, None, None)
 
 
 @kernel

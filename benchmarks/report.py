@@ -1,6 +1,6 @@
 """Measure every case beside its peers: the table and the picture of README.md, and all of benchmarks/RESULTS.md.
 
-``python benchmarks/report.py --write`` takes ten minutes, on a machine that does nothing else, and writes
+``python benchmarks/report.py --write`` takes twenty minutes, on a machine that does nothing else, and writes
 README.md (between its marks), benchmarks/RESULTS.md, results.json and speed.png. Without ``--write`` it only
 shows the tables. A part of the cases, a directory of one's own, a number of threads: ``fastsoftmax bench``.
 """

@@ -544,3 +544,19 @@ def test_benchmarks_directory_shows_the_cases(monkeypatch):
     code = "import sys; sys.path.insert(0, 'benchmarks'); import test_speed; print(len(test_speed.CASES))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) >= len(Choice().cells()) * 3
+
+
+def test_a_disturbed_row_is_measured_again(monkeypatch):
+    """Once: a call that is never steady is shown as it is."""
+    spreads = [0.9, 0.2, 0.9, 0.9]
+    taken = []
+
+    def measured(contenders, seconds):
+        taken.append(seconds)
+        spread = spreads.pop(0)
+        return {name: Timing(1.0 + len(taken), spread, 3) for name in contenders}
+
+    monkeypatch.setattr(session, "measure", measured)
+    inputs = Inputs((3, 4), "float64")
+    assert session.row("softmax", inputs, ("NumPy",), 0.1, Complaints(forget)).ours == Timing(3.0, 0.2, 3)
+    assert session.row("softmax", inputs, ("NumPy",), 0.1, Complaints(forget)).ours == Timing(5.0, 0.9, 3)

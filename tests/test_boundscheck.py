@@ -22,7 +22,7 @@ def _python(tmp_path, *arguments):
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
-        pytest.param(TESTS[:1], "float32 and (some_minus or impossible or masked)", id="some edge rows"),
+        pytest.param(TESTS[:1], "float32 and (some_minus or impossible)", id="some edge rows"),
         pytest.param(TESTS, "not float64", id="all of them and layouts", marks=pytest.mark.slow),
     ],
 )

@@ -6,17 +6,13 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import _pieces, kernels
-from fastsoftmax._arrays import Axis, Problem, inverse_temperature
+from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Axis, Problem, inverse_temperature
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
 # Small calls are made of overhead. Three steps are left here: which kernel (by a dtype that is native and has been
 # used before), a copy of x (C-contiguous whatever x is), and the kernel over that copy.
-SMALL = 1 << 14
 SHORT = 64  # up to here the bits do not depend on the layout: see kernels.traversal.COLUMN_LIMIT
-# The defaults, recognised by identity: what an argument is equal to may be an array, or of a type to refuse.
-LAST = -1
-UNTEMPERED = 1.0
 Small = dict[np.dtype[Any], Callable[..., None]]
 _SOFTMAX: Small = {}
 _LOG_SOFTMAX: Small = {}
@@ -42,19 +38,6 @@ def _is_simple(x: Any, out: Any) -> Any:
     return fits and (x.shape[-1] <= SHORT or x.flags.c_contiguous)
 
 
-def _compiled_later(kernel: Callable[..., None], table: Small) -> Callable[..., None]:
-    """`kernel`, which at its first call gives way in `table` to its machine code, called without asking for types.
-
-    Nothing but C-contiguous, writable arrays of the table's dtype are ever passed to it.
-    """
-
-    def first(matrix: Any, *others: Any) -> None:
-        kernel(matrix, *others)
-        table[matrix.dtype] = kernels.jit.machine_code(kernel, matrix, *others)
-
-    return first
-
-
 def _forward(
     function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, in_place: Small
 ) -> Any:
@@ -75,8 +58,8 @@ def _forward(
         run(kernel, problem.rows, source.size, problem.room(1), source, output.block, beta)
     if masked is not None:
         np.copyto(output.result, hidden, where=masked)
-    if problem.x.dtype == problem.dtype and problem.dtype not in in_place:
-        in_place[problem.dtype] = _compiled_later(getattr(kernels.activations, f"{function}_in_place"), in_place)
+    if problem.x.dtype == problem.dtype:
+        kernels.jit.remember(in_place, problem.dtype, getattr(kernels.activations, f"{function}_in_place"))
     return output.finish()
 
 
@@ -285,6 +268,6 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     else:
         kernel = kernels.activations.logsumexp
         run(kernel, problem.rows, source.size, problem.room(1), source, output.block)
-    if problem.x.dtype == problem.dtype and problem.dtype not in _LOGSUMEXP:
-        _LOGSUMEXP[problem.dtype] = _compiled_later(kernels.activations.logsumexp_small, _LOGSUMEXP)
+    if problem.x.dtype == problem.dtype:
+        kernels.jit.remember(_LOGSUMEXP, problem.dtype, kernels.activations.logsumexp_small)
     return output.finish()

@@ -28,6 +28,11 @@ TILE_CLASSES = 8192
 TILE_BYTES = 1 << 18
 # Contiguous rows longer than this are never walked in columns and need no tile.
 TILED_ROW = 256
+# Calls with at most so many elements are made of overhead: API modules have a shorter way for what is usual there.
+# The defaults are recognised by identity: what an argument is equal to may be an array, or of a type to refuse.
+SMALL = 1 << 14
+LAST = -1
+UNTEMPERED = 1.0
 
 _COMPUTED_IN: dict[str, np.dtype[Any]] = {
     "e": np.dtype(np.float32),

@@ -5,15 +5,12 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import Problem, inverse_temperature
+from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Problem, inverse_temperature
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
 # Small calls of what is asked for most, as in `_activations`: kernels by dtype, number of operands and whether
 # probabilities are given.
-SMALL = 1 << 14
-LAST = -1
-UNTEMPERED = 1.0
 _SMALL: dict[tuple[np.dtype[Any], int, bool], Any] = {}
 
 
@@ -43,16 +40,9 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
     return out
 
 
-def _remember_small(problem: Problem, kernel: Any, operands: int, from_probs: Any) -> None:
-    """From now on, small calls with this dtype have a kernel: its machine code from the first of them on."""
-    key = problem.dtype, operands, from_probs is True
-    if problem.x.dtype == problem.dtype and key not in _SMALL:
-
-        def first(*arguments: Any) -> None:
-            kernel(*arguments)
-            _SMALL[key] = kernels.jit.machine_code(kernel, *arguments)
-
-        _SMALL[key] = first
+def _remember(problem: Problem, operands: int, from_probs: Any, kernel: Any) -> None:
+    if problem.x.dtype == problem.dtype:
+        kernels.jit.remember(_SMALL, (problem.dtype, operands, from_probs is True), kernel)
 
 
 def _jacobian(
@@ -70,7 +60,7 @@ def _jacobian(
     if not logarithmic:
         kernel = kernels.derivatives.softmax_jacobian
         arguments += (True if from_probs else None, None)
-        _remember_small(problem, kernels.derivatives.softmax_jacobian_small, 1, from_probs)
+        _remember(problem, 1, from_probs, kernels.derivatives.softmax_jacobian_small)
     run(kernel, problem.rows, work, problem.room(1), *arguments)
     return output.finish()
 
@@ -98,7 +88,7 @@ def _product(
     arguments = source, second, output.block, beta, *options
     run(compiled, problem.rows, 2 * source.size, problem.room(2), *arguments)
     if options:
-        _remember_small(problem, kernels.derivatives.softmax_product_small, 2, options[0])
+        _remember(problem, 2, options[0], kernels.derivatives.softmax_product_small)
     return output.finish()
 
 

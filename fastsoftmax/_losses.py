@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import Array, Problem, named, number, real_array
+from fastsoftmax._arrays import LAST, SMALL, Array, Problem, named, number, real_array
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 from fastsoftmax._reductions import check_reduction, gradient_scale, ignored_index, reduced, total, weight_array
@@ -189,8 +189,6 @@ def counted(function: str, labels: Array, classes: int, dtype: np.dtype[Any], op
 
 
 # Small calls with the default options are made of overhead: what is left of it here are the checks.
-SMALL = 1 << 14
-LAST = -1
 UNSMOOTHED = 0.0
 MEAN = "mean"
 _SMALL: dict[tuple[np.dtype[Any], bool], Any] = {}
@@ -218,20 +216,6 @@ def _small(logits: Any, targets: Any, gradient: bool) -> tuple[Any, Any] | None:
     return None if loss < 0 else (dtype.type(loss / count), slope)
 
 
-def _remember_small(problem: Problem, gradient: bool) -> None:
-    """From now on, small calls with this dtype have a kernel: its machine code from the first of them on."""
-    key = problem.dtype, gradient
-    if problem.x.dtype == problem.dtype and key not in _SMALL:
-        kernel = kernels.losses.cross_entropy_small
-
-        def first(*arguments: Any) -> Any:
-            loss = kernel(*arguments)
-            _SMALL[key] = kernels.jit.machine_code(kernel, *arguments)
-            return loss
-
-        _SMALL[key] = first
-
-
 def _cross_entropy(
     function: str,
     logits: Any,
@@ -249,7 +233,8 @@ def _cross_entropy(
     problem, rows, slope, divisor = cross_entropy_rows(
         function, logits, targets, axis, reduction, out, gradient, options
     )
-    _remember_small(problem, gradient)
+    if problem.x.dtype == problem.dtype:
+        kernels.jit.remember(_SMALL, (problem.dtype, gradient), kernels.losses.cross_entropy_small)
     return reduced(problem, rows, reduction, divisor), slope
 
 

@@ -55,14 +55,13 @@ class _Contender:
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
         self.times: list[float] = []
-        start, tries = time.perf_counter(), 0
-        once = _time(call, 1)  # may compile, start threads, take a way that only a first call takes
-        latest = once
-        while once < VERY_SLOW_SECONDS:
+        start = time.perf_counter()
+        # It may compile, start threads, take a way that only a first call takes.
+        once = latest = _time(call, 1)
+        for _ in range(3 if once < VERY_SLOW_SECONDS else 0):
             latest = _time(call, 1)
             once = min(once, latest)
-            tries += 1
-            if tries == 3 or time.perf_counter() - start > 2 * SLOW_SECONDS:
+            if time.perf_counter() - start > 2 * SLOW_SECONDS:
                 break
         self.count, self.settle = 1, 0
         if once < SLOW_SECONDS:

@@ -144,7 +144,7 @@ def _square_sum(r: Any) -> Any:
 
 @inline
 def exp_parts(t: Any, tail: Any, bias: Any) -> Any:
-    r"""``exp(t + tail) * 2**-N`` as a factor in [0.7, 1.42] and a power of two, for `power_of_two`.
+    r"""``exp(t + tail) * 2**-N`` as a factor in [0.7, 1.42] and a power of two, as `exp_scaled` takes them.
 
     `bias` is that of `biased`; |t| <= 360 (2800) where the power is not below the smallest. ``tail`` (-0.0 for
     none, which costs nothing) corrects t, as after a rounded product.
@@ -167,12 +167,6 @@ def exp_parts(t: Any, tail: Any, bias: Any) -> Any:
 def smallest_power(like: Any) -> Any:
     """The q of `exp_parts` for the smallest normal power of two."""
     return number(like, MAGIC_32 + 1.0) if is_single(like) else number(like, MAGIC_64 + 1.0)
-
-
-@inline
-def power_of_two(factor: Any, q: Any, least: Any, nothing: Any) -> Any:
-    """`factor` times the power that `exp_parts` left in q; `nothing` if that is below 2**(least - 126) (-1022)."""
-    return select_less(q, smallest_power(factor) + least, nothing, factor * shift_to_exponent(q))
 
 
 @inline
@@ -201,7 +195,7 @@ def exp_pair(t: Any, tail: Any, bias: Any) -> Any:
 def exp_scaled(t: Any, tail: Any, bias: Any) -> Any:
     """``exp(t + tail) * 2**-N``: 0 below the smallest normal number, nan if t is. Arguments as `exp_parts`."""
     factor, q = exp_parts(t, tail, bias)
-    return power_of_two(factor, q, number(t, 0.0), number(t, 0.0))
+    return select_less(q, smallest_power(t), number(t, 0.0), factor * shift_to_exponent(q))
 
 
 @inline

@@ -75,3 +75,18 @@ def machine_code(dispatcher: Any, *arguments: Any) -> Any:
         return dispatcher.overloads[tuple(typeof(argument) for argument in arguments)].entry_point
     except Exception:  # documented above
         return dispatcher
+
+
+def remember(table: dict[Any, Any], key: Any, dispatcher: Any) -> None:
+    """From now on ``table[key]`` is `dispatcher`, and after its first call its `machine_code`, unless it is there.
+
+    So nothing may be passed to it but what has the types of that call.
+    """
+
+    def first(*arguments: Any) -> Any:
+        result = dispatcher(*arguments)
+        table[key] = machine_code(dispatcher, *arguments)
+        return result
+
+    if key not in table:
+        table[key] = first

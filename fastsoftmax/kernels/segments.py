@@ -32,6 +32,7 @@ from fastsoftmax.kernels.traversal import (
     add,
     either,
     highest,
+    label_of,
     lane_sums,
     log_of_others,
     measure,
@@ -200,8 +201,7 @@ def walk(
         if labels is not None:
             for lane in range(count):
                 named = owner + lane if at == TOGETHER else load_scalar(owners, at + lane)
-                label = load_scalar(labels, named)
-                label = label if 0 <= label < load_scalar(lengths, at + lane) else 0
+                label = label_of(labels, named, load_scalar(lengths, at + lane))
                 store_integer(lane_labels, lane, label)
                 store_scalar(targets, lane, load_scalar(tile, label * step + lane))
         if weights is not None:
@@ -567,8 +567,7 @@ def piece_cross_entropy(
         factor, factor_low = weight * scale, weight * scale_low
         origin = load_scalar(table, first * COLUMNS)
         entries = load_scalar(table, (end - 1) * COLUMNS + 1) - origin
-        label = load_scalar(targets, segment)
-        place = origin + (label if 0 <= label < entries else 0)
+        place = origin + label_of(targets, segment, entries)
         here = begin <= place < begin + length
         slope = number(data, 0.0)
         if here:

@@ -224,6 +224,7 @@ def test_threads_are_ours_for_everybody():
 # --- samples ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 def test_measure_finds_what_sleep_takes():
     found = measure.measure({"a": lambda: time.sleep(0.002), "b": lambda: time.sleep(0.006)}, 0.3)
     assert 0.002 <= found["a"].median < 0.005
@@ -240,6 +241,7 @@ def test_libraries_take_turns(short):
     assert set(order[2 * quarter : 3 * quarter]) == {"a", "b"}
 
 
+@pytest.mark.timed
 def test_the_first_calls_do_not_count(short):
     """They may compile: afterwards a call is known to be short, and a sample is made of many."""
     made = []
@@ -254,6 +256,7 @@ def test_the_first_calls_do_not_count(short):
     assert len(made) > 3 * timing.samples
 
 
+@pytest.mark.timed
 def test_slow_calls_are_made_few_times():
     """Twice for nothing but to see that it is slow, and the second of them counts."""
     made = []
@@ -276,6 +279,7 @@ def test_timing():
     assert (timing.median, timing.spread, timing.samples) == (3.0, 1 / 3, 5)
 
 
+@pytest.mark.timed
 def test_rows_end_in_time(short, monkeypatch):
     """With no time left there are still the fewest samples."""
     monkeypatch.setattr(measure, "MOST", 10**9)
@@ -494,15 +498,24 @@ def test_bench_names_the_extra_that_is_missing(capsys, monkeypatch, module):
 # --- start-up and report.py ---------------------------------------------------------------------------------
 
 
-def test_startup(tmp_path):
-    """The first number is the import, the second the call: compilation is in the second, and only once."""
-    imported, called = startup.once("NumPy", tmp_path)
-    assert 0 < imported < 60
-    assert 0 < called < 60
-    startup.once("Numba loop, from disk", tmp_path)
-    _, loaded = startup.once("Numba loop, from disk", tmp_path)
-    _, compiled = startup.once("Numba loop, compiling", tmp_path)
-    assert loaded < compiled
+@pytest.mark.parametrize("library", ["Numba loop", pytest.param("fastsoftmax", marks=pytest.mark.slow)])
+def test_startup(library, tmp_path):
+    """The first number is the import, the second the call; to compile is done each time, or once."""
+
+    def compiled(name, directory):
+        imported, called = startup.once(name, tmp_path)
+        assert 0 < imported < 60
+        assert 0 < called < 60
+        files = [*(tmp_path / directory).rglob("*.code"), *(tmp_path / directory).rglob("*.nbc")]
+        return {(file.name, file.stat().st_mtime_ns) for file in files}
+
+    assert not compiled("NumPy", "cold")
+    once = compiled(f"{library}, from disk", "warm")
+    assert once
+    assert compiled(f"{library}, from disk", "warm") == once
+    again = compiled(f"{library}, compiling", "cold")
+    assert again
+    assert not again & compiled(f"{library}, compiling", "cold")
 
 
 def test_startup_leaves_out_what_fails(monkeypatch):

@@ -522,6 +522,7 @@ print(len(threading.enumerate()))
 """
 
 
+@pytest.mark.timed
 def test_ctrl_c_in_a_long_call():
     """Honoured at once; then nothing runs any more (the processor rests), and the next call is right.
 

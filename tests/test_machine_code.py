@@ -167,6 +167,7 @@ def test_innermost_loops():
     assert innermost_loops(code) == [["incq %rax", "jne\t.LBB0_2"]]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("function", ["softmax, out=", "logsumexp", "cross_entropy_with_grad, out="])
 def test_faster_than_numpy(function):
     """One thread each, in turns, without fresh memory: 2 to 20 times here. A scalar loop would be behind NumPy."""

@@ -414,6 +414,7 @@ def fastest(call, repeat=7):
     return min(times)
 
 
+@pytest.mark.timed
 def test_speed():
     """A batch of rows of ten takes what the Python call takes on one thread; a row alone less than a microsecond.
 

@@ -70,6 +70,7 @@ def test_import_brings_little():
     assert not any(name.startswith("fastsoftmax.kernels.") for name in imported)
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_import_takes_ten_milliseconds():
     """Of processor time over `import numpy`, with bytecode on disk; 30 allowed here: the machine may be busy."""
@@ -86,6 +87,7 @@ def test_the_first_call_imports_the_kernels_that_it_needs():
     assert "fastsoftmax.kernels.losses" not in loaded
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_the_first_call_costs_what_that_of_a_bare_kernel_does(tmp_path):
     """Loaded from disk, processor time, in turns: 1.15 times by the contract, 1.5 allowed on busy machines."""

@@ -470,7 +470,8 @@ class _Loss:
             dtype=self.problem.dtype,
             options=self.options,
         )
-        return parts.sum() if parts.ndim else parts
+        whole = parts.sum() if parts.ndim else parts
+        return da.where(whole == 0, np.nan, whole)  # as `_reductions.mean_divisor`
 
     def divided(self) -> tuple[Any, Any]:
         """The divisor, and its index in `_blocks`: a constant, or a Dask array of no dimension."""

@@ -9,7 +9,15 @@ from fastsoftmax import kernels
 from fastsoftmax._arrays import LAST, SMALL, Array, Problem, named, number, real_array
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
-from fastsoftmax._reductions import check_reduction, gradient_scale, ignored_index, reduced, total, weight_array
+from fastsoftmax._reductions import (
+    check_reduction,
+    gradient_scale,
+    ignored_index,
+    mean_divisor,
+    reduced,
+    total,
+    weight_array,
+)
 
 
 def _all_below(labels: Array, classes: int) -> bool:
@@ -161,7 +169,7 @@ def cross_entropy_rows(
     problem = Problem(function, logits, axis, name="logits")
     given = RowTargets(problem, targets, reduction, options)
     if divisor is None:
-        divisor = given.divisor
+        divisor = mean_divisor(given.divisor)
     source = problem.block()
     row_weights = given.kernel_rows(given.row_weights)
     labels = None if given.soft else problem.per_row(given.array, np.int64)
@@ -245,7 +253,7 @@ def _curvature(problem: Problem, targets: Any, reduction: str, options: dict[str
     if reduction == "mean" and problem.rows:
         with np.errstate(all="ignore"):
             ones = np.ones(problem.row_shape) if factors is None else factors
-            factors = np.where(ones == 0, 0, np.divide(ones, given.divisor, dtype=np.float64))
+            factors = np.where(ones == 0, 0, np.divide(ones, mean_divisor(given.divisor), dtype=np.float64))
     return given.kernel_rows(factors)
 
 
@@ -283,13 +291,12 @@ def squared_error_rows(
     check_reduction(function, reduction)
     array = problem.target_like("targets", targets)
     weights = weight_array(problem, "sample_weight", sample_weight, problem.row_shape)
+    row_weights = None if weights is None else problem.per_row(weights, problem.dtype)
     if divisor is None:
-        divisor = problem.rows
-        if weights is not None and reduction == "mean":
-            divisor = total(problem.per_row(weights, problem.dtype))
+        weighted = row_weights is not None and reduction == "mean"
+        divisor = mean_divisor(total(row_weights) if weighted else problem.rows)
     source = problem.block()
     second = problem.convert(array)
-    row_weights = None if weights is None else problem.per_row(weights, problem.dtype)
     output = problem.output(out) if gradient else None
     rows = problem.row_output(None)
     arguments = source, second, row_weights, None if output is None else output.block, rows.block
@@ -357,7 +364,8 @@ def cross_entropy(
         From 0 to 1: the share of the uniform distribution that is mixed into every target.
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean over all rows, their sum, or the loss of each row. With class indices and weights, the mean
-        divides by the sum of the weights of the rows that count; with distributions, by the number of rows.
+        divides by the sum of the weights of the rows that count, and is nan where that is 0; with distributions,
+        by the number of rows.
 
     Returns
     -------

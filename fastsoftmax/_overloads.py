@@ -47,6 +47,7 @@ from fastsoftmax._jit_arrays import (
     working_memory,
     writable,
 )
+from fastsoftmax._reductions import mean_divisor
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT, FEW
 
 KINDS = {types.float32: np.float32, types.float64: np.float64}
@@ -882,6 +883,14 @@ def _labels(function: str, x: Any, targets: Any, ignoring: bool) -> Run:
     return all_checked_or_ignored if ignoring else all_checked
 
 
+def _divisor(counting: bool) -> Run:
+    """The compiled (what the rows count for, how many) -> what their mean divides by."""
+    total, nonzero = kernels.reductions.total, merged(mean_divisor)
+    if counting:
+        return merged(lambda counted, rows: nonzero(total(counted)))
+    return merged(lambda counted, rows: nonzero(np.float64(rows)))
+
+
 def _scale(reduction: str, kind: Any) -> Run:
     """The compiled divisor -> what gradients are multiplied by, as a pair."""
     if reduction != "mean":
@@ -889,7 +898,7 @@ def _scale(reduction: str, kind: Any) -> Run:
 
     @compiled
     def scale(divisor: float) -> Any:
-        if divisor == 0.0 or not np.isfinite(divisor):
+        if not np.isfinite(divisor):
             return kind(np.nan), kind(0.0)
         return inverse(divisor, kind)
 
@@ -962,10 +971,7 @@ def _cross_entropy(
     plain, mixed = kernels.losses.cross_entropy, kernels.losses.soft_cross_entropy
     plain_of_few = kernels.few.cross_entropy
     soft, smooth, counting = given.soft, given.smooth, given.counting and how == "mean"
-    total = kernels.reductions.total
-    divisor_of = merged(lambda counted, rows: total(counted) if counting else np.float64(rows))
-    if not counting:
-        divisor_of = merged(lambda counted, rows: np.float64(rows))
+    divisor_of = _divisor(counting)
 
     @merged
     def launch_plain(
@@ -1220,9 +1226,7 @@ def _curvature(
     all_classes = merged(lambda class_weights, classes: class_weights)
     if not weighted:
         all_classes = compiled(lambda class_weights, classes: np.ones(classes, kind))
-    divisor_of = merged(lambda counted, rows: np.float64(rows))
-    if counting:
-        divisor_of = merged(lambda counted, rows: total(counted))
+    divisor_of = _divisor(counting)
 
     @compiled
     def reduced(share: float, divisor: float) -> Any:
@@ -1461,10 +1465,7 @@ def _squared_error(
     begin, block_for, finish = _loss_result(function, x, axes, dtype, how)
     slope_for, target_for, deliver_to = _slope(function, x, axes, dtype, out, wanted)
     scale_of = _scale(how, kind)
-    total, kernel = kernels.reductions.total, kernels.losses.squared_error
-    divisor_of = merged(lambda samples, rows: np.float64(rows))
-    if given.sampled and how == "mean":
-        divisor_of = merged(lambda samples, rows: total(samples))
+    kernel, divisor_of = kernels.losses.squared_error, _divisor(given.sampled and how == "mean")
 
     @merged
     def run(x: Any, targets: Any, sample_weight: Any, out: Any) -> Any:

@@ -17,13 +17,21 @@ def check_reduction(function: str, reduction: Any) -> None:
         raise ValueError(f"{named(function, 'reduction')} must be one of {_REDUCTIONS}, got {reduction!r}")
 
 
+def mean_divisor(weight: float) -> float:
+    """What a mean divides by: the weight of all rows; nan for 0, since nothing has no mean.
+
+    Rows whose label weighs nothing may still have a loss, by label smoothing: PyTorch's mean of them is nan too.
+    """
+    return weight if weight != 0 else np.nan
+
+
 @lru_cache(maxsize=64)
 def _inverse(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """1/divisor as a pair; nan for 0, which nothing is divided by but rows that count for nothing.
+    """1/divisor as a pair; nan for what no mean divides by.
 
     Weights may add up to less than the inverse of the greatest number: then it is inf, as where NumPy divides.
     """
-    if divisor == 0 or not np.isfinite(divisor):
+    if not np.isfinite(divisor):
         return dtype.type(np.nan), dtype.type(0)
     try:
         return inverse_pair(divisor, dtype)

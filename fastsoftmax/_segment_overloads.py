@@ -15,6 +15,7 @@ from numba.core.errors import TypingError
 from numba.extending import overload
 
 from fastsoftmax import _segments
+from fastsoftmax._reductions import mean_divisor
 from fastsoftmax.kernels import reductions, segments
 from fastsoftmax.kernels.vector import fma
 
@@ -158,11 +159,11 @@ def _statistics(pieces: Any, x: Any) -> Any:
 
 
 def _inverse(kind: Any) -> Run:
-    """The compiled ``divisor -> 1/divisor as a pair``, nan for 0, as `_reductions.gradient_scale` has it."""
+    """The compiled ``divisor -> 1/divisor as a pair``, as `_reductions.gradient_scale` has it."""
 
     @_compiled
     def inverse(divisor: float) -> Any:
-        if divisor == 0 or not np.isfinite(divisor):
+        if not np.isfinite(divisor):
             return kind(np.nan), kind(0)
         high = kind(1.0 / divisor)
         if not np.isfinite(high):
@@ -360,11 +361,13 @@ def _loss(
                 )
         return labels
 
+    nonzero = _compiled(mean_divisor)
+
     @_compiled
     def divisor(weights: Any, count: int) -> Any:
         if weighted and how == "mean":
-            return reductions.total(weights)
-        return np.float64(count)
+            return nonzero(reductions.total(weights))
+        return nonzero(np.float64(count))
 
     reduce: Run
     if how == "none":

@@ -8,7 +8,15 @@ import numpy as np
 from fastsoftmax import kernels
 from fastsoftmax._arrays import Array, Output, Problem, named, real_array
 from fastsoftmax._parallel import BLOCK_WORK, run
-from fastsoftmax._reductions import check_reduction, gradient_scale, ignored_index, reduced, total, weight_array
+from fastsoftmax._reductions import (
+    check_reduction,
+    gradient_scale,
+    ignored_index,
+    mean_divisor,
+    reduced,
+    total,
+    weight_array,
+)
 
 SEGMENT_WORK = 4
 """What a segment costs beside its elements, in units of one element."""
@@ -226,9 +234,7 @@ def _cross_entropy(
     if ignored is not None and ignored.any():
         spared = problem.dtype.type(0)
         weights = np.where(ignored, spared, 1 if weights is None else weights).astype(problem.dtype)
-    divisor: float = count
-    if weights is not None and reduction == "mean":
-        divisor = total(weights)
+    divisor = mean_divisor(total(weights) if weights is not None and reduction == "mean" else count)
     source = segments.block(problem.x)
     output, target = segments.output(out) if gradient else (None, None)
     rows = np.empty(count, problem.dtype)

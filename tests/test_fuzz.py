@@ -191,7 +191,9 @@ def right_loss(name, x, targets, v, options):
 
 
 def finish(name, losses, derivatives, weights, divisor, reduction):
-    factor = 1 / divisor if reduction == "mean" else LONG(1)
+    factor = LONG(1)
+    if reduction == "mean":
+        factor = 1 / divisor if divisor else LONG(np.nan)
     loss = losses if reduction == "none" else losses.sum() * factor
 
     def scaled(d):

@@ -401,6 +401,18 @@ def test_all_rows_ignored(dtype, shape, axis, smoothing):
                 assert not array.any()
 
 
+def test_labels_of_no_weight_and_smoothing():
+    """What the labels weigh is 0, what other classes weigh is not: a loss over nothing, nan in PyTorch too."""
+    x, y = np.random.default_rng(8).normal(size=(4, 3)), np.ones(4, int)
+    options = {"class_weight": [1.0, 0.0, 2.0], "label_smoothing": 0.3}
+    loss, gradient = fs.cross_entropy_with_grad(x, y, **options)
+    assert np.isnan([loss, fs.cross_entropy(x, y, **options)]).all()
+    derivatives = [gradient, fs.cross_entropy_grad(x, y, **options), fs.cross_entropy_hvp(x, y, x, **options)]
+    derivatives += [fs.cross_entropy_hessian(x, y, **options), fs.cross_entropy_hessian_diag(x, y, **options)]
+    assert all(np.isnan(derivative).all() for derivative in derivatives)
+    assert fs.cross_entropy(x, y, reduction="sum", **options) > 0
+
+
 def test_a_label_of_weight_zero():
     """A class of weight 0: its rows count for nothing, whatever they hold."""
     x = np.random.default_rng(7).normal(size=(6, 3))

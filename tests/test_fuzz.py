@@ -187,6 +187,8 @@ def right_loss(name, x, targets, v, options):
         derivatives["diag"] = whole * p * (1 - p)
     if name == "cross_entropy_hessian":
         derivatives["hessian"] = whole[..., None] * (diagonal(p) - p[..., :, None] * p[..., None, :])
+    if "grad" not in name:  # a row without shares is not curved, whatever a mean divides by
+        weights = np.where(whole[..., 0] == 0, 0, weights)
     return finish(name, losses, derivatives, weights, divisor, reduction)
 
 

@@ -92,7 +92,7 @@ def test_rows_are_read_in_order(block, dtype):
         measure(source, 0, classes, x.shape[0], None, table, terms)
         for row in range(x.shape[0]):
             stats = measured(table, row)
-            block(either(terms, source), None, target, row * classes, classes, True, stats, None, row, 1, None)
+            block(either(terms, source), None, target, (row * classes, classes, True, row, 1), stats, None, None)
 
     x = np.random.default_rng(0).normal(size=(3, 100)).astype(dtype)
     y = np.empty_like(x)

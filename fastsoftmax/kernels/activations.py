@@ -32,25 +32,14 @@ INF = float("inf")
 
 
 @inline
-def softmax_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    beta: Any,
-) -> None:
+def softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, beta: Any) -> None:
     """p_k = e_k / sum(e).
 
     Error: the term 1.1 ulp, which is up to 2.2 after a division that crosses a power of two; the product with the
     reciprocal, a pair, 0.5; the sum errs by less than 0.3 u, since its greatest term is exact to 0.2 u and the
     others' errors do not add up: at most 3 ulp, measured 2.03.
     """
+    offset, length, _, _, _ = place
     m, shift, bias, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
     step = lane_count(x)
@@ -63,20 +52,9 @@ def softmax_block(
 
 
 @inline
-def softmax_of_terms_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def softmax_of_terms_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """The same where x holds the terms that the sum was made of: the exponentials are not computed twice."""
+    offset, length, _, _, _ = place
     m, _, _, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
     step = lane_count(x)
@@ -93,9 +71,7 @@ def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
     data, probs = memory(x), memory(y)
     shape, tile = x.shape, memory(room)
-    traverse(
-        softmax_of_terms_block, start, stop, shape, tile, data, None, probs, None, None, beta, None, None, True
-    )
+    traverse(softmax_of_terms_block, start, stop, shape, tile, data, None, probs, None, None, beta=beta, keep=True)
 
 
 @kernel
@@ -107,11 +83,11 @@ def softmax_in_place(y: Any) -> None:
         for row in range(rows):
             at = row * classes
             stats = short_statistics(data, at, classes, None, data)
-            softmax_of_terms_block(data, None, data, at, classes, True, stats, None, row, 1, None)
+            softmax_of_terms_block(data, None, data, (at, classes, True, row, 1), stats, None, None)
         return
     tile = scratch(data, COLUMN_LIMIT)
     shape = (rows, classes, 1)
-    traverse(softmax_of_terms_block, 0, rows, shape, tile, data, None, data, None, None, None, None, None, True)
+    traverse(softmax_of_terms_block, 0, rows, shape, tile, data, None, data, None, None, keep=True)
 
 
 @inline
@@ -124,24 +100,13 @@ def _log_term(value: Any, beta: Any, top_scaled: Any, top_tail: Any, log_rest: A
 
 
 @inline
-def log_softmax_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    beta: Any,
-) -> None:
+def log_softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, beta: Any) -> None:
     """log p_k = (x_k - m) - log(1 + s'): two terms of one sign, so that the result is as accurate as they are.
 
     Error: log(1 + s') within 2.3 ulp (s' 1.2, damped by the logarithm; log_pair 1.1), x_k - m within 0.5, the last
     subtraction 0.5: at most 4 ulp, measured 1.95.
     """
+    offset, length, _, _, _ = place
     m, _, _, top, ties, rest, rest_low = stats
     high, low = log_of_others(top, ties, rest, rest_low)
     log_rest = high + low
@@ -159,7 +124,7 @@ def log_softmax_block(
 def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
     data, result, tile = memory(x), memory(y), memory(room)
-    traverse(log_softmax_block, start, stop, x.shape, tile, data, None, result, None, beta, beta, None, None, None)
+    traverse(log_softmax_block, start, stop, x.shape, tile, data, None, result, None, beta, beta=beta)
 
 
 @kernel
@@ -170,28 +135,17 @@ def log_softmax_in_place(y: Any) -> None:
     if rows <= FEW and classes <= COLUMN_LIMIT:
         for row in range(rows):
             stats = short_statistics(data, row * classes, classes, None, None)
-            log_softmax_block(data, None, data, row * classes, classes, True, stats, None, row, 1, None)
+            log_softmax_block(data, None, data, (row * classes, classes, True, row, 1), stats, None, None)
         return
     tile = scratch(data, COLUMN_LIMIT)
     shape = (rows, classes, 1)
-    traverse(log_softmax_block, 0, rows, shape, tile, data, None, data, None, None, None, None, None, None)
+    traverse(log_softmax_block, 0, rows, shape, tile, data, None, data, None, None)
 
 
 @inline
-def logsumexp_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def logsumexp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """lse = m + log(1 + s'); a row whose greatest entry is infinite gives that, unless it holds a NaN."""
+    _, _, _, row, count = place
     m, _, _, top, ties, rest, rest_low = stats
     high, low = log_of_others(top, ties, rest, rest_low)
     total, error = two_sum(m, high)
@@ -205,7 +159,7 @@ def logsumexp_block(
 def logsumexp(start: int, stop: int, room: Any, x: Any, rows: Any) -> None:
     """rows = log(sum_j exp(x_j))."""
     data, results, tile = memory(x), memory(rows), memory(room)
-    traverse(logsumexp_block, start, stop, x.shape, tile, data, None, None, results, None, None, None, None, None)
+    traverse(logsumexp_block, start, stop, x.shape, tile, data, None, None, results, None)
 
 
 @kernel
@@ -216,8 +170,8 @@ def logsumexp_small(x: Any, rows: Any) -> None:
     if count <= FEW and classes <= COLUMN_LIMIT:
         for row in range(count):
             stats = short_statistics(data, row * classes, classes, None, None)
-            logsumexp_block(data, None, None, row * classes, classes, True, stats, results, row, 1, None)
+            logsumexp_block(data, None, None, (row * classes, classes, True, row, 1), stats, results, None)
         return
     tile = scratch(data, COLUMN_LIMIT)
     shape = (count, classes, 1)
-    traverse(logsumexp_block, 0, count, shape, tile, data, None, None, results, None, None, None, None, None)
+    traverse(logsumexp_block, 0, count, shape, tile, data, None, None, results, None)

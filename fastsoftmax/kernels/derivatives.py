@@ -108,20 +108,9 @@ def _weight_of_given(weight: Any, from_probs: Any) -> Any:
 
 
 @inline
-def softmax_product_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def softmax_product_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """y = weight beta p (v - p.v)."""
+    offset, length, folded, row, count = place
     beta, from_probs, weights = options
     weight = row_value(x, folded, weights, row, count)
     state = _probs(stats, from_probs)
@@ -158,10 +147,8 @@ def softmax_product(
         memory(y),
         None,
         options,
-        beta,
-        from_probs,
-        None,
-        None,
+        beta=beta,
+        given=from_probs,
     )
 
 
@@ -172,39 +159,13 @@ def softmax_product_small(x: Any, v: Any, y: Any, from_probs: Any) -> None:
     rows, classes = x.shape
     tile, shape = scratch(data, TWO_TILES), (rows, classes, 1)
     vector, result = memory(v), memory(y)
-    traverse(
-        softmax_product_block,
-        0,
-        rows,
-        shape,
-        tile,
-        data,
-        vector,
-        result,
-        None,
-        options,
-        None,
-        from_probs,
-        None,
-        None,
-    )
+    traverse(softmax_product_block, 0, rows, shape, tile, data, vector, result, None, options, given=from_probs)
 
 
 @inline
-def softmax_variance_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    weights: Any,
-) -> None:
+def softmax_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, weights: Any) -> None:
     """y = weight p (1 - p)."""
+    offset, length, folded, row, count = place
     m, shift, bias, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
     lacking = remainder(top, ties, rest, rest_low)
@@ -228,39 +189,13 @@ def softmax_variance_block(
 def softmax_variance(start: int, stop: int, room: Any, x: Any, y: Any, weights: Any) -> None:
     """y = weights p (1 - p), the diagonal of the Jacobian of softmax at x."""
     data, factors = memory(x), memory(weights)
-    traverse(
-        softmax_variance_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        data,
-        None,
-        memory(y),
-        None,
-        factors,
-        None,
-        None,
-        None,
-        None,
-    )
+    traverse(softmax_variance_block, start, stop, x.shape, memory(room), data, None, memory(y), None, factors)
 
 
 @inline
-def log_softmax_jvp_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    beta: Any,
-) -> None:
+def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, beta: Any) -> None:
     """y = beta (v - p.v)."""
+    offset, length, folded, _, _ = place
     state = _probs(stats, None)
     dot, dot_low = _dot(x, v, offset, length, folded, beta, None, state)
     step = lane_count(x)
@@ -286,28 +221,14 @@ def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, be
         memory(y),
         None,
         beta,
-        beta,
-        None,
-        None,
-        None,
+        beta=beta,
     )
 
 
 @inline
-def log_softmax_vjp_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    beta: Any,
-) -> None:
+def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, beta: Any) -> None:
     """y = beta (v - p sum(v))."""
+    offset, length, folded, _, _ = place
     state = _probs(stats, None)
     step = lane_count(x)
     full = length // step * step
@@ -342,10 +263,7 @@ def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, be
         memory(y),
         None,
         beta,
-        beta,
-        None,
-        None,
-        None,
+        beta=beta,
     )
 
 

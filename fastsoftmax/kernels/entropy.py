@@ -81,25 +81,14 @@ def _parted(x: Any, beta: Any) -> Any:
 
 
 @inline
-def entropy_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """rows = H, y = its gradient unless it is None.
 
     Error of H: a term e 1.1 ulp, which is up to 2.2 u, its depth 1 u, their product and all sums are pairs; the
     log 4.6 u at most, and 0.5 ulp for the last rounding: at most 4 ulp, one more with a temperature. Of the
     gradient, in eps = 2 u of p (d + E): p 3.5 u, the depth 1 u, E 3.2 u, three roundings: less than 4.
     """
+    offset, length, folded, row, count = place
     beta, outer, inner = options
     m, shift, bias, top, ties, rest, rest_low = stats
     top_scaled, top_tail = tempered(m, beta)
@@ -142,4 +131,4 @@ def entropy(start: int, stop: int, room: Any, x: Any, y: Any, rows: Any, beta: A
     outer, inner = _parted(data, beta)
     options = (beta, outer, inner)
     shape, tile, grad = x.shape, memory(room), memory(y)
-    traverse(entropy_block, start, stop, shape, tile, data, None, grad, results, options, beta, None, None, None)
+    traverse(entropy_block, start, stop, shape, tile, data, None, grad, results, options, beta=beta)

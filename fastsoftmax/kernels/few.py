@@ -19,7 +19,7 @@ def softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
     for row in range(rows):
         at = row * classes
         stats = short_statistics(data, at, classes, beta, result)
-        softmax_of_terms_block(result, None, result, at, classes, True, stats, None, row, 1, None)
+        softmax_of_terms_block(result, None, result, (at, classes, True, row, 1), stats, None, None)
 
 
 @kernel
@@ -29,7 +29,7 @@ def log_softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
     for row in range(rows):
         at = row * classes
         stats = short_statistics(data, at, classes, beta, None)
-        log_softmax_block(data, None, result, at, classes, True, stats, None, row, 1, beta)
+        log_softmax_block(data, None, result, (at, classes, True, row, 1), stats, None, beta)
 
 
 @kernel
@@ -39,7 +39,7 @@ def logsumexp(rows: int, x: Any, sums: Any) -> None:
     for row in range(rows):
         at = row * classes
         stats = short_statistics(data, at, classes, None, None)
-        logsumexp_block(data, None, None, at, classes, True, stats, results, row, 1, None)
+        logsumexp_block(data, None, None, (at, classes, True, row, 1), stats, results, None)
 
 
 @kernel

@@ -73,20 +73,9 @@ def _scatter_targets(
 
 
 @inline
-def cross_entropy_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient for labels; x holds the terms of the rows if there is a gradient."""
+    offset, length, folded, row, count = place
     picks, weights, scale, scale_low = options
     labels, targets = picks
     m, shift, bias, top, ties, rest, rest_low = stats
@@ -107,11 +96,11 @@ def cross_entropy_block(
         slope = spared(weight, muladd(slope, factor, slope * factor_low))
         if folded is None and classes <= ONE_HOT_LIMIT:
             label = lane_labels(x, labels, row, count)
-            place = broadcast(number(x, 0.0))
+            index = broadcast(number(x, 0.0))
             for k in range(0, length, step):
                 p = spared(weight, probability_of(load(x, offset + k), inverse))
-                store(y, offset + k, select_equal(label, place, slope, p))
-                place = place + number(x, 1.0)
+                store(y, offset + k, select_equal(label, index, slope, p))
+                index = index + number(x, 1.0)
             return
         full = length // step * step
         for k in range(0, full, step):
@@ -129,7 +118,7 @@ def short_cross_entropy(x: Any, y: Any, classes: int, rows: Any, row: int, optio
     labels, targets = options[0]
     store_scalar(targets, 0, target_of(x, at, classes, labels, row))
     stats = short_statistics(x, at, classes, None, y)
-    cross_entropy_block(either(y, x), None, y, at, classes, True, stats, rows, row, 1, options)
+    cross_entropy_block(either(y, x), None, y, (at, classes, True, row, 1), stats, rows, options)
 
 
 @kernel
@@ -160,10 +149,8 @@ def cross_entropy(
         grad,
         results,
         options,
-        None,
-        None,
-        picks,
-        grad,
+        picks=picks,
+        keep=grad,
     )
 
 
@@ -188,20 +175,7 @@ def cross_entropy_small(x: Any, labels: Any, y: Any, rows: Any, scale: Any, scal
         tile = scratch(data, COLUMN_LIMIT)
         shape = (count, classes, 1)
         traverse(
-            cross_entropy_block,
-            0,
-            count,
-            shape,
-            tile,
-            data,
-            None,
-            grad,
-            results,
-            options,
-            None,
-            None,
-            picks,
-            grad,
+            cross_entropy_block, 0, count, shape, tile, data, None, grad, results, options, picks=picks, keep=grad
         )
     return sum_of(results, count)
 
@@ -244,20 +218,9 @@ def _soft_gradient(value: Any, share: Any, crest: Any, lacking: Any, whole: Any,
 
 
 @inline
-def soft_cross_entropy_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient for shares."""
+    offset, length, folded, row, count = place
     mix, row_weights, scale, scale_low = options
     m, shift, bias, top, ties, rest, rest_low = stats
     high, low = log_of_others(top, ties, rest, rest_low)
@@ -328,39 +291,13 @@ def soft_cross_entropy(
     mix = memory(labels), memory(class_weights), base, gain
     options = (mix, memory(weights), scale, scale_low)
     data, v, results = memory(x), memory(targets), memory(rows)
-    traverse(
-        soft_cross_entropy_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        data,
-        v,
-        memory(y),
-        results,
-        options,
-        None,
-        None,
-        None,
-        None,
-    )
+    traverse(soft_cross_entropy_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options)
 
 
 @inline
-def squared_error_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def squared_error_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient of the squared error."""
+    offset, length, folded, row, count = place
     weights, scale, scale_low = options
     m, shift, bias, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
@@ -416,19 +353,4 @@ def squared_error(
     """rows = weights/2 |p - targets|^2; y, unless None, = scale times its gradient."""
     options = (memory(weights), scale, scale_low)
     data, v, results = memory(x), memory(targets), memory(rows)
-    traverse(
-        squared_error_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        data,
-        v,
-        memory(y),
-        results,
-        options,
-        None,
-        None,
-        None,
-        None,
-    )
+    traverse(squared_error_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options)

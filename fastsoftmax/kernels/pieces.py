@@ -26,20 +26,9 @@ INF = float("inf")
 
 
 @inline
-def summary_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def summary_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """The numbers of `statistics`, one row of `rows` for each of them."""
+    _, _, _, row, count = place
     step = options
     m, shift, bias, top, ties, rest, rest_low = stats
     store_part(rows, row, count, broadcast(m))
@@ -57,7 +46,7 @@ def summary(start: int, stop: int, room: Any, x: Any, rows: Any, beta: Any) -> N
     """rows (8, N) = m, shift, bias, top (a pair), ties, rest (a pair); beta is 1/T as a pair, or None."""
     data, results, tile = memory(x), memory(rows), memory(room)
     shape, step = x.shape, rows.shape[1]
-    traverse(summary_block, start, stop, shape, tile, data, None, None, results, step, beta, None, None, None)
+    traverse(summary_block, start, stop, shape, tile, data, None, None, results, step, beta=beta)
 
 
 @inline
@@ -74,23 +63,12 @@ def _known(x: Any, folded: Any, row: int, count: int, beta: Any, given: Any, ste
 
 
 @inline
-def softmax_part(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def softmax_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """`activations.softmax_block` with the sum of the whole row."""
+    _, _, folded, row, count = place
     beta, given, step = options
     known = _known(x, folded, row, count, beta, given, step)
-    softmax_block(x, v, y, offset, length, folded, known, rows, row, count, beta)
+    softmax_block(x, v, y, place, known, rows, beta)
 
 
 @kernel
@@ -99,27 +77,16 @@ def softmax(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, beta: 
     options = beta, memory(given), given.shape[1]
     data, result, tile = memory(x), memory(y), memory(room)
     shape = x.shape
-    traverse(softmax_part, start, stop, shape, tile, data, None, result, None, options, None, True, None, None)
+    traverse(softmax_part, start, stop, shape, tile, data, None, result, None, options, given=True)
 
 
 @inline
-def log_softmax_part(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def log_softmax_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """`activations.log_softmax_block` with the sum of the whole row."""
+    _, _, folded, row, count = place
     beta, given, step = options
     known = _known(x, folded, row, count, beta, given, step)
-    log_softmax_block(x, v, y, offset, length, folded, known, rows, row, count, beta)
+    log_softmax_block(x, v, y, place, known, rows, beta)
 
 
 @kernel
@@ -128,27 +95,16 @@ def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, be
     options = beta, memory(given), given.shape[1]
     data, result, tile = memory(x), memory(y), memory(room)
     shape = x.shape
-    traverse(log_softmax_part, start, stop, shape, tile, data, None, result, None, options, None, True, None, None)
+    traverse(log_softmax_part, start, stop, shape, tile, data, None, result, None, options, given=True)
 
 
 @inline
-def totals_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def totals_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """`activations.logsumexp_block` with the sum of the whole row, and 1 - p of a greatest entry."""
+    _, _, folded, row, count = place
     given, step = options
     known = _known(x, folded, row, count, None, given, step)
-    logsumexp_block(x, v, y, offset, length, folded, known, rows, row, count, None)
+    logsumexp_block(x, v, y, place, known, rows, None)
     _, _, _, top, ties, rest, rest_low = known
     store_part(rows, row + step, count, broadcast(remainder(top, ties, rest, rest_low)))
 
@@ -159,4 +115,4 @@ def totals(start: int, stop: int, room: Any, x: Any, rows: Any, given: Any) -> N
     options = memory(given), given.shape[1]
     data, results, tile = memory(x), memory(rows), memory(room)
     shape = x.shape
-    traverse(totals_block, start, stop, shape, tile, data, None, None, results, options, None, True, None, None)
+    traverse(totals_block, start, stop, shape, tile, data, None, None, results, options, given=True)

@@ -50,20 +50,9 @@ def total(values: Any) -> Any:
 
 
 @inline
-def share_total_block(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    folded: Any,
-    stats: Any,
-    rows: Any,
-    row: int,
-    count: int,
-    options: Any,
-) -> None:
+def share_total_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """sum_j w_j (base + gain y_j) as a pair."""
+    offset, length, folded, row, count = place
     weights, base, gain, rows_low = options
     step = lane_count(x)
     zero = broadcast(number(x, 0.0))
@@ -93,6 +82,4 @@ def share_totals(
     """rows + rows_low = sum_j class_weights_j (base + gain targets_j): the sum of shares, see `losses`."""
     options = (memory(class_weights), base, gain, memory(rows_low))
     shape, data, results, tile = targets.shape, memory(targets), memory(rows), memory(room)
-    traverse(
-        share_total_block, start, stop, shape, tile, data, None, None, results, options, None, True, None, None
-    )
+    traverse(share_total_block, start, stop, shape, tile, data, None, None, results, options, given=True)

@@ -114,10 +114,10 @@ def walk(
     rows: Any,
     indptr: Any,
     bounds: Any,
-    labels: Any,
-    weights: Any,
-    rest: Any,
-    keep: Any,
+    labels: Any = None,
+    weights: Any = None,
+    rest: Any = None,
+    keep: Any = None,
 ) -> None:
     """Run `block` over the segments of blocks start .. stop but the huge ones.
 
@@ -165,7 +165,7 @@ def walk(
                     measure(x, begin, length, 1, None, table, terms)
                     stats = measured(table, 0)
                     settings = options(labels, targets, weights, rest)
-                    block(either(terms, x), v, y, begin, length, True, stats, rows, n, 1, settings)
+                    block(either(terms, x), v, y, (begin, length, True, n, 1), stats, rows, settings)
                 n += 1
                 alone -= 1
                 continue
@@ -214,13 +214,9 @@ def walk(
             tile,
             other,
             out,
-            0,
-            longest * step,
-            None,
+            (0, longest * step, None, 0, count),
             statistics(tile, 0, longest * step, None, None, unless_none(keep, tile)),
             unless_none(rows, lane_rows),
-            0,
-            count,
             options(unless_none(labels, lane_labels), targets, unless_none(weights, lane_weights), rest),
         )
         if y is not None:
@@ -257,21 +253,21 @@ def segment_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: Any, 
     """y = softmax of every segment."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
     result = memory(y)
-    walk(softmax_of_terms_block, _none, start, stop, data, None, result, None, table, cuts, None, None, None, True)
+    walk(softmax_of_terms_block, _none, start, stop, data, None, result, None, table, cuts, keep=True)
 
 
 @kernel
 def segment_log_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, y: Any) -> None:
     """y = log-softmax of every segment."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    walk(log_softmax_block, _none, start, stop, data, None, memory(y), None, table, cuts, None, None, None, None)
+    walk(log_softmax_block, _none, start, stop, data, None, memory(y), None, table, cuts)
 
 
 @kernel
 def segment_logsumexp(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, rows: Any) -> None:
     """rows = log-sum-exp of every segment, -inf of an empty one."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    walk(logsumexp_block, _none, start, stop, data, None, None, memory(rows), table, cuts, None, None, None, None)
+    walk(logsumexp_block, _none, start, stop, data, None, None, memory(rows), table, cuts)
 
 
 @kernel
@@ -280,22 +276,7 @@ def segment_softmax_product(
 ) -> None:
     """y = p (v - p.v) of every segment: J v, and J^T v."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    walk(
-        softmax_product_block,
-        _plain,
-        start,
-        stop,
-        data,
-        memory(v),
-        memory(y),
-        None,
-        table,
-        cuts,
-        None,
-        None,
-        None,
-        None,
-    )
+    walk(softmax_product_block, _plain, start, stop, data, memory(v), memory(y), None, table, cuts)
 
 
 @kernel
@@ -328,10 +309,10 @@ def segment_cross_entropy(
         results,
         table,
         cuts,
-        targets,
-        factors,
-        rest,
-        grad,
+        labels=targets,
+        weights=factors,
+        rest=rest,
+        keep=grad,
     )
 
 

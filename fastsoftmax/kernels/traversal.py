@@ -13,11 +13,11 @@ columns
     class k of all its rows in vector k: by shuffles where `inner` is 1, as it lies where `inner` is
     larger. Nothing has to be folded, and a row of three costs little more per element than one of fifty.
 
-So a function is written once, as a building block ``block(x, v, y, offset, length, folded, stats, rows, row,
-count, options)``, where ``x[offset : offset + length]`` is one row if `folded` is True, else (it is None) a tile
-with a row in each lane; `stats` are its `statistics`, floats or vectors; `v` is a second operand, `y` the output
-(filled in the same way), `rows` an output with one number for each row, of which this block owns ``rows[row : row
-+ count]``. Any of v, y and rows may be None.
+So a function is written once, as a building block ``block(x, v, y, place, stats, rows, options)`` with ``place =
+(offset, length, folded, row, count)``: ``x[offset : offset + length]`` is one row if `folded` is True, else (it is
+None) a tile with a row in each lane; `stats` are its `statistics`, floats or vectors; `v` is a second operand, `y`
+the output (filled in the same way), `rows` an output with one number for each row, of which this block owns
+``rows[row : row + count]``. Any of v, y and rows may be None.
 
 A block that needs nothing of x but its exponentials is given these in its place (`probability_of`): the statistics
 have made them, and leave them where y will be. To make them again took 9 of 22 cycles a vector.
@@ -514,11 +514,11 @@ def tile_targets(tile: Any, offset: int, classes: int, labels: Any, row: int, co
     step = lane_count(tile)
     if classes <= ONE_HOT_LIMIT:
         label = lane_labels(tile, labels, row, count)
-        place = broadcast(number(tile, 0.0))
-        target = place
+        index = broadcast(number(tile, 0.0))
+        target = index
         for k in range(0, classes * step, step):
-            target = select_equal(label, place, load(tile, offset + k), target)
-            place = place + number(tile, 1.0)
+            target = select_equal(label, index, load(tile, offset + k), target)
+            index = index + number(tile, 1.0)
         store(targets, 0, target)
         return
     for lane in range(count):
@@ -558,10 +558,10 @@ def traverse(
     y: Any,
     rows: Any,
     options: Any,
-    beta: Any,
-    given: Any,
-    picks: Any,
-    keep: Any,
+    beta: Any = None,
+    given: Any = None,
+    picks: Any = None,
+    keep: Any = None,
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
@@ -596,7 +596,7 @@ def traverse(
                 if picks is not None:
                     store_scalar(picks[1], 0, load_scalar(picks[1], step + i))
                 stats = measured(table, i)
-                block(either(terms, x), v, y, row * classes, classes, True, stats, rows, row, 1, options)
+                block(either(terms, x), v, y, (row * classes, classes, True, row, 1), stats, rows, options)
         return
     stretch = max(classes, 1) * step
     half = size(room) if v is None else size(room) // 2
@@ -622,7 +622,7 @@ def traverse(
             if picks is not None:
                 tile_targets(tile, at, classes, picks[0], row + done, lanes, picks[1])
             stats = tile_statistics(tile, at, classes * step, beta, given, keep)
-            block(tile, other, out, at, classes * step, None, stats, rows, row + done, lanes, options)
+            block(tile, other, out, (at, classes * step, None, row + done, lanes), stats, rows, options)
             done += lanes
         if y is not None:
             store_tile(tile, y, first, classes, inner, count)

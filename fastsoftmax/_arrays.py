@@ -364,6 +364,10 @@ class Output:
                 return False
         return True
 
+    def keep(self, operand: Array) -> bool | None:
+        """Whether a kernel may keep terms where the result will be: True, or None if it lies over an operand."""
+        return None if np.may_share_memory(self.block, operand) else True
+
     def finish(self) -> Any:
         """The user's result: `out`, an array, or a scalar for 0-d."""
         if self.out is not None:

@@ -85,7 +85,7 @@ def _product(
     second = problem.convert(operand)
     output = problem.output(out)
     compiled = getattr(kernels.derivatives, kernel)
-    arguments = source, second, output.block, beta, *options
+    arguments = source, second, output.block, output.keep(second), beta, *options
     run(compiled, problem.rows, 2 * source.size, problem.room(2), *arguments)
     if options:
         _remember(problem, 2, options[0], kernels.derivatives.softmax_product_small)

@@ -251,9 +251,11 @@ def _curvature(problem: Problem, targets: Any, reduction: str, options: dict[str
     given = RowTargets(problem, targets, reduction, options)
     factors = given.totals()
     if reduction == "mean" and problem.rows:
+        divisor = mean_divisor(given.divisor)
         with np.errstate(all="ignore"):
-            ones = np.ones(problem.row_shape) if factors is None else factors
-            factors = np.where(ones == 0, 0, np.divide(ones, mean_divisor(given.divisor), dtype=np.float64))
+            if factors is None:
+                return np.full(problem.rows, 1 / divisor, problem.dtype)
+            factors = np.where(factors == 0, 0, np.divide(factors, divisor, dtype=np.float64))
     return given.kernel_rows(factors)
 
 
@@ -299,10 +301,10 @@ def squared_error_rows(
     second = problem.convert(array)
     output = problem.output(out) if gradient else None
     rows = problem.row_output(None)
-    arguments = source, second, row_weights, None if output is None else output.block, rows.block
+    target, keep = (None, None) if output is None else (output.block, output.keep(second))
     scale = gradient_scale(divisor, reduction, problem.dtype)
-    kernel = kernels.losses.squared_error
-    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments, *scale)
+    arguments = source, second, row_weights, target, rows.block, keep, *scale
+    run(kernels.losses.squared_error, problem.rows, 2 * source.size, problem.room(2), *arguments)
     slope = None if output is None else output.finish()
     return problem, rows.finish(), slope, divisor
 
@@ -646,7 +648,7 @@ def cross_entropy_hvp(
     source = problem.block()
     second = problem.convert(operand)
     output = problem.output(out)
-    arguments = source, second, output.block, None, None, factors
+    arguments = source, second, output.block, output.keep(second), None, None, factors
     run(kernels.derivatives.softmax_product, problem.rows, 2 * source.size, problem.room(2), *arguments)
     return output.finish()
 

@@ -207,6 +207,11 @@ def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
     return hot
 
 
+def _keep(out: Any) -> bool | None:
+    """`Output.keep`, before it is known where `out` lies."""
+    return True if absent(out) else None
+
+
 def _pointwise(
     function: str, x: Any, axes: tuple[int, ...], dtype: Any, out: Any, launch: Run, operand: Any = None
 ) -> Run:
@@ -562,15 +567,15 @@ def _product(
     flag = _flag(function, "from_probs", from_probs)
     beta = _beta(function, temperature, KINDS[dtype])
     check = _check_same(function, name, "x")
-    kernel = getattr(kernels.derivatives, kernel_name)
+    kernel, keep = getattr(kernels.derivatives, kernel_name), _keep(out)
 
     @merged
     def launch(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
-        kernel(0, rows, room, x, v, y, beta, flag, weights)
+        kernel(0, rows, room, x, v, y, keep, beta, flag, weights)
 
     @merged
     def logarithmic(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
-        kernel(0, rows, room, x, v, y, beta)
+        kernel(0, rows, room, x, v, y, keep, beta)
 
     launched = logarithmic if function.startswith("log") else launch
     launched = _switched(launched, not isinstance(temperature, float), flag)
@@ -1190,11 +1195,11 @@ def _curvature(
     order_of_rows, _, _ = row_layout(x, axes)
     total, share_totals = kernels.reductions.total, kernels.reductions.share_totals
     product, variance = kernels.derivatives.softmax_product, kernels.derivatives.softmax_variance
-    jacobian = kernels.derivatives.softmax_jacobian
+    jacobian, keep = kernels.derivatives.softmax_jacobian, _keep(out)
 
     @merged
     def launch_product(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
-        product(0, rows, room, x, v, y, None, None, weights)
+        product(0, rows, room, x, v, y, keep, None, None, weights)
 
     @merged
     def launch_variance(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
@@ -1466,6 +1471,7 @@ def _squared_error(
     slope_for, target_for, deliver_to = _slope(function, x, axes, dtype, out, wanted)
     scale_of = _scale(how, kind)
     kernel, divisor_of = kernels.losses.squared_error, _divisor(given.sampled and how == "mean")
+    keep = None if wanted is LOSS else _keep(out)
 
     @merged
     def run(x: Any, targets: Any, sample_weight: Any, out: Any) -> Any:
@@ -1483,7 +1489,7 @@ def _squared_error(
         near = stack(kind, NEAR)
         room = working_memory(near, shape, 2, kind)
         scale = scale_of(divisor)
-        kernel(0, rows, room, source, second, samples, y, block, scale[0], scale[1])
+        kernel(0, rows, room, source, second, samples, y, block, keep, scale[0], scale[1])
         deliver_to(slope, order, y)
         return wanted(finish(x, losses, order, block, divisor), slope)
 

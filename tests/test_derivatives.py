@@ -408,3 +408,31 @@ def test_result_dtypes_of_jacobians(name, kind, expected):
     actual = getattr(fs, name)(x)
     assert actual.dtype == np.dtype(expected)
     np.testing.assert_allclose(actual, getattr(fs, name)(x.astype("f8")), rtol=0, atol=np.finfo(expected).eps)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        fs.softmax_jvp,
+        fs.softmax_vjp,
+        fs.log_softmax_jvp,
+        fs.log_softmax_vjp,
+        lambda x, v, out: fs.cross_entropy_hvp(x, np.zeros(len(x), int), v, out=out),
+        lambda x, v, out: fs.squared_error_grad(x, v, out=out),
+    ],
+    ids=["softmax_jvp", "softmax_vjp", "log_softmax_jvp", "log_softmax_vjp", "hvp", "squared_error_grad"],
+)
+@pytest.mark.parametrize("shape", [(20, 10), (40, 100), (3, 3000)])
+def test_the_result_over_an_operand(function, shape):
+    """Over x, whose terms may be kept there meanwhile; over v, which is read after them; over a part of either."""
+    rng = np.random.default_rng(3)
+    x, v = 3 * rng.normal(size=shape), rng.normal(size=shape)
+    expected = function(x, v, out=np.empty(shape))
+    for place in (0, 1):
+        operands = [x.copy(), v.copy()]
+        np.testing.assert_array_equal(function(*operands, out=operands[place]), expected)
+    rows = len(x)
+    long = np.concatenate([x, v])
+    np.testing.assert_array_equal(function(long[:rows], v, out=long[1 : rows + 1]), expected)
+    long = np.concatenate([v, x])
+    np.testing.assert_array_equal(function(x, long[:rows], out=long[1 : rows + 1]), expected)

@@ -76,7 +76,10 @@ CALLS = {
         lambda s, d: (positive(s, d), logits(s, d, 3)),
     ),
     "log_softmax_jvp": (lambda x, v: fs.log_softmax_jvp(x, v), lambda s, d: (logits(s, d), logits(s, d, 3))),
-    "log_softmax_vjp": (lambda x, v: fs.log_softmax_vjp(x, v), lambda s, d: (logits(s, d), logits(s, d, 3))),
+    "log_softmax_vjp": (
+        lambda x, v: fs.log_softmax_vjp(x, v, out=v),
+        lambda s, d: (logits(s, d), logits(s, d, 3)),
+    ),
     "cross_entropy": (lambda x, y: fs.cross_entropy(x, y), lambda s, d: (logits(s, d), labels(s, np.uint8))),
     "cross_entropy, none": (
         lambda x, y: fs.cross_entropy(x, y, reduction="none"),

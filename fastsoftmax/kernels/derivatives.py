@@ -13,13 +13,17 @@ from typing import Any
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
+    GREATEST,
     TABLE,
     add,
     clear,
+    filler,
     load_tile,
     measure,
     measured,
     probability,
+    probability_by,
+    probability_of,
     reciprocal,
     remainder,
     spared,
@@ -31,6 +35,7 @@ from fastsoftmax.kernels.vector import (
     broadcast,
     filled,
     fold_two_sum,
+    if_none,
     lane_count,
     load,
     load_part,
@@ -70,31 +75,33 @@ def _probs(stats: Any, from_probs: Any) -> Any:
 
 
 @inline
-def _prob(value: Any, beta: Any, state: Any, from_probs: Any) -> Any:
+def _prob(value: Any, beta: Any, state: Any, from_probs: Any, keep: Any) -> Any:
     if from_probs is None:
-        return probability(value, beta, state[0], state[1], state[2])
+        return probability_by(value, beta, state[0], state[1], state[2], keep)
     return value
 
 
 @inline
-def _filler(x: Any, from_probs: Any) -> Any:
-    """What the lanes behind the end of a row hold: a logit or a probability that counts for nothing."""
+def _filler(x: Any, from_probs: Any, keep: Any) -> Any:
     if from_probs is None:
-        return number(x, -INF)
+        return filler(x, keep)
     return number(x, 0.0)
 
 
 @inline
-def _dot(x: Any, v: Any, offset: int, length: int, folded: Any, beta: Any, from_probs: Any, state: Any) -> Any:
+def _dot(
+    x: Any, v: Any, offset: int, length: int, folded: Any, beta: Any, from_probs: Any, keep: Any, state: Any
+) -> Any:
     """sum_j p_j v_j of each row as a pair."""
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
     sums = (zero, zero)
     for k in range(0, full, step):
-        sums = add(sums, _prob(load(x, offset + k), beta, state, from_probs) * load(v, offset + k))
+        sums = add(sums, _prob(load(x, offset + k), beta, state, from_probs, keep) * load(v, offset + k))
     if full < length:
-        p = _prob(load_part(x, offset + full, length - full, _filler(x, from_probs)), beta, state, from_probs)
+        last = load_part(x, offset + full, length - full, _filler(x, from_probs, keep))
+        p = _prob(last, beta, state, from_probs, keep)
         sums = add(sums, p * load_part(v, offset + full, length - full, number(x, 0.0)))
     return fold_two_sum(folded, sums[0], sums[1])
 
@@ -111,93 +118,102 @@ def _weight_of_given(weight: Any, from_probs: Any) -> Any:
 def softmax_product_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """y = weight beta p (v - p.v)."""
     offset, length, folded, row, count = place
-    beta, from_probs, weights = options
+    beta, from_probs, keep, weights = options
     weight = row_value(x, folded, weights, row, count)
     state = _probs(stats, from_probs)
-    dot, dot_low = _dot(x, v, offset, length, folded, beta, from_probs, state)
+    dot, dot_low = _dot(x, v, offset, length, folded, beta, from_probs, keep, state)
     state = state[0], state[1], weighted(state[2], weight, number(x, 0.0))
     given = _weight_of_given(weight, from_probs)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        p = _prob(load(x, offset + k), beta, state, from_probs) * given
+        p = _prob(load(x, offset + k), beta, state, from_probs, keep) * given
         store(y, offset + k, spared(weight, times(p * ((load(v, offset + k) - dot) - dot_low), beta)))
     if full < length:
         rest = length - full
-        p = _prob(load_part(x, offset + full, rest, _filler(x, from_probs)), beta, state, from_probs) * given
+        last = load_part(x, offset + full, rest, _filler(x, from_probs, keep))
+        p = _prob(last, beta, state, from_probs, keep) * given
         value = (load_part(v, offset + full, rest, number(x, 0.0)) - dot) - dot_low
         store_part(y, offset + full, rest, spared(weight, times(p * value, beta)))
 
 
 @kernel
 def softmax_product(
-    start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any, from_probs: Any, weights: Any
+    start: int, stop: int, room: Any, x: Any, v: Any, y: Any, keep: Any, beta: Any, from_probs: Any, weights: Any
 ) -> None:
-    """y = weights J v = weights J^T v for the Jacobian of softmax at x, logits or (`from_probs`) probabilities."""
-    options = (beta, from_probs, memory(weights))
-    data, vector = memory(x), memory(v)
+    """y = weights J v = weights J^T v for the Jacobian of softmax at x, logits or (`from_probs`) probabilities.
+
+    `keep` is that of `traverse`: None where y lies over v.
+    """
+    kept = if_none(from_probs, keep)
+    shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
+    options = beta, from_probs, kept, memory(weights)
     traverse(
         softmax_product_block,
         start,
         stop,
-        x.shape,
-        memory(room),
+        shape,
+        tile,
         data,
         vector,
-        memory(y),
+        result,
         None,
         options,
         beta=beta,
         given=from_probs,
+        keep=kept,
     )
 
 
 @kernel
 def softmax_product_small(x: Any, v: Any, y: Any, from_probs: Any) -> None:
     """`softmax_product` for the rows of matrices: few arguments, because small calls are made of them."""
-    data, options = memory(x), (None, from_probs, None)
+    keep = if_none(from_probs, True)
+    data, options = memory(x), (None, from_probs, keep, None)
     rows, classes = x.shape
     tile, shape = scratch(data, TWO_TILES), (rows, classes, 1)
     vector, result = memory(v), memory(y)
-    traverse(softmax_product_block, 0, rows, shape, tile, data, vector, result, None, options, given=from_probs)
+    block = softmax_product_block
+    traverse(block, 0, rows, shape, tile, data, vector, result, None, options, given=from_probs, keep=keep)
 
 
 @inline
 def softmax_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, weights: Any) -> None:
-    """y = weight p (1 - p)."""
+    """y = weight p (1 - p), from the terms of the rows."""
     offset, length, folded, row, count = place
-    m, shift, bias, top, ties, rest, rest_low = stats
+    m, _, _, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
     lacking = remainder(top, ties, rest, rest_low)
     weight = row_value(x, folded, weights, row, count)
     heavy = weighted(inverse, weight, number(x, 0.0))  # a weight may lift a result above the smallest number
-    one = number(x, 1.0)
+    greatest, one = number(x, GREATEST), number(x, 1.0)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        value = load(x, offset + k)
-        rest_of_one = select_equal(value, m, lacking, one - probability(value, None, shift, bias, inverse))
-        store(y, offset + k, spared(weight, probability(value, None, shift, bias, heavy) * rest_of_one))
+        e = load(x, offset + k)
+        rest_of_one = select_equal(e, greatest, lacking, one - probability_of(e, inverse))
+        store(y, offset + k, spared(weight, probability_of(e, heavy) * rest_of_one))
     if full < length:
-        last = load_part(x, offset + full, length - full, number(x, -INF))
-        rest_of_one = select_equal(last, m, lacking, one - probability(last, None, shift, bias, inverse))
-        value = spared(weight, probability(last, None, shift, bias, heavy) * rest_of_one)
-        store_part(y, offset + full, length - full, value)
+        e = load_part(x, offset + full, length - full, number(x, 0.0))
+        rest_of_one = select_equal(e, greatest, lacking, one - probability_of(e, inverse))
+        store_part(y, offset + full, length - full, spared(weight, probability_of(e, heavy) * rest_of_one))
 
 
 @kernel
 def softmax_variance(start: int, stop: int, room: Any, x: Any, y: Any, weights: Any) -> None:
     """y = weights p (1 - p), the diagonal of the Jacobian of softmax at x."""
     data, factors = memory(x), memory(weights)
-    traverse(softmax_variance_block, start, stop, x.shape, memory(room), data, None, memory(y), None, factors)
+    shape, tile, result = x.shape, memory(room), memory(y)
+    traverse(softmax_variance_block, start, stop, shape, tile, data, None, result, None, factors, keep=True)
 
 
 @inline
-def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, beta: Any) -> None:
+def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """y = beta (v - p.v)."""
     offset, length, folded, _, _ = place
+    beta, keep = options
     state = _probs(stats, None)
-    dot, dot_low = _dot(x, v, offset, length, folded, beta, None, state)
+    dot, dot_low = _dot(x, v, offset, length, folded, beta, None, keep, state)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
@@ -208,27 +224,18 @@ def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
 
 
 @kernel
-def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any) -> None:
-    """y = J v for the Jacobian of log-softmax at x."""
-    traverse(
-        log_softmax_jvp_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        memory(x),
-        memory(v),
-        memory(y),
-        None,
-        beta,
-        beta=beta,
-    )
+def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, keep: Any, beta: Any) -> None:
+    """y = J v for the Jacobian of log-softmax at x. `keep` as for `softmax_product`."""
+    shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
+    options = beta, keep
+    traverse(log_softmax_jvp_block, start, stop, shape, tile, data, vector, result, None, options, beta, keep=keep)
 
 
 @inline
-def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, beta: Any) -> None:
+def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """y = beta (v - p sum(v))."""
     offset, length, folded, _, _ = place
+    beta, keep = options
     state = _probs(stats, None)
     step = lane_count(x)
     full = length // step * step
@@ -240,31 +247,21 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
         sums = add(sums, load_part(v, offset + full, length - full, number(x, 0.0)))
     total, total_low = fold_two_sum(folded, sums[0], sums[1])
     for k in range(0, full, step):
-        p = _prob(load(x, offset + k), beta, state, None)
+        p = _prob(load(x, offset + k), beta, state, None, keep)
         value = muladd(-p, total, load(v, offset + k)) - p * total_low
         store(y, offset + k, times(value, beta))
     if full < length:
-        p = _prob(load_part(x, offset + full, length - full, number(x, -INF)), beta, state, None)
+        p = _prob(load_part(x, offset + full, length - full, filler(x, keep)), beta, state, None, keep)
         value = muladd(-p, total, load_part(v, offset + full, length - full, number(x, 0.0))) - p * total_low
         store_part(y, offset + full, length - full, times(value, beta))
 
 
 @kernel
-def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, beta: Any) -> None:
-    """y = J^T v for the Jacobian of log-softmax at x."""
-    traverse(
-        log_softmax_vjp_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        memory(x),
-        memory(v),
-        memory(y),
-        None,
-        beta,
-        beta=beta,
-    )
+def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, keep: Any, beta: Any) -> None:
+    """y = J^T v for the Jacobian of log-softmax at x. `keep` as for `softmax_product`."""
+    shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
+    options = beta, keep
+    traverse(log_softmax_vjp_block, start, stop, shape, tile, data, vector, result, None, options, beta, keep=keep)
 
 
 # --- Jacobians ----------------------------------------------------------------------------------------------
@@ -301,17 +298,17 @@ def _jacobian_rows(
 
 @inline
 def _fill_probs(
-    x: Any, offset: int, y: Any, y_offset: int, length: int, stats: Any, beta: Any, from_probs: Any
+    x: Any, offset: int, y: Any, y_offset: int, length: int, stats: Any, beta: Any, from_probs: Any, keep: Any
 ) -> None:
     """Probabilities of x into y."""
     step = lane_count(x)
     full = length // step * step
     state = _probs(stats, from_probs)
     for k in range(0, full, step):
-        store(y, y_offset + k, _prob(load(x, offset + k), beta, state, from_probs))
+        store(y, y_offset + k, _prob(load(x, offset + k), beta, state, from_probs, keep))
     if full < length:
-        last = load_part(x, offset + full, length - full, _filler(x, from_probs))
-        store_part(y, y_offset + full, length - full, _prob(last, beta, state, from_probs))
+        last = load_part(x, offset + full, length - full, _filler(x, from_probs, keep))
+        store_part(y, y_offset + full, length - full, _prob(last, beta, state, from_probs, keep))
 
 
 @inline
@@ -348,7 +345,7 @@ def _jacobian(
                 measure(x, at, classes, 1, beta, table, None)
             stats = measured(table, 0)
             highest, lacking = _extremes(stats, beta, from_probs)
-            _fill_probs(x, at, y, n * square, classes, stats, beta, from_probs)
+            _fill_probs(x, at, y, n * square, classes, stats, beta, from_probs, None)
             weight = row_value(x, True, weights, n, 1)
             _jacobian_rows(y, n * square, classes, highest, lacking, beta, logarithmic, weight)
         return
@@ -356,11 +353,11 @@ def _jacobian(
     for first in range(start, stop, step):
         count = min(step, stop - first)
         load_tile(x, tile, first * classes, classes, 1, count)
-        stats = tile_statistics(tile, 0, classes * step, beta, from_probs, None)
+        stats = tile_statistics(tile, 0, classes * step, beta, from_probs, True)
         highest, lacking = _extremes(stats, beta, from_probs)
         store(tops, 0, highest)
         store(tops, step, lacking)
-        _fill_probs(tile, 0, tile, 0, classes * step, stats, beta, from_probs)
+        _fill_probs(tile, 0, tile, 0, classes * step, stats, beta, from_probs, True)
         for k in range(0, classes, step):
             if count == step:
                 store_turned(y, first * square + k, square, min(step, classes - k), tile, k * step)

@@ -23,9 +23,11 @@ from fastsoftmax.kernels.traversal import (
     ONE_HOT_LIMIT,
     add,
     either,
+    filler,
     label_of,
     log_of_others,
     probability,
+    probability_by,
     probability_of,
     reciprocal,
     remainder,
@@ -298,7 +300,7 @@ def soft_cross_entropy(
 def squared_error_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient of the squared error."""
     offset, length, folded, row, count = place
-    weights, scale, scale_low = options
+    weights, scale, scale_low, keep = options
     m, shift, bias, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
     step = lane_count(x)
@@ -307,13 +309,13 @@ def squared_error_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
     squares = (zero, zero)
     dots = (zero, zero)
     for k in range(0, full, step):
-        p = probability(load(x, offset + k), None, shift, bias, inverse)
+        p = probability_by(load(x, offset + k), None, shift, bias, inverse, keep)
         difference = p - load(v, offset + k)
         squares = add(squares, difference * difference)
         dots = add(dots, p * difference)
     if full < length:
-        last = load_part(x, offset + full, length - full, number(x, -INF))
-        p = probability(last, None, shift, bias, inverse)
+        last = load_part(x, offset + full, length - full, filler(x, keep))
+        p = probability_by(last, None, shift, bias, inverse, keep)
         difference = p - load_part(v, offset + full, length - full, number(x, 0.0))
         squares = add(squares, difference * difference)
         dots = add(dots, p * difference)
@@ -325,12 +327,12 @@ def squared_error_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
         dot, dot_low = fold_two_sum(folded, dots[0], dots[1])
         factor, factor_low = weight * scale, weight * scale_low
         for k in range(0, full, step):
-            p = probability(load(x, offset + k), None, shift, bias, inverse)
+            p = probability_by(load(x, offset + k), None, shift, bias, inverse, keep)
             slope = p * (((p - load(v, offset + k)) - dot) - dot_low)
             store(y, offset + k, spared(weight, muladd(slope, factor, slope * factor_low)))
         if full < length:
-            last = load_part(x, offset + full, length - full, number(x, -INF))
-            p = probability(last, None, shift, bias, inverse)
+            last = load_part(x, offset + full, length - full, filler(x, keep))
+            p = probability_by(last, None, shift, bias, inverse, keep)
             share = load_part(v, offset + full, length - full, number(x, 0.0))
             slope = p * (((p - share) - dot) - dot_low)
             slope = spared(weight, muladd(slope, factor, slope * factor_low))
@@ -347,10 +349,14 @@ def squared_error(
     weights: Any,
     y: Any,
     rows: Any,
+    keep: Any,
     scale: Any,
     scale_low: Any,
 ) -> None:
-    """rows = weights/2 |p - targets|^2; y, unless None, = scale times its gradient."""
-    options = (memory(weights), scale, scale_low)
-    data, v, results = memory(x), memory(targets), memory(rows)
-    traverse(squared_error_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options)
+    """rows = weights/2 |p - targets|^2; y, unless None, = scale times its gradient.
+
+    `keep` is that of `traverse`: None without y, and where it lies over the targets.
+    """
+    options = (memory(weights), scale, scale_low, keep)
+    shape, tile, data, v, results = x.shape, memory(room), memory(x), memory(targets), memory(rows)
+    traverse(squared_error_block, start, stop, shape, tile, data, v, memory(y), results, options, keep=keep)

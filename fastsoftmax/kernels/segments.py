@@ -238,8 +238,8 @@ def _none(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
 
 @inline
 def _plain(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `softmax_product_block`: no temperature, logits, no weights."""
-    return None, None, None
+    """The options of `softmax_product_block`: no temperature, logits of which terms are kept, no weights."""
+    return None, None, True, None
 
 
 @inline
@@ -276,7 +276,7 @@ def segment_softmax_product(
 ) -> None:
     """y = p (v - p.v) of every segment: J v, and J^T v."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    walk(softmax_product_block, _plain, start, stop, data, memory(v), memory(y), None, table, cuts)
+    walk(softmax_product_block, _plain, start, stop, data, memory(v), memory(y), None, table, cuts, keep=True)
 
 
 @kernel

@@ -137,6 +137,22 @@ def probability_of(e: Any, inverse: Any) -> Any:
 
 
 @inline
+def probability_by(value: Any, beta: Any, shift: Any, bias: Any, inverse: Any, keep: Any) -> Any:
+    """The one or the other, by whether terms are kept: the same bits."""
+    if keep is None:
+        return probability(value, beta, shift, bias, inverse)
+    return probability_of(value, inverse)
+
+
+@inline
+def filler(x: Any, keep: Any) -> Any:
+    """What the lanes behind the end of a row hold: a logit or a term that counts for nothing."""
+    if keep is None:
+        return number(x, -INF)
+    return number(x, 0.0)
+
+
+@inline
 def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
     """The greatest entry of each row, -inf if there is none; NaN is passed over (the sums find it)."""
     step = lane_count(x)
@@ -569,7 +585,8 @@ def traverse(
     whole vectors of classes where `inner` is 1. `beta` is 1/T for the statistics; where `given` is not None, x
     needs none, and they are zeros. `picks`, unless None, are labels and memory of two vectors, in the first of
     which a block finds the entries at the labels of its rows. Where `keep` is not None, the x of the block holds
-    the terms of its rows, marked as for `probability_of`, in place of the logits: they are kept where y will be.
+    the terms of its rows, marked as for `probability_of`, in place of the logits: they are kept where y will be,
+    which therefore must not lie over v; `given` is None then.
     """
     _, classes, inner = shape
     step = lane_count(x)

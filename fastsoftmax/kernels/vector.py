@@ -1037,19 +1037,32 @@ def scratch(array: Any, vectors: int) -> Any:
     return np.empty(vectors * (LANE_BYTES // array.itemsize), array.dtype)
 
 
-def _unless_none_typer(typingctx: Any, option: Any, value: Any) -> Any:
-    absent = isinstance(option, types.NoneType)
+def _by_type(option: Any, value: Any, wanted: bool) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return context.get_dummy_value() if absent else values[1]
+        return values[1] if wanted else context.get_dummy_value()
 
-    return (types.none if absent else value)(option, value), codegen
+    return (value if wanted else types.none)(option, value), codegen
+
+
+def _unless_none_typer(typingctx: Any, option: Any, value: Any) -> Any:
+    return _by_type(option, value, not isinstance(option, types.NoneType))
+
+
+def _if_none_typer(typingctx: Any, option: Any, value: Any) -> Any:
+    return _by_type(option, value, isinstance(option, types.NoneType))
 
 
 @lowered(_unless_none_typer)
 def unless_none(option: Any, value: Any) -> Any:
     """`value`, or None if `option` is None: decided by the type, where an ``if`` would need one type for both."""
     return None if option is None else value
+
+
+@lowered(_if_none_typer)
+def if_none(option: Any, value: Any) -> Any:
+    """`value`, or None if `option` is not None."""
+    return value if option is None else None
 
 
 def _one(like: Any, context: Any) -> Any:

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import _pieces, kernels
-from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Axis, Problem, inverse_temperature
+from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Axis, Problem, inverse_temperature, lie_apart
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
-# Small calls are made of overhead. Three steps are left here: which kernel (by a dtype that is native and has been
-# used before), a copy of x (C-contiguous whatever x is), and the kernel over that copy.
+# Small calls are made of overhead. Two steps are left here: which kernel (by a dtype that is native and has been
+# used before), and that over arrays that it can take as they are, or over a copy.
 SHORT = 64  # up to here the bits do not depend on the layout: see kernels.traversal.COLUMN_LIMIT
 Small = dict[np.dtype[Any], Callable[..., None]]
 _SOFTMAX: Small = {}
@@ -19,27 +19,31 @@ _LOG_SOFTMAX: Small = {}
 _LOGSUMEXP: Small = {}
 
 
-def _in_place(kernel: Callable[[Any], None], x: Any, out: Any) -> Any:
-    if out is None:
-        result = x.copy()
+def _small(kernel: Callable[..., None], x: Any, out: Any) -> Any:
+    """The result of a small call, or None: nothing that needs to be converted or refused."""
+    if out is not None and (
+        type(out) is not np.ndarray
+        or out.dtype != x.dtype
+        or out.shape != x.shape
+        or not out.flags.carray
+        or not (out is x or lie_apart(x, out))
+    ):
+        return None
+    if not x.flags.carray:
+        if x.shape[-1] > SHORT and not x.flags.c_contiguous:
+            return None
+        x = x.copy()
+    result = np.empty_like(x) if out is None else out
+    if x.ndim == 2:
+        kernel(x, result)
     else:
-        result = out
-        if out is not x:
-            np.copyto(out, x)
-    kernel(result if x.ndim == 2 else result.reshape(-1, x.shape[-1]))
+        shape = (-1, x.shape[-1])
+        kernel(x.reshape(shape), result.reshape(shape))
     return result
 
 
-def _is_simple(x: Any, out: Any) -> Any:
-    """Whether a kernel gives a copy of x in `out`, or in new memory, what it gives x where it is."""
-    if out is None:
-        return x.shape[-1] <= SHORT or x.flags.c_contiguous
-    fits = type(out) is np.ndarray and out.dtype == x.dtype and out.shape == x.shape and out.flags.carray
-    return fits and (x.shape[-1] <= SHORT or x.flags.c_contiguous)
-
-
 def _forward(
-    function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, in_place: Small
+    function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, small: Small
 ) -> Any:
     """softmax or log_softmax of any arguments; `hidden` is what masked entries get."""
     if is_lazy(x, where):
@@ -59,7 +63,7 @@ def _forward(
     if masked is not None:
         np.copyto(output.result, hidden, where=masked)
     if problem.x.dtype == problem.dtype:
-        kernels.jit.remember(in_place, problem.dtype, getattr(kernels.activations, f"{function}_in_place"))
+        kernels.jit.remember(small, problem.dtype, getattr(kernels.activations, f"{function}_small"))
     return output.finish()
 
 
@@ -130,8 +134,10 @@ def softmax(
     """
     if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
         kernel = _SOFTMAX.get(x.dtype)
-        if kernel is not None and 0 < x.size <= SMALL and x.ndim and _is_simple(x, out):
-            return _in_place(kernel, x, out)
+        if kernel is not None and 0 < x.size <= SMALL and x.ndim:
+            result = _small(kernel, x, out)
+            if result is not None:
+                return result
     return _forward("softmax", x, axis, where, temperature, out, 0.0, _SOFTMAX)
 
 
@@ -190,8 +196,10 @@ def log_softmax(
     """
     if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
         kernel = _LOG_SOFTMAX.get(x.dtype)
-        if kernel is not None and 0 < x.size <= SMALL and x.ndim and _is_simple(x, out):
-            return _in_place(kernel, x, out)
+        if kernel is not None and 0 < x.size <= SMALL and x.ndim:
+            result = _small(kernel, x, out)
+            if result is not None:
+                return result
     return _forward("log_softmax", x, axis, where, temperature, out, -np.inf, _LOG_SOFTMAX)
 
 

@@ -28,9 +28,10 @@ TILE_CLASSES = 8192
 TILE_BYTES = 1 << 18
 # Contiguous rows longer than this are never walked in columns and need no tile.
 TILED_ROW = 256
-# Calls with at most so many elements are made of overhead: API modules have a shorter way for what is usual there.
+# Calls with at most so many elements are done by one thread, and the least of them are made of overhead: the API
+# modules have a shorter way for what is usual there.
 # The defaults are recognised by identity: what an argument is equal to may be an array, or of a type to refuse.
-SMALL = 1 << 14
+SMALL = 1 << 16
 LAST = -1
 UNTEMPERED = 1.0
 
@@ -90,6 +91,11 @@ def inverse_pair(value: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
     from fractions import Fraction  # not above: it would take longer to import than all modules of this package
 
     return as_pair(1 / Fraction(value), dtype)
+
+
+def lie_apart(a: Array, b: Array) -> bool:
+    """Whether two arrays cannot share memory; the question that costs less first."""
+    return (a is not b and a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b)
 
 
 def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -> tuple[Any, Any] | None:

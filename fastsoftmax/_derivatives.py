@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Problem, inverse_temperature
+from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Problem, inverse_temperature, lie_apart
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
@@ -34,7 +34,7 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
         return None
     if out is None:
         out = np.empty(result_shape, x.dtype)
-    elif not _plain(out, result_shape, x.dtype) or any(np.may_share_memory(out, v) for v in operands):
+    elif not _plain(out, result_shape, x.dtype) or not all(lie_apart(out, v) for v in operands):
         return None
     kernel(*operands, out, True if from_probs else None)
     return out
@@ -85,7 +85,8 @@ def _product(
     second = problem.convert(operand)
     output = problem.output(out)
     compiled = getattr(kernels.derivatives, kernel)
-    arguments = source, second, output.block, output.keep(second), beta, *options
+    keep = None if options and options[0] else output.keep(second)
+    arguments = source, second, output.block, keep, beta, *options
     run(compiled, problem.rows, 2 * source.size, problem.room(2), *arguments)
     if options:
         _remember(problem, 2, options[0], kernels.derivatives.softmax_product_small)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import LAST, SMALL, Array, Problem, named, number, real_array
+from fastsoftmax._arrays import LAST, SMALL, Array, Problem, lie_apart, named, number, real_array
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 from fastsoftmax._reductions import (
@@ -203,7 +203,7 @@ _SMALL: dict[tuple[np.dtype[Any], bool], Any] = {}
 _INDEX: np.dtype[Any] = np.dtype(np.int64)
 
 
-def _small(logits: Any, targets: Any, gradient: bool) -> tuple[Any, Any] | None:
+def _small(logits: Any, targets: Any, out: Any, gradient: bool) -> tuple[Any, Any] | None:
     """The mean loss of a small matrix and its gradient, or None: nothing that needs to be converted or refused."""
     if type(logits) is not np.ndarray or type(targets) is not np.ndarray:
         return None
@@ -218,7 +218,18 @@ def _small(logits: Any, targets: Any, gradient: bool) -> tuple[Any, Any] | None:
     ):
         return None
     dtype, count = logits.dtype, len(logits)
-    slope = np.empty_like(logits) if gradient else None
+    slope = out
+    if out is None:
+        slope = np.empty_like(logits) if gradient else None
+    elif (
+        type(out) is not np.ndarray
+        or out.dtype != dtype
+        or out.shape != logits.shape
+        or not out.flags.carray
+        or not (out is logits or lie_apart(out, logits))
+        or not lie_apart(out, targets)
+    ):
+        return None
     rows = np.empty(count, dtype)
     loss = kernel(logits, targets, slope, rows, *gradient_scale(count, MEAN, dtype))
     return None if loss < 0 else (dtype.type(loss / count), slope)
@@ -416,7 +427,7 @@ def cross_entropy(
         and ignore_index is None
         and label_smoothing is UNSMOOTHED
     ):
-        small = _small(logits, targets, False)
+        small = _small(logits, targets, None, False)
         if small is not None:
             return small[0]
     options = {
@@ -492,9 +503,8 @@ def cross_entropy_grad(
         and sample_weight is None
         and ignore_index is None
         and label_smoothing is UNSMOOTHED
-        and out is None
     ):
-        small = _small(logits, targets, True)
+        small = _small(logits, targets, out, True)
         if small is not None:
             return small[1]
     options = {
@@ -560,9 +570,8 @@ def cross_entropy_with_grad(
         and sample_weight is None
         and ignore_index is None
         and label_smoothing is UNSMOOTHED
-        and out is None
     ):
-        small = _small(logits, targets, True)
+        small = _small(logits, targets, out, True)
         if small is not None:
             return small
     options = {

@@ -49,6 +49,7 @@ from fastsoftmax._jit_arrays import (
 )
 from fastsoftmax._reductions import mean_divisor
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT, FEW
+from fastsoftmax.kernels.vector import if_none
 
 KINDS = {types.float32: np.float32, types.float64: np.float64}
 REDUCTIONS = ("mean", "sum", "none")
@@ -571,7 +572,7 @@ def _product(
 
     @merged
     def launch(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
-        kernel(0, rows, room, x, v, y, keep, beta, flag, weights)
+        kernel(0, rows, room, x, v, y, if_none(flag, keep), beta, flag, weights)
 
     @merged
     def logarithmic(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:

@@ -64,6 +64,8 @@ def _products(dtype: Any) -> Calls:
     for x, v, labels, axis in _arguments(dtype):
         for options in _temperatures():
             yield partial(fs.softmax_jvp, x, v, axis, **options)
+        over = v.copy()
+        yield partial(fs.softmax_vjp, x, over, axis, out=over)
         if axis == -1:  # small arrays take a short way, after the calls above
             for given in (False, True):
                 yield partial(fs.softmax_vjp, x, v, from_probs=given)

@@ -75,19 +75,18 @@ def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None
 
 
 @kernel
-def softmax_in_place(y: Any) -> None:
-    """`softmax` of the rows of a matrix over itself: few arguments, because small calls are made of them."""
-    data = memory(y)
-    rows, classes = y.shape
+def softmax_small(x: Any, y: Any) -> None:
+    """`softmax` of the rows of a matrix: few arguments, because small calls are made of them."""
+    data, probs = memory(x), memory(y)
+    rows, classes = x.shape
     if rows <= FEW and classes <= COLUMN_LIMIT:
         for row in range(rows):
             at = row * classes
-            stats = short_statistics(data, at, classes, None, data)
-            softmax_of_terms_block(data, None, data, (at, classes, True, row, 1), stats, None, None)
+            stats = short_statistics(data, at, classes, None, probs)
+            softmax_of_terms_block(probs, None, probs, (at, classes, True, row, 1), stats, None, None)
         return
-    tile = scratch(data, COLUMN_LIMIT)
-    shape = (rows, classes, 1)
-    traverse(softmax_of_terms_block, 0, rows, shape, tile, data, None, data, None, None, keep=True)
+    tile, shape = scratch(data, COLUMN_LIMIT), (rows, classes, 1)
+    traverse(softmax_of_terms_block, 0, rows, shape, tile, data, None, probs, None, None, keep=True)
 
 
 @inline
@@ -128,18 +127,17 @@ def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> 
 
 
 @kernel
-def log_softmax_in_place(y: Any) -> None:
-    """`log_softmax` of the rows of a matrix over itself."""
-    data = memory(y)
-    rows, classes = y.shape
+def log_softmax_small(x: Any, y: Any) -> None:
+    """`log_softmax` of the rows of a matrix."""
+    data, result = memory(x), memory(y)
+    rows, classes = x.shape
     if rows <= FEW and classes <= COLUMN_LIMIT:
         for row in range(rows):
             stats = short_statistics(data, row * classes, classes, None, None)
-            log_softmax_block(data, None, data, (row * classes, classes, True, row, 1), stats, None, None)
+            log_softmax_block(data, None, result, (row * classes, classes, True, row, 1), stats, None, None)
         return
-    tile = scratch(data, COLUMN_LIMIT)
-    shape = (rows, classes, 1)
-    traverse(log_softmax_block, 0, rows, shape, tile, data, None, data, None, None)
+    tile, shape = scratch(data, COLUMN_LIMIT), (rows, classes, 1)
+    traverse(log_softmax_block, 0, rows, shape, tile, data, None, result, None, None)
 
 
 @inline

@@ -143,11 +143,10 @@ def softmax_product(
 ) -> None:
     """y = weights J v = weights J^T v for the Jacobian of softmax at x, logits or (`from_probs`) probabilities.
 
-    `keep` is that of `traverse`: None where y lies over v.
+    `keep` is that of `traverse`: None for probabilities, and where y lies over v.
     """
-    kept = if_none(from_probs, keep)
     shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
-    options = beta, from_probs, kept, memory(weights)
+    options = beta, from_probs, keep, memory(weights)
     traverse(
         softmax_product_block,
         start,
@@ -161,7 +160,7 @@ def softmax_product(
         options,
         beta=beta,
         given=from_probs,
-        keep=kept,
+        keep=keep,
     )
 
 

@@ -284,3 +284,20 @@ def test_small_calls_skip_the_dispatcher(monkeypatch):
         kernel = activations.softmax_small
         assert (table[x.dtype] is kernel) is not found
         assert callable(table[x.dtype])
+
+
+@every_dtype
+@pytest.mark.parametrize("shift", [0, 5])
+@pytest.mark.parametrize("inner", [traversal.PAST_CACHES // 16, traversal.PAST_CACHES // 16 + 1])
+def test_large_results_over_an_inner_axis(dtype, inner, shift):
+    """Written past the caches, in whole lines: wherever `out` begins, and if not all classes begin alike."""
+    x = np.random.default_rng(5).normal(size=(4, 4, inner)).astype(dtype)
+    room = np.full(x.size + 32, np.nan, dtype)
+    out = room[shift : shift + x.size].reshape(x.shape)
+    assert fs.softmax(x, axis=1, out=out) is out
+    np.testing.assert_array_equal(out[1:3], fs.softmax(x[1:3], axis=1))
+    some = np.moveaxis(x, 1, 2)[:, 7::1000]
+    np.testing.assert_array_equal(np.moveaxis(out, 1, 2)[:, 7::1000], fs.softmax(some))
+    assert np.isnan(room[:shift]).all()
+    assert np.isnan(room[shift + x.size :]).all()
+    np.testing.assert_array_equal(fs.softmax(x, axis=1, out=x), out)

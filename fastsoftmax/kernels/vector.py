@@ -509,6 +509,60 @@ def store(array: Any, offset: int, value: Any) -> None:
     array[offset : offset + len(value)] = value
 
 
+def _store_past_typer(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
+    if not _is_floats(array) or not isinstance(value, Lanes):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data, index, vector = values
+        pointer = _pointer(context, builder, array, data, index, index.type(value.count))
+        written = builder.store(vector, _vector_pointer(builder, pointer, vector.type), align=LANE_BYTES)
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+@lowered(_store_past_typer)
+def store_past(array: Any, offset: int, value: Any) -> None:
+    """`store` to an address that is a multiple of 64, past the caches; see `fence`."""
+    store(array, offset, value)
+
+
+def _fence_typer(typingctx: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@lowered(_fence_typer)
+def fence() -> None:
+    """Make what `store_past` wrote visible to other threads."""
+
+
+def _lanes_to_line_typer(typingctx: Any, array: Any, offset: Any) -> Any:
+    if not isinstance(array, Memory):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        struct = cgutils.create_struct_proxy(array)(context, builder, values[0])
+        at = values[1]
+        item = array.dtype.bitwidth // 8
+        address = builder.ptrtoint(builder.gep(struct.data, [at]), at.type)
+        over = builder.and_(builder.neg(address), at.type(LANE_BYTES - 1))
+        return builder.udiv(over, at.type(item))
+
+    return types.intp(array, types.intp), codegen
+
+
+@lowered(_lanes_to_line_typer)
+def lanes_to_line(array: Any, offset: int) -> int:
+    """How many numbers after `offset` the next cache line begins."""
+    return 0
+
+
 def _prefetch_typer(written: int) -> Callable[..., Any]:
     def typer(typingctx: Any, array: Any, offset: Any) -> Any:
         if not isinstance(array, Memory):

@@ -7,6 +7,10 @@ what POSIX advises and Python's ``logging`` does: that takes as long as the comp
 or two. After `PATIENCE` the fork goes ahead all the same, since a host that waits for its own fork would hang, and
 the child gets new locks: then it may fail, but it does not wait for a thread that it does not have.
 
+The handlers that Python calls last before a fork are those registered first. ``logging`` has one that takes its
+lock, for which whoever imports Numba would wait while we wait for him; so it is imported before ours are
+registered, which is when kernels, and with them Numba, are about to be: until then nobody here has a lock.
+
 Private API of Numba and llvmlite is used here: their locks and the stack of types under inference. Where a release
 has none of that name, there is nothing to take.
 """
@@ -43,9 +47,8 @@ class _Place:
         return getattr(self._owner(), self._attributes[-1], None)
 
     def renew(self) -> None:
-        """Put a new lock there."""
-        if self.lock() is not None:
-            setattr(self._owner(), self._attributes[-1], RLock())
+        """Put a new lock in the place of one that is there."""
+        setattr(self._owner(), self._attributes[-1], RLock())
 
 
 # In the order in which a thread that compiles takes them.
@@ -81,20 +84,28 @@ def after_in_child() -> None:
         lock.release()
     kept = [place for place, _ in held]
     for place in _PLACES:
-        if place not in kept:
+        if place not in kept and place.lock() is not None:
             place.renew()
             _forget_inference()
 
 
 def _forget_inference() -> None:
-    """Numba refuses a signature that is being compiled already, as it seems; by the thread that is not here."""
-    with suppress(Exception):
-        from numba.core.registry import cpu_target
+    """Numba refuses a signature that is being compiled already, as it seems; by the thread that is not here.
 
-        stack = cpu_target.typing_context.callstack
+    Nothing is imported: what another thread was importing stays locked here.
+    """
+    with suppress(Exception):
+        stack = sys.modules["numba.core.registry"].cpu_target.typing_context.callstack
         stack._stack.clear()
         stack._lock = RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)
+_once = iter([True])
+
+
+def watch() -> None:
+    """From now on, forks wait."""
+    if next(_once, False) and hasattr(os, "register_at_fork"):
+        import logging  # noqa: F401  # see above
+
+        os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)

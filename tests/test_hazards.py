@@ -260,9 +260,32 @@ def test_forks_while_another_thread_compiles(tmp_path):
     assert run(UNDER_WAY, "compiling", FASTSOFTMAX_CACHE_DIR=tmp_path) == "fine\n"
 
 
-def test_forks_while_another_thread_imports_numba():
-    """Modules have locks of their own, which Python does not renew in a child."""
-    assert run(UNDER_WAY, "importing") == "fine\n"
+@pytest.mark.parametrize("before", ["pass", "import fastsoftmax, logging"])
+def test_forks_while_another_thread_imports_numba(before):
+    """Modules have locks of their own, which Python does not renew in a child.
+
+    That of ``logging`` would be held by its own handler against the rest of the import, if that were called first.
+    """
+    assert run(f"{before}\n{UNDER_WAY}", "importing") == "fine\n"
+
+
+def test_a_fork_imports_nothing():
+    """Neither in a child of a process that only imported the package, nor in one that used it."""
+    code = """
+import fastsoftmax
+
+def check():
+    assert set(sys.modules) == before, set(sys.modules) ^ before
+
+before = set(sys.modules)
+assert not before & {"numba", "logging"}
+forked(check)
+call("softmax")
+before = set(sys.modules)
+forked(check)
+print("fine")
+"""
+    assert run(code) == "fine\n"
 
 
 PATIENCE = """

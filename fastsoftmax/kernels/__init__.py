@@ -59,6 +59,7 @@ _MODULES = frozenset(
 
 def __getattr__(name: str) -> ModuleType:
     if name in _MODULES:
+        _fork.watch()
         with _fork.importing:
             return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ This file knows NumPy and nothing else.
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ def named(function: str, name: str) -> str:
 
 def real_array(function: str, name: str, value: Any) -> Array:
     """`value` as an array of real numbers; TypeError for masked arrays and for dtypes without a kernel."""
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise TypeError(
             f"{named(function, name)} is a masked array; pass its data, and where=~mask where the function has it"
         )
@@ -91,6 +92,11 @@ def inverse_pair(value: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
     from fractions import Fraction  # not above: it would take longer to import than all modules of this package
 
     return as_pair(1 / Fraction(value), dtype)
+
+
+def is_masked(value: Any) -> bool:
+    """Whether it is a masked array: none where nobody has imported ``numpy.ma``, which is not done for that."""
+    return isinstance(value, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
 def lie_apart(a: Array, b: Array) -> bool:
@@ -350,7 +356,7 @@ class Output:
     def _check(self, name: str) -> None:
         out, problem = self.out, self.problem
         prefix = named(problem.function, name)
-        if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        if not isinstance(out, np.ndarray) or is_masked(out):
             raise TypeError(f"{prefix} must be a numpy.ndarray, got {type(out).__name__}")
         if out.shape != self.shape:
             raise ValueError(f"{prefix} has shape {out.shape}, expected {self.shape}")

@@ -449,10 +449,10 @@ class _Loss:
 
     def _divisor(self) -> Any:
         if self.is_cross_entropy and self.soft:
-            return float(self.problem.rows)
+            return _reductions.mean_divisor(float(self.problem.rows))
         ignored = self.options.get("ignore_index")
         if self.class_weight is None and self.sample_weight is None and ignored is None:
-            return float(self.problem.rows)
+            return _reductions.mean_divisor(float(self.problem.rows))
         labels = None if self.soft else self.targets
         parts = _blocks(
             _counted,

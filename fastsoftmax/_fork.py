@@ -7,9 +7,8 @@ what POSIX advises and Python's ``logging`` does: that takes as long as the comp
 or two. After `PATIENCE` the fork goes ahead all the same, since a host that waits for its own fork would hang, and
 the child gets new locks: then it may fail, but it does not wait for a thread that it does not have.
 
-The handlers that Python calls last before a fork are those registered first. ``logging`` has one that takes its
-lock, for which whoever imports Numba would wait while we wait for him; so it is imported before ours are
-registered, which is when kernels, and with them Numba, are about to be: until then nobody here has a lock.
+``logging`` takes its own lock before a fork, if it was imported after this module before our turn. Whoever imports
+Numba needs that lock for a moment, so it is given back while we wait for him.
 
 Private API of Numba and llvmlite is used here: their locks and the stack of types under inference. Where a release
 has none of that name, there is nothing to take.
@@ -60,14 +59,27 @@ _PLACES = (
 _held: dict[int, list[tuple[_Place, Any]]] = {}
 
 
+def _lent_by_logging() -> Any:
+    """The lock of ``logging``, released, if it was taken for this fork before our turn; else None."""
+    try:
+        lock: Any = sys.modules["logging"]._lock
+        lock.release()
+    except (KeyError, AttributeError, RuntimeError):  # not imported, another release, or not ours
+        return None
+    return lock
+
+
 def before() -> None:
     """Take all locks, as far as they can be had in time."""
     deadline = time.monotonic() + PATIENCE
     held = _held[get_ident()] = []
+    logging_lock = _lent_by_logging()
     for place in _PLACES:
         lock = place.lock()
         if lock is not None and lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             held.append((place, lock))
+    if logging_lock is not None:
+        logging_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def after_in_parent() -> None:
@@ -100,12 +112,5 @@ def _forget_inference() -> None:
         stack._lock = RLock()
 
 
-_once = iter([True])
-
-
-def watch() -> None:
-    """From now on, forks wait."""
-    if next(_once, False) and hasattr(os, "register_at_fork"):
-        import logging  # noqa: F401  # see above
-
-        os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)

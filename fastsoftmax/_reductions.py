@@ -27,11 +27,11 @@ def mean_divisor(weight: float) -> float:
 
 @lru_cache(maxsize=64)
 def _inverse(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """1/divisor as a pair; nan for what no mean divides by.
+    """1/divisor as a pair; nan for 0, which nothing is divided by but rows that count for nothing.
 
     Weights may add up to less than the inverse of the greatest number: then it is inf, as where NumPy divides.
     """
-    if not np.isfinite(divisor):
+    if divisor == 0 or not np.isfinite(divisor):
         return dtype.type(np.nan), dtype.type(0)
     try:
         return inverse_pair(divisor, dtype)

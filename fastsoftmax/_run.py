@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import fastsoftmax
-from fastsoftmax import _files, _losses
+from fastsoftmax import _files, _losses, _reductions
 from fastsoftmax._arrays import Array, Problem, real_array
 from fastsoftmax._files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source, Target, ZarrTarget
 from fastsoftmax._parallel import threads
@@ -419,12 +419,13 @@ class Local:
         mean = job.reduction == "mean"
         if job.soft:
             if mean:
-                self.divisor = float(job.problem.rows)
+                self.divisor = _reductions.mean_divisor(float(job.problem.rows))
                 if not job.python_name.startswith("cross_entropy") and "sample_weight" in job.operands:
                     weights = job.operands["sample_weight"]
                     boxes_ = cover(job.problem.row_shape, _files.rows_of(self.extent, job.axis))
                     dtype = job.problem.dtype
-                    self.divisor = math.fsum(float(weights[b].astype(dtype).sum(dtype=np.float64)) for b in boxes_)
+                    parts = [float(weights[b].astype(dtype).sum(dtype=np.float64)) for b in boxes_]
+                    self.divisor = _reductions.mean_divisor(math.fsum(parts))
             return
         counts = []
         labels = job.operands["targets"]
@@ -446,7 +447,7 @@ class Local:
                 classes, dtype = job.problem.classes, job.problem.dtype
                 counts.append(_losses.counted(job.python_name, part, classes, dtype, options))
         if mean:
-            self.divisor = math.fsum(counts)
+            self.divisor = _reductions.mean_divisor(math.fsum(counts))
 
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """The results of a block by the target that they go to, with their places in it."""

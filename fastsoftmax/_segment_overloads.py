@@ -250,7 +250,7 @@ def _product(function: str, name: str, x: Any, indptr: Any, vector: Any, out: An
         check(out, source.size)
         second = convert_vector(vector)
         result = np.empty(source.size, kind)
-        segments.segment_softmax_product(0, 1, None, table, _whole(table), source, second, result)
+        segments.segment_softmax_product(0, 1, None, table, _whole(table), source, second, result, True)
         pieces = _pieces(table)
         if len(pieces) > 0:
             maxima, sums = _statistics(pieces, source)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import Array, Output, Problem, named, real_array
+from fastsoftmax._arrays import Array, Output, Problem, is_masked, named, real_array
 from fastsoftmax._parallel import BLOCK_WORK, run
 from fastsoftmax._reductions import (
     check_reduction,
@@ -27,7 +27,7 @@ LEAST_BLOCK = 1 << 14
 def _row_pointers(function: str, indptr: Any, entries: int) -> Array:
     """`indptr` as 64-bit integers, once it is sure that they cut so many entries into segments."""
     prefix = named(function, "indptr")
-    if isinstance(indptr, np.ma.MaskedArray):
+    if is_masked(indptr):
         raise TypeError(f"{prefix} is a masked array, expected integers without a mask")
     array = np.asarray(indptr)
     if array.ndim != 1 or array.size == 0:
@@ -180,7 +180,8 @@ def _product(function: str, x: Any, indptr: Any, name: str, vector: Any, out: An
     source = segments.block(segments.problem.x)
     second = segments.block(operand)
     output, target = segments.output(out)
-    segments.run(kernels.segments.segment_softmax_product, 2 * segments.work, source, second, target)
+    keep = output.keep(second)
+    segments.run(kernels.segments.segment_softmax_product, 2 * segments.work, source, second, target, keep)
     if segments.huge(source):
         dots = segments.dots(source, second)
         segments.run_huge(kernels.segments.piece_softmax_product, source, second, dots, target)

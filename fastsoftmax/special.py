@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import _activations, _ufuncs
+from fastsoftmax._arrays import is_masked
 
 __all__ = [
     "entr",
@@ -122,7 +123,7 @@ def __dir__() -> list[str]:
 
 def _by_kernel(x: Any) -> bool:
     """Whether the kernels take numbers like these, or say what is wrong with them."""
-    return isinstance(x, np.ma.MaskedArray) or np.asarray(x).dtype.char not in "gFDG"
+    return is_masked(x) or np.asarray(x).dtype.char not in "gFDG"
 
 
 def softmax(x: Any, axis: Axis = None) -> Any:
@@ -247,7 +248,7 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
     if b is None and not return_sign and _by_kernel(a):
         return _activations.logsumexp(a, axis, keepdims=bool(keepdims))
     for name, value in (("a", a), ("b", b)):
-        if isinstance(value, np.ma.MaskedArray):
+        if is_masked(value):
             raise TypeError(
                 f"logsumexp: {name} is a masked array; pass its data, and zero weights where it is masked"
             )

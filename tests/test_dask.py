@@ -294,6 +294,14 @@ def test_a_mean_over_no_row_is_nan():
     loss, slope = fs.cross_entropy_with_grad(lazy, np.full(4, -1), ignore_index=-1)
     assert np.isnan(loss.compute())
     assert (slope.compute() == 0).all()
+    x, labels, dense = (da.from_array(a) for a in (np.ones((0, 4)), np.zeros(0, int), np.ones((0, 4))))
+    for loss, slope in (
+        fs.cross_entropy_with_grad(x, labels),
+        fs.cross_entropy_with_grad(x, dense),
+        fs.squared_error_with_grad(x, dense),
+    ):
+        assert np.isnan(loss.compute())
+        assert slope.compute().shape == (0, 4)
 
 
 def test_confident_rows_in_pieces(record):

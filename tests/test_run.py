@@ -128,6 +128,24 @@ def test_losses(function, targets, flags, keywords, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("function", "targets"), [("cross-entropy", "y.npy"), ("cross-entropy", "t.npy"), ("squared-error", "t.npy")]
+)
+@pytest.mark.parametrize("rows", [0, 90])
+def test_a_mean_over_nothing(function, targets, rows, capsys):
+    """No rows, or rows without weight."""
+    x = logits()[:rows]
+    np.save("x.npy", x)
+    np.save("y.npy", np.zeros(rows, int))
+    np.save("t.npy", np.ones_like(x))
+    np.save("s.npy", np.zeros(rows))
+    run(function, "x.npy", "--targets", targets, "--sample-weight", "s.npy", "--grad", "g.npy")
+    both = getattr(fs, function.replace("-", "_") + "_with_grad")
+    loss, slope = both(x, np.load(targets), sample_weight=np.zeros(rows))
+    np.testing.assert_array_equal(float(capsys.readouterr().out), loss)
+    np.testing.assert_array_equal(np.load("g.npy"), slope)
+
+
 @pytest.mark.slow
 def test_second_derivatives():
     x = logits()

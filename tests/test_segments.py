@@ -666,8 +666,12 @@ def test_out():
             other = Ragged(problem.split(problem.x))
             other.x, other.v = memory[: len(problem.x)], problem.v
             equal(other.call(name, out=memory[shift:]), expected)
-    v = problem.v.copy()
-    equal(fs.segment_softmax_jvp(problem.x, problem.indptr, v, out=v), problem.call("segment_softmax_jvp"))
+    for lengths in ([3, 0, 60, 9, 1, 1, 1], [65, 3, 700], [300_000]):
+        large = numbers(lengths)
+        for place in ("x", "v"):
+            other = Ragged(large.split(large.x))
+            other.x, other.v = large.x.copy(), large.v.copy()
+            equal(other.call("segment_softmax_jvp", out=getattr(other, place)), large.call("segment_softmax_jvp"))
     wrong = np.zeros(2 * len(problem.x))[::2]
     equal(problem.call("segment_softmax", out=wrong), problem.call("segment_softmax"))
 

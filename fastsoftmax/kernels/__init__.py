@@ -5,7 +5,8 @@ The contract of a kernel
 ``kernel(start, stop, room, *blocks, *options)`` computes rows start .. stop, with `room` to work in. Every block
 is C-contiguous, native and aligned, inputs are typed read-only, all floats have one dtype (float32 or float64),
 shapes agree, outputs are allocated, labels were checked. A kernel never validates, allocates, reshapes or raises;
-it holds no GIL and starts no thread. It may write an output over an input that lies at exactly the same place.
+it holds no GIL and starts no thread. It may write an output over an input that lies at exactly the same place;
+over a second operand only where `keep` is None.
 
 How they are built
 ------------------
@@ -59,7 +60,6 @@ _MODULES = frozenset(
 
 def __getattr__(name: str) -> ModuleType:
     if name in _MODULES:
-        _fork.watch()
         with _fork.importing:
             return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -53,7 +53,6 @@ from fastsoftmax.kernels.vector import (
     store_turned,
 )
 
-INF = float("inf")
 TWO_TILES = 2 * COLUMN_LIMIT
 
 

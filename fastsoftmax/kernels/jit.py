@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import numpy.ma  # Numba does so at its first call, where no lock keeps forks away
 from numba import config, njit, typeof
 
 from fastsoftmax._cache import KernelCache

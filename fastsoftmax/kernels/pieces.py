@@ -22,8 +22,6 @@ from fastsoftmax.kernels.vector import (
     store_part,
 )
 
-INF = float("inf")
-
 
 @inline
 def summary_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:

@@ -238,8 +238,8 @@ def _none(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
 
 @inline
 def _plain(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `softmax_product_block`: no temperature, logits of which terms are kept, no weights."""
-    return None, None, True, None
+    """The options of `softmax_product_block`: no temperature, logits, whether terms are kept, no weights."""
+    return None, None, rest, None
 
 
 @inline
@@ -272,11 +272,12 @@ def segment_logsumexp(start: int, stop: int, room: Any, indptr: Any, bounds: Any
 
 @kernel
 def segment_softmax_product(
-    start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, v: Any, y: Any
+    start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, v: Any, y: Any, keep: Any
 ) -> None:
-    """y = p (v - p.v) of every segment: J v, and J^T v."""
+    """y = p (v - p.v) of every segment: J v, and J^T v. `keep` is that of `traverse`: None where y lies over v."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    walk(softmax_product_block, _plain, start, stop, data, memory(v), memory(y), None, table, cuts, keep=True)
+    vector, result = memory(v), memory(y)
+    walk(softmax_product_block, _plain, start, stop, data, vector, result, None, table, cuts, rest=keep, keep=keep)
 
 
 @kernel

@@ -642,9 +642,9 @@ def traverse(
     if y is not None:
         past = inner > 1 and inner % step == 0 and size(y) >= PAST_CACHES
     while row < stop:
-        place = row % inner
-        count = min(widest, stop - row) if inner == 1 else min(widest, min(stop - row, inner - place))
-        first = (row - place) * classes + place
+        within = row % inner
+        count = min(widest, stop - row) if inner == 1 else min(widest, min(stop - row, inner - within))
+        first = (row - within) * classes + within
         if past:
             ahead = lanes_to_line(y, first)
             count = min(count, ahead) if ahead > 0 else count
@@ -666,7 +666,7 @@ def traverse(
             block(tile, other, out, (at, classes * step, None, row + done, lanes), stats, rows, options)
             done += lanes
         if y is not None:
-            if past and count % step == 0:  # which they are from the second tile of a stretch on
+            if past and count % step == 0:  # then it begins on a line: others are cut to less than a vector
                 store_tile_past(tile, y, first, classes, inner, count // step)
             else:
                 store_tile(tile, y, first, classes, inner, count)

@@ -7,9 +7,9 @@ from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     FEW,
+    filler,
     log_of_others,
-    probability,
-    probability_of,
+    probability_by,
     reciprocal,
     short_statistics,
     tempered,
@@ -32,46 +32,41 @@ INF = float("inf")
 
 
 @inline
-def softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, beta: Any) -> None:
-    """p_k = e_k / sum(e).
+def softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """p_k = e_k / sum(e). Where `keep` is not None, x holds the terms that the sum was made of.
 
     Error: the term 1.1 ulp, which is up to 2.2 after a division that crosses a power of two; the product with the
     reciprocal, a pair, 0.5; the sum errs by less than 0.3 u, since its greatest term is exact to 0.2 u and the
     others' errors do not add up: at most 3 ulp, measured 2.03.
     """
     offset, length, _, _, _ = place
+    beta, keep = options
     m, shift, bias, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        store(y, offset + k, probability(load(x, offset + k), beta, shift, bias, inverse))
+        store(y, offset + k, probability_by(load(x, offset + k), beta, shift, bias, inverse, keep))
     if full < length:
-        last = load_part(x, offset + full, length - full, number(x, -INF))
-        store_part(y, offset + full, length - full, probability(last, beta, shift, bias, inverse))
-
-
-@inline
-def softmax_of_terms_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """The same where x holds the terms that the sum was made of: the exponentials are not computed twice."""
-    offset, length, _, _, _ = place
-    m, _, _, top, ties, rest, rest_low = stats
-    inverse = reciprocal(m, top, ties, rest, rest_low)
-    step = lane_count(x)
-    full = length // step * step
-    for k in range(0, full, step):
-        store(y, offset + k, probability_of(load(x, offset + k), inverse))
-    if full < length:
-        last = load_part(x, offset + full, length - full, number(x, 0.0))
-        store_part(y, offset + full, length - full, probability_of(last, inverse))
+        last = load_part(x, offset + full, length - full, filler(x, keep))
+        store_part(y, offset + full, length - full, probability_by(last, beta, shift, bias, inverse, keep))
 
 
 @kernel
 def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
-    data, probs = memory(x), memory(y)
-    shape, tile = x.shape, memory(room)
-    traverse(softmax_of_terms_block, start, stop, shape, tile, data, None, probs, None, None, beta=beta, keep=True)
+    data, probs, tile = memory(x), memory(y), memory(room)
+    options = beta, True
+    traverse(softmax_block, start, stop, x.shape, tile, data, None, probs, None, options, beta=beta, keep=True)
+
+
+@inline
+def few_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
+    """`softmax` of so many short rows, one by one."""
+    for row in range(rows):
+        at = row * classes
+        stats = short_statistics(x, at, classes, beta, y)
+        softmax_block(y, None, y, (at, classes, True, row, 1), stats, None, (beta, True))
 
 
 @kernel
@@ -80,13 +75,10 @@ def softmax_small(x: Any, y: Any) -> None:
     data, probs = memory(x), memory(y)
     rows, classes = x.shape
     if rows <= FEW and classes <= COLUMN_LIMIT:
-        for row in range(rows):
-            at = row * classes
-            stats = short_statistics(data, at, classes, None, probs)
-            softmax_of_terms_block(probs, None, probs, (at, classes, True, row, 1), stats, None, None)
+        few_softmax(rows, classes, data, probs, None)
         return
     tile, shape = scratch(data, COLUMN_LIMIT), (rows, classes, 1)
-    traverse(softmax_of_terms_block, 0, rows, shape, tile, data, None, probs, None, None, keep=True)
+    traverse(softmax_block, 0, rows, shape, tile, data, None, probs, None, (None, True), keep=True)
 
 
 @inline
@@ -126,15 +118,22 @@ def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> 
     traverse(log_softmax_block, start, stop, x.shape, tile, data, None, result, None, beta, beta=beta)
 
 
+@inline
+def few_log_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
+    """`log_softmax` of so many short rows, one by one."""
+    for row in range(rows):
+        at = row * classes
+        stats = short_statistics(x, at, classes, beta, None)
+        log_softmax_block(x, None, y, (at, classes, True, row, 1), stats, None, beta)
+
+
 @kernel
 def log_softmax_small(x: Any, y: Any) -> None:
     """`log_softmax` of the rows of a matrix."""
     data, result = memory(x), memory(y)
     rows, classes = x.shape
     if rows <= FEW and classes <= COLUMN_LIMIT:
-        for row in range(rows):
-            stats = short_statistics(data, row * classes, classes, None, None)
-            log_softmax_block(data, None, result, (row * classes, classes, True, row, 1), stats, None, None)
+        few_log_softmax(rows, classes, data, result, None)
         return
     tile, shape = scratch(data, COLUMN_LIMIT), (rows, classes, 1)
     traverse(log_softmax_block, 0, rows, shape, tile, data, None, result, None, None)
@@ -160,15 +159,22 @@ def logsumexp(start: int, stop: int, room: Any, x: Any, rows: Any) -> None:
     traverse(logsumexp_block, start, stop, x.shape, tile, data, None, None, results, None)
 
 
+@inline
+def few_logsumexp(rows: int, classes: int, x: Any, sums: Any) -> None:
+    """`logsumexp` of so many short rows, one by one."""
+    for row in range(rows):
+        at = row * classes
+        stats = short_statistics(x, at, classes, None, None)
+        logsumexp_block(x, None, None, (at, classes, True, row, 1), stats, sums, None)
+
+
 @kernel
 def logsumexp_small(x: Any, rows: Any) -> None:
     """`logsumexp` of the rows of a matrix: few arguments, for small calls."""
     data, results = memory(x), memory(rows)
     count, classes = x.shape
     if count <= FEW and classes <= COLUMN_LIMIT:
-        for row in range(count):
-            stats = short_statistics(data, row * classes, classes, None, None)
-            logsumexp_block(data, None, None, (row * classes, classes, True, row, 1), stats, results, None)
+        few_logsumexp(count, classes, data, results)
         return
     tile = scratch(data, COLUMN_LIMIT)
     shape = (count, classes, 1)

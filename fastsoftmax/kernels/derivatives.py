@@ -65,8 +65,8 @@ def times(value: Any, beta: Any) -> Any:
 
 
 @inline
-def _probs(stats: Any, from_probs: Any) -> Any:
-    """What `_prob` needs to turn an entry into a probability: nothing (zeros) if it is one."""
+def probs_state(stats: Any, from_probs: Any) -> Any:
+    """What `_prob` needs to turn an entry into a probability: nothing (anything) if it is one."""
     m, shift, bias, top, ties, rest, rest_low = stats
     if from_probs is None:
         return shift, bias, reciprocal(m, top, ties, rest, rest_low)
@@ -88,7 +88,7 @@ def _filler(x: Any, from_probs: Any, keep: Any) -> Any:
 
 
 @inline
-def _dot(
+def dot(
     x: Any, v: Any, offset: int, length: int, folded: Any, beta: Any, from_probs: Any, keep: Any, state: Any
 ) -> Any:
     """sum_j p_j v_j of each row as a pair."""
@@ -114,26 +114,44 @@ def _weight_of_given(weight: Any, from_probs: Any) -> Any:
 
 
 @inline
+def product_of_mean(
+    x: Any,
+    v: Any,
+    y: Any,
+    offset: int,
+    length: int,
+    state: Any,
+    mean: Any,
+    weight: Any,
+    given: Any,
+    options: Any,
+) -> None:
+    """y = beta given p (v - mean), 0 where the weight is; the mean is a pair."""
+    beta, from_probs, keep = options
+    step = lane_count(x)
+    full = length // step * step
+    for k in range(0, full, step):
+        p = _prob(load(x, offset + k), beta, state, from_probs, keep) * given
+        store(y, offset + k, spared(weight, times(p * ((load(v, offset + k) - mean[0]) - mean[1]), beta)))
+    if full < length:
+        rest = length - full
+        last = load_part(x, offset + full, rest, _filler(x, from_probs, keep))
+        p = _prob(last, beta, state, from_probs, keep) * given
+        value = (load_part(v, offset + full, rest, number(x, 0.0)) - mean[0]) - mean[1]
+        store_part(y, offset + full, rest, spared(weight, times(p * value, beta)))
+
+
+@inline
 def softmax_product_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """y = weight beta p (v - p.v)."""
     offset, length, folded, row, count = place
     beta, from_probs, keep, weights = options
     weight = row_value(x, folded, weights, row, count)
-    state = _probs(stats, from_probs)
-    dot, dot_low = _dot(x, v, offset, length, folded, beta, from_probs, keep, state)
+    state = probs_state(stats, from_probs)
+    mean, mean_low = dot(x, v, offset, length, folded, beta, from_probs, keep, state)
     state = state[0], state[1], weighted(state[2], weight, number(x, 0.0))
     given = _weight_of_given(weight, from_probs)
-    step = lane_count(x)
-    full = length // step * step
-    for k in range(0, full, step):
-        p = _prob(load(x, offset + k), beta, state, from_probs, keep) * given
-        store(y, offset + k, spared(weight, times(p * ((load(v, offset + k) - dot) - dot_low), beta)))
-    if full < length:
-        rest = length - full
-        last = load_part(x, offset + full, rest, _filler(x, from_probs, keep))
-        p = _prob(last, beta, state, from_probs, keep) * given
-        value = (load_part(v, offset + full, rest, number(x, 0.0)) - dot) - dot_low
-        store_part(y, offset + full, rest, spared(weight, times(p * value, beta)))
+    product_of_mean(x, v, y, offset, length, state, (mean, mean_low), weight, given, (beta, from_probs, keep))
 
 
 @kernel
@@ -210,15 +228,15 @@ def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     """y = beta (v - p.v)."""
     offset, length, folded, _, _ = place
     beta, keep = options
-    state = _probs(stats, None)
-    dot, dot_low = _dot(x, v, offset, length, folded, beta, None, keep, state)
+    state = probs_state(stats, None)
+    mean, mean_low = dot(x, v, offset, length, folded, beta, None, keep, state)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        store(y, offset + k, times((load(v, offset + k) - dot) - dot_low, beta))
+        store(y, offset + k, times((load(v, offset + k) - mean) - mean_low, beta))
     if full < length:
         last = load_part(v, offset + full, length - full, number(x, 0.0))
-        store_part(y, offset + full, length - full, times((last - dot) - dot_low, beta))
+        store_part(y, offset + full, length - full, times((last - mean) - mean_low, beta))
 
 
 @kernel
@@ -234,7 +252,7 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     """y = beta (v - p sum(v))."""
     offset, length, folded, _, _ = place
     beta, keep = options
-    state = _probs(stats, None)
+    state = probs_state(stats, None)
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
@@ -301,7 +319,7 @@ def _fill_probs(
     """Probabilities of x into y."""
     step = lane_count(x)
     full = length // step * step
-    state = _probs(stats, from_probs)
+    state = probs_state(stats, from_probs)
     for k in range(0, full, step):
         store(y, y_offset + k, _prob(load(x, offset + k), beta, state, from_probs, keep))
     if full < length:

@@ -5,41 +5,28 @@ One by one (`traversal.short_statistics`), with the bits that the walk in column
 
 from typing import Any
 
-from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_of_terms_block
+from fastsoftmax.kernels.activations import few_log_softmax, few_logsumexp, few_softmax
 from fastsoftmax.kernels.jit import kernel
 from fastsoftmax.kernels.losses import short_cross_entropy
-from fastsoftmax.kernels.traversal import short_statistics
 from fastsoftmax.kernels.vector import memory, scratch
 
 
 @kernel
 def softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
     """`activations.softmax` of so many rows."""
-    data, result, classes = memory(x), memory(y), x.shape[1]
-    for row in range(rows):
-        at = row * classes
-        stats = short_statistics(data, at, classes, beta, result)
-        softmax_of_terms_block(result, None, result, (at, classes, True, row, 1), stats, None, None)
+    few_softmax(rows, x.shape[1], memory(x), memory(y), beta)
 
 
 @kernel
 def log_softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
     """`activations.log_softmax` of so many rows."""
-    data, result, classes = memory(x), memory(y), x.shape[1]
-    for row in range(rows):
-        at = row * classes
-        stats = short_statistics(data, at, classes, beta, None)
-        log_softmax_block(data, None, result, (at, classes, True, row, 1), stats, None, beta)
+    few_log_softmax(rows, x.shape[1], memory(x), memory(y), beta)
 
 
 @kernel
 def logsumexp(rows: int, x: Any, sums: Any) -> None:
     """`activations.logsumexp` of so many rows."""
-    data, results, classes = memory(x), memory(sums), x.shape[1]
-    for row in range(rows):
-        at = row * classes
-        stats = short_statistics(data, at, classes, None, None)
-        logsumexp_block(data, None, None, (at, classes, True, row, 1), stats, results, None)
+    few_logsumexp(rows, x.shape[1], memory(x), memory(sums))
 
 
 @kernel

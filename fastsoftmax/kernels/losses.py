@@ -75,27 +75,56 @@ def _scatter_targets(
 
 
 @inline
+def loss_at(target: Any, stats: Any, weight: Any) -> Any:
+    """-weight log p of the entry at the label."""
+    m, _, _, top, ties, rest, rest_low = stats
+    high, low = log_of_others(top, ties, rest, rest_low)
+    return spared(weight, weight * ((m - target) + (high + low)))
+
+
+@inline
+def slopes(like: Any, target: Any, stats: Any, weight: Any, scale: Any, scale_low: Any) -> Any:
+    """For the gradient, scale weight (p - onehot): `reciprocal` with the factor, and the value at the label."""
+    m, shift, bias, top, ties, rest, rest_low = stats
+    plain = reciprocal(m, top, ties, rest, rest_low)
+    factor, factor_low = weight * scale, weight * scale_low
+    inside = probability(target, None, shift, bias, plain) - number(like, 1.0)
+    slope = select_equal(target, m, -remainder(top, ties, rest, rest_low), inside)
+    slope = spared(weight, muladd(slope, factor, slope * factor_low))
+    return weighted(plain, factor, factor_low), slope
+
+
+@inline
+def scaled_probs(
+    x: Any, y: Any, offset: int, length: int, stats: Any, inverse: Any, weight: Any, keep: Any
+) -> None:
+    """y = the probabilities times what `inverse` has in it, 0 where the weight is; `keep` as in `filler`."""
+    _, shift, bias, _, _, _, _ = stats
+    step = lane_count(x)
+    full = length // step * step
+    for k in range(0, full, step):
+        p = probability_by(load(x, offset + k), None, shift, bias, inverse, keep)
+        store(y, offset + k, spared(weight, p))
+    if full < length:
+        last = load_part(x, offset + full, length - full, filler(x, keep))
+        p = probability_by(last, None, shift, bias, inverse, keep)
+        store_part(y, offset + full, length - full, spared(weight, p))
+
+
+@inline
 def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient for labels; x holds the terms of the rows if there is a gradient."""
     offset, length, folded, row, count = place
     picks, weights, scale, scale_low = options
     labels, targets = picks
-    m, shift, bias, top, ties, rest, rest_low = stats
     step = lane_count(x)
     stride = 1 if folded is not None else step
     classes = length // stride
     target = row_value(x, folded, targets, 0, count)
     weight = row_value(x, folded, weights, row, count)
-    high, low = log_of_others(top, ties, rest, rest_low)
-    loss = weight * ((m - target) + (high + low))
-    store_part(rows, row, count, broadcast(spared(weight, loss)))
+    store_part(rows, row, count, broadcast(loss_at(target, stats, weight)))
     if y is not None:
-        plain = reciprocal(m, top, ties, rest, rest_low)
-        factor, factor_low = weight * scale, weight * scale_low
-        inverse = weighted(plain, factor, factor_low)
-        inside = probability(target, None, shift, bias, plain) - number(x, 1.0)
-        slope = select_equal(target, m, -remainder(top, ties, rest, rest_low), inside)
-        slope = spared(weight, muladd(slope, factor, slope * factor_low))
+        inverse, slope = slopes(x, target, stats, weight, scale, scale_low)
         if folded is None and classes <= ONE_HOT_LIMIT:
             label = lane_labels(x, labels, row, count)
             index = broadcast(number(x, 0.0))
@@ -104,12 +133,7 @@ def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
                 store(y, offset + k, select_equal(label, index, slope, p))
                 index = index + number(x, 1.0)
             return
-        full = length // step * step
-        for k in range(0, full, step):
-            store(y, offset + k, spared(weight, probability_of(load(x, offset + k), inverse)))
-        if full < length:
-            p = probability_of(load_part(x, offset + full, length - full, number(x, 0.0)), inverse)
-            store_part(y, offset + full, length - full, spared(weight, p))
+        scaled_probs(x, y, offset, length, stats, inverse, weight, True)
         _scatter_targets(y, offset, labels, row, count, stride, classes, scratch(x, 1), slope)
 
 

@@ -66,7 +66,7 @@ def softmax_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opti
     _, _, folded, row, count = place
     beta, given, step = options
     known = _known(x, folded, row, count, beta, given, step)
-    softmax_block(x, v, y, place, known, rows, beta)
+    softmax_block(x, v, y, place, known, rows, (beta, None))
 
 
 @kernel

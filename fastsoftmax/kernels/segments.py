@@ -21,11 +21,11 @@ A block of work, ``bounds[b] .. bounds[b + 1]``, is a range of segments with abo
 
 from typing import Any
 
-from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_of_terms_block
-from fastsoftmax.kernels.derivatives import softmax_product_block
+from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_block
+from fastsoftmax.kernels.derivatives import dot, probs_state, product_of_mean, softmax_product_block
 from fastsoftmax.kernels.elementary import exp_pair, reference, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.losses import cross_entropy_block
+from fastsoftmax.kernels.losses import cross_entropy_block, loss_at, scaled_probs, slopes
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     TABLE,
@@ -34,19 +34,12 @@ from fastsoftmax.kernels.traversal import (
     highest,
     label_of,
     lane_sums,
-    log_of_others,
     measure,
     measured,
-    probability,
-    reciprocal,
-    remainder,
-    spared,
     statistics,
     target_of,
-    weighted,
 )
 from fastsoftmax.kernels.vector import (
-    broadcast,
     filled,
     fold_sum,
     fold_two_sum,
@@ -54,21 +47,17 @@ from fastsoftmax.kernels.vector import (
     integers,
     lane_count,
     load,
-    load_part,
     load_scalar,
     maximum,
     memory,
-    muladd,
     neighbours,
     number,
     row_value,
     scatter_rows,
     scratch,
-    select_equal,
     size,
     store,
     store_integer,
-    store_part,
     store_scalar,
     unless_none,
 )
@@ -232,8 +221,14 @@ def walk(
 
 @inline
 def _none(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `activations`: no temperature."""
+    """The options of `log_softmax_block`: no temperature."""
     return None
+
+
+@inline
+def _terms(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
+    """The options of `softmax_block`: no temperature, and that terms are kept."""
+    return None, True
 
 
 @inline
@@ -253,7 +248,7 @@ def segment_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: Any, 
     """y = softmax of every segment."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
     result = memory(y)
-    walk(softmax_of_terms_block, _none, start, stop, data, None, result, None, table, cuts, keep=True)
+    walk(softmax_block, _terms, start, stop, data, None, result, None, table, cuts, keep=True)
 
 
 @kernel
@@ -406,17 +401,10 @@ def piece_sums(start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: An
 def piece_softmax(start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, x: Any, y: Any) -> None:
     """y = softmax; errors as in `activations.softmax_block`: the sum of the sums of the pieces is a pair too."""
     data, table, tops, parts, out = memory(x), memory(pieces), memory(maxima), memory(sums), memory(y)
-    step = lane_count(data)
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
-        m, shift, bias, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
-        inverse = reciprocal(m, top, ties, rest, rest_low)
-        full = length // step * step
-        for k in range(0, full, step):
-            store(out, begin + k, probability(load(data, begin + k), None, shift, bias, inverse))
-        if full < length:
-            tail = load_part(data, begin + full, length - full, number(data, -INF))
-            store_part(out, begin + full, length - full, probability(tail, None, shift, bias, inverse))
+        stats = _put_together(tops, parts, first, end)
+        softmax_block(data, None, out, (begin, length, True, 0, 1), stats, None, (None, None))
 
 
 @kernel
@@ -425,34 +413,21 @@ def piece_log_softmax(
 ) -> None:
     """y = log-softmax."""
     data, table, tops, parts, out = memory(x), memory(pieces), memory(maxima), memory(sums), memory(y)
-    step = lane_count(data)
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
-        m, _, _, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
-        high, low = log_of_others(top, ties, rest, rest_low)
-        log_rest = high + low
-        full = length // step * step
-        for k in range(0, full, step):
-            store(out, begin + k, (load(data, begin + k) - m) - log_rest)
-        if full < length:
-            tail = load_part(data, begin + full, length - full, number(data, -INF))
-            store_part(out, begin + full, length - full, (tail - m) - log_rest)
+        stats = _put_together(tops, parts, first, end)
+        log_softmax_block(data, None, out, (begin, length, True, 0, 1), stats, None, None)
 
 
 @kernel
 def piece_logsumexp(start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, rows: Any) -> None:
-    """rows = log-sum-exp of every huge segment, written with its first piece; infinities as `logsumexp_block`."""
+    """rows = log-sum-exp of every huge segment, written with its first piece."""
     table, tops, parts, out = memory(pieces), memory(maxima), memory(sums), memory(rows)
     for i in range(start, stop):
-        _, _, first, end, segment = _piece(table, i)
+        begin, length, first, end, segment = _piece(table, i)
         if i == first:
-            m, _, _, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
-            high, low = log_of_others(top, ties, rest, rest_low)
-            total, error = two_sum(m, high)
-            value = total + (error + low)
-            zero = number(tops, 0.0)
-            infinite = select_equal(rest, rest, m, rest)
-            store_scalar(out, segment, select_equal(m - m, zero, value, infinite))
+            stats = _put_together(tops, parts, first, end)
+            logsumexp_block(tops, None, None, (begin, length, True, segment, 1), stats, out, None)
 
 
 @kernel
@@ -462,22 +437,10 @@ def piece_dots(
     """dots = sum_j p_j v_j over every piece, as pairs."""
     data, vector, table = memory(x), memory(v), memory(pieces)
     tops, parts, out = memory(maxima), memory(sums), memory(dots)
-    step = lane_count(data)
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
-        m, shift, bias, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
-        inverse = reciprocal(m, top, ties, rest, rest_low)
-        full = length // step * step
-        zero = broadcast(number(data, 0.0))
-        state = (zero, zero)
-        for k in range(0, full, step):
-            p = probability(load(data, begin + k), None, shift, bias, inverse)
-            state = add(state, p * load(vector, begin + k))
-        if full < length:
-            tail = load_part(data, begin + full, length - full, number(data, -INF))
-            p = probability(tail, None, shift, bias, inverse)
-            state = add(state, p * load_part(vector, begin + full, length - full, number(data, 0.0)))
-        high, low = fold_two_sum(True, state[0], state[1])
+        state = probs_state(_put_together(tops, parts, first, end), None)
+        high, low = dot(data, vector, begin, length, True, None, None, None, state)
         store_scalar(out, 2 * i, high)
         store_scalar(out, 2 * i + 1, low)
 
@@ -498,27 +461,18 @@ def piece_softmax_product(
     """y = p (v - p.v)."""
     data, vector, table, out = memory(x), memory(v), memory(pieces), memory(y)
     tops, parts, products = memory(maxima), memory(sums), memory(dots)
-    step = lane_count(data)
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
-        m, shift, bias, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
-        inverse = reciprocal(m, top, ties, rest, rest_low)
+        state = probs_state(_put_together(tops, parts, first, end), None)
         zero = number(data, 0.0)
-        state = (zero, zero)
+        total = (zero, zero)
         low = zero
         for j in range(first, end):
-            state = add(state, load_scalar(products, 2 * j))
+            total = add(total, load_scalar(products, 2 * j))
             low = low + load_scalar(products, 2 * j + 1)
-        dot, dot_low = two_sum(state[0], state[1] + low)
-        full = length // step * step
-        for k in range(0, full, step):
-            p = probability(load(data, begin + k), None, shift, bias, inverse)
-            store(out, begin + k, p * ((load(vector, begin + k) - dot) - dot_low))
-        if full < length:
-            tail = load_part(data, begin + full, length - full, number(data, -INF))
-            p = probability(tail, None, shift, bias, inverse)
-            value = (load_part(vector, begin + full, length - full, zero) - dot) - dot_low
-            store_part(out, begin + full, length - full, p * value)
+        mean = two_sum(total[0], total[1] + low)
+        weight = number(data, 1.0)
+        product_of_mean(data, vector, out, begin, length, state, mean, weight, weight, (None, None, None))
 
 
 @kernel
@@ -540,34 +494,20 @@ def piece_cross_entropy(
     """rows = -weights log p[label], written with the piece that holds the label; y as `segment_cross_entropy`."""
     data, targets, factors, table = memory(x), memory(labels), memory(weights), memory(pieces)
     tops, parts, out, losses = memory(maxima), memory(sums), memory(y), memory(rows)
-    step = lane_count(data)
     for i in range(start, stop):
         begin, length, first, end, segment = _piece(table, i)
-        m, shift, bias, top, ties, rest, rest_low = _put_together(tops, parts, first, end)
-        plain = reciprocal(m, top, ties, rest, rest_low)
+        stats = _put_together(tops, parts, first, end)
         weight = row_value(data, True, factors, segment, 1)
-        factor, factor_low = weight * scale, weight * scale_low
         origin = load_scalar(table, first * COLUMNS)
         entries = load_scalar(table, (end - 1) * COLUMNS + 1) - origin
         place = origin + label_of(targets, segment, entries)
         here = begin <= place < begin + length
-        slope = number(data, 0.0)
+        target = number(data, 0.0)
         if here:
             target = load_scalar(data, place)
-            high, low = log_of_others(top, ties, rest, rest_low)
-            store_scalar(losses, segment, spared(weight, weight * ((m - target) + (high + low))))
-            inside = probability(target, None, shift, bias, plain) - number(data, 1.0)
-            slope = select_equal(target, m, -remainder(top, ties, rest, rest_low), inside)
-            slope = spared(weight, muladd(slope, factor, slope * factor_low))
+            store_scalar(losses, segment, loss_at(target, stats, weight))
         if y is not None:
-            inverse = weighted(plain, factor, factor_low)
-            full = length // step * step
-            for k in range(0, full, step):
-                p = probability(load(data, begin + k), None, shift, bias, inverse)
-                store(out, begin + k, spared(weight, p))
-            if full < length:
-                tail = load_part(data, begin + full, length - full, number(data, -INF))
-                p = probability(tail, None, shift, bias, inverse)
-                store_part(out, begin + full, length - full, spared(weight, p))
+            inverse, slope = slopes(data, target, stats, weight, scale, scale_low)
+            scaled_probs(data, out, begin, length, stats, inverse, weight, None)
             if here:
                 store_scalar(out, place, slope)

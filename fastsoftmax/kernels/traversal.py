@@ -484,8 +484,8 @@ def load_tile(x: Any, tile: Any, first: int, classes: int, inner: int, count: in
 
 
 @inline
-def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: int) -> None:
-    """The way back of `load_tile`."""
+def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: int, past: bool) -> None:
+    """The way back of `load_tile`; `past` the caches what begins on a cache line, as whole vectors must then."""
     step = lane_count(y)
     if inner == 1:
         if count < step or classes == 1:
@@ -502,23 +502,14 @@ def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: i
     for k in range(classes):
         source, target = k * step, first + k * inner
         for _ in range(full):
-            store(y, target, load(tile, source))
+            if past:
+                store_past(y, target, load(tile, source))
+            else:
+                store(y, target, load(tile, source))
             source += classes * step
             target += step
         if part > 0:
             store_part(y, target, part, load(tile, source))
-
-
-@inline
-def store_tile_past(tile: Any, y: Any, first: int, classes: int, inner: int, full: int) -> None:
-    """The same for rows that lie side by side, `full` vectors of them on whole cache lines: past the caches."""
-    step = lane_count(y)
-    for k in range(classes):
-        source, target = k * step, first + k * inner
-        for _ in range(full):
-            store_past(y, target, load(tile, source))
-            source += classes * step
-            target += step
 
 
 @inline
@@ -666,10 +657,7 @@ def traverse(
             block(tile, other, out, (at, classes * step, None, row + done, lanes), stats, rows, options)
             done += lanes
         if y is not None:
-            if past and count % step == 0:  # then it begins on a line: others are cut to less than a vector
-                store_tile_past(tile, y, first, classes, inner, count // step)
-            else:
-                store_tile(tile, y, first, classes, inner, count)
+            store_tile(tile, y, first, classes, inner, count, past)
         row += count
     if past:
         fence()

@@ -489,41 +489,33 @@ def load(array: Any, offset: int) -> Any:
     return array[offset : offset + count].copy()
 
 
-def _store_typer(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
-    if not _is_floats(array) or not isinstance(value, Lanes):
-        return None
+def _store_typer(past: bool) -> Callable[..., Any]:
+    def typer(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
+        if not _is_floats(array) or not isinstance(value, Lanes):
+            return None
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        data, index, vector = values
-        pointer = _pointer(context, builder, array, data, index, index.type(value.count))
-        builder.store(vector, _vector_pointer(builder, pointer, vector.type), align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            data, index, vector = values
+            pointer = _pointer(context, builder, array, data, index, index.type(value.count))
+            target = _vector_pointer(builder, pointer, vector.type)
+            written = builder.store(vector, target, align=LANE_BYTES if past else array.dtype.bitwidth // 8)
+            if past:
+                written.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+            return context.get_dummy_value()
 
-    return types.void(array, types.intp, value), codegen
+        return types.void(array, types.intp, value), codegen
+
+    return typer
 
 
-@lowered(_store_typer)
+@lowered(_store_typer(past=False))
 def store(array: Any, offset: int, value: Any) -> None:
     """Write a full vector from `offset` on."""
     assert 0 <= offset <= array.size - len(value)
     array[offset : offset + len(value)] = value
 
 
-def _store_past_typer(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
-    if not _is_floats(array) or not isinstance(value, Lanes):
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        data, index, vector = values
-        pointer = _pointer(context, builder, array, data, index, index.type(value.count))
-        written = builder.store(vector, _vector_pointer(builder, pointer, vector.type), align=LANE_BYTES)
-        written.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, value), codegen
-
-
-@lowered(_store_past_typer)
+@lowered(_store_typer(past=True))
 def store_past(array: Any, offset: int, value: Any) -> None:
     """`store` to an address that is a multiple of 64, past the caches; see `fence`."""
     store(array, offset, value)

@@ -388,7 +388,6 @@ import sys
 import numpy as np
 from numba import njit
 import fastsoftmax as fs
-from fastsoftmax import kernels
 {register}
 
 @njit(cache=True)

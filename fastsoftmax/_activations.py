@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import _pieces, kernels
-from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Axis, Problem, inverse_temperature, lie_apart
+from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Axis, Problem, inverse_temperature, is_plain, lie_apart
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
@@ -21,13 +21,7 @@ _LOGSUMEXP: Small = {}
 
 def _small(kernel: Callable[..., None], x: Any, out: Any) -> Any:
     """The result of a small call, or None: nothing that needs to be converted or refused."""
-    if out is not None and (
-        type(out) is not np.ndarray
-        or out.dtype != x.dtype
-        or out.shape != x.shape
-        or not out.flags.carray
-        or not (out is x or lie_apart(x, out))
-    ):
+    if out is not None and not (is_plain(out, x.shape, x.dtype) and (out is x or lie_apart(x, out))):
         return None
     if not x.flags.carray:
         if x.shape[-1] > SHORT and not x.flags.c_contiguous:

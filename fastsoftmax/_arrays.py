@@ -99,6 +99,11 @@ def is_masked(value: Any) -> bool:
     return isinstance(value, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
+def is_plain(x: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether it is an array of this shape and dtype that a kernel can take as it lies."""
+    return type(x) is np.ndarray and x.shape == shape and x.dtype == dtype and x.flags.carray
+
+
 def lie_apart(a: Array, b: Array) -> bool:
     """Whether two arrays cannot share memory; the question that costs less first."""
     return (a is not b and a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b)

@@ -448,10 +448,9 @@ class _Loss:
         _losses.RowTargets(problem, targets, self.reduction, options)
 
     def _divisor(self) -> Any:
-        if self.is_cross_entropy and self.soft:
-            return _reductions.mean_divisor(float(self.problem.rows))
         ignored = self.options.get("ignore_index")
-        if self.class_weight is None and self.sample_weight is None and ignored is None:
+        plain = self.class_weight is None and self.sample_weight is None and ignored is None
+        if plain or (self.is_cross_entropy and self.soft):
             return _reductions.mean_divisor(float(self.problem.rows))
         labels = None if self.soft else self.targets
         parts = _blocks(

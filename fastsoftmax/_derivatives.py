@@ -5,17 +5,13 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Problem, inverse_temperature, lie_apart
+from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Problem, inverse_temperature, is_plain, lie_apart
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
 # Small calls of what is asked for most, as in `_activations`: kernels by dtype, number of operands and whether
 # probabilities are given.
 _SMALL: dict[tuple[np.dtype[Any], int, bool], Any] = {}
-
-
-def _plain(x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    return type(x) is np.ndarray and x.shape == shape and x.dtype == dtype and x.flags.carray
 
 
 def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -> Any:
@@ -29,12 +25,12 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
     shape = x.shape
     result_shape = (*shape, shape[1]) if square else shape
     if not 0 < x.size * (shape[1] if square else 1) <= SMALL or not all(
-        _plain(v, shape, x.dtype) for v in operands
+        is_plain(v, shape, x.dtype) for v in operands
     ):
         return None
     if out is None:
         out = np.empty(result_shape, x.dtype)
-    elif not _plain(out, result_shape, x.dtype) or not all(lie_apart(out, v) for v in operands):
+    elif not is_plain(out, result_shape, x.dtype) or not all(lie_apart(out, v) for v in operands):
         return None
     kernel(*operands, out, True if from_probs else None)
     return out

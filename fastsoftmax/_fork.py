@@ -7,8 +7,8 @@ what POSIX advises and Python's ``logging`` does: that takes as long as the comp
 or two. After `PATIENCE` the fork goes ahead all the same, since a host that waits for its own fork would hang, and
 the child gets new locks: then it may fail, but it does not wait for a thread that it does not have.
 
-``logging`` takes its own lock before a fork, if it was imported after this module before our turn. Whoever imports
-Numba needs that lock for a moment, so it is given back while we wait for him.
+``logging`` takes its own lock before a fork, and does so before our turn if it was imported after this module.
+Whoever imports Numba needs that lock for a moment, so it is given back while we wait for him.
 
 Private API of Numba and llvmlite is used here: their locks and the stack of types under inference. Where a release
 has none of that name, there is nothing to take.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax._arrays import LAST, SMALL, Array, Problem, lie_apart, named, number, real_array
+from fastsoftmax._arrays import LAST, SMALL, Array, Problem, is_plain, lie_apart, named, number, real_array
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 from fastsoftmax._reductions import (
@@ -205,29 +205,25 @@ _INDEX: np.dtype[Any] = np.dtype(np.int64)
 
 def _small(logits: Any, targets: Any, out: Any, gradient: bool) -> tuple[Any, Any] | None:
     """The mean loss of a small matrix and its gradient, or None: nothing that needs to be converted or refused."""
-    if type(logits) is not np.ndarray or type(targets) is not np.ndarray:
+    if type(logits) is not np.ndarray:
         return None
     kernel = _SMALL.get((logits.dtype, gradient))
     if (
         kernel is None
         or not 0 < logits.size <= SMALL
         or logits.ndim != 2
-        or targets.dtype != _INDEX
-        or targets.shape != logits.shape[:1]
-        or not (logits.flags.carray and targets.flags.carray)
+        or not logits.flags.carray
+        or not is_plain(targets, logits.shape[:1], _INDEX)
     ):
         return None
     dtype, count = logits.dtype, len(logits)
     slope = out
     if out is None:
         slope = np.empty_like(logits) if gradient else None
-    elif (
-        type(out) is not np.ndarray
-        or out.dtype != dtype
-        or out.shape != logits.shape
-        or not out.flags.carray
-        or not (out is logits or lie_apart(out, logits))
-        or not lie_apart(out, targets)
+    elif not (
+        is_plain(out, logits.shape, dtype)
+        and (out is logits or lie_apart(out, logits))
+        and lie_apart(out, targets)
     ):
         return None
     rows = np.empty(count, dtype)

@@ -407,31 +407,27 @@ class Local:
         self.extent = extent
         self.boxes = list(cover(job.x.shape, extent, job.x.fortran))
         self.totals: list[float] = []
-        self.divisor: float | None = None
         self.dtype_kept = job.x.dtype == job.problem.result_dtype and job.x.dtype.isnative
-        self._prepare()
+        weight = self._weight() if "targets" in job.operands else None
+        self.divisor = None if weight is None else _reductions.mean_divisor(weight)
 
-    def _prepare(self) -> None:
-        """Before the logits, the targets: whether all labels are valid, and what the mean divides by."""
+    def _weight(self) -> float | None:
+        """What the mean divides by, None for no mean; labels are checked before any logits are read."""
         job = self.job
-        if "targets" not in job.operands:
-            return
         mean = job.reduction == "mean"
+        weights = job.operands.get("sample_weight")
+        boxes = list(cover(job.problem.row_shape, _files.rows_of(self.extent, job.axis)))
         if job.soft:
-            if mean:
-                self.divisor = _reductions.mean_divisor(float(job.problem.rows))
-                if not job.python_name.startswith("cross_entropy") and "sample_weight" in job.operands:
-                    weights = job.operands["sample_weight"]
-                    boxes_ = cover(job.problem.row_shape, _files.rows_of(self.extent, job.axis))
-                    dtype = job.problem.dtype
-                    parts = [float(weights[b].astype(dtype).sum(dtype=np.float64)) for b in boxes_]
-                    self.divisor = _reductions.mean_divisor(math.fsum(parts))
-            return
+            if not mean:
+                return None
+            if weights is None or job.python_name.startswith("cross_entropy"):
+                return float(job.problem.rows)
+            dtype = job.problem.dtype
+            return math.fsum(float(weights[box].astype(dtype).sum(dtype=np.float64)) for box in boxes)
         counts = []
         labels = job.operands["targets"]
-        weights_ = job.operands.get("sample_weight")
         ignored = job.given["ignore_index"]
-        for box in cover(job.problem.row_shape, _files.rows_of(self.extent, job.axis)):
+        for box in boxes:
             part = labels[box]
             origin = tuple(s.start for s in box)
             try:
@@ -442,12 +438,11 @@ class Local:
                 options = {
                     **job.loss_options,
                     "class_weight": job.class_weight,
-                    "sample_weight": None if weights_ is None else weights_[box],
+                    "sample_weight": None if weights is None else weights[box],
                 }
                 classes, dtype = job.problem.classes, job.problem.dtype
                 counts.append(_losses.counted(job.python_name, part, classes, dtype, options))
-        if mean:
-            self.divisor = _reductions.mean_divisor(math.fsum(counts))
+        return math.fsum(counts) if mean else None
 
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """The results of a block by the target that they go to, with their places in it."""

@@ -104,6 +104,13 @@ def is_plain(x: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
     return type(x) is np.ndarray and x.shape == shape and x.dtype == dtype and x.flags.carray
 
 
+def _on_lines(size: int, dtype: np.dtype[Any]) -> Array:
+    """Memory that begins with a cache line, so that no vector of a tile crosses one."""
+    room = np.empty(size * dtype.itemsize + VECTOR_BYTES, np.uint8)
+    start = -room.ctypes.data % VECTOR_BYTES
+    return room[start : start + size * dtype.itemsize].view(dtype)
+
+
 def lie_apart(a: Array, b: Array) -> bool:
     """Whether two arrays cannot share memory; the question that costs less first."""
     return (a is not b and a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b)
@@ -254,7 +261,7 @@ class Problem:
         else:
             wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
             size = max(wide, 1) * column
-        return partial(np.empty, operands * size, self.dtype)
+        return partial(_on_lines, operands * size, self.dtype)
 
     def block(self) -> Array:
         """x as a block."""

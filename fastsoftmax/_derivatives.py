@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax import kernels
+from fastsoftmax import _pieces, kernels
 from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Problem, inverse_temperature, is_plain, lie_apart
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
@@ -81,6 +81,9 @@ def _product(
     second = problem.convert(operand)
     output = problem.output(out)
     compiled = getattr(kernels.derivatives, kernel)
+    if kernel == "softmax_product" and problem.inner == 1 and problem.classes > _pieces.LONG_ROW:
+        _pieces.long_product(source, second, output.block, beta, options[0])
+        return output.finish()
     keep = None if options and options[0] else output.keep(second)
     arguments = source, second, output.block, keep, beta, *options
     run(compiled, problem.rows, 2 * source.size, problem.room(2), *arguments)

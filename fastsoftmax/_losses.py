@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax import kernels
+from fastsoftmax import _pieces, kernels
 from fastsoftmax._arrays import LAST, SMALL, Array, Problem, is_plain, lie_apart, named, number, real_array
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
@@ -178,6 +178,11 @@ def cross_entropy_rows(
     rows = problem.row_output(None)
     results = (None if output is None else output.block, rows.block)
     scale = gradient_scale(divisor, reduction, problem.dtype)
+    if given.plain and problem.inner == 1 and problem.classes > _pieces.LONG_ROW:
+        assert labels is not None
+        _pieces.long_cross_entropy(source, labels, row_weights, *results, scale)
+        slope = None if output is None else output.finish()
+        return problem, rows.finish(), slope, divisor
     if given.plain:
         kernel = kernels.losses.cross_entropy
         arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)

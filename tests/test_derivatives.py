@@ -13,6 +13,7 @@ import pytest
 from functions import skip_unless_fused
 
 import fastsoftmax as fs
+from fastsoftmax import _derivatives, _pieces
 
 every_length = pytest.mark.parametrize("classes", cases.CLASSES)
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -69,6 +70,56 @@ def test_softmax_products(dtype, classes, temperature, record):
     assert actual.dtype == dtype
     check_product("softmax_jvp, softmax_vjp", actual, reference, scale, temperature, record)
     np.testing.assert_array_equal(fs.softmax_vjp(x, v, temperature=temperature), actual)
+
+
+@every_dtype
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("from_probs", [False, True])
+def test_products_of_long_rows(dtype, temperature, from_probs, record, monkeypatch):
+    """Rows that are cut into pieces: the same bounds, on any number of threads, and in place."""
+    x = cases.logits(dtype, 1000)[::7].copy()
+    x[0, 200:] -= 3000  # pieces beyond the range of exp below the greatest entry
+    x[1] = np.linspace(-2000, 2000, 1000)
+    v = cases.vectors(x)
+    if from_probs:
+        x = fs.softmax(x, temperature=temperature)
+    monkeypatch.setattr(_derivatives, "SMALL", 0)
+    monkeypatch.setattr(_pieces, "LONG_ROW", 300)
+    monkeypatch.setattr(_pieces, "PIECE", 128)
+    cut, seen = _pieces.long_product, []
+    monkeypatch.setattr(_pieces, "long_product", lambda *a: (seen.append(a), cut(*a)))
+    options = {"temperature": temperature, "from_probs": from_probs}
+    actual = fs.softmax_jvp(x, v, **options)
+    assert seen
+
+    def compute(row, vector):
+        if from_probs:
+            return oracle.product_of_probs(oracle.exact(row), oracle.exact(vector), temperature)
+        return oracle.softmax_product(row, vector, temperature)
+
+    reference = oracle.rowwise(compute, x, v)
+    p = x.astype(np.float64) if from_probs else probabilities(x, temperature)
+    wide = v.astype(np.float64)
+    scale = p * (np.abs(wide - sums(p * wide)) + sums(p * np.abs(wide)))
+    scale = np.maximum(scale, np.finfo(dtype).tiny / np.finfo(dtype).eps)
+    check_product("softmax_jvp, softmax_vjp, long rows", actual, reference, scale, temperature, record)
+    with fs.threads(1):
+        np.testing.assert_array_equal(fs.softmax_vjp(x, v, **options), actual)
+    for place in (x.copy(), v.copy()):
+        given = (place, v) if place[0, 0] == x[0, 0] and np.array_equal(place, x) else (x, place)
+        assert fs.softmax_jvp(*given, out=place, **options) is place
+        np.testing.assert_array_equal(place, actual)
+
+
+def test_infinite_vectors_of_long_rows(monkeypatch):
+    """No warning, and NaN as for shorter rows."""
+    x, v = np.zeros((2, 700)), np.ones((2, 700))
+    v[0, 3] = np.inf
+    whole = fs.softmax_jvp(x, v)
+    monkeypatch.setattr(_derivatives, "SMALL", 0)
+    monkeypatch.setattr(_pieces, "LONG_ROW", 300)
+    monkeypatch.setattr(_pieces, "PIECE", 128)
+    np.testing.assert_array_equal(np.isnan(fs.softmax_jvp(x, v)), np.isnan(whole))
 
 
 @every_dtype

@@ -9,7 +9,7 @@ import pytest
 from functions import skip_unless_fused
 
 import fastsoftmax as fs
-from fastsoftmax import _losses
+from fastsoftmax import _losses, _pieces
 
 every_length = pytest.mark.parametrize("classes", cases.CLASSES)
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -104,6 +104,40 @@ def test_many_labels(dtype, classes, record):
     error = oracle.wide_error(gradient[rows, y], at_label)
     n = error.argmax()
     record("cross_entropy_grad, labels", dtype, error[n], 4, f"row {x[n].tolist()[:50]}, label {y[n]}")
+
+
+@every_dtype
+def test_labels_of_long_rows(dtype, record, monkeypatch):
+    """Rows that are cut into pieces: the same bounds, with weights and ignored rows, on any number of threads."""
+    x = cases.logits(dtype, 1000)[::5].copy()
+    x[0, 200:] -= 3000  # pieces beyond the range of exp below the greatest entry
+    x[1] = np.linspace(-2000, 2000, 1000)
+    y = cases.labels(x)
+    monkeypatch.setattr(_losses, "SMALL", 0)
+    monkeypatch.setattr(_pieces, "LONG_ROW", 300)
+    monkeypatch.setattr(_pieces, "PIECE", 128)
+    cut, seen = _pieces.long_cross_entropy, []
+    monkeypatch.setattr(_pieces, "long_cross_entropy", lambda *a: (seen.append(a), cut(*a)))
+    loss, gradient = fs.cross_entropy_with_grad(x, y, reduction="none")
+    assert seen
+    ulps, (n,) = oracle.worst(loss, oracle.rowwise(oracle.cross_entropy, x, y))
+    record("cross_entropy, row, long rows", dtype, ulps, 4, f"row {n}, label {y[n]}")
+    ulps, place = oracle.worst(gradient, oracle.rowwise(oracle.cross_entropy_grad, x, y))
+    record("cross_entropy_grad, labels, long rows", dtype, ulps, 4, f"entry {place}, label {y[place[0]]}")
+    with fs.threads(1):
+        np.testing.assert_array_equal(fs.cross_entropy_grad(x, y, reduction="none"), gradient)
+    np.testing.assert_array_equal(fs.cross_entropy(x, y, reduction="none"), loss)
+    weights = np.where(np.arange(len(y)) % 3, 2.0, 0.0).astype(dtype)  # powers of two: exact
+    weighted = fs.cross_entropy_with_grad(x, y, sample_weight=weights, reduction="none")
+    np.testing.assert_array_equal(weighted[0], loss * weights)
+    lifted = 2 * np.finfo(dtype).tiny  # what a weight lifts above the smallest normal number
+    np.testing.assert_allclose(weighted[1], gradient * weights[:, None], rtol=0, atol=lifted)
+    labels = np.where(weights == 0, -1, y)
+    mean, slope = fs.cross_entropy_with_grad(x, labels, ignore_index=-1, out=x)
+    counted = np.count_nonzero(weights)
+    assert mean == pytest.approx(loss[weights > 0].sum(dtype=np.float64) / counted, rel=1e-6)
+    assert slope is x
+    np.testing.assert_allclose(slope, gradient * (weights[:, None] / 2) / counted, rtol=1e-5, atol=1e-37)
 
 
 # --- cross-entropy of distributions --------------------------------------------------------------------------

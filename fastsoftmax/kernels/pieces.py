@@ -8,15 +8,21 @@ of the kernels in `activations`.
 from typing import Any
 
 from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_block
+from fastsoftmax.kernels.derivatives import dot, probs_state, product_of_mean
 from fastsoftmax.kernels.elementary import exp_pair, reference
 from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.losses import loss_at, scaled_probs, slopes
 from fastsoftmax.kernels.traversal import (
+    reciprocal,
     remainder,
     tempered,
     traverse,
+    weighted,
 )
 from fastsoftmax.kernels.vector import (
     broadcast,
+    filled,
+    load,
     memory,
     row_value,
     store_part,
@@ -114,3 +120,115 @@ def totals(start: int, stop: int, room: Any, x: Any, rows: Any, given: Any) -> N
     data, results, tile = memory(x), memory(rows), memory(room)
     shape = x.shape
     traverse(totals_block, start, stop, shape, tile, data, None, None, results, options, given=True)
+
+
+@inline
+def labelled_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """What `losses.cross_entropy_block` gives for the entry at the label: the loss, and the gradient there."""
+    offset, _, folded, row, count = place
+    given, step, weights, scale, scale_low = options
+    known = _known(x, folded, row, count, None, given, step)
+    weight = row_value(x, folded, weights, row, count)
+    target = load(x, offset)
+    _, slope = slopes(x, target, known, weight, scale, scale_low)
+    store_part(rows, row, count, broadcast(loss_at(target, known, weight)))
+    store_part(rows, row + step, count, broadcast(slope))
+
+
+@kernel
+def labelled(
+    start: int,
+    stop: int,
+    room: Any,
+    x: Any,
+    rows: Any,
+    given: Any,
+    weights: Any,
+    scale: Any,
+    scale_low: Any,
+) -> None:
+    """rows (2, N) = -weights log p, scale weights (p - 1) of the entries x (N, 1, 1); given as for `softmax`."""
+    options = memory(given), given.shape[1], memory(weights), scale, scale_low
+    data, results, tile = memory(x), memory(rows), memory(room)
+    traverse(labelled_block, start, stop, x.shape, tile, data, None, None, results, options, given=True)
+
+
+@inline
+def gradient_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """y = scale weight p; errors as in `losses.cross_entropy_block`."""
+    offset, length, folded, row, count = place
+    given, step, weights, scale, scale_low = options
+    known = _known(x, folded, row, count, None, given, step)
+    weight = row_value(x, folded, weights, row, count)
+    m, _, _, top, ties, rest, rest_low = known
+    inverse = weighted(reciprocal(m, top, ties, rest, rest_low), weight * scale, weight * scale_low)
+    scaled_probs(x, y, offset, length, known, inverse, weight, None)
+
+
+@kernel
+def gradient(
+    start: int,
+    stop: int,
+    room: Any,
+    x: Any,
+    y: Any,
+    given: Any,
+    weights: Any,
+    scale: Any,
+    scale_low: Any,
+) -> None:
+    """y = scale weights p: the gradient of the cross-entropy but at the label; given as for `softmax`."""
+    options = memory(given), given.shape[1], memory(weights), scale, scale_low
+    data, result, tile = memory(x), memory(y), memory(room)
+    traverse(gradient_part, start, stop, x.shape, tile, data, None, result, None, options, given=True)
+
+
+@inline
+def _state(x: Any, folded: Any, row: int, count: int, beta: Any, given: Any, step: int, from_probs: Any) -> Any:
+    """`derivatives.probs_state` for the whole row."""
+    return probs_state(_known(x, folded, row, count, beta, given, step), from_probs)
+
+
+@inline
+def dot_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """What the piece adds to p.v, as a pair."""
+    offset, length, folded, row, count = place
+    given, step, beta, from_probs = options
+    state = _state(x, folded, row, count, beta, given, step, from_probs)
+    high, low = dot(x, v, offset, length, folded, beta, from_probs, None, state)
+    store_part(rows, row, count, broadcast(high))
+    store_part(rows, row + step, count, broadcast(low))
+
+
+@kernel
+def dots(
+    start: int, stop: int, room: Any, x: Any, v: Any, rows: Any, given: Any, beta: Any, from_probs: Any
+) -> None:
+    """rows (2, N) = the parts of p.v, as pairs; given as for `softmax`, not read where x holds probabilities."""
+    options = memory(given), given.shape[1], beta, from_probs
+    data, vector, results, tile = memory(x), memory(v), memory(rows), memory(room)
+    traverse(dot_part, start, stop, x.shape, tile, data, vector, None, results, options, given=True)
+
+
+@inline
+def product_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """`derivatives.softmax_product_block` with the sums of the whole row."""
+    offset, length, folded, row, count = place
+    given, step, beta, from_probs = options
+    state = _state(x, folded, row, count, beta, given, step, from_probs)
+    mean = (
+        row_value(x, folded, given, row + 4 * step, count),
+        row_value(x, folded, given, row + 5 * step, count),
+    )
+    weight = filled(mean[0], 1.0)
+    product_of_mean(x, v, y, offset, length, state, mean, weight, weight, (beta, from_probs, None))
+
+
+@kernel
+def softmax_product(
+    start: int, stop: int, room: Any, x: Any, v: Any, y: Any, given: Any, beta: Any, from_probs: Any
+) -> None:
+    """y = J v for the Jacobian of softmax; given (6, N): as for `softmax`, and p.v as a pair."""
+    options = memory(given), given.shape[1], beta, from_probs
+    data, vector, result, tile = memory(x), memory(v), memory(y), memory(room)
+    traverse(product_part, start, stop, x.shape, tile, data, vector, result, None, options, given=True)

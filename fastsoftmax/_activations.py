@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import _pieces, kernels
-from fastsoftmax._arrays import LAST, SMALL, UNTEMPERED, Axis, Problem, inverse_temperature, is_plain, lie_apart
+from fastsoftmax._arrays import (
+    LAST,
+    SMALL,
+    UNTEMPERED,
+    Axis,
+    Problem,
+    inverse_temperature,
+    is_plain,
+    lie_apart,
+    small_rows,
+)
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
@@ -250,15 +260,10 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     """
     if is_lazy(x, where):
         return lazily("logsumexp")(x, axis, where, keepdims, out)
-    if type(x) is np.ndarray and axis is LAST and where is None and out is None and keepdims is False:
-        small = _LOGSUMEXP.get(x.dtype)
-        if small is not None and 0 < x.size <= SMALL and x.ndim > 1 and x.flags.carray:
-            sums = np.empty(x.shape[:-1], x.dtype)
-            if x.ndim == 2:
-                small(x, sums)
-            else:
-                small(x.reshape(-1, x.shape[-1]), sums.reshape(-1))
-            return sums
+    if axis is LAST and where is None and out is None and keepdims is False:
+        small = small_rows(_LOGSUMEXP, x)
+        if small is not None:
+            return small
     problem = Problem("logsumexp", x, axis, several=True)
     masked = problem.masked(where)
     if masked is not None:

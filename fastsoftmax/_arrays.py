@@ -116,6 +116,21 @@ def lie_apart(a: Array, b: Array) -> bool:
     return (a is not b and a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b)
 
 
+def small_rows(known: dict[np.dtype[Any], Any], x: Any) -> Any:
+    """One number for each row of a small array by the kernel for its dtype, or None: as `is_plain` has it."""
+    if type(x) is not np.ndarray:
+        return None
+    kernel = known.get(x.dtype)
+    if kernel is None or not 0 < x.size <= SMALL or x.ndim < 2 or not x.flags.carray:
+        return None
+    rows = np.empty(x.shape[:-1], x.dtype)
+    if x.ndim == 2:
+        kernel(x, rows)
+    else:
+        kernel(x.reshape(-1, x.shape[-1]), rows.reshape(-1))
+    return rows
+
+
 def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -> tuple[Any, Any] | None:
     """1/T as a pair, None for T = 1."""
     if type(temperature) is float and temperature == 1.0:

@@ -2,13 +2,18 @@
 
 from typing import Any
 
+import numpy as np
+
 from fastsoftmax import kernels
-from fastsoftmax._arrays import Problem, inverse_temperature
+from fastsoftmax._arrays import LAST, UNTEMPERED, Problem, inverse_temperature, small_rows
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 
+# Small calls, as in `_activations`.
+_SMALL: dict[np.dtype[Any], Any] = {}
 
-def softmax_entropy(x: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
+
+def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED, out: Any = None) -> Any:
     r"""Entropy of the softmax of each row, in nats.
 
     .. math:: H = -\sum_k p_k \log p_k, \qquad p = \mathrm{softmax}(x / T)
@@ -60,11 +65,17 @@ def softmax_entropy(x: Any, axis: int = -1, *, temperature: float = 1.0, out: An
     """
     if is_lazy(x):
         return lazily("entropy")("softmax_entropy", x, axis, temperature, out)[0]
+    if axis is LAST and temperature is UNTEMPERED and out is None:
+        small = small_rows(_SMALL, x)
+        if small is not None:
+            return small
     problem = Problem("softmax_entropy", x, axis)
     beta = inverse_temperature("softmax_entropy", temperature, problem.dtype)
     source = problem.block()
     rows = problem.row_output(out)
     run(kernels.entropy.entropy, problem.rows, 2 * source.size, problem.room(1), source, None, rows.block, beta)
+    if problem.x.dtype == problem.dtype:
+        kernels.jit.remember(_SMALL, problem.dtype, kernels.entropy.entropy_small)
     return rows.finish()
 
 

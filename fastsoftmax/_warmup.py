@@ -102,6 +102,7 @@ def _entropies(dtype: Any) -> Calls:
             (fs.softmax_entropy, fs.softmax_entropy_with_grad), (1.0, 2.0)
         ):
             yield partial(function, x, axis, temperature=temperature)
+        yield from 2 * [partial(fs.softmax_entropy, x, axis)]  # the second takes the short way
 
 
 def _loss(dtype: Any, gradient: bool, labelled: bool) -> Calls:

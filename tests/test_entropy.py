@@ -6,6 +6,7 @@ import oracle
 import pytest
 
 import fastsoftmax as fs
+from fastsoftmax import _entropy
 
 every_length = pytest.mark.parametrize("classes", cases.CLASSES)
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -259,3 +260,16 @@ def test_dask_arrays(chunks):
     np.testing.assert_array_equal(alone, fs.softmax_entropy(x, 0))
     with pytest.raises(TypeError, match="softmax_entropy: out cannot be used with Dask arrays"):
         fs.softmax_entropy(lazy, out=np.empty(7, np.float32))
+
+
+@every_dtype
+@few_lengths
+def test_small_calls(dtype, classes, monkeypatch):
+    """The short way gives the bits of the long one, for any number of axes, and is taken."""
+    x = np.random.default_rng(classes).normal(0, 5, (2, 20, classes)).astype(dtype)
+    x[0, 3, 0], x[0, 4, 0] = np.nan, -np.inf
+    long = fs.softmax_entropy(x, out=np.empty(x.shape[:-1], dtype))
+    fs.softmax_entropy(x)
+    monkeypatch.setattr(_entropy, "run", None)
+    np.testing.assert_array_equal(fs.softmax_entropy(x), long)
+    np.testing.assert_array_equal(fs.softmax_entropy(x[0, 3:5]), long[0, 3:5])

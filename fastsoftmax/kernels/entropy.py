@@ -15,6 +15,7 @@ from typing import Any
 from fastsoftmax.kernels.elementary import exp_scaled, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
+    COLUMN_LIMIT,
     log_of_others,
     probability,
     reciprocal,
@@ -33,6 +34,7 @@ from fastsoftmax.kernels.vector import (
     memory,
     muladd,
     number,
+    scratch,
     store,
     store_part,
 )
@@ -132,3 +134,12 @@ def entropy(start: int, stop: int, room: Any, x: Any, y: Any, rows: Any, beta: A
     options = (beta, outer, inner)
     shape, tile, grad = x.shape, memory(room), memory(y)
     traverse(entropy_block, start, stop, shape, tile, data, None, grad, results, options, beta=beta)
+
+
+@kernel
+def entropy_small(x: Any, rows: Any) -> None:
+    """The entropies of the rows of a matrix: few arguments, for small calls."""
+    data, results = memory(x), memory(rows)
+    tile, shape = scratch(data, COLUMN_LIMIT), (x.shape[0], x.shape[1], 1)
+    options = (None, None, None)
+    traverse(entropy_block, 0, x.shape[0], shape, tile, data, None, None, results, options)

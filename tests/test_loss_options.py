@@ -401,9 +401,14 @@ def test_all_rows_ignored(dtype, shape, axis, smoothing):
                 assert not array.any()
 
 
-def test_labels_of_no_weight_and_smoothing():
-    """What the labels weigh is 0, what other classes weigh is not: a loss over nothing, nan in PyTorch too."""
-    x, y = np.random.default_rng(8).normal(size=(4, 3)), np.ones(4, int)
+@every_dtype
+@pytest.mark.parametrize("spread", [1, 1e5])
+def test_labels_of_no_weight_and_smoothing(dtype, spread):
+    """What the labels weigh is 0, what other classes weigh is not: a loss over nothing, nan in PyTorch too.
+
+    Also where a probability is 0.
+    """
+    x, y = (spread * np.random.default_rng(8).normal(size=(4, 3))).astype(dtype), np.ones(4, int)
     options = {"class_weight": [1.0, 0.0, 2.0], "label_smoothing": 0.3}
     loss, gradient = fs.cross_entropy_with_grad(x, y, **options)
     assert np.isnan([loss, fs.cross_entropy(x, y, **options)]).all()

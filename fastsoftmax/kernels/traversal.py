@@ -436,6 +436,7 @@ def weighted(inverse: Any, weight: Any, weight_low: Any) -> Any:
     low = error + muladd(scale, factor_low, scale_low * factor)
     least = maximum(least / absolute(weight), shift_to_exponent(smallest_power(weight)))
     highest_p = muladd(highest_p, weight, highest_p * weight_low)
+    nothing = select_equal(weight, weight, nothing, weight)  # NaN does not spare a p of 0
     return product, low, unit * _two_to_the(weight, power), least, nothing, m, highest_p
 
 

@@ -196,7 +196,8 @@ def _over_pieces(kernel: Any, arrays: list[Array], given: Array, *options: Any) 
         count = len(block)
         every = np.ascontiguousarray(np.broadcast_to(given, (len(given), count)))
         others = [part[..., None] for part in parts[1:]]
-        run(kernel, count, block.size * len(others), problem.room(2), block, *others, every, *options)
+        room = problem.room(len(others))
+        run(kernel, count, block.size * len(others), room, block, *others, every, *options)
 
 
 def long_forward(function: str, x: Array, y: Array, beta: Beta) -> None:

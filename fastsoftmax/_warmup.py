@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 
 import fastsoftmax as fs
-from fastsoftmax import _cache, _info
+from fastsoftmax import _cache, _info, _pieces
 
 SHAPES = (((3, 4), -1), ((3, 100), -1), ((2, 3, 16), 1))
 """Shapes and axes: rows in columns, rows along the row, classes before another axis."""
+
+LONG_ROW = (1, _pieces.LONG_ROW + 1)
+"""A row that is cut into pieces."""
 
 Calls = Iterator[Callable[[], Any]]
 
@@ -41,11 +44,14 @@ def _activation(function: Any, dtype: Any) -> Calls:
         yield partial(function, x, axis, where=x < 0.9)
         for _ in range(2):  # the second call of a small array takes the short way
             yield partial(function, x) if axis == -1 else partial(function, x, axis)
+    for temperature in (1.0, 2.0):
+        yield partial(function, np.zeros(LONG_ROW, dtype), temperature=temperature)
 
 
 def _logsumexp(dtype: Any) -> Calls:
     for x, _, _, axis in _arguments(dtype):
         yield from 2 * [partial(fs.logsumexp, x, axis)]
+    yield partial(fs.logsumexp, np.zeros(LONG_ROW, dtype))
 
 
 def _weights(labels: Any, dtype: Any) -> Iterator[dict[str, Any]]:
@@ -71,6 +77,9 @@ def _products(dtype: Any) -> Calls:
                 yield partial(fs.softmax_vjp, x, v, from_probs=given)
         for options in _weights(labels, dtype):
             yield partial(fs.cross_entropy_hvp, x, labels, v, axis, **options)
+    row = np.zeros(LONG_ROW, dtype)
+    for options in _temperatures():
+        yield partial(fs.softmax_jvp, row, row, **options)
 
 
 def _diagonal(dtype: Any) -> Calls:
@@ -112,6 +121,10 @@ def _loss(dtype: Any, gradient: bool, labelled: bool) -> Calls:
         for rows, classes, smoothing in itertools.product(_weights(labels, dtype), of_classes, (0.0, 0.1)):
             options = rows | classes | {"label_smoothing": smoothing}
             yield partial(function, x, labels if labelled else v, axis, **options)
+    if labelled:
+        row, label = np.zeros(LONG_ROW, dtype), np.zeros(1, np.int64)
+        for options in _weights(label, dtype):
+            yield partial(function, row, label, **options)
 
 
 def _squared_error(dtype: Any, gradient: bool) -> Calls:

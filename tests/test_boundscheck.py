@@ -34,6 +34,34 @@ def test_no_kernel_leaves_its_arrays(names, chosen, tmp_path):
     assert " passed" in run.stdout
 
 
+SMALLER_LIMITS = """
+import numpy as np
+from fastsoftmax.kernels import traversal
+traversal.PAST_CACHES = 512
+import fastsoftmax as fs
+from fastsoftmax import _losses, _pieces
+
+_losses.SMALL, _pieces.LONG_ROW, _pieces.PIECE = 0, 300, 128
+rng = np.random.default_rng(0)
+for classes in (301, 384, 390):
+    x = rng.normal(size=(3, classes)).astype("f4")
+    gradient = fs.cross_entropy_with_grad(x, np.array([0, 150, classes - 1]), reduction="sum")[1]
+    np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-5)
+for inner in (48, 96, 100, 608):
+    room = np.empty(5 * 3 * inner + 16, "f4")
+    for shift in (0, 3):
+        out = room[shift : shift + 15 * inner].reshape(5, 3, inner)
+        fs.softmax(rng.normal(size=out.shape).astype("f4"), 1, out=out)
+        np.testing.assert_allclose(out.sum(axis=1), 1, atol=1e-6)
+"""
+
+
+def test_rare_walks(tmp_path):
+    """Rows in pieces, and what is written past the caches, with limits that small arrays reach."""
+    run = _python(tmp_path, "-c", SMALLER_LIMITS)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
 def test_the_check_would_notice(tmp_path):
     """An output that is one row short: without the check, the kernel would write behind it."""
     run = _python(tmp_path, str(Path(__file__)))

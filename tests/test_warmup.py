@@ -46,6 +46,9 @@ for dtype in dtypes:
                 for options in ({}, {"sample_weight": rows}, {"class_weight": classes}, {"ignore_index": 0},
                                 {"label_smoothing": 0.1}, {"label_smoothing": 0.1, "class_weight": classes}):
                     getattr(fs, name)(x, y, *more, axis, **options)
+    row = np.zeros((1, 2**20 + 1), dtype)
+    for name in {"softmax", "log_softmax", "logsumexp"} & {*names}:
+        getattr(fs, name)(row)
 print(compiled)
 """
 

@@ -83,15 +83,20 @@ def loss_at(target: Any, stats: Any, weight: Any) -> Any:
 
 
 @inline
-def slopes(like: Any, target: Any, stats: Any, weight: Any, scale: Any, scale_low: Any) -> Any:
-    """For the gradient, scale weight (p - onehot): `reciprocal` with the factor, and the value at the label."""
+def slope_at(like: Any, target: Any, stats: Any, weight: Any, scale: Any, scale_low: Any) -> Any:
+    """scale weight (p - 1): the gradient at the label."""
     m, shift, bias, top, ties, rest, rest_low = stats
     plain = reciprocal(m, top, ties, rest, rest_low)
-    factor, factor_low = weight * scale, weight * scale_low
     inside = probability(target, None, shift, bias, plain) - number(like, 1.0)
     slope = select_equal(target, m, -remainder(top, ties, rest, rest_low), inside)
-    slope = spared(weight, muladd(slope, factor, slope * factor_low))
-    return weighted(plain, factor, factor_low), slope
+    return spared(weight, muladd(slope, weight * scale, slope * (weight * scale_low)))
+
+
+@inline
+def scaled_reciprocal(stats: Any, weight: Any, scale: Any, scale_low: Any) -> Any:
+    """`reciprocal` for scale weight p, the gradient at other entries."""
+    m, _, _, top, ties, rest, rest_low = stats
+    return weighted(reciprocal(m, top, ties, rest, rest_low), weight * scale, weight * scale_low)
 
 
 @inline
@@ -124,7 +129,8 @@ def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
     weight = row_value(x, folded, weights, row, count)
     store_part(rows, row, count, broadcast(loss_at(target, stats, weight)))
     if y is not None:
-        inverse, slope = slopes(x, target, stats, weight, scale, scale_low)
+        inverse = scaled_reciprocal(stats, weight, scale, scale_low)
+        slope = slope_at(x, target, stats, weight, scale, scale_low)
         if folded is None and classes <= ONE_HOT_LIMIT:
             label = lane_labels(x, labels, row, count)
             index = broadcast(number(x, 0.0))

@@ -11,13 +11,11 @@ from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, 
 from fastsoftmax.kernels.derivatives import dot, probs_state, product_of_mean
 from fastsoftmax.kernels.elementary import exp_pair, reference
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.losses import loss_at, scaled_probs, slopes
+from fastsoftmax.kernels.losses import loss_at, scaled_probs, scaled_reciprocal, slope_at
 from fastsoftmax.kernels.traversal import (
-    reciprocal,
     remainder,
     tempered,
     traverse,
-    weighted,
 )
 from fastsoftmax.kernels.vector import (
     broadcast,
@@ -130,7 +128,7 @@ def labelled_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, op
     known = _known(x, folded, row, count, None, given, step)
     weight = row_value(x, folded, weights, row, count)
     target = load(x, offset)
-    _, slope = slopes(x, target, known, weight, scale, scale_low)
+    slope = slope_at(x, target, known, weight, scale, scale_low)
     store_part(rows, row, count, broadcast(loss_at(target, known, weight)))
     store_part(rows, row + step, count, broadcast(slope))
 
@@ -160,8 +158,7 @@ def gradient_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
     given, step, weights, scale, scale_low = options
     known = _known(x, folded, row, count, None, given, step)
     weight = row_value(x, folded, weights, row, count)
-    m, _, _, top, ties, rest, rest_low = known
-    inverse = weighted(reciprocal(m, top, ties, rest, rest_low), weight * scale, weight * scale_low)
+    inverse = scaled_reciprocal(known, weight, scale, scale_low)
     scaled_probs(x, y, offset, length, known, inverse, weight, None)
 
 
@@ -204,7 +201,7 @@ def dot_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options:
 def dots(
     start: int, stop: int, room: Any, x: Any, v: Any, rows: Any, given: Any, beta: Any, from_probs: Any
 ) -> None:
-    """rows (2, N) = the parts of p.v, as pairs; given as for `softmax`, not read where x holds probabilities."""
+    """rows (2, N) = the parts of p.v, as pairs; given as for `softmax`, of no use where x holds probabilities."""
     options = memory(given), given.shape[1], beta, from_probs
     data, vector, results, tile = memory(x), memory(v), memory(rows), memory(room)
     traverse(dot_part, start, stop, x.shape, tile, data, vector, None, results, options, given=True)

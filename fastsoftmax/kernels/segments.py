@@ -25,7 +25,7 @@ from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, 
 from fastsoftmax.kernels.derivatives import dot, probs_state, product_of_mean, softmax_product_block
 from fastsoftmax.kernels.elementary import exp_pair, reference, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.losses import cross_entropy_block, loss_at, scaled_probs, slopes
+from fastsoftmax.kernels.losses import cross_entropy_block, loss_at, scaled_probs, scaled_reciprocal, slope_at
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     TABLE,
@@ -507,7 +507,7 @@ def piece_cross_entropy(
             target = load_scalar(data, place)
             store_scalar(losses, segment, loss_at(target, stats, weight))
         if y is not None:
-            inverse, slope = slopes(data, target, stats, weight, scale, scale_low)
+            inverse = scaled_reciprocal(stats, weight, scale, scale_low)
             scaled_probs(data, out, begin, length, stats, inverse, weight, None)
             if here:
-                store_scalar(out, place, slope)
+                store_scalar(out, place, slope_at(data, target, stats, weight, scale, scale_low))

@@ -114,7 +114,7 @@ UNIT_64 = 2.0**LIFT_64
 PAST_CACHES = 1 << 23
 """A result of so many numbers is written past the caches where a tile is written in long pieces."""
 STRIP_LIMIT = 16
-"""Up to so many classes, an inner axis is walked in tiles of 17 to 32 vectors, whose lines are asked for ahead."""
+"""Of up to so many classes, an inner axis is walked in tiles of at most 32 vectors, which are asked for ahead."""
 STRIPS_AHEAD = 16
 """How many vectors ahead, along the inner axis: at least a tile's width."""
 GREATEST = -1.0
@@ -639,7 +639,7 @@ def traverse(
     strip = inner > 1 and 0 < classes <= STRIP_LIMIT
     widest = step if inner == 1 else half // stretch * step
     if strip:
-        widest = min(widest, 2 * STRIP_LIMIT // classes * step)
+        widest = min(widest, min(2 * STRIP_LIMIT // classes, STRIPS_AHEAD) * step)
     tile, other, out = room, unless_none(v, after(room, half)), unless_none(y, room)
     row = start
     past = False

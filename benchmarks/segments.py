@@ -6,9 +6,9 @@ that everybody writes, in Numba, on all threads. Everybody allocates the result.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import readme  # noqa: E402
-from cases import _has, agree, fs_threads  # noqa: E402
-from report import machine, measure  # noqa: E402
 
 import fastsoftmax as fs  # noqa: E402
+from fastsoftmax._bench import inputs  # noqa: E402
+from fastsoftmax._bench.cases import DisagreementError, check  # noqa: E402
+from fastsoftmax._bench.measure import measure  # noqa: E402
+from fastsoftmax._bench.report import caption, machine  # noqa: E402
 
 LIBRARIES = ("NumPy reduceat", "torch.sparse.softmax", "Numba loop")
 
@@ -159,16 +161,20 @@ def _calls(function: str, x: Any, indptr: Any, targets: Any) -> dict[str, Callab
         "NumPy reduceat": _numpy(x, indptr, targets)[function],
         "Numba loop": _loops(x, indptr, targets)[function],
     }
-    if function == "segment_softmax" and _has("torch"):
+    if function == "segment_softmax" and find_spec("torch"):
         calls["torch.sparse.softmax"] = _torch_softmax(x, indptr)
     return calls
 
 
 def _close(ours: Any, theirs: Any, dtype: Any) -> bool:
-    """As `agree`; a sum of ten million float32 terms in one accumulator is right to three digits at best."""
+    """As `check`; a sum of ten million float32 terms in one accumulator is right to three digits at best."""
     if isinstance(ours, tuple):
         return all(_close(a, b, dtype) for a, b in zip(ours, theirs, strict=True))
-    return agree(ours, theirs, dtype) or bool(np.allclose(ours, theirs, rtol=0.2, atol=1e-5))
+    try:
+        check("segments", "the peer", ours, theirs, dtype)
+    except DisagreementError:
+        return bool(np.allclose(ours, theirs, rtol=0.2, atol=1e-5))
+    return True
 
 
 def table(dtype: Any, seconds: float) -> str:
@@ -189,12 +195,10 @@ def table(dtype: Any, seconds: float) -> str:
                 if not _close(expected, call(), dtype):
                     raise AssertionError(f"{function} of {name} disagrees for {case}")
             found = measure(calls, seconds)
-            ours, spread = found["fastsoftmax"]
-            cells = [f"**{ours:.1f}** ± {spread / 2:.1f}"]
-            cells += [
-                f"{found[name][0]:.1f} ({found[name][0] / ours:.1f} x)" if name in found else ""
-                for name in LIBRARIES
-            ]
+            ours = found["fastsoftmax"].median
+            cells = [f"**{1e3 * ours:.1f}** ± {1e3 * ours * found['fastsoftmax'].spread:.1f}"]
+            times = [found[name].median if name in found else None for name in LIBRARIES]
+            cells += ["" if time is None else f"{1e3 * time:.1f} ({time / ours:.1f} x)" for time in times]
             lines.append(f"| `{function}` | {case} | " + " | ".join(cells) + " |")
             print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
@@ -207,8 +211,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float64"], action="append")
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", str(fs_threads()))
-    text = f"Median milliseconds; {machine()}. Made by `python benchmarks/segments.py --write`.\n"
+    inputs.prepare(inputs.threads())
+    text = f"Median milliseconds; {caption(machine())}. Made by `python benchmarks/segments.py --write`.\n"
     for dtype in options.dtype or ["float32", "float64"]:
         text += "\n" + table(np.dtype(dtype), options.seconds) + "\n"
     print(text)

@@ -25,10 +25,10 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import oracle  # noqa: E402
 import readme  # noqa: E402
 import test_ufuncs as known  # noqa: E402
-from report import machine  # noqa: E402
 
 import fastsoftmax as fs  # noqa: E402
 from fastsoftmax import _ufuncs  # noqa: E402
+from fastsoftmax._bench.report import caption, machine  # noqa: E402
 
 
 def peer(name: str) -> tuple[str, Any]:
@@ -155,9 +155,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="how long each ratio is measured")
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
-    text = (
-        f"Arrays of {options.count}, one thread; {machine()}. Made by `python benchmarks/ufuncs.py --write`.\n\n"
-    )
+    made_by = "Made by `python benchmarks/ufuncs.py --write`"
+    text = f"Arrays of {options.count}, one thread; {caption(machine())}. {made_by}.\n\n"
     text += table(options.count, options.seconds)
     print(text)
     if options.write:

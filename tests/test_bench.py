@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -573,3 +574,14 @@ def test_a_disturbed_row_is_measured_again(monkeypatch):
     inputs = Inputs((3, 4), "float64")
     assert session.row("softmax", inputs, ("NumPy",), 0.1, Complaints(forget)).ours == Timing(3.0, 0.2, 3)
     assert session.row("softmax", inputs, ("NumPy",), 0.1, Complaints(forget)).ours == Timing(5.0, 0.9, 3)
+
+
+@pytest.mark.parametrize("script", ["accuracy", "cluster", "report", "segments", "streaming", "ufuncs"])
+def test_scripts_start(script):
+    """What makes the tables finds all that it imports."""
+    path = Path(__file__).parents[1] / "benchmarks" / f"{script}.py"
+    environment = {**os.environ, "PYTHONPATH": str(path.parents[1])}
+    command = [sys.executable, str(path), "--help"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("usage: ")

@@ -156,7 +156,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
     made_by = "Made by `python benchmarks/ufuncs.py --write`"
-    text = f"Arrays of {options.count}, one thread; {caption(machine())}. {made_by}.\n\n"
+    text = f"Arrays of {options.count}, one thread; {caption(machine())}. {made_by}. Speed:\n"
+    text += (
+        "how many times as long the peer takes; in a loop, what Numba makes of the formula with np.exp and np.log."
+    )
+    text += "\n\n"
     text += table(options.count, options.seconds)
     print(text)
     if options.write:

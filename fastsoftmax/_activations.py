@@ -59,7 +59,7 @@ def _forward(
     if masked is not None:
         problem.hide(masked, output)
     source = problem.block()
-    if problem.inner == 1 and problem.classes > _pieces.LONG_ROW:
+    if _pieces.is_long(problem):
         _pieces.long_forward(function, source, output.block, beta)
     else:
         kernel = getattr(kernels.activations, function)
@@ -270,7 +270,7 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
         problem.hide(masked)
     source = problem.block()
     output = problem.row_output(out, keepdims)
-    if problem.inner == 1 and problem.classes > _pieces.LONG_ROW:
+    if _pieces.is_long(problem):
         _pieces.long_logsumexp(source, output.block)
     else:
         kernel = kernels.activations.logsumexp

@@ -81,7 +81,7 @@ def _product(
     second = problem.convert(operand)
     output = problem.output(out)
     compiled = getattr(kernels.derivatives, kernel)
-    if kernel == "softmax_product" and problem.inner == 1 and problem.classes > _pieces.LONG_ROW:
+    if kernel == "softmax_product" and _pieces.is_long(problem):
         _pieces.long_product(source, second, output.block, beta, options[0])
         return output.finish()
     keep = None if options and options[0] else output.keep(second)

@@ -178,7 +178,7 @@ def cross_entropy_rows(
     rows = problem.row_output(None)
     results = (None if output is None else output.block, rows.block)
     scale = gradient_scale(divisor, reduction, problem.dtype)
-    if given.plain and problem.inner == 1 and problem.classes > _pieces.LONG_ROW:
+    if given.plain and _pieces.is_long(problem):
         assert labels is not None
         _pieces.long_cross_entropy(source, labels, row_weights, *results, scale)
         slope = None if output is None else output.finish()

@@ -189,15 +189,27 @@ def _summary(row: Array, beta: Beta) -> Array:
     return merge(np.concatenate([summarize(part, beta) for part in _cut(row)])[None])
 
 
-def _over_pieces(kernel: Any, arrays: list[Array], given: Array, *options: Any) -> None:
-    """A kernel over the pieces of rows of the same length, with the numbers of the whole row for each of them."""
+def _over_pieces(kernel: Any, arrays: list[Array], given: Array, *options: Any, results: int = 0) -> Array:
+    """A kernel over the pieces of rows of the same length, with the numbers of the whole row for each of them.
+
+    So many `results` of each piece are returned, (results, pieces), if the kernel has any.
+    """
+    found = []
     for parts in zip(*map(_cut, arrays), strict=True):
         problem, block = _block(parts[0])
         count = len(block)
         every = np.ascontiguousarray(np.broadcast_to(given, (len(given), count)))
         others = [part[..., None] for part in parts[1:]]
-        room = problem.room(len(others))
-        run(kernel, count, block.size * len(others), room, block, *others, every, *options)
+        found.append(np.empty((results, count), block.dtype))
+        if results:
+            others.append(found[-1])
+        run(kernel, count, block.size * len(others), problem.room(2), block, *others, every, *options)
+    return np.concatenate(found, axis=1)
+
+
+def is_long(problem: Problem) -> bool:
+    """Whether its rows are cut; for the functions below."""
+    return problem.inner == 1 and problem.classes > LONG_ROW
 
 
 def long_forward(function: str, x: Array, y: Array, beta: Beta) -> None:
@@ -213,15 +225,13 @@ def long_cross_entropy(
     """`kernels.losses.cross_entropy` of the rows of a block (rows, classes, 1); y may be x itself, or None."""
     for i, row in enumerate(x[..., 0]):
         place = min(max(int(labels[i]), 0), row.size - 1)  # checked, but somebody may write to them meanwhile
-        weight = None if weights is None else weights[i : i + 1]
-        given = _given(_summary(row, None))
+        weight = np.full((1, 1), 1 if weights is None else weights[i], row.dtype)
+        given = np.concatenate([_given(_summary(row, None)), weight])
         problem, target = _block(row[place : place + 1].reshape(1, 1))
         found = np.empty((2, 1), row.dtype)
-        run(kernels.pieces.labelled, 1, 1, problem.room(1), target, found, given, weight, *scale)
+        run(kernels.pieces.labelled, 1, 1, problem.room(1), target, found, given, *scale)
         if y is not None:
-            pieces = -(-row.size // PIECE)
-            every = None if weight is None else np.repeat(weight, pieces)
-            _over_pieces(kernels.pieces.gradient, [row, y[i, :, 0]], given, every, *scale)
+            _over_pieces(kernels.pieces.gradient, [row, y[i, :, 0]], given, *scale)
             y[i, place, 0] = found[1, 0]
         rows[i] = found[0, 0]
 
@@ -232,16 +242,9 @@ def long_product(x: Array, v: Array, y: Array, beta: Beta, from_probs: Any) -> N
         given = np.zeros((6, 1), row.dtype)
         if from_probs is None:
             given[:4] = _given(_summary(row, beta))
-        found = []
-        for part, other in zip(_cut(row), _cut(vector), strict=True):
-            problem, block = _block(part)
-            sums = np.empty((2, len(part)), row.dtype)
-            every = np.ascontiguousarray(np.broadcast_to(given, (len(given), len(part))))
-            arguments = block, other[..., None], sums, every, beta, from_probs
-            run(kernels.pieces.dots, len(part), block.size, problem.room(2), *arguments)
-            found.append(sums)
+        sums = _over_pieces(kernels.pieces.dots, [row, vector], given, beta, from_probs, results=2)
         with np.errstate(all="ignore"):
-            high, low = two_sum(*pair_sum(*np.concatenate(found, axis=1)))
+            high, low = two_sum(*pair_sum(*sums))
         given[4:, 0] = high, low
         _over_pieces(kernels.pieces.softmax_product, [row, vector, result], given, beta, from_probs)
 

@@ -122,9 +122,7 @@ def _loss(dtype: Any, gradient: bool, labelled: bool) -> Calls:
             options = rows | classes | {"label_smoothing": smoothing}
             yield partial(function, x, labels if labelled else v, axis, **options)
     if labelled:
-        row, label = np.zeros(LONG_ROW, dtype), np.zeros(1, np.int64)
-        for options in _weights(label, dtype):
-            yield partial(function, row, label, **options)
+        yield partial(function, np.zeros(LONG_ROW, dtype), np.zeros(1, np.int64))
 
 
 def _squared_error(dtype: Any, gradient: bool) -> Calls:

@@ -124,9 +124,9 @@ def totals(start: int, stop: int, room: Any, x: Any, rows: Any, given: Any) -> N
 def labelled_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """What `losses.cross_entropy_block` gives for the entry at the label: the loss, and the gradient there."""
     offset, _, folded, row, count = place
-    given, step, weights, scale, scale_low = options
+    given, step, scale, scale_low = options
     known = _known(x, folded, row, count, None, given, step)
-    weight = row_value(x, folded, weights, row, count)
+    weight = row_value(x, folded, given, row + 4 * step, count)
     target = load(x, offset)
     slope = slope_at(x, target, known, weight, scale, scale_low)
     store_part(rows, row, count, broadcast(loss_at(target, known, weight)))
@@ -134,19 +134,12 @@ def labelled_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, op
 
 
 @kernel
-def labelled(
-    start: int,
-    stop: int,
-    room: Any,
-    x: Any,
-    rows: Any,
-    given: Any,
-    weights: Any,
-    scale: Any,
-    scale_low: Any,
-) -> None:
-    """rows (2, N) = -weights log p, scale weights (p - 1) of the entries x (N, 1, 1); given as for `softmax`."""
-    options = memory(given), given.shape[1], memory(weights), scale, scale_low
+def labelled(start: int, stop: int, room: Any, x: Any, rows: Any, given: Any, scale: Any, scale_low: Any) -> None:
+    """rows (2, N) = -weight log p, scale weight (p - 1) of the entries x (N, 1, 1).
+
+    given (5, N): as for `softmax`, and the weight.
+    """
+    options = memory(given), given.shape[1], scale, scale_low
     data, results, tile = memory(x), memory(rows), memory(room)
     traverse(labelled_block, start, stop, x.shape, tile, data, None, None, results, options, given=True)
 
@@ -155,27 +148,17 @@ def labelled(
 def gradient_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """y = scale weight p; errors as in `losses.cross_entropy_block`."""
     offset, length, folded, row, count = place
-    given, step, weights, scale, scale_low = options
+    given, step, scale, scale_low = options
     known = _known(x, folded, row, count, None, given, step)
-    weight = row_value(x, folded, weights, row, count)
+    weight = row_value(x, folded, given, row + 4 * step, count)
     inverse = scaled_reciprocal(known, weight, scale, scale_low)
     scaled_probs(x, y, offset, length, known, inverse, weight, None)
 
 
 @kernel
-def gradient(
-    start: int,
-    stop: int,
-    room: Any,
-    x: Any,
-    y: Any,
-    given: Any,
-    weights: Any,
-    scale: Any,
-    scale_low: Any,
-) -> None:
-    """y = scale weights p: the gradient of the cross-entropy but at the label; given as for `softmax`."""
-    options = memory(given), given.shape[1], memory(weights), scale, scale_low
+def gradient(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, scale: Any, scale_low: Any) -> None:
+    """y = scale weight p: the gradient of the cross-entropy but at the label; given as for `labelled`."""
+    options = memory(given), given.shape[1], scale, scale_low
     data, result, tile = memory(x), memory(y), memory(room)
     traverse(gradient_part, start, stop, x.shape, tile, data, None, result, None, options, given=True)
 

@@ -653,10 +653,10 @@ def traverse(
             ahead = lanes_to_line(y, first)
             count = min(count, ahead) if ahead > 0 else count
         if strip:
-            ahead = first + STRIPS_AHEAD * step
+            wanted = first + STRIPS_AHEAD * step
             if within + STRIPS_AHEAD * step >= inner:
-                ahead += (classes - 1) * inner
-            for k in range(ahead, ahead + classes * inner, inner):
+                wanted += (classes - 1) * inner
+            for k in range(wanted, wanted + classes * inner, inner):
                 for line in range(k, k + count, step):
                     prefetch(x, line)
                     if v is not None:

@@ -35,6 +35,9 @@ TILED_ROW = 256
 SMALL = 1 << 16
 LAST = -1
 UNTEMPERED = 1.0
+# The binary exponents that a temperature may have below and above those of the dtype: there all differences of
+# logits over T are infinite, or 0, and the derivatives are beyond the dtype.
+BEYOND = (-126, 120)
 
 _COMPUTED_IN: dict[str, np.dtype[Any]] = {
     "e": np.dtype(np.float32),
@@ -131,20 +134,28 @@ def small_rows(known: dict[np.dtype[Any], Any], x: Any) -> Any:
     return rows
 
 
-def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -> tuple[Any, Any] | None:
-    """1/T as a pair, None for T = 1."""
+def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -> tuple[Any, ...] | None:
+    """1/T as kernels take it (`kernels.elementary.centred`), None for T = 1.
+
+    (pre, gain, high, low, power): 1/T = pre gain (high + low), pre <= 1 and gain >= 1 powers of two with a product
+    of 2**power, and high in [1, 2), as far as these are numbers of the dtype. A T so far beyond it that every
+    difference of logits over T is 0, or none is, is moved to the next where that is so.
+    """
     if type(temperature) is float and temperature == 1.0:
         return None
     value = number(function, "temperature", temperature, 0.0, inclusive=False)
     if value == 1.0:
         return None
-    try:
-        high, low = inverse_pair(value, dtype)
-    except OverflowError:
-        high, low = dtype.type(np.inf), dtype.type(0)
-    if not np.isfinite(high) or high < np.finfo(dtype).tiny:
-        raise ValueError(f"{named(function, 'temperature')} {value!r} is out of the range of {dtype}")
-    return high, low
+    info = np.finfo(dtype)
+    fraction, exponent = math.frexp(value)
+    if fraction == 0.5:
+        fraction, exponent = 1.0, exponent - 1
+    within = min(max(exponent, 1 - info.maxexp), info.nmant - info.minexp)  # what pre and gain can hold
+    left = min(max(exponent - within, BEYOND[0]), BEYOND[1])
+    high, low = inverse_pair(fraction, dtype)
+    scale = dtype.type(math.ldexp(1.0, -left))
+    pre, gain = math.ldexp(1.0, -max(within, 0)), math.ldexp(1.0, max(-within, 0))
+    return dtype.type(pre), dtype.type(gain), high * scale, low * scale, dtype.type(-within)
 
 
 def one_axis(function: str, axis: Any, ndim: int) -> int:

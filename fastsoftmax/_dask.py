@@ -181,15 +181,15 @@ def _summarize(x: Array, axes: Any, beta: Any, dtype: Any) -> Array:
     return _kept(_pieces.summarize(_matrix(_cast(x, dtype), axes), beta), x.shape, axes)
 
 
-def _merge(parts: Array, axis: Any, keepdims: bool) -> Array:
-    return _kept(_pieces.merge(_matrix(parts, axis)), parts.shape, axis)
+def _merge(parts: Array, axis: Any, keepdims: bool, beta: Any = None) -> Array:
+    return _kept(_pieces.merge(_matrix(parts, axis), beta), parts.shape, axis)
 
 
 def _summaries(x: Lazy, axes: tuple[int, ...], dtype: Any, beta: Any = None) -> Lazy:
     """The merged summary of each row."""
     every, kind = tuple(range(x.ndim)), _pieces.summary_dtype(dtype)
     options = {"axes": axes, "beta": beta, "dtype": dtype, "grid": dict.fromkeys(axes, 1)}
-    return _tree(_blocks(_summarize, every, kind, x, every, **options), _merge, axes)
+    return _tree(_blocks(_summarize, every, kind, x, every, **options), partial(_merge, beta=beta), axes)
 
 
 def _hide(x: Array, where: Array) -> Array:

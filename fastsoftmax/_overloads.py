@@ -9,6 +9,7 @@ Numba knows no keyword-only parameters in compiled code: the signatures of the o
 a caller may write; those of their implementations do not. Overloads of more functions go to the end of the file.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from numba.core.errors import TypingError
 from numba.extending import overload
 
 from fastsoftmax import _activations, _derivatives, _entropy, _losses, _segment_overloads, kernels
+from fastsoftmax._arrays import BEYOND
 from fastsoftmax._jit_arrays import (
     OPTIONS,
     absent,
@@ -84,23 +86,28 @@ def _flag(function: str, name: str, argument: Any) -> Any:
 
 
 def _beta(function: str, temperature: Any, kind: Any) -> Run:
-    """The compiled temperature -> 1/T as a pair, or None where none was given."""
+    """The compiled `_arrays.inverse_temperature`: None where no temperature was given."""
     if isinstance(temperature, float):
         return merged(lambda temperature: None)
     _number(function, "temperature", temperature)
-    tiny = float(np.finfo(kind).tiny)
     wrong = f"{function}: temperature must be finite and > 0"
-    extreme = f"{function}: temperature is out of the range of {np.dtype(kind)}"
+    info = np.finfo(kind)
+    least, most = 1 - int(info.maxexp), int(info.nmant) - int(info.minexp)
 
     @compiled
     def beta(temperature: Any) -> Any:
         value = np.float64(temperature)
         if not 0.0 < value < np.inf:
             raise ValueError(wrong)
-        pair = inverse(value, kind)
-        if not tiny <= pair[0] < np.inf:
-            raise ValueError(extreme)
-        return pair
+        fraction, exponent = math.frexp(value)
+        if fraction == 0.5:
+            fraction, exponent = 1.0, exponent - 1
+        within = min(max(exponent, least), most)
+        left = min(max(exponent - within, BEYOND[0]), BEYOND[1])
+        high, low = inverse(fraction, kind)
+        scale = kind(math.ldexp(1.0, -left))
+        pre, gain = math.ldexp(1.0, -max(within, 0)), math.ldexp(1.0, max(-within, 0))
+        return kind(pre), kind(gain), high * scale, low * scale, kind(-within)
 
     return beta
 
@@ -200,7 +207,7 @@ def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
 
     @merged
     def hot(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
-        if beta[0] == 1.0 and beta[1] == 0.0:
+        if beta[0] * beta[1] * beta[2] == 1.0 and beta[3] == 0.0:
             launch(rows, room, x, v, y, None, chosen, weights)
         else:
             launch(rows, room, x, v, y, beta, chosen, weights)

@@ -9,7 +9,8 @@ counted. The terms of all others are a sum in two numbers, in units of exp(c) 2*
 and N a whole number (`kernels.elementary.reference`). So two summaries with the same c differ by a power of two;
 where their c are neighbours, by exp(-STEP) as well, which is known to twice the working precision; and where they
 lie further apart, one is nothing beside the other. A merge therefore errs by some u**2, however often it happens,
-and the results keep the bounds that they have for a row in one piece.
+and the results keep the bounds that they have for a row in one piece. With a temperature c is any number, and the
+factor is computed: it errs by u at most, once for each merge of pieces whose c differ.
 
 References
 ----------
@@ -24,7 +25,7 @@ from fastsoftmax import kernels
 from fastsoftmax._arrays import Array, Problem
 from fastsoftmax._parallel import run
 
-Beta = tuple[Any, Any] | None
+Beta = tuple[Any, ...] | None
 
 LONG_ROW = 1 << 20
 """Rows of more classes in one array are cut too, so that several threads can take part: at fixed places."""
@@ -34,9 +35,13 @@ FIELDS = ("m", "shift", "bias", "top", "top_low", "ties", "rest", "rest_low")
 # By dtype: the distance of references (kernels.elementary), exp of minus that as (high + low) * 2**exponent, and
 # what splits a number into halves whose products are exact.
 _STEPS: dict[str, tuple[float, float, float, int, float]] = {
-    "f": (256.0, 0.7955748438835144, -1.7365476168151872e-08, -369, 2.0**12 + 1),
+    "f": (512.0, 0.6329392790794373, 2.5509768519782483e-08, -738, 2.0**12 + 1),
     "d": (2048.0, 0.6419604215159698, -3.568337570005182e-17, -2954, 2.0**27 + 1),
 }
+
+
+# ln 2 in two parts, of which the first times a whole number below 2**20 is exact.
+LOG2_E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.6931471803691238, 1.9082149292705877e-10
 
 
 def summary_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -50,7 +55,7 @@ def _block(matrix: Array) -> tuple[Problem, Array]:
 
 
 def summarize(matrix: Array, beta: Beta = None) -> Array:
-    """One summary for each row of a matrix; beta is 1/T as a pair, or None."""
+    """One summary for each row of a matrix; beta is 1/T as kernels take it, or None."""
     problem, x = _block(matrix)
     numbers = np.empty((len(FIELDS), problem.rows), problem.dtype)
     run(kernels.pieces.summary, problem.rows, x.size, problem.room(1), x, numbers, beta)
@@ -103,7 +108,21 @@ def _whole(part: Array, splitter: float) -> tuple[Array, Array]:
     return high, rest + (part["rest_low"] + (part["ties"] * part["top_low"] + error))
 
 
-def merge(parts: Array) -> Array:
+def _between(lead: Array, parts: Array, beta: tuple[Any, ...]) -> tuple[Array, Array, Array]:
+    """exp((c - c of the lead)/T) of every piece as (high + low) * 2**exponent, to about 2**-52."""
+    _, gain, high, low, _ = (float(number) for number in beta)
+    difference = (parts["shift"].astype(np.float64) - lead["shift"].astype(np.float64)) * gain
+    t, t_low = two_product(difference, np.full(1, high), 2.0**27 + 1)
+    t = np.clip(np.where(np.isfinite(t), t, 0), -1e4, 1e4)
+    n = np.rint(t * LOG2_E)
+    r = (t - n * LN2_HIGH) - n * LN2_LOW
+    t_low = np.where(np.abs(t_low) < 1, t_low, 0) + difference * low
+    factor = np.exp(r) * (1 + np.where(np.isfinite(t_low), t_low, 0))
+    rounded = factor.astype(parts["m"].dtype)
+    return rounded, (factor - rounded).astype(rounded.dtype), n
+
+
+def merge(parts: Array, beta: Beta = None) -> Array:
     """The summaries of whole rows, from those of their pieces along the last axis."""
     dtype = parts.dtype["m"]
     step, factor, factor_low, exponent, splitter = _STEPS[dtype.char]
@@ -115,13 +134,18 @@ def merge(parts: Array) -> Array:
         empty = parts["m"] == -np.inf  # nothing but -inf: no term, unless there is a NaN, which is in rest
         high = np.where(empty, parts["rest"], high)
         low = np.where(empty, parts["rest_low"], low)
-        apart = np.abs(lead["shift"] - parts["shift"]) / dtype.type(step)
         powers = np.where(np.isfinite(parts["bias"]), lead["bias"] - parts["bias"], 0)
-        product, error = two_product(high, np.full(1, factor, dtype), splitter)
-        error += high * dtype.type(factor_low) + low * dtype.type(factor)
-        powers = np.where(apart == 1, powers + exponent, powers).astype(np.int32)
+        near = lead["shift"] == parts["shift"]
+        if beta is None:
+            next_to = np.abs(lead["shift"] - parts["shift"]) == dtype.type(step)
+            factor, factor_low = np.full(1, factor, dtype), np.full(1, factor_low, dtype)
+        else:
+            next_to = ~near
+            factor, factor_low, exponent = _between(lead, parts, beta)
+        product, error = two_product(high, factor, splitter)
+        error += high * factor_low + low * factor
+        powers = np.where(next_to, powers + exponent, powers).astype(np.int32)
         nothing = high * 0  # or NaN
-        near, next_to = apart == 0, apart == 1
         high = np.where(near, high, np.where(next_to, product, nothing))
         low = np.where(near, low, np.where(next_to, error, nothing))
         high, low = np.ldexp(high, powers), np.ldexp(low, powers)
@@ -186,7 +210,7 @@ def _cut(row: Array) -> list[Array]:
 
 
 def _summary(row: Array, beta: Beta) -> Array:
-    return merge(np.concatenate([summarize(part, beta) for part in _cut(row)])[None])
+    return merge(np.concatenate([summarize(part, beta) for part in _cut(row)])[None], beta)
 
 
 def _over_pieces(kernel: Any, arrays: list[Array], given: Array, *options: Any, results: int = 0) -> Array:
@@ -239,13 +263,16 @@ def long_cross_entropy(
 def long_product(x: Array, v: Array, y: Array, beta: Beta, from_probs: Any) -> None:
     """`kernels.derivatives.softmax_product` of the rows of blocks (rows, classes, 1); y may be x or v itself."""
     for row, vector, result in zip(x[..., 0], v[..., 0], y[..., 0], strict=True):
-        given = np.zeros((6, 1), row.dtype)
+        given = np.zeros((8, 1), row.dtype)
         if from_probs is None:
             given[:4] = _given(_summary(row, beta))
+            extents = _over_pieces(kernels.pieces.extents, [row, vector], given, results=2)
+            with np.errstate(all="ignore"):
+                given[4:6, 0] = np.fmax.reduce(extents, axis=1)
         sums = _over_pieces(kernels.pieces.dots, [row, vector], given, beta, from_probs, results=2)
         with np.errstate(all="ignore"):
             high, low = two_sum(*pair_sum(*sums))
-        given[4:, 0] = high, low
+        given[6:, 0] = high, low
         _over_pieces(kernels.pieces.softmax_product, [row, vector, result], given, beta, from_probs)
 
 

@@ -254,10 +254,13 @@ def _product(function: str, name: str, x: Any, indptr: Any, vector: Any, out: An
         pieces = _pieces(table)
         if len(pieces) > 0:
             maxima, sums = _statistics(pieces, source)
-            dots = np.empty(2 * len(pieces), kind)
-            flat = pieces.reshape(-1)
-            segments.piece_dots(0, len(pieces), None, flat, maxima, sums, source, second, dots)
-            segments.piece_softmax_product(0, len(pieces), None, flat, maxima, sums, source, second, dots, result)
+            count, flat = len(pieces), pieces.reshape(-1)
+            extents, dots = np.empty(2 * count, kind), np.empty(2 * count, kind)
+            segments.piece_extents(0, count, None, flat, maxima, source, second, extents)
+            segments.piece_dots(0, count, None, flat, maxima, sums, extents, source, second, dots)
+            segments.piece_softmax_product(
+                0, count, None, flat, maxima, sums, extents, source, second, dots, result
+            )
         return deliver(result, out)
 
     return cast(Run, run)

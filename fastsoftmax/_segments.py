@@ -151,12 +151,13 @@ class _Segments:
         """A kernel over the pieces of the huge segments."""
         self._over_pieces(kernel, *self._sums, *args)
 
-    def dots(self, source: Array, vector: Array) -> Array:
-        """The sums of p times `vector` over the pieces."""
+    def product(self, source: Array, vector: Array, target: Array) -> None:
+        """The product with the Jacobian, of the huge segments."""
         count = len(self._table) // kernels.segments.COLUMNS
-        dots = np.empty(2 * count, self.problem.dtype)
-        self.run_huge(kernels.segments.piece_dots, source, vector, dots)
-        return dots
+        extents, dots = np.empty(2 * count, self.problem.dtype), np.empty(2 * count, self.problem.dtype)
+        self._over_pieces(kernels.segments.piece_extents, self._sums[0], source, vector, extents)
+        self.run_huge(kernels.segments.piece_dots, extents, source, vector, dots)
+        self.run_huge(kernels.segments.piece_softmax_product, extents, source, vector, dots, target)
 
     def _over_pieces(self, kernel: Any, *args: Any) -> None:
         count = len(self._table) // kernels.segments.COLUMNS
@@ -183,8 +184,7 @@ def _product(function: str, x: Any, indptr: Any, name: str, vector: Any, out: An
     keep = output.keep(second)
     segments.run(kernels.segments.segment_softmax_product, 2 * segments.work, source, second, target, keep)
     if segments.huge(source):
-        dots = segments.dots(source, second)
-        segments.run_huge(kernels.segments.piece_softmax_product, source, second, dots, target)
+        segments.product(source, second, target)
     return output.finish()
 
 

@@ -10,148 +10,345 @@ log-softmax         J = beta (I - 1 p^T)            J v = beta (v - p.v), J^T g 
 
 from typing import Any
 
+from fastsoftmax.kernels.elementary import LIFT_32, LIFT_64, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     GREATEST,
     TABLE,
     add,
+    bounded,
     clear,
+    complement,
+    exponent_of,
     filler,
+    greatest_of,
     load_tile,
+    mark,
     measure,
     measured,
-    probability,
     probability_by,
     probability_of,
     reciprocal,
-    remainder,
     spared,
+    term,
     tile_statistics,
+    total,
     traverse,
+    two_to_the,
     weighted,
 )
 from fastsoftmax.kernels.vector import (
+    absolute,
     broadcast,
     filled,
+    fma,
+    fold_maximum,
     fold_two_sum,
     if_none,
+    is_single,
     lane_count,
     load,
     load_part,
     load_scalar,
+    maximum,
     memory,
+    minimum,
     muladd,
     number,
     row_value,
     scatter,
     scratch,
     select_equal,
+    select_less,
     store,
     store_part,
     store_scalar,
     store_turned,
+    truncate,
 )
 
+INF = float("inf")
+NAN = float("nan")
 TWO_TILES = 2 * COLUMN_LIMIT
 
 
 @inline
 def times(value: Any, beta: Any) -> Any:
-    """``value / T`` for beta = 1/T as a pair or None for T = 1."""
+    """``value / T`` for beta as in `elementary.centred`; what is infinite stays that."""
     if beta is None:
         return value
-    return muladd(value, beta[0], value * beta[1])
+    scaled = value * beta[0] * beta[1]
+    product = scaled * beta[2]
+    error = muladd(scaled, beta[3], fma(scaled, beta[2], -product))
+    return select_less(absolute(product), number(value, INF), product + error, product)
 
 
 @inline
-def probs_state(stats: Any, from_probs: Any) -> Any:
-    """What `_prob` needs to turn an entry into a probability: nothing (anything) if it is one."""
-    m, shift, bias, top, ties, rest, rest_low = stats
-    if from_probs is None:
-        return shift, bias, reciprocal(m, top, ties, rest, rest_low)
-    return m, m, (m, m, m, m, m, m, m)
+def over_temperature(high: Any, low: Any, beta: Any) -> Any:
+    """(high + low)/T as a pair and a power of two: what `traversal.weighted` takes."""
+    if beta is None:
+        return high, filled(high, 0.0) + low, number(low, 0.0)
+    product, error = two_product(high, beta[2])
+    return product, muladd(high, beta[3], muladd(low, beta[2], error)), beta[4]
+
+
+# --- given probabilities --------------------------------------------------------------------------------------
 
 
 @inline
-def _prob(value: Any, beta: Any, state: Any, from_probs: Any, keep: Any) -> Any:
-    if from_probs is None:
-        return probability_by(value, beta, state[0], state[1], state[2], keep)
-    return value
-
-
-@inline
-def _filler(x: Any, from_probs: Any, keep: Any) -> Any:
-    if from_probs is None:
-        return filler(x, keep)
-    return number(x, 0.0)
-
-
-@inline
-def dot(
-    x: Any, v: Any, offset: int, length: int, folded: Any, beta: Any, from_probs: Any, keep: Any, state: Any
-) -> Any:
-    """sum_j p_j v_j of each row as a pair."""
+def dot(x: Any, v: Any, offset: int, length: int, folded: Any) -> Any:
+    """sum_j p_j v_j of each row as a pair, for given probabilities x."""
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
     sums = (zero, zero)
     for k in range(0, full, step):
-        sums = add(sums, _prob(load(x, offset + k), beta, state, from_probs, keep) * load(v, offset + k))
+        sums = add(sums, load(x, offset + k) * load(v, offset + k))
     if full < length:
-        last = load_part(x, offset + full, length - full, _filler(x, from_probs, keep))
-        p = _prob(last, beta, state, from_probs, keep)
+        p = load_part(x, offset + full, length - full, number(x, 0.0))
         sums = add(sums, p * load_part(v, offset + full, length - full, number(x, 0.0)))
     return fold_two_sum(folded, sums[0], sums[1])
 
 
 @inline
-def _weight_of_given(weight: Any, from_probs: Any) -> Any:
-    """What given probabilities have yet to be multiplied by; those of logits have it in their `reciprocal`."""
-    if from_probs is None:
-        return filled(weight, 1.0)
-    return weight
-
-
-@inline
-def product_of_mean(
-    x: Any,
-    v: Any,
-    y: Any,
-    offset: int,
-    length: int,
-    state: Any,
-    mean: Any,
-    weight: Any,
-    given: Any,
-    options: Any,
+def product_of_probs(
+    x: Any, v: Any, y: Any, offset: int, length: int, mean: Any, weight: Any, beta: Any
 ) -> None:
-    """y = beta given p (v - mean), 0 where the weight is; the mean is a pair."""
-    beta, from_probs, keep = options
+    """y = beta weight p (v - mean), 0 where the weight is; x holds probabilities, the mean is a pair."""
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        p = _prob(load(x, offset + k), beta, state, from_probs, keep) * given
-        store(y, offset + k, spared(weight, times(p * ((load(v, offset + k) - mean[0]) - mean[1]), beta)))
+        above = (load(v, offset + k) - mean[0]) - mean[1]
+        store(y, offset + k, spared(weight, load(x, offset + k) * weight * times(above, beta)))
     if full < length:
         rest = length - full
-        last = load_part(x, offset + full, rest, _filler(x, from_probs, keep))
-        p = _prob(last, beta, state, from_probs, keep) * given
-        value = (load_part(v, offset + full, rest, number(x, 0.0)) - mean[0]) - mean[1]
-        store_part(y, offset + full, rest, spared(weight, times(p * value, beta)))
+        p = load_part(x, offset + full, rest, number(x, 0.0))
+        above = (load_part(v, offset + full, rest, number(x, 0.0)) - mean[0]) - mean[1]
+        store_part(y, offset + full, rest, spared(weight, p * weight * times(above, beta)))
+
+
+# --- logits ---------------------------------------------------------------------------------------------------
+#
+# v_k - sum_j p_j v_j is sum_j p_j (v_k - v_j). Where one class is all but certain, its own v and the mean agree in
+# nearly all digits; so v is measured from c, the v of that class, and what is subtracted is the mean of v_j - c,
+# in which the certain class has no part. Elsewhere c is 0: the mean is the quotient of two sums in two numbers
+# each, over the same terms, so that its error is that of weights which add up to 1, and cancels like the mean.
+#
+# All of it is done in units of 2**power, about the greatest |v|, which are put back together with 1/T and the
+# weight of the row: a large v, a small T or a large weight may lift a probability that is no normal number.
+
+
+@inline
+def direction(value: Any, entry: Any, errors: Any, keep: Any) -> Any:
+    """v_j: an entry of v, or of the squared error's p - t, which is (1 - t) - (1 - p) at a certain class.
+
+    `errors`, unless None, is (shift, bias, `reciprocal`, what a certain class is known by, 1 - p of it).
+    """
+    if errors is None:
+        return entry
+    shift, bias, inverse, crest, lacking = errors
+    p = probability_by(value, None, shift, bias, inverse, keep)
+    return select_equal(value, crest, (number(p, 1.0) - entry) - lacking, p - entry)
+
+
+@inline
+def extent(x: Any, v: Any, place: Any, greatest: Any, keep: Any) -> Any:
+    """max |v|, and v at a greatest entry, of each row; NaN is passed over."""
+    offset, length, folded = place
+    step = lane_count(x)
+    full = length // step * step
+    bound = broadcast(number(x, 0.0))
+    nowhere = number(x, -INF)
+    pivot = broadcast(nowhere)
+    for k in range(0, full, step):
+        entry = load(v, offset + k)
+        bound = maximum(absolute(entry), bound)
+        pivot = maximum(select_equal(load(x, offset + k), greatest, entry, nowhere), pivot)
+    if full < length:
+        entry = load_part(v, offset + full, length - full, number(x, 0.0))
+        last = load_part(x, offset + full, length - full, filler(x, keep))
+        bound = maximum(absolute(entry), bound)
+        pivot = maximum(select_equal(last, greatest, entry, nowhere), pivot)
+    return fold_maximum(folded, bound), fold_maximum(folded, pivot)
+
+
+@inline
+def certain(stats: Any) -> Any:
+    """The term of a class of more than half of the probability, NaN where there is none."""
+    _, _, _, top, ties, rest, _ = stats
+    others = rest + (ties - number(ties, 1.0)) * top[0]
+    return select_less(others, top[0], top[0], number(rest, NAN))
+
+
+@inline
+def units_of(bound: Any) -> Any:
+    """The power of two in units of which no difference of two numbers up to `bound` is above 1."""
+    return maximum(exponent_of(bound + bound), number(bound, 0.0)) + number(bound, 1.0)
+
+
+@inline
+def centre_of(pivot: Any, bound: Any, stats: Any) -> Any:
+    """c and `power`, from v at a greatest entry and max |v|."""
+    _, _, _, top, _, _, _ = stats
+    there = select_equal(certain(stats), top[0], pivot, number(pivot, 0.0))
+    most = number(bound, 126.0) if is_single(bound) else number(bound, 1022.0)
+    power = bounded(units_of(bound), number(bound, 1.0), most)
+    return select_less(absolute(there), number(pivot, INF), there, number(pivot, 0.0)), power
+
+
+@inline
+def excess_sum(x: Any, v: Any, place: Any, stats: Any, beta: Any, keep: Any, errors: Any, c: Any, unit: Any) -> Any:
+    """sum_j e_j (v_j - c) in units, as a pair, over the entries of a row or of a part of it."""
+    offset, length, folded = place
+    m, shift, bias, top, _, _, _ = stats
+    step = lane_count(x)
+    full = length // step * step
+    zero = broadcast(number(x, 0.0))
+    sums = (zero, zero)
+    from_c = -(c * unit)
+    for k in range(0, full, step):
+        value = load(x, offset + k)
+        entry = direction(value, load(v, offset + k), errors, keep)
+        sums = _add_excess(value, muladd(entry, unit, from_c), m, shift, bias, beta, top, keep, sums)
+    if full < length:
+        value = load_part(x, offset + full, length - full, filler(x, keep))
+        entry = load_part(v, offset + full, length - full, number(x, 0.0))
+        entry = direction(value, entry, errors, keep)
+        sums = _add_excess(value, muladd(entry, unit, from_c), m, shift, bias, beta, top, keep, sums)
+    return fold_two_sum(folded, sums[0], sums[1])
+
+
+@inline
+def _add_excess(
+    value: Any, above: Any, m: Any, shift: Any, bias: Any, beta: Any, top: Any, keep: Any, sums: Any
+) -> Any:
+    e = value
+    if keep is None:
+        e = mark(value, m, term(value, m, beta, shift, bias))
+    e = select_equal(e, number(e, GREATEST), top[0], e)
+    product, low = two_product(e, above)
+    high, error = two_sum(sums[0], product)
+    return high, sums[1] + (error + low)
+
+
+@inline
+def lift_of(like: Any) -> Any:
+    """The power of two by which a mean is lifted, so that it is a normal number also where its terms are not."""
+    return number(like, LIFT_32) if is_single(like) else number(like, LIFT_64)
+
+
+@inline
+def mean_excess(sums: Any, stats: Any) -> Any:
+    """2**LIFT sum_j p_j (v_j - c) as a pair."""
+    _, _, _, top, ties, rest, rest_low = stats
+    high, low = two_sum(sums[0], sums[1])
+    whole, whole_low = total((top[0], number(rest, 0.0)), ties, rest, rest_low)
+    lower = two_to_the(-lift_of(rest))
+    return quotient(high, low, whole * lower, whole_low * lower)
+
+
+@inline
+def centred_direction(x: Any, v: Any, place: Any, stats: Any, beta: Any, keep: Any, errors: Any) -> Any:
+    """c, `power`, and 2**LIFT times the mean of v - c in units of 2**power, as a pair."""
+    m, _, _, _, _, _, _ = stats
+    bound, pivot = extent(x, v, place, greatest_of(m, keep), keep)
+    if errors is not None:
+        _, _, inverse, crest, lacking = errors
+        at_top = (number(pivot, 1.0) - pivot) - lacking
+        pivot = select_equal(greatest_of(m, keep), crest, at_top, inverse[6] - pivot)
+        bound = bound + number(bound, 1.0)
+    c, power = centre_of(pivot, bound, stats)
+    sums = excess_sum(x, v, place, stats, beta, keep, errors, c, two_to_the(-power))
+    mean, mean_low = mean_excess(sums, stats)
+    return c, power, mean, mean_low
+
+
+@inline
+def times_power(value: Any, high: Any, low: Any, power: Any) -> Any:
+    """``value * (high + low) * 2**power``, of which nothing underflows or overflows but the result."""
+    exponent = exponent_of(high)
+    less = two_to_the(-exponent)
+    left = exponent + power
+    most = number(value, 126.0) if is_single(value) else number(value, 1022.0)
+    first = bounded(left, -most, most)
+    second = bounded(left - first, -most, most)
+    product = muladd(value, high * less, value * (low * less))
+    return product * two_to_the(first) * two_to_the(second) * two_to_the(left - first - second)
+
+
+@inline
+def product_of_logits(
+    x: Any,
+    v: Any,
+    y: Any,
+    place: Any,
+    stats: Any,
+    beta: Any,
+    keep: Any,
+    errors: Any,
+    centre: Any,
+    weight: Any,
+    factor: Any,
+) -> None:
+    """y = beta factor p (v - p.v), 0 where the weight is; `factor` is a pair."""
+    offset, length, _ = place
+    c, power, mean, mean_low = centre
+    m, shift, bias, top, ties, rest, rest_low = stats
+    high, low, power_of_t = over_temperature(factor[0], factor[1], beta)
+    # What would make of the heaviest probability more than the greatest number is put back last.
+    most = number(x, 125.0) if is_single(high) else number(x, 1021.0)
+    wanted = power + power_of_t
+    lifted = -maximum(-wanted, -(most - maximum(exponent_of(high), number(x, 0.0))))
+    plain = reciprocal(m, top, ties, rest, rest_low)
+    inverse = weighted(plain, high, low, lifted)
+    late, lower = two_to_the(wanted - lifted), two_to_the(-lift_of(power))
+    unit = two_to_the(-power) * late
+    from_c = -(c * unit)
+    # A certain class lies at c, and its mean may be no normal number before it is multiplied.
+    crest = select_equal(certain(stats), top[0], greatest_of(m, keep), number(m, NAN))
+    at_crest = -times_power(muladd(plain[6], mean, plain[6] * mean_low), high, low, wanted - lift_of(power))
+    mean, mean_low = mean * lower * late, mean_low * lower * late
+    step = lane_count(x)
+    full = length // step * step
+    for k in range(0, full, step):
+        value = load(x, offset + k)
+        above = (muladd(direction(value, load(v, offset + k), errors, keep), unit, from_c) - mean) - mean_low
+        p = probability_by(value, beta, shift, bias, inverse, keep)
+        store(y, offset + k, spared(weight, select_equal(value, crest, at_crest, p * above)))
+    if full < length:
+        value = load_part(x, offset + full, length - full, filler(x, keep))
+        entry = load_part(v, offset + full, length - full, number(x, 0.0))
+        above = (muladd(direction(value, entry, errors, keep), unit, from_c) - mean) - mean_low
+        p = probability_by(value, beta, shift, bias, inverse, keep)
+        slope = select_equal(value, crest, at_crest, p * above)
+        store_part(y, offset + full, length - full, spared(weight, slope))
 
 
 @inline
 def softmax_product_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """y = weight beta p (v - p.v)."""
+    """y = weight beta p (v - p.v).
+
+    Error: relative to p_k sum_j p_j |v_k - v_j| at most 4 eps (`centred_direction`): the terms e_j 1.1 ulp each, p_k
+    2.2, a difference, a product and a subtraction half an ulp each. Of given probabilities, relative to
+    p_k (|v_k| + sum_j p_j |v_j|).
+    """
     offset, length, folded, row, count = place
     beta, from_probs, keep, weights = options
     weight = row_value(x, folded, weights, row, count)
-    state = probs_state(stats, from_probs)
-    mean, mean_low = dot(x, v, offset, length, folded, beta, from_probs, keep, state)
-    state = state[0], state[1], weighted(state[2], weight, number(x, 0.0))
-    given = _weight_of_given(weight, from_probs)
-    product_of_mean(x, v, y, offset, length, state, (mean, mean_low), weight, given, (beta, from_probs, keep))
+    _product(x, v, y, (offset, length, folded), stats, beta, from_probs, keep, weight)
+
+
+@inline
+def _product(x: Any, v: Any, y: Any, span: Any, stats: Any, beta: Any, from_probs: Any, keep: Any, weight: Any) -> None:
+    offset, length, folded = span
+    if from_probs is None:
+        centre = centred_direction(x, v, span, stats, beta, keep, None)
+        factor = weight, number(x, 0.0)
+        product_of_logits(x, v, y, span, stats, beta, keep, None, centre, weight, factor)
+    else:
+        mean = dot(x, v, offset, length, folded)
+        product_of_probs(x, v, y, offset, length, mean, weight, beta)
 
 
 @kernel
@@ -199,20 +396,20 @@ def softmax_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows:
     offset, length, folded, row, count = place
     m, _, _, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
-    lacking = remainder(top, ties, rest, rest_low)
     weight = row_value(x, folded, weights, row, count)
-    heavy = weighted(inverse, weight, number(x, 0.0))  # a weight may lift a result above the smallest number
+    heavy = weighted(inverse, weight, number(x, 0.0), number(x, 0.0))
+    at_top = inverse[6] * complement(stats, heavy)
     greatest, one = number(x, GREATEST), number(x, 1.0)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
         e = load(x, offset + k)
-        rest_of_one = select_equal(e, greatest, lacking, one - probability_of(e, inverse))
-        store(y, offset + k, spared(weight, probability_of(e, heavy) * rest_of_one))
+        inside = probability_of(e, heavy) * (one - probability_of(e, inverse))
+        store(y, offset + k, spared(weight, select_equal(e, greatest, at_top, inside)))
     if full < length:
         e = load_part(x, offset + full, length - full, number(x, 0.0))
-        rest_of_one = select_equal(e, greatest, lacking, one - probability_of(e, inverse))
-        store_part(y, offset + full, length - full, spared(weight, probability_of(e, heavy) * rest_of_one))
+        inside = probability_of(e, heavy) * (one - probability_of(e, inverse))
+        store_part(y, offset + full, length - full, spared(weight, select_equal(e, greatest, at_top, inside)))
 
 
 @kernel
@@ -225,18 +422,22 @@ def softmax_variance(start: int, stop: int, room: Any, x: Any, y: Any, weights: 
 
 @inline
 def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """y = beta (v - p.v)."""
+    """y = beta (v - p.v): within 4 eps of beta sum_j p_j |v_k - v_j|, as in `softmax_product_block`."""
     offset, length, folded, _, _ = place
     beta, keep = options
-    state = probs_state(stats, None)
-    mean, mean_low = dot(x, v, offset, length, folded, beta, None, keep, state)
+    c, power, mean, mean_low = centred_direction(x, v, (offset, length, folded), stats, beta, keep, None)
+    lift = lift_of(power)
+    unit, lifted, back = two_to_the(-power), two_to_the(lift), two_to_the(power - lift)
+    from_c = -(c * unit)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        store(y, offset + k, times((load(v, offset + k) - mean) - mean_low, beta))
+        above = (muladd(load(v, offset + k), unit, from_c) * lifted - mean) - mean_low
+        store(y, offset + k, times(above * back, beta))
     if full < length:
         last = load_part(v, offset + full, length - full, number(x, 0.0))
-        store_part(y, offset + full, length - full, times((last - mean) - mean_low, beta))
+        above = (muladd(last, unit, from_c) * lifted - mean) - mean_low
+        store_part(y, offset + full, length - full, times(above * back, beta))
 
 
 @kernel
@@ -249,27 +450,48 @@ def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, ke
 
 @inline
 def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """y = beta (v - p sum(v))."""
+    """y = beta (v - p sum(v)): within 4 eps of beta ((1 - p_k) |v_k| + p_k sum_(j != k) |v_j|).
+
+    At a class of more than half of the probability (1 - p) v - p (the sum of the others), with the accurate 1 - p.
+    """
     offset, length, folded, _, _ = place
     beta, keep = options
-    state = probs_state(stats, None)
+    m, shift, bias, top, ties, rest, rest_low = stats
+    zero, nowhere = number(x, 0.0), number(x, -INF)
+    crest = select_equal(certain(stats), top[0], greatest_of(m, keep), number(m, NAN))
     step = lane_count(x)
     full = length // step * step
-    zero = broadcast(number(x, 0.0))
-    sums = (zero, zero)
+    sums = (broadcast(zero), broadcast(zero))
+    there = broadcast(nowhere)
     for k in range(0, full, step):
-        sums = add(sums, load(v, offset + k))
+        value, entry = load(x, offset + k), load(v, offset + k)
+        there = maximum(select_equal(value, crest, entry, nowhere), there)
+        sums = add(sums, select_equal(value, crest, zero, entry))
     if full < length:
-        sums = add(sums, load_part(v, offset + full, length - full, number(x, 0.0)))
-    total, total_low = fold_two_sum(folded, sums[0], sums[1])
+        value = load_part(x, offset + full, length - full, filler(x, keep))
+        entry = load_part(v, offset + full, length - full, zero)
+        there = maximum(select_equal(value, crest, entry, nowhere), there)
+        sums = add(sums, select_equal(value, crest, zero, entry))
+    others, others_low = fold_two_sum(folded, sums[0], sums[1])
+    there = fold_maximum(folded, there)
+    there = select_equal(there, nowhere, zero, there)
+    others, others_low = two_sum(others, others_low)
+    whole, error = two_sum(others, there)
+    plain = reciprocal(m, top, ties, rest, rest_low)
+    high, low, power = over_temperature(whole, error + others_low, beta)
+    lacking, lacking_low, _ = over_temperature(there, zero, beta)
+    inverse = weighted(plain, high, low, power)
+    at_top = complement(stats, weighted(plain, lacking, lacking_low, power)) - plain[6] * times(others, beta)
     for k in range(0, full, step):
-        p = _prob(load(x, offset + k), beta, state, None, keep)
-        value = muladd(-p, total, load(v, offset + k)) - p * total_low
-        store(y, offset + k, times(value, beta))
+        value = load(x, offset + k)
+        p = probability_by(value, beta, shift, bias, inverse, keep)
+        inside = times(load(v, offset + k), beta) - p
+        store(y, offset + k, select_equal(value, crest, at_top, inside))
     if full < length:
-        p = _prob(load_part(x, offset + full, length - full, filler(x, keep)), beta, state, None, keep)
-        value = muladd(-p, total, load_part(v, offset + full, length - full, number(x, 0.0))) - p * total_low
-        store_part(y, offset + full, length - full, times(value, beta))
+        value = load_part(x, offset + full, length - full, filler(x, keep))
+        p = probability_by(value, beta, shift, bias, inverse, keep)
+        inside = times(load_part(v, offset + full, length - full, zero), beta) - p
+        store_part(y, offset + full, length - full, select_equal(value, crest, at_top, inside))
 
 
 @kernel
@@ -286,55 +508,151 @@ def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, ke
 # last to the first, so that they are overwritten when nobody needs them any more.
 
 
+# Where a weight or a temperature is in it, the probabilities are lifted by 2**raised, about the root of what they will
+# be multiplied by: no p_i is flushed of which a product is a normal number. An entry is (greater * drop) * lesser *
+# rest, so that the matrix is symmetric to the last bit.
+
+
+@inline
+def _factors(weight: Any, beta: Any, raised: Any, power: Any) -> Any:
+    """Of weight/T = rest 2**power and the p's 2**raised: drop, rest (a pair), and what takes 2**raised away."""
+    rest, rest_low, _ = over_temperature(weight, number(weight, 0.0), beta)
+    less = two_to_the(-exponent_of(rest))
+    rest, rest_low = rest * less, rest_low * less
+    most = number(weight, 126.0) if is_single(weight) else number(weight, 1022.0)
+    wanted = power - raised - raised
+    drop = bounded(wanted, -most, most - raised)
+    left = two_to_the(wanted - drop)
+    return two_to_the(drop), rest * left, rest_low * left, two_to_the(power - raised), rest, rest_low
+
+
+@inline
+def _powers(weight: Any, beta: Any) -> Any:
+    """`raised` and `power` of `_factors`, whole numbers."""
+    rest, _, power = over_temperature(weight, number(weight, 0.0), beta)
+    power = power + exponent_of(rest)
+    most = number(weight, 126.0) if is_single(weight) else number(weight, 1022.0)
+    lift = number(weight, LIFT_32) if is_single(weight) else number(weight, LIFT_64)
+    raised = truncate((most + power) * number(weight, 0.5))
+    return bounded(raised, number(weight, 0.0), lift), power
+
+
 @inline
 def _jacobian_rows(
-    y: Any, offset: int, classes: int, highest: Any, lacking: Any, beta: Any, logarithmic: Any, weight: Any
+    y: Any, offset: int, classes: int, tops: Any, beta: Any, logarithmic: Any, weight: Any, plain: Any
 ) -> None:
-    """One Jacobian, times `weight`, from the probabilities in its first row; `lacking` is 1 - p of `highest`."""
+    """One Jacobian from the probabilities in its first row; `tops` are the numbers of that row of `_extremes`."""
+    highest, at_highest, raised, power = tops
     step = lane_count(y)
     full = classes // step * step
     one = number(y, 1.0)
+    drop, rest, rest_low, back, ratio, ratio_low = _factors(weight, beta, raised, power)
+    lower = two_to_the(-raised)
     for i in range(classes - 1, -1, -1):
         p = load_scalar(y, offset + i)
-        complement = select_equal(p, highest, lacking, one - p)
-        if logarithmic is None:
-            factor = weight * times(-p, beta)
-            diagonal = weight * times(p * complement, beta)
-        else:
-            factor = weight * times(-one, beta)
-            diagonal = weight * times(complement, beta)
         here = offset + i * classes
+        if logarithmic is not None:
+            diagonal = times(one, beta) - p
+        elif plain is not None:
+            diagonal = p * (one - p)
+        else:
+            varied = p * (one - p * lower)
+            diagonal = muladd(varied, ratio, varied * ratio_low) * back
         for k in range(0, full, step):
-            store(y, here + k, spared(weight, load(y, offset + k) * factor))
+            entry = _entry(load(y, offset + k), p, drop, rest, rest_low, logarithmic, plain)
+            store(y, here + k, spared(weight, entry))
         if full < classes:
             last = load_part(y, offset + full, classes - full, number(y, 0.0))
-            store_part(y, here + full, classes - full, spared(weight, last * factor))
+            entry = _entry(last, p, drop, rest, rest_low, logarithmic, plain)
+            store_part(y, here + full, classes - full, spared(weight, entry))
+        diagonal = select_equal(p, highest, at_highest, diagonal)
         store_scalar(y, here + i, spared(weight, diagonal))
 
 
 @inline
-def _fill_probs(
-    x: Any, offset: int, y: Any, y_offset: int, length: int, stats: Any, beta: Any, from_probs: Any, keep: Any
-) -> None:
-    """Probabilities of x into y."""
-    step = lane_count(x)
-    full = length // step * step
-    state = probs_state(stats, from_probs)
-    for k in range(0, full, step):
-        store(y, y_offset + k, _prob(load(x, offset + k), beta, state, from_probs, keep))
-    if full < length:
-        last = load_part(x, offset + full, length - full, _filler(x, from_probs, keep))
-        store_part(y, y_offset + full, length - full, _prob(last, beta, state, from_probs, keep))
+def _entry(p_j: Any, p_i: Any, drop: Any, rest: Any, rest_low: Any, logarithmic: Any, plain: Any) -> Any:
+    """What stands beside the diagonal."""
+    if logarithmic is not None:
+        return -p_j
+    if plain is not None:
+        return p_j * -p_i
+    product = (maximum(p_j, broadcast(p_i)) * drop) * -minimum(p_j, broadcast(p_i))
+    return muladd(product, rest, product * rest_low)
 
 
 @inline
-def _extremes(stats: Any, beta: Any, from_probs: Any) -> Any:
-    """The highest probability of each row and what it lacks of 1; given probabilities lack 1 - p, no more."""
-    m, shift, bias, top, ties, rest, rest_low = stats
+def _fill_probs(
+    x: Any,
+    offset: int,
+    y: Any,
+    y_offset: int,
+    length: int,
+    stats: Any,
+    beta: Any,
+    from_probs: Any,
+    keep: Any,
+    inverse: Any,
+    lift: Any,
+) -> None:
+    """Probabilities of x into y, those of logits by `inverse`, given ones times `lift`."""
+    _, shift, bias, _, _, _, _ = stats
+    step = lane_count(x)
+    full = length // step * step
+    for k in range(0, full, step):
+        p = _prob(load(x, offset + k), beta, shift, bias, inverse, lift, from_probs, keep)
+        store(y, y_offset + k, p)
+    if full < length:
+        last = load_part(x, offset + full, length - full, _filler(x, from_probs, keep))
+        p = _prob(last, beta, shift, bias, inverse, lift, from_probs, keep)
+        store_part(y, y_offset + full, length - full, p)
+
+
+@inline
+def _prob(
+    value: Any, beta: Any, shift: Any, bias: Any, inverse: Any, lift: Any, from_probs: Any, keep: Any
+) -> Any:
     if from_probs is None:
-        inverse = reciprocal(m, top, ties, rest, rest_low)
-        return probability(m, beta, shift, bias, inverse), remainder(top, ties, rest, rest_low)
-    return filled(m, -1.0), filled(m, 2.0)
+        return probability_by(value, beta, shift, bias, inverse, keep)
+    return value * lift
+
+
+@inline
+def _filler(x: Any, from_probs: Any, keep: Any) -> Any:
+    if from_probs is None:
+        return filler(x, keep)
+    return number(x, 0.0)
+
+
+@inline
+def _extremes(stats: Any, beta: Any, from_probs: Any, logarithmic: Any, weight: Any, plain: Any) -> Any:
+    """`reciprocal` and factor of the probabilities as they are kept; then what `_jacobian_rows` needs of each row.
+
+    That is the highest probability, the diagonal there, and the powers of `_powers`. Given probabilities are what
+    they are, and 1 - p is subtracted.
+    """
+    m, shift, bias, top, ties, rest, rest_low = stats
+    zero = filled(m, 0.0)
+    raised, power = zero, zero
+    if plain is None:
+        raised, power = _powers(weight, beta)
+        raised, power = zero + raised, zero + power
+    if logarithmic is not None:
+        raised = zero
+    lift = two_to_the(raised)
+    if from_probs is not None:
+        return (m, m, m, m, m, m, m), lift, (filled(m, -1.0), zero, raised, power)
+    inverse = reciprocal(m, top, ties, rest, rest_low)
+    high, low, of_t = over_temperature(weight, number(m, 0.0), beta)
+    heavy = inverse
+    if plain is None:
+        heavy = weighted(inverse, zero + high, zero + low, of_t)
+    if logarithmic is not None:
+        return heavy, lift, (heavy[6], complement(stats, heavy), raised, power)
+    at_highest = inverse[6] * complement(stats, heavy)
+    kept = inverse
+    if plain is None:
+        kept = weighted(inverse, zero + number(m, 1.0), zero, raised)
+    return kept, lift, (kept[6], at_highest, raised, power)
 
 
 @inline
@@ -352,6 +670,7 @@ def _jacobian(
 ) -> None:
     square = classes * classes
     step = lane_count(x)
+    plain = if_none(weights, if_none(beta, True))
     if classes > COLUMN_LIMIT:
         table = scratch(x, TABLE)
         clear(table)
@@ -360,20 +679,21 @@ def _jacobian(
             if from_probs is None:
                 measure(x, at, classes, 1, beta, table, None)
             stats = measured(table, 0)
-            highest, lacking = _extremes(stats, beta, from_probs)
-            _fill_probs(x, at, y, n * square, classes, stats, beta, from_probs, None)
             weight = row_value(x, True, weights, n, 1)
-            _jacobian_rows(y, n * square, classes, highest, lacking, beta, logarithmic, weight)
+            inverse, lift, tops = _extremes(stats, beta, from_probs, logarithmic, weight, plain)
+            _fill_probs(x, at, y, n * square, classes, stats, beta, from_probs, None, inverse, lift)
+            _jacobian_rows(y, n * square, classes, tops, beta, logarithmic, weight, plain)
         return
-    tops = scratch(x, 2)
+    numbers = scratch(x, 4)
     for first in range(start, stop, step):
         count = min(step, stop - first)
         load_tile(x, tile, first * classes, classes, 1, count)
         stats = tile_statistics(tile, 0, classes * step, beta, from_probs, True)
-        highest, lacking = _extremes(stats, beta, from_probs)
-        store(tops, 0, highest)
-        store(tops, step, lacking)
-        _fill_probs(tile, 0, tile, 0, classes * step, stats, beta, from_probs, True)
+        weight_of_rows = row_value(x, None, weights, first, count)
+        inverse, lift, tops = _extremes(stats, beta, from_probs, logarithmic, weight_of_rows, plain)
+        for i in range(4):
+            store(numbers, i * step, tops[i])
+        _fill_probs(tile, 0, tile, 0, classes * step, stats, beta, from_probs, True, inverse, lift)
         for k in range(0, classes, step):
             if count == step:
                 store_turned(y, first * square + k, square, min(step, classes - k), tile, k * step)
@@ -382,9 +702,14 @@ def _jacobian(
                     scatter(y, first * square + j, square, count, load(tile, j * step))
         for lane in range(count):
             at = (first + lane) * square
-            top, lacks = load_scalar(tops, lane), load_scalar(tops, step + lane)
+            row = (
+                load_scalar(numbers, lane),
+                load_scalar(numbers, step + lane),
+                load_scalar(numbers, 2 * step + lane),
+                load_scalar(numbers, 3 * step + lane),
+            )
             weight = row_value(x, True, weights, first + lane, 1)
-            _jacobian_rows(y, at, classes, top, lacks, beta, logarithmic, weight)
+            _jacobian_rows(y, at, classes, row, beta, logarithmic, weight, plain)
 
 
 @kernel

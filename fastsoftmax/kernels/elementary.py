@@ -28,6 +28,8 @@ from typing import Any
 
 from fastsoftmax.kernels.jit import inline
 from fastsoftmax.kernels.vector import (
+    absolute,
+    filled,
     fma,
     is_single,
     muladd,
@@ -52,10 +54,11 @@ LN2_LOW_64 = 2.8235290563031577e-13
 # x + MAGIC rounds x to a whole number k and leaves k + EXPONENT_BIAS in the low bits.
 MAGIC_32 = 12582912.0  # 1.5 * 2**23
 MAGIC_64 = 6755399441055744.0  # 1.5 * 2**52
-# The step of the references of a row (`reference`): a power of two above twice the range of exp.
-STEP_32 = 256.0
+# The step of the references of a row (`reference`): a power of two above twice the range of exp, which `LIFT`
+# extends. With the greatest of 2**31 terms at 2**LIFT, their sum is finite.
+STEP_32 = 512.0
 STEP_64 = 2048.0
-LIFT_32 = 64.0
+LIFT_32 = 96.0
 LIFT_64 = 512.0
 
 
@@ -100,24 +103,62 @@ def biased(like: Any, n: Any) -> Any:
 
 
 @inline
-def reference(row_max: Any) -> Any:
+def centred(value: Any, shift: Any, beta: Any) -> Any:
+    r"""``(value - c)/T`` as a pair, for the c of `reference` and the beta of a temperature (None for T = 1).
+
+    beta = (pre, gain, high, low, power): 1/T = pre gain (high + low), where pre <= 1 and gain >= 1 are powers of
+    two and pre gain = 2**power, so that nothing overflows or loses digits whatever T is. c is in units of 1/pre.
+    The difference is exact
+    for every entry that counts (`reference`); it is divided by T afterwards, so that the rounding errors are those
+    of a number below 700 (3900), not of value/T.
+    """
+    if beta is None:
+        return value - shift, filled(value, -0.0)
+    difference = muladd(value, beta[0], -shift) * beta[1]
+    product = difference * beta[2]
+    return product, muladd(difference, beta[3], fma(difference, beta[2], -product))
+
+
+@inline
+def below(value: Any, m: Any, beta: Any) -> Any:
+    """``(value - m)/T``: half an ulp, with a temperature one; -inf stays that."""
+    if beta is None:
+        return value - m
+    difference = muladd(value, beta[0], -(m * beta[0])) * beta[1]
+    product = difference * beta[2]
+    error = muladd(difference, beta[3], fma(difference, beta[2], -product))
+    return select_less(absolute(product), number(value, INF), product + error, product)
+
+
+@inline
+def reference(row_max: Any, beta: Any) -> Any:
     r"""What the entries of a row with maximum m are measured against: c and the constant for 2**-N.
 
     A softmax that subtracts m rounds x - m, and exp turns that error of |x - m| u into a relative one: up to
-    100 u in float32. Here nothing is rounded. c is m truncated to a multiple of `STEP` (256 or 2048), more
+    100 u in float32. Here nothing is rounded. c is m truncated to a multiple of `STEP` (512 or 2048), more
     than twice the range in which exp(x - m) is not 0, so that x - c is exact for every such x: either c = 0,
     or x is within a factor of two of c (Sterbenz) or beyond it on the same side (then x - c is a multiple of
     the ulp of x, and smaller than x). What remains of m goes into a power of two, N = round((m - c) log2 e),
-    so that the terms exp(x - c) 2**-N are at most sqrt(2); changing N is exact too, and another 2**64 (2**512)
-    in it, `LIFT`, keeps terms that are as far below the greatest as the smallest normal number is below 1, and
-    of which ten million may add up to something.
+    so that the terms exp(x - c) 2**-N are at most sqrt(2); changing N is exact too, and another 2**96 (2**512)
+    in it, `LIFT`, keeps terms that are so much further below the greatest than the smallest normal number is below
+    1: a weight may lift their probabilities above that.
+
+    With a temperature c is 0 where |m|/T is below `STEP`, and else m: for every |m| of at least twice the range,
+    x - m is exact by the same argument. (Multiples of T times `STEP` would have to be rounded.)
     """
-    step = number(row_max, STEP_32) if is_single(row_max) else number(row_max, STEP_64)
-    inverse = number(row_max, 1 / STEP_32) if is_single(row_max) else number(row_max, 1 / STEP_64)
-    shift = truncate(row_max * inverse) * step
-    n = nearest((row_max - shift) * number(row_max, LOG2_E))
-    n = select_equal(row_max, shift, number(row_max, 0.0), n)  # also +-inf, where the difference is nan
     lift = number(row_max, LIFT_32) if is_single(row_max) else number(row_max, LIFT_64)
+    zero = number(row_max, 0.0)
+    step = number(row_max, STEP_32) if is_single(row_max) else number(row_max, STEP_64)
+    if beta is None:
+        inverse = number(row_max, 1 / STEP_32) if is_single(row_max) else number(row_max, 1 / STEP_64)
+        shift = truncate(row_max * inverse) * step
+        n = nearest((row_max - shift) * number(row_max, LOG2_E))
+        n = select_equal(row_max, shift, zero, n)  # also +-inf, where the difference is nan
+    else:
+        scaled = row_max * beta[0]
+        shift = select_less(absolute(scaled * beta[1] * beta[2]), step, zero, scaled)
+        n = nearest((scaled - shift) * beta[1] * beta[2] * number(row_max, LOG2_E))
+        n = select_equal(scaled, shift, zero, n)
     return shift, biased(row_max, n - lift)
 
 
@@ -146,7 +187,7 @@ def _square_sum(r: Any) -> Any:
 def exp_parts(t: Any, tail: Any, bias: Any) -> Any:
     r"""``exp(t + tail) * 2**-N`` as a factor in [0.7, 1.42] and a power of two, as `exp_scaled` takes them.
 
-    `bias` is that of `biased`; |t| <= 360 (2800) where the power is not below the smallest. ``tail`` (-0.0 for
+    `bias` is that of `biased`; |t| <= 700 (3200) where the power is not below the smallest. ``tail`` (-0.0 for
     none, which costs nothing) corrects t, as after a rounded product.
 
     Error: n ln2 is subtracted in two steps, the first exact, the second rounded at |r| < 0.35 by u/4; the

@@ -12,7 +12,7 @@ The gradient is -p_k (log p_k + H)/T = p_k (d_k - E)/T: log(1 + s') has cancelle
 
 from typing import Any
 
-from fastsoftmax.kernels.elementary import exp_scaled, quotient, two_product, two_sum
+from fastsoftmax.kernels.elementary import below, centred, exp_scaled, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
@@ -20,17 +20,19 @@ from fastsoftmax.kernels.traversal import (
     probability,
     reciprocal,
     spared,
-    tempered,
     total,
     traverse,
+    two_to_the,
     weighted,
 )
 from fastsoftmax.kernels.vector import (
     broadcast,
     fold_two_sum,
+    is_single,
     lane_count,
     load,
     load_part,
+    maximum,
     memory,
     muladd,
     number,
@@ -40,25 +42,15 @@ from fastsoftmax.kernels.vector import (
 )
 
 INF = float("inf")
-HEADROOM = 1024.0
-"""More than any |d - E| where p (d - E) is a normal number: so much larger, no p that counts is flushed."""
-
-
-@inline
-def _depth(value: Any, beta: Any, top_scaled: Any, top_tail: Any) -> Any:
-    """(m - x)/T: half an ulp, with a temperature one and a half."""
-    scaled, tail = tempered(value, beta)
-    depth = top_scaled - scaled
-    if beta is not None:
-        depth = depth + (top_tail - tail)
-    return depth
+HEADROOM = 12.0
+"""Two to that is more than any |d - E| where p (d - E) is a normal number: so lifted, no p that counts is flushed."""
 
 
 @inline
 def _add_depth(value: Any, beta: Any, shift: Any, bias: Any, depth: Any, sums: Any) -> Any:
     """The sum of e_k d_k as a pair, with one more entry."""
-    scaled, tail = tempered(value, beta)
-    e = exp_scaled(scaled - shift, tail, bias)
+    t, tail = centred(value, shift, beta)
+    e = exp_scaled(t, tail, bias)
     product, product_low = two_product(e, depth)
     high, error = two_sum(sums[0], spared(e, product))
     return high, sums[1] + (error + spared(e, product_low))
@@ -66,20 +58,22 @@ def _add_depth(value: Any, beta: Any, shift: Any, bias: Any, depth: Any, sums: A
 
 @inline
 def _gradient(depth: Any, mean: Any, mean_low: Any, p: Any, inner: Any) -> Any:
-    """p (d - E)/T; p and `inner` share the factor 1/T between them."""
+    """p (d - E)/T; p and `inner` share 1/T."""
     above = (depth - mean) - mean_low
     return spared(p, p * muladd(above, inner[0], above * inner[1]))
 
 
 @inline
 def _parted(x: Any, beta: Any) -> Any:
-    """1/T as a product of pairs, the part above 1 times `HEADROOM` and the part below over it."""
-    zero, one = number(x, 0.0), number(x, 1.0)
+    """1/T 2**HEADROOM as a power of two and a pair: the power goes into p, as far as p remains a number."""
+    room, zero = number(x, HEADROOM), number(x, 0.0)
     if beta is None:
-        return (number(x, HEADROOM), zero), (number(x, 1 / HEADROOM), zero)
-    if beta[0] < one:
-        return (number(x, HEADROOM), zero), (beta[0] * number(x, 1 / HEADROOM), beta[1] * number(x, 1 / HEADROOM))
-    return (beta[0] * number(x, HEADROOM), beta[1] * number(x, HEADROOM)), (number(x, 1 / HEADROOM), zero)
+        return room, (two_to_the(-room), zero)
+    wanted = beta[4] + room
+    most = number(x, 126.0) if is_single(room) else number(x, 1022.0)
+    power = -maximum(-wanted, -most)
+    left = two_to_the(-maximum(power - beta[4], zero))  # what is above that meets no gradient but 0
+    return power, (beta[2] * left, beta[3] * left)
 
 
 @inline
@@ -91,20 +85,19 @@ def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
     gradient, in eps = 2 u of p (d + E): p 3.5 u, the depth 1 u, E 3.2 u, three roundings: less than 4.
     """
     offset, length, folded, row, count = place
-    beta, outer, inner = options
+    beta, power, inner = options
     m, shift, bias, top, ties, rest, rest_low = stats
-    top_scaled, top_tail = tempered(m, beta)
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
     sums = (zero, zero)
     for k in range(0, full, step):
         value = load(x, offset + k)
-        depth = _depth(value, beta, top_scaled, top_tail)
+        depth = -below(value, m, beta)
         sums = _add_depth(value, beta, shift, bias, depth, sums)
     if full < length:
         last = load_part(x, offset + full, length - full, number(x, -INF))
-        depth = _depth(last, beta, top_scaled, top_tail)
+        depth = -below(last, m, beta)
         sums = _add_depth(last, beta, shift, bias, depth, sums)
     dot, dot_low = fold_two_sum(folded, sums[0], sums[1])
     whole, whole_low = total(top, ties, rest, rest_low)
@@ -113,16 +106,17 @@ def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
     value, error = two_sum(high, mean)
     store_part(rows, row, count, broadcast(value + (error + (low + mean_low))))
     if y is not None:
-        inverse = weighted(reciprocal(m, top, ties, rest, rest_low), outer[0], outer[1])
+        one, nothing = number(x, 1.0), number(x, 0.0)
+        inverse = weighted(reciprocal(m, top, ties, rest, rest_low), one, nothing, power)
         for k in range(0, full, step):
             value = load(x, offset + k)
             p = probability(value, beta, shift, bias, inverse)
-            depth = _depth(value, beta, top_scaled, top_tail)
+            depth = -below(value, m, beta)
             store(y, offset + k, _gradient(depth, mean, mean_low, p, inner))
         if full < length:
             last = load_part(x, offset + full, length - full, number(x, -INF))
             p = probability(last, beta, shift, bias, inverse)
-            depth = _depth(last, beta, top_scaled, top_tail)
+            depth = -below(last, m, beta)
             store_part(y, offset + full, length - full, _gradient(depth, mean, mean_low, p, inner))
 
 
@@ -130,8 +124,8 @@ def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
 def entropy(start: int, stop: int, room: Any, x: Any, y: Any, rows: Any, beta: Any) -> None:
     """rows = -sum_k p_k log p_k of p = softmax(x/T); y, unless None, = -p_k (log p_k + H)/T."""
     data, results = memory(x), memory(rows)
-    outer, inner = _parted(data, beta)
-    options = (beta, outer, inner)
+    power, inner = _parted(data, beta)
+    options = (beta, power, inner)
     shape, tile, grad = x.shape, memory(room), memory(y)
     traverse(entropy_block, start, stop, shape, tile, data, None, grad, results, options, beta=beta)
 

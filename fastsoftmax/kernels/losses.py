@@ -4,7 +4,7 @@ With p = softmax(x), m the greatest logit and s' as in `traversal.others`:
 
 - cross-entropy of label t: L = (m - x_t) + log(1 + s'), two terms of one sign; gradient p - onehot(t), at a
   greatest entry -s'/(1 + s') instead of p - 1;
-- of a distribution y: L = sum_j y_j ((m - x_j) + log(1 + s')), where y_j = 0 counts for nothing even against
+- of a distribution y: L = sum_j y_j (m - x_j) + sum(y) log(1 + s'), where y_j = 0 counts for nothing even against
   an infinite logit; gradient p sum(y) - y, at a greatest entry (sum(y) - y) - sum(y) s'/(1 + s');
 - squared error to t: L = 1/2 sum_j (p_j - t_j)^2; gradient p (d - p.d) with d = p - t.
 
@@ -14,6 +14,7 @@ a mean divides by multiplies the gradients as a pair, so that it rounds once.
 
 from typing import Any
 
+from fastsoftmax.kernels.derivatives import centred_direction, direction, product_of_logits
 from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.reductions import sum_of
@@ -30,7 +31,10 @@ from fastsoftmax.kernels.traversal import (
     probability_by,
     probability_of,
     reciprocal,
-    remainder,
+    complement,
+    exponent_of,
+    greatest_of,
+    two_to_the,
     short_statistics,
     spared,
     target_of,
@@ -40,6 +44,7 @@ from fastsoftmax.kernels.traversal import (
 from fastsoftmax.kernels.vector import (
     broadcast,
     class_value,
+    filled,
     fold_two_sum,
     lane_count,
     lane_labels,
@@ -57,10 +62,13 @@ from fastsoftmax.kernels.vector import (
     store,
     store_part,
     store_scalar,
+    truncate,
 )
 
 INF = float("inf")
 NAN = float("nan")
+TINY = 2.0**-60
+"""Below that log(1 + s) and s/(1 + s) are the same number."""
 
 
 @inline
@@ -75,11 +83,22 @@ def _scatter_targets(
 
 
 @inline
-def loss_at(target: Any, stats: Any, weight: Any) -> Any:
-    """-weight log p of the entry at the label."""
+def tiny_loss(stats: Any, weight: Any, log_rest: Any, value: Any) -> Any:
+    """weight log(1 + s'), of which `value` is the product; where s' may be no normal number, and its product is."""
+    m, _, _, top, ties, rest, rest_low = stats
+    heavy = weighted(reciprocal(m, top, ties, rest, rest_low), weight, number(m, 0.0), number(m, 0.0))
+    return select_less(log_rest, number(m, TINY), complement(stats, heavy), value)
+
+
+@inline
+def loss_at(target: Any, stats: Any, weight: Any, weights: Any) -> Any:
+    """-weight log p of the entry at the label; `weights` is None where all weights are 1."""
     m, _, _, top, ties, rest, rest_low = stats
     high, low = log_of_others(top, ties, rest, rest_low)
-    return spared(weight, weight * ((m - target) + (high + low)))
+    value = weight * ((m - target) + (high + low))
+    if weights is not None:
+        value = select_equal(target, m, tiny_loss(stats, weight, high, value), value)
+    return spared(weight, value)
 
 
 @inline
@@ -87,16 +106,19 @@ def slope_at(like: Any, target: Any, stats: Any, weight: Any, scale: Any, scale_
     """scale weight (p - 1): the gradient at the label."""
     m, shift, bias, top, ties, rest, rest_low = stats
     plain = reciprocal(m, top, ties, rest, rest_low)
-    inside = probability(target, None, shift, bias, plain) - number(like, 1.0)
-    slope = select_equal(target, m, -remainder(top, ties, rest, rest_low), inside)
-    return spared(weight, muladd(slope, weight * scale, slope * (weight * scale_low)))
+    factor, factor_low = weight * scale, weight * scale_low
+    slope = probability(target, None, shift, bias, plain) - number(like, 1.0)
+    inside = muladd(slope, factor, slope * factor_low)
+    heavy = weighted(plain, factor, factor_low, number(like, 0.0))
+    return spared(weight, select_equal(target, m, -complement(stats, heavy), inside))
 
 
 @inline
 def scaled_reciprocal(stats: Any, weight: Any, scale: Any, scale_low: Any) -> Any:
     """`reciprocal` for scale weight p, the gradient at other entries."""
     m, _, _, top, ties, rest, rest_low = stats
-    return weighted(reciprocal(m, top, ties, rest, rest_low), weight * scale, weight * scale_low)
+    plain = reciprocal(m, top, ties, rest, rest_low)
+    return weighted(plain, weight * scale, weight * scale_low, number(m, 0.0))
 
 
 @inline
@@ -127,7 +149,7 @@ def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
     classes = length // stride
     target = row_value(x, folded, targets, 0, count)
     weight = row_value(x, folded, weights, row, count)
-    store_part(rows, row, count, broadcast(loss_at(target, stats, weight)))
+    store_part(rows, row, count, broadcast(loss_at(target, stats, weight, weights)))
     if y is not None:
         inverse = scaled_reciprocal(stats, weight, scale, scale_low)
         slope = slope_at(x, target, stats, weight, scale, scale_low)
@@ -229,34 +251,32 @@ def _share(x: Any, v: Any, offset: int, k: int, lanes: int, folded: Any, row: in
 
 
 @inline
-def _surprise(value: Any, share: Any, m: Any, log_rest: Any) -> Any:
-    """-share log p, with 0 for a share of 0."""
-    return spared(share, share * ((m - value) + log_rest))
-
-
-@inline
 def _crest(m: Any, lacking: Any) -> Any:
     """The greatest entry if its probability is above 1/2, so that 1 - p has the digits that p lacks; else NaN."""
     return select_less(lacking, number(m, 0.5), m, number(m, NAN))
 
 
 @inline
-def _soft_gradient(value: Any, share: Any, crest: Any, lacking: Any, whole: Any, p: Any) -> Any:
-    """p sum(shares) - share, with 1 - p in place of p at the crest."""
-    total, total_low = whole
-    inside = muladd(p, total, -share) + p * total_low
-    at_top = muladd(-lacking, total, (total - share) + (total_low - lacking * total_low))
-    return select_equal(value, crest, at_top, inside)
+def _soft_slope(
+    value: Any, share: Any, p: Any, crest: Any, lacking: Any, whole: Any, whole_low: Any, unit: Any
+) -> Any:
+    """p sum(shares) - share in units, (sum(shares) - share) - (1 - p) sum(shares) at the crest.
+
+    p and `lacking` = 1 - p come multiplied by the sum and in these units.
+    """
+    above = (whole - share) + whole_low
+    return select_equal(value, crest, muladd(above, unit, -lacking), muladd(-share, unit, p))
 
 
 @inline
 def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """Loss and gradient for shares."""
+    """Loss and gradient for shares: sum_j share_j (m - x_j) + sum(share) log(1 + s'), p sum(share) - share."""
     offset, length, folded, row, count = place
     mix, row_weights, scale, scale_low = options
     m, shift, bias, top, ties, rest, rest_low = stats
     high, low = log_of_others(top, ties, rest, rest_low)
     log_rest = high + low
+    greatest = muladd(log_rest, number(x, 0.0), m)  # NaN for a row that is, so that every share sees it
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
@@ -265,36 +285,41 @@ def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, row
     for k in range(0, full, step):
         share = _share(x, v, offset, k, step, folded, row, count, mix)
         shares = add(shares, share)
-        losses = add(losses, _surprise(load(x, offset + k), share, m, log_rest))
+        losses = add(losses, spared(share, share * (greatest - load(x, offset + k))))
     if full < length:
         share = _share(x, v, offset, full, length - full, folded, row, count, mix)
         last = load_part(x, offset + full, length - full, number(x, -INF))
         shares = add(shares, share)
-        losses = add(losses, _surprise(last, share, m, log_rest))
+        losses = add(losses, spared(share, share * (greatest - last)))
     loss, loss_low = fold_two_sum(folded, losses[0], losses[1])
     loss = select_equal(loss_low, loss_low, loss + loss_low, loss)  # inf stays inf, though its error is nan
+    high, low = fold_two_sum(folded, shares[0], shares[1])
+    whole, whole_low = two_sum(high, low)
     weight = row_value(x, folded, row_weights, row, count)
-    store_part(rows, row, count, broadcast(spared(weight, weight * loss)))
+    heavy_share = weight * whole
+    common = tiny_loss(stats, heavy_share, log_rest, heavy_share * log_rest)
+    loss = muladd(weight, loss, spared(whole, common))
+    store_part(rows, row, count, broadcast(spared(weight, loss)))
     if y is not None:
         inverse = reciprocal(m, top, ties, rest, rest_low)
-        lacking = remainder(top, ties, rest, rest_low)
-        crest = _crest(m, lacking)
-        high, low = fold_two_sum(folded, shares[0], shares[1])
-        whole = two_sum(high, low)
+        crest = _crest(m, complement(stats, inverse))
         factor, factor_low = weight * scale, weight * scale_low
+        power = exponent_of(factor)  # goes in before the subtraction, where a p may be flushed; the rest after it
+        unit, less = two_to_the(power), two_to_the(-power)
+        factor, factor_low = factor * less, factor_low * less
+        heavy = weighted(inverse, whole, whole_low, power)
+        lacking = complement(stats, heavy)
         for k in range(0, full, step):
             value = load(x, offset + k)
             share = _share(x, v, offset, k, step, folded, row, count, mix)
-            slope = _soft_gradient(
-                value, share, crest, lacking, whole, probability(value, None, shift, bias, inverse)
-            )
+            p = probability(value, None, shift, bias, heavy)
+            slope = _soft_slope(value, share, p, crest, lacking, whole, whole_low, unit)
             store(y, offset + k, spared(weight, muladd(slope, factor, slope * factor_low)))
         if full < length:
             last = load_part(x, offset + full, length - full, number(x, -INF))
             share = _share(x, v, offset, full, length - full, folded, row, count, mix)
-            slope = _soft_gradient(
-                last, share, crest, lacking, whole, probability(last, None, shift, bias, inverse)
-            )
+            p = probability(last, None, shift, bias, heavy)
+            slope = _soft_slope(last, share, p, crest, lacking, whole, whole_low, unit)
             slope = spared(weight, muladd(slope, factor, slope * factor_low))
             store_part(y, offset + full, length - full, slope)
 
@@ -328,45 +353,44 @@ def soft_cross_entropy(
 
 @inline
 def squared_error_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """Loss and gradient of the squared error."""
+    """Loss and gradient of the squared error: 1/2 sum d**2, and the product of `derivatives` with d = p - t.
+
+    Differences are squared in units of about the root of the weight, so that no square is flushed that counts.
+    Error, in units of the last place of the loss: d is within 2 eps of p + |t|, its square within twice that.
+    """
     offset, length, folded, row, count = place
     weights, scale, scale_low, keep = options
     m, shift, bias, top, ties, rest, rest_low = stats
     inverse = reciprocal(m, top, ties, rest, rest_low)
+    lacking = complement(stats, inverse)
+    crest = select_less(lacking, number(x, 0.25), greatest_of(m, keep), number(x, NAN))
+    errors = shift, bias, inverse, crest, lacking
+    weight = row_value(x, folded, weights, row, count)
+    power = truncate(exponent_of(weight) * number(x, 0.5))
+    if weights is None:
+        power = filled(weight, 0.0)
+    unit = two_to_the(power)
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
     squares = (zero, zero)
-    dots = (zero, zero)
     for k in range(0, full, step):
-        p = probability_by(load(x, offset + k), None, shift, bias, inverse, keep)
-        difference = p - load(v, offset + k)
-        squares = add(squares, difference * difference)
-        dots = add(dots, p * difference)
+        d = direction(load(x, offset + k), load(v, offset + k), errors, keep) * unit
+        squares = add(squares, d * d)
     if full < length:
         last = load_part(x, offset + full, length - full, filler(x, keep))
-        p = probability_by(last, None, shift, bias, inverse, keep)
-        difference = p - load_part(v, offset + full, length - full, number(x, 0.0))
-        squares = add(squares, difference * difference)
-        dots = add(dots, p * difference)
+        d = direction(last, load_part(v, offset + full, length - full, number(x, 0.0)), errors, keep) * unit
+        squares = add(squares, d * d)
     square, square_low = fold_two_sum(folded, squares[0], squares[1])
-    weight = row_value(x, folded, weights, row, count)
-    loss = weight * (number(x, 0.5) * (square + square_low))
+    loss = number(x, 0.5) * (square + square_low)
+    if weights is not None:
+        loss = loss * ((weight * two_to_the(-power)) * two_to_the(-power))
     store_part(rows, row, count, broadcast(spared(weight, loss)))
     if y is not None:
-        dot, dot_low = fold_two_sum(folded, dots[0], dots[1])
-        factor, factor_low = weight * scale, weight * scale_low
-        for k in range(0, full, step):
-            p = probability_by(load(x, offset + k), None, shift, bias, inverse, keep)
-            slope = p * (((p - load(v, offset + k)) - dot) - dot_low)
-            store(y, offset + k, spared(weight, muladd(slope, factor, slope * factor_low)))
-        if full < length:
-            last = load_part(x, offset + full, length - full, filler(x, keep))
-            p = probability_by(last, None, shift, bias, inverse, keep)
-            share = load_part(v, offset + full, length - full, number(x, 0.0))
-            slope = p * (((p - share) - dot) - dot_low)
-            slope = spared(weight, muladd(slope, factor, slope * factor_low))
-            store_part(y, offset + full, length - full, slope)
+        place_of_rows = offset, length, folded
+        centre = centred_direction(x, v, place_of_rows, stats, None, keep, errors)
+        factor = weight * scale, weight * scale_low
+        product_of_logits(x, v, y, place_of_rows, stats, None, keep, errors, centre, weight, factor)
 
 
 @kernel

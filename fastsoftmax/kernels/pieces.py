@@ -8,15 +8,20 @@ of the kernels in `activations`.
 from typing import Any
 
 from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_block
-from fastsoftmax.kernels.derivatives import dot, probs_state, product_of_mean
-from fastsoftmax.kernels.elementary import exp_pair, reference
+from fastsoftmax.kernels.derivatives import (
+    centre_of,
+    dot,
+    excess_sum,
+    extent,
+    mean_excess,
+    product_of_logits,
+    product_of_probs,
+)
+from fastsoftmax.kernels.elementary import reference
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.losses import loss_at, scaled_probs, scaled_reciprocal, slope_at
-from fastsoftmax.kernels.traversal import (
-    remainder,
-    tempered,
-    traverse,
-)
+from fastsoftmax.kernels.traversal import complement, reciprocal, top_term, traverse, two_to_the
+
 from fastsoftmax.kernels.vector import (
     broadcast,
     filled,
@@ -58,10 +63,8 @@ def _known(x: Any, folded: Any, row: int, count: int, beta: Any, given: Any, ste
     ties = row_value(x, folded, given, row + step, count)
     rest = row_value(x, folded, given, row + 2 * step, count)
     rest_low = row_value(x, folded, given, row + 3 * step, count)
-    top_scaled, top_tail = tempered(m, beta)
-    shift, bias = reference(top_scaled)
-    top = exp_pair(top_scaled - shift, top_tail, bias)
-    return m, shift, bias, top, ties, rest, rest_low
+    shift, bias = reference(m, beta)
+    return m, shift, bias, top_term(m, shift, bias, beta), ties, rest, rest_low
 
 
 @inline
@@ -108,7 +111,8 @@ def totals_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opti
     known = _known(x, folded, row, count, None, given, step)
     logsumexp_block(x, v, y, place, known, rows, None)
     _, _, _, top, ties, rest, rest_low = known
-    store_part(rows, row + step, count, broadcast(remainder(top, ties, rest, rest_low)))
+    lacking = complement(known, reciprocal(known[0], top, ties, rest, rest_low))
+    store_part(rows, row + step, count, broadcast(lacking))
 
 
 @kernel
@@ -129,7 +133,7 @@ def labelled_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, op
     weight = row_value(x, folded, given, row + 4 * step, count)
     target = load(x, offset)
     slope = slope_at(x, target, known, weight, scale, scale_low)
-    store_part(rows, row, count, broadcast(loss_at(target, known, weight)))
+    store_part(rows, row, count, broadcast(loss_at(target, known, weight, given)))
     store_part(rows, row + step, count, broadcast(slope))
 
 
@@ -164,18 +168,38 @@ def gradient(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, scale
 
 
 @inline
-def _state(x: Any, folded: Any, row: int, count: int, beta: Any, given: Any, step: int, from_probs: Any) -> Any:
-    """`derivatives.probs_state` for the whole row."""
-    return probs_state(_known(x, folded, row, count, beta, given, step), from_probs)
+def extent_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """max |v|, and the greatest v at an entry that is the greatest of its row: -inf if the piece has none."""
+    offset, length, folded, row, count = place
+    given, step = options
+    m = row_value(x, folded, given, row, count)
+    bound, pivot = extent(x, v, (offset, length, folded), m, None)
+    store_part(rows, row, count, broadcast(bound))
+    store_part(rows, row + step, count, broadcast(pivot))
+
+
+@kernel
+def extents(start: int, stop: int, room: Any, x: Any, v: Any, rows: Any, given: Any) -> None:
+    """rows (2, N) = max |v|, v at a greatest entry; given as for `softmax`."""
+    options = memory(given), given.shape[1]
+    data, vector, results, tile = memory(x), memory(v), memory(rows), memory(room)
+    traverse(extent_part, start, stop, x.shape, tile, data, vector, None, results, options, given=True)
 
 
 @inline
 def dot_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """What the piece adds to p.v, as a pair."""
+    """What the piece adds to p.v of given probabilities, or to `derivatives.excess_sum` of logits, as a pair."""
     offset, length, folded, row, count = place
     given, step, beta, from_probs = options
-    state = _state(x, folded, row, count, beta, given, step, from_probs)
-    high, low = dot(x, v, offset, length, folded, beta, from_probs, None, state)
+    if from_probs is None:
+        known = _known(x, folded, row, count, beta, given, step)
+        bound = row_value(x, folded, given, row + 4 * step, count)
+        pivot = row_value(x, folded, given, row + 5 * step, count)
+        c, power = centre_of(pivot, bound, known)
+        unit, span = two_to_the(-power), (offset, length, folded)
+        high, low = excess_sum(x, v, span, known, beta, None, None, c, unit)
+    else:
+        high, low = dot(x, v, offset, length, folded)
     store_part(rows, row, count, broadcast(high))
     store_part(rows, row + step, count, broadcast(low))
 
@@ -184,7 +208,10 @@ def dot_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options:
 def dots(
     start: int, stop: int, room: Any, x: Any, v: Any, rows: Any, given: Any, beta: Any, from_probs: Any
 ) -> None:
-    """rows (2, N) = the parts of p.v, as pairs; given as for `softmax`, of no use where x holds probabilities."""
+    """rows (2, N) = the parts of the mean of v, as pairs; given (6, N): as for `softmax`, and the two of `extents`.
+
+    Where x holds probabilities, `given` is of no use.
+    """
     options = memory(given), given.shape[1], beta, from_probs
     data, vector, results, tile = memory(x), memory(v), memory(rows), memory(room)
     traverse(dot_part, start, stop, x.shape, tile, data, vector, None, results, options, given=True)
@@ -195,20 +222,28 @@ def product_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opti
     """`derivatives.softmax_product_block` with the sums of the whole row."""
     offset, length, folded, row, count = place
     given, step, beta, from_probs = options
-    state = _state(x, folded, row, count, beta, given, step, from_probs)
-    mean = (
-        row_value(x, folded, given, row + 4 * step, count),
-        row_value(x, folded, given, row + 5 * step, count),
+    sums = (
+        row_value(x, folded, given, row + 6 * step, count),
+        row_value(x, folded, given, row + 7 * step, count),
     )
-    weight = filled(mean[0], 1.0)
-    product_of_mean(x, v, y, offset, length, state, mean, weight, weight, (beta, from_probs, None))
+    one = filled(sums[0], 1.0)
+    if from_probs is None:
+        known = _known(x, folded, row, count, beta, given, step)
+        bound = row_value(x, folded, given, row + 4 * step, count)
+        pivot = row_value(x, folded, given, row + 5 * step, count)
+        c, power = centre_of(pivot, bound, known)
+        mean, mean_low = mean_excess(sums, known)
+        span, centre, factor = (offset, length, folded), (c, power, mean, mean_low), (one, filled(one, 0.0))
+        product_of_logits(x, v, y, span, known, beta, None, None, centre, one, factor)
+    else:
+        product_of_probs(x, v, y, offset, length, sums, one, beta)
 
 
 @kernel
 def softmax_product(
     start: int, stop: int, room: Any, x: Any, v: Any, y: Any, given: Any, beta: Any, from_probs: Any
 ) -> None:
-    """y = J v for the Jacobian of softmax; given (6, N): as for `softmax`, and p.v as a pair."""
+    """y = J v for the Jacobian of softmax; given (8, N): as for `dots`, and the sum of these as a pair."""
     options = memory(given), given.shape[1], beta, from_probs
     data, vector, result, tile = memory(x), memory(v), memory(y), memory(room)
     traverse(product_part, start, stop, x.shape, tile, data, vector, result, None, options, given=True)

@@ -22,14 +22,22 @@ A block of work, ``bounds[b] .. bounds[b + 1]``, is a range of segments with abo
 from typing import Any
 
 from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_block
-from fastsoftmax.kernels.derivatives import dot, probs_state, product_of_mean, softmax_product_block
-from fastsoftmax.kernels.elementary import exp_pair, reference, two_sum
+from fastsoftmax.kernels.derivatives import (
+    centre_of,
+    excess_sum,
+    extent,
+    mean_excess,
+    product_of_logits,
+    softmax_product_block,
+)
+from fastsoftmax.kernels.elementary import reference, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.losses import cross_entropy_block, loss_at, scaled_probs, scaled_reciprocal, slope_at
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     TABLE,
     add,
+    clear,
     either,
     highest,
     label_of,
@@ -38,9 +46,10 @@ from fastsoftmax.kernels.traversal import (
     measured,
     statistics,
     target_of,
+    top_term,
+    two_to_the,
 )
 from fastsoftmax.kernels.vector import (
-    filled,
     fold_sum,
     fold_two_sum,
     gather_rows,
@@ -119,6 +128,7 @@ def walk(
     other = unless_none(v, scratch(x, COLUMN_LIMIT))
     out = unless_none(y, tile)
     table = scratch(x, TABLE)
+    clear(table)
     lane_rows = scratch(x, 1)
     lane_weights = scratch(x, 1)
     lane_labels = integers(16)
@@ -360,7 +370,7 @@ def _greatest(maxima: Any, first: int, end: int) -> Any:
 def _put_together(maxima: Any, sums: Any, first: int, end: int) -> Any:
     """`traversal.statistics` of the whole segment, from what its pieces have left in `maxima` and `sums`."""
     m = _greatest(maxima, first, end)
-    shift, bias = reference(m)
+    shift, bias = reference(m, None)
     zero = number(maxima, 0.0)
     ties = zero
     total = (zero, zero)
@@ -370,7 +380,7 @@ def _put_together(maxima: Any, sums: Any, first: int, end: int) -> Any:
         total = add(total, load_scalar(sums, 3 * i + 1))
         low = low + load_scalar(sums, 3 * i + 2)
     rest, rest_low = two_sum(total[0], total[1] + low)
-    return m, shift, bias, exp_pair(m - shift, filled(m, -0.0), bias), ties, rest, rest_low
+    return m, shift, bias, top_term(m, shift, bias, None), ties, rest, rest_low
 
 
 @kernel
@@ -389,7 +399,7 @@ def piece_sums(start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: An
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
         m = _greatest(tops, first, end)
-        shift, bias = reference(m)
+        shift, bias = reference(m, None)
         state = lane_sums(data, begin, length, m, None, shift, bias, None, 0)
         high, low = fold_two_sum(True, state[1], state[2])
         store_scalar(out, 3 * i, fold_sum(True, state[0]))
@@ -431,16 +441,42 @@ def piece_logsumexp(start: int, stop: int, room: Any, pieces: Any, maxima: Any, 
 
 
 @kernel
-def piece_dots(
-    start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, x: Any, v: Any, dots: Any
+def piece_extents(
+    start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: Any, v: Any, extents: Any
 ) -> None:
-    """dots = sum_j p_j v_j over every piece, as pairs."""
+    """extents = max |v| of every piece, and v at a greatest entry of its segment, -inf if the piece has none."""
     data, vector, table = memory(x), memory(v), memory(pieces)
-    tops, parts, out = memory(maxima), memory(sums), memory(dots)
+    tops, out = memory(maxima), memory(extents)
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
-        state = probs_state(_put_together(tops, parts, first, end), None)
-        high, low = dot(data, vector, begin, length, True, None, None, None, state)
+        bound, pivot = extent(data, vector, (begin, length, True), _greatest(tops, first, end), None)
+        store_scalar(out, 2 * i, bound)
+        store_scalar(out, 2 * i + 1, pivot)
+
+
+@inline
+def _centre(extents: Any, first: int, end: int, stats: Any) -> Any:
+    """`derivatives.centre_of` for the whole segment."""
+    bound, pivot = number(extents, 0.0), number(extents, -INF)
+    for i in range(first, end):
+        bound = maximum(load_scalar(extents, 2 * i), bound)
+        pivot = maximum(load_scalar(extents, 2 * i + 1), pivot)
+    return centre_of(pivot, bound, stats)
+
+
+@kernel
+def piece_dots(
+    start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, extents: Any, x: Any, v: Any, dots: Any
+) -> None:
+    """dots = what every piece adds to `derivatives.excess_sum` of its segment, as pairs."""
+    data, vector, table = memory(x), memory(v), memory(pieces)
+    tops, parts, ranges, out = memory(maxima), memory(sums), memory(extents), memory(dots)
+    for i in range(start, stop):
+        begin, length, first, end, _ = _piece(table, i)
+        stats = _put_together(tops, parts, first, end)
+        c, power = _centre(ranges, first, end, stats)
+        span, unit = (begin, length, True), two_to_the(-power)
+        high, low = excess_sum(data, vector, span, stats, None, None, None, c, unit)
         store_scalar(out, 2 * i, high)
         store_scalar(out, 2 * i + 1, low)
 
@@ -453,6 +489,7 @@ def piece_softmax_product(
     pieces: Any,
     maxima: Any,
     sums: Any,
+    extents: Any,
     x: Any,
     v: Any,
     dots: Any,
@@ -460,19 +497,20 @@ def piece_softmax_product(
 ) -> None:
     """y = p (v - p.v)."""
     data, vector, table, out = memory(x), memory(v), memory(pieces), memory(y)
-    tops, parts, products = memory(maxima), memory(sums), memory(dots)
+    tops, parts, ranges, products = memory(maxima), memory(sums), memory(extents), memory(dots)
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
-        state = probs_state(_put_together(tops, parts, first, end), None)
-        zero = number(data, 0.0)
+        stats = _put_together(tops, parts, first, end)
+        zero, one = number(data, 0.0), number(data, 1.0)
         total = (zero, zero)
         low = zero
         for j in range(first, end):
             total = add(total, load_scalar(products, 2 * j))
             low = low + load_scalar(products, 2 * j + 1)
-        mean = two_sum(total[0], total[1] + low)
-        weight = number(data, 1.0)
-        product_of_mean(data, vector, out, begin, length, state, mean, weight, weight, (None, None, None))
+        c, power = _centre(ranges, first, end, stats)
+        mean, mean_low = mean_excess((total[0], total[1] + low), stats)
+        span, centre = (begin, length, True), (c, power, mean, mean_low)
+        product_of_logits(data, vector, out, span, stats, None, None, None, centre, one, (one, zero))
 
 
 @kernel
@@ -505,7 +543,7 @@ def piece_cross_entropy(
         target = number(data, 0.0)
         if here:
             target = load_scalar(data, place)
-            store_scalar(losses, segment, loss_at(target, stats, weight))
+            store_scalar(losses, segment, loss_at(target, stats, weight, factors))
         if y is not None:
             inverse = scaled_reciprocal(stats, weight, scale, scale_low)
             scaled_probs(data, out, begin, length, stats, inverse, weight, None)

@@ -42,6 +42,7 @@ from fastsoftmax.kernels.elementary import (
     LIFT_32,
     LIFT_64,
     biased,
+    centred,
     exp_pair,
     exp_parts,
     exp_scaled,
@@ -122,15 +123,6 @@ GREATEST = -1.0
 
 
 @inline
-def tempered(value: Any, beta: Any) -> Any:
-    """``value / T`` as a pair, for beta = 1/T as a pair or None for T = 1."""
-    if beta is None:
-        return value, filled(value, -0.0)
-    product, error = two_product(value, beta[0])
-    return product, muladd(value, beta[1], error)
-
-
-@inline
 def _scaled(e: Any, inverse: Any) -> Any:
     """A term times `reciprocal`; 2**LIFT times too large until the last step, so that no low part is denormal."""
     scale, scale_low, unit, least, nothing, _, _ = inverse
@@ -140,8 +132,8 @@ def _scaled(e: Any, inverse: Any) -> Any:
 @inline
 def probability(value: Any, beta: Any, shift: Any, bias: Any, inverse: Any) -> Any:
     """The probability of an entry."""
-    scaled, tail = tempered(value, beta)
-    p = _scaled(exp_scaled(scaled - shift, tail, bias), inverse)
+    t, tail = centred(value, shift, beta)
+    p = _scaled(exp_scaled(t, tail, bias), inverse)
     return select_equal(value, inverse[5], inverse[6], p)
 
 
@@ -157,6 +149,14 @@ def probability_by(value: Any, beta: Any, shift: Any, bias: Any, inverse: Any, k
     if keep is None:
         return probability(value, beta, shift, bias, inverse)
     return probability_of(value, inverse)
+
+
+@inline
+def greatest_of(m: Any, keep: Any) -> Any:
+    """What a greatest entry of the row is known by: the logit, or where terms are kept `GREATEST`."""
+    if keep is None:
+        return m
+    return filled(m, GREATEST)
 
 
 @inline
@@ -191,10 +191,17 @@ def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
 @inline
 def term(value: Any, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
     """exp(value/T) in the units of the row's `reference`, 0 for a greatest entry and below the smallest number."""
-    scaled, tail = tempered(value, beta)
-    factor, q = exp_parts(scaled - shift, tail, bias)
+    t, tail = centred(value, shift, beta)
+    factor, q = exp_parts(t, tail, bias)
     scale = shift_to_exponent(q)
     return select_other(q, smallest_power(value), value, m, factor * scale, number(value, 0.0))
+
+
+@inline
+def top_term(m: Any, shift: Any, bias: Any, beta: Any) -> Any:
+    """exp(m/T) in the units of the row's `reference`, as a pair."""
+    t, tail = centred(m, shift, beta)
+    return exp_pair(t, tail, bias)
 
 
 @inline
@@ -206,7 +213,8 @@ def _add_term(value: Any, m: Any, e: Any, sums: Any) -> Any:
 
 
 @inline
-def _mark(value: Any, m: Any, e: Any) -> Any:
+def mark(value: Any, m: Any, e: Any) -> Any:
+    """The term e of an entry as it is kept."""
     return select_equal(value, m, number(value, GREATEST), e)
 
 
@@ -231,13 +239,13 @@ def lane_sums(
             e = term(value, m, beta, shift, bias)
             sums = _add_term(value, m, e, sums)
             if terms is not None:
-                store(terms, at + k, _mark(value, m, e))
+                store(terms, at + k, mark(value, m, e))
         ties, high, low = ties + sums[0], sums[1], sums[2]
     if full < length:
         value = load_part(x, offset + full, length - full, number(x, -INF))
         e = term(value, m, beta, shift, bias)
         if terms is not None:
-            store_part(terms, at + full, length - full, _mark(value, m, e))
+            store_part(terms, at + full, length - full, mark(value, m, e))
         return _add_term(value, m, e, (ties, high, low))
     return ties, high, low
 
@@ -253,14 +261,12 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: 
     beside them. The terms themselves replace those of `terms`, unless it is None.
     """
     m = highest(x, offset, length, folded)
-    top_scaled, top_tail = tempered(m, beta)
-    shift, bias = reference(top_scaled)
+    shift, bias = reference(m, beta)
     sums = lane_sums(x, offset, length, m, beta, shift, bias, terms, offset)
     ties = fold_sum(folded, sums[0])
     high, low = fold_two_sum(folded, sums[1], sums[2])
     rest, rest_low = two_sum(high, low)
-    top = exp_pair(top_scaled - shift, top_tail, bias)
-    return m, shift, bias, top, ties, rest, rest_low
+    return m, shift, bias, top_term(m, shift, bias, beta), ties, rest, rest_low
 
 
 @inline
@@ -271,8 +277,7 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> 
     other, as that lane does it. The terms go where the row is in `kept`, unless it is None.
     """
     m = highest(x, offset, length, True)
-    top_scaled, top_tail = tempered(m, beta)
-    shift, bias = reference(top_scaled)
+    shift, bias = reference(m, beta)
     step = lane_count(x)
     terms = scratch(x, 8)  # COLUMN_LIMIT of the wider dtype
     zero = number(x, 0.0)
@@ -283,37 +288,34 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> 
         e = term(value, m, beta, shift, bias)
         store(terms, k, e)
         if kept is not None:
-            store_part(kept, offset + k, min(step, length - k), _mark(value, m, e))
+            store_part(kept, offset + k, min(step, length - k), mark(value, m, e))
     high, low = zero, zero
     for k in range(length):
         high, error = two_sum(high, load_scalar(terms, k))
         low = low + error
     rest, rest_low = two_sum(high, low)
-    return m, shift, bias, exp_pair(top_scaled - shift, top_tail, bias), fold_sum(True, many), rest, rest_low
+    return m, shift, bias, top_term(m, shift, bias, beta), fold_sum(True, many), rest, rest_low
 
 
 @inline
 def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, terms: Any) -> None:
     """The `statistics` of `count` rows that follow each other, lane by lane into `table`, for `measured`.
 
-    Their terms go to the same places of `terms`, unless it is None.
+    Their terms go to the same places of `terms`, unless it is None. The other lanes hold what was in the table:
+    nobody looks at them, and to clear their rows for each group was a call of memset where vectors have 32 bytes.
     """
     step = lane_count(x)
-    zero = broadcast(number(x, 0.0))
     square = step * step
     ties = after(table, STATISTICS * step)
     high, low, turned = after(ties, square), after(ties, 2 * square), after(ties, 3 * square)
     for i in range(count):
         store(high, i * step, highest(x, first + i * length, length, None))
-    for i in range(count, step):
-        store(high, i * step, zero)
     load_turned(high, 0, step, step, turned, 0)
     m = load(turned, 0)
     for k in range(step, square, step):
         m = maximum(load(turned, k), m)
-    top_scaled, top_tail = tempered(m, beta)
-    shift, bias = reference(top_scaled)
-    top = exp_pair(top_scaled - shift, top_tail, bias)
+    shift, bias = reference(m, beta)
+    top = top_term(m, shift, bias, beta)
     store(table, 0, m)
     store(table, step, shift)
     store(table, 2 * step, bias)
@@ -326,10 +328,6 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, 
         store(ties, i * step, sums[0])
         store(high, i * step, sums[1])
         store(low, i * step, sums[2])
-    for i in range(count, step):
-        store(ties, i * step, zero)
-        store(high, i * step, zero)
-        store(low, i * step, zero)
     load_turned(ties, 0, step, step, turned, 0)
     number_of_ties = load(turned, 0)
     for k in range(step, square, step):
@@ -380,9 +378,16 @@ def _margin(like: Any) -> Any:
 
 
 @inline
-def _two_to_the(like: Any, exponent: Any) -> Any:
-    """A power of two that is a normal number."""
-    return shift_to_exponent(biased(like, number(like, 0.0)) + exponent)
+def bounded(value: Any, least: Any, most: Any) -> Any:
+    """`value`, moved into least .. most."""
+    return maximum(-maximum(-value, -most), least)
+
+
+@inline
+def two_to_the(exponent: Any) -> Any:
+    """A power of two; where it would be no normal number, the nearest that is."""
+    most = number(exponent, 126.0) if is_single(exponent) else number(exponent, 1022.0)
+    return shift_to_exponent(biased(exponent, number(exponent, 0.0)) + bounded(exponent, -most, most))
 
 
 @inline
@@ -415,29 +420,49 @@ def others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 
 
 @inline
-def remainder(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
-    """1 - p of a greatest entry, s'/(1 + s'): accurate where p is close to 1, and 1 - p is not."""
-    high, low = others(top, ties, rest, rest_low)
-    whole, error = two_sum(number(ties, 1.0), high)
-    value, value_low = quick_quotient(high, low, whole, error + low)
-    return value + value_low
+def complement(stats: Any, inverse: Any) -> Any:
+    """1 - p of a greatest entry, times the weight that `inverse` has in it: the others' terms times `reciprocal`.
+
+    So it is accurate where p is close to 1, and 1 - p is not.
+    """
+    _, _, _, top, ties, rest, rest_low = stats
+    scale, scale_low, unit, least, nothing, _, _ = inverse
+    product, error = two_product(ties - number(ties, 1.0), top[0])
+    high, low = two_sum(rest, product)
+    low = low + (rest_low + muladd(ties - number(ties, 1.0), top[1], error))
+    value = muladd(high, scale, muladd(high, scale_low, low * scale)) * unit
+    return select_less(high, least, nothing, value)
 
 
 @inline
-def weighted(inverse: Any, weight: Any, weight_low: Any) -> Any:
-    """`reciprocal` times a weight that is given as a pair; the power of two in it goes into `unit`."""
+def exponent_of(value: Any) -> Any:
+    """About the binary exponent of |value|, such that two to the minus that is a normal number."""
+    most = number(value, 126.0) if is_single(value) else number(value, 1022.0)
+    exponent, _ = split_exponent(absolute(value))
+    return bounded(exponent, -most, most)
+
+
+@inline
+def weighted(inverse: Any, weight: Any, weight_low: Any, power: Any) -> Any:
+    """`reciprocal` times ``(weight + weight_low) * 2**power``; powers of two go into `unit`, as far as it is normal.
+
+    So nothing is flushed of which the result is a normal number, down to probabilities of 2**-126-LIFT.
+    """
     scale, scale_low, unit, least, nothing, m, highest_p = inverse
-    exponent, _ = split_exponent(absolute(weight))
-    limit = number(weight, 62.0) if is_single(weight) else number(weight, 510.0)  # what keeps `unit` normal
-    power = maximum(-limit, -maximum(-exponent, -limit - limit))
-    less = _two_to_the(weight, -power)
+    exponent = exponent_of(weight)
+    less = two_to_the(-exponent)
     factor, factor_low = weight * less, weight_low * less
+    all_of_it = exponent + power
+    lowest = number(weight, LIFT_32 - 126.0) if is_single(weight) else number(weight, LIFT_64 - 1022.0)
+    highest_power = number(weight, 126.0) if is_single(weight) else number(weight, 1022.0)
+    into_unit = bounded(all_of_it, lowest, highest_power)
+    left = two_to_the(all_of_it - into_unit)
     product, error = two_product(scale, factor)
     low = error + muladd(scale, factor_low, scale_low * factor)
-    least = maximum(least / absolute(weight), shift_to_exponent(smallest_power(weight)))
-    highest_p = muladd(highest_p, weight, highest_p * weight_low)
+    least = maximum(least / absolute(factor) * two_to_the(-all_of_it), shift_to_exponent(smallest_power(weight)))
+    highest_p = muladd(highest_p, factor, highest_p * factor_low) * two_to_the(into_unit) * left
     nothing = select_equal(weight, weight, nothing, weight)  # NaN does not spare a p of 0
-    return product, low, unit * _two_to_the(weight, power), least, nothing, m, highest_p
+    return product * left, low * left, unit * two_to_the(into_unit), least, nothing, m, highest_p
 
 
 @inline
@@ -524,9 +549,9 @@ def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: i
 
 @inline
 def clear(table: Any) -> None:
-    """Make zeros what `measured` gives before anything is measured."""
+    """Make zeros of a table for `measure`, and of what `measured` gives before anything is measured."""
     step = lane_count(table)
-    for k in range(STATISTICS):
+    for k in range(TABLE):
         store(table, k * step, broadcast(number(table, 0.0)))
 
 

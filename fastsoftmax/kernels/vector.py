@@ -226,6 +226,12 @@ def maximum(a: Any, b: Any) -> Any:
     return np.where(a > b, a, b)
 
 
+@lowered(_elementwise(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b)))
+def minimum(a: Any, b: Any) -> Any:
+    """The lesser of the two, and `b` where `a` is NaN."""
+    return np.where(a < b, a, b)
+
+
 @lowered(
     _elementwise(
         lambda builder, a, b, x, y: builder.select(builder.fcmp_ordered("<", a, b), x, y),

@@ -307,7 +307,8 @@ def product_of_logits(
     from_c = -(c * unit)
     # A certain class lies at c, and its mean may be no normal number before it is multiplied.
     crest = select_equal(certain(stats), top[0], greatest_of(m, keep), number(m, NAN))
-    at_crest = -times_power(muladd(plain[6], mean, plain[6] * mean_low), high, low, wanted - lift_of(power))
+    product = muladd(plain[6], mean, plain[6] * mean_low)
+    at_crest = number(x, 0.0) - times_power(product, high, low, wanted - lift_of(power))
     mean, mean_low = mean * lower * late, mean_low * lower * late
     step = lane_count(x)
     full = length // step * step

@@ -42,6 +42,7 @@ from fastsoftmax.kernels.traversal import (
     weighted,
 )
 from fastsoftmax.kernels.vector import (
+    absolute,
     broadcast,
     class_value,
     filled,
@@ -87,7 +88,8 @@ def tiny_loss(stats: Any, weight: Any, log_rest: Any, value: Any) -> Any:
     """weight log(1 + s'), of which `value` is the product; where s' may be no normal number, and its product is."""
     m, _, _, top, ties, rest, rest_low = stats
     heavy = weighted(reciprocal(m, top, ties, rest, rest_low), weight, number(m, 0.0), number(m, 0.0))
-    return select_less(log_rest, number(m, TINY), complement(stats, heavy), value)
+    lifted = select_less(number(m, 1.0), absolute(weight), complement(stats, heavy), value)
+    return select_less(log_rest, number(m, TINY), lifted, value)
 
 
 @inline

@@ -14,7 +14,7 @@ of threads.
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from contextvars import ContextVar
 from functools import lru_cache
 from queue import SimpleQueue
@@ -36,7 +36,10 @@ RETIREMENT = 0.05
 UNLIMITED = 1 << 20
 CGROUPS = "/sys/fs/cgroup"
 
-_limit: ContextVar[int | None] = ContextVar("fastsoftmax_threads", default=None)
+_Limit = tuple[int | None, tuple[tuple["_Block", int | None], ...]]
+"""The limit in force, and the blocks of `threads` around, each with the limit outside of it."""
+
+_limit: ContextVar[_Limit] = ContextVar("fastsoftmax_threads", default=(None, ()))
 
 
 def _read(path: str) -> str:
@@ -99,7 +102,7 @@ def max_threads() -> int:
     The least of: the CPUs that this process may run on, the CPU quota of its container, ``NUMBA_NUM_THREADS``
     and ``numba.set_num_threads`` if these are set, and the innermost `threads` around the call.
     """
-    chosen = _limit.get()
+    chosen, _ = _limit.get()
     if chosen == 1:
         return 1
     if hasattr(os, "sched_getaffinity"):
@@ -113,17 +116,58 @@ def max_threads() -> int:
     return available if chosen is None else min(available, chosen)
 
 
-@contextmanager
-def threads(n: int) -> Iterator[None]:
+class _Block(ContextDecorator):
+    """What `threads` returns: it holds no state of its own, so that one object serves any number of blocks."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def __repr__(self) -> str:
+        return f"threads({self._n})"
+
+    def _inside(self, around: int | None) -> int:
+        """The limit in this block, given the one around it."""
+        return self._n if around is None else min(self._n, around)
+
+    def __enter__(self) -> None:
+        limit, blocks = _limit.get()
+        _limit.set((self._inside(limit), (*blocks, (self, limit))))
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the innermost block of this object.
+
+        Blocks in suspended generators may end in any order: those that go on hold without this one. Where the
+        context is one in which the block was not entered, as when a generator is closed elsewhere, nothing holds.
+        """
+        _, blocks = _limit.get()
+        places = [place for place, (block, _) in enumerate(blocks) if block is self]
+        if not places:
+            return
+        limit = blocks[places[-1]][1]
+        left = list(blocks[: places[-1]])
+        for block, _ in blocks[places[-1] + 1 :]:
+            left.append((block, limit))
+            limit = block._inside(limit)
+        _limit.set((limit, tuple(left)))
+
+
+def threads(n: int) -> _Block:
     """Use at most `n` threads inside the ``with`` block.
 
     Holds for calls from this thread (and this asyncio task) only; blocks nest, and none allows more than the
-    machine or the block around it. ``threads(1)`` makes every call serial. Results do not depend on it.
+    machine or the block around it. ``threads(1)`` makes every call serial. Results do not depend on it. The object
+    can be kept and entered again, also inside itself and in several threads and tasks at once, and it decorates
+    functions.
 
     Parameters
     ----------
     n : int
         The greatest number of threads, at least 1.
+
+    Returns
+    -------
+    context manager
+        On leaving the block, the limit is what it was before.
 
     Raises
     ------
@@ -145,12 +189,7 @@ def threads(n: int) -> Iterator[None]:
         raise TypeError(f"threads: n must be an integer, got {n!r}")
     if n < 1:
         raise ValueError(f"threads: n must be at least 1, got {n}")
-    outer = _limit.get()
-    token = _limit.set(int(n) if outer is None else min(int(n), outer))
-    try:
-        yield
-    finally:
-        _limit.reset(token)
+    return _Block(int(n))
 
 
 class _Crew:
@@ -271,7 +310,8 @@ def _introduce() -> None:
     _known_to_threadpoolctl = True
 
     def set_num_threads(self: Any, num_threads: int) -> None:
-        _limit.set(max(1, int(num_threads)))
+        _, blocks = _limit.get()
+        _limit.set((max(1, int(num_threads)), blocks))
 
     members = {
         "user_api": "fastsoftmax",

@@ -284,7 +284,7 @@ def make(name: str, kinds: str = FLOATS, module: str = "fastsoftmax", more: Any 
             except (AttributeError, ImportError, ValueError):  # see above
                 ufunc = Plain(name, kinds)
             try:
-                kernels.inside.register(name, ufunc)
+                kernels.inside.register(name, ufunc, kinds)
             except (AttributeError, ImportError):  # Numba's registry is not what it was: then only not in its code
                 pass
             try:

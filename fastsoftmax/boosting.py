@@ -6,14 +6,18 @@ them in its own way:
 =========== ============================================= ==================================================
 library     what it passes                                what it wants back
 =========== ============================================= ==================================================
-XGBoost     scores (N, K) float32, the DMatrix            gradient and curvature, (N, K) each
-LightGBM    scores (N, K) float64 column by column,       gradient and curvature, (N, K) each, which it reads
-            the Dataset                                   column by column
+XGBoost     scores (N, K) float32, the DMatrix; its       gradient and curvature, (N, K) each
+            scikit-learn classes labels, scores and, by
+            name, weights
+LightGBM    scores (N, K) float64 column by column, the   gradient and curvature, (N, K) each, which it reads
+            Dataset; its scikit-learn classes labels,     column by column
+            scores and weights
 CatBoost    the K scores of a row, its label and weight   derivatives of *minus* the loss: K, and K by K
 =========== ============================================= ==================================================
 
-None of these libraries is imported here. With p = softmax(scores), one-hot y and row weight w, the gradient is
-w (p - y); the curvature is one of
+None of these libraries is imported here. The objectives of XGBoost and LightGBM serve the libraries' ``train`` and
+``cv`` and their scikit-learn classes alike, and can be pickled and copied. With p = softmax(scores), one-hot y and
+row weight w, the gradient is w (p - y); the curvature is one of
 
 - ``"exact"``: w p (1 - p), the diagonal of the Hessian;
 - ``"upper"``: w 2 p (1 - p), what XGBoost's multi:softprob takes; as a diagonal matrix it is nowhere below the
@@ -26,7 +30,6 @@ J. H. Friedman, Greedy function approximation: a gradient boosting machine, Anna
 doi:10.1214/aos/1013203451, section 4.6, algorithm 6.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,7 +38,6 @@ from numpy.typing import NDArray
 from fastsoftmax._losses import cross_entropy_grad, cross_entropy_hessian, cross_entropy_hessian_diag
 
 Array = NDArray[Any]
-Objective = Callable[[Any, Any], tuple[Array, Array]]
 
 __all__ = ["CatBoostMultiClass", "gradient_and_curvature", "lightgbm_objective", "xgboost_objective"]
 
@@ -153,13 +155,45 @@ def gradient_and_curvature(
     return _derivatives(function, scores, labels, sample_weight, curvature, None)
 
 
-def xgboost_objective(num_class: int | None = None, *, curvature: str = "upper") -> Objective:
-    r"""Softmax objective for ``xgboost.train(params, dtrain, obj=...)``.
+class _Objective:
+    """What `xgboost_objective` and `lightgbm_objective` return: one callable for two protocols.
+
+    ``train`` passes the scores and a container of labels and weights. The scikit-learn classes pass labels and
+    scores; XGBoost then passes ``sample_weight`` by this name and only where there are weights, LightGBM all that
+    the signature has room for: 3 parameters are the labels, the scores and the weights.
+    """
+
+    def __init__(self, function: str, num_class: int | None, curvature: str, least: float) -> None:
+        _check_curvature(function, curvature)
+        self._function = function
+        self._num_class = num_class
+        self._curvature = curvature
+        self._least = least  # no curvature is below
+
+    def __repr__(self) -> str:
+        return f"{self._function}({self._num_class}, curvature={self._curvature!r})"
+
+    def __call__(
+        self, scores_or_labels: Any, data_or_scores: Any, sample_weight: Any = None
+    ) -> tuple[Array, Array]:
+        if hasattr(data_or_scores, "get_label"):
+            scores, data = scores_or_labels, data_or_scores
+            labels, weights = data.get_label(), data.get_weight()
+        else:
+            labels, scores, weights = scores_or_labels, data_or_scores, sample_weight
+        gradient, second = _derivatives(self._function, scores, labels, weights, self._curvature, self._num_class)
+        if self._least > 0.0:
+            np.maximum(second, second.dtype.type(self._least), out=second)
+        return gradient, second
+
+
+def xgboost_objective(num_class: int | None = None, *, curvature: str = "upper") -> _Objective:
+    r"""Softmax objective for ``xgboost.train(params, dtrain, obj=...)`` and ``XGBClassifier(objective=...)``.
 
     Parameters
     ----------
     num_class : int, optional
-        K, which is then checked. The booster needs it too: ``params["num_class"]``.
+        K, which is then checked. `train` needs it too: ``params["num_class"]``. XGBClassifier counts the classes.
     curvature : {"exact", "upper", "scaled"}, default "upper"
         As for `gradient_and_curvature`; "upper" is that of XGBoost's multi:softprob. None is below 1e-16, as
         there.
@@ -168,7 +202,8 @@ def xgboost_objective(num_class: int | None = None, *, curvature: str = "upper")
     -------
     callable
         ``objective(predt, dtrain) -> (grad, hess)``: raw scores of shape (N, K); labels and weights are those of
-        the DMatrix. Both results have shape (N, K), as XGBoost wants since 2.1.
+        the DMatrix. ``objective(y_true, y_pred, sample_weight=None) -> (grad, hess)`` in the scikit-learn classes.
+        Both results have shape (N, K), as XGBoost wants since 2.1. It can be pickled and copied.
 
     Raises
     ------
@@ -178,8 +213,9 @@ def xgboost_objective(num_class: int | None = None, *, curvature: str = "upper")
     Notes
     -----
     Predictions of a booster with an objective of one's own are raw scores: `fastsoftmax.softmax` of them, over the
-    last axis, are the probabilities. With the default curvature and the same ``base_score`` the trees are those
-    of multi:softprob, up to rounding.
+    last axis, are the probabilities. XGBClassifier computes them itself. Of two classes it makes one score for
+    each row, unless ``num_class=2`` is among its parameters. With the default curvature and the same
+    ``base_score`` the trees are those of multi:softprob, up to rounding.
 
     References
     ----------
@@ -198,25 +234,16 @@ def xgboost_objective(num_class: int | None = None, *, curvature: str = "upper")
     >>> objective(np.zeros((1, 2), np.float32), matrix)
     (array([[ 0.5, -0.5]], dtype=float32), array([[0.5, 0.5]], dtype=float32))
     """
-    function = "xgboost_objective"
-    _check_curvature(function, curvature)
-
-    def objective(predt: Any, dtrain: Any) -> tuple[Array, Array]:
-        gradient, second = _derivatives(
-            function, predt, dtrain.get_label(), dtrain.get_weight(), curvature, num_class
-        )
-        return gradient, np.maximum(second, second.dtype.type(LEAST_CURVATURE), out=second)
-
-    return objective
+    return _Objective("xgboost_objective", num_class, curvature, LEAST_CURVATURE)
 
 
-def lightgbm_objective(num_class: int | None = None, *, curvature: str = "scaled") -> Objective:
-    r"""Softmax objective for ``lightgbm.train``, as ``params["objective"]``.
+def lightgbm_objective(num_class: int | None = None, *, curvature: str = "scaled") -> _Objective:
+    r"""Softmax objective for ``lightgbm.train({"objective": ...}, ...)`` and ``LGBMClassifier(objective=...)``.
 
     Parameters
     ----------
     num_class : int, optional
-        K, which is then checked. The booster needs it too: ``params["num_class"]``.
+        K, which is then checked. `train` needs it too: ``params["num_class"]``. LGBMClassifier counts the classes.
     curvature : {"exact", "upper", "scaled"}, default "scaled"
         As for `gradient_and_curvature`; "scaled" is that of LightGBM's multiclass.
 
@@ -224,7 +251,8 @@ def lightgbm_objective(num_class: int | None = None, *, curvature: str = "scaled
     -------
     callable
         ``objective(preds, train_data) -> (grad, hess)``: raw scores of shape (N, K); labels and weights are those
-        of the Dataset. Both results have shape (N, K), as LightGBM wants since 4.0.
+        of the Dataset. ``objective(y_true, y_pred, weight) -> (grad, hess)`` in the scikit-learn classes. Both
+        results have shape (N, K), as LightGBM wants since 4.0. It can be pickled and copied.
 
     Raises
     ------
@@ -237,8 +265,10 @@ def lightgbm_objective(num_class: int | None = None, *, curvature: str = "scaled
     they are, and the results are views with that order, of which it needs no copy.
 
     Predictions of a booster with an objective of one's own are raw scores: `fastsoftmax.softmax` of them, over the
-    last axis, are the probabilities. With the default curvature and ``boost_from_average=False`` the trees are
-    those of multiclass, up to rounding.
+    last axis, are the probabilities. So are those of LGBMClassifier, by `predict` and by `predict_proba`. Of two
+    classes it makes one score for each row, unless ``num_class=2`` and ``metric="multi_logloss"`` are among its
+    parameters. With the default curvature and ``boost_from_average=False`` the trees are those of multiclass, up
+    to rounding.
 
     References
     ----------
@@ -257,13 +287,7 @@ def lightgbm_objective(num_class: int | None = None, *, curvature: str = "scaled
     >>> objective(np.zeros((1, 2)), dataset)
     (array([[ 0.5, -0.5]]), array([[0.5, 0.5]]))
     """
-    function = "lightgbm_objective"
-    _check_curvature(function, curvature)
-
-    def objective(preds: Any, train_data: Any) -> tuple[Array, Array]:
-        return _derivatives(function, preds, train_data.get_label(), train_data.get_weight(), curvature, num_class)
-
-    return objective
+    return _Objective("lightgbm_objective", num_class, curvature, 0.0)
 
 
 class CatBoostMultiClass:

@@ -1,6 +1,9 @@
 """Objectives for gradient boosting: shape, sign and order from plain arrays, and real boosters on real data."""
 
+import copy
 import functools
+import inspect
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -80,6 +83,66 @@ def test_defaults_are_those_of_the_libraries():
         expected = boosting.gradient_and_curvature(scores, labels, curvature=curvature)
         for actual, one in zip(make()(scores, dataset(labels)), expected, strict=True):
             np.testing.assert_allclose(actual, one, rtol=0, atol=1e-16)
+
+
+@pytest.mark.parametrize("library", OBJECTIVES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_both_protocols_give_the_same_bits(library, weighted):
+    """Scores and a container of labels and weights, or labels, scores and weights."""
+    make, dtype, order, no_weights = OBJECTIVES[library]
+    scores, labels, weights = rows(dtype, order=order)
+    objective = make(5)
+    expected = objective(scores, dataset(labels.astype(np.float32), weights if weighted else no_weights))
+    if weighted:
+        calls = [objective(labels, scores, weights), objective(labels, scores, sample_weight=weights)]
+    else:
+        calls = [
+            objective(labels, scores),
+            objective(labels, scores, None),
+            objective(labels, scores, np.array([])),
+        ]
+    for actual in calls:
+        for one, two in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(one, two)
+            assert one.flags.f_contiguous == (order == "F")
+
+
+@pytest.mark.parametrize("make", [boosting.xgboost_objective, boosting.lightgbm_objective])
+def test_the_signature_is_what_the_libraries_look_for(make):
+    """XGBoost looks for the name sample_weight. LightGBM counts: 2 parameters get no weights, 4 get groups too."""
+    parameters = inspect.signature(make()).parameters
+    assert len(parameters) == 3
+    assert "sample_weight" in parameters
+
+
+COPIES = {
+    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("make", [boosting.xgboost_objective, boosting.lightgbm_objective])
+def test_objectives_can_be_pickled_and_copied(make, way):
+    """With all that they were given: what processes, grid searches and saved estimators need."""
+    scores, labels, weights = rows(np.float64)
+    for arguments, options in (((5,), {"curvature": "exact"}), ((), {}), ((4,), {})):
+        objective = make(*arguments, **options)
+        again = COPIES[way](objective)
+        assert repr(again) == repr(objective)
+        if arguments == (4,):
+            with pytest.raises(ValueError, match=f"{make.__name__}: scores have shape .* with 4 classes"):
+                again(labels, scores)
+            continue
+        for one, two in zip(again(labels, scores, weights), objective(labels, scores, weights), strict=True):
+            np.testing.assert_array_equal(one, two)
+    assert repr(make(3, curvature="exact")) == f"{make.__name__}(3, curvature='exact')"
+
+
+def test_catboost_objective_can_be_pickled_and_copied():
+    for way in COPIES.values():
+        assert way(boosting.CatBoostMultiClass()).calc_ders_multi([0.0, 0.0], 1.0, 1.0)[0] == [-0.5, 0.5]
 
 
 def test_sign():
@@ -282,6 +345,142 @@ def test_every_curvature_trains_as_well(library, name, curvature):
     expected = quality(built_in(library, name, False), labels)
     assert accuracy >= expected[0] - 0.02
     assert loss <= expected[1] + 0.1
+
+
+def xgboost_classifier(objective, **options):
+    """An estimator with the parameters of `train_xgboost`."""
+    xgboost = pytest.importorskip("xgboost")
+    if objective is not None:
+        options["objective"] = objective
+    return xgboost.XGBClassifier(
+        n_estimators=ROUNDS,
+        base_score=0.5,
+        max_depth=3,
+        learning_rate=0.2,
+        n_jobs=1,
+        tree_method="exact",
+        **options,
+    )
+
+
+def lightgbm_classifier(objective, **options):
+    """An estimator with the parameters of `train_lightgbm`."""
+    lightgbm = pytest.importorskip("lightgbm")
+    return lightgbm.LGBMClassifier(
+        objective=objective,
+        n_estimators=ROUNDS,
+        boost_from_average=False,
+        num_leaves=7,
+        learning_rate=0.1,
+        n_jobs=1,
+        deterministic=True,
+        verbose=-1,
+        **options,
+    )
+
+
+def raw_scores(estimator, features):
+    """Before any softmax."""
+    option = "output_margin" if "xgboost" in type(estimator).__module__ else "raw_score"
+    return estimator.predict(features, **{option: True})
+
+
+CLASSIFIERS = {"xgboost": xgboost_classifier, "lightgbm": lightgbm_classifier}
+
+
+@every_library
+@every_data_set
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_scikit_learn_classes_train_the_booster_of_train(library, name, weighted):
+    """To the last bit; and it is that of the built-in objective to 1e-5, as above."""
+    features, labels, weights, test, test_labels = data(name)
+    train, make, *_ = TRAINERS[library]
+    classes = int(labels.max()) + 1
+    scores = {}
+    for key, objective in (("ours", make(classes)), ("theirs", None)):
+        estimator = CLASSIFIERS[library](objective)
+        estimator.fit(features, labels, sample_weight=weights if weighted else None)
+        scores[key] = raw_scores(estimator, test)
+    assert scores["ours"].tolist() == train(name, weighted, make(classes)).tolist()
+    assert scores["ours"].shape == scores["theirs"].shape
+    np.testing.assert_allclose(fs.softmax(scores["ours"]), fs.softmax(scores["theirs"]), rtol=0, atol=1e-5)
+    assert quality(scores["ours"], test_labels)[0] > 0.9
+
+
+@every_library
+def test_estimators_can_be_cloned_pickled_and_searched(library):
+    """sklearn.base.clone, a pickle before and after fitting, cross-validation in other processes."""
+    base = pytest.importorskip("sklearn.base")
+    selection = pytest.importorskip("sklearn.model_selection")
+    features, labels, weights, test, _ = data("wine")
+    estimator = CLASSIFIERS[library](TRAINERS[library][1](3))
+    fitted = estimator.fit(features, labels, sample_weight=weights)
+    expected = raw_scores(fitted, test).tolist()
+    assert raw_scores(pickle.loads(pickle.dumps(fitted)), test).tolist() == expected
+    for again in (base.clone(fitted), pickle.loads(pickle.dumps(base.clone(fitted)))):
+        assert raw_scores(again.fit(features, labels, sample_weight=weights), test).tolist() == expected
+    grid = {"learning_rate": [1e-4, 0.2]}
+    search = selection.GridSearchCV(estimator, grid, scoring=loss_of_raw_scores, cv=2)
+    assert search.fit(features, labels).best_params_ == {"learning_rate": 0.2}
+    found = selection.cross_val_score(estimator, features, labels, scoring=loss_of_raw_scores, cv=2, n_jobs=2)
+    assert np.all(found > -1.0)
+
+
+def loss_of_raw_scores(model, features, labels):
+    """A score for scikit-learn, which takes greater ones for better."""
+    return -fs.cross_entropy(raw_scores(model, features), labels)
+
+
+@every_library
+def test_cross_validation_of_the_libraries(library):
+    """``cv`` hands a fold's container to the objective as ``train`` does: the loss of held-out rows goes down."""
+    features, labels, weights, *_ = data("wine")
+    objective = TRAINERS[library][1](3)
+    folds = {"nfold": 3, "stratified": True, "seed": 0}
+    if library == "xgboost":
+        xgboost = pytest.importorskip("xgboost")
+        matrix = xgboost.DMatrix(features, label=labels, weight=weights)
+
+        def loss(scores, held_out):
+            return "loss", float(fs.cross_entropy(scores, held_out.get_label().astype(int)))
+
+        parameters = {"num_class": 3, "nthread": 1, "disable_default_eval_metric": True}
+        found = xgboost.cv(parameters, matrix, 20, obj=objective, custom_metric=loss, as_pandas=False, **folds)
+        losses = found["test-loss-mean"]
+    else:
+        lightgbm = pytest.importorskip("lightgbm")
+        matrix = lightgbm.Dataset(features, label=labels, weight=weights)
+        parameters = {"objective": objective, "num_class": 3, "num_threads": 1, "verbose": -1, "metric": "None"}
+
+        def loss(scores, held_out):
+            return "loss", float(fs.cross_entropy(scores, held_out.get_label().astype(int))), False
+
+        losses = lightgbm.cv(parameters, matrix, 20, feval=loss, **folds)["valid loss-mean"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_xgbclassifier_predicts_probabilities_and_classes():
+    """With an objective of one's own too, as documented; LGBMClassifier hands out raw scores."""
+    features, labels, _, test, test_labels = data("wine")
+    estimator = xgboost_classifier(boosting.xgboost_objective(3)).fit(features, labels)
+    probs = fs.softmax(raw_scores(estimator, test))
+    np.testing.assert_allclose(estimator.predict_proba(test), probs, rtol=0, atol=1e-6)
+    assert np.mean(estimator.predict(test) == test_labels) > 0.9
+    other = lightgbm_classifier(boosting.lightgbm_objective(3)).fit(features, labels)
+    with pytest.warns(UserWarning, match="Returning raw scores"):
+        np.testing.assert_array_equal(other.predict_proba(test), raw_scores(other, test))
+
+
+@every_library
+def test_two_classes_need_num_class(library):
+    """Without it the classes pass one score for each row, and the message says so; with it they train."""
+    features, labels, _, test, test_labels = data("breast_cancer")
+    make = TRAINERS[library][1]
+    with pytest.raises(ValueError, match="is num_class among the parameters"):
+        CLASSIFIERS[library](make(2)).fit(features, labels)
+    options = {"num_class": 2} if library == "xgboost" else {"num_class": 2, "metric": "multi_logloss"}
+    estimator = CLASSIFIERS[library](make(2), **options).fit(features, labels)
+    assert quality(raw_scores(estimator, test), test_labels)[0] > 0.9
 
 
 @every_library

@@ -10,7 +10,9 @@ import child
 import numpy as np
 import pytest
 from njit import njit
+from numba import typeof, types
 from numba.core.errors import TypingError
+from numba.np.numpy_support import as_dtype
 
 import fastsoftmax as fs
 
@@ -140,13 +142,26 @@ def assert_same(ours, expected):
     expected = np.asarray(expected)
     ours = np.asarray(ours)
     assert ours.shape == expected.shape
-    # A compiled function returns scalars as Python's floats.
+    # Numba hands out a float32 as Python's float: for these see `assert_same_types`.
     assert ours.dtype == expected.dtype or ours.ndim == 0
     np.testing.assert_array_equal(ours.astype(expected.dtype), expected)
 
 
+def assert_same_types(inferred, expected):
+    """What compiled code holds its results in, numbers too, is what Python's caller gets."""
+    if isinstance(expected, tuple):
+        assert len(inferred) == len(expected)
+        for one, two in zip(inferred, expected, strict=True):
+            assert_same_types(one, two)
+        return
+    assert isinstance(inferred, types.Array) == isinstance(expected, np.ndarray)
+    assert as_dtype(getattr(inferred, "dtype", inferred)) == expected.dtype
+
+
 def compare(call, compiled, arguments):
-    assert_same(compiled(*copied(arguments)), call(*copied(arguments)))
+    expected, given = call(*copied(arguments)), copied(arguments)
+    assert_same(compiled(*given), expected)
+    assert_same_types(compiled.overloads[tuple(map(typeof, given))].signature.return_type, expected)
 
 
 ELSEWHERE = {name for name in fs.__all__ if name.startswith("segment_")}  # test_segments_njit.py

@@ -1,8 +1,12 @@
 """Threads: how many, who works, and what happens when one fails. What the host may do to them: test_hazards."""
 
+import asyncio
+import contextvars
+import copy
 import gc
 import itertools
 import os
+import pickle
 import sys
 import threading
 import time
@@ -184,6 +188,122 @@ def test_threads_restore_after_an_exception(sixteen):
     assert _parallel.max_threads() == 16
 
 
+def test_one_object_serves_any_number_of_blocks(sixteen):
+    """Entered again, inside itself, inside others, and after an exception: what held before holds after each."""
+    two, five = fs.threads(2), fs.threads(5)
+    for _ in range(2):
+        with five:
+            for _ in range(2):
+                with two:
+                    assert _parallel.max_threads() == 2
+                    with two, five:
+                        assert _parallel.max_threads() == 2
+                    assert _parallel.max_threads() == 2
+                assert _parallel.max_threads() == 5
+            with five, pytest.raises(KeyError), two:
+                raise KeyError
+            assert _parallel.max_threads() == 5
+        assert _parallel.max_threads() == 16
+    assert repr(two) == "threads(2)"
+    with pickle.loads(pickle.dumps(two)), copy.deepcopy(five):
+        assert _parallel.max_threads() == 2
+    assert _parallel.max_threads() == 16
+
+
+def test_one_object_in_several_threads(sixteen):
+    """Both are inside at once, and leave one after the other."""
+    two, together = fs.threads(2), threading.Barrier(2)
+    gone = threading.Event()
+
+    def visit(first):
+        before = _parallel.max_threads()
+        with two, two:
+            together.wait(10)
+            if not first:
+                assert gone.wait(10)
+            inside = _parallel.max_threads()
+        after = _parallel.max_threads()
+        gone.set()
+        return before, inside, after
+
+    with ThreadPoolExecutor(2) as callers:
+        assert list(callers.map(visit, [True, False])) == [(16, 2, 16)] * 2
+
+
+def test_one_object_in_several_tasks(sixteen):
+    """asyncio: tasks take turns inside, and leave in any order."""
+    two = fs.threads(2)
+
+    async def visit(turns):
+        seen = [_parallel.max_threads()]
+        with two:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                seen.append(_parallel.max_threads())
+        await asyncio.sleep(0)
+        return [*seen, _parallel.max_threads()]
+
+    async def everyone():
+        return await asyncio.gather(*(visit(turns) for turns in (3, 1, 2)))
+
+    assert asyncio.run(everyone()) == [[16, 2, 2, 2, 16], [16, 2, 16], [16, 2, 2, 16]]
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_blocks_of_generators_end_in_any_order(sixteen, same):
+    """A generator shares its caller's context: a block that ends early takes only its own limit away."""
+
+    def inside(block):
+        with block:
+            yield _parallel.max_threads()
+
+    three = fs.threads(3)
+    blocks = [fs.threads(8), three, three if same else fs.threads(3), fs.threads(5)]
+    generators = [inside(block) for block in blocks]
+    assert [next(generator) for generator in generators] == [8, 3, 3, 3]
+    limits = []
+    for place in (1, 0, 2, 3):
+        generators[place].close()
+        limits.append(_parallel.max_threads())
+    assert limits == [3, 3, 5, 16]
+
+
+def test_a_block_that_ends_in_another_context(sixteen):
+    """A generator closed elsewhere: it takes away nothing that holds there."""
+
+    def inside():
+        with fs.threads(3):
+            yield
+
+    generator = inside()
+    contextvars.copy_context().run(next, generator)
+    assert _parallel.max_threads() == 16
+    with fs.threads(5):
+        generator.close()
+        assert _parallel.max_threads() == 5
+    assert _parallel.max_threads() == 16
+
+
+def test_threads_decorate(sixteen):
+    """Recursive functions too."""
+
+    @fs.threads(2)
+    def count(depth):
+        return [_parallel.max_threads(), *(count(depth - 1) if depth else [])]
+
+    assert count(2) == [2, 2, 2]
+    assert count(0) == [2]
+    assert _parallel.max_threads() == 16
+
+
+def test_the_number_is_checked_where_it_is_given():
+    """Not where the block is entered."""
+    with pytest.raises(ValueError, match="at least 1"):
+        fs.threads(0)
+    with pytest.raises(TypeError, match="an integer"):
+        fs.threads(1.5)
+
+
 def test_threads_hold_for_the_caller_only(sixteen):
     """As documented: a limit in one Python thread is none in another."""
     with fs.threads(2), ThreadPoolExecutor(1) as other:
@@ -238,6 +358,9 @@ def test_threadpoolctl(sixteen):
         assert _parallel.max_threads() == 3
         with ThreadPoolExecutor(1) as other:
             assert other.submit(_parallel.max_threads).result() == 16
+        with fs.threads(2), fs.threads(8):
+            assert _parallel.max_threads() == 2
+        assert _parallel.max_threads() == 3
     assert _parallel.max_threads() == 16
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         assert _parallel.max_threads() == 16

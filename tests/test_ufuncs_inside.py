@@ -6,11 +6,13 @@ import re
 import child
 import numpy as np
 import pytest
-from numba import njit
+from numba import njit, typeof
 from numba.core.errors import TypingError
+from numba.np.numpy_support import as_dtype
 
 import fastsoftmax as fs
 from fastsoftmax import _ufuncs, special
+from fastsoftmax.kernels import inside
 from fastsoftmax.kernels.loops import BINARY
 
 DTYPES = (np.float32, np.float64)
@@ -110,9 +112,8 @@ def test_whole_arrays():
         assert actual.shape == expected.shape
         assert actual.tolist() == expected.tolist()
     assert whole(np.arange(5)).tolist() == fs.exp(np.arange(5)).tolist()
-    assert whole(np.array([True, False])).dtype == np.float64
     assert whole(2) == whole(2.0) == fs.exp(2.0)
-    assert whole(True) == fs.exp(1.0)
+    assert whole(True) == fs.exp(True)
 
 
 def test_out():
@@ -140,8 +141,154 @@ def test_broadcasting(dtype):
         both(x, x[:, :3])
 
 
+# What the ufuncs take, by NumPy's characters, but for float16, which Numba does not have on CPUs.
+KINDS = "?bBhHiIlLqQfd"
+
+
+def returned(function, *arguments):
+    """The dtype in which a compiled function returns a number, which Numba turns into a Python float."""
+    function(*arguments)
+    found = as_dtype(function.overloads[tuple(map(typeof, arguments))].signature.return_type)
+    assert type(function(*arguments)) is float
+    return found
+
+
+def held(dtype):
+    """What a compiled function holds a result of the ufunc in."""
+    return np.float32 if dtype == np.float16 else dtype
+
+
+def every(kind):
+    """All numbers of the small dtypes, some of the others."""
+    if kind in "?bB":
+        return np.arange(256).astype("u1").view("i1" if kind == "b" else "u1").astype(kind)
+    if kind in "fd":
+        return np.linspace(-3, 3, 61).astype(kind)
+    return np.arange(1000).astype(kind)
+
+
+def same_bits(actual, expected):
+    """The dtype as `held`, the value and the sign of the ufunc's."""
+    assert actual.dtype == held(expected.dtype)
+    np.testing.assert_array_equal(actual, expected.astype(actual.dtype), strict=True)
+    finite = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(actual)[finite], np.signbit(expected)[finite])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["exp", "log_expit"])
+def test_numbers_and_arrays_have_the_dtype_and_bits_of_the_ufunc(name, kind):
+    """Of every dtype: as numbers one by one, as an array, and as what a function is inferred to return."""
+    function = getattr(fs, name)
+    one = njit(lambda x: function(x))
+    loop = user_loop(function)
+    x = every(kind)
+    expected = function(x)
+    out = np.empty(x.size, held(expected.dtype))
+    loop(x, out)
+    same_bits(out, expected)
+    same_bits(one(x), expected)
+    assert returned(one, x[3]) == held(expected.dtype)
+    assert returned(one, x[3]) == held(function(x[3]).dtype)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", [n for n in _ufuncs.NAMES if n not in ("exp", "log_expit", *BINARY)])
+def test_the_smallest_integers_in_every_function(name):
+    """Of them the ufunc makes float16, and so does the compiled code, in a float32."""
+    function = getattr(fs, name)
+    loop = user_loop(function)
+    x = every("b")
+    out = np.empty(x.size, np.float32)
+    loop(x, out)
+    same_bits(out, function(x))
+
+
+@pytest.mark.parametrize("first", KINDS)
+def test_two_arguments_have_the_dtype_of_the_ufunc(first):
+    """Each dtype beside each other one that decides otherwise."""
+    x = np.array([3, 1, 0]).astype(first)
+    for second in "?bhilfd":
+        y = np.array([2, 7, 0]).astype(second)
+        expected = fs.logaddexp(x, y)
+        assert returned(both, x[0], y[0]) == held(expected.dtype) == held(fs.logaddexp(x[0], y[0]).dtype)
+        assert both(x[0], y[0]) == float(expected[0])
+
+
+@pytest.mark.parametrize("kinds", ["bb", "?B", "bh", "hf", "fb", "if", "fd"])
+def test_two_arrays_have_the_dtype_and_bits_of_the_ufunc(kinds):
+    """Side by side, beside a number and broadcast."""
+    x, y = np.array([3, 1, 0]).astype(kinds[0]), np.array([2, 7, 0]).astype(kinds[1])
+    same_bits(both(x, y), fs.logaddexp(x, y))
+    same_bits(both(x[:, None], y), fs.logaddexp(x[:, None], y))
+    same_bits(both(x, y[1]), fs.logaddexp(x, y[1:2]))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_special_functions_have_their_own_dtypes():
+    """SciPy's ufuncs have no float16, or float64 first: so inside."""
+
+    @njit
+    def compute(x, y):
+        return special.expit(x), special.entr(x), special.xlogy(x, y), special.rel_entr(x, y)
+
+    for kinds in ("bb", "ff", "fb", "hf", "dd"):
+        x, y = np.array([3, 1, 0]).astype(kinds[0]), np.array([2, 7, 1]).astype(kinds[1])
+        for actual, expected in zip(compute(x, y), compute.py_func(x, y), strict=True):
+            same_bits(actual, expected)
+
+
+@njit
+def rounded(values, out):
+    for i in range(values.size):
+        out[i] = inside._as_half(values[i])
+
+
+def test_rounding_to_float16():
+    """As NumPy's cast: around every float16 and tie, denormal numbers, signs, what overflows, inf and nan."""
+    halves = np.arange(0x7C01, dtype=np.uint16).view(np.float16).astype(np.float32)
+    halves[-1] = 65536.0
+    ties = (halves[1:] + halves[:-1]) / np.float32(2)
+    steps = [x for base in (halves, ties) for x in (base, np.nextafter(base, -1), np.nextafter(base, 1e6))]
+    limits = np.float32([0, 1e-45, 1e-40, 1.1754944e-38, 65519.996, 65520, 1e10, 3.4028235e38, np.inf, np.nan])
+    x = np.concatenate([*steps, limits]).astype(np.float32)
+    x = np.concatenate([x, -x])
+    out = np.empty_like(x)
+    rounded(x, out)
+    with np.errstate(over="ignore"):
+        expected = x.astype(np.float16)
+    same_bits(out, expected)
+
+
+@pytest.mark.parametrize("kind", ["b", "h", "f"])
+def test_out_may_be_wider(kind):
+    """As outside, where a float32 result may be written to float64."""
+    x = np.array([1, 2, 3]).astype(kind)
+    for dtype in (np.float32, np.float64):
+        out = np.empty(3, dtype)
+        assert into(x, out).tolist() == out.tolist() == fs.exp(x).astype(dtype).tolist()
+    with pytest.raises(TypingError, match="exp: out must be a writable array of float32 or float64, got array"):
+        into(x, np.empty(3, np.int64))
+
+
+def test_a_float32_that_python_gets_is_exact():
+    """Numba hands out each float as Python's: as a float32 it is the ufunc's again, an array keeps it."""
+
+    @njit
+    def in_an_array(x):
+        return np.full((), fs.exp(x))
+
+    x = np.float32(0.7)
+    expected = fs.exp(x)
+    assert type(whole(x)) is float
+    assert np.float32(whole(x)) == expected
+    assert in_an_array(x).dtype == expected.dtype == np.float32
+    assert in_an_array(x)[()] == expected
+
+
 def test_mixed_dtypes():
-    """float32 beside anything else becomes float64."""
+    """float32 beside what needs more becomes float64; a Python number is an int64 or a float64 to Numba."""
     x = np.linspace(0, 1, 5, dtype=np.float32)
     assert both(x, x.astype(np.float64)).tolist() == fs.logaddexp(x, x.astype(np.float64)).tolist()
     assert both(x, 1).tolist() == fs.logaddexp(x.astype(np.float64), 1.0).tolist()

@@ -1,8 +1,11 @@
 """The ufuncs inside a user's own compiled code: on numbers, where LLVM vectorises the loop around, and on arrays.
 
 A ufunc made from C is nothing that Numba knows. `register` tells it: on numbers the bodies of `scalar`, inlined
-into the user's function, on arrays the kernels of `loops`, so that results have the same bits as outside. Numbers
-are float32 or float64; integers and bools become float64, beside a float32 array or number too.
+into the user's function, on arrays the kernels of `loops`, so that results have the same bits as outside.
+
+The dtype is the ufunc's too, by NumPy's rule: its loop for just these dtypes, else the first to which all of them
+can be cast safely. So int16 becomes float32 and int32 float64, alone and beside a float32. The float16 of int8,
+uint8 and bools Numba cannot hold on CPUs: here it is a float32 that has the value of that float16.
 """
 
 from collections.abc import Callable
@@ -14,9 +17,21 @@ from numba.core import errors
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import infer_global
 from numba.extending import overload, register_jitable
+from numba.np.numpy_support import as_dtype
 
 from fastsoftmax.kernels import loops, scalar
-from fastsoftmax.kernels.vector import memory
+from fastsoftmax.kernels.elementary import MAGIC_32
+from fastsoftmax.kernels.jit import inline
+from fastsoftmax.kernels.vector import (
+    absolute,
+    maximum,
+    memory,
+    number,
+    select_equal,
+    select_less,
+    shift_to_exponent,
+    split_exponent,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 # The user's loop decides how it is compiled; these options are for the few lines in between.
@@ -29,22 +44,58 @@ def _bare(function: F) -> F:
     return function
 
 
-def _kind(function: str, name: str, value: Any) -> Any:
-    """The float type that an argument is computed in; a typing error for what is no real number."""
-    item = value.dtype if isinstance(value, types.Array) else value
-    if item in (types.float32, types.float64):
-        return item
-    if isinstance(item, (types.Integer, types.Boolean)):
-        return types.float64
+def _check_kind(function: str, name: str, value: Any) -> Any:
+    """The dtype of an argument; a typing error for what is no real number."""
+    item = types.unliteral(value.dtype if isinstance(value, types.Array) else value)
+    if item in (types.float32, types.float64) or isinstance(item, (types.Integer, types.Boolean)):
+        return as_dtype(item)
     raise errors.TypingError(
         f"{function}: {name} must be a number or an array of float32, float64, integers or bools, got {value}"
     )
 
 
+def _computed(function: str, kinds: str, **arguments: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The float type that a call is computed in, and what makes a number of the result of it.
+
+    `kinds` are the characters of the ufunc's dtypes, in the order of its loops.
+    """
+    dtypes = [_check_kind(function, name, value) for name, value in arguments.items()]
+    exact = [kind for kind in kinds if all(dtype == kind for dtype in dtypes)]
+    kind = next(kind for kind in [*exact, *kinds] if all(np.can_cast(dtype, kind) for dtype in dtypes))
+    if kind == "e":
+        return types.float32, _as_half
+    return (types.float32 if kind == "f" else types.float64), _as_it_is
+
+
+@inline
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+@inline
+def _as_half(x: Any) -> Any:
+    """A float32 rounded to the value of a float16: to nearest, halves to even, gradual underflow, overflow to inf.
+
+    With 2**e the power of two in abs(x), or 2**-14, below which float16's denormal numbers are, the unit is
+    2**(e - 10). That is the last place of a float32 between 2**(e + 13) and 2**(e + 14), where adding
+    3/2 2**(e + 13) leads to, which is an even number of units.
+    """
+    zero, one, size = number(x, 0.0), number(x, 1.0), absolute(x)
+    k, m = split_exponent(size)
+    exponent = maximum(number(x, -14.0), select_less(m, one, k - one, k))
+    place = shift_to_exponent(exponent + number(x, MAGIC_32 + 127.0 + 13.0)) * number(x, 1.5)
+    value = select_less(size, number(x, loops.HALF_LIMIT), (size + place) - place, number(x, loops.INF))
+    value = select_less(x, zero, -value, select_equal(x, zero, x, value))
+    return select_equal(x, x, value, x)
+
+
 def _check_out(function: str, out: Any, dtype: Any) -> None:
+    """A result fits its own dtype or a wider one."""
     absent = out is None or isinstance(out, (types.NoneType, types.Omitted))
-    if not absent and not (isinstance(out, types.Array) and out.dtype == dtype and out.mutable):
-        raise errors.TypingError(f"{function}: out must be a writable array of {dtype}, got {out}")
+    wider = (dtype, types.float64)
+    if not absent and not (isinstance(out, types.Array) and out.dtype in wider and out.mutable):
+        expected = " or ".join(dict.fromkeys(map(str, wider)))
+        raise errors.TypingError(f"{function}: out must be a writable array of {expected}, got {out}")
 
 
 def _contiguous(value: Any, dtype: Any) -> Any:
@@ -59,32 +110,41 @@ def _contiguous(value: Any, dtype: Any) -> Any:
     return register_jitable(lambda x: x.copy().astype(number))
 
 
-def _finish(out: Any) -> Any:
-    """What puts a result where the user wants it."""
+def _finish(out: Any, rounded: Any) -> Any:
+    """What rounds a new C-contiguous result and puts it where the user wants it."""
+
+    @register_jitable
+    def round_all(result: Any) -> Any:
+        items = result.reshape(-1)
+        for i in range(items.size):
+            items[i] = rounded(items[i])
+        return result
+
+    prepare = round_all if rounded is _as_half else _as_it_is
     if out is None or isinstance(out, (types.NoneType, types.Omitted)):
-        return register_jitable(lambda result, out: result)
+        return register_jitable(lambda result, out: prepare(result))
 
     @register_jitable
     def assign(result: Any, out: Any) -> Any:
         if out.shape != result.shape:
             raise ValueError("out must have the shape of the result")
-        out[...] = result
+        out[...] = prepare(result)
         return out
 
     return assign
 
 
-def _unary_overload(name: str) -> Callable[..., Any]:
+def _unary_overload(name: str, kinds: str) -> Callable[..., Any]:
     body, kernel = getattr(scalar, name), getattr(loops, name)
 
     @_bare
     def implement(x: Any, out: Any = None) -> Any:
-        dtype = _kind(name, "x", x)
+        dtype, rounded = _computed(name, kinds, x=x)
         number = np.dtype(str(dtype)).type
         if not isinstance(x, types.Array):
-            return lambda x, out=None: body(number(x))
+            return lambda x, out=None: rounded(body(number(x)))
         _check_out(name, out, dtype)
-        contiguous, finish = _contiguous(x, dtype), _finish(out)
+        contiguous, finish = _contiguous(x, dtype), _finish(out, rounded)
 
         @_bare
         def whole(x: Any, out: Any = None) -> Any:
@@ -98,18 +158,17 @@ def _unary_overload(name: str) -> Callable[..., Any]:
     return implement
 
 
-def _binary_overload(name: str) -> Callable[..., Any]:
+def _binary_overload(name: str, kinds: str) -> Callable[..., Any]:
     body, kernel = getattr(scalar, name), getattr(loops, name)
 
     @_bare
     def implement(x: Any, y: Any, out: Any = None) -> Any:
-        kinds = {_kind(name, "x", x), _kind(name, "y", y)}
-        dtype = types.float32 if kinds == {types.float32} else types.float64
+        dtype, rounded = _computed(name, kinds, x=x, y=y)
         number = np.dtype(str(dtype)).type
         if not isinstance(x, types.Array) and not isinstance(y, types.Array):
-            return lambda x, y, out=None: body(number(x), number(y))
+            return lambda x, y, out=None: rounded(body(number(x), number(y)))
         _check_out(name, out, dtype)
-        first, second, finish = _contiguous(x, dtype), _contiguous(y, dtype), _finish(out)
+        first, second, finish = _contiguous(x, dtype), _contiguous(y, dtype), _finish(out, rounded)
         x_ndim, y_ndim = getattr(x, "ndim", 0), getattr(y, "ndim", 0)
 
         @_bare
@@ -134,19 +193,20 @@ def _binary_overload(name: str) -> Callable[..., Any]:
     return implement
 
 
-def register(name: str, ufunc: Any) -> None:
+def register(name: str, ufunc: Any, kinds: str) -> None:
     """Make `ufunc` callable in code that Numba compiles, from now on, also by a function that is being compiled.
 
-    The overload is that of a stand-in: Numba turns a call of a ufunc on arrays into a loop over numbers of its
-    own, which LLVM does not vectorise as well as the kernels are.
+    `kinds` are the characters of its dtypes, in the order of its loops. The overload is that of a stand-in: Numba
+    turns a call of a ufunc on arrays into a loop over numbers of its own, which LLVM does not vectorise as well as
+    the kernels are.
     """
 
     def stand_in(*args: Any) -> None:
         raise NotImplementedError
 
     stand_in.__name__ = stand_in.__qualname__ = name
-    implement = _binary_overload(name) if name in loops.BINARY else _unary_overload(name)
-    overload(stand_in, jit_options=_OPTIONS)(implement)
+    make = _binary_overload if name in loops.BINARY else _unary_overload
+    overload(stand_in, jit_options=_OPTIONS)(make(name, kinds))
     context = cpu_target.typing_context
     context.refresh()
     infer_global(ufunc, context.resolve_value_type(stand_in))

@@ -5,12 +5,15 @@ needs is imported when it runs, so that ``--help`` is quick and needs nothing bu
 
 Exit statuses: 0, the work is done; 1, a check failed; 2, it could not begin (an argument, a missing, truncated or
 pickled file, a shape, a dtype, a label, a result that exists); 3, it broke off (a full disk, a failing worker);
-128 + n, signal n ended it (130: Ctrl-C). If it is 0, all results of ``run`` stand under their names and the loss has
-been printed; otherwise none of them does. So a standard output that is full ends a run with 3, and one that is
-closed is refused with 2 if a loss is to be printed. What a standard error does not take is lost, and changes nothing.
+128 + n, signal n ended it (130: Ctrl-C).
+
+If it is 0, all results of ``run`` stand under their names and the loss has been printed; otherwise none of them
+does. So a standard output that is full ends a run with 3, and one that is closed is refused with 2 if a loss is to
+be printed. What standard error does not take is lost, and changes nothing.
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -273,6 +276,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _flush() and not end.code:
             return BROKEN
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        status = BROKEN  # a full disk, or a reader of standard output who is gone
+        if sys.stderr is not None:
+            with suppress(OSError):
+                print(f"fastsoftmax: {error.strerror}", file=sys.stderr)
     return status if _flush() else status or BROKEN
 
 

@@ -11,6 +11,7 @@ import mmap
 import os
 import shutil
 import stat
+import threading
 import warnings
 from contextlib import suppress
 from io import BytesIO
@@ -219,16 +220,40 @@ def _header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     return shape, fortran, dtype, first + length
 
 
-class NpyFile:
-    """An array in a .npy file. Pickled by its place, so that a worker opens it for itself."""
+_OPENING = threading.Lock()
+
+
+class _Pickled:
+    """Pickled without what is open, so that a worker opens it when it reads; a scheduler may not see the files."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    _opened = ("mapping", "_file", "array")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in self._opened}
+
+    def _open(self) -> None:
+        raise NotImplementedError
+
+    def _open_again(self) -> None:
+        """Open what a pickle did not bring along."""
+        with _OPENING:  # several threads of a worker share this object
+            if not any(name in self.__dict__ for name in self._opened):
+                before = self.__getstate__()
+                self._open()
+                if self.__getstate__() != before:
+                    raise RunError(f"{self.path} changed while it was read", BROKEN)
+
+
+class NpyFile(_Pickled):
+    """An array in a .npy file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.chunks: tuple[int, ...] | None = None
         self._open()
-
-    def __reduce__(self) -> Any:
-        return NpyFile, (self.path,)
 
     def _open(self) -> None:
         path = self.path
@@ -274,6 +299,7 @@ class NpyFile:
             raise RunError(f"{self.path} became shorter while it was read", BROKEN)
 
     def __getitem__(self, box: Any) -> Array:
+        self._open_again()
         self._check_size()
         return np.array(self.mapping[box])
 
@@ -311,13 +337,17 @@ class NpyFile:
             self._file.close()
 
 
-class ZarrArray:
+class ZarrArray(_Pickled):
     """An array in a Zarr directory."""
 
     fortran = False
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        self._open()
+
+    def _open(self) -> None:
+        path = self.path
         found = kind(path)
         if found is None:
             raise RunError(f"{self.path} does not exist")
@@ -337,10 +367,8 @@ class ZarrArray:
             raise RunError(f"{self.path} is no Zarr array: {error}") from None
         self.ndim = len(self.shape)
 
-    def __reduce__(self) -> Any:
-        return ZarrArray, (self.path,)
-
     def __getitem__(self, box: Any) -> Array:
+        self._open_again()
         return np.asarray(self.array[box])
 
     def read(self, box: Box, room: Array) -> Array:

@@ -1061,7 +1061,12 @@ def test_memory_does_not_grow_with_the_file(axis):
 # --- a Dask cluster -------------------------------------------------------------------------------------------
 
 
-def test_on_a_dask_scheduler(capsys):
+def test_what_a_worker_says_arrives_with_its_status():
+    error = pickle.loads(pickle.dumps(_files.RunError("x.npy became shorter", _files.BROKEN)))
+    assert (str(error), error.status) == ("x.npy became shorter", _files.BROKEN)
+
+
+def test_on_a_dask_scheduler(capsys, monkeypatch):
     distributed = pytest.importorskip("distributed")
     x = logits((400, 11))
     labels = np.arange(400) % 13 - 2
@@ -1085,6 +1090,16 @@ def test_on_a_dask_scheduler(capsys):
         run("cross-entropy", "x.npy", "--targets", "bad.npy", "--grad", "h.npy", *address, status=3)
         assert re.search(r"targets\[\d*\] is 11, .* h\.npy not written", capsys.readouterr().err)
         assert "h.npy" not in names()
+        with monkeypatch.context() as patch:
+            begin = _run.Distributed.run
+
+            def truncated(self, progress):
+                os.truncate("x.npy", 3000)
+                begin(self, progress)
+
+            patch.setattr(_run.Distributed, "run", truncated)
+            run("softmax", "x.npy", "-o", "h.npy", *address, status=3)  # a worker could not begin, but the run did
+            assert re.search(r"x\.npy is truncated: .*; h\.npy not written\n", capsys.readouterr().err)
     assert not [name for name in names() if name.endswith(".part")]
 
 

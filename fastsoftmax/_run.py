@@ -6,9 +6,11 @@ lies in many short stretches of its file (the orders of two files differ) is a m
 given back after every block.
 
 A result is written beside its target, under another name that ends in ``.part``, and renamed when all of them are
-complete. Whatever happens before that, the target is as it was.
+complete. Whatever happens before that, the target is as it was. The loss is printed before the results get their
+names: so all of them stand under their names if the exit status is 0, and none of them if it is not.
 """
 
+import errno
 import math
 import os
 import signal
@@ -18,10 +20,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, product
+from itertools import islice, permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,27 @@ SCATTERED = 64  # times as large are blocks that do not lie in one stretch, to m
 TASK_BYTES = 1 << 26  # of a block that a Dask worker is given
 
 
+UNUSABLE = {
+    getattr(errno, f"E{name}", None)
+    for name in ("NAMETOOLONG", "NOENT", "NOTDIR", "ACCES", "PERM", "ROFS", "LOOP", "INVAL", "ILSEQ", "EXIST")
+}
+"""Errors that say that a file cannot have this name or place; others say that it could, if the disk had space."""
+
+
 class Terminated(BaseException):
     """A signal asked the process to end."""
+
+
+def _show(text: str) -> None:
+    """Write to standard error. If that is closed or full, nobody can be told, and the work goes on."""
+    if sys.stderr is not None:  # for None, print would choose standard output
+        with suppress(OSError, ValueError):
+            print(text, end="", file=sys.stderr, flush=True)
+
+
+def _say(message: str) -> None:
+    """Tell the user in one line; what a name holds that is no text is shown, not sent to the terminal."""
+    _show("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message) + "\n")
 
 
 # --- which functions there are ------------------------------------------------------------------------------
@@ -138,7 +159,10 @@ class Progress:
         self.rich: Any = None
         self.task: Any = None
         self.shown = 0.0
-        self.visible = sys.stderr.isatty()
+        self.visible = False
+        if sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                self.visible = sys.stderr.isatty()
         if self.visible:
             try:
                 from rich import progress
@@ -154,7 +178,8 @@ class Progress:
             )
             self.rich = progress.Progress(*columns, console=Console(stderr=True), transient=True)
             self.task = self.rich.add_task(label, total=total)
-            self.rich.start()
+            with suppress(OSError):
+                self.rich.start()
 
     @property
     def rate(self) -> float:
@@ -163,17 +188,19 @@ class Progress:
     def advance(self, size: int) -> None:
         self.done += size
         if self.rich is not None:
-            self.rich.advance(self.task, size)
+            with suppress(OSError):
+                self.rich.advance(self.task, size)
         elif self.visible and time.perf_counter() - self.shown > 0.2:
             self.shown = time.perf_counter()
             line = f"\r{self.label} {self.done / max(self.total, 1):4.0%} {_files.in_words(self.rate)}/s "
-            print(line, end="", file=sys.stderr, flush=True)
+            _show(line)
 
     def stop(self) -> None:
         if self.rich is not None:
-            self.rich.stop()
+            with suppress(OSError):
+                self.rich.stop()
         elif self.visible:
-            print("\r" + " " * 60 + "\r", end="", file=sys.stderr, flush=True)
+            _show("\r" + " " * 60 + "\r")
 
     def summary(self) -> str:
         seconds = time.perf_counter() - self.begin
@@ -260,6 +287,8 @@ DEFAULTS: dict[str, Any] = {
 def _check_names(arguments: Any, function: Function, given: dict[str, Any]) -> dict[str, Path]:
     """Which results go where."""
     results: dict[str, Path] = {}
+    if function.is_loss and given["reduction"] != "none" and sys.stdout is None:
+        raise RunError("the loss is printed, but standard output is closed")
     if function.is_loss:
         if arguments.output is not None and given["reduction"] != "none":
             raise RunError("the loss is printed; with --reduction none, one for each row goes to --output")
@@ -271,20 +300,23 @@ def _check_names(arguments: Any, function: Function, given: dict[str, Any]) -> d
         results["output"] = arguments.output
     if given.get("grad") is not None:
         results["grad"] = given["grad"]
-    if len({path.absolute() for path in results.values()}) != len(results):
-        raise RunError("--output and --grad are the same file")
     for path in results.values():
-        if path.exists() and not arguments.force:
+        _files.check_replaceable(path)
+        if _files.kind(path) is not None and not arguments.force:
             raise RunError(f"{path} exists; --force overwrites it")
-        if path.is_dir() and not (
-            path.suffix == ".zarr" or any(path.glob("zarr.json")) or any(path.glob(".zarray"))
-        ):
-            raise RunError(f"{path} is a directory")
         parent = path.absolute().parent
-        if not os.access(parent, os.W_OK | os.X_OK):
+        if _files.kind(parent) != _files.DIRECTORY or not os.access(parent, os.W_OK | os.X_OK):
             raise RunError(f"{parent} is no directory that can be written to")
-        for part in _files.left_behind(path):
-            print(f"fastsoftmax run: {part} is left from a run that was killed; remove it", file=sys.stderr)
+    places = [_files.resolved(path) for path in results.values()]
+    for place in places:
+        if not os.access(place.parent, os.W_OK | os.X_OK):  # which a link leads to
+            raise RunError(f"{place.parent} is no directory that can be written to")
+        for part in _files.left_behind(place):
+            _say(f"fastsoftmax run: {part} is left from a run that was killed; remove it")
+    if len(set(places)) != len(places):
+        raise RunError("--output and --grad are the same file")
+    if any(place in other.parents for place, other in permutations(places, 2)):
+        raise RunError("--output and --grad lie one inside the other")
     return results
 
 
@@ -296,8 +328,8 @@ def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -
 def _job(arguments: Any, function: Function, given: dict[str, Any]) -> Job:
     """Everything that can be known from headers and options."""
     name = arguments.function.replace("-", "_")
-    x = _files.source(arguments.input)
     try:
+        x = _files.source(arguments.input)
         stand_in = np.broadcast_to(np.zeros((), x.dtype), x.shape)
         problem = Problem(name, stand_in, arguments.axis, name="logits" if "targets" in function.operands else "x")
         (axis,) = problem.axes
@@ -325,8 +357,8 @@ def _job(arguments: Any, function: Function, given: dict[str, Any]) -> Job:
             else:
                 problem.operand(key, empty)
         _try_options(job)
-    except (ValueError, TypeError) as error:  # AxisError is a ValueError
-        raise RunError(str(error)) from None
+    except (ValueError, TypeError, OverflowError, OSError) as error:  # AxisError is a ValueError
+        raise RunError(_files.reason(error)) from None
     return job
 
 
@@ -363,20 +395,14 @@ def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], s
             if _files.is_zarr(path):
                 target: Target = ZarrTarget(path, shape, dtype, chunks)
             else:
-                target = _new_file(path, shape, dtype, fortran)
+                target = NpyTarget(path, shape, dtype, fortran)
         except OSError as error:
+            if error.errno in UNUSABLE:
+                raise RunError(f"{path} cannot be written: {_files.reason(error)}") from None
             size = _files.in_words(math.prod(shape) * dtype.itemsize)
-            raise RunError(f"{path} needs {size}: {error.strerror}", BROKEN) from None
+            raise RunError(f"{path} needs {size}: {_files.reason(error)}", BROKEN) from None
         stack.callback(target.discard)
         job.targets[key] = target
-
-
-def _new_file(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool) -> NpyTarget:
-    try:
-        return NpyTarget(path, shape, dtype, fortran)
-    except BaseException:
-        _files.beside(path.absolute()).unlink(missing_ok=True)
-        raise
 
 
 class Rooms:
@@ -397,6 +423,11 @@ def _read(job: Job, box: Box, room: dict[str, Array]) -> dict[str, Array]:
     for name, operand in job.operands.items():
         result[name] = operand.read(job.place(box, job.per_row(name)), room[name])
     return result
+
+
+def _sum(parts: Sequence[float]) -> float:
+    """The sum of the blocks' sums, as it is taken in memory: inf and nan where `math.fsum` raises an exception."""
+    return _reductions.total(np.array(parts, np.float64))
 
 
 class Local:
@@ -423,7 +454,7 @@ class Local:
             if weights is None or job.python_name.startswith("cross_entropy"):
                 return float(job.problem.rows)
             dtype = job.problem.dtype
-            return math.fsum(float(weights[box].astype(dtype).sum(dtype=np.float64)) for box in boxes)
+            return _sum([_reductions.total(weights[box].astype(dtype)) for box in boxes])
         counts = []
         labels = job.operands["targets"]
         ignored = job.given["ignore_index"]
@@ -442,7 +473,7 @@ class Local:
                 }
                 classes, dtype = job.problem.classes, job.problem.dtype
                 counts.append(_losses.counted(job.python_name, part, classes, dtype, options))
-        return math.fsum(counts) if mean else None
+        return _sum(counts) if mean else None
 
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """The results of a block by the target that they go to, with their places in it."""
@@ -479,7 +510,7 @@ class Local:
             _, rows, slope, _ = _losses.squared_error_rows(
                 "squared_error", x, block["targets"], job.axis, weights, job.reduction, out, gradient, self.divisor
             )
-        self.totals.append(float(np.sum(rows, dtype=np.float64)))
+        self.totals.append(_reductions.total(rows))
         results = {}
         if "output" in job.targets:
             results["output"] = (_files.rows_of(box, job.axis), np.asarray(rows))
@@ -491,7 +522,7 @@ class Local:
         """The loss of the whole file, rounded to its dtype; None if there is one for each row."""
         if not self.job.function.is_loss or self.job.reduction == "none":
             return None
-        total = math.fsum(self.totals) if all(map(math.isfinite, self.totals)) else sum(self.totals)
+        total = _sum(self.totals)
         with np.errstate(all="ignore"):
             value = np.float64(total) if self.divisor is None else np.divide(total, self.divisor)
             return float(self.job.problem.result_dtype.type(value))
@@ -614,8 +645,10 @@ class Distributed:
             for _ in self.distributed.as_completed(futures):
                 progress.advance(share)
             self.results = self.client.gather(futures)
-        except BaseException:
+        except BaseException as error:
             self.client.cancel(futures, force=True)
+            if isinstance(error, RunError):  # what a worker did not begin, this process did
+                raise RunError(str(error), BROKEN) from None
             raise
 
     def loss(self) -> float | None:
@@ -628,25 +661,65 @@ class Distributed:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP as exceptions, so that what was begun is removed."""
+class Ending:
+    """SIGINT, SIGTERM and SIGHUP as exceptions, so that what was begun is removed.
 
-    def end(number: int, frame: Any) -> None:
+    A signal that is ignored, as under ``nohup``, stays ignored. While the results get their names, signals are
+    lost: a moment later the run is over anyway. When they have them, all is `done`, whatever happens then.
+    """
+
+    def __init__(self) -> None:
+        self.held = self.done = False
+        self.before: dict[int, Any] = {}
+
+    def _end(self, number: int, frame: Any) -> None:
+        if self.held:
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise Terminated(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []  # where Python allows no handlers
-    before = {number: signal.signal(number, end) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> "Ending":
+        if threading.current_thread() is threading.main_thread():  # where Python allows handlers
+            numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+            for number in numbers:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.before[number] = signal.signal(number, self._end)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
-def _run(arguments: Any, results: dict[str, Path], function: Function, given: dict[str, Any]) -> None:
+def _commit(targets: Sequence[Target], force: bool, ending: Ending) -> None:
+    """Give all results their names, or none of them."""
+    ending.held = True
+    try:
+        for target in targets:
+            _check_new(target, force)
+            target.commit()
+        ending.done = True
+        for target in targets:
+            target.settle()
+    except BaseException:
+        if not ending.done:
+            for target in reversed(targets):
+                with suppress(OSError):
+                    target.revert()
+        raise
+    finally:
+        ending.held = False
+
+
+def _check_new(target: Target, force: bool) -> None:
+    if _files.kind(target.path) is not None and not force:
+        raise RunError(f"{target.path} came into being meanwhile; --force overwrites it", BROKEN)
+
+
+def _run(
+    arguments: Any, results: dict[str, Path], function: Function, given: dict[str, Any], ending: Ending
+) -> None:
     job = _job(arguments, function, given)
     limit = BLOCK_BYTES if arguments.scheduler is None else TASK_BYTES
     if function.result == "square":
@@ -672,38 +745,58 @@ def _run(arguments: Any, results: dict[str, Path], function: Function, given: di
         finally:
             progress.stop()
         for target in job.targets.values():
-            if target.path.exists() and not arguments.force:
-                raise RunError(f"{target.path} came into being meanwhile; --force overwrites it", BROKEN)
-            target.commit()
+            _check_new(target, arguments.force)
         loss = worker.loss()
         if loss is not None:
-            print(job.problem.result_dtype.type(loss))
+            _print_loss(job.problem.result_dtype.type(loss))
+        _commit(list(job.targets.values()), arguments.force, ending)
         names = ", ".join(str(path) for path in results.values())
-        print(f"{job.name}: {progress.summary()}{' -> ' * bool(names)}{names}", file=sys.stderr)
+        _say(f"{job.name}: {progress.summary()}{' -> ' * bool(names)}{names}")
+
+
+def _print_loss(loss: Any) -> None:
+    try:
+        print(loss, flush=True)
+    except (OSError, ValueError) as error:  # it is full, or nobody reads it; it was closed
+        raise RunError(f"the loss cannot be printed: {_files.reason(error)}", BROKEN) from None
+
+
+def _words(error: BaseException) -> tuple[str, int]:
+    """What is said about an exception that ended the run, and the exit status."""
+    if isinstance(error, RunError):
+        return str(error), error.status
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, Terminated):
+        return "terminated", 128 + int(error.args[0])
+    if isinstance(error, OSError):
+        return _files.reason(error), BROKEN
+    if isinstance(error, MemoryError):
+        return f"not enough memory{': ' * bool(str(error))}{error}", BROKEN
+    if isinstance(error, (ValueError, TypeError, IndexError)):
+        return str(error), BROKEN
+    return f"{type(error).__name__}: {error}", BROKEN
 
 
 def run(arguments: Any) -> int:
     """The command with these parsed arguments; its exit status, as `fastsoftmax.cli` explains it."""
     results: dict[str, Path] = {}
+    ending = Ending()
     try:
-        with _ended_by_signals():
+        with ending, np.errstate(all="ignore"):  # inf and nan are results, as in memory
             if arguments.threads is not None and arguments.threads < 1:
                 raise RunError(f"--threads must be at least 1, got {arguments.threads}")
             function, given = _choose(arguments)
-            results = _check_names(arguments, function, given)
-            _run(arguments, results, function, given)
-            return 0
-    except RunError as stop:
-        reason, status = str(stop), stop.status
-    except KeyboardInterrupt:
-        reason, status = "interrupted", 130
-    except Terminated as terminated:
-        reason, status = "terminated", 128 + int(terminated.args[0])
-    except OSError as error:
-        reason, status = error.strerror or str(error), BROKEN
-    except (ValueError, TypeError, IndexError) as error:
-        reason, status = str(error), BROKEN
-    if status != REFUSED and results:
-        reason += f"; {', '.join(str(path) for path in results.values())} not written"
-    print(f"fastsoftmax run: {reason}", file=sys.stderr)
-    return status
+            try:
+                results = _check_names(arguments, function, given)
+            except (OSError, ValueError) as error:  # a working directory that was removed, a null byte
+                raise RunError(_files.reason(error)) from None
+            _run(arguments, results, function, given, ending)
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if not ending.done:
+            reason, status = _words(error)
+            if status != REFUSED and results:
+                reason += f"; {', '.join(str(path) for path in results.values())} not written"
+            _say(f"fastsoftmax run: {reason}")
+            return status
+    return 0

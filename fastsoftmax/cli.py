@@ -5,13 +5,19 @@ needs is imported when it runs, so that ``--help`` is quick and needs nothing bu
 
 Exit statuses: 0, the work is done; 1, a check failed; 2, it could not begin (an argument, a missing, truncated or
 pickled file, a shape, a dtype, a label, a result that exists); 3, it broke off (a full disk, a failing worker);
-128 + n, signal n ended it (130: Ctrl-C). Unless it is 0, no result of ``run`` stands under its name.
+128 + n, signal n ended it (130: Ctrl-C).
+
+If it is 0, all results of ``run`` stand under their names and the loss has been printed; otherwise none of them
+does. So a standard output that is full ends a run with 3, and one that is closed is refused with 2 if a loss is to
+be printed. What standard error does not take is lost, and changes nothing.
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,9 @@ EXTRAS = {
 """The packages of the extras by the names they are imported by, and how they are called."""
 
 DTYPES = ("float32", "float64")
+
+BROKEN = 3
+"""The exit status of what broke off."""
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
@@ -260,6 +269,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         The exit status, as the module's docstring explains it.
     """
+    _fill_descriptors()
+    try:
+        status = _command(arguments)
+    except SystemExit as end:  # argparse has printed the help, or what is wrong
+        if not _flush() and not end.code:
+            return BROKEN
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        status = BROKEN  # a full disk, or a reader of standard output who is gone
+        if sys.stderr is not None:
+            with suppress(OSError):
+                print(f"fastsoftmax: {error.strerror}", file=sys.stderr)
+    return status if _flush() else status or BROKEN
+
+
+def _fill_descriptors() -> None:
+    """Open the null device where a standard stream is closed.
+
+    A file that is opened later would get its number, and would get what a library writes to that stream.
+    """
+    with suppress(OSError):
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(number)
+
+
+def _flush() -> bool:
+    """Write out what is buffered; whether standard output took it.
+
+    What a stream does not take is dropped: Python would try again when it ends, and exit with a status of its own.
+    """
+    taken = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            taken = taken and stream is not sys.stdout
+            with suppress(OSError, ValueError):
+                number, null = stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, number)
+                os.close(null)
+    return taken
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    """As `main`, and leaves the streams alone."""
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if parsed.version:

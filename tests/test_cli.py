@@ -1,5 +1,6 @@
 """The command line: what it prints, what it returns, what it leaves behind."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -286,6 +287,35 @@ def test_an_unknown_command_is_refused(capsys):
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"fastsoftmax {fs.__version__}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["--version"], ["info"], ["cache", "--info"]])
+def test_a_full_standard_output_is_no_success(command, unbuffered, tmp_path):
+    """Nor a traceback, nor Python's own status of 120 where the text is written when the process ends."""
+    environment = dict(
+        os.environ, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED=unbuffered, FASTSOFTMAX_CACHE_DIR=str(tmp_path)
+    )
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "fastsoftmax", *command]
+        done = subprocess.run(words, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert done.stderr in ("", "fastsoftmax: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes descriptors in a shell of POSIX")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(closed, tmp_path):
+    """What a library writes to standard output or error would go into the file."""
+    code = (
+        "from fastsoftmax import cli\n"
+        "cli.main(['cache', '--info'])\n"
+        f"open({str(tmp_path / 'number')!r}, 'w').write(str(open(__import__('os').devnull).fileno()))"
+    )
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), FASTSOFTMAX_CACHE_DIR=str(tmp_path))
+    subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-c", code], env=environment, check=True)
+    assert int((tmp_path / "number").read_text()) > 2
 
 
 def test_python_m(capsys, monkeypatch):

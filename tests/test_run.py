@@ -5,9 +5,12 @@ import pickle
 import re
 import resource
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import child
@@ -162,6 +165,53 @@ def test_second_derivatives():
         np.testing.assert_allclose(np.load("h.npy"), expected, rtol=1e-6)  # divided after, not in the kernel
 
 
+EXTREME = {
+    "inf": [np.inf, 1.0, 2.0],
+    "-inf": [-np.inf, 1.0, 2.0],
+    "both": [np.inf, -np.inf, 1.0],
+    "nan": [np.nan, 1.0, 0.0],
+    "overflow": [1.7e308, 1.6e308, 1.5e308],
+    "beyond float32": [1e39, -1e39, 1e39],
+}
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("weights", EXTREME)
+@pytest.mark.parametrize("function", ["cross-entropy", "squared-error"])
+def test_losses_and_weights_without_bounds(function, weights, dtype, capsys):
+    """Sums of inf, of -inf with inf, and beyond the greatest number are those in memory; no warning is seen."""
+    x = logits(dtype=dtype)
+    targets = (
+        np.arange(90) % 11 if function == "cross-entropy" else functions.distributions_for(x.shape, -1, x.dtype)
+    )
+    sample_weight = np.tile(EXTREME[weights], 30)
+    for name, array in (("x", x), ("y", targets), ("s", sample_weight)):
+        np.save(f"{name}.npy", array)
+    for reduction in ("mean", "sum"):
+        with np.errstate(all="ignore"):
+            both = getattr(fs, function.replace("-", "_") + "_with_grad")
+            loss, slope = both(x, targets, sample_weight=sample_weight, reduction=reduction)
+        flags = ("--targets", "y.npy", "--sample-weight", "s.npy", "--reduction", reduction, "--grad", "g.npy")
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            run(function, "x.npy", *flags, "--force")
+        assert not seen
+        assert capsys.readouterr().out == f"{loss!s}\n"
+        np.testing.assert_array_equal(np.load("g.npy"), slope)
+
+
+def test_logits_without_bounds(capsys):
+    """Each row's loss is finite or inf; their sum is beyond the greatest number."""
+    x = np.tile(np.array([[0.0, 1.7e308], [0.0, 1e300]]), (200, 1))
+    np.save("x.npy", x)
+    np.save("y.npy", np.zeros(400, int))
+    for reduction in ("mean", "sum"):
+        run("cross-entropy", "x.npy", "--targets", "y.npy", "--reduction", reduction)
+        assert float(capsys.readouterr().out) == np.inf
+    with np.errstate(all="ignore"):
+        assert fs.cross_entropy(x, np.zeros(400, int)) == np.inf
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_any_axis_and_order(axis, order, capsys):
@@ -286,7 +336,7 @@ def spoiled():
 REFUSED = [
     ("softmax none.npy -o p.npy", r"none\.npy does not exist"),
     ("softmax truncated.npy -o p.npy", r"truncated\.npy is truncated: 4\.1 kB are less than its header says"),
-    ("softmax header.npy -o p.npy", r"header\.npy is no valid \.npy file"),
+    ("softmax header.npy -o p.npy", r"header\.npy is no valid \.npy file: its header is cut off"),
     ("softmax objects.npy -o p.npy", r"objects\.npy holds pickled Python objects, which are not read"),
     ("softmax pickle.npy -o p.npy", r"pickle\.npy is a pickle"),
     ("softmax several.npz -o p.npy", r"several\.npz is an archive of arrays \(\.npz\); unpack it"),
@@ -298,7 +348,15 @@ REFUSED = [
     ("softmax x.npy -o p.npy --temperature 0", r"temperature must be finite and > 0"),
     ("softmax x.npy", r"softmax needs --output FILE"),
     ("softmax x.npy -o x.npy", r"x\.npy exists; --force overwrites it"),
-    ("softmax x.npy -o directory --force", r"directory is a directory"),
+    ("softmax x.npy -o directory --force", r"directory is a directory and no Zarr array"),
+    ("softmax x.npy -o x.npy/p.npy", r"x\.npy/p\.npy cannot be used: Not a directory"),
+    ("softmax x.npy/y.npy -o p.npy", r"x\.npy/y\.npy cannot be used: Not a directory"),
+    (f"softmax x.npy -o {'p' * 300}", r"p{300} cannot be used: File name too long"),
+    (f"softmax {'x' * 300} -o p.npy", r"x{300} cannot be used: File name too long"),
+    (f"softmax x.npy -o {'p/' * 3000}p.npy", r"cannot be used: File name too long"),
+    ("softmax x.npy -o p.npy --axis 99999999999999999999", r"axis"),
+    ("softmax x\0.npy -o p.npy", r"x\\x00\.npy cannot be used: embedded null"),
+    ("softmax x.npy -o p\0.npy", r"p\\x00\.npy cannot be used: embedded null"),
     ("softmax x.npy -o no/p.npy", r"no is no directory that can be written to"),
     ("softmax x.npy -o p.npy --threads 0", r"--threads must be at least 1, got 0"),
     ("softmax x.npy -o p.npy --targets y.npy", r"softmax takes no --targets"),
@@ -318,6 +376,10 @@ REFUSED = [
     ("cross-entropy x.npy --targets y.npy -o p.npy", r"the loss is printed"),
     ("cross-entropy x.npy --targets y.npy --reduction none", r"--reduction none needs --output FILE"),
     ("cross-entropy x.npy --targets y.npy --reduction none -o p.npy --grad ./p.npy", r"are the same file"),
+    (
+        "cross-entropy x.npy --targets y.npy --reduction none -o p.npy --grad directory/../p.npy",
+        r"--output and --grad are the same file",
+    ),
     ("softmax x.npy -o p.npy --scheduler tcp://127.0.0.1:9", r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
 ]
 
@@ -336,6 +398,399 @@ def test_what_cannot_begin_is_refused(line, words, capsys, monkeypatch):
     assert re.match(rf"fastsoftmax run: .*{words}", captured.err), captured.err
     assert captured.err.count("\n") == 1
     assert names() == before
+
+
+HEADERS = {
+    "open bracket": b"{'descr': '<f4', 'fortran_order': False, 'shape': (90, 11",
+    "open string": b"{'descr': '<f4",
+    "nothing": b"",
+    "no Python": b"\xff\xfe\x00 ~ $ `",
+    "indentation": b"  {\n 'descr'",
+    "list": b"[]",
+    "unhashable key": b"{[]: 1}",
+    "keys of two types": b"{1: 2, 'descr': '<f4', 'shape': (1,)}",
+    "no such dtype": b"{'descr': '<q9', 'fortran_order': False, 'shape': (1,)}",
+    "dtype of nonsense": b"{'descr': [('a', '<f4', 1, 2, 3)], 'fortran_order': False, 'shape': (1,)}",
+    "dtype of nothing": b"{'descr': (), 'fortran_order': False, 'shape': (1,)}",
+    "fields": b"{'descr': [('a', '<f4'), ('b', '<f4')], 'fortran_order': False, 'shape': (90,)}",
+    "text": b"{'descr': '<U9', 'fortran_order': False, 'shape': (9, 2)}",
+    "huge items": b"{'descr': '|V2147483647', 'fortran_order': False, 'shape': (0, 2)}",
+    "no bytes": b"{'descr': '|V0', 'fortran_order': False, 'shape': (9, 2)}",
+    "negative shape": b"{'descr': '<f4', 'fortran_order': False, 'shape': (-90, 11)}",
+    "twice negative shape": b"{'descr': '<f4', 'fortran_order': False, 'shape': (-90, -11)}",
+    "huge shape": b"{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 11)}",
+    "shape that wraps around": b"{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296)}",
+    "shape beyond all integers": b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"9" * 50 + b", 2)}",
+    "huge and empty": b"{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4611686018427387904)}",
+    "too many dimensions": b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"1, " * 70 + b")}",
+    "no tuple": b"{'descr': '<f4', 'fortran_order': False, 'shape': 3}",
+    "no integers": b"{'descr': '<f4', 'fortran_order': False, 'shape': (2.5, 3)}",
+    "no bool": b"{'descr': '<f4', 'fortran_order': 7, 'shape': (2, 3)}",
+    "deep": b"(" * 5000,
+    "deep sign": b"-" * 5000 + b"1",
+    "very long": b"{'descr': '<f4', 'fortran_order': False, 'shape': (90, 11)}" + b" " * 20_000,
+}
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("header", HEADERS)
+def test_malformed_headers_are_refused(header, version, capfd):
+    """No traceback, and none of NumPy's warnings or advice on what to allow."""
+    words = HEADERS[header]
+    length = len(words).to_bytes(2 if version == 1 else 4, "little")
+    Path("x.npy").write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + words + bytes(4000))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run("softmax", "x.npy", "-o", "p.npy", status=2)
+    assert not seen
+    said = capfd.readouterr().err
+    assert re.fullmatch(r"fastsoftmax run: (.*x\.npy (is|cannot)|softmax: x has).*\n", said), said
+    assert not re.search("allow_pickle|Warning|max_header_size", said)
+    assert names() == ["x.npy"]
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_every_version_of_the_format_is_read(version):
+    x = logits()
+    with Path("x.npy").open("wb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.lib.format.write_array(file, x, version=version)
+    run("softmax", "x.npy", "-o", "p.npy")
+    np.testing.assert_array_equal(np.load("p.npy"), fs.softmax(x))
+
+
+def test_a_header_of_python_2_is_read_without_a_warning(capfd):
+    x = logits()
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (90L, 11L)}\n"
+    Path("x.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + x.tobytes())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run("softmax", "x.npy", "-o", "p.npy")
+    assert not seen
+    np.testing.assert_array_equal(np.load("p.npy"), fs.softmax(x))
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+# --- what is no regular file ----------------------------------------------------------------------------------
+
+
+def make_special(kind, name):
+    """A name under which there is no regular file; in this directory, never in /dev."""
+    if kind == "FIFO":
+        os.mkfifo(name)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as endpoint:
+            endpoint.bind(name)
+    elif kind == "directory":
+        Path(name).mkdir()
+        Path(name, "mine").write_text("mine")
+    else:
+        try:
+            os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+            Path(name).open("rb").close()
+        except OSError:
+            pytest.skip("devices may be made by root alone")
+
+
+SPECIAL = ["FIFO", "socket", "device", "directory"]
+posix = pytest.mark.skipif(os.name == "nt", reason="files of POSIX systems")
+
+
+@posix
+@pytest.mark.parametrize("link", [False, True], ids=["itself", "by a link"])
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_only_regular_files_are_replaced(kind, force, link, capsys):
+    np.save("x.npy", logits())
+    make_special(kind, "special")
+    if link:
+        os.symlink("special", "p.npy")
+    name = "p.npy" if link else "special"
+    before = os.lstat("special")
+    run("softmax", "x.npy", "-o", name, *["--force"] * force, status=2)
+    assert re.fullmatch(rf"fastsoftmax run: {name} is a {kind}\b.*\n", capsys.readouterr().err)
+    after = os.lstat("special")
+    assert (before.st_ino, before.st_mode, before.st_rdev) == (after.st_ino, after.st_mode, after.st_rdev)
+    assert names() == sorted({"x.npy", "special", name})
+    assert kind != "directory" or os.listdir("special") == ["mine"]
+
+
+@posix
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_came_into_being_is_replaced_only_if_it_is_a_regular_file(kind, monkeypatch, capsys):
+    np.save("x.npy", logits())
+    compute = _run.Local.compute
+
+    def meanwhile(self, box, block):
+        if not os.path.lexists("p.npy"):
+            make_special(kind, "p.npy")
+        return compute(self, box, block)
+
+    monkeypatch.setattr(_run.Local, "compute", meanwhile)
+    run("softmax", "x.npy", "-o", "p.npy", "--force", status=3)
+    assert re.search(rf"p\.npy is a {kind}.*; p\.npy not written\n", capsys.readouterr().err)
+    assert not Path("p.npy").is_file()
+    assert names() == ["p.npy", "x.npy"]
+
+
+@posix
+@pytest.mark.parametrize("kind", SPECIAL[:-1])
+@pytest.mark.parametrize("option", ["input", "--targets", "--sample-weight", "--class-weight"])
+def test_only_regular_files_are_read(option, kind, capsys):
+    """Above all, nobody waits for the other end of a FIFO."""
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    make_special(kind, "special")
+    flags = {"input": "x.npy", "--targets": "y.npy", option: "special"}
+    run("cross-entropy", flags.pop("input"), *[part for pair in flags.items() for part in pair], status=2)
+    words = rf"fastsoftmax run: .*special is a {kind}; arrays are read from regular files\n"
+    assert re.fullmatch(words, capsys.readouterr().err)
+
+
+@posix
+def test_a_zarr_array_with_a_fifo_in_it_is_refused(capsys):
+    Path("x.zarr").mkdir()
+    make_special("FIFO", "x.zarr/zarr.json")
+    run("softmax", "x.zarr", "-o", "p.npy", status=2)
+    assert "zarr.json is no regular file" in capsys.readouterr().err
+
+
+def test_a_zarr_group_is_never_replaced(capsys):
+    zarr = pytest.importorskip("zarr")
+    np.save("x.npy", logits())
+    zarr.open_group("p.zarr", mode="w").create_array("mine", shape=(3,), dtype="f4")
+    run("softmax", "x.npy", "-o", "p.zarr", "--force", status=2)
+    assert "p.zarr is a directory and no Zarr array" in capsys.readouterr().err
+    assert "mine" in names("p.zarr")
+
+
+@posix
+def test_a_link_to_a_regular_file_is_followed():
+    x = logits()
+    np.save("x.npy", x)
+    Path("there").mkdir()
+    Path("there/p.npy").write_text("old")
+    os.symlink("there/p.npy", "p.npy")
+    run("softmax", "x.npy", "-o", "p.npy", status=2)
+    assert Path("there/p.npy").read_text() == "old"
+    run("softmax", "x.npy", "-o", "p.npy", "--force")
+    assert os.readlink("p.npy") == "there/p.npy"
+    np.testing.assert_array_equal(np.load("there/p.npy"), fs.softmax(x))
+    assert (names(), names("there")) == (["p.npy", "there", "x.npy"], ["p.npy"])
+
+
+@posix
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("none.npy", "is a symbolic link that leads nowhere"), ("p.npy", "cannot be used: Too many")],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_a_link_that_leads_nowhere_is_refused(target, words, force, capsys):
+    np.save("x.npy", logits())
+    os.symlink(target, "p.npy")
+    run("softmax", "x.npy", "-o", "p.npy", *["--force"] * force, status=2)
+    assert re.match(rf"fastsoftmax run: p\.npy {words}", capsys.readouterr().err)
+    assert names() == ["p.npy", "x.npy"]
+
+
+# --- names ----------------------------------------------------------------------------------------------------
+
+
+@posix
+def test_results_are_the_same_file_by_whatever_name(capsys):
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    Path("sub").mkdir()
+    Path("g.npy").write_text("mine")
+    os.symlink("g.npy", "link.npy")
+    os.symlink("sub", "way")
+    flags = ("--targets", "y.npy", "--reduction", "none", "--force")
+    for name in ("sub/../g.npy", "./g.npy", "link.npy", os.path.abspath("g.npy"), "way/../sub/.././g.npy"):
+        run("cross-entropy", "x.npy", *flags, "-o", "g.npy", "--grad", name, status=2)
+        assert capsys.readouterr().err == "fastsoftmax run: --output and --grad are the same file\n"
+    assert Path("g.npy").read_text() == "mine"
+
+
+def test_a_file_over_itself_by_another_name():
+    x = logits()
+    np.save("x.npy", x)
+    Path("sub").mkdir()
+    run("softmax", "x.npy", "-o", "sub/../x.npy", status=2)
+    run("softmax", "sub/../x.npy", "-o", "x.npy", "--force")
+    np.testing.assert_array_equal(np.load("x.npy"), fs.softmax(x))
+    assert names() == ["sub", "x.npy"]
+
+
+def test_no_result_lies_inside_another(capsys):
+    pytest.importorskip("zarr")
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    flags = ("--targets", "y.npy", "--reduction", "none", "--force")
+    run("cross-entropy", "x.npy", *flags, "-o", "p.zarr")
+    run("cross-entropy", "x.npy", *flags, "-o", "p.zarr", "--grad", "p.zarr/g.npy", status=2)
+    assert "--output and --grad lie one inside the other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [150, 201, 255])
+def test_long_names_leave_room_for_the_temporary_one(length):
+    x = logits()
+    np.save("x.npy", x)
+    name = "p" * (length - 4) + ".npy"
+    run("softmax", "x.npy", "-o", name)
+    np.testing.assert_array_equal(np.load(name), fs.softmax(x))
+    assert names() == [name, "x.npy"]
+
+
+@pytest.mark.parametrize(
+    "name", ["p[1].npy", "**.npy", "p?*.npy", "-", " ", "p\n.npy", "\x1b[2J.npy", "\udcff.npy"]
+)
+def test_any_name_is_a_name(name, capsys):
+    np.save("x.npy", logits())
+    run("softmax", "x.npy", "-o", f"./{name}")
+    assert capsys.readouterr().err.removesuffix("\n").isprintable()
+    assert names() == sorted([name, "x.npy"])
+    leftover = f".{name}.{10**30}.part"
+    Path(leftover).write_text("")
+    run("softmax", "x.npy", "-o", f"./{name}", "--force")
+    assert "is left from a run that was killed" in capsys.readouterr().err
+
+
+def test_what_another_run_writes_is_left_alone(capsys):
+    """Its process may have the same number in another container."""
+    np.save("x.npy", logits())
+    part = f".p.npy.{os.getpid()}.part"
+    Path(part).write_text("theirs")
+    run("softmax", "x.npy", "-o", "p.npy", status=2)
+    assert "p.npy cannot be written: File exists" in capsys.readouterr().err
+    assert Path(part).read_text() == "theirs"
+    assert names() == [part, "x.npy"]
+
+
+@posix
+def test_a_working_directory_that_was_removed(tmp_path, capsys):
+    Path("gone").mkdir()
+    os.chdir("gone")
+    os.rmdir(tmp_path / "gone")
+    run("softmax", "x.npy", "-o", "p.npy", status=2)
+    assert capsys.readouterr().err.startswith("fastsoftmax run: ")
+
+
+@posix
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read and write everything")
+def test_what_may_not_be_read_or_written_is_refused(capsys):
+    np.save("x.npy", logits())
+    Path("closed").mkdir(mode=0o500)
+    run("softmax", "x.npy", "-o", "closed/p.npy", status=2)
+    os.chmod("x.npy", 0)
+    run("softmax", "x.npy", "-o", "p.npy", status=2)
+    assert "x.npy cannot be read: Permission denied" in capsys.readouterr().err
+
+
+# --- standard output and error --------------------------------------------------------------------------------
+
+LOSS = ("cross-entropy", "x.npy", "--targets", "y.npy", "--grad", "g.npy")
+PLAIN = ("softmax", "x.npy", "-o", "g.npy")
+WRONG = ("softmax", "none.npy", "-o", "g.npy")
+STREAMS = [
+    (LOSS, "", 0),
+    (LOSS, ">/dev/full", 3),
+    (LOSS, ">&-", 2),
+    (LOSS, "2>/dev/full", 0),
+    (LOSS, "2>&-", 0),
+    (LOSS, ">/dev/null 2>&- <&-", 0),
+    (LOSS, ">/dev/full 2>/dev/full", 3),
+    (LOSS, ">&- 2>&- <&-", 2),
+    (LOSS, "| true", 3),
+    (PLAIN, ">/dev/full 2>/dev/full", 0),
+    (PLAIN, ">&- 2>&- <&-", 0),
+    (WRONG, "2>/dev/full", 2),
+    (WRONG, "2>&-", 2),
+    (("hardmax",), "2>/dev/full", 2),
+]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(("words", "streams", "status"), STREAMS, ids=[f"{w[0]} {s}" for w, s, _ in STREAMS])
+def test_the_status_tells_the_truth_whatever_happens_to_the_streams(words, streams, status, unbuffered):
+    """0 if and only if the result stands under its name, whole, and nothing of it elsewhere."""
+    x = logits()
+    labels = np.arange(90) % 11
+    np.save("x.npy", x)
+    np.save("y.npy", labels)
+    command = [sys.executable, "-m", "fastsoftmax", "run", *words]
+    environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent), PYTHONUNBUFFERED=unbuffered)
+    environment.pop("COVERAGE_PROCESS_START", None)
+    if streams == "| true":  # nobody reads any more
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=120)
+        os.close(writer)
+    else:
+        shell = ["bash", "-c", f'"$@" {streams}', "bash", *command]
+        done = subprocess.run(shell, env=environment, capture_output=True, timeout=120)
+    errors = done.stderr.decode()
+    assert done.returncode == status, errors
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
+    assert names() == (["g.npy", "x.npy", "y.npy"] if status == 0 else ["x.npy", "y.npy"])
+    if status == 0:
+        expected = fs.softmax(x) if words is PLAIN else fs.cross_entropy_grad(x, labels)
+        np.testing.assert_array_equal(np.load("g.npy"), expected)
+    if words is LOSS and status == 0 and ">/dev/null" not in streams:
+        assert done.stdout.decode() == str(fs.cross_entropy(x, labels)) + "\n"  # and nothing of standard error's
+    if "2>" not in streams and status == 3:
+        assert words is not LOSS or re.fullmatch(
+            r"fastsoftmax run: the loss cannot be .*; g\.npy not written\n", errors
+        )
+    if words is LOSS and streams == ">&-":
+        assert errors == "fastsoftmax run: the loss is printed, but standard output is closed\n"
+
+
+SIGNALLED = """
+import os, signal, sys
+import numpy as np
+from fastsoftmax import _files, _run
+from fastsoftmax.cli import main
+
+def at_once(self):
+    commit(self)
+    os.kill(os.getpid(), signal.{name})
+commit, _files._Replacement.commit = _files._Replacement.commit, at_once
+say = _run._say
+def say_and_end(message):
+    os.kill(os.getpid(), signal.{name})
+    say(message)
+_run._say = say_and_end
+sys.exit(main(["run", "cross-entropy", "x.npy", "--targets", "y.npy", "--reduction", "none",
+               "-o", "p.npy", "--grad", "g.npy"]))
+"""
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_comes_too_late_changes_nothing(name):
+    """While the results get their names, and after it: all of them stand, so the status is 0."""
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent))
+    code = SIGNALLED.format(name=name)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert names() == ["g.npy", "p.npy", "x.npy", "y.npy"]
+
+
+@posix
+def test_an_ignored_signal_stays_ignored():
+    """As under nohup."""
+    np.save("x.npy", logits((2000, 11)))
+    process = begun(before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert names() == ["p.npy", "x.npy"]
 
 
 def test_unknown_functions_are_refused(capsys):
@@ -457,17 +912,80 @@ def test_a_failing_write_leaves_nothing(monkeypatch, capsys):
     assert names() == ["x.npy", "y.npy"]
 
 
-def test_a_file_that_shrinks_is_noticed(monkeypatch, capsys):
-    np.save("x.npy", logits())
+@pytest.mark.parametrize("size", [2000, 0])
+@pytest.mark.parametrize("axis", [1, 0], ids=["read", "mapped"])
+def test_a_file_that_shrinks_is_noticed(axis, size, monkeypatch, capsys):
+    """A mapping of it must not be touched any more: the process would be killed, and leave its temporary file."""
+    monkeypatch.setattr(_files, "LEAST_STRETCH", 1 << 10)
+    np.save("x.npy", logits((90, 400)))
     read = _files.NpyFile.read
 
     def shrink(self, box, room):
-        os.truncate("x.npy", 2000)
+        os.truncate("x.npy", size)
         return read(self, box, room)
 
     monkeypatch.setattr(_files.NpyFile, "read", shrink)
-    run("softmax", "x.npy", "-o", "p.npy", status=3)
+    run("softmax", "x.npy", "-o", "p.npy", "--axis", axis, status=3)
     assert "x.npy became shorter while it was read; p.npy not written" in capsys.readouterr().err
+    assert names() == ["x.npy"]
+
+
+def test_labels_that_shrink_are_noticed(monkeypatch, capsys):
+    """They are read by a mapping before any logits are."""
+    np.save("x.npy", np.zeros((20_000, 2), np.float32))
+    np.save("y.npy", np.zeros(20_000, int))
+    weight = _run.Local._weight
+
+    def shrink(self):
+        os.truncate("y.npy", 200)
+        return weight(self)
+
+    monkeypatch.setattr(_run.Local, "_weight", shrink)
+    run("cross-entropy", "x.npy", "--targets", "y.npy", status=3)
+    assert "y.npy became shorter while it was read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("links", [True, False])
+def test_all_results_get_their_names_or_none(exists, links, monkeypatch, capsys):
+    """The second one cannot: the first one's place is as before, on file systems with and without hard links."""
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    if exists:
+        Path("p.npy").write_text("mine")
+        Path("g.npy").write_text("mine too")
+    before = names()
+    replace = os.replace
+
+    def fails(source, target):
+        if os.fspath(target).endswith("g.npy") and os.fspath(source).endswith(".part"):
+            raise PermissionError(1, "Operation not permitted")
+        replace(source, target)
+
+    def no_links(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "replace", fails)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    flags = ("--targets", "y.npy", "--reduction", "none", "-o", "p.npy", "--grad", "g.npy", "--force")
+    run("cross-entropy", "x.npy", *flags, status=3)
+    words = "fastsoftmax run: Operation not permitted; p.npy, g.npy not written\n"
+    assert capsys.readouterr().err == words
+    assert names() == before
+    if exists:
+        assert (Path("p.npy").read_text(), Path("g.npy").read_text()) == ("mine", "mine too")
+
+
+def test_too_little_memory_is_said(monkeypatch, capsys):
+    np.save("x.npy", logits())
+
+    def fails(self, box, block):
+        raise MemoryError
+
+    monkeypatch.setattr(_run.Local, "compute", fails)
+    run("softmax", "x.npy", "-o", "p.npy", status=3)
+    assert capsys.readouterr().err == "fastsoftmax run: not enough memory; p.npy not written\n"
     assert names() == ["x.npy"]
 
 
@@ -543,7 +1061,12 @@ def test_memory_does_not_grow_with_the_file(axis):
 # --- a Dask cluster -------------------------------------------------------------------------------------------
 
 
-def test_on_a_dask_scheduler(capsys):
+def test_what_a_worker_says_arrives_with_its_status():
+    error = pickle.loads(pickle.dumps(_files.RunError("x.npy became shorter", _files.BROKEN)))
+    assert (str(error), error.status) == ("x.npy became shorter", _files.BROKEN)
+
+
+def test_on_a_dask_scheduler(capsys, monkeypatch):
     distributed = pytest.importorskip("distributed")
     x = logits((400, 11))
     labels = np.arange(400) % 13 - 2
@@ -567,6 +1090,16 @@ def test_on_a_dask_scheduler(capsys):
         run("cross-entropy", "x.npy", "--targets", "bad.npy", "--grad", "h.npy", *address, status=3)
         assert re.search(r"targets\[\d*\] is 11, .* h\.npy not written", capsys.readouterr().err)
         assert "h.npy" not in names()
+        with monkeypatch.context() as patch:
+            begin = _run.Distributed.run
+
+            def truncated(self, progress):
+                os.truncate("x.npy", 3000)
+                begin(self, progress)
+
+            patch.setattr(_run.Distributed, "run", truncated)
+            run("softmax", "x.npy", "-o", "h.npy", *address, status=3)  # a worker could not begin, but the run did
+            assert re.search(r"x\.npy is truncated: .*; h\.npy not written\n", capsys.readouterr().err)
     assert not [name for name in names() if name.endswith(".part")]
 
 

@@ -406,12 +406,11 @@ class Local:
         self.job = job
         self.extent = extent
         self.boxes = list(cover(job.x.shape, extent, job.x.fortran))
-        self.totals: list[float] = []
+        self.totals: list[Array] = []
         self.dtype_kept = job.x.dtype == job.problem.result_dtype and job.x.dtype.isnative
-        weight = self._weight() if "targets" in job.operands else None
-        self.divisor = None if weight is None else _reductions.mean_divisor(weight)
+        self.divisor = self._divisor() if "targets" in job.operands else None
 
-    def _weight(self) -> float | None:
+    def _divisor(self) -> _reductions.Divisor | None:
         """What the mean divides by, None for no mean; labels are checked before any logits are read."""
         job = self.job
         mean = job.reduction == "mean"
@@ -421,9 +420,9 @@ class Local:
             if not mean:
                 return None
             if weights is None or job.python_name.startswith("cross_entropy"):
-                return float(job.problem.rows)
-            dtype = job.problem.dtype
-            return math.fsum(float(weights[box].astype(dtype).sum(dtype=np.float64)) for box in boxes)
+                return _reductions.count_divisor(job.problem.rows)
+            arrays = (_reductions.converted(weights[box], job.problem.dtype) for box in boxes)
+            return self._joined([_reductions.part_of_weight(array) for array in arrays])
         counts = []
         labels = job.operands["targets"]
         ignored = job.given["ignore_index"]
@@ -442,7 +441,10 @@ class Local:
                 }
                 classes, dtype = job.problem.classes, job.problem.dtype
                 counts.append(_losses.counted(job.python_name, part, classes, dtype, options))
-        return math.fsum(counts) if mean else None
+        return self._joined(counts) if mean else None
+
+    def _joined(self, parts: list[Array]) -> _reductions.Divisor:
+        return _reductions.joined_divisor(np.array(parts, _reductions.SUM), self.job.problem.rows)
 
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """The results of a block by the target that they go to, with their places in it."""
@@ -455,9 +457,8 @@ class Local:
         if job.name.startswith("cross-entropy"):
             options = {**job.loss_options, "class_weight": job.class_weight}
             options["sample_weight"] = block.get("sample_weight")
-            call = getattr(_losses, job.python_name)
-            tangent = block.get("tangent")
-            value = _losses.curvature_rows(call, x, block["targets"], tangent, job.axis, options, self.divisor)
+            arrays = job.python_name, x, block["targets"], block.get("tangent")
+            value = _losses.curvature_rows(*arrays, job.axis, job.reduction, None, options, self.divisor)
         else:
             options = {key: given[key] for key in ("temperature", "from_probs") if key in job.function.options}
             out = x if job.function.result == "x" and self.dtype_kept else None
@@ -479,7 +480,7 @@ class Local:
             _, rows, slope, _ = _losses.squared_error_rows(
                 "squared_error", x, block["targets"], job.axis, weights, job.reduction, out, gradient, self.divisor
             )
-        self.totals.append(float(np.sum(rows, dtype=np.float64)))
+        self.totals.append(_reductions.part_of_sum(rows))
         results = {}
         if "output" in job.targets:
             results["output"] = (_files.rows_of(box, job.axis), np.asarray(rows))
@@ -491,10 +492,8 @@ class Local:
         """The loss of the whole file, rounded to its dtype; None if there is one for each row."""
         if not self.job.function.is_loss or self.job.reduction == "none":
             return None
-        total = math.fsum(self.totals) if all(map(math.isfinite, self.totals)) else sum(self.totals)
-        with np.errstate(all="ignore"):
-            value = np.float64(total) if self.divisor is None else np.divide(total, self.divisor)
-            return float(self.job.problem.result_dtype.type(value))
+        parts = np.array(self.totals, _reductions.SUM)
+        return float(_reductions.joined_loss(parts, self.divisor, self.job.problem.result_dtype))
 
     def run(self, progress: Progress) -> None:
         job = self.job

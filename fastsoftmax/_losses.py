@@ -153,7 +153,10 @@ class RowTargets:
         weights, exponent = self.class_weights, self.exponent
         down = self.divisor.exponent if reduction == "mean" else 0
         if self.base == 0:
-            self.row_weights = None if self.counted is None else scaled(self.counted, exponent - down)
+            counted = self.counted
+            if counted is None and exponent != down:  # only other rows of the mean are ignored
+                counted = np.ones(self.problem.row_shape, self.problem.dtype)
+            self.row_weights = None if counted is None else scaled(counted, exponent - down)
             if weights is not None and reduction == "mean" and np.isnan(self.divisor.value):
                 # 0/0, as in PyTorch, for a row whose class weighs 0; but nothing for one that is left out.
                 out = False if rows is None else rows == 0

@@ -480,7 +480,8 @@ class Local:
             _, rows, slope, _ = _losses.squared_error_rows(
                 "squared_error", x, block["targets"], job.axis, weights, job.reduction, out, gradient, self.divisor
             )
-        self.totals.append(_reductions.part_of_sum(rows))
+        if job.reduction != "none":
+            self.totals.append(_reductions.part_of_sum(rows))
         results = {}
         if "output" in job.targets:
             results["output"] = (_files.rows_of(box, job.axis), np.asarray(rows))

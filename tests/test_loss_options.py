@@ -477,7 +477,7 @@ def test_weights_of_any_size(dtype, sizes, smoothing, record):
 
 @every_dtype
 def test_weights_of_every_size_at_once(dtype):
-    """A row that weighs next to nothing beside another one adds nothing, and counts: what it holds is not hidden."""
+    """A row that weighs next to nothing beside another adds nothing, but it counts: a NaN in it is not hidden."""
     least, most = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
     x, y = np.array([[0.0, 1.0], [2.0, 0.0]], dtype), np.array([0, 1])
     for options in ({"sample_weight": [least, most]}, {"class_weight": [least, most]}):

@@ -458,7 +458,7 @@ def test_small_calls_check_their_labels():
 
 @every_dtype
 def test_equal_weights_of_any_size_cancel(dtype):
-    """The bits of a mean without weights, also where the inverse of their sum, or that sum, is no finite number."""
+    """The bits of a mean without weights, also where the sum of the weights or its inverse is no finite number."""
     rng = np.random.default_rng(5)
     x, t, y = rng.normal(0, 3, (5, 7)).astype(dtype), rng.random((5, 7)).astype(dtype), np.arange(5)
     tiny = np.finfo(dtype).smallest_subnormal

@@ -206,13 +206,16 @@ class RowTargets:
     def factors(self, reduction: str) -> Array | None:
         """What the softmax Jacobian of each row has to be multiplied by, in the order of the block; None for 1."""
         problem = self.problem
+        if self.plain and self.row_weights is None:
+            if reduction != "mean" or not problem.rows:
+                return None
+            return np.full(problem.rows, 1 / self.divisor.value, problem.dtype)
         with np.errstate(all="ignore"):
             factors = self.totals()
+            assert factors is not None
             if reduction == "mean" and problem.rows:
-                if factors is None:
-                    return np.full(problem.rows, 1 / self.divisor.value, problem.dtype)
                 factors = np.divide(factors, self.divisor.value, dtype=np.float64)
-            if factors is not None and self.row_weights is not None:
+            if self.row_weights is not None:
                 factors = np.where(self.row_weights == 0, 0, factors)
             return self.kernel_rows(factors)
 
@@ -470,7 +473,7 @@ def cross_entropy(
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean over all rows, their sum, or the loss of each row. With class indices and weights, the mean
         divides by the sum of the weights of the rows that count, and is nan where that is 0; with distributions,
-        by the number of rows.
+        by the number of rows. Weights that have a power of two in common give the same mean, whatever their size.
 
     Returns
     -------
@@ -576,6 +579,9 @@ def cross_entropy_grad(
     -----
     Within 4 ulp for class indices, also at the target of a confident row: there it is minus the sum of the other
     probabilities, summed by themselves, and not p - 1.
+
+    Rows that are ignored, and those of sample weight 0, have exactly 0. Where the mean divides by 0 because the
+    classes of all other rows weigh 0, these are 0/0, nan, as in PyTorch; so are their Hessians.
 
     References
     ----------

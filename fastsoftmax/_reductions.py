@@ -50,6 +50,9 @@ def joined(parts: Array) -> Array:
     return part_of_sum(terms, exponent)
 
 
+_NORMAL = {"f": 126, "d": 1022}
+"""By dtype: 2**n and 2**-n are normal numbers for n up to this."""
+
 # --- weights ------------------------------------------------------------------------------------------------
 
 
@@ -68,7 +71,8 @@ class Divisor(NamedTuple):
 def normal_divisor(whole: float, exponent: int, rows: float) -> tuple[float, int]:
     """The `Divisor` of so many rows whose weights add up to ``whole * 2**exponent``; nan for 0.
 
-    A mean over rows that weigh nothing is nan, and so is PyTorch's. This is compiled, too.
+    A mean over rows that weigh nothing is nan, and so is PyTorch's. Weights that are about 1 already stay as they
+    are, which saves their multiplication. This is compiled, too.
     """
     if whole == 0.0:
         return math.nan, 0
@@ -76,7 +80,10 @@ def normal_divisor(whole: float, exponent: int, rows: float) -> tuple[float, int
         return whole, 0
     mantissa, power = math.frexp(whole)
     _, size = math.frexp(rows)
-    return math.ldexp(mantissa, size), power - size + exponent
+    taken = power - size + exponent
+    if -2 <= taken <= 2:
+        return math.ldexp(whole, exponent), 0
+    return math.ldexp(mantissa, size), taken
 
 
 def count_divisor(rows: int) -> Divisor:
@@ -128,28 +135,34 @@ def scaled(weights: Array, exponent: int) -> Array:
     if exponent == 0:
         return weights
     with np.errstate(all="ignore"):
-        limits = np.finfo(weights.dtype)
-        if limits.minexp <= exponent < limits.maxexp:
+        if abs(exponent) <= _NORMAL[weights.dtype.char]:
             result = weights * weights.dtype.type(math.ldexp(1.0, exponent))
         else:
             result = np.ldexp(weights, exponent)
-        return result if exponent > 0 else _filled(result, weights)
+        return result if exponent > 0 or result.all() else _filled(result, weights)
 
 
 def product_of_weights(a: Array, b: Array) -> tuple[Array, int]:
     """a * b as numbers and the exponent of a power of two, by which neither overflows; 0 where b is 0."""
-    limits = np.finfo(a.dtype)
+    most, least = _limits(a.dtype)
     with np.errstate(all="ignore"):
         product = a * b
         size = np.abs(product)
-        least = size.min(initial=limits.max, where=(a != 0) & (b != 0))
-        if least >= limits.tiny and size.max(initial=0) <= limits.max:
+        if size.max(initial=0) <= most and (
+            size.min(initial=most) >= least or size.min(initial=most, where=(a != 0) & (b != 0)) >= least
+        ):
             return product, 0
         (a, power_of_a), (b, power_of_b) = np.frexp(a), np.frexp(b)
         product, power = np.where(b == 0, 0, a * b).astype(a.dtype), power_of_a + power_of_b
         counts = (product != 0) & np.isfinite(product)
         exponent = int(power[counts].max()) if counts.any() else 0
         return _filled(np.ldexp(product, power - exponent), product), exponent
+
+
+@lru_cache(maxsize=2)
+def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """The greatest number and the smallest normal one."""
+    return np.finfo(dtype).max, np.finfo(dtype).tiny
 
 
 def exponent_of(weights: Array) -> int:
@@ -170,6 +183,8 @@ def weight_array(problem: Problem, name: str, value: Any, shape: tuple[int, ...]
 
 def converted(weights: Array, dtype: np.dtype[Any]) -> Array:
     """Weights in the dtype of the computation, without a warning where they leave its range."""
+    if weights.dtype == dtype:
+        return weights.astype(dtype)
     with np.errstate(all="ignore"):
         return weights.astype(dtype)
 

@@ -32,6 +32,7 @@ SLAB = 1 << 18
 """Elements of a piece that are done at a time where that takes float64 arrays of its size."""
 
 _PAIR = np.dtype([("high", np.float64), ("low", np.float64)])
+_DIVISOR = np.dtype([("value", np.float64), ("exponent", np.int64)])
 _PLAN = np.dtype([("factor", np.float64), ("whole", np.float64)])
 
 
@@ -385,13 +386,26 @@ def _check_labels(labels: Array, function: str, classes: int, ignore_index: Any,
 class _Loss:
     """The arguments of a loss as Dask arrays, checked, with the classes as the last axis.
 
-    `divisor`: what a mean divides by, a number or a Dask array; None if there is no mean.
+    `divisor`: what a mean divides by, a `Divisor` or a Dask array of one; None if there is no mean.
     """
 
-    def __init__(self, function: str, logits: Any, targets: Any, axis: int, reduction: str, options: Any) -> None:
+    def __init__(
+        self,
+        function: str,
+        logits: Any,
+        targets: Any,
+        axis: int,
+        reduction: str,
+        options: Any,
+        tangent: Any = None,
+    ) -> None:
         x = _main(function, "logits", logits, targets)
         problem = _problem(function, x, axis, name="logits")
         (place,) = problem.axes
+        self.tangent = None
+        if tangent is not None:  # which may widen the dtype that weights are added up in
+            tangent = _array(function, "tangent", tangent)
+            problem.operand("tangent", _stand_in(tangent.shape, tangent.dtype))
         if (
             not isinstance(logits, da.Array)
             and isinstance(targets, da.Array)
@@ -411,6 +425,8 @@ class _Loss:
         self.options = {key: options[key] for key in ("ignore_index", "label_smoothing") if key in options}
         self.x = da.moveaxis(x, place, -1)
         chunks = self.x.chunks
+        if tangent is not None:
+            self.tangent = da.moveaxis(tangent, place, -1).rechunk(chunks)
         self.rows = tuple(range(x.ndim - 1))
         self.every = (*self.rows, x.ndim - 1)
         self.last = (x.ndim - 1,)
@@ -451,12 +467,12 @@ class _Loss:
         ignored = self.options.get("ignore_index")
         plain = self.class_weight is None and self.sample_weight is None and ignored is None
         if plain or (self.is_cross_entropy and self.soft):
-            return _reductions.mean_divisor(float(self.problem.rows))
+            return _reductions.count_divisor(self.problem.rows)
         labels = None if self.soft else self.targets
         parts = _blocks(
             _counted,
             self.rows,
-            np.float64,
+            _reductions.SUM,
             labels,
             self.rows,
             self.whole_weight if self.is_cross_entropy else None,
@@ -469,24 +485,31 @@ class _Loss:
             dtype=self.problem.dtype,
             options=self.options,
         )
-        whole = parts.sum() if parts.ndim else parts
-        return da.where(whole == 0, np.nan, whole)  # as `_reductions.mean_divisor`
+        parts = _joined(parts)
+        return _blocks(_joined_divisor, (), _DIVISOR, parts, self.rows, rows=self.problem.rows)
 
     def divided(self) -> tuple[Any, Any]:
         """The divisor, and its index in `_blocks`: a constant, or a Dask array of no dimension."""
         return (self.divisor, ()) if isinstance(self.divisor, da.Array) else (None, None)
 
-    def constant(self) -> float | None:
+    def constant(self) -> _reductions.Divisor | None:
         """The divisor if it is known already."""
         return None if isinstance(self.divisor, da.Array) else self.divisor
+
+    @property
+    def row_dtype(self) -> Any:
+        """The dtype of the losses of the rows: sums of float16 are not made of numbers rounded to it."""
+        return self.problem.result_dtype if self.reduction == "none" else self.problem.dtype
 
     def reduced(self, losses: Lazy) -> Lazy:
         """The loss as the user wants it, from one number for each row."""
         if self.reduction == "none":
             return losses
-        total = losses.sum(dtype=np.float64) if losses.ndim else losses.astype(np.float64)
+        kind, grid = _reductions.SUM, dict.fromkeys(self.rows, 1)
+        parts = _joined(_blocks(_part_of_sum, self.rows, kind, losses, self.rows, grid=grid))
         dtype = self.problem.result_dtype
-        return _blocks(_ratio, (), dtype, total, (), *self.divided(), constant=self.constant(), dtype=dtype)
+        given = (parts, self.rows, *self.divided())
+        return _blocks(_joined_loss, (), dtype, *given, constant=self.constant(), dtype=dtype)
 
     def back(self, result: Lazy) -> Lazy:
         """With the classes where the user has them."""
@@ -496,20 +519,40 @@ class _Loss:
 def _counted(
     labels: Any, class_weight: Any, sample_weight: Any, function: str, classes: int, dtype: Any, options: Any
 ) -> Array:
-    """What the mean over the rows of a chunk divides by, with a length of 1 along every axis."""
+    """What the rows of a chunk add to the divisor of a mean, with a length of 1 along every axis."""
     if labels is None:
-        total = float(np.sum(sample_weight.astype(dtype), dtype=np.float64))
-        return np.full((1,) * sample_weight.ndim, total)
+        part = _reductions.part_of_weight(_reductions.converted(sample_weight, dtype))
+        return part.reshape((1,) * sample_weight.ndim)
     options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
-    return np.full((1,) * labels.ndim, _losses.counted(function, labels, classes, dtype, options))
+    return _losses.counted(function, labels, classes, dtype, options).reshape((1,) * labels.ndim)
 
 
-def _ratio(total: Array, divisor: Any, constant: Any, dtype: Any) -> Any:
+def _part_of_sum(losses: Array) -> Array:
+    return _reductions.part_of_sum(losses).reshape((1,) * losses.ndim)
+
+
+def _join(parts: Array, axis: Any, keepdims: bool) -> Array:
+    return _reductions.joined(parts).reshape((1,) * parts.ndim)
+
+
+def _joined(parts: Lazy) -> Lazy:
+    """All parts of a sum over the rows as one."""
+    return _tree(parts, _join, tuple(range(parts.ndim))) if parts.ndim else parts
+
+
+def _joined_divisor(parts: Array, rows: int) -> Array:
+    return np.array(_reductions.joined_divisor(parts, rows), _DIVISOR)
+
+
+def _known_divisor(divisor: Any, constant: Any) -> Any:
+    """The divisor of a mean inside a task: what a task before it has found out, or what was known already."""
     if divisor is None:
-        divisor = constant
-    with np.errstate(all="ignore"):
-        value = total if divisor is None else np.divide(total, divisor)
-        return np.asarray(value).astype(dtype)[()]
+        return constant
+    return _reductions.Divisor(float(divisor["value"]), int(divisor["exponent"]))
+
+
+def _joined_loss(parts: Array, divisor: Any, constant: Any, dtype: Any) -> Any:
+    return _reductions.joined_loss(parts, _known_divisor(divisor, constant), dtype)
 
 
 def _whole_rows(
@@ -525,16 +568,15 @@ def _whole_rows(
     options: dict[str, Any],
 ) -> Any:
     """The losses of the rows of a chunk, alone or with the gradient."""
-    if divisor is not None:
-        constant = float(divisor)
+    divisor = _known_divisor(divisor, constant)
     if function.startswith("cross_entropy"):
         options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
         _, rows, slope, _ = _losses.cross_entropy_rows(
-            function, x, targets, -1, reduction, None, gradient, options, constant
+            function, x, targets, -1, reduction, None, gradient, options, divisor
         )
     else:
         _, rows, slope, _ = _losses.squared_error_rows(
-            function, x, targets, -1, sample_weight, reduction, None, gradient, constant
+            function, x, targets, -1, sample_weight, reduction, None, gradient, divisor
         )
     return (rows, slope) if gradient else rows
 
@@ -555,6 +597,7 @@ def loss(
     if not given.uncut:
         return _loss_in_pieces(given, gradient)
     every, rows, dtype = given.every, given.rows, given.problem.result_dtype
+    row_dtype = given.row_dtype
     arrays = (
         given.x,
         every,
@@ -574,11 +617,14 @@ def loss(
         "options": given.options,
     }
     if not gradient:
-        return given.reduced(_blocks(_whole_rows, rows, dtype, *arrays, **keywords)), None
+        return given.reduced(_blocks(_whole_rows, rows, row_dtype, *arrays, **keywords)), None
     both = _blocks(_whole_rows, every, dtype, *arrays, **keywords)
-    items = {"align_arrays": False, "dtype": dtype}
-    losses = da.blockwise(_item, rows, both, every, place=0, meta=np.empty((0,) * len(rows), dtype), **items)
-    slope = da.blockwise(_item, every, both, every, place=1, meta=np.empty((0,) * len(every), dtype), **items)
+
+    def item(place: int, index: tuple[int, ...], kind: Any) -> Lazy:
+        meta = np.empty((0,) * len(index), kind)
+        return da.blockwise(_item, index, both, every, place=place, dtype=kind, meta=meta, align_arrays=False)
+
+    losses, slope = item(0, rows, row_dtype), item(1, every, dtype)
     return given.reduced(losses), given.back(slope)
 
 
@@ -586,12 +632,21 @@ def loss(
 
 
 def _plan(
-    labels: Array, class_weight: Any, sample_weight: Any, function: str, classes: int, dtype: Any, options: Any
+    labels: Array,
+    class_weight: Any,
+    sample_weight: Any,
+    divisor: Any,
+    function: str,
+    classes: int,
+    dtype: Any,
+    reduction: str,
+    constant: Any,
+    options: Any,
 ) -> Array:
     """How often each row counts, and the sum of its shares (see `kernels.losses`)."""
     problem = Problem(function, _stand_in((*labels.shape, classes), dtype), -1, name="logits")
     options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
-    given = _losses.RowTargets(problem, labels, "mean", options)
+    given = _losses.RowTargets(problem, labels, reduction, options, _known_divisor(divisor, constant))
     result = np.ones(labels.shape, _PLAN)
     if given.row_weights is not None:
         result["factor"] = given.row_weights
@@ -606,8 +661,14 @@ def _soft_plan(whole: Array, sample_weight: Any, dtype: Any) -> Array:
     result = np.ones(whole.shape[:-1], _PLAN)
     result["whole"] = whole["high"][..., 0] + whole["low"][..., 0]
     if sample_weight is not None:
-        result["factor"] = sample_weight.astype(dtype)
+        result["factor"] = _reductions.converted(sample_weight, dtype)
     return result
+
+
+def _normal_weights(class_weight: Array, dtype: Any) -> Array:
+    """The weights of classes as `_losses.RowTargets` has them beside the weights of the rows."""
+    weights = _reductions.converted(class_weight, dtype)
+    return _reductions.scaled(weights, -_reductions.exponent_of(weights))
 
 
 def _shares(targets: Array, ids: Array, class_weight: Any, mix: Any) -> Any:
@@ -662,10 +723,10 @@ def _loss_rows(total: Array, plan: Array, dtype: Any) -> Array:
 
 def _weight(plan: Array, divisor: Any, constant: Any) -> Array:
     """What the derivatives of each row are multiplied by, 0 where it does not count, with an axis of classes."""
-    if divisor is None:
-        divisor = 1.0 if constant is None else constant
+    known = _known_divisor(divisor, constant)
+    value = 1.0 if known is None else known.value
     with np.errstate(all="ignore"):
-        return np.where(plan["factor"] == 0, 0, plan["factor"] / divisor)[..., None]
+        return np.where(plan["factor"] == 0, 0, plan["factor"] / value)[..., None]
 
 
 def _spared(weight: Array, value: Array, dtype: Any) -> Array:
@@ -734,16 +795,11 @@ def _error_gradient(
         return _spared(_weight(plan, divisor, constant), probs * slope, dtype)
 
 
-def _ones(x: Lazy, rows: tuple[int, ...], sample_weight: Lazy, dtype: Any) -> Lazy:
-    """The plan of a loss whose rows have nothing but a weight of their own."""
-    if sample_weight is None:
-        return da.ones(tuple(x.shape[a] for a in rows), chunks=tuple(x.chunks[a] for a in rows), dtype=_PLAN)
-    return _blocks(_weight_plan, rows, _PLAN, sample_weight, rows, dtype=dtype)
-
-
-def _weight_plan(sample_weight: Array, dtype: Any) -> Array:
+def _weight_plan(sample_weight: Array, divisor: Any, constant: Any, dtype: Any) -> Array:
     result = np.ones(sample_weight.shape, _PLAN)
-    result["factor"] = sample_weight.astype(dtype)
+    known = _known_divisor(divisor, constant)
+    weights = _reductions.converted(sample_weight, dtype)
+    result["factor"] = weights if known is None else _reductions.scaled(weights, -known.exponent)
     return result
 
 
@@ -754,13 +810,24 @@ class _Pieces:
         self.loss = loss
         problem, rows = loss.problem, loss.rows
         self.ids = da.arange(problem.classes, chunks=(loss.x.chunks[-1],))
+        divided = {"constant": loss.constant(), "dtype": problem.dtype}
+        if not loss.is_cross_entropy and loss.sample_weight is None:
+            sizes = tuple(loss.x.shape[a] for a in rows), tuple(loss.x.chunks[a] for a in rows)
+            self.plan = da.ones(sizes[0], chunks=sizes[1], dtype=_PLAN)
+            return
         if not loss.is_cross_entropy:
-            self.plan = _ones(loss.x, rows, loss.sample_weight, problem.dtype)
+            weights = (loss.sample_weight, rows, *loss.divided())
+            self.plan = _blocks(_weight_plan, rows, _PLAN, *weights, **divided)
             return
         smoothing = float(loss.options["label_smoothing"])
         base = float(problem.dtype.type(smoothing / max(problem.classes, 1)))
         self.mix = base, float(problem.dtype.type(1 - smoothing)), loss.soft, not loss.soft and base == 0
-        self.shares = (loss.targets, loss.target_index, self.ids, loss.last, loss.class_weight, loss.last)
+        class_weight = loss.class_weight
+        if class_weight is not None and not loss.soft and base != 0 and loss.divisor is not None:
+            whole = loss.whole_weight
+            normal = _blocks(_normal_weights, loss.last, problem.dtype, whole, loss.last, dtype=problem.dtype)
+            class_weight = normal.rechunk(class_weight.chunks)
+        self.shares = (loss.targets, loss.target_index, self.ids, loss.last, class_weight, loss.last)
         if loss.soft:
             one = {loss.last[0]: 1}
             parts = _blocks(_share_sum, loss.every, _PAIR, *self.shares, grid=one, mix=self.mix)
@@ -778,10 +845,12 @@ class _Pieces:
             loss.last,
             loss.sample_weight,
             rows,
+            *loss.divided(),
             function=loss.function,
             classes=problem.classes,
-            dtype=problem.dtype,
+            reduction=loss.reduction,
             options=loss.options,
+            **divided,
         )
 
     def row_sum(self, task: Any, *arrays: Any, **options: Any) -> Lazy:
@@ -793,14 +862,14 @@ class _Pieces:
 def _loss_in_pieces(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
     pieces = _Pieces(loss)
     problem, every, rows = loss.problem, loss.every, loss.rows
-    dtype = problem.result_dtype
+    dtype, row_dtype = problem.result_dtype, loss.row_dtype
     given = (pieces.plan, rows, *loss.divided())
     slope = None
     if not loss.is_cross_entropy:
         probs = _probs(loss.x, loss.last[0], problem.dtype)
         pair = (probs, every, loss.targets, every)
         total = pieces.row_sum(_error_piece, *pair, square=True)
-        losses = _blocks(_half, rows, dtype, total, every, pieces.plan, rows, dtype=dtype)
+        losses = _blocks(_half, rows, row_dtype, total, every, pieces.plan, rows, dtype=row_dtype)
         if gradient:
             dot = pieces.row_sum(_error_piece, *pair, square=False)
             options: dict[str, Any] = {"constant": loss.constant(), "dtype": dtype}
@@ -809,7 +878,7 @@ def _loss_in_pieces(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
     summaries = _summaries(loss.x, loss.last, problem.dtype)
     arrays = (loss.x, every, summaries, every, *pieces.shares)
     total = pieces.row_sum(_loss_piece, *arrays, mix=pieces.mix, dtype=problem.dtype)
-    losses = _blocks(_loss_rows, rows, dtype, total, every, pieces.plan, rows, dtype=dtype)
+    losses = _blocks(_loss_rows, rows, row_dtype, total, every, pieces.plan, rows, dtype=row_dtype)
     if gradient:
         options = {"constant": loss.constant(), "mix": pieces.mix, "dtypes": (problem.dtype, dtype)}
         slope = loss.back(_blocks(_gradient_piece, every, dtype, *arrays, *given, **options))
@@ -827,14 +896,14 @@ def _curve(
     sample_weight: Any,
     divisor: Any,
     function: str,
+    reduction: str,
     constant: Any,
     options: dict[str, Any],
 ) -> Any:
-    """Second derivatives of whole rows: those of the sum, divided."""
+    """Second derivatives of whole rows."""
     options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
-    if divisor is not None:
-        constant = float(divisor)
-    return _losses.curvature_rows(getattr(_losses, function), x, targets, tangent, -1, options, constant)
+    known = _known_divisor(divisor, constant)
+    return _losses.curvature_rows(function, x, targets, tangent, -1, reduction, None, options, known)
 
 
 def _scaled(value: Array, plan: Array, divisor: Any, constant: Any, dtype: Any) -> Array:
@@ -857,13 +926,9 @@ def curvature(
         logits = _main(function, "logits", logits, tangent)
     if dense and isinstance(logits, da.Array):
         logits = logits.rechunk({_problem(function, logits, axis, name="logits").axes[0]: -1})
-    loss = _Loss(function, logits, targets, axis, reduction, options)
+    loss = _Loss(function, logits, targets, axis, reduction, options, tangent)
     _refuse_out(function, out)
-    problem, every, rows = loss.problem, loss.every, loss.rows
-    if tangent is not None:
-        tangent = _array(function, "tangent", tangent)
-        problem.operand("tangent", _stand_in(tangent.shape, tangent.dtype))
-        tangent = da.moveaxis(tangent, loss.place, -1).rechunk(loss.x.chunks)
+    problem, every, rows, tangent = loss.problem, loss.every, loss.rows, loss.tangent
     dtype = problem.result_dtype
     if loss.uncut:
         index = (*rows, *loss.last, loss.last[0] + 1) if dense else every
@@ -878,6 +943,7 @@ def curvature(
             *loss.divided(),
             grid={index[-1]: problem.classes} if dense else None,
             function=function,
+            reduction=reduction,
             constant=loss.constant(),
             options=loss.options,
         )

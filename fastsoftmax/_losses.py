@@ -1,6 +1,5 @@
 """cross_entropy and squared_error, with their gradients and Hessians."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,21 @@ from fastsoftmax._arrays import LAST, SMALL, Array, Problem, is_plain, lie_apart
 from fastsoftmax._lazy import is_lazy, lazily
 from fastsoftmax._parallel import run
 from fastsoftmax._reductions import (
+    Divisor,
     check_reduction,
+    count_divisor,
+    exponent_of,
     gradient_scale,
     ignored_index,
-    mean_divisor,
+    inverse_of,
+    part_of_weight,
+    product_of_weights,
     reduced,
+    row_losses,
+    scaled,
     total,
     weight_array,
+    weight_divisor,
 )
 
 
@@ -80,12 +87,34 @@ class RowTargets:
 
     The share of class j in row n is ``class_weight_j * (base + gain * y_nj)``, and row n counts
     ``row_weights_n`` times: see `kernels.losses`. Without smoothing, the class weights of class indices are put
-    into the weights of the rows. `divisor` is what a mean divides by.
+    into the weights of the rows. `divisor` is what a mean divides by, and its power of two is taken out of the
+    weights. It is given where these rows are only some of those of the mean.
+
+    `counted` is what the mean adds up, for class indices and before that: weights times 2**`exponent`, or None if
+    every row counts once.
     """
 
-    __slots__ = ("array", "base", "class_weights", "divisor", "gain", "problem", "row_weights", "soft")
+    __slots__ = (
+        "array",
+        "base",
+        "class_weights",
+        "counted",
+        "divisor",
+        "exponent",
+        "gain",
+        "problem",
+        "row_weights",
+        "soft",
+    )
 
-    def __init__(self, problem: Problem, targets: Any, reduction: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        targets: Any,
+        reduction: str,
+        options: dict[str, Any],
+        divisor: Divisor | None = None,
+    ) -> None:
         function = problem.function
         check_reduction(function, reduction)
         self.problem = problem
@@ -98,24 +127,50 @@ class RowTargets:
         self.gain = problem.dtype.type(1 - smoothing)
         self.class_weights = weight_array(problem, "class_weight", options.get("class_weight"), (problem.classes,))
         rows = weight_array(problem, "sample_weight", options.get("sample_weight"), problem.row_shape)
-        self.divisor: float = problem.rows
+        self.counted, self.exponent = rows, 0
         self.row_weights = rows
+        self.divisor = count_divisor(problem.rows) if divisor is None else divisor
         if self.soft:
             return
-        counted = rows
-        if self.class_weights is not None and problem.classes:
-            chosen = np.take(self.class_weights, self.array, mode="clip")
-            counted = chosen if rows is None else chosen * rows
         if ignored is not None and ignored.any():
-            spared = problem.dtype.type(0)
-            counted = np.where(ignored, spared, 1 if counted is None else counted).astype(problem.dtype)
-            rows = np.where(ignored, spared, 1 if rows is None else rows).astype(problem.dtype)
-        if counted is not None and reduction == "mean":
-            self.divisor = total(self.kernel_rows(counted))
-        self.row_weights = rows
+            rows = np.where(ignored, 0, 1 if rows is None else rows).astype(problem.dtype)
+        self.counted, self.exponent = self._count(rows)
+        if self.counted is not None and reduction == "mean" and divisor is None:
+            counted = self.kernel_rows(self.counted)
+            assert counted is not None
+            self.divisor = weight_divisor(counted, self.exponent, problem.rows)
+        self._put_into_rows(rows, reduction)
+
+    def _count(self, rows: Array | None) -> tuple[Array | None, int]:
+        """What the rows count: their weights times those of their labels."""
+        if self.class_weights is None or not self.problem.classes:
+            return rows, 0
+        chosen = np.take(self.class_weights, self.array, mode="clip")
+        return (chosen, 0) if rows is None else product_of_weights(chosen, rows)
+
+    def _put_into_rows(self, rows: Array | None, reduction: str) -> None:
+        """The weights of rows and classes for a kernel, without the power of two in what a mean divides by."""
+        weights, exponent = self.class_weights, self.exponent
+        down = self.divisor.exponent if reduction == "mean" else 0
         if self.base == 0:
-            self.row_weights = counted
+            counted = self.counted
+            if counted is None and exponent != down:  # only other rows of the mean are ignored
+                counted = np.ones(self.problem.row_shape, self.problem.dtype)
+            self.row_weights = None if counted is None else scaled(counted, exponent - down)
+            if weights is not None and reduction == "mean" and np.isnan(self.divisor.value):
+                # 0/0, as in PyTorch, for a row whose class weighs 0; but nothing for one that is left out.
+                out = False if rows is None else rows == 0
+                nothing, nowhere = self.problem.dtype.type(0), self.problem.dtype.type(np.nan)
+                self.row_weights = np.where(np.broadcast_to(out, self.problem.row_shape), nothing, nowhere)
             self.class_weights = None
+            return
+        up = 0
+        if weights is not None and reduction == "mean":
+            up = exponent_of(weights)
+            self.class_weights = scaled(weights, -up)
+        if rows is None and up != down:
+            rows = np.ones(self.problem.row_shape, self.problem.dtype)
+        self.row_weights = None if rows is None else scaled(rows, up - down)
 
     @property
     def plain(self) -> bool:
@@ -142,13 +197,27 @@ class RowTargets:
             run(kernels.reductions.share_totals, problem.rows, block.size, problem.room(1), *arguments)
             given = high.result.astype(np.float64) + low.result
         elif problem.classes:
-            given = np.take(weights, self.array, mode="clip")
+            given = np.take(weights, self.array, mode="clip").astype(np.float64)
         else:
             given = np.zeros(problem.row_shape)
         shares: Array = float(self.base) * total(weights) + float(self.gain) * given
-        if self.row_weights is not None:
-            shares = np.where(self.row_weights == 0, 0, shares * self.row_weights)
-        return shares
+        return shares if self.row_weights is None else shares * self.row_weights
+
+    def factors(self, reduction: str) -> Array | None:
+        """What the softmax Jacobian of each row has to be multiplied by, in the order of the block; None for 1."""
+        problem = self.problem
+        if self.plain and self.row_weights is None:
+            if reduction != "mean" or not problem.rows:
+                return None
+            return np.full(problem.rows, 1 / self.divisor.value, problem.dtype)
+        with np.errstate(all="ignore"):
+            factors = self.totals()
+            assert factors is not None
+            if reduction == "mean" and problem.rows:
+                factors = np.divide(factors, self.divisor.value, dtype=np.float64)
+            if self.row_weights is not None:
+                factors = np.where(self.row_weights == 0, 0, factors)
+            return self.kernel_rows(factors)
 
 
 def cross_entropy_rows(
@@ -160,16 +229,16 @@ def cross_entropy_rows(
     out: Any,
     gradient: bool,
     options: dict[str, Any],
-    divisor: float | None = None,
-) -> tuple[Problem, Any, Any, float]:
+    divisor: Divisor | None = None,
+) -> tuple[Problem, Any, Any, Divisor]:
     """The loss of each row, the gradient (None if it is not asked for), and what a mean divides by.
 
-    A `divisor` is given where these rows are only some of those of the mean.
+    A `divisor` is given where these rows are only some of those of the mean. Losses that are to be reduced are in
+    the dtype of the computation, and have no power of two of the divisor in them.
     """
     problem = Problem(function, logits, axis, name="logits")
-    given = RowTargets(problem, targets, reduction, options)
-    if divisor is None:
-        divisor = mean_divisor(given.divisor)
+    given = RowTargets(problem, targets, reduction, options, divisor)
+    divisor = given.divisor
     source = problem.block()
     row_weights = given.kernel_rows(given.row_weights)
     labels = None if given.soft else problem.per_row(given.array, np.int64)
@@ -182,7 +251,7 @@ def cross_entropy_rows(
         assert labels is not None
         _pieces.long_cross_entropy(source, labels, row_weights, *results, scale)
         slope = None if output is None else output.finish()
-        return problem, rows.finish(), slope, divisor
+        return problem, row_losses(rows, reduction), slope, divisor
     if given.plain:
         kernel = kernels.losses.cross_entropy
         arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)
@@ -192,13 +261,14 @@ def cross_entropy_rows(
         arguments = (source, distributions, *mix, row_weights, *results, *scale)
     run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
     slope = None if output is None else output.finish()
-    return problem, rows.finish(), slope, divisor
+    return problem, row_losses(rows, reduction), slope, divisor
 
 
-def counted(function: str, labels: Array, classes: int, dtype: np.dtype[Any], options: dict[str, Any]) -> float:
-    """What the mean of a cross-entropy divides by, from what the rows of these labels count."""
+def counted(function: str, labels: Array, classes: int, dtype: np.dtype[Any], options: dict[str, Any]) -> Array:
+    """What some rows add to the divisor of a cross-entropy's mean, as a `_reductions.SUM`."""
     logits = np.broadcast_to(np.zeros((), dtype), (*labels.shape, classes))  # of which only the shape is needed
-    return RowTargets(Problem(function, logits, -1, name="logits"), labels, "mean", options).divisor
+    given = RowTargets(Problem(function, logits, -1, name="logits"), labels, "sum", options)
+    return part_of_weight(np.ones(labels.shape) if given.counted is None else given.counted, given.exponent)
 
 
 # Small calls with the default options are made of overhead: what is left of it here are the checks.
@@ -232,7 +302,7 @@ def _small(logits: Any, targets: Any, out: Any, gradient: bool) -> tuple[Any, An
     ):
         return None
     rows = np.empty(count, dtype)
-    loss = kernel(logits, targets, slope, rows, *gradient_scale(count, MEAN, dtype))
+    loss = kernel(logits, targets, slope, rows, *inverse_of(count, dtype))
     return None if loss < 0 else (dtype.type(loss / count), slope)
 
 
@@ -258,35 +328,57 @@ def _cross_entropy(
     return reduced(problem, rows, reduction, divisor), slope
 
 
-def _curvature(problem: Problem, targets: Any, reduction: str, options: dict[str, Any]) -> Array | None:
-    """What the softmax Jacobian of each row has to be multiplied by; None for 1."""
-    given = RowTargets(problem, targets, reduction, options)
-    factors = given.totals()
-    if reduction == "mean" and problem.rows:
-        divisor = mean_divisor(given.divisor)
-        with np.errstate(all="ignore"):
-            if factors is None:
-                return np.full(problem.rows, 1 / divisor, problem.dtype)
-            factors = np.where(factors == 0, 0, np.divide(factors, divisor, dtype=np.float64))
-    return given.kernel_rows(factors)
-
-
 def curvature_rows(
-    function: Callable[..., Any],
+    function: str,
     logits: Any,
     targets: Any,
     tangent: Any,
     axis: int,
+    reduction: str,
+    out: Any,
     options: dict[str, Any],
-    divisor: float | None,
+    divisor: Divisor | None = None,
 ) -> Any:
-    """A second derivative of some of the rows of a mean, which divides by `divisor`; of a sum, if that is None."""
-    arrays = (logits, targets) if tangent is None else (logits, targets, tangent)
-    result = function(*arrays, axis=axis, reduction="sum", **options)
-    if divisor is not None:
-        with np.errstate(all="ignore"):
-            result = np.where(result == 0, result, result / divisor).astype(result.dtype)
-    return result
+    """cross_entropy_hvp, cross_entropy_hessian_diag or cross_entropy_hessian.
+
+    A `divisor` is given where these rows are only some of those of the mean.
+    """
+    dense = function == "cross_entropy_hessian"
+    problem = Problem(function, logits, axis, name="logits", last=dense)
+    operand = None if tangent is None else problem.operand("tangent", tangent)
+    factors = RowTargets(problem, targets, reduction, options, divisor).factors(reduction)
+    source = problem.block()
+    if dense:
+        output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
+        work = source.size * max(1, problem.classes // 4)
+        arguments: tuple[Any, ...] = (source, output.block, None, None, factors)
+        run(kernels.derivatives.softmax_jacobian, problem.rows, work, problem.room(1), *arguments)
+    elif operand is None:
+        output = problem.output(out)
+        arguments = source, output.block, factors
+        run(kernels.derivatives.softmax_variance, problem.rows, source.size, problem.room(1), *arguments)
+    else:
+        second = problem.convert(operand)
+        output = problem.output(out)
+        arguments = source, second, output.block, output.keep(second), None, None, factors
+        run(kernels.derivatives.softmax_product, problem.rows, 2 * source.size, problem.room(2), *arguments)
+    return output.finish()
+
+
+def _curvature(
+    function: str,
+    logits: Any,
+    targets: Any,
+    tangent: Any,
+    axis: int,
+    reduction: str,
+    out: Any,
+    options: dict[str, Any],
+) -> Any:
+    arrays = function, logits, targets, tangent, axis, reduction, out, options
+    if is_lazy(logits, targets, tangent, *options.values()):
+        return lazily("curvature")(*arrays)
+    return curvature_rows(*arrays)
 
 
 def squared_error_rows(
@@ -298,17 +390,19 @@ def squared_error_rows(
     reduction: str,
     out: Any,
     gradient: bool,
-    divisor: float | None = None,
-) -> tuple[Problem, Any, Any, float]:
+    divisor: Divisor | None = None,
+) -> tuple[Problem, Any, Any, Divisor]:
     """As `cross_entropy_rows`."""
     problem = Problem(function, logits, axis, name="logits")
     check_reduction(function, reduction)
     array = problem.target_like("targets", targets)
     weights = weight_array(problem, "sample_weight", sample_weight, problem.row_shape)
     row_weights = None if weights is None else problem.per_row(weights, problem.dtype)
-    if divisor is None:
-        weighted = row_weights is not None and reduction == "mean"
-        divisor = mean_divisor(total(row_weights) if weighted else problem.rows)
+    if row_weights is not None and reduction == "mean":
+        divisor = weight_divisor(row_weights, 0, problem.rows) if divisor is None else divisor
+        row_weights = scaled(row_weights, -divisor.exponent)
+    elif divisor is None:
+        divisor = count_divisor(problem.rows)
     source = problem.block()
     second = problem.convert(array)
     output = problem.output(out) if gradient else None
@@ -318,7 +412,7 @@ def squared_error_rows(
     arguments = source, second, row_weights, target, rows.block, keep, *scale
     run(kernels.losses.squared_error, problem.rows, 2 * source.size, problem.room(2), *arguments)
     slope = None if output is None else output.finish()
-    return problem, rows.finish(), slope, divisor
+    return problem, row_losses(rows, reduction), slope, divisor
 
 
 def _squared_error(
@@ -379,7 +473,7 @@ def cross_entropy(
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean over all rows, their sum, or the loss of each row. With class indices and weights, the mean
         divides by the sum of the weights of the rows that count, and is nan where that is 0; with distributions,
-        by the number of rows.
+        by the number of rows. Weights that have a power of two in common give the same mean, whatever their size.
 
     Returns
     -------
@@ -485,6 +579,9 @@ def cross_entropy_grad(
     -----
     Within 4 ulp for class indices, also at the target of a confident row: there it is minus the sum of the other
     probabilities, summed by themselves, and not p - 1.
+
+    Rows that are ignored, and those of sample weight 0, have exactly 0. Where the mean divides by 0 because the
+    classes of all other rows weigh 0, these are 0/0, nan, as in PyTorch; so are their Hessians.
 
     References
     ----------
@@ -649,18 +746,7 @@ def cross_entropy_hvp(
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
     }
-    function = "cross_entropy_hvp"
-    if is_lazy(logits, targets, tangent, *options.values()):
-        return lazily("curvature")(function, logits, targets, tangent, axis, reduction, out, options)
-    problem = Problem(function, logits, axis, name="logits")
-    operand = problem.operand("tangent", tangent)
-    factors = _curvature(problem, targets, reduction, options)
-    source = problem.block()
-    second = problem.convert(operand)
-    output = problem.output(out)
-    arguments = source, second, output.block, output.keep(second), None, None, factors
-    run(kernels.derivatives.softmax_product, problem.rows, 2 * source.size, problem.room(2), *arguments)
-    return output.finish()
+    return _curvature("cross_entropy_hvp", logits, targets, tangent, axis, reduction, out, options)
 
 
 def cross_entropy_hessian_diag(
@@ -724,16 +810,7 @@ def cross_entropy_hessian_diag(
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
     }
-    function = "cross_entropy_hessian_diag"
-    if is_lazy(logits, targets, *options.values()):
-        return lazily("curvature")(function, logits, targets, None, axis, reduction, out, options)
-    problem = Problem(function, logits, axis, name="logits")
-    factors = _curvature(problem, targets, reduction, options)
-    source = problem.block()
-    output = problem.output(out)
-    arguments = source, output.block, factors
-    run(kernels.derivatives.softmax_variance, problem.rows, source.size, problem.room(1), *arguments)
-    return output.finish()
+    return _curvature("cross_entropy_hessian_diag", logits, targets, None, axis, reduction, out, options)
 
 
 def cross_entropy_hessian(
@@ -794,17 +871,7 @@ def cross_entropy_hessian(
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
     }
-    function = "cross_entropy_hessian"
-    if is_lazy(logits, targets, *options.values()):
-        return lazily("curvature")(function, logits, targets, None, axis, reduction, out, options)
-    problem = Problem(function, logits, axis, name="logits", last=True)
-    factors = _curvature(problem, targets, reduction, options)
-    source = problem.block()
-    output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
-    work = source.size * max(1, problem.classes // 4)
-    arguments = source, output.block, None, None, factors
-    run(kernels.derivatives.softmax_jacobian, problem.rows, work, problem.room(1), *arguments)
-    return output.finish()
+    return _curvature("cross_entropy_hessian", logits, targets, None, axis, reduction, out, options)
 
 
 def squared_error(

@@ -49,7 +49,14 @@ from fastsoftmax._jit_arrays import (
     working_memory,
     writable,
 )
-from fastsoftmax._reductions import mean_divisor
+from fastsoftmax._jit_weights import (
+    divisor_for,
+    equal_weights_for,
+    exponent_of_for,
+    products_for,
+    scaled_classes_for,
+    scaled_for,
+)
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT, FEW
 from fastsoftmax.kernels.vector import if_none
 
@@ -812,23 +819,27 @@ class _Targets:
                 f"{targets.dtype}, expected integers"
             )
 
-    def weights(self, with_classes: bool) -> Run:
-        """The compiled weight of each row, with or without that of its class; None if all count alike."""
+    def _weights(self, with_classes: bool) -> Run:
+        """The compiled weight of each row, with or without that of its class; None if all count alike.
+
+        With the exponent of a power of two, as `_reductions.product_of_weights` has it.
+        """
         if self.soft or not (self.ignoring or self.sampled or (with_classes and self.weighted)):
-            return merged(lambda few, labels, class_weights, samples: samples)
+            return merged(lambda few, labels, class_weights, samples: (samples, 0))
         by_class, by_sample, kind = with_classes and self.weighted, self.sampled, self.kind
+        if by_class and by_sample:
+            return products_for(kind)
 
         @compiled
-        def of_class(class_weights: Any, label: int) -> Any:
+        def of_class(class_weights: Any, samples: Any, label: int, i: int) -> Any:
             return class_weights[label]
 
         @compiled
-        def of_sample(samples: Any, i: int) -> Any:
+        def of_sample(class_weights: Any, samples: Any, label: int, i: int) -> Any:
             return samples[i]
 
-        one = merged(lambda values, i: 1.0)
-        class_factor = of_class if by_class else one
-        sample_factor = of_sample if by_sample else one
+        one = merged(lambda class_weights, samples, label, i: 1.0)
+        factor = of_class if by_class else of_sample if by_sample else one
 
         @compiled
         def weigh(few: Any, labels: Any, class_weights: Any, samples: Any) -> Any:
@@ -836,10 +847,73 @@ class _Targets:
             for i in range(labels.size):
                 room[i] = 0.0
                 if labels[i] >= 0:
-                    room[i] = class_factor(class_weights, labels[i]) * sample_factor(samples, i)
-            return readable(room, (room.size,), kind)
+                    room[i] = factor(class_weights, samples, labels[i], i)
+            return readable(room, (room.size,), kind), 0
 
         return weigh
+
+    def weighing(self, mean: bool) -> Run:
+        """The compiled ``labels, class weights, samples, rows -> what kernels take of them, and the divisor``.
+
+        First comes room for a few numbers, four times; the result is weights of classes, weights of rows that are
+        multiplied by those of their classes, weights of rows beside those of classes, and what is left to divide
+        by: see `_losses.RowTargets`.
+        """
+        kind, counting = self.kind, self.counting
+        counted_of, weights_of = self._weights(with_classes=True), self._weights(with_classes=False)
+        divisor_of, scale = divisor_for(counting and mean, kind), scaled_for(kind)
+        if not counting:
+
+            @merged
+            def unweighted(
+                a: Any, b: Any, c: Any, d: Any, labels: Any, classes: Any, samples: Any, rows: int
+            ) -> Any:
+                value, _ = divisor_of(None, 0, rows)
+                return classes, samples, samples, value
+
+            return unweighted
+        beside = self.smooth and self.weighted and mean
+        largest = exponent_of_for(kind)
+        up_of = largest if beside else merged(lambda classes: 0)
+        normal = scaled_classes_for(kind) if beside else merged(lambda classes, exponent: classes)
+        nowhere = (
+            self._left_out() if self.weighted and mean else merged(lambda inside, labels, samples, divisor: None)
+        )
+        rows_beside = scale if self.sampled or self.ignoring else merged(lambda few, weights, rows, exponent: None)
+        if beside and not (self.sampled or self.ignoring):
+            rows_beside = equal_weights_for(kind)
+
+        @merged
+        def weighted(a: Any, b: Any, c: Any, d: Any, labels: Any, classes: Any, samples: Any, rows: int) -> Any:
+            counted, exponent = counted_of(a, labels, classes, samples)
+            weights, _ = weights_of(b, labels, classes, samples)
+            value, down = divisor_of(counted, exponent, rows)
+            up = up_of(classes)
+            inside = scale(c, counted, rows, exponent - down)
+            nowhere(inside, labels, samples, value)
+            return (
+                normal(classes, -up),
+                readable(inside, (rows,), kind),
+                rows_beside(d, weights, rows, up - down),
+                value,
+            )
+
+        return weighted
+
+    def _left_out(self) -> Run:
+        """The compiled 0/0 of a mean over no weight: nan for the rows that have not been left out."""
+        kind = self.kind
+        counts = merged(lambda samples, i: True)
+        if self.sampled:
+            counts = compiled(lambda samples, i: samples[i] != 0.0)
+
+        @compiled
+        def nowhere(inside: Any, labels: Any, samples: Any, divisor: float) -> None:
+            if np.isnan(divisor):
+                for i in range(labels.size):
+                    inside[i] = kind(np.nan) if labels[i] >= 0 and counts(samples, i) else kind(0.0)
+
+        return nowhere
 
 
 def _labels(function: str, x: Any, targets: Any, ignoring: bool) -> Run:
@@ -894,14 +968,6 @@ def _labels(function: str, x: Any, targets: Any, ignoring: bool) -> Run:
         return readable(labels, (labels.size,), np.int64)
 
     return all_checked_or_ignored if ignoring else all_checked
-
-
-def _divisor(counting: bool) -> Run:
-    """The compiled (what the rows count for, how many) -> what their mean divides by."""
-    total, nonzero = kernels.reductions.total, merged(mean_divisor)
-    if counting:
-        return merged(lambda counted, rows: nonzero(total(counted)))
-    return merged(lambda counted, rows: nonzero(np.float64(rows)))
 
 
 def _scale(reduction: str, kind: Any) -> Run:
@@ -974,7 +1040,7 @@ def _cross_entropy(
     given = _Targets(function, x, axes, dtype, targets, class_weight, sample_weight, ignore_index, label_smoothing)
     check, shares, labels_of, classes_of = given.check, given.shares, given.labels, given.class_weights
     samples_of, distributions_of = given.samples, given.distributions
-    counted_of, weights_of = given.weights(with_classes=True), given.weights(with_classes=False)
+    weigh = given.weighing(how == "mean")
     lay_out = layout(x, axes, last=False)
     order_of_rows, _, _ = row_layout(x, axes)
     source_for = converter(x, axes, dtype)
@@ -983,8 +1049,7 @@ def _cross_entropy(
     scale_of = _scale(how, kind)
     plain, mixed = kernels.losses.cross_entropy, kernels.losses.soft_cross_entropy
     plain_of_few = kernels.few.cross_entropy
-    soft, smooth, counting = given.soft, given.smooth, given.counting and how == "mean"
-    divisor_of = _divisor(counting)
+    soft, smooth = given.soft, given.smooth
 
     @merged
     def launch_plain(
@@ -1064,9 +1129,8 @@ def _cross_entropy(
         second = distributions_of(targets, order, shape)
         classes = classes_of(class_weight)
         samples = samples_of(sample_weight, by_row, rows, stack(kind, 1))
-        counted = counted_of(stack(kind, 1), labels, classes, samples)
-        weights = weights_of(stack(kind, 1), labels, classes, samples)
-        divisor = divisor_of(counted, rows)
+        a, b, c, d = stack(kind, 1), stack(kind, 1), stack(kind, 1), stack(kind, 1)
+        classes, counted, weights, divisor = weigh(a, b, c, d, labels, classes, samples, rows)
         block = block_for(losses, order, rows, stack(kind, 1), source)
         y = target_for(slope, order, shape, kind, source, second, samples)
         near = stack(kind, NEAR)
@@ -1197,7 +1261,6 @@ def _curvature(
     given = _Targets(function, x, axes, dtype, targets, class_weight, sample_weight, ignore_index, label_smoothing)
     check, shares, labels_of, classes_of = given.check, given.shares, given.labels, given.class_weights
     samples_of, distributions_of = given.samples, given.distributions
-    counted_of, weights_of = given.weights(with_classes=True), given.weights(with_classes=False)
     last = function == "cross_entropy_hessian"
     lay_out = layout(x, axes, last)
     order_of_rows, _, _ = row_layout(x, axes)
@@ -1224,8 +1287,8 @@ def _curvature(
     else:
         apply = _pointwise(function, x, axes, dtype, out, launch_variance)
     soft, smooth, mean, weighted = given.soft, given.smooth, how == "mean", given.weighted
-    counting = given.counting and mean
-    sampled = not absent(sample_weight) or given.ignoring
+    weigh = given.weighing(mean)
+    of_rows = not absent(sample_weight) or (not soft and (given.ignoring or (smooth and weighted and mean)))
 
     def present(values: Any, i: int) -> Any:
         return np.float64(values[i])
@@ -1234,18 +1297,17 @@ def _curvature(
         return 1.0
 
     counted_at = merged(present if given.counting else one)
-    weight_at = merged(present if (sampled if not soft else not absent(sample_weight)) else one)
+    weight_at = merged(present if of_rows else one)
     class_at = merged(present if weighted else one)
     all_classes = merged(lambda class_weights, classes: class_weights)
     if not weighted:
         all_classes = compiled(lambda class_weights, classes: np.ones(classes, kind))
-    divisor_of = _divisor(counting)
 
     @compiled
-    def reduced(share: float, divisor: float) -> Any:
-        if mean:
-            return kind(0.0 if share == 0.0 else share / divisor)
-        return kind(share)
+    def reduced(share: float, weight: float, divisor: float) -> Any:
+        if weight == 0.0:
+            return kind(0.0)
+        return kind(share * weight / divisor if mean else share * weight)
 
     @compiled
     def of_counted(
@@ -1261,7 +1323,7 @@ def _curvature(
         divisor: float,
     ) -> None:
         for i in range(factors.size):
-            factors[i] = reduced(counted_at(counted, i), divisor)
+            factors[i] = reduced(1.0, counted_at(counted, i), divisor)
 
     @compiled
     def of_labels(
@@ -1283,8 +1345,7 @@ def _curvature(
         base_share = np.float64(base) * total(readable(every, (every.size,), kind))
         for i in range(factors.size):
             share = base_share + np.float64(gain) * class_at(every, max(labels[i], 0))
-            weight = weight_at(weights, i)
-            factors[i] = reduced(0.0 if weight == 0.0 else share * weight, divisor)
+            factors[i] = reduced(share, weight_at(weights, i), divisor)
 
     @compiled
     def of_distributions(
@@ -1307,8 +1368,7 @@ def _curvature(
         share_totals(0, factors.size, room, v, every, kind(0.0), kind(1.0), factors, low)
         for i in range(factors.size):
             share = base_share + np.float64(gain) * (np.float64(factors[i]) + low[i])
-            weight = weight_at(weights, i)
-            factors[i] = reduced(0.0 if weight == 0.0 else share * weight, divisor)
+            factors[i] = reduced(share, weight_at(weights, i), divisor)
 
     fill = of_distributions if soft else of_labels if smooth else of_counted
 
@@ -1356,9 +1416,8 @@ def _curvature(
         second = distributions_of(targets, order, shape)
         classes = classes_of(class_weight)
         samples = samples_of(sample_weight, by_row, rows, stack(kind, 1))
-        counted = counted_of(stack(kind, 1), labels, classes, samples)
-        weights = weights_of(stack(kind, 1), labels, classes, samples)
-        divisor = divisor_of(counted, rows)
+        a, b, c, d = stack(kind, 1), stack(kind, 1), stack(kind, 1), stack(kind, 1)
+        classes, counted, weights, divisor = weigh(a, b, c, d, labels, classes, samples, rows)
         factors = factors_of(
             stack(kind, 1), second, shape, labels, classes, base, gain, counted, weights, divisor, rows
         )
@@ -1478,7 +1537,14 @@ def _squared_error(
     begin, block_for, finish = _loss_result(function, x, axes, dtype, how)
     slope_for, target_for, deliver_to = _slope(function, x, axes, dtype, out, wanted)
     scale_of = _scale(how, kind)
-    kernel, divisor_of = kernels.losses.squared_error, _divisor(given.sampled and how == "mean")
+    weighted = given.sampled and how == "mean"
+    kernel, divisor_of = kernels.losses.squared_error, divisor_for(weighted, kind)
+    scale = scaled_for(kind)
+    without = merged(lambda few, samples, rows, exponent: samples)
+    if weighted:
+        without = merged(
+            lambda few, samples, rows, exponent: readable(scale(few, samples, rows, exponent), (rows,), kind)
+        )
     keep = None if wanted is LOSS else _keep(out)
 
     @merged
@@ -1491,7 +1557,8 @@ def _squared_error(
         source = source_for(x, order, shape, kind)
         second = distributions_of(targets, order, shape)
         samples = samples_of(sample_weight, order_of_rows(order), rows, stack(kind, 1))
-        divisor = divisor_of(samples, rows)
+        divisor, down = divisor_of(samples, 0, rows)
+        samples = without(stack(kind, 1), samples, rows, -down)
         block = block_for(losses, order, rows, stack(kind, 1), source)
         y = target_for(slope, order, shape, kind, source, second, samples)
         near = stack(kind, NEAR)

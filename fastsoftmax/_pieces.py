@@ -125,7 +125,7 @@ def _between(lead: Array, parts: Array, beta: tuple[Any, ...]) -> tuple[Array, A
 def merge(parts: Array, beta: Beta = None) -> Array:
     """The summaries of whole rows, from those of their pieces along the last axis."""
     dtype = parts.dtype["m"]
-    step, factor, factor_low, exponent, splitter = _STEPS[dtype.char]
+    step, apart, apart_low, power_apart, splitter = _STEPS[dtype.char]
     lead = np.take_along_axis(parts, np.argmax(parts["m"], axis=-1)[..., None], -1)
     result: Array = lead[..., 0].copy()
     with np.errstate(all="ignore"):
@@ -138,7 +138,8 @@ def merge(parts: Array, beta: Beta = None) -> Array:
         near = lead["shift"] == parts["shift"]
         if beta is None:
             next_to = np.abs(lead["shift"] - parts["shift"]) == dtype.type(step)
-            factor, factor_low = np.full(1, factor, dtype), np.full(1, factor_low, dtype)
+            factor, factor_low = np.full(1, apart, dtype), np.full(1, apart_low, dtype)
+            exponent = np.full(1, power_apart)
         else:
             next_to = ~near
             factor, factor_low, exponent = _between(lead, parts, beta)

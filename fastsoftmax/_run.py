@@ -425,11 +425,6 @@ def _read(job: Job, box: Box, room: dict[str, Array]) -> dict[str, Array]:
     return result
 
 
-def _sum(parts: Sequence[float]) -> float:
-    """The sum of the blocks' sums, as it is taken in memory: inf and nan where `math.fsum` raises an exception."""
-    return _reductions.total(np.array(parts, np.float64))
-
-
 class Local:
     """The job in this process."""
 
@@ -437,12 +432,11 @@ class Local:
         self.job = job
         self.extent = extent
         self.boxes = list(cover(job.x.shape, extent, job.x.fortran))
-        self.totals: list[float] = []
+        self.totals: list[Array] = []
         self.dtype_kept = job.x.dtype == job.problem.result_dtype and job.x.dtype.isnative
-        weight = self._weight() if "targets" in job.operands else None
-        self.divisor = None if weight is None else _reductions.mean_divisor(weight)
+        self.divisor = self._divisor() if "targets" in job.operands else None
 
-    def _weight(self) -> float | None:
+    def _divisor(self) -> _reductions.Divisor | None:
         """What the mean divides by, None for no mean; labels are checked before any logits are read."""
         job = self.job
         mean = job.reduction == "mean"
@@ -452,9 +446,9 @@ class Local:
             if not mean:
                 return None
             if weights is None or job.python_name.startswith("cross_entropy"):
-                return float(job.problem.rows)
-            dtype = job.problem.dtype
-            return _sum([_reductions.total(weights[box].astype(dtype)) for box in boxes])
+                return _reductions.count_divisor(job.problem.rows)
+            arrays = (_reductions.converted(weights[box], job.problem.dtype) for box in boxes)
+            return self._joined([_reductions.part_of_weight(array) for array in arrays])
         counts = []
         labels = job.operands["targets"]
         ignored = job.given["ignore_index"]
@@ -473,7 +467,10 @@ class Local:
                 }
                 classes, dtype = job.problem.classes, job.problem.dtype
                 counts.append(_losses.counted(job.python_name, part, classes, dtype, options))
-        return _sum(counts) if mean else None
+        return self._joined(counts) if mean else None
+
+    def _joined(self, parts: list[Array]) -> _reductions.Divisor:
+        return _reductions.joined_divisor(np.array(parts, _reductions.SUM), self.job.problem.rows)
 
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """The results of a block by the target that they go to, with their places in it."""
@@ -486,9 +483,8 @@ class Local:
         if job.name.startswith("cross-entropy"):
             options = {**job.loss_options, "class_weight": job.class_weight}
             options["sample_weight"] = block.get("sample_weight")
-            call = getattr(_losses, job.python_name)
-            tangent = block.get("tangent")
-            value = _losses.curvature_rows(call, x, block["targets"], tangent, job.axis, options, self.divisor)
+            arrays = job.python_name, x, block["targets"], block.get("tangent")
+            value = _losses.curvature_rows(*arrays, job.axis, job.reduction, None, options, self.divisor)
         else:
             options = {key: given[key] for key in ("temperature", "from_probs") if key in job.function.options}
             out = x if job.function.result == "x" and self.dtype_kept else None
@@ -510,7 +506,8 @@ class Local:
             _, rows, slope, _ = _losses.squared_error_rows(
                 "squared_error", x, block["targets"], job.axis, weights, job.reduction, out, gradient, self.divisor
             )
-        self.totals.append(_reductions.total(rows))
+        if job.reduction != "none":
+            self.totals.append(_reductions.part_of_sum(rows))
         results = {}
         if "output" in job.targets:
             results["output"] = (_files.rows_of(box, job.axis), np.asarray(rows))
@@ -522,10 +519,8 @@ class Local:
         """The loss of the whole file, rounded to its dtype; None if there is one for each row."""
         if not self.job.function.is_loss or self.job.reduction == "none":
             return None
-        total = _sum(self.totals)
-        with np.errstate(all="ignore"):
-            value = np.float64(total) if self.divisor is None else np.divide(total, self.divisor)
-            return float(self.job.problem.result_dtype.type(value))
+        parts = np.array(self.totals, _reductions.SUM)
+        return float(_reductions.joined_loss(parts, self.divisor, self.job.problem.result_dtype))
 
     def run(self, progress: Progress) -> None:
         job = self.job

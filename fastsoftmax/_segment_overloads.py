@@ -15,7 +15,7 @@ from numba.core.errors import TypingError
 from numba.extending import overload
 
 from fastsoftmax import _segments
-from fastsoftmax._reductions import mean_divisor
+from fastsoftmax._jit_weights import divisor_for, scaled_for
 from fastsoftmax.kernels import reductions, segments
 from fastsoftmax.kernels.vector import fma
 
@@ -364,13 +364,10 @@ def _loss(
                 )
         return labels
 
-    nonzero = _compiled(mean_divisor)
-
-    @_compiled
-    def divisor(weights: Any, count: int) -> Any:
-        if weighted and how == "mean":
-            return nonzero(reductions.total(weights))
-        return nonzero(np.float64(count))
+    divisor_of, scale = divisor_for(weighted and how == "mean", kind), scaled_for(kind)
+    without: Run = _compiled(lambda weights, exponent: weights)
+    if weighted and how == "mean":
+        without = _compiled(lambda weights, exponent: scale(weights[:0], weights, weights.size, exponent))
 
     reduce: Run
     if how == "none":
@@ -391,7 +388,8 @@ def _loss(
         labels = check_targets(targets, table, ignore_index)
         weights = row_weights(targets, sample_weight, ignore_index)
         check(out, source.size)
-        whole = divisor(weights, labels.size)
+        whole, exponent = divisor_of(weights, 0, labels.size)
+        weights = without(weights, -exponent)
         scale, scale_low = inverse(whole if how == "mean" else 1.0)
         result, rows = make(source), np.empty(labels.size, kind)
         segments.segment_cross_entropy(

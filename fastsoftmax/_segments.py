@@ -10,12 +10,13 @@ from fastsoftmax._arrays import Array, Output, Problem, is_masked, named, real_a
 from fastsoftmax._parallel import BLOCK_WORK, run
 from fastsoftmax._reductions import (
     check_reduction,
+    count_divisor,
     gradient_scale,
     ignored_index,
-    mean_divisor,
     reduced,
-    total,
+    scaled,
     weight_array,
+    weight_divisor,
 )
 
 SEGMENT_WORK = 4
@@ -235,7 +236,10 @@ def _cross_entropy(
     if ignored is not None and ignored.any():
         spared = problem.dtype.type(0)
         weights = np.where(ignored, spared, 1 if weights is None else weights).astype(problem.dtype)
-    divisor = mean_divisor(total(weights) if weights is not None and reduction == "mean" else count)
+    divisor = count_divisor(count)
+    if weights is not None and reduction == "mean":
+        divisor = weight_divisor(weights, 0, count)
+        weights = scaled(weights, -divisor.exponent)
     source = segments.block(problem.x)
     output, target = segments.output(out) if gradient else (None, None)
     rows = np.empty(count, problem.dtype)

@@ -237,7 +237,7 @@ def test_options_of_the_loss(options, kind, whole):
     for reduction in ("mean", "sum", "none"):
         loss, slope = fs.cross_entropy_with_grad(lazy, targets, reduction=reduction, **options)
         expected = fs.cross_entropy_with_grad(x, targets, reduction=reduction, **options)
-        compare(loss, expected[0], whole and reduction == "none")
+        compare(loss, expected[0], whole)
         compare(slope, expected[1], whole)
 
 
@@ -257,7 +257,64 @@ def test_options_of_second_derivatives(options, kind, whole):
         (fs.cross_entropy_hessian, ()),
     ):
         expected = function(x, targets, *others, **options)
-        compare(function(lazy, targets, *others, **options), expected, False, 10 * 3)  # tangent, weight
+        bits = whole or function is fs.cross_entropy_hessian  # for which rows are made whole
+        compare(function(lazy, targets, *others, **options), expected, bits, 10 * 3)  # tangent, weight
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
+def test_weights_of_any_size(dtype, whole):
+    """They cancel in a mean, and none of what is made of them on the way leaves the range."""
+    x = logits(dtype, (30, 11))
+    y = np.arange(30) % 11
+    rng, limits = np.random.default_rng(2), np.finfo(dtype)
+    lazy = da.from_array(x, chunks=(7, -1 if whole else 4))
+    for classes, rows in ((limits.smallest_subnormal * 50, 1), (limits.tiny, limits.tiny), (2.0**90, 2.0**90)):
+        options = {
+            "class_weight": (rng.uniform(0.5, 1, 11) * classes).astype(dtype),
+            "sample_weight": (rng.uniform(0.5, 1, 30) * rows).astype(dtype),
+        }
+        for smoothing in (0.0, 0.1):
+            options["label_smoothing"] = smoothing
+            loss, slope = fs.cross_entropy_with_grad(lazy, y, **options)
+            expected = fs.cross_entropy_with_grad(x, y, **options)
+            compare(loss, expected[0], whole)
+            compare(slope, expected[1], whole)
+            diagonal = fs.cross_entropy_hessian_diag(lazy, y, **options)
+            compare(diagonal, fs.cross_entropy_hessian_diag(x, y, **options), whole)
+        loss, slope = fs.squared_error_with_grad(lazy, x, sample_weight=options["sample_weight"])
+        expected = fs.squared_error_with_grad(x, x, sample_weight=options["sample_weight"])
+        compare(loss, expected[0], whole, 100)
+        compare(slope, expected[1], whole, 100)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
+def test_classes_of_no_weight(whole):
+    """Their rows are 0/0 in a mean over no weight, where only all chunks together know that."""
+    x, y = logits(np.float64, (8, 3)), np.array([0, 1, -100, 0, 1, 0, 1, 1])
+    x[2] = np.nan
+    lazy = da.from_array(x, chunks=(3, -1 if whole else 2))
+    for weights in ([0, 0, 1], [0, 1, 1]):
+        options = {"class_weight": weights, "ignore_index": -100}
+        loss, slope = fs.cross_entropy_with_grad(lazy, y, **options)
+        expected = fs.cross_entropy_with_grad(x, y, **options)
+        compare(loss, expected[0], False)
+        compare(slope, expected[1], False)
+        for function in (fs.cross_entropy_hessian_diag, fs.cross_entropy_hessian):
+            compare(function(lazy, y, **options), function(x, y, **options), False)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
+def test_float16_is_rounded_after_the_reduction(whole):
+    x = np.tile(np.array([[9.0, 0.0, 0.0]], np.float16), (60000, 1))
+    lazy = da.from_array(x, chunks=(17000, -1 if whole else 2))
+    for targets, name in (
+        (np.zeros(60000, int), "cross_entropy"),
+        (np.tile([1, 0, 0], (60000, 1)), "squared_error"),
+    ):
+        function = getattr(fs, name)
+        compare(function(lazy, targets, reduction="sum"), function(x, targets, reduction="sum"), True)
+        assert function(x, targets, reduction="sum") > 0
 
 
 @pytest.mark.parametrize("whole", usually([True, False], ["False"]))
@@ -269,7 +326,7 @@ def test_options_of_the_squared_error(whole):
             options = {"sample_weight": weights, "reduction": reduction}
             expected = fs.squared_error_with_grad(x, targets, **options)
             loss, slope = fs.squared_error_with_grad(lazy, targets, **options)
-            compare(loss, expected[0], whole and reduction == "none")
+            compare(loss, expected[0], whole)
             compare(slope, expected[1], whole)
 
 

@@ -3,8 +3,13 @@
 Cases are drawn by hypothesis: function, shape, dtype, layout, contents, second argument, options, and one argument
 that is spoiled, in one case out of three. What is not spoiled may not raise; what is spoiled has to. Results
 are compared with the textbook formulas in long double, to some hundred eps: this file looks for wrong rows, wrong
-axes and wrong options, the oracle's tests for wrong digits.
+axes and wrong options, the oracle's tests for wrong digits. Gradients and Hessians of rows that are whole in their
+chunks, and over files in blocks, are compared with those in memory to the bit.
 """
+
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
 
 import hypothesis.strategies as st
 import numpy as np
@@ -12,6 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import fastsoftmax as fs
+from fastsoftmax import _run
+from fastsoftmax.cli import main
 
 DOCUMENTED = (TypeError, ValueError, IndexError)  # AxisError is both of the latter
 DTYPES = ["f8", "f4", "f2", ">f8", ">f4", "i1", "u1", "i4", "i8", "u8", "?"]
@@ -172,8 +179,8 @@ def right_loss(name, x, targets, v, options):
         weights = np.where(ignored, 0, weights)
         if any(options.get(k) is not None for k in ("class_weight", "sample_weight", "ignore_index")):
             divisor = (weights * (class_weight[inside] if classes else 0)).sum()
-        if classes and not options.get("label_smoothing"):
-            weights = np.where(class_weight[inside] == 0, 0, weights)  # the row counts for nothing, even over 0
+        if classes and not options.get("label_smoothing") and divisor != 0:
+            weights = np.where(class_weight[inside] == 0, 0, weights)  # the row counts for nothing, but 0/0 is nan
     else:
         y = targets.astype(LONG)
     smoothing = LONG(options.get("label_smoothing", 0.0))
@@ -187,7 +194,7 @@ def right_loss(name, x, targets, v, options):
         derivatives["diag"] = whole * p * (1 - p)
     if name == "cross_entropy_hessian":
         derivatives["hessian"] = whole[..., None] * (diagonal(p) - p[..., :, None] * p[..., None, :])
-    if "grad" not in name:  # a row without shares is not curved, whatever a mean divides by
+    if "grad" not in name and divisor != 0:  # a row without shares is not curved
         weights = np.where(whole[..., 0] == 0, 0, weights)
     return finish(name, losses, derivatives, weights, divisor, reduction)
 
@@ -278,6 +285,10 @@ def cases(draw, names, dtypes, full):
         options["reduction"] = draw(st.sampled_from(["mean", "sum", "none"]))
         if options["reduction"] == "none" and name in ("cross_entropy_hvp",) and draw(st.booleans()):
             del options["reduction"]
+        labelled = arguments[1].ndim < len(shape) or name in SQUARED_ERRORS
+        if labelled and options.get("reduction", "mean") == "mean":  # whatever weights have in common cancels
+            for key in {"class_weight", "sample_weight"} & options.keys():
+                options[key] = options[key] * options[key].dtype.type(draw(st.sampled_from([1, 1, 1e-30, 1e30])))
     if spoiled is not None and not SPOILS[spoiled](rng, name, arguments, options):
         spoiled = None
     return name, arguments, options, kind, spoiled
@@ -450,3 +461,78 @@ def test_anything(name, data):
 def test_anything_at_all(name, data):
     """20 functions, 130,000 cases."""
     check(data.draw(cases((name,), DTYPES, full=True)))
+
+
+# --- the same bits from chunks and files ---------------------------------------------------------------------
+
+HESSIANS = ("cross_entropy_hvp", "cross_entropy_hessian_diag", "cross_entropy_hessian")
+DERIVATIVES = (*HESSIANS, "cross_entropy_with_grad", "squared_error_with_grad")
+
+
+def chunked(rng, x, axis):
+    """x as a Dask array whose rows are whole."""
+    import dask.array as da
+
+    sizes = [n if k == axis else int(rng.integers(1, max(n, 1) + 1)) for k, n in enumerate(x.shape)]
+    return da.from_array(x, chunks=sizes)
+
+
+def from_files(name, arguments, options, folder):
+    """The derivative by ``fastsoftmax run``, from files of little blocks."""
+    x, others = arguments[0], dict(zip(("targets", "tangent"), arguments[1:], strict=False))
+    for key in ("class_weight", "sample_weight"):
+        if options.get(key) is not None:
+            others[key] = options[key]
+    command = ["run", name.removesuffix("_with_grad").replace("_", "-"), str(folder / "x.npy")]
+    np.save(folder / "x.npy", x)
+    for key, array in others.items():
+        np.save(folder / f"{key}.npy", array)
+        command += ["--" + key.replace("_", "-"), str(folder / f"{key}.npy")]
+    for key in ("axis", "ignore_index", "label_smoothing", "reduction"):
+        if key in options:
+            command.append(f"--{key.replace('_', '-')}={options[key]}")
+    command += ["--grad" if name.endswith("grad") else "--output", str(folder / "y.npy"), "--force"]
+    if name.endswith("grad") and options.get("reduction") == "none":
+        command += ["--output", str(folder / "rows.npy")]
+    assert main(command) == 0
+    return np.load(folder / "y.npy")
+
+
+def check_bits(data, name, dtypes):
+    """Memory, Dask and files; the classes last and in C order, so that all walk the rows in the same way."""
+    sound = cases((name,), dtypes, full=True).filter(lambda case: case[-1] is None and case[1][0].size)
+    _, arguments, options, _, _ = data.draw(sound)
+    axis = options.pop("axis", -1)
+    wide = arguments[0].ndim
+    arguments = [np.array(np.moveaxis(a, axis, -1) if a.ndim == wide else a, order="C") for a in arguments]
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+
+    def derivative(*arrays):
+        result = getattr(fs, name)(*arrays, **options)
+        return result[1] if isinstance(result, tuple) else result
+
+    expected = derivative(*arguments)
+    lazy = derivative(chunked(rng, arguments[0], wide - 1), *arguments[1:]).compute()
+    assert lazy.dtype == expected.dtype
+    np.testing.assert_array_equal(lazy, expected)
+    with tempfile.TemporaryDirectory() as folder, patch.object(_run, "BLOCK_BYTES", 1 << 8):
+        actual = from_files(name, arguments, options, Path(folder))
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+@settings(deadline=None, max_examples=30, derandomize=True, suppress_health_check=relaxed)
+@given(st.data())
+def test_chunks_and_files_have_the_bits_of_memory(name, data):
+    pytest.importorskip("dask.array")
+    check_bits(data, name, ["f4"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DERIVATIVES)
+@settings(deadline=None, max_examples=1500, suppress_health_check=relaxed)
+@given(st.data())
+def test_chunks_and_files_always_have_the_bits_of_memory(name, data):
+    pytest.importorskip("dask.array")
+    check_bits(data, name, DTYPES)

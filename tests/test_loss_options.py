@@ -430,6 +430,92 @@ def test_a_label_of_weight_zero():
     assert not gradient[y == 1].any()
 
 
+SIZES = {
+    np.float32: [(1e-45, 1), (1, 1e-42), (1e-30, 1e-30), (1e-40, 1e38), (1e30, 1e30), (3e38, 1)],
+    np.float64: [(5e-324, 1), (1, 1e-310), (1e-200, 1e-200), (1e-310, 1e300), (1e200, 1e200), (1, 1e308)],
+}
+
+
+@pytest.mark.parametrize(("dtype", "sizes"), [(dtype, sizes) for dtype in SIZES for sizes in SIZES[dtype]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_of_any_size(dtype, sizes, smoothing, record):
+    """They cancel in a mean: neither their products and sums nor the inverse of these may leave the range.
+
+    Bounds as in `test_every_option_against_the_oracle`.
+    """
+    x, y = oracle_rows(dtype, 5)
+    rng = np.random.default_rng(11)
+    with np.errstate(all="ignore"):
+        options = {
+            "class_weight": (rng.uniform(0.3, 1, 5) * sizes[0]).astype(dtype),
+            "sample_weight": (rng.uniform(0.3, 1, 9) * sizes[1]).astype(dtype),
+            "label_smoothing": smoothing,
+        }
+    options["class_weight"][y[0]] = dtype(sizes[0])
+    options["sample_weight"][0] = dtype(sizes[1])
+    v = cases.vectors(x)
+    with np.errstate(all="raise"):
+        loss, gradient = fs.cross_entropy_with_grad(x, y, **options)
+        diagonal, hessian = (
+            fs.cross_entropy_hessian_diag(x, y, **options),
+            fs.cross_entropy_hessian(x, y, **options),
+        )
+        hvp = fs.cross_entropy_hvp(x, y, v, **options)
+    reference = oracle.CrossEntropy(x, y, **options)
+    product = np.einsum("nij,nj->ni", reference.hessian, oracle.exact(v))
+    tiny = np.finfo(dtype).tiny
+    terms = np.array([max(float(t), tiny) for t in reference.terms.ravel()]).reshape(x.shape)
+    for name, actual, right, scale, bound in (
+        ("cross_entropy, weights of any size", loss, reference.loss, None, 6.5),
+        ("cross_entropy_grad, weights of any size (eps of its terms)", gradient, reference.gradient, terms, 6.5),
+        ("cross_entropy_hessian_diag, weights of any size", diagonal, reference.diagonal, None, 8),
+        ("cross_entropy_hessian, weights of any size", hessian, reference.hessian, None, 8),
+        ("cross_entropy_hvp, weights of any size (eps of its terms)", hvp, product, hvp_terms(reference, v), 8),
+    ):
+        record(name, dtype, oracle.worst(actual, right, scale)[0], bound)
+
+
+@every_dtype
+def test_weights_of_every_size_at_once(dtype):
+    """A row that weighs next to nothing beside another adds nothing, but it counts: a NaN in it is not hidden."""
+    least, most = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
+    x, y = np.array([[0.0, 1.0], [2.0, 0.0]], dtype), np.array([0, 1])
+    for options in ({"sample_weight": [least, most]}, {"class_weight": [least, most]}):
+        loss, gradient = fs.cross_entropy_with_grad(x, y, **options)
+        heavy = fs.cross_entropy_with_grad(x[1:], y[1:])
+        np.testing.assert_allclose(loss, heavy[0], rtol=4 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(gradient[1], heavy[1][0], rtol=4 * np.finfo(dtype).eps)
+        assert not gradient[0].any()
+        hidden = np.where(np.arange(2)[:, None] == 0, np.nan, x).astype(dtype)
+        loss, gradient = fs.cross_entropy_with_grad(hidden, y, **options)
+        assert np.isnan(loss)
+        assert np.isnan(gradient[0]).all()
+        assert np.isfinite(gradient[1]).all()
+
+
+@every_dtype
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_classes_of_no_weight(dtype, smoothing):
+    """A mean over no weight is 0/0, and so are its derivatives, as PyTorch's; rows that are left out have 0."""
+    x = np.random.default_rng(9).normal(size=(5, 3)).astype(dtype)
+    y = np.array([0, 1, -100, 2, 1])
+    options = {"class_weight": np.zeros(3), "label_smoothing": smoothing, "ignore_index": -100}
+    out = np.array([False, False, True, True, False])
+    x[out] = np.nan
+    options["sample_weight"] = np.where(np.arange(5) == 3, 0.0, 2.0)
+    loss, gradient = fs.cross_entropy_with_grad(x, y, **options)
+    assert np.isnan(loss)
+    derivatives = [gradient, fs.cross_entropy_hvp(x, y, np.ones_like(x), **options)]
+    derivatives += [fs.cross_entropy_hessian(x, y, **options), fs.cross_entropy_hessian_diag(x, y, **options)]
+    for derivative in derivatives:
+        assert np.isnan(derivative[~out]).all()
+        assert not derivative[out].any()
+    for reduction in ("sum", "none"):
+        loss, gradient = fs.cross_entropy_with_grad(x, y, reduction=reduction, **options)
+        assert not np.any(loss)
+        assert not gradient.any()
+
+
 # --- (d) labels and errors ------------------------------------------------------------------------------------
 
 

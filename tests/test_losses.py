@@ -456,9 +456,43 @@ def test_small_calls_check_their_labels():
                 fs.cross_entropy(x, np.array([0, wrong, 1]))
 
 
-def test_weights_that_add_up_to_next_to_nothing():
-    """Their inverse is no finite number: the loss is right all the same, and no gradient is an exception."""
-    x = np.array([[1.0, 2.0], [0.5, -1.0]])
-    loss, grad = fs.cross_entropy_with_grad(x, np.array([0, 1]), sample_weight=np.full(2, 2e-309))
-    assert loss == pytest.approx(fs.cross_entropy(x, np.array([0, 1])), rel=1e-6)
-    assert not np.isfinite(grad).any()
+@every_dtype
+def test_equal_weights_of_any_size_cancel(dtype):
+    """The bits of a mean without weights, also where the sum of the weights or its inverse is no finite number."""
+    rng = np.random.default_rng(5)
+    x, t, y = rng.normal(0, 3, (5, 7)).astype(dtype), rng.random((5, 7)).astype(dtype), np.arange(5)
+    tiny = np.finfo(dtype).smallest_subnormal
+    for weight in (tiny, 64 * tiny, np.finfo(dtype).tiny, 2.0**-20, 2.0 ** (np.finfo(dtype).maxexp - 1)):
+        weights = np.full(5, weight, dtype)
+        for loss, targets in ((fs.cross_entropy_with_grad, y), (fs.squared_error_with_grad, t)):
+            for actual, expected in zip(loss(x, targets, sample_weight=weights), loss(x, targets), strict=True):
+                np.testing.assert_array_equal(actual, expected)
+
+
+@every_loss
+def test_float16_is_rounded_after_the_reduction(loss):
+    """Neither a row that overflows nor the many small ones are lost: sums and means are those of float32."""
+    rng = np.random.default_rng(3)
+    x = np.where(np.arange(40000) % 2, 7, -7)[:, None] * np.array([1, -1, 0], np.float16)
+    x = (x + rng.normal(0, 0.1, x.shape)).astype(np.float16)
+    single = x.astype(np.float32)
+    right = np.where(np.arange(40000) % 2, 0, 1)
+    y = right if loss == "labels" else np.eye(3, dtype=np.float16)[right]
+    name = "squared_error" if loss == "squared" else "cross_entropy"
+    function, both = getattr(fs, name), getattr(fs, f"{name}_with_grad")
+    weight = np.where(np.arange(40000) == 7, 3e5, 1e-3)
+    for options in ({}, {"sample_weight": weight}, {"sample_weight": np.full(40000, 6e-8, np.float16)}):
+        for reduction in ("mean", "sum"):
+            expected = both(single, y, reduction=reduction, **options)
+            actual = both(x, y, reduction=reduction, **options)
+            assert actual[0] == function(x, y, reduction=reduction, **options) == np.float16(expected[0])
+            assert actual[0].dtype == np.float16
+            np.testing.assert_array_equal(actual[1], expected[1].astype(np.float16))
+
+
+def test_float16_losses_that_only_rows_overflow():
+    x = np.array([[0, 1000.0]], np.float16)
+    assert fs.cross_entropy(x, [0], class_weight=[100.0, 1.0]) == 1000
+    many = np.tile(np.array([[16.0, 0.0]], np.float16), (60000, 1))
+    expected = 60000 * np.log1p(np.exp(-16.0))
+    assert fs.cross_entropy(many, np.zeros(60000, int), reduction="sum") == np.float16(expected)

@@ -197,6 +197,52 @@ def test_same_bits(name):
     assert len(compiled.signatures) == 1
 
 
+def weights_of(rng, count, dtype):
+    """Ordinary weights, or least, greatest and none of them."""
+    least, most = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max / 4
+    kind = rng.integers(4)
+    if kind == 3:
+        return rng.choice(np.array([0, least, 1, most], dtype), count)
+    return (rng.random(count) * (1, 100 * least, most)[kind]).astype(dtype)
+
+
+@njit
+def _weighted(x, y, c, w, a):
+    return fs.cross_entropy_with_grad(x, y, class_weight=c, sample_weight=w, ignore_index=-7, label_smoothing=a)
+
+
+@njit
+def _weighted_by_class(x, y, c, a):
+    return fs.cross_entropy_hessian(x, y, class_weight=c, label_smoothing=a)
+
+
+@njit
+def _weighted_rows(x, t, w):
+    return fs.squared_error_with_grad(x, t, sample_weight=w)
+
+
+@njit
+def _weighted_segments(x, indptr, y, w):
+    return fs.segment_cross_entropy_with_grad(x, indptr, y, sample_weight=w)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
+def test_weights_of_any_size(dtype):
+    """Their power of two is taken out of them as in Python, and what weighs nothing is nan in the same places."""
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        n, k = rng.integers(1, 7), rng.integers(2, 6)
+        x, y = logits((n, k), dtype, rng.integers(99)), rng.integers(0, k, n)
+        some = np.where(rng.random(n) < 0.2, -7, y)
+        c, w, indptr = weights_of(rng, k, dtype), weights_of(rng, n, dtype), k * np.arange(n + 1)
+        for a in (0.0, 0.1):
+            assert_same(_weighted(x, some, c, w, a), _weighted.py_func(x, some, c, w, a))
+            assert_same(_weighted_by_class(x, y, c, a), _weighted_by_class.py_func(x, y, c, a))
+        assert_same(_weighted_rows(x, x, w), _weighted_rows.py_func(x, x, w))
+        of_segments = x.ravel(), indptr, y, w
+        assert_same(_weighted_segments(*of_segments), _weighted_segments.py_func(*of_segments))
+
+
 def layouts(array):
     """The same values as F-contiguous, strided, and read-only arrays."""
     wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)

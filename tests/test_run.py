@@ -162,7 +162,33 @@ def test_second_derivatives():
         ("cross-entropy-hessian", (), fs.cross_entropy_hessian(x, y)),
     ):
         run(function, "x.npy", "--targets", "y.npy", "-o", "h.npy", "--force", *others)
-        np.testing.assert_allclose(np.load("h.npy"), expected, rtol=1e-6)  # divided after, not in the kernel
+        np.testing.assert_array_equal(np.load("h.npy"), expected)
+
+
+def test_float16_is_rounded_after_the_reduction(capsys):
+    x = np.tile(np.array([[9.0, 0.0]], np.float16), (60000, 1))
+    np.save("x.npy", x)
+    np.save("y.npy", np.zeros(60000, int))
+    run("cross-entropy", "x.npy", "--targets", "y.npy", "--reduction", "sum")
+    expected = fs.cross_entropy(x, np.zeros(60000, int), reduction="sum")
+    assert float(capsys.readouterr().out) == expected > 0
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-30, 3e38])
+def test_weights_of_any_size(size, capsys):
+    """They cancel in a mean: the numbers are those of memory, to the last bit."""
+    x, y = logits(), np.arange(90) % 11
+    weights = (np.linspace(0.5, 1, 90) * size).astype(np.float32)
+    weights[0] = size
+    for name, array in (("x", x), ("y", y), ("s", weights)):
+        np.save(f"{name}.npy", array)
+    flags = ("--targets", "y.npy", "--sample-weight", "s.npy", "--force")
+    run("cross-entropy", "x.npy", "--grad", "g.npy", *flags)
+    loss, slope = fs.cross_entropy_with_grad(x, y, sample_weight=weights)
+    assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=2e-7)
+    np.testing.assert_array_equal(np.load("g.npy"), slope)
+    run("cross-entropy-hessian-diag", "x.npy", "-o", "h.npy", *flags)
+    np.testing.assert_array_equal(np.load("h.npy"), fs.cross_entropy_hessian_diag(x, y, sample_weight=weights))
 
 
 EXTREME = {

@@ -23,22 +23,22 @@ from fastsoftmax.kernels.traversal import (
     FEW,
     ONE_HOT_LIMIT,
     add,
+    complement,
     either,
+    exponent_of,
     filler,
+    greatest_of,
     label_of,
     log_of_others,
     probability,
     probability_by,
     probability_of,
     reciprocal,
-    complement,
-    exponent_of,
-    greatest_of,
-    two_to_the,
     short_statistics,
     spared,
     target_of,
     traverse,
+    two_to_the,
     weighted,
 )
 from fastsoftmax.kernels.vector import (
@@ -85,7 +85,7 @@ def _scatter_targets(
 
 @inline
 def tiny_loss(stats: Any, weight: Any, log_rest: Any, value: Any) -> Any:
-    """weight log(1 + s'), of which `value` is the product; where s' may be no normal number, and its product is."""
+    """weight log(1 + s'), which is `value` unless s' is no normal number and the product may be one."""
     m, _, _, top, ties, rest, rest_low = stats
     heavy = weighted(reciprocal(m, top, ties, rest, rest_low), weight, number(m, 0.0), number(m, 0.0))
     lifted = select_less(number(m, 1.0), absolute(weight), complement(stats, heavy), value)

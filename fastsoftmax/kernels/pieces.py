@@ -21,7 +21,6 @@ from fastsoftmax.kernels.elementary import reference
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.losses import loss_at, scaled_probs, scaled_reciprocal, slope_at
 from fastsoftmax.kernels.traversal import complement, reciprocal, top_term, traverse, two_to_the
-
 from fastsoftmax.kernels.vector import (
     broadcast,
     filled,
@@ -208,7 +207,7 @@ def dot_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options:
 def dots(
     start: int, stop: int, room: Any, x: Any, v: Any, rows: Any, given: Any, beta: Any, from_probs: Any
 ) -> None:
-    """rows (2, N) = the parts of the mean of v, as pairs; given (6, N): as for `softmax`, and the two of `extents`.
+    """rows (2, N) = the parts of the mean of v, as pairs; given (6, N): as for `softmax`, and those of `extents`.
 
     Where x holds probabilities, `given` is of no use.
     """

@@ -444,7 +444,7 @@ def exponent_of(value: Any) -> Any:
 
 @inline
 def weighted(inverse: Any, weight: Any, weight_low: Any, power: Any) -> Any:
-    """`reciprocal` times ``(weight + weight_low) * 2**power``; powers of two go into `unit`, as far as it is normal.
+    """`reciprocal` times ``(weight + weight_low) * 2**power``; powers of two go into `unit` while it is normal.
 
     So nothing is flushed of which the result is a normal number, down to probabilities of 2**-126-LIFT.
     """

@@ -5,6 +5,7 @@ compare with mpmath, and the last test below compares the two references.
 """
 
 import families
+import mpmath as mp
 import numpy as np
 import oracle
 import pytest
@@ -125,3 +126,172 @@ def test_the_wide_reference_agrees_with_mpmath(dtype):
         near, rest = oracle.nearest(exact, dtype)
         distance = np.abs((wide - near.astype(wide.dtype)) - rest.astype(wide.dtype))
         assert (distance <= 0.002 * np.spacing(np.abs(near)) + np.finfo(dtype).smallest_subnormal).all(), family
+
+
+# --- temperatures, weights and directions of any size ---------------------------------------------------------
+
+
+def product_sizes(p, v):
+    """p_k sum_j p_j |v_k - v_j|: the terms that v_k - sum_j p_j v_j is made of, times p_k."""
+    return p * np.array([mp.fsum(p * abs(v_k - v)) for v_k in v], object)
+
+
+def within(actual, exact, size, dtype):
+    """Worst error in eps of `size`, where it is above the smallest normal number."""
+    info = np.finfo(dtype)
+    worst = 0.0
+    for value, right, whole in zip(np.ravel(actual), np.ravel(exact), np.ravel(size), strict=True):
+        if abs(right) > float(info.max):
+            continue
+        error = abs(mp.mpf(float(value)) - right) if np.isfinite(value) else mp.inf
+        if error > float(info.tiny):
+            worst = max(worst, float(error / (whole * float(info.eps))) if whole else np.inf)
+    return worst
+
+
+def remainders(p):
+    """1 - p of each class, as a sum, which does not cancel."""
+    return np.array([mp.fsum(np.delete(p, k)) for k in range(len(p))], object)
+
+
+TEMPERATURES = (
+    1e-300,
+    3.7e-200,
+    1e-43,
+    1.3e-38,
+    3.785003825740327e-4,
+    0.07,
+    2.0,
+    3e4,
+    1.7e38,
+    1e45,
+    2.1e200,
+    1e300,
+)
+
+
+def logits_for(temperature, dtype, rng):
+    """Rows of about its size, such rows far from 0, and rows of any size, the least and the greatest too."""
+    info = np.finfo(dtype)
+    near = float(np.clip(temperature, float(info.smallest_subnormal) * 64, float(info.max) / 1e4))
+    rows = [rng.normal(size=5) * near * spread for spread in (0.01, 1.0, 30.0)]
+    rows += [rng.normal(size=5) * near + near * far for far in (300.0, -7e3)]
+    rows += [rng.normal(size=5) * size for size in (1.0, 1e4, float(info.max) / 8, float(info.tiny) / 8)]
+    rows += [14739.696 + rng.normal(size=5) * 1e-3]
+    with np.errstate(under="ignore"):
+        return [row.astype(dtype) for row in rows]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_any_temperature_and_logits_of_any_size(temperature, dtype, record):
+    """4 ulp (log_softmax and entropy 5), in whatever direction x/T leaves the numbers of the dtype."""
+    rng = np.random.default_rng(7)
+    for x in logits_for(temperature, dtype, rng):
+        v = rng.normal(size=5).astype(dtype)
+        with mp.workdps(oracle.MOST_DIGITS + oracle.DIGITS):
+            t = mp.mpf(temperature)
+            z = oracle.exact(x) / t
+            e = np.array([mp.exp(value - max(z)) for value in z], object)
+            p = e / mp.fsum(e)
+            lacking, tangent = remainders(p), oracle.exact(v)
+            others = mp.fsum(np.delete(e, np.argmax(x)))
+            log_p = np.array([value - max(z) - mp.log1p(others) for value in z], object)
+            entropy = -mp.fdot(p, log_p)
+            pull = np.array([mp.fdot(p, v_k - tangent) for v_k in tangent], object)
+            sizes = product_sizes(p, tangent) / t
+            rest = np.array([mp.fsum(np.delete(tangent, k)) for k in range(5)], object)
+            room = np.array([mp.fsum(np.delete(abs(tangent), k)) for k in range(5)], object)
+            square = -np.multiply.outer(p, p)
+            np.fill_diagonal(square, p * lacking)
+            found = {
+                "softmax": (fs.softmax(x, temperature=temperature), p, p, 4),
+                "log_softmax": (fs.log_softmax(x, temperature=temperature), log_p, abs(log_p), 5),
+                "softmax_entropy": (fs.softmax_entropy(x, temperature=temperature), [entropy], [entropy], 5),
+                "softmax_jvp": (fs.softmax_jvp(x, v, temperature=temperature), p * pull / t, sizes, 4),
+                "log_softmax_jvp": (fs.log_softmax_jvp(x, v, temperature=temperature), pull / t, sizes / p, 4),
+                "log_softmax_vjp": (
+                    fs.log_softmax_vjp(x, v, temperature=temperature),
+                    (lacking * tangent - p * rest) / t,
+                    (lacking * abs(tangent) + p * room) / t,
+                    4,
+                ),
+                "softmax_jacobian": (
+                    fs.softmax_jacobian(x, temperature=temperature),
+                    square / t,
+                    abs(square / t),
+                    4,
+                ),
+            }
+            for name, (actual, exact, size, bound) in found.items():
+                error = within(actual, exact, size, dtype)
+                record(f"{name}, any temperature (eps)", dtype, error, bound, f"T = {temperature}, x = {x}")
+        jacobian = fs.softmax_jacobian(x, temperature=temperature)
+        np.testing.assert_array_equal(jacobian, jacobian.T)
+
+
+def confident_rows(dtype, rng):
+    """One class ahead of the others by so much that 1 - p, or p of these, has other digits than p, or none."""
+    deep = 150.0 if dtype == np.float32 else 1300.0
+    for gap in (0.5, 3.0, 40.0, 90.0, deep):
+        for classes in (2, 3, 17, 70):
+            x = rng.normal(size=classes) - gap
+            x[rng.integers(classes)] = 0.3
+            yield x.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_of_confident_rows(dtype, record):
+    """Relative to the sizes of their terms; with weights and directions that lift what has underflowed."""
+    rng = np.random.default_rng(11)
+    heaviest = 28 if dtype == np.float32 else 130
+    for x in confident_rows(dtype, rng):
+        classes = len(x)
+        label = int(np.argmax(x))
+        v = (rng.normal(size=classes) * 10.0 ** rng.uniform(-3, 3) + rng.choice([0.0, 100.0])).astype(dtype)
+        weight = dtype(10.0 ** rng.uniform(-heaviest, heaviest))
+        one = np.array([weight])
+        hot = np.eye(classes)[label].astype(dtype)
+        with mp.workdps(2 * oracle.MOST_DIGITS):
+            z = oracle.exact(x)
+            e = np.array([mp.exp(value - max(z)) for value in z], object)
+            p, w = e / mp.fsum(e), mp.mpf(float(weight))
+            lacking, tangent = remainders(p), oracle.exact(v)
+            pull = np.array([mp.fdot(p, v_k - tangent) for v_k in tangent], object)
+            sizes = product_sizes(p, tangent)
+            square = -np.multiply.outer(p, p)
+            np.fill_diagonal(square, p * lacking)
+            slope = p.copy()
+            slope[label] = -lacking[label]
+            d = slope
+            steep = p * np.array([mp.fdot(p, d_k - d) for d_k in d], object)
+            given = {"sample_weight": one, "reduction": "sum"}
+            loss, grad = fs.squared_error_with_grad(x[None], hot[None], **given)
+            entropy, entropy_grad = fs.cross_entropy_with_grad(x[None], [label], **given)
+            soft, soft_grad = fs.cross_entropy_with_grad(x[None], (hot * weight)[None], reduction="sum")
+            surprise = mp.log1p(mp.fsum(np.delete(e, label)))
+            hessian = fs.cross_entropy_hessian(x[None], [label], **given)[0]
+            found = {
+                "softmax_jvp": (fs.softmax_jvp(x, v), p * pull, sizes),
+                "softmax_vjp": (fs.softmax_vjp(x, v * dtype(1e28)), p * pull * mp.mpf(float(dtype(1e28))), None),
+                "log_softmax_jvp": (fs.log_softmax_jvp(x, v), pull, sizes / p),
+                "hvp": (fs.cross_entropy_hvp(x[None], [label], v[None], **given)[0], w * p * pull, w * sizes),
+                "hessian": (hessian, w * square, abs(w * square)),
+                "hessian_diag": (
+                    fs.cross_entropy_hessian_diag(x[None], [label], **given)[0],
+                    w * np.diag(square),
+                    w * np.diag(square),
+                ),
+                "squared_error": ([loss], [w * mp.fdot(d, d) / 2], [w * mp.fdot(d, d)]),
+                "squared_error_grad": (grad[0], w * steep, w * product_sizes(p, d)),
+                "cross_entropy": ([entropy], [w * surprise], [w * surprise]),
+                "cross_entropy_grad": (entropy_grad[0], w * slope, abs(w * slope)),
+                "distribution": ([soft], [w * surprise], [w * surprise]),
+                "distribution, grad": (soft_grad[0], w * slope, abs(w * slope)),
+            }
+            for name, (actual, exact, size) in found.items():
+                if size is None:  # the rounded direction has terms of its own
+                    continue
+                error = within(actual, exact, size, dtype)
+                record(f"{name}, confident rows (eps)", dtype, error, 4, f"{classes} classes, x = {x[:4]}")
+        np.testing.assert_array_equal(hessian, hessian.T)

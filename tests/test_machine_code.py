@@ -5,13 +5,20 @@ by its fused multiplications, are where the time goes: one for the sums of a row
 for both walks (see `kernels.traversal`).
 """
 
+import json
+import os
+import pickle
 import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
 
+import cases
 import numpy as np
 import pytest
-from llvmlite import binding
 from numba import njit
-from test_kernels import KERNELS, X86, assembly, calls, every_dtype
+from test_kernels import KERNELS, X86, calls, every_dtype, module_of
 
 import fastsoftmax as fs
 from fastsoftmax._bench import libraries
@@ -33,14 +40,55 @@ HOT_LOOPS = {"softmax": 2, "log_softmax": 2, "logsumexp": 2, "softmax_product": 
 ARITHMETIC = r"v?(?:f?n?m?(?:add|sub)|mul|div|max|min|sqrt)\d*"
 
 
-def register():
-    """The widest register of this processor, and its narrower relatives."""
-    features = binding.get_host_cpu_features()
-    if features.get("avx512f"):
-        return "zmm", ("ymm", "xmm")
-    if features.get("avx2") and features.get("fma"):
-        return "ymm", ("zmm", "xmm")
-    pytest.skip("neither AVX-512 nor AVX2")
+AVX2 = "+avx,+avx2,+bmi,+bmi2,+cx16,+f16c,+fma,+lzcnt,+movbe,+popcnt,+sse4.2"
+AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
+LEVELS = {
+    "x86-64-v3": (AVX2, "ymm", ("zmm", "xmm")),
+    "x86-64-v4": (AVX512, "zmm", ("ymm", "xmm")),
+}
+"""Levels of x86: features, the widest register, its narrower relatives. Any x86 machine compiles for both."""
+
+every_level = pytest.mark.parametrize("level", LEVELS)
+
+COMPILE = """
+import json, pickle, sys
+from numba import njit
+from fastsoftmax.kernels import jit
+import test_kernels
+found = {}
+for name, kind, signature in pickle.load(sys.stdin.buffer):
+    kernel = getattr(test_kernels.module_of(name), name)
+    fresh = njit(**jit._OPTIONS)(kernel.py_func)
+    fresh.compile(signature)
+    found[f"{name} {kind}"] = fresh.inspect_asm(signature)
+json.dump(found, sys.stdout)
+"""
+
+
+@cache
+def compiled(level):
+    """The assembly of all kernels for a level, made in a process of its own: {"name dtype": code}."""
+    wanted = []
+    for name, call in KERNELS.items():
+        for dtype in cases.DTYPES:
+            call(np.zeros((3, 5), dtype))
+            kind = np.dtype(dtype).name
+            kernel = getattr(module_of(name), name)
+            wanted.append((name, kind, next(s for s in kernel.signatures if kind in str(s))))
+    environment = {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": LEVELS[level][0]}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        input=pickle.dumps(wanted),
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parent,
+        env={**os.environ, **environment},
+    )
+    return json.loads(done.stdout)
+
+
+def code_of(level, name, dtype):
+    return body_of(compiled(level)[f"{name} {np.dtype(dtype).name}"], name)
 
 
 def body_of(code, name):
@@ -94,13 +142,14 @@ def flaws(loop, widest, narrower):
     return found
 
 
+@every_level
 @every_dtype
 @pytest.mark.parametrize("name", KERNELS)
-def test_hot_loops(name, dtype):
+def test_hot_loops(name, dtype, level):
     """As wide as the processor, without calls, gathers, divisions, spills; none costs more than its budget."""
-    widest, narrower = register()
+    _, widest, narrower = LEVELS[level]
     kind = np.dtype(dtype).name
-    loops = innermost_loops(body_of(assembly(name, dtype), name))
+    loops = innermost_loops(code_of(level, name, dtype))
     hot = [loop for loop in loops if fused(loop, dtype) >= POLYNOMIAL[kind] - 1]
     assert len(hot) >= HOT_LOOPS[name]
     for loop in hot:
@@ -111,14 +160,15 @@ def test_hot_loops(name, dtype):
             assert count(loop, r"v.*mm") <= BUDGET[kind] * vectors, text
 
 
+@every_level
 @every_dtype
 @pytest.mark.parametrize("name", KERNELS)
-def test_no_loop_calculates_number_by_number(name, dtype):
+def test_no_loop_calculates_number_by_number(name, dtype, level):
     """Nor calls anything: not libm, not Numba's counting of references.
 
     A loop that divides is one over rows, for what a row has one of.
     """
-    body = body_of(assembly(name, dtype), name)
+    body = code_of(level, name, dtype)
     for loop in innermost_loops(body):
         text = "\n".join(loop)
         assert count(loop, r"vdivs") or not count(loop, rf"{ARITHMETIC}s[sd]\s"), text

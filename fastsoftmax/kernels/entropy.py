@@ -43,7 +43,7 @@ from fastsoftmax.kernels.vector import (
 
 INF = float("inf")
 HEADROOM = 12.0
-"""Two to that is above every |d - E| where p (d - E) is a normal number: so lifted, no p that counts is flushed."""
+"""Two to that is above every |d - E| where p (d - E) is a normal number: no p that counts is flushed."""
 
 
 @inline

@@ -89,7 +89,8 @@ def softmax(
         Entries that take part, broadcast to `x`. The others get probability 0 and have no influence, whatever
         they hold. A row without any entry is 0 throughout.
     temperature : float, default 1.0
-        T > 0. Below 1 sharpens the distribution, above 1 flattens it.
+        T > 0, of any size: differences of logits are divided by it, not logits. Below 1 sharpens the distribution,
+        above 1 flattens it.
     out : ndarray, optional
         Where to put the result: of its shape and dtype. May be `x` itself.
 

@@ -129,8 +129,9 @@ def softmax_jacobian(
 
     Notes
     -----
-    The diagonal at a probability close to 1 is p times the sum of the others, not p (1 - p). A row whose softmax
-    is NaN has a Jacobian of NaN.
+    Every entry is within 4 eps of itself, where that is a normal number, and the matrix is symmetric to the last
+    bit. The diagonal at a probability close to 1 is p times the sum of the others, not p (1 - p); of given
+    probabilities it is p (1 - p). A row whose softmax is NaN has a Jacobian of NaN.
 
     References
     ----------
@@ -182,6 +183,10 @@ def log_softmax_jacobian(x: Any, axis: int = -1, *, temperature: float = 1.0, ou
     See Also
     --------
     log_softmax_jvp, log_softmax_vjp : products with it in O(K).
+
+    Notes
+    -----
+    Every entry is within 4 eps of itself, where that is a normal number; 1 - p is accurate where p is close to 1.
 
     References
     ----------
@@ -240,6 +245,12 @@ def softmax_jvp(
     See Also
     --------
     softmax_vjp, softmax_jacobian
+
+    Notes
+    -----
+    Written as p_k sum_j p_j (v_k - v_j)/T, entry k is within 4 eps of the sum of the sizes of these terms, which
+    is 4 ulp where they have one sign: also in rows of which one class is all but certain. Of given probabilities
+    it is within 4 eps of p_k (\|v_k\| + sum_j p_j \|v_j\|)/T: what 1 - p had beyond p is not in them.
 
     References
     ----------
@@ -306,6 +317,10 @@ def softmax_vjp(
     --------
     softmax_jvp, softmax_jacobian
 
+    Notes
+    -----
+    As accurate as `softmax_jvp`.
+
     References
     ----------
     J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
@@ -361,6 +376,10 @@ def log_softmax_jvp(x: Any, tangent: Any, axis: int = -1, *, temperature: float 
     --------
     log_softmax_vjp, log_softmax_jacobian
 
+    Notes
+    -----
+    Written as sum_j p_j (v_k - v_j)/T, entry k is within 4 eps of the sum of the sizes of these terms.
+
     References
     ----------
     J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
@@ -408,6 +427,11 @@ def log_softmax_vjp(x: Any, cotangent: Any, axis: int = -1, *, temperature: floa
     See Also
     --------
     log_softmax_jvp, log_softmax_jacobian
+
+    Notes
+    -----
+    Written as ((1 - p_k) g_k - p_k sum_(j != k) g_j)/T, entry k is within 4 eps of the sum of the sizes of these
+    terms: also where p_k is close to 1.
 
     References
     ----------

@@ -728,6 +728,11 @@ def cross_entropy_hvp(
     --------
     cross_entropy_hessian, cross_entropy_hessian_diag, softmax_jvp
 
+    Notes
+    -----
+    Written as p_k sum_j p_j (v_k - v_j), times the weight of the row, entry k is within 4 eps of the sum of the
+    sizes of these terms, which is 4 ulp where they have one sign: also in a confident row.
+
     References
     ----------
     D. Boehning, Multinomial logistic regression algorithm, Annals of the Institute of Statistical Mathematics
@@ -790,7 +795,7 @@ def cross_entropy_hessian_diag(
 
     Notes
     -----
-    At a probability close to 1, 1 - p is the sum of the others.
+    Within 4 ulp: at a probability close to 1, 1 - p is the sum of the others.
 
     References
     ----------
@@ -851,6 +856,10 @@ def cross_entropy_hessian(
     See Also
     --------
     cross_entropy_hvp : products with it in O(K).
+
+    Notes
+    -----
+    Every entry is within 4 eps of itself, where that is a normal number; each matrix is symmetric to the last bit.
 
     References
     ----------
@@ -913,6 +922,11 @@ def squared_error(
     --------
     squared_error_grad, squared_error_with_grad
 
+    Notes
+    -----
+    The loss of a row is within 4 eps of sum_k \|d_k\| (p_k + \|t_k\|)/2 with d = p - t, which is 4 ulp where p and
+    t have not cancelled. Where p is close to 1, d is (1 - t) - (1 - p), so that a confident row keeps its digits.
+
     References
     ----------
     G. W. Brier, Verification of forecasts expressed in terms of probability, Monthly Weather Review 78(1),
@@ -961,6 +975,11 @@ def squared_error_grad(
     ------
     ValueError, TypeError, numpy.exceptions.AxisError
         As `squared_error`, and for an unfit `out`; nothing is written to `out` then.
+
+    Notes
+    -----
+    Written as p_k sum_j p_j (d_k - d_j) with d = p - t, entry k is within 4 eps of the sum of the sizes of these
+    terms, with the d as accurate as in `squared_error`: also in a confident row.
 
     References
     ----------

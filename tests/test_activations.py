@@ -301,3 +301,34 @@ def test_large_results_over_an_inner_axis(dtype, inner, shift):
     assert np.isnan(room[:shift]).all()
     assert np.isnan(room[shift + x.size :]).all()
     np.testing.assert_array_equal(fs.softmax(x, axis=1, out=x), out)
+
+
+def test_a_small_temperature_keeps_the_digits_of_large_logits():
+    """x/T of 4e7 has no digit behind the point in float32; the differences of x have all of theirs."""
+    x = np.array([14739.697265625, 14739.6962890625, 14739.6953125], np.float32)
+    temperature = 0.0003785003825740327
+    right = oracle.softmax(x, temperature=temperature).astype(float)
+    np.testing.assert_allclose(fs.softmax(x, temperature=temperature), right, rtol=4 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(right, [0.92463, 0.07006, 0.00531], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("logits", "temperature"),
+    [
+        (np.array([-4600, 3084, 6288], np.float16), 1e-10),
+        (np.array([1.0, 2.0, 3.0]), 1e-300),
+        (np.array([1.0, 2.0, 3.0], np.float32), 1e-300),
+        (np.array([-3e38, 1e38, 3e38], np.float32), 1e-38),
+    ],
+)
+def test_a_temperature_that_takes_logits_out_of_range(logits, temperature):
+    np.testing.assert_array_equal(fs.softmax(logits, temperature=temperature), [0, 0, 1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-5, 2.0, 1e30, 1e300])
+def test_a_logit_of_minus_infinity_with_a_temperature(temperature, dtype):
+    x = np.array([0.0, -np.inf, 1.0], dtype)
+    rest = fs.log_softmax(x[[0, 2]], temperature=temperature)
+    np.testing.assert_array_equal(fs.log_softmax(x, temperature=temperature), [rest[0], -np.inf, rest[1]])
+    assert fs.softmax(x, temperature=temperature)[1] == 0

@@ -487,3 +487,27 @@ def test_the_result_over_an_operand(function, shape):
     np.testing.assert_array_equal(function(long[:rows], v, out=long[1 : rows + 1]), expected)
     long = np.concatenate([v, x])
     np.testing.assert_array_equal(function(x, long[:rows], out=long[1 : rows + 1]), expected)
+
+
+def test_a_certain_class_keeps_its_slope():
+    """v_k - sum_j p_j v_j is 1 - p here, of which p holds no digit."""
+    small = np.exp(-40.0)
+    x, v = np.array([0.0, -40.0]), np.array([1.0, 0.0])
+    for product in (fs.softmax_jvp, fs.softmax_vjp, fs.log_softmax_vjp):
+        np.testing.assert_allclose(product(x, v), [small, -small], rtol=1e-15)
+    np.testing.assert_allclose(fs.log_softmax_jvp(x, v), [small, -1.0], rtol=1e-15)
+
+
+def test_a_large_cotangent_lifts_a_probability_that_is_no_normal_number():
+    x, g = np.array([0, -90], np.float32), np.array([0, 1e30], np.float32)
+    right = 1e30 * np.exp(-90.0)
+    np.testing.assert_allclose(fs.softmax_vjp(x, g), [-right, right], rtol=5e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-3, 0.3, 1e20])
+def test_jacobians_with_a_temperature_are_symmetric(temperature, dtype):
+    x = (np.random.default_rng(0).normal(size=(20, 9)) * temperature * 20).astype(dtype)
+    jacobian = fs.softmax_jacobian(x, temperature=temperature)
+    assert np.isfinite(jacobian).all()
+    np.testing.assert_array_equal(jacobian, jacobian.swapaxes(-1, -2))

@@ -496,3 +496,28 @@ def test_float16_losses_that_only_rows_overflow():
     many = np.tile(np.array([[16.0, 0.0]], np.float16), (60000, 1))
     expected = 60000 * np.log1p(np.exp(-16.0))
     assert fs.cross_entropy(many, np.zeros(60000, int), reduction="sum") == np.float16(expected)
+
+
+def test_the_squared_error_of_a_confident_row():
+    """(1 - p)**2 and p (d - p.d) with the digits of 1 - p."""
+    loss, gradient = fs.squared_error_with_grad(np.array([[0.0, -40.0]]), np.array([[1.0, 0.0]]))
+    small = np.exp(-40.0)
+    assert loss == pytest.approx(small**2, rel=1e-15)
+    np.testing.assert_allclose(gradient, [[-2 * small**2, 2 * small**2]], rtol=1e-15)
+
+
+def test_a_heavy_target_lifts_a_probability_that_is_no_normal_number():
+    logits, right = np.array([[0, -90.0]], np.float32), 1e30 * np.exp(-90.0)
+    targets = np.array([[1e30, 0]], np.float32)
+    loss, gradient = fs.cross_entropy_with_grad(logits, targets, reduction="sum")
+    np.testing.assert_allclose(gradient, [[-right, right]], rtol=5e-7)
+    assert loss == pytest.approx(right, rel=5e-7)
+    options = {"sample_weight": np.array([1e30]), "reduction": "sum"}
+    loss, gradient = fs.cross_entropy_with_grad(logits, [0], **options)
+    np.testing.assert_allclose(gradient, [[-right, right]], rtol=5e-7)
+    assert loss == pytest.approx(right, rel=5e-7)
+    hessian = fs.cross_entropy_hessian(logits, [0], **options)
+    np.testing.assert_allclose(hessian, [[[right, -right], [-right, right]]], rtol=5e-7)
+    np.testing.assert_allclose(fs.cross_entropy_hessian_diag(logits, [0], **options), [[right, right]], rtol=5e-7)
+    tangent = np.array([[1, 0]], np.float32)
+    np.testing.assert_allclose(fs.cross_entropy_hvp(logits, [0], tangent, **options), [[right, -right]], rtol=5e-7)

@@ -33,6 +33,7 @@ SLAB = 1 << 18
 
 _PAIR = np.dtype([("high", np.float64), ("low", np.float64)])
 _DIVISOR = np.dtype([("value", np.float64), ("exponent", np.int64)])
+_CERTAIN = np.dtype([("found", np.float64), ("entry", np.float64), ("lacking", np.float64)])
 _PLAN = np.dtype([("factor", np.float64), ("whole", np.float64)])
 
 
@@ -304,12 +305,43 @@ def _sum(values: Array) -> tuple[Array, Array]:
         return _pieces.pair_sum(values, np.zeros_like(values))
 
 
-def _dot(probs: Any, vector: Array, axis: int) -> Array:
-    """sum_j p_j v_j over a piece, or sum_j v_j."""
+def _certain_piece(probs: Array, vector: Array, axis: int) -> Array:
+    """Of a piece: how many classes have more than half of the probability (1 or 0), v there, the others' share.
+
+    See `kernels.derivatives` for why v is measured from that of such a class.
+    """
+    at = probs > 0.5
+    result = np.empty([1 if a == axis else n for a, n in enumerate(probs.shape)], _CERTAIN)
+    with np.errstate(all="ignore"):
+        result["found"] = at.sum(axis=axis, keepdims=True)
+        result["entry"] = np.where(at, vector, 0).sum(axis=axis, keepdims=True, dtype=np.float64)
+        result["lacking"] = np.where(at, 0, probs).sum(axis=axis, keepdims=True, dtype=np.float64)
+    return result
+
+
+def _add_certain(parts: Array, axis: Any, keepdims: bool) -> Array:
+    result = np.empty([1 if a in axis else n for a, n in enumerate(parts.shape)], _CERTAIN)
+    with np.errstate(all="ignore"):
+        for field in _CERTAIN.names or ():
+            result[field] = parts[field].sum(axis=tuple(axis), keepdims=True)
+    return result
+
+
+def _certain(probs: Lazy, vector: Lazy, axis: int) -> Lazy:
+    """The certain class of each row, if it has one."""
+    every = tuple(range(vector.ndim))
+    parts = _blocks(_certain_piece, every, _CERTAIN, probs, every, vector, every, grid={axis: 1}, axis=axis)
+    return _tree(parts, _add_certain, (axis,))
+
+
+def _dot(probs: Array, vector: Array, certain: Any, axis: int, plain: bool) -> Array:
+    """sum_j p_j (v_j - c) over a piece, c the v of a certain class; `plain`: sum_j v_j of the other classes."""
     values = vector.astype(np.float64)
     with np.errstate(all="ignore"):
-        if probs is not None:
-            values *= probs
+        if plain:
+            values[probs > 0.5] = 0
+        else:
+            values = values * probs if certain is None else (values - certain["entry"]) * probs
         return _pair(*_sum(_matrix(values, (axis,))), vector.shape, (axis,))
 
 
@@ -325,13 +357,19 @@ def _total(parts: Lazy, axis: int) -> Lazy:
     return _tree(parts, _add, (axis,))
 
 
-def _combine(probs: Any, vector: Array, dot: Array, function: str, temperature: float, dtype: Any) -> Array:
-    """The product with the Jacobian, from p.v of the whole row (log_softmax_vjp: from the sum of v)."""
+def _combine(
+    probs: Any, vector: Array, certain: Any, dot: Array, function: str, temperature: float, dtype: Any
+) -> Array:
+    """The product with the Jacobian, from the sums of `_dot` over the whole row."""
     with np.errstate(all="ignore"):
         values = vector.astype(np.float64)
         if function == "log_softmax_vjp":
-            values -= probs * dot["high"] + probs * dot["low"]
+            others = dot["high"] + dot["low"]
+            inside = values - probs * (others + certain["entry"])
+            values = np.where(probs > 0.5, certain["lacking"] * values - probs * others, inside)
         else:
+            if certain is not None:
+                values = values - certain["entry"]
             values = (values - dot["high"]) - dot["low"]
             if function != "log_softmax_jvp":
                 values *= probs
@@ -365,12 +403,13 @@ def product(
         options: dict[str, Any] = {"function": function, "axis": place, "options": keywords}
         return _blocks(_multiply, every, dtype, x, every, vector, every, **options)
     probs = x if from_probs else _probs(x, place, problem.dtype, beta)
-    weights = None if function == "log_softmax_vjp" else probs
-    one = {place: 1}
-    dot = _total(_blocks(_dot, every, _PAIR, weights, every, vector, every, grid=one, axis=place), place)
+    certain = None if from_probs else _certain(probs, vector, place)
+    arrays = (probs, every, vector, every, certain, every)
+    plain = function == "log_softmax_vjp"
+    dot = _total(_blocks(_dot, every, _PAIR, *arrays, grid={place: 1}, axis=place, plain=plain), place)
     options = {"function": function, "temperature": float(temperature), "dtype": dtype}
     needed = None if function == "log_softmax_jvp" else probs
-    return _blocks(_combine, every, dtype, needed, every, vector, every, dot, every, **options)
+    return _blocks(_combine, every, dtype, needed, every, vector, every, certain, every, dot, every, **options)
 
 
 # --- losses ---------------------------------------------------------------------------------------------------
@@ -771,12 +810,24 @@ def _gradient_piece(
     return _spared(_weight(plan, divisor, constant), slope, dtypes[1])
 
 
-def _error_piece(probs: Array, targets: Array, square: bool) -> Array:
-    """sum_j d_j**2 or sum_j p_j d_j over a piece, d = p - t."""
+def _difference(probs: Array, targets: Array, certain: Array) -> Array:
+    """d = p - t, as (1 - t) - (1 - p) at a certain class."""
+    with np.errstate(all="ignore"):
+        return np.where(probs > 0.5, (1.0 - targets) - certain["lacking"], probs.astype(np.float64) - targets)
+
+
+def _centre(certain: Array) -> Array:
+    """The difference at the certain class, from the target there; 0 where there is none."""
+    with np.errstate(all="ignore"):
+        return np.where(certain["found"] > 0, (1.0 - certain["entry"]) - certain["lacking"], 0)
+
+
+def _error_piece(probs: Array, targets: Array, certain: Array, square: bool) -> Array:
+    """sum_j d_j**2 or sum_j p_j (d_j - c) over a piece, c the d of a certain class."""
     last = (probs.ndim - 1,)
     with np.errstate(all="ignore"):
-        difference = probs.astype(np.float64) - targets
-        terms = difference * (difference if square else probs)
+        difference = _difference(probs, targets, certain)
+        terms = difference * difference if square else probs * (difference - _centre(certain))
         return _pair(*_sum(_matrix(terms, last)), probs.shape, last)
 
 
@@ -787,11 +838,11 @@ def _half(total: Array, plan: Array, dtype: Any) -> Array:
 
 
 def _error_gradient(
-    probs: Array, targets: Array, dot: Array, plan: Array, divisor: Any, constant: Any, dtype: Any
+    probs: Array, targets: Array, certain: Array, dot: Array, plan: Array, divisor: Any, constant: Any, dtype: Any
 ) -> Array:
     """weight p (d - p.d)."""
     with np.errstate(all="ignore"):
-        slope = ((probs.astype(np.float64) - targets) - dot["high"]) - dot["low"]
+        slope = ((_difference(probs, targets, certain) - _centre(certain)) - dot["high"]) - dot["low"]
         return _spared(_weight(plan, divisor, constant), probs * slope, dtype)
 
 
@@ -867,7 +918,8 @@ def _loss_in_pieces(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
     slope = None
     if not loss.is_cross_entropy:
         probs = _probs(loss.x, loss.last[0], problem.dtype)
-        pair = (probs, every, loss.targets, every)
+        certain = _certain(probs, loss.targets, loss.last[0])
+        pair = (probs, every, loss.targets, every, certain, every)
         total = pieces.row_sum(_error_piece, *pair, square=True)
         losses = _blocks(_half, rows, row_dtype, total, every, pieces.plan, rows, dtype=row_dtype)
         if gradient:
@@ -954,9 +1006,10 @@ def curvature(
         value = _blocks(_variance, every, np.float64, loss.x, every, summaries, every, dtype=problem.dtype)
     else:
         probs = _probs(loss.x, loss.last[0], problem.dtype)
-        dot = pieces.row_sum(_dot, probs, every, tangent, every, axis=loss.last[0])
+        known = (probs, every, tangent, every, _certain(probs, tangent, loss.last[0]), every)
+        dot = pieces.row_sum(_dot, *known, axis=loss.last[0], plain=False)
         simple = {"function": "softmax_jvp", "temperature": 1.0, "dtype": np.dtype(np.float64)}
-        value = _blocks(_combine, every, np.float64, probs, every, tangent, every, dot, every, **simple)
+        value = _blocks(_combine, every, np.float64, *known, dot, every, **simple)
     given = (value, every, pieces.plan, rows, *loss.divided())
     return loss.back(_blocks(_scaled, every, dtype, *given, constant=loss.constant(), dtype=dtype))
 

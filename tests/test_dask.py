@@ -536,3 +536,28 @@ def test_a_killed_worker_costs_time_not_results(tmp_path):
 def test_problem_needs_no_memory():
     """A stand-in of the shape of a large array is all that checks look at."""
     assert Problem("softmax", np.broadcast_to(np.zeros(()), (10**9, 10**5)), -1).rows == 10**9
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_confident_rows_in_pieces_keep_their_digits(dtype):
+    """1 - p of a certain class, of which p holds no digit, where its classes lie in several chunks."""
+    rng = np.random.default_rng(3)
+    x = (rng.normal(size=(6, 12)) - 40).astype(dtype)
+    x[np.arange(6), rng.integers(0, 12, 6)] = 1
+    v, targets = rng.normal(size=x.shape).astype(dtype), np.eye(12, dtype=dtype)[x.argmax(1)]
+    cut, direction = da.from_array(x, chunks=(3, 5)), da.from_array(v, chunks=(3, 5))
+    eps = 16 * np.finfo(dtype).eps
+    for function in (fs.softmax_jvp, fs.softmax_vjp, fs.log_softmax_jvp, fs.log_softmax_vjp):
+        for options in ({}, {"temperature": 0.9}):
+            np.testing.assert_allclose(
+                function(cut, direction, **options).compute(), function(x, v, **options), rtol=50 * eps
+            )
+    goal = da.from_array(targets, chunks=(3, 5))
+    for actual, expected in zip(
+        fs.squared_error_with_grad(cut, goal), fs.squared_error_with_grad(x, targets), strict=True
+    ):
+        np.testing.assert_allclose(actual.compute(), expected, rtol=50 * eps)
+    labels = x.argmax(1)
+    np.testing.assert_allclose(
+        fs.cross_entropy_hvp(cut, labels, direction).compute(), fs.cross_entropy_hvp(x, labels, v), rtol=50 * eps
+    )

@@ -960,13 +960,13 @@ def test_labels_that_shrink_are_noticed(monkeypatch, capsys):
     """They are read by a mapping before any logits are."""
     np.save("x.npy", np.zeros((20_000, 2), np.float32))
     np.save("y.npy", np.zeros(20_000, int))
-    weight = _run.Local._weight
+    divisor = _run.Local._divisor
 
     def shrink(self):
         os.truncate("y.npy", 200)
-        return weight(self)
+        return divisor(self)
 
-    monkeypatch.setattr(_run.Local, "_weight", shrink)
+    monkeypatch.setattr(_run.Local, "_divisor", shrink)
     run("cross-entropy", "x.npy", "--targets", "y.npy", status=3)
     assert "y.npy became shorter while it was read" in capsys.readouterr().err
 

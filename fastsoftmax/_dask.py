@@ -373,7 +373,7 @@ def _combine(
             values = (values - dot["high"]) - dot["low"]
             if function != "log_softmax_jvp":
                 values *= probs
-        return (values / temperature).astype(dtype)
+        return _cast(values / temperature, dtype)
 
 
 def _probs(x: Lazy, axis: int, dtype: Any, beta: Any = None) -> Lazy:

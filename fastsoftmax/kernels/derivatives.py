@@ -10,7 +10,7 @@ log-softmax         J = beta (I - 1 p^T)            J v = beta (v - p.v), J^T g 
 
 from typing import Any
 
-from fastsoftmax.kernels.elementary import LIFT_32, LIFT_64, quotient, two_product, two_sum
+from fastsoftmax.kernels.elementary import LIFT_32, LIFT_64, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
@@ -23,8 +23,8 @@ from fastsoftmax.kernels.traversal import (
     exponent_of,
     filler,
     greatest_of,
+    lifted_complement,
     load_tile,
-    mark,
     measure,
     measured,
     probability_by,
@@ -33,13 +33,13 @@ from fastsoftmax.kernels.traversal import (
     spared,
     term,
     tile_statistics,
-    total,
     traverse,
     two_to_the,
     weighted,
 )
 from fastsoftmax.kernels.vector import (
     absolute,
+    any_above,
     broadcast,
     filled,
     fma,
@@ -71,6 +71,9 @@ from fastsoftmax.kernels.vector import (
 INF = float("inf")
 NAN = float("nan")
 TWO_TILES = 2 * COLUMN_LIMIT
+USUAL = 20.0
+MOST_USUAL = 2.0**18
+"""Sums of e v are taken in units of two to `USUAL`. Rows with a greater v than `MOST_USUAL` are summed again."""
 
 
 @inline
@@ -133,7 +136,7 @@ def product_of_probs(x: Any, v: Any, y: Any, offset: int, length: int, mean: Any
 # in which the certain class has no part. Elsewhere c is 0: the mean is the quotient of two sums in two numbers
 # each, over the same terms, so that its error is that of weights which add up to 1, and cancels like the mean.
 #
-# All of it is done in units of 2**power, about the greatest |v|, which are put back together with 1/T and the
+# All of it is done in units of 2**power, at least the greatest |v|, which are put back together with 1/T and the
 # weight of the row: a large v, a small T or a large weight may lift a probability that is no normal number.
 
 
@@ -180,56 +183,105 @@ def certain(stats: Any) -> Any:
 
 
 @inline
-def units_of(bound: Any) -> Any:
-    """The power of two in units of which no difference of two numbers up to `bound` is above 1."""
-    return maximum(exponent_of(bound + bound), number(bound, 0.0)) + number(bound, 1.0)
+def has_certain(stats: Any) -> bool:
+    """Whether any row has such a class: few do in most data, and what they need takes as long as 50 classes."""
+    _, _, _, top, _, _, _ = stats
+    one, zero = filled(top[0], 1.0), filled(top[0], 0.0)
+    return any_above(select_equal(certain(stats), top[0], one, zero), number(top[0], 0.5))
 
 
 @inline
-def centre_of(pivot: Any, bound: Any, stats: Any) -> Any:
-    """c and `power`, from v at a greatest entry and max |v|."""
+def centre_of(pivot: Any, stats: Any) -> Any:
+    """c: v at a greatest entry, if its class is certain."""
     _, _, _, top, _, _, _ = stats
     there = select_equal(certain(stats), top[0], pivot, number(pivot, 0.0))
-    most = number(bound, 126.0) if is_single(bound) else number(bound, 1022.0)
-    power = bounded(units_of(bound), number(bound, 1.0), most)
-    return select_less(absolute(there), number(pivot, INF), there, number(pivot, 0.0)), power
+    return select_less(absolute(there), number(pivot, INF), there, number(pivot, 0.0))
+
+
+@inline
+def _least_usual(like: Any) -> Any:
+    return number(like, 2.0**-100) if is_single(like) else number(like, 2.0**-990)
+
+
+@inline
+def power_for(bound: Any) -> Any:
+    """The power of two in units of which sums are taken, from max |v|: `USUAL` unless that is large or tiny."""
+    usual, most = number(bound, USUAL), number(bound, 126.0) if is_single(bound) else number(bound, 1022.0)
+    power = -maximum(-(exponent_of(bound) + number(bound, 2.0)), -most)
+    power = select_less(
+        number(bound, MOST_USUAL), bound, power, select_less(bound, _least_usual(bound), power, usual)
+    )
+    return select_equal(bound, number(bound, 0.0), usual, power)
+
+
+@inline
+def _is_usual(bound: Any, folded: Any) -> bool:
+    """Whether `power_for` is `USUAL` for all rows: for the one along which the lanes are, or for that of each."""
+    most, least, zero = number(bound, MOST_USUAL), _least_usual(bound), number(bound, 0.0)
+    if any_above(bound, most):
+        return False
+    if folded is not None:
+        return any_above(bound, least)
+    return not any_above(select_less(bound, least, bound, filled(bound, 0.0)), zero)
 
 
 @inline
 def excess_sum(
-    x: Any, v: Any, place: Any, stats: Any, beta: Any, keep: Any, errors: Any, c: Any, unit: Any
+    x: Any, v: Any, place: Any, stats: Any, beta: Any, keep: Any, errors: Any, lift: Any, unit: Any
 ) -> Any:
-    """sum_j e_j (v_j - c) in units, as a pair, over the entries of a row or of a part of it."""
+    """sum_j e_j v_j in units, over the entries of a row or of a part of it but for a certain class, as a pair.
+
+    Then v at a greatest entry (-inf if there is none here), max |v|, and with `errors` the sum of (v_j lift)**2.
+    """
     offset, length, folded = place
     m, shift, bias, top, _, _, _ = stats
+    at_greatest = select_equal(certain(stats), top[0], number(m, 0.0), top[0])
+    greatest = greatest_of(m, keep)
     step = lane_count(x)
     full = length // step * step
-    zero = broadcast(number(x, 0.0))
-    sums = (zero, zero)
-    from_c = -(c * unit)
+    zero, nowhere = broadcast(number(x, 0.0)), number(x, -INF)
+    sums, squares, pivot, bound = (zero, zero), (zero, zero), broadcast(nowhere), zero
     for k in range(0, full, step):
         value = load(x, offset + k)
         entry = direction(value, load(v, offset + k), errors, keep)
-        sums = _add_excess(value, muladd(entry, unit, from_c), m, shift, bias, beta, top, keep, sums)
+        e = _kept_term(value, m, shift, bias, beta, keep)
+        e = select_equal(value, greatest, at_greatest, e)
+        pivot = maximum(select_equal(value, greatest, entry, nowhere), pivot)
+        bound = maximum(absolute(entry), bound)
+        sums = _add_product(e, entry * unit, sums)
+        squares = _add_square(entry, lift, errors, squares)
     if full < length:
         value = load_part(x, offset + full, length - full, filler(x, keep))
-        entry = load_part(v, offset + full, length - full, number(x, 0.0))
-        entry = direction(value, entry, errors, keep)
-        sums = _add_excess(value, muladd(entry, unit, from_c), m, shift, bias, beta, top, keep, sums)
-    return fold_two_sum(folded, sums[0], sums[1])
+        entry = direction(value, load_part(v, offset + full, length - full, number(x, 0.0)), errors, keep)
+        e = _kept_term(value, m, shift, bias, beta, keep)
+        e = select_equal(value, greatest, at_greatest, e)
+        pivot = maximum(select_equal(value, greatest, entry, nowhere), pivot)
+        bound = maximum(absolute(entry), bound)
+        sums = _add_product(e, entry * unit, sums)
+        squares = _add_square(entry, lift, errors, squares)
+    total_squares = fold_two_sum(folded, squares[0], squares[1])
+    return fold_two_sum(folded, sums[0], sums[1]), fold_maximum(folded, pivot), bound, total_squares
 
 
 @inline
-def _add_excess(
-    value: Any, above: Any, m: Any, shift: Any, bias: Any, beta: Any, top: Any, keep: Any, sums: Any
-) -> Any:
-    e = value
+def _kept_term(value: Any, m: Any, shift: Any, bias: Any, beta: Any, keep: Any) -> Any:
     if keep is None:
-        e = mark(value, m, term(value, m, beta, shift, bias))
-    e = select_equal(e, number(e, GREATEST), top[0], e)
-    product, low = two_product(e, above)
+        return term(value, m, beta, shift, bias)
+    return value
+
+
+@inline
+def _add_product(e: Any, entry: Any, sums: Any) -> Any:
+    product, low = two_product(e, entry)
     high, error = two_sum(sums[0], product)
     return high, sums[1] + (error + low)
+
+
+@inline
+def _add_square(d: Any, lift: Any, errors: Any, squares: Any) -> Any:
+    if errors is None:
+        return squares
+    return add(squares, (d * lift) * (d * lift))
 
 
 @inline
@@ -239,29 +291,43 @@ def lift_of(like: Any) -> Any:
 
 
 @inline
-def mean_excess(sums: Any, stats: Any) -> Any:
-    """2**LIFT sum_j p_j (v_j - c) as a pair."""
-    _, _, _, top, ties, rest, rest_low = stats
-    high, low = two_sum(sums[0], sums[1])
-    whole, whole_low = total((top[0], number(rest, 0.0)), ties, rest, rest_low)
-    lower = two_to_the(-lift_of(rest))
-    return quotient(high, low, whole * lower, whole_low * lower)
+def shares_of(stats: Any) -> Any:
+    """`reciprocal` with the term of a greatest entry rounded, as `excess_sum` has it: the shares add up to 1."""
+    m, _, _, top, ties, rest, rest_low = stats
+    return reciprocal(m, (top[0], number(rest, 0.0)), ties, rest, rest_low)
 
 
 @inline
-def centred_direction(x: Any, v: Any, place: Any, stats: Any, beta: Any, keep: Any, errors: Any) -> Any:
-    """c, `power`, and 2**LIFT times the mean of v - c in units of 2**power, as a pair."""
-    m, _, _, _, _, _, _ = stats
-    bound, pivot = extent(x, v, place, greatest_of(m, keep), keep)
-    if errors is not None:
-        _, _, inverse, crest, lacking = errors
-        at_top = (number(pivot, 1.0) - pivot) - lacking
-        pivot = select_equal(greatest_of(m, keep), crest, at_top, inverse[6] - pivot)
-        bound = bound + number(bound, 1.0)
-    c, power = centre_of(pivot, bound, stats)
-    sums = excess_sum(x, v, place, stats, beta, keep, errors, c, two_to_the(-power))
-    mean, mean_low = mean_excess(sums, stats)
-    return c, power, mean, mean_low
+def mean_excess(sums: Any, from_c: Any, stats: Any, shares: Any) -> Any:
+    """2**LIFT sum_j p_j (v_j - c) as a pair, from the sum of e_j v_j and -c, both in units.
+
+    sum_(j != m) e_j (v_j - c) cancels where all v_j are close to c, but not below their own last places.
+    """
+    _, _, _, _, _, rest, rest_low = stats
+    scale, scale_low, _, _, _, _, _ = shares
+    others, error = two_product(rest, from_c)
+    high, low = two_sum(sums[0], others)
+    low = low + (sums[1] + muladd(rest_low, from_c, error))
+    high, low = two_sum(high, low)
+    product, error = two_product(high, scale)
+    return two_sum(product, error + muladd(high, scale_low, low * scale))
+
+
+@inline
+def centred_direction(x: Any, v: Any, place: Any, stats: Any, beta: Any, keep: Any, errors: Any, lift: Any) -> Any:
+    """c, `power`, 2**LIFT times the mean of v - c in units of 2**power, as a pair, and `shares_of` the row.
+
+    Then the sum of squares of `excess_sum`.
+    """
+    _, _, folded = place
+    power = fold_maximum(folded, broadcast(number(x, USUAL)))
+    sums, pivot, bound, squares = excess_sum(x, v, place, stats, beta, keep, errors, lift, two_to_the(-power))
+    if not _is_usual(bound, folded):
+        power = power_for(fold_maximum(folded, bound))
+        sums, pivot, bound, squares = excess_sum(x, v, place, stats, beta, keep, errors, lift, two_to_the(-power))
+    c, shares = centre_of(pivot, stats), shares_of(stats)
+    mean, mean_low = mean_excess(sums, -(c * two_to_the(-power)), stats, shares)
+    return c, power, mean, mean_low, shares, squares
 
 
 @inline
@@ -293,22 +359,23 @@ def product_of_logits(
 ) -> None:
     """y = beta factor p (v - p.v), 0 where the weight is; `factor` is a pair."""
     offset, length, _ = place
-    c, power, mean, mean_low = centre
-    m, shift, bias, top, ties, rest, rest_low = stats
+    c, power, mean, mean_low, plain, _ = centre
+    m, shift, bias, top, _, _, _ = stats
     high, low, power_of_t = over_temperature(factor[0], factor[1], beta)
     # What would make of the heaviest probability more than the greatest number is put back last.
     most = number(x, 125.0) if is_single(high) else number(x, 1021.0)
     wanted = power + power_of_t
     lifted = -maximum(-wanted, -(most - maximum(exponent_of(high), number(x, 0.0))))
-    plain = reciprocal(m, top, ties, rest, rest_low)
     inverse = weighted(plain, high, low, lifted)
     late, lower = two_to_the(wanted - lifted), two_to_the(-lift_of(power))
     unit = two_to_the(-power) * late
     from_c = -(c * unit)
     # A certain class lies at c, and its mean may be no normal number before it is multiplied.
     crest = select_equal(certain(stats), top[0], greatest_of(m, keep), number(m, NAN))
-    product = muladd(plain[6], mean, plain[6] * mean_low)
-    at_crest = number(x, 0.0) - times_power(product, high, low, wanted - lift_of(power))
+    at_crest = mean * number(x, 0.0)
+    if has_certain(stats):
+        product = muladd(plain[6], mean, plain[6] * mean_low)
+        at_crest = number(x, 0.0) - times_power(product, high, low, wanted - lift_of(power))
     mean, mean_low = mean * lower * late, mean_low * lower * late
     step = lane_count(x)
     full = length // step * step
@@ -346,7 +413,7 @@ def _product(
 ) -> None:
     offset, length, folded = span
     if from_probs is None:
-        centre = centred_direction(x, v, span, stats, beta, keep, None)
+        centre = centred_direction(x, v, span, stats, beta, keep, None, None)
         factor = weight, number(x, 0.0)
         product_of_logits(x, v, y, span, stats, beta, keep, None, centre, weight, factor)
     else:
@@ -428,7 +495,8 @@ def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     """y = beta (v - p.v): within 4 eps of beta sum_j p_j |v_k - v_j|, as in `softmax_product_block`."""
     offset, length, folded, _, _ = place
     beta, keep = options
-    c, power, mean, mean_low = centred_direction(x, v, (offset, length, folded), stats, beta, keep, None)
+    span = offset, length, folded
+    c, power, mean, mean_low, _, _ = centred_direction(x, v, span, stats, beta, keep, None, None)
     lift = lift_of(power)
     unit, lifted, back = two_to_the(-power), two_to_the(lift), two_to_the(power - lift)
     from_c = -(c * unit)
@@ -484,7 +552,10 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     high, low, power = over_temperature(whole, error + others_low, beta)
     lacking, lacking_low, _ = over_temperature(there, zero, beta)
     inverse = weighted(plain, high, low, power)
-    at_top = complement(stats, weighted(plain, lacking, lacking_low, power)) - plain[6] * times(others, beta)
+    at_top = whole
+    if has_certain(stats):
+        lack = times_power(lifted_complement(stats, plain), lacking, lacking_low, power - lift_of(power))
+        at_top = lack - plain[6] * times(others, beta)
     for k in range(0, full, step):
         value = load(x, offset + k)
         p = probability_by(value, beta, shift, bias, inverse, keep)

@@ -372,6 +372,43 @@ def squared_error_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
     if weights is None:
         power = filled(weight, 0.0)
     unit = two_to_the(power)
+    span = offset, length, folded
+    loss = _squared_error_rows(x, v, y, span, stats, keep, errors, unit, weight, scale, scale_low)
+    if weights is not None:
+        loss = loss * ((weight * two_to_the(-power)) * two_to_the(-power))
+    store_part(rows, row, count, broadcast(spared(weight, loss)))
+
+
+@inline
+def _squared_error_rows(
+    x: Any,
+    v: Any,
+    y: Any,
+    span: Any,
+    stats: Any,
+    keep: Any,
+    errors: Any,
+    unit: Any,
+    weight: Any,
+    scale: Any,
+    scale_low: Any,
+) -> Any:
+    """1/2 sum (d unit)**2; the gradient into y, unless it is None."""
+    if y is None:
+        (square, square_low) = error_squares(x, v, span, keep, errors, unit)
+        return number(x, 0.5) * (square + square_low)
+    centre = centred_direction(x, v, span, stats, None, keep, errors, unit)
+    product_of_logits(
+        x, v, y, span, stats, None, keep, errors, centre, weight, (weight * scale, weight * scale_low)
+    )
+    squares = centre[5]
+    return number(x, 0.5) * (squares[0] + squares[1])
+
+
+@inline
+def error_squares(x: Any, v: Any, span: Any, keep: Any, errors: Any, unit: Any) -> Any:
+    """sum_j (d_j unit)**2 as a pair."""
+    offset, length, folded = span
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
@@ -383,16 +420,7 @@ def squared_error_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
         last = load_part(x, offset + full, length - full, filler(x, keep))
         d = direction(last, load_part(v, offset + full, length - full, number(x, 0.0)), errors, keep) * unit
         squares = add(squares, d * d)
-    square, square_low = fold_two_sum(folded, squares[0], squares[1])
-    loss = number(x, 0.5) * (square + square_low)
-    if weights is not None:
-        loss = loss * ((weight * two_to_the(-power)) * two_to_the(-power))
-    store_part(rows, row, count, broadcast(spared(weight, loss)))
-    if y is not None:
-        place_of_rows = offset, length, folded
-        centre = centred_direction(x, v, place_of_rows, stats, None, keep, errors)
-        factor = weight * scale, weight * scale_low
-        product_of_logits(x, v, y, place_of_rows, stats, None, keep, errors, centre, weight, factor)
+    return fold_two_sum(folded, squares[0], squares[1])
 
 
 @kernel

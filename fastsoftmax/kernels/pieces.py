@@ -14,8 +14,10 @@ from fastsoftmax.kernels.derivatives import (
     excess_sum,
     extent,
     mean_excess,
+    power_for,
     product_of_logits,
     product_of_probs,
+    shares_of,
 )
 from fastsoftmax.kernels.elementary import reference
 from fastsoftmax.kernels.jit import inline, kernel
@@ -193,10 +195,8 @@ def dot_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options:
     if from_probs is None:
         known = _known(x, folded, row, count, beta, given, step)
         bound = row_value(x, folded, given, row + 4 * step, count)
-        pivot = row_value(x, folded, given, row + 5 * step, count)
-        c, power = centre_of(pivot, bound, known)
-        unit, span = two_to_the(-power), (offset, length, folded)
-        high, low = excess_sum(x, v, span, known, beta, None, None, c, unit)
+        unit, span = two_to_the(-power_for(bound)), (offset, length, folded)
+        (high, low), _, _, _ = excess_sum(x, v, span, known, beta, None, None, None, unit)
     else:
         high, low = dot(x, v, offset, length, folded)
     store_part(rows, row, count, broadcast(high))
@@ -230,9 +230,10 @@ def product_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opti
         known = _known(x, folded, row, count, beta, given, step)
         bound = row_value(x, folded, given, row + 4 * step, count)
         pivot = row_value(x, folded, given, row + 5 * step, count)
-        c, power = centre_of(pivot, bound, known)
-        mean, mean_low = mean_excess(sums, known)
-        span, centre, factor = (offset, length, folded), (c, power, mean, mean_low), (one, filled(one, 0.0))
+        c, power, shares = centre_of(pivot, known), power_for(bound), shares_of(known)
+        mean, mean_low = mean_excess(sums, -(c * two_to_the(-power)), known, shares)
+        span, factor = (offset, length, folded), (one, filled(one, 0.0))
+        centre = c, power, mean, mean_low, shares, sums
         product_of_logits(x, v, y, span, known, beta, None, None, centre, one, factor)
     else:
         product_of_probs(x, v, y, offset, length, sums, one, beta)

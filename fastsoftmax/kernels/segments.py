@@ -27,7 +27,9 @@ from fastsoftmax.kernels.derivatives import (
     excess_sum,
     extent,
     mean_excess,
+    power_for,
     product_of_logits,
+    shares_of,
     softmax_product_block,
 )
 from fastsoftmax.kernels.elementary import reference, two_sum
@@ -456,12 +458,12 @@ def piece_extents(
 
 @inline
 def _centre(extents: Any, first: int, end: int, stats: Any) -> Any:
-    """`derivatives.centre_of` for the whole segment."""
+    """`derivatives.centre_of` and `power_for` of the whole segment."""
     bound, pivot = number(extents, 0.0), number(extents, -INF)
     for i in range(first, end):
         bound = maximum(load_scalar(extents, 2 * i), bound)
         pivot = maximum(load_scalar(extents, 2 * i + 1), pivot)
-    return centre_of(pivot, bound, stats)
+    return centre_of(pivot, stats), power_for(bound)
 
 
 @kernel
@@ -474,9 +476,9 @@ def piece_dots(
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
         stats = _put_together(tops, parts, first, end)
-        c, power = _centre(ranges, first, end, stats)
+        _, power = _centre(ranges, first, end, stats)
         span, unit = (begin, length, True), two_to_the(-power)
-        high, low = excess_sum(data, vector, span, stats, None, None, None, c, unit)
+        (high, low), _, _, _ = excess_sum(data, vector, span, stats, None, None, None, None, unit)
         store_scalar(out, 2 * i, high)
         store_scalar(out, 2 * i + 1, low)
 
@@ -508,8 +510,10 @@ def piece_softmax_product(
             total = add(total, load_scalar(products, 2 * j))
             low = low + load_scalar(products, 2 * j + 1)
         c, power = _centre(ranges, first, end, stats)
-        mean, mean_low = mean_excess((total[0], total[1] + low), stats)
-        span, centre = (begin, length, True), (c, power, mean, mean_low)
+        shares = shares_of(stats)
+        sums = total[0], total[1] + low
+        mean, mean_low = mean_excess(sums, -(c * two_to_the(-power)), stats, shares)
+        span, centre = (begin, length, True), (c, power, mean, mean_low, shares, sums)
         product_of_logits(data, vector, out, span, stats, None, None, None, centre, one, (one, zero))
 
 

@@ -420,18 +420,32 @@ def others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
 
 
 @inline
+def _terms_of_others(stats: Any) -> Any:
+    """The sum of all terms but one of the greatest, as a pair."""
+    _, _, _, top, ties, rest, rest_low = stats
+    product, error = two_product(ties - number(ties, 1.0), top[0])
+    high, low = two_sum(rest, product)
+    return high, low + (rest_low + muladd(ties - number(ties, 1.0), top[1], error))
+
+
+@inline
 def complement(stats: Any, inverse: Any) -> Any:
     """1 - p of a greatest entry, times the weight that `inverse` has in it: the others' terms times `reciprocal`.
 
     So it is accurate where p is close to 1, and 1 - p is not.
     """
-    _, _, _, top, ties, rest, rest_low = stats
     scale, scale_low, unit, least, nothing, _, _ = inverse
-    product, error = two_product(ties - number(ties, 1.0), top[0])
-    high, low = two_sum(rest, product)
-    low = low + (rest_low + muladd(ties - number(ties, 1.0), top[1], error))
+    high, low = _terms_of_others(stats)
     value = muladd(high, scale, muladd(high, scale_low, low * scale)) * unit
     return select_less(high, least, nothing, value)
+
+
+@inline
+def lifted_complement(stats: Any, inverse: Any) -> Any:
+    """2**LIFT times that, which is a normal number wherever a term is."""
+    scale, scale_low, _, _, _, _, _ = inverse
+    high, low = _terms_of_others(stats)
+    return muladd(high, scale, muladd(high, scale_low, low * scale))
 
 
 @inline

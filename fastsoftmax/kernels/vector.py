@@ -264,6 +264,27 @@ def select_other(a: Any, b: Any, c: Any, d: Any, x: Any, y: Any) -> Any:
     return np.where((a < b) | (c == d), y, x)
 
 
+def _any_above_typer(typingctx: Any, a: Any, limit: Any) -> Any:
+    if _common((a, limit)) is None or isinstance(limit, Lanes):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        value, least = values
+        if not isinstance(a, Lanes):
+            return builder.fcmp_ordered(">", value, least)
+        above = builder.fcmp_ordered(">", value, _splat(builder, least, a.count))
+        bits = builder.bitcast(above, ir.IntType(a.count))
+        return builder.icmp_unsigned("!=", bits, bits.type(0))
+
+    return types.boolean(a, limit), codegen
+
+
+@lowered(_any_above_typer)
+def any_above(a: Any, limit: Any) -> bool:
+    """Whether any lane is greater than a float: for a branch that is rarely taken."""
+    return bool(np.any(a > limit))
+
+
 @lowered(_elementwise(lambda builder, a: _call(builder, "fabs", (a,))))
 def absolute(a: Any) -> Any:
     """`a` without its sign."""

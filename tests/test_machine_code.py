@@ -18,7 +18,7 @@ import cases
 import numpy as np
 import pytest
 from numba import njit
-from test_kernels import KERNELS, X86, calls, every_dtype, module_of
+from test_kernels import KERNELS, X86, calls, every_dtype, signature_of
 
 import fastsoftmax as fs
 from fastsoftmax._bench import libraries
@@ -68,13 +68,9 @@ json.dump(found, sys.stdout)
 @cache
 def compiled(level):
     """The assembly of all kernels for a level, made in a process of its own: {"name dtype": code}."""
-    wanted = []
-    for name, call in KERNELS.items():
-        for dtype in cases.DTYPES:
-            call(np.zeros((3, 5), dtype))
-            kind = np.dtype(dtype).name
-            kernel = getattr(module_of(name), name)
-            wanted.append((name, kind, next(s for s in kernel.signatures if kind in str(s))))
+    wanted = [
+        (name, np.dtype(dtype).name, signature_of(name, dtype)) for name in KERNELS for dtype in cases.DTYPES
+    ]
     environment = {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": LEVELS[level][0]}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE],

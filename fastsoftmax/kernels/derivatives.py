@@ -187,7 +187,8 @@ def has_certain(stats: Any) -> bool:
     """Whether any row has such a class: few do in most data, and what they need takes as long as 50 classes."""
     _, _, _, top, _, _, _ = stats
     one, zero = filled(top[0], 1.0), filled(top[0], 0.0)
-    return any_above(select_equal(certain(stats), top[0], one, zero), number(top[0], 0.5))
+    found: bool = any_above(select_equal(certain(stats), top[0], one, zero), number(top[0], 0.5))
+    return found
 
 
 @inline
@@ -221,7 +222,8 @@ def _is_usual(bound: Any, folded: Any) -> bool:
     if any_above(bound, most):
         return False
     if folded is not None:
-        return any_above(bound, least)
+        usual: bool = any_above(bound, least)
+        return usual
     return not any_above(select_less(bound, least, bound, filled(bound, 0.0)), zero)
 
 

@@ -511,3 +511,20 @@ def test_jacobians_with_a_temperature_are_symmetric(temperature, dtype):
     jacobian = fs.softmax_jacobian(x, temperature=temperature)
     assert np.isfinite(jacobian).all()
     np.testing.assert_array_equal(jacobian, jacobian.swapaxes(-1, -2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [3, 70])
+def test_directions_of_any_size(classes, dtype):
+    """Products are linear in the direction: what a power of two makes of it, it makes of them, in any company."""
+    rng = np.random.default_rng(classes)
+    x, v = (rng.normal(size=(40, classes)).astype(dtype) for _ in range(2))
+    x[::3, 0] += 20
+    info = np.finfo(dtype)
+    powers = [info.minexp // 2, -40, 0, 17, 22, 60, info.maxexp - 6]
+    scales = np.ldexp(dtype(1), rng.choice(powers, (40, 1)).astype(np.int32)).astype(dtype)
+    for function in (fs.softmax_jvp, fs.log_softmax_jvp, fs.log_softmax_vjp):
+        for scale in (scales, *np.ldexp(dtype(1), powers)):
+            actual, right = function(x, v * scale), function(x, v) * scale
+            small = np.abs(right) < info.tiny * 16
+            np.testing.assert_array_equal(np.where(small, 0, actual), np.where(small, 0, right))

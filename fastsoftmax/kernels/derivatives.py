@@ -500,17 +500,20 @@ def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     span = offset, length, folded
     c, power, mean, mean_low, _, _ = centred_direction(x, v, span, stats, beta, keep, None, None)
     lift = lift_of(power)
-    unit, lifted, back = two_to_the(-power), two_to_the(lift), two_to_the(power - lift)
+    unit, lifted = two_to_the(-power), two_to_the(lift)
+    most = number(x, 126.0) if is_single(power) else number(x, 1022.0)
+    first = bounded(power - lift, -most, most)
+    back, rest = two_to_the(first), two_to_the(power - lift - first)
     from_c = -(c * unit)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
         above = (muladd(load(v, offset + k), unit, from_c) * lifted - mean) - mean_low
-        store(y, offset + k, times(above * back, beta))
+        store(y, offset + k, times(above * back * rest, beta))
     if full < length:
         last = load_part(v, offset + full, length - full, number(x, 0.0))
         above = (muladd(last, unit, from_c) * lifted - mean) - mean_low
-        store_part(y, offset + full, length - full, times(above * back, beta))
+        store_part(y, offset + full, length - full, times(above * back * rest, beta))
 
 
 @kernel

@@ -35,8 +35,8 @@ TILED_ROW = 256
 SMALL = 1 << 16
 LAST = -1
 UNTEMPERED = 1.0
-# The binary exponents that a temperature may have below and above those of the dtype: there all differences of
-# logits over T are infinite, or 0, and the derivatives are beyond the dtype.
+# How far the binary exponent of a temperature may lie below and above what powers of two of the dtype can hold.
+# Even smaller and greater ones are moved there: every difference of logits over T is infinite, or 0, all the same.
 BEYOND = (-126, 120)
 
 _COMPUTED_IN: dict[str, np.dtype[Any]] = {
@@ -134,12 +134,23 @@ def small_rows(known: dict[np.dtype[Any], Any], x: Any) -> Any:
     return rows
 
 
+def split_temperature(value: float, least: int, most: int) -> tuple[float, int, int]:
+    """T as fraction * 2**(exponent + left), a fraction in (1/2, 1] and an exponent from `least` to `most`.
+
+    This is compiled, too.
+    """
+    fraction, exponent = math.frexp(value)
+    if fraction == 0.5:
+        fraction, exponent = 1.0, exponent - 1
+    within = min(max(exponent, least), most)
+    return fraction, within, min(max(exponent - within, BEYOND[0]), BEYOND[1])
+
+
 def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -> tuple[Any, ...] | None:
     """1/T as kernels take it (`kernels.elementary.centred`), None for T = 1.
 
-    (pre, gain, high, low, power): 1/T = pre gain (high + low), pre <= 1 and gain >= 1 powers of two with a product
-    of 2**power, and high in [1, 2), as far as these are numbers of the dtype. A T so far beyond it that every
-    difference of logits over T is 0, or none is, is moved to the next where that is so.
+    (pre, gain, high, low, power): 1/T = pre gain (high + low), where pre <= 1 and gain >= 1 are powers of two and
+    their product is 2**power; high is in [1, 2) unless 2**power would be more than the dtype can hold.
     """
     if type(temperature) is float and temperature == 1.0:
         return None
@@ -147,15 +158,11 @@ def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -
     if value == 1.0:
         return None
     info = np.finfo(dtype)
-    fraction, exponent = math.frexp(value)
-    if fraction == 0.5:
-        fraction, exponent = 1.0, exponent - 1
-    within = min(max(exponent, 1 - info.maxexp), info.nmant - info.minexp)  # what pre and gain can hold
-    left = min(max(exponent - within, BEYOND[0]), BEYOND[1])
+    fraction, exponent, left = split_temperature(value, 1 - info.maxexp, info.nmant - info.minexp)
     high, low = inverse_pair(fraction, dtype)
     scale = dtype.type(math.ldexp(1.0, -left))
-    pre, gain = math.ldexp(1.0, -max(within, 0)), math.ldexp(1.0, max(-within, 0))
-    return dtype.type(pre), dtype.type(gain), high * scale, low * scale, dtype.type(-within)
+    pre, gain = math.ldexp(1.0, -max(exponent, 0)), math.ldexp(1.0, max(-exponent, 0))
+    return dtype.type(pre), dtype.type(gain), high * scale, low * scale, dtype.type(-exponent)
 
 
 def one_axis(function: str, axis: Any, ndim: int) -> int:

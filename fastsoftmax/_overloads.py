@@ -19,7 +19,7 @@ from numba.core.errors import TypingError
 from numba.extending import overload
 
 from fastsoftmax import _activations, _derivatives, _entropy, _losses, _segment_overloads, kernels
-from fastsoftmax._arrays import BEYOND
+from fastsoftmax._arrays import split_temperature
 from fastsoftmax._jit_arrays import (
     OPTIONS,
     absent,
@@ -100,21 +100,18 @@ def _beta(function: str, temperature: Any, kind: Any) -> Run:
     wrong = f"{function}: temperature must be finite and > 0"
     info = np.finfo(kind)
     least, most = 1 - int(info.maxexp), int(info.nmant) - int(info.minexp)
+    split = compiled(split_temperature)
 
     @compiled
     def beta(temperature: Any) -> Any:
         value = np.float64(temperature)
         if not 0.0 < value < np.inf:
             raise ValueError(wrong)
-        fraction, exponent = math.frexp(value)
-        if fraction == 0.5:
-            fraction, exponent = 1.0, exponent - 1
-        within = min(max(exponent, least), most)
-        left = min(max(exponent - within, BEYOND[0]), BEYOND[1])
+        fraction, exponent, left = split(value, least, most)
         high, low = inverse(fraction, kind)
         scale = kind(math.ldexp(1.0, -left))
-        pre, gain = math.ldexp(1.0, -max(within, 0)), math.ldexp(1.0, max(-within, 0))
-        return kind(pre), kind(gain), high * scale, low * scale, kind(-within)
+        pre, gain = math.ldexp(1.0, -max(exponent, 0)), math.ldexp(1.0, max(-exponent, 0))
+        return kind(pre), kind(gain), high * scale, low * scale, kind(-exponent)
 
     return beta
 

@@ -17,6 +17,7 @@ from numba import njit
 
 import fastsoftmax as fs
 from fastsoftmax import kernels
+from fastsoftmax._arrays import SMALL
 from fastsoftmax.kernels import elementary, jit, vector
 from fastsoftmax.kernels.activations import log_softmax_block, softmax_block
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT, TABLE, either, measure, measured
@@ -47,8 +48,8 @@ ABSENT = {
 
 
 def signature_of(name, dtype):
-    """The types for which such a call compiles the kernel."""
-    KERNELS[name](np.zeros((3, 5), dtype))
+    """The types for which such a call compiles the kernel, if it is too large for the short way of small ones."""
+    KERNELS[name](np.zeros((SMALL, 2), dtype))
     kernel = getattr(module_of(name), name)
     names = list(inspect.signature(kernel.py_func).parameters)
     (signature,) = (

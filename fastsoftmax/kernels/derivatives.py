@@ -10,7 +10,7 @@ log-softmax         J = beta (I - 1 p^T)            J v = beta (v - p.v), J^T g 
 
 from typing import Any
 
-from fastsoftmax.kernels.elementary import LIFT_32, LIFT_64, two_product, two_sum
+from fastsoftmax.kernels.elementary import lift_of, most_power, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
@@ -18,8 +18,10 @@ from fastsoftmax.kernels.traversal import (
     TABLE,
     add,
     bounded,
+    certain,
     clear,
     complement,
+    crest_of,
     exponent_of,
     filler,
     greatest_of,
@@ -154,32 +156,26 @@ def direction(value: Any, entry: Any, errors: Any, keep: Any) -> Any:
 
 
 @inline
+def _reach(value: Any, entry: Any, greatest: Any, bound: Any, pivot: Any) -> Any:
+    """max |v| so far, and v at a greatest entry."""
+    nowhere = number(bound, -INF)
+    return maximum(absolute(entry), bound), maximum(select_equal(value, greatest, entry, nowhere), pivot)
+
+
+@inline
 def extent(x: Any, v: Any, place: Any, greatest: Any, keep: Any) -> Any:
     """max |v|, and v at a greatest entry, of each row; NaN is passed over."""
     offset, length, folded = place
     step = lane_count(x)
     full = length // step * step
-    bound = broadcast(number(x, 0.0))
-    nowhere = number(x, -INF)
-    pivot = broadcast(nowhere)
+    bound, pivot = broadcast(number(x, 0.0)), broadcast(number(x, -INF))
     for k in range(0, full, step):
-        entry = load(v, offset + k)
-        bound = maximum(absolute(entry), bound)
-        pivot = maximum(select_equal(load(x, offset + k), greatest, entry, nowhere), pivot)
+        bound, pivot = _reach(load(x, offset + k), load(v, offset + k), greatest, bound, pivot)
     if full < length:
-        entry = load_part(v, offset + full, length - full, number(x, 0.0))
         last = load_part(x, offset + full, length - full, filler(x, keep))
-        bound = maximum(absolute(entry), bound)
-        pivot = maximum(select_equal(last, greatest, entry, nowhere), pivot)
+        entry = load_part(v, offset + full, length - full, number(x, 0.0))
+        bound, pivot = _reach(last, entry, greatest, bound, pivot)
     return fold_maximum(folded, bound), fold_maximum(folded, pivot)
-
-
-@inline
-def certain(stats: Any) -> Any:
-    """The term of a class of more than half of the probability, NaN where there is none."""
-    _, _, _, top, ties, rest, _ = stats
-    others = rest + (ties - number(ties, 1.0)) * top[0]
-    return select_less(others, top[0], top[0], number(rest, NAN))
 
 
 @inline
@@ -207,8 +203,8 @@ def _least_usual(like: Any) -> Any:
 @inline
 def power_for(bound: Any) -> Any:
     """The power of two in units of which sums are taken, from max |v|: `USUAL` unless that is large or tiny."""
-    usual, most = number(bound, USUAL), number(bound, 126.0) if is_single(bound) else number(bound, 1022.0)
-    power = -maximum(-(exponent_of(bound) + number(bound, 2.0)), -most)
+    usual = number(bound, USUAL)
+    power = -maximum(-(exponent_of(bound) + number(bound, 2.0)), -most_power(bound))
     power = select_less(
         number(bound, MOST_USUAL), bound, power, select_less(bound, _least_usual(bound), power, usual)
     )
@@ -236,47 +232,40 @@ def excess_sum(
     Then v at a greatest entry (-inf if there is none here), max |v|, and with `errors` the sum of (v_j lift)**2.
     """
     offset, length, folded = place
-    m, shift, bias, top, _, _, _ = stats
-    at_greatest = select_equal(certain(stats), top[0], number(m, 0.0), top[0])
-    greatest = greatest_of(m, keep)
+    m, _, _, top, _, _, _ = stats
+    marks = greatest_of(m, keep), select_equal(certain(stats), top[0], number(m, 0.0), top[0])
     step = lane_count(x)
     full = length // step * step
-    zero, nowhere = broadcast(number(x, 0.0)), number(x, -INF)
-    sums, squares, pivot, bound = (zero, zero), (zero, zero), broadcast(nowhere), zero
+    zero = broadcast(number(x, 0.0))
+    sums, squares, reach = (zero, zero), (zero, zero), (zero, broadcast(number(x, -INF)))
     for k in range(0, full, step):
         value = load(x, offset + k)
         entry = direction(value, load(v, offset + k), errors, keep)
-        e = _kept_term(value, m, shift, bias, beta, keep)
-        e = select_equal(value, greatest, at_greatest, e)
-        pivot = maximum(select_equal(value, greatest, entry, nowhere), pivot)
-        bound = maximum(absolute(entry), bound)
-        sums = _add_product(e, entry * unit, sums)
+        sums, reach = _add_excess(value, entry, stats, beta, keep, marks, unit, sums, reach)
         squares = _add_square(entry, lift, errors, squares)
     if full < length:
         value = load_part(x, offset + full, length - full, filler(x, keep))
         entry = direction(value, load_part(v, offset + full, length - full, number(x, 0.0)), errors, keep)
-        e = _kept_term(value, m, shift, bias, beta, keep)
-        e = select_equal(value, greatest, at_greatest, e)
-        pivot = maximum(select_equal(value, greatest, entry, nowhere), pivot)
-        bound = maximum(absolute(entry), bound)
-        sums = _add_product(e, entry * unit, sums)
+        sums, reach = _add_excess(value, entry, stats, beta, keep, marks, unit, sums, reach)
         squares = _add_square(entry, lift, errors, squares)
-    total_squares = fold_two_sum(folded, squares[0], squares[1])
-    return fold_two_sum(folded, sums[0], sums[1]), fold_maximum(folded, pivot), bound, total_squares
+    whole_squares = fold_two_sum(folded, squares[0], squares[1])
+    return fold_two_sum(folded, sums[0], sums[1]), fold_maximum(folded, reach[1]), reach[0], whole_squares
 
 
 @inline
-def _kept_term(value: Any, m: Any, shift: Any, bias: Any, beta: Any, keep: Any) -> Any:
+def _add_excess(
+    value: Any, entry: Any, stats: Any, beta: Any, keep: Any, marks: Any, unit: Any, sums: Any, reach: Any
+) -> Any:
+    """The running sum of e v and the `_reach`, with one more vector of entries."""
+    m, shift, bias, _, _, _, _ = stats
+    greatest, e_of_greatest = marks
+    e = value
     if keep is None:
-        return term(value, m, beta, shift, bias)
-    return value
-
-
-@inline
-def _add_product(e: Any, entry: Any, sums: Any) -> Any:
-    product, low = two_product(e, entry)
+        e = term(value, m, beta, shift, bias)
+    e = select_equal(value, greatest, e_of_greatest, e)
+    product, low = two_product(e, entry * unit)
     high, error = two_sum(sums[0], product)
-    return high, sums[1] + (error + low)
+    return (high, sums[1] + (error + low)), _reach(value, entry, greatest, reach[0], reach[1])
 
 
 @inline
@@ -284,12 +273,6 @@ def _add_square(d: Any, lift: Any, errors: Any, squares: Any) -> Any:
     if errors is None:
         return squares
     return add(squares, (d * lift) * (d * lift))
-
-
-@inline
-def lift_of(like: Any) -> Any:
-    """The power of two by which a mean is lifted, so that it is a normal number also where its terms are not."""
-    return number(like, LIFT_32) if is_single(like) else number(like, LIFT_64)
 
 
 @inline
@@ -317,19 +300,28 @@ def mean_excess(sums: Any, from_c: Any, stats: Any, shares: Any) -> Any:
 
 @inline
 def centred_direction(x: Any, v: Any, place: Any, stats: Any, beta: Any, keep: Any, errors: Any, lift: Any) -> Any:
-    """c, `power`, 2**LIFT times the mean of v - c in units of 2**power, as a pair, and `shares_of` the row.
+    """The centre of a row, and the sum of squares of `excess_sum`.
 
-    Then the sum of squares of `excess_sum`.
+    The centre is c, `power`, 2**LIFT times the mean of v - c in units of 2**power, as a pair, and `shares_of`.
     """
     _, _, folded = place
-    power = fold_maximum(folded, broadcast(number(x, USUAL)))
+    power = filled(stats[0], USUAL)
     sums, pivot, bound, squares = excess_sum(x, v, place, stats, beta, keep, errors, lift, two_to_the(-power))
     if not _is_usual(bound, folded):
         power = power_for(fold_maximum(folded, bound))
         sums, pivot, bound, squares = excess_sum(x, v, place, stats, beta, keep, errors, lift, two_to_the(-power))
     c, shares = centre_of(pivot, stats), shares_of(stats)
     mean, mean_low = mean_excess(sums, -(c * two_to_the(-power)), stats, shares)
-    return c, power, mean, mean_low, shares, squares
+    return (c, power, mean, mean_low, shares), squares
+
+
+@inline
+def in_steps(power: Any) -> Any:
+    """Two to the power as three factors, which are normal numbers, the greatest changes first."""
+    most = most_power(power)
+    first = bounded(power, -most, most)
+    second = bounded(power - first, -most, most)
+    return two_to_the(first), two_to_the(second), two_to_the(power - first - second)
 
 
 @inline
@@ -338,11 +330,9 @@ def times_power(value: Any, high: Any, low: Any, power: Any) -> Any:
     exponent = exponent_of(high)
     less = two_to_the(-exponent)
     left = exponent + power
-    most = number(value, 126.0) if is_single(value) else number(value, 1022.0)
-    first = bounded(left, -most, most)
-    second = bounded(left - first, -most, most)
     product = muladd(value, high * less, value * (low * less))
-    return product * two_to_the(first) * two_to_the(second) * two_to_the(left - first - second)
+    first, second, third = in_steps(left)
+    return product * first * second * third
 
 
 @inline
@@ -361,11 +351,11 @@ def product_of_logits(
 ) -> None:
     """y = beta factor p (v - p.v), 0 where the weight is; `factor` is a pair."""
     offset, length, _ = place
-    c, power, mean, mean_low, plain, _ = centre
-    m, shift, bias, top, _, _, _ = stats
+    c, power, mean, mean_low, plain = centre
+    _, shift, bias, _, _, _, _ = stats
     high, low, power_of_t = over_temperature(factor[0], factor[1], beta)
     # What would make of the heaviest probability more than the greatest number is put back last.
-    most = number(x, 125.0) if is_single(high) else number(x, 1021.0)
+    most = most_power(high) - number(x, 1.0)
     wanted = power + power_of_t
     lifted = -maximum(-wanted, -(most - maximum(exponent_of(high), number(x, 0.0))))
     inverse = weighted(plain, high, low, lifted)
@@ -373,8 +363,8 @@ def product_of_logits(
     unit = two_to_the(-power) * late
     from_c = -(c * unit)
     # A certain class lies at c, and its mean may be no normal number before it is multiplied.
-    crest = select_equal(certain(stats), top[0], greatest_of(m, keep), number(m, NAN))
-    at_crest = mean * number(x, 0.0)
+    crest = crest_of(stats, keep)
+    at_crest = filled(mean, 0.0)
     if has_certain(stats):
         product = muladd(plain[6], mean, plain[6] * mean_low)
         at_crest = number(x, 0.0) - times_power(product, high, low, wanted - lift_of(power))
@@ -415,7 +405,7 @@ def _product(
 ) -> None:
     offset, length, folded = span
     if from_probs is None:
-        centre = centred_direction(x, v, span, stats, beta, keep, None, None)
+        centre, _ = centred_direction(x, v, span, stats, beta, keep, None, None)
         factor = weight, number(x, 0.0)
         product_of_logits(x, v, y, span, stats, beta, keep, None, centre, weight, factor)
     else:
@@ -498,12 +488,11 @@ def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     offset, length, folded, _, _ = place
     beta, keep = options
     span = offset, length, folded
-    c, power, mean, mean_low, _, _ = centred_direction(x, v, span, stats, beta, keep, None, None)
+    centre, _ = centred_direction(x, v, span, stats, beta, keep, None, None)
+    c, power, mean, mean_low, _ = centre
     lift = lift_of(power)
     unit, lifted = two_to_the(-power), two_to_the(lift)
-    most = number(x, 126.0) if is_single(power) else number(x, 1022.0)
-    first = bounded(power - lift, -most, most)
-    back, rest = two_to_the(first), two_to_the(power - lift - first)
+    back, rest, _ = in_steps(power - lift)
     from_c = -(c * unit)
     step = lane_count(x)
     full = length // step * step
@@ -534,7 +523,7 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     beta, keep = options
     m, shift, bias, top, ties, rest, rest_low = stats
     zero, nowhere = number(x, 0.0), number(x, -INF)
-    crest = select_equal(certain(stats), top[0], greatest_of(m, keep), number(m, NAN))
+    crest = crest_of(stats, keep)
     step = lane_count(x)
     full = length // step * step
     sums = (broadcast(zero), broadcast(zero))
@@ -598,7 +587,7 @@ def _factors(weight: Any, beta: Any, raised: Any, power: Any) -> Any:
     rest, rest_low, _ = over_temperature(weight, number(weight, 0.0), beta)
     less = two_to_the(-exponent_of(rest))
     rest, rest_low = rest * less, rest_low * less
-    most = number(weight, 126.0) if is_single(weight) else number(weight, 1022.0)
+    most = most_power(weight)
     wanted = power - raised - raised
     drop = bounded(wanted, -most, most - raised)
     left = two_to_the(wanted - drop)
@@ -610,10 +599,8 @@ def _powers(weight: Any, beta: Any) -> Any:
     """`raised` and `power` of `_factors`, whole numbers."""
     rest, _, power = over_temperature(weight, number(weight, 0.0), beta)
     power = power + exponent_of(rest)
-    most = number(weight, 126.0) if is_single(weight) else number(weight, 1022.0)
-    lift = number(weight, LIFT_32) if is_single(weight) else number(weight, LIFT_64)
-    raised = truncate((most + power) * number(weight, 0.5))
-    return bounded(raised, number(weight, 0.0), lift), power
+    raised = truncate((most_power(weight) + power) * number(weight, 0.5))
+    return bounded(raised, number(weight, 0.0), lift_of(weight)), power
 
 
 @inline

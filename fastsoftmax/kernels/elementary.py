@@ -95,6 +95,18 @@ def quick_quotient(a: Any, a_low: Any, b: Any, b_low: Any) -> Any:
 
 
 @inline
+def lift_of(like: Any) -> Any:
+    """The binary exponent by which the terms of a row are lifted (`reference`)."""
+    return number(like, LIFT_32) if is_single(like) else number(like, LIFT_64)
+
+
+@inline
+def most_power(like: Any) -> Any:
+    """The greatest n for which 2**n and 2**-n are normal numbers."""
+    return number(like, 126.0) if is_single(like) else number(like, 1022.0)
+
+
+@inline
 def biased(like: Any, n: Any) -> Any:
     """The rounding constant for which `exp_scaled` returns ``exp(t) * 2**-n``; n is whole and below 2**20."""
     magic = number(like, MAGIC_32) if is_single(like) else number(like, MAGIC_64)
@@ -146,7 +158,7 @@ def reference(row_max: Any, beta: Any) -> Any:
     With a temperature c is 0 where |m|/T is below `STEP`, and else m: for every |m| of at least twice the range,
     x - m is exact by the same argument. (Multiples of T times `STEP` would have to be rounded.)
     """
-    lift = number(row_max, LIFT_32) if is_single(row_max) else number(row_max, LIFT_64)
+    lift = lift_of(row_max)
     zero = number(row_max, 0.0)
     step = number(row_max, STEP_32) if is_single(row_max) else number(row_max, STEP_64)
     if beta is None:

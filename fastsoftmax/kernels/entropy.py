@@ -12,7 +12,7 @@ The gradient is -p_k (log p_k + H)/T = p_k (d_k - E)/T: log(1 + s') has cancelle
 
 from typing import Any
 
-from fastsoftmax.kernels.elementary import below, centred, exp_scaled, quotient, two_product, two_sum
+from fastsoftmax.kernels.elementary import below, centred, exp_scaled, most_power, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
@@ -28,7 +28,6 @@ from fastsoftmax.kernels.traversal import (
 from fastsoftmax.kernels.vector import (
     broadcast,
     fold_two_sum,
-    is_single,
     lane_count,
     load,
     load_part,
@@ -70,8 +69,7 @@ def _parted(x: Any, beta: Any) -> Any:
     if beta is None:
         return room, (two_to_the(-room), zero)
     wanted = beta[4] + room
-    most = number(x, 126.0) if is_single(room) else number(x, 1022.0)
-    power = -maximum(-wanted, -most)
+    power = -maximum(-wanted, -most_power(room))
     left = two_to_the(-maximum(power - beta[4], zero))  # what is above that meets no gradient but 0
     return power, (beta[2] * left, beta[3] * left)
 

@@ -395,13 +395,11 @@ def _squared_error_rows(
 ) -> Any:
     """1/2 sum (d unit)**2; the gradient into y, unless it is None."""
     if y is None:
-        (square, square_low) = error_squares(x, v, span, keep, errors, unit)
+        square, square_low = error_squares(x, v, span, keep, errors, unit)
         return number(x, 0.5) * (square + square_low)
-    centre = centred_direction(x, v, span, stats, None, keep, errors, unit)
-    product_of_logits(
-        x, v, y, span, stats, None, keep, errors, centre, weight, (weight * scale, weight * scale_low)
-    )
-    squares = centre[5]
+    centre, squares = centred_direction(x, v, span, stats, None, keep, errors, unit)
+    factor = weight * scale, weight * scale_low
+    product_of_logits(x, v, y, span, stats, None, keep, errors, centre, weight, factor)
     return number(x, 0.5) * (squares[0] + squares[1])
 
 

@@ -233,7 +233,7 @@ def product_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opti
         c, power, shares = centre_of(pivot, known), power_for(bound), shares_of(known)
         mean, mean_low = mean_excess(sums, -(c * two_to_the(-power)), known, shares)
         span, factor = (offset, length, folded), (one, filled(one, 0.0))
-        centre = c, power, mean, mean_low, shares, sums
+        centre = c, power, mean, mean_low, shares
         product_of_logits(x, v, y, span, known, beta, None, None, centre, one, factor)
     else:
         product_of_probs(x, v, y, offset, length, sums, one, beta)

@@ -513,7 +513,7 @@ def piece_softmax_product(
         shares = shares_of(stats)
         sums = total[0], total[1] + low
         mean, mean_low = mean_excess(sums, -(c * two_to_the(-power)), stats, shares)
-        span, centre = (begin, length, True), (c, power, mean, mean_low, shares, sums)
+        span, centre = (begin, length, True), (c, power, mean, mean_low, shares)
         product_of_logits(data, vector, out, span, stats, None, None, None, centre, one, (one, zero))
 
 

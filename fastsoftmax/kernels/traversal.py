@@ -46,7 +46,9 @@ from fastsoftmax.kernels.elementary import (
     exp_pair,
     exp_parts,
     exp_scaled,
+    lift_of,
     log_pair,
+    most_power,
     quick_quotient,
     reference,
     smallest_power,
@@ -97,6 +99,7 @@ from fastsoftmax.kernels.vector import (
 )
 
 INF = float("inf")
+NAN = float("nan")
 COLUMN_LIMIT = 64
 """Rows of at most so many contiguous classes are walked in columns (there both walks take the same time)."""
 GROUP_LIMIT = 2048
@@ -149,6 +152,21 @@ def probability_by(value: Any, beta: Any, shift: Any, bias: Any, inverse: Any, k
     if keep is None:
         return probability(value, beta, shift, bias, inverse)
     return probability_of(value, inverse)
+
+
+@inline
+def certain(stats: Any) -> Any:
+    """The term of a class of more than half of the probability, NaN where there is none."""
+    _, _, _, top, ties, rest, _ = stats
+    others = rest + (ties - number(ties, 1.0)) * top[0]
+    return select_less(others, top[0], top[0], number(rest, NAN))
+
+
+@inline
+def crest_of(stats: Any, keep: Any) -> Any:
+    """What the entry of a `certain` class is known by; NaN, which nothing is, where there is none."""
+    m, _, _, top, _, _, _ = stats
+    return select_equal(certain(stats), top[0], greatest_of(m, keep), number(m, NAN))
 
 
 @inline
@@ -386,7 +404,7 @@ def bounded(value: Any, least: Any, most: Any) -> Any:
 @inline
 def two_to_the(exponent: Any) -> Any:
     """A power of two; where it would be no normal number, the nearest that is."""
-    most = number(exponent, 126.0) if is_single(exponent) else number(exponent, 1022.0)
+    most = most_power(exponent)
     return shift_to_exponent(biased(exponent, number(exponent, 0.0)) + bounded(exponent, -most, most))
 
 
@@ -451,9 +469,8 @@ def lifted_complement(stats: Any, inverse: Any) -> Any:
 @inline
 def exponent_of(value: Any) -> Any:
     """About the binary exponent of |value|, such that two to the minus that is a normal number."""
-    most = number(value, 126.0) if is_single(value) else number(value, 1022.0)
     exponent, _ = split_exponent(absolute(value))
-    return bounded(exponent, -most, most)
+    return bounded(exponent, -most_power(value), most_power(value))
 
 
 @inline
@@ -467,9 +484,7 @@ def weighted(inverse: Any, weight: Any, weight_low: Any, power: Any) -> Any:
     less = two_to_the(-exponent)
     factor, factor_low = weight * less, weight_low * less
     all_of_it = exponent + power
-    lowest = number(weight, LIFT_32 - 126.0) if is_single(weight) else number(weight, LIFT_64 - 1022.0)
-    highest_power = number(weight, 126.0) if is_single(weight) else number(weight, 1022.0)
-    into_unit = bounded(all_of_it, lowest, highest_power)
+    into_unit = bounded(all_of_it, lift_of(weight) - most_power(weight), most_power(weight))
     left = two_to_the(all_of_it - into_unit)
     product, error = two_product(scale, factor)
     low = error + muladd(scale, factor_low, scale_low * factor)

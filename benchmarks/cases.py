@@ -3,8 +3,8 @@
 The cases are part of the package, because ``fastsoftmax bench`` measures them wherever it is installed.
 """
 
-from fastsoftmax._bench.cases import DTYPES, FUNCTIONS, JACOBIAN_SHAPES, SHAPES, cases, check
-from fastsoftmax._bench.inputs import Inputs
-from fastsoftmax._bench.libraries import NotOfferedError
+from fastsoftmax.tools.bench.cases import DTYPES, FUNCTIONS, JACOBIAN_SHAPES, SHAPES, cases, check
+from fastsoftmax.tools.bench.inputs import Inputs
+from fastsoftmax.tools.bench.libraries import NotOfferedError
 
 __all__ = ["DTYPES", "FUNCTIONS", "JACOBIAN_SHAPES", "SHAPES", "Inputs", "NotOfferedError", "cases", "check"]

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from fastsoftmax._bench import inputs
+from fastsoftmax.tools.bench import inputs
 
 inputs.prepare(inputs.threads())
 collect_ignore = [] if importlib.util.find_spec("pytest_benchmark") else ["test_speed.py"]

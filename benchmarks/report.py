@@ -14,8 +14,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import readme  # noqa: E402
 
-from fastsoftmax._bench import command, report  # noqa: E402
-from fastsoftmax._bench.session import Choice  # noqa: E402
+from fastsoftmax.tools.bench import command, report  # noqa: E402
+from fastsoftmax.tools.bench.session import Choice  # noqa: E402
 
 MADE_BY = "python benchmarks/report.py --write"
 LIMIT = 360.0

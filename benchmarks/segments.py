@@ -21,10 +21,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme  # noqa: E402
 
 import fastsoftmax as fs  # noqa: E402
-from fastsoftmax._bench import inputs  # noqa: E402
-from fastsoftmax._bench.cases import DisagreementError, check  # noqa: E402
-from fastsoftmax._bench.measure import measure  # noqa: E402
-from fastsoftmax._bench.report import caption, machine  # noqa: E402
+from fastsoftmax.tools.bench import inputs  # noqa: E402
+from fastsoftmax.tools.bench.cases import DisagreementError, check  # noqa: E402
+from fastsoftmax.tools.bench.measure import measure  # noqa: E402
+from fastsoftmax.tools.bench.report import caption, machine  # noqa: E402
 
 LIBRARIES = ("NumPy reduceat", "torch.sparse.softmax", "Numba loop")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastsoftmax import _run
-from fastsoftmax.cli import main as command
+from fastsoftmax.backends import stream
+from fastsoftmax.tools.cli import main as command
 
 CLASSES = 1000
 
@@ -39,7 +39,7 @@ def generate(path, gigabytes):
 
 def copy_by_blocks(source, target):
     """Read and write in the blocks of `fastsoftmax run`."""
-    room = memoryview(bytearray(_run.BLOCK_BYTES))
+    room = memoryview(bytearray(stream.BLOCK_BYTES))
     with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
         while count := reader.readinto(room):
             writer.write(room[:count])
@@ -49,7 +49,7 @@ def copy_by_mapping(source, target):
     """np.copyto between mappings, in the same blocks."""
     x = np.load(source, mmap_mode="r")
     y = np.lib.format.open_memmap(target, "w+", x.dtype, x.shape)
-    step = max(1, _run.BLOCK_BYTES // (x.itemsize * x.shape[1]))
+    step = max(1, stream.BLOCK_BYTES // (x.itemsize * x.shape[1]))
     for start in range(0, len(x), step):
         np.copyto(y[start : start + step], x[start : start + step])
 

@@ -7,7 +7,7 @@ of README.md come from report.py, which has the libraries take turns.
 import pytest
 from cases import DTYPES, FUNCTIONS, Inputs, NotOfferedError, cases, check
 
-from fastsoftmax._bench import startup
+from fastsoftmax.tools.bench import startup
 
 YARDSTICK = "yardstick"
 CASES = [

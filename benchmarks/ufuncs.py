@@ -27,8 +27,8 @@ import readme  # noqa: E402
 import test_ufuncs as known  # noqa: E402
 
 import fastsoftmax as fs  # noqa: E402
-from fastsoftmax import _ufuncs  # noqa: E402
-from fastsoftmax._bench.report import caption, machine  # noqa: E402
+from fastsoftmax.api import ufuncs  # noqa: E402
+from fastsoftmax.tools.bench.report import caption, machine  # noqa: E402
 
 
 def peer(name: str) -> tuple[str, Any]:
@@ -141,7 +141,7 @@ def table(count: int, seconds: float) -> str:
         "| | dtype | ns a number | peer | speed | worst ulp | peer's worst ulp | speed in a Numba loop |",
         "|---" * 8 + "|",
     ]
-    for name in _ufuncs.NAMES:
+    for name in ufuncs.NAMES:
         for dtype in (np.float32, np.float64):
             lines.append(row(name, dtype, count, seconds))
             print(lines[-1], file=sys.stderr, flush=True)

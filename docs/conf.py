@@ -14,7 +14,8 @@ from docutils import nodes
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fastsoftmax
-from fastsoftmax import _ufuncs, special
+from fastsoftmax import special
+from fastsoftmax.api import ufuncs
 
 project = "fastsoftmax"
 author = "fastsoftmax developers"
@@ -47,7 +48,7 @@ CHECKS = {
 }
 """All of numpydoc's checks but these."""
 numpydoc_validation_checks = CHECKS
-UFUNCS = tuple(_ufuncs.DOCS)
+UFUNCS = tuple(ufuncs.DOCS)
 numpydoc_validation_exclude = {rf"\.{name}$" for name in UFUNCS}  # NumPy's arguments are NumPy's to document
 
 
@@ -63,7 +64,7 @@ def _described(name):
             pass
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = _ufuncs.DOCS[name]
+    function.__doc__ = ufuncs.DOCS[name]
     return function
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any as _Any
 
-from fastsoftmax import _ufuncs
-from fastsoftmax._activations import log_softmax, logsumexp, softmax
-from fastsoftmax._derivatives import (
+from fastsoftmax.api import ufuncs
+from fastsoftmax.api.activations import log_softmax, logsumexp, softmax
+from fastsoftmax.api.derivatives import (
     log_softmax_jacobian,
     log_softmax_jvp,
     log_softmax_vjp,
@@ -12,8 +12,8 @@ from fastsoftmax._derivatives import (
     softmax_jvp,
     softmax_vjp,
 )
-from fastsoftmax._entropy import softmax_entropy, softmax_entropy_with_grad
-from fastsoftmax._losses import (
+from fastsoftmax.api.entropy import softmax_entropy, softmax_entropy_with_grad
+from fastsoftmax.api.losses import (
     cross_entropy,
     cross_entropy_grad,
     cross_entropy_hessian,
@@ -24,8 +24,7 @@ from fastsoftmax._losses import (
     squared_error_grad,
     squared_error_with_grad,
 )
-from fastsoftmax._parallel import threads
-from fastsoftmax._segments import (
+from fastsoftmax.api.segments import (
     segment_cross_entropy,
     segment_cross_entropy_with_grad,
     segment_log_softmax,
@@ -34,6 +33,7 @@ from fastsoftmax._segments import (
     segment_softmax_jvp,
     segment_softmax_vjp,
 )
+from fastsoftmax.arrays.threads import threads
 
 __version__ = "0.1.0"
 
@@ -84,10 +84,10 @@ xlogy: _Any
 
 
 def __getattr__(name: str) -> _Any:
-    if name in _ufuncs.NAMES:
-        return globals().setdefault(name, _ufuncs.make(name))
+    if name in ufuncs.NAMES:
+        return globals().setdefault(name, ufuncs.make(name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ufuncs.NAMES})
+    return sorted({*globals(), *ufuncs.NAMES})

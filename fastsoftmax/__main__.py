@@ -2,7 +2,7 @@
 
 import sys
 
-from fastsoftmax.cli import main
+from fastsoftmax.tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsoftmax._losses import cross_entropy_grad, cross_entropy_hessian, cross_entropy_hessian_diag
+from fastsoftmax.api.losses import cross_entropy_grad, cross_entropy_hessian, cross_entropy_hessian_diag
 
 Array = NDArray[Any]
 

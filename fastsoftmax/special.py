@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax import _activations, _ufuncs
-from fastsoftmax._arrays import is_masked
+from fastsoftmax.api import activations, ufuncs
+from fastsoftmax.arrays.blocks import is_masked
 
 __all__ = [
     "entr",
@@ -105,7 +105,7 @@ def _make(name: str) -> Any:
     kinds, others, function = _KINDS[name]
     operands = 3 if name in ("xlogy", "rel_entr") else 2
     more = [_numpy_loop(function, operands, kind) for kind in others] if function else []
-    return _ufuncs.make(name, kinds, __name__, more)
+    return ufuncs.make(name, kinds, __name__, more)
 
 
 def __getattr__(name: str) -> Any:
@@ -155,7 +155,7 @@ def softmax(x: Any, axis: Axis = None) -> Any:
            [0.25, 0.25]])
     """
     if _by_kernel(x):
-        return _activations.softmax(x, axis)
+        return activations.softmax(x, axis)
     x = np.asarray(x)
     terms = np.exp(x - np.max(x, axis=axis, keepdims=True))
     return terms / np.sum(terms, axis=axis, keepdims=True)
@@ -189,7 +189,7 @@ def log_softmax(x: Any, axis: Axis = None) -> Any:
     array([   0., -999.])
     """
     if _by_kernel(x):
-        return _activations.log_softmax(x, axis)
+        return activations.log_softmax(x, axis)
     x = np.asarray(x)
     greatest = np.max(x, axis=axis, keepdims=True)
     shifted = x - np.where(np.isfinite(greatest), greatest, 0)
@@ -246,7 +246,7 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
     (1.541324854613, -1.0)
     """
     if b is None and not return_sign and _by_kernel(a):
-        return _activations.logsumexp(a, axis, keepdims=bool(keepdims))
+        return activations.logsumexp(a, axis, keepdims=bool(keepdims))
     for name, value in (("a", a), ("b", b)):
         if is_masked(value):
             raise TypeError(

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import fastsoftmax as fs
-from fastsoftmax import _run
-from fastsoftmax.cli import main
+from fastsoftmax.backends import stream
+from fastsoftmax.tools.cli import main
 
 DOCUMENTED = (TypeError, ValueError, IndexError)  # AxisError is both of the latter
 DTYPES = ["f8", "f4", "f2", ">f8", ">f4", "i1", "u1", "i4", "i8", "u8", "?"]
@@ -515,7 +515,7 @@ def check_bits(data, name, dtypes):
     lazy = derivative(chunked(rng, arguments[0], wide - 1), *arguments[1:]).compute()
     assert lazy.dtype == expected.dtype
     np.testing.assert_array_equal(lazy, expected)
-    with tempfile.TemporaryDirectory() as folder, patch.object(_run, "BLOCK_BYTES", 1 << 8):
+    with tempfile.TemporaryDirectory() as folder, patch.object(stream, "BLOCK_BYTES", 1 << 8):
         actual = from_files(name, arguments, options, Path(folder))
     assert actual.dtype == expected.dtype
     np.testing.assert_array_equal(actual, expected)

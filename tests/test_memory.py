@@ -11,7 +11,7 @@ import pytest
 from zeros import zeros
 
 import fastsoftmax as fs
-from fastsoftmax import _parallel
+from fastsoftmax.arrays import threads
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures as Linux does")
 MEGABYTE = 1 << 20
@@ -48,7 +48,7 @@ def test_temporary_memory(function, shape):
         function.function(x, *other, out=out, **options)
 
     call()
-    assert peak(call) <= MEGABYTE * _parallel.max_threads() + labels
+    assert peak(call) <= MEGABYTE * threads.max_threads() + labels
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "squared_error"])
@@ -57,7 +57,7 @@ def test_temporary_memory_of_a_loss(name):
     x = np.zeros((40_000, 50))
     targets = np.zeros(40_000, int) if name == "cross_entropy" else x
     getattr(fs, name)(x[:1], targets[:1])
-    assert peak(lambda: getattr(fs, name)(x, targets)) <= MEGABYTE * _parallel.max_threads() + 16 * 40_000
+    assert peak(lambda: getattr(fs, name)(x, targets)) <= MEGABYTE * threads.max_threads() + 16 * 40_000
 
 
 def resident():
@@ -98,7 +98,7 @@ def test_no_growth_over_many_calls(count):
 def test_a_result_that_is_too_large(name, monkeypatch):
     """MemoryError, before any work, from memory that the system would not give."""
     x = zeros((1 << 12, 1 << 20), np.float32)
-    monkeypatch.setattr(_parallel, "_helpers", None)  # a call that begins fails otherwise
+    monkeypatch.setattr(threads, "_helpers", None)  # a call that begins fails otherwise
     targets = (np.zeros(1 << 12, int),) if name == "cross_entropy_hessian" else ()
     with pytest.raises(MemoryError, match="allocate"):
         getattr(fs, name)(x, *targets)

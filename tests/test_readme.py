@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fastsoftmax import _activations, _derivatives, _entropy, _losses, _overloads, _parallel, _segments, special
+from fastsoftmax import special
+from fastsoftmax.api import activations, derivatives, entropy, losses, segments
+from fastsoftmax.arrays import threads
+from fastsoftmax.njit import overloads
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -15,7 +18,7 @@ def test_python_blocks():
     """In order, in one namespace, as a reader would type them; there is at least one."""
     blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
-    _overloads.register()  # Numba does that where the package is installed
+    overloads.register()  # Numba does that where the package is installed
     namespace = {"__name__": "readme"}
     for block in blocks:
         exec(compile(block, str(README), "exec"), namespace)
@@ -37,7 +40,7 @@ def test_links_lead_somewhere():
 
 @pytest.mark.parametrize(
     "module",
-    [_activations, _derivatives, _entropy, _losses, _parallel, _segments, special],
+    [activations, derivatives, entropy, losses, threads, segments, special],
     ids=lambda m: m.__name__,
 )
 def test_docstring_examples(module):

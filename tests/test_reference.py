@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 
 import fastsoftmax as fs
-from fastsoftmax import _ufuncs, boosting, special
+from fastsoftmax import boosting, special
+from fastsoftmax.api import ufuncs
 
 DOCS = Path(__file__).parents[1] / "docs"
 PUBLIC = {
-    *(f"fastsoftmax.{name}" for name in (*fs.__all__, *_ufuncs.NAMES)),
+    *(f"fastsoftmax.{name}" for name in (*fs.__all__, *ufuncs.NAMES)),
     *(f"fastsoftmax.special.{name}" for name in special.__all__),
     *(f"fastsoftmax.boosting.{name}" for name in boosting.__all__),
 }
-CHECKED = sorted(name for name in PUBLIC if name.rpartition(".")[2] not in _ufuncs.DOCS)
+CHECKED = sorted(name for name in PUBLIC if name.rpartition(".")[2] not in ufuncs.DOCS)
 
 
 def test_every_public_name_has_its_place():
@@ -53,10 +54,10 @@ def test_docstrings(name):
     assert flaws(name, checks()) == []
 
 
-@pytest.mark.parametrize("name", _ufuncs.DOCS)
+@pytest.mark.parametrize("name", ufuncs.DOCS)
 def test_docstrings_of_ufuncs(name):
     """One line, the formula, an example."""
-    text = _ufuncs.DOCS[name].strip()
+    text = ufuncs.DOCS[name].strip()
     assert re.match(r"[A-Za-z].*\.\n\n", text)
     assert ".. math:: " in text
     assert "\n>>> " in text

@@ -8,7 +8,7 @@ import traceback
 
 import numpy as np
 
-from fastsoftmax import _parallel
+from fastsoftmax.arrays import threads
 
 LARGE = (5_000, 50)
 SECONDS = 120
@@ -17,7 +17,7 @@ SECONDS = 120
 
 def two_processors():
     """Helpers also on a machine with one processor."""
-    _parallel._quota = lambda: 2
+    threads._quota = lambda: 2
     os.sched_getaffinity = lambda pid: {0, 1}
 
 
@@ -57,8 +57,8 @@ def work(n):
     two_processors()
     call("softmax")
     call("cross_entropy_grad")
-    helpers = _parallel._helpers._threads
-    assert any(thread.is_alive() for thread in helpers) or _parallel.max_threads() == 1
+    helpers = threads._helpers._threads
+    assert any(thread.is_alive() for thread in helpers) or threads.max_threads() == 1
     return n
 
 

@@ -35,7 +35,7 @@ The modules are imported on first use, because they import Numba, which takes lo
 from importlib import import_module
 from types import ModuleType
 
-from fastsoftmax import _fork
+from fastsoftmax.runtime import fork
 
 _MODULES = frozenset(
     {
@@ -60,6 +60,6 @@ _MODULES = frozenset(
 
 def __getattr__(name: str) -> ModuleType:
     if name in _MODULES:
-        with _fork.importing:
+        with fork.importing:
             return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

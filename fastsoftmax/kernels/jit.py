@@ -19,7 +19,7 @@ import numpy as np
 import numpy.ma  # Numba does so at its first call, where no lock keeps forks away
 from numba import config, njit, typeof
 
-from fastsoftmax._cache import KernelCache
+from fastsoftmax.runtime.cache import KernelCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,8 +1,8 @@
 r"""Rows that lie in several pieces: what a piece contributes to its row, and its results once the row is known.
 
 A piece is summed up by the numbers of `traversal.statistics`. Those of all pieces of a row merge into those of the
-row (`fastsoftmax._pieces.merge`), from which every piece finishes its own entries in the way, and to the accuracy,
-of the kernels in `activations`.
+row (`fastsoftmax.arrays.long_rows.merge`), from which every piece finishes its own entries in the way, and to the
+accuracy, of the kernels in `activations`.
 """
 
 from typing import Any

@@ -1,0 +1,282 @@
+"""softmax, log_softmax and logsumexp."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastsoftmax import kernels
+from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays.blocks import (
+    LAST,
+    SMALL,
+    UNTEMPERED,
+    Axis,
+    Problem,
+    inverse_temperature,
+    is_plain,
+    lie_apart,
+    small_rows,
+)
+from fastsoftmax.arrays.lazy import is_lazy, lazily
+from fastsoftmax.arrays.threads import run
+
+# Small calls are made of overhead. Two steps are left here: which kernel (by a dtype that is native and has been
+# used before), and that over arrays that it can take as they are, or over a copy.
+SHORT = 64  # up to here the bits do not depend on the layout: see kernels.traversal.COLUMN_LIMIT
+Small = dict[np.dtype[Any], Callable[..., None]]
+_SOFTMAX: Small = {}
+_LOG_SOFTMAX: Small = {}
+_LOGSUMEXP: Small = {}
+
+
+def _small(kernel: Callable[..., None], x: Any, out: Any) -> Any:
+    """The result of a small call, or None: nothing that needs to be converted or refused."""
+    if out is not None and not (is_plain(out, x.shape, x.dtype) and (out is x or lie_apart(x, out))):
+        return None
+    if not x.flags.carray:
+        if x.shape[-1] > SHORT and not x.flags.c_contiguous:
+            return None
+        x = x.copy()
+    result = np.empty_like(x) if out is None else out
+    if x.ndim == 2:
+        kernel(x, result)
+    else:
+        shape = (-1, x.shape[-1])
+        kernel(x.reshape(shape), result.reshape(shape))
+    return result
+
+
+def _forward(
+    function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, small: Small
+) -> Any:
+    """softmax or log_softmax of any arguments; `hidden` is what masked entries get."""
+    if is_lazy(x, where):
+        return lazily("forward")(function, x, axis, where, temperature, out, hidden)
+    problem = Problem(function, x, axis, several=True)
+    masked = problem.masked(where)
+    beta = inverse_temperature(function, temperature, problem.dtype)
+    output = problem.output(out)
+    if masked is not None:
+        problem.hide(masked, output)
+    source = problem.block()
+    if long_rows.is_long(problem):
+        long_rows.long_forward(function, source, output.block, beta)
+    else:
+        kernel = getattr(kernels.activations, function)
+        run(kernel, problem.rows, source.size, problem.room(1), source, output.block, beta)
+    if masked is not None:
+        np.copyto(output.result, hidden, where=masked)
+    if problem.x.dtype == problem.dtype:
+        kernels.jit.remember(small, problem.dtype, getattr(kernels.activations, f"{function}_small"))
+    return output.finish()
+
+
+def softmax(
+    x: Any, axis: Axis = LAST, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
+) -> Any:
+    r"""Softmax of each row.
+
+    .. math:: p_i = \frac{\exp(x_i / T)}{\sum_k \exp(x_k / T)}
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, of any shape. float32 and float64 are kept; float16 is computed in float32 and returned as
+        float16; integers and bools become float64.
+    axis : int, tuple of ints or None, default -1
+        The axis or axes along which the probabilities sum to 1; None for all. (SciPy's default is None.)
+    where : array_like of bool, optional
+        Entries that take part, broadcast to `x`. The others get probability 0 and have no influence, whatever
+        they hold. A row without any entry is 0 throughout.
+    temperature : float, default 1.0
+        T > 0, of any size: differences of logits are divided by it, not logits. Below 1 sharpens the distribution,
+        above 1 flattens it.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` itself.
+
+    Returns
+    -------
+    ndarray or scalar
+        The probabilities, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError
+        For dtypes other than those above (complex, longdouble, object, strings), masked arrays, and an `out`
+        of another dtype.
+    ValueError
+        For an `out` of another shape, a `where` that does not broadcast, a temperature that is not positive
+        and finite.
+    numpy.exceptions.AxisError
+        For an axis that `x` does not have.
+
+    See Also
+    --------
+    log_softmax : its logarithm, accurate also where a probability is close to 1.
+    softmax_jvp, softmax_vjp, softmax_jacobian : its derivatives.
+
+    Notes
+    -----
+    Within 3 ulp (one more with a temperature) for rows of any length and logits of any size, see
+    ``fastsoftmax/kernels/elementary.py`` for the error analysis. Results below the smallest normal number may
+    be 0. A row that holds NaN or +inf, or nothing but -inf, is NaN; other rows are not affected. No
+    floating-point warning is raised.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, Accurately computing the log-sum-exp and softmax functions,
+    IMA J. Numer. Anal. 41(4), 2021, doi:10.1093/imanum/draa038.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.softmax(np.array([1.0, 2.0, 3.0]))
+    array([0.09003057, 0.24472847, 0.66524096])
+    >>> fs.softmax(np.array([[0.0, 0.0], [0.0, -np.inf]]))
+    array([[0.5, 0.5],
+           [1. , 0. ]])
+    """
+    if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
+        kernel = _SOFTMAX.get(x.dtype)
+        if kernel is not None and 0 < x.size <= SMALL and x.ndim:
+            result = _small(kernel, x, out)
+            if result is not None:
+                return result
+    return _forward("softmax", x, axis, where, temperature, out, 0.0, _SOFTMAX)
+
+
+def log_softmax(
+    x: Any, axis: Axis = LAST, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
+) -> Any:
+    r"""Logarithm of the softmax of each row.
+
+    .. math:: \log p_i = \frac{x_i}{T} - \log \sum_k \exp(x_k / T)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, of any shape. float32 and float64 are kept; float16 is computed in float32 and returned as
+        float16; integers and bools become float64.
+    axis : int, tuple of ints or None, default -1
+        The axis or axes of the classes; None for all. (SciPy's default is None.)
+    where : array_like of bool, optional
+        Entries that take part, broadcast to `x`. The others get -inf and have no influence.
+    temperature : float, default 1.0
+        T > 0.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` itself.
+
+    Returns
+    -------
+    ndarray or scalar
+        The log-probabilities, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    softmax, logsumexp
+
+    Notes
+    -----
+    Within 4 ulp (one more with a temperature), also where the probability is close to 1 and its logarithm
+    close to 0: the terms other than the greatest are summed by themselves and enter through log1p. Edge rows
+    are those of `softmax`: NaN for rows that hold NaN or +inf, or nothing but -inf.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, Accurately computing the log-sum-exp and softmax functions,
+    IMA J. Numer. Anal. 41(4), 2021, doi:10.1093/imanum/draa038.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.log_softmax(np.array([0.0, -50.0]))
+    array([-1.92874985e-22, -5.00000000e+01])
+    """
+    if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
+        kernel = _LOG_SOFTMAX.get(x.dtype)
+        if kernel is not None and 0 < x.size <= SMALL and x.ndim:
+            result = _small(kernel, x, out)
+            if result is not None:
+                return result
+    return _forward("log_softmax", x, axis, where, temperature, out, -np.inf, _LOG_SOFTMAX)
+
+
+def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = False, out: Any = None) -> Any:
+    r"""Logarithm of the sum of exponentials of each row.
+
+    .. math:: \mathrm{lse}(x) = \log \sum_k \exp(x_k)
+
+    Parameters
+    ----------
+    x : array_like
+        Any shape. float32 and float64 are kept; float16 is computed in float32 and returned as float16;
+        integers and bools become float64.
+    axis : int, tuple of ints or None, default -1
+        The axis or axes that are summed over; None for all. (SciPy's default is None.)
+    where : array_like of bool, optional
+        Entries that take part, broadcast to `x`. A row without any gives -inf.
+    keepdims : bool, default False
+        Whether the axes that are summed over stay, with length 1.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype.
+
+    Returns
+    -------
+    ndarray or scalar
+        One number for each row.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    log_softmax
+
+    Notes
+    -----
+    Within 2 ulp where the greatest entry and the logarithm of the remaining sum do not cancel, else within an
+    absolute error of ``2 eps max(abs(x))``. A row of nothing but -inf gives -inf, as does an empty one; one that
+    holds +inf gives inf; one that holds NaN gives NaN. The input is read once.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, Accurately computing the log-sum-exp and softmax functions,
+    IMA J. Numer. Anal. 41(4), 2021, doi:10.1093/imanum/draa038.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.logsumexp(np.log(np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 4.0]])))
+    array([1.79175947, 2.07944154])
+    """
+    if is_lazy(x, where):
+        return lazily("logsumexp")(x, axis, where, keepdims, out)
+    if axis is LAST and where is None and out is None and keepdims is False:
+        small = small_rows(_LOGSUMEXP, x)
+        if small is not None:
+            return small
+    problem = Problem("logsumexp", x, axis, several=True)
+    masked = problem.masked(where)
+    if masked is not None:
+        problem.hide(masked)
+    source = problem.block()
+    output = problem.row_output(out, keepdims)
+    if long_rows.is_long(problem):
+        long_rows.long_logsumexp(source, output.block)
+    else:
+        kernel = kernels.activations.logsumexp
+        run(kernel, problem.rows, source.size, problem.room(1), source, output.block)
+    if problem.x.dtype == problem.dtype:
+        kernels.jit.remember(_LOGSUMEXP, problem.dtype, kernels.activations.logsumexp_small)
+    return output.finish()

@@ -1,0 +1,449 @@
+"""Jacobians of softmax and log_softmax, and their products with tangents and cotangents."""
+
+from typing import Any
+
+import numpy as np
+
+from fastsoftmax import kernels
+from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays.blocks import LAST, SMALL, UNTEMPERED, Problem, inverse_temperature, is_plain, lie_apart
+from fastsoftmax.arrays.lazy import is_lazy, lazily
+from fastsoftmax.arrays.threads import run
+
+# Small calls of what is asked for most, as in `activations`: kernels by dtype, number of operands and whether
+# probabilities are given.
+_SMALL: dict[tuple[np.dtype[Any], int, bool], Any] = {}
+
+
+def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -> Any:
+    """The result of a small call with matrices, or None: nothing that needs to be converted or refused."""
+    x = operands[0]
+    if type(x) is not np.ndarray or x.ndim != 2:
+        return None
+    kernel = _SMALL.get((x.dtype, len(operands), from_probs is True))
+    if kernel is None or (from_probs is not True and from_probs is not False):
+        return None
+    shape = x.shape
+    result_shape = (*shape, shape[1]) if square else shape
+    if not 0 < x.size * (shape[1] if square else 1) <= SMALL or not all(
+        is_plain(v, shape, x.dtype) for v in operands
+    ):
+        return None
+    if out is None:
+        out = np.empty(result_shape, x.dtype)
+    elif not is_plain(out, result_shape, x.dtype) or not all(lie_apart(out, v) for v in operands):
+        return None
+    kernel(*operands, out, True if from_probs else None)
+    return out
+
+
+def _remember(problem: Problem, operands: int, from_probs: Any, kernel: Any) -> None:
+    if problem.x.dtype == problem.dtype:
+        kernels.jit.remember(_SMALL, (problem.dtype, operands, from_probs is True), kernel)
+
+
+def _jacobian(
+    function: str, x: Any, axis: int, temperature: float, from_probs: bool, out: Any, logarithmic: bool
+) -> Any:
+    if is_lazy(x):
+        return lazily("jacobian")(function, x, axis, temperature, from_probs, out)
+    problem = Problem(function, x, axis, last=True)
+    beta = inverse_temperature(function, temperature, problem.dtype)
+    source = problem.block()
+    output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
+    work = source.size * max(1, problem.classes // 4)
+    arguments: tuple[Any, ...] = (source, output.block, beta)
+    kernel = kernels.derivatives.log_softmax_jacobian
+    if not logarithmic:
+        kernel = kernels.derivatives.softmax_jacobian
+        arguments += (True if from_probs else None, None)
+        _remember(problem, 1, from_probs, kernels.derivatives.softmax_jacobian_small)
+    run(kernel, problem.rows, work, problem.room(1), *arguments)
+    return output.finish()
+
+
+def _product(
+    function: str,
+    x: Any,
+    name: str,
+    vector: Any,
+    axis: int,
+    temperature: float,
+    out: Any,
+    kernel: str,
+    *options: Any,
+) -> Any:
+    if is_lazy(x, vector):
+        return lazily("product")(function, x, name, vector, axis, temperature, out, *options[:1])
+    problem = Problem(function, x, axis)
+    operand = problem.operand(name, vector)
+    beta = inverse_temperature(function, temperature, problem.dtype)
+    source = problem.block()
+    second = problem.convert(operand)
+    output = problem.output(out)
+    compiled = getattr(kernels.derivatives, kernel)
+    if kernel == "softmax_product" and long_rows.is_long(problem):
+        long_rows.long_product(source, second, output.block, beta, options[0])
+        return output.finish()
+    keep = None if options and options[0] else output.keep(second)
+    arguments = source, second, output.block, keep, beta, *options
+    run(compiled, problem.rows, 2 * source.size, problem.room(2), *arguments)
+    if options:
+        _remember(problem, 2, options[0], kernels.derivatives.softmax_product_small)
+    return output.finish()
+
+
+def softmax_jacobian(
+    x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED, from_probs: bool = False, out: Any = None
+) -> Any:
+    r"""Jacobian of softmax at each row.
+
+    .. math:: J_{ij} = \frac{\partial p_i}{\partial x_j} = \frac{1}{T} p_i (\delta_{ij} - p_j), \qquad
+        J = \frac{1}{T} \bigl(\mathrm{diag}(p) - p p^\top\bigr)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, or probabilities if `from_probs`; at least one axis. Dtypes as for `softmax`.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    from_probs : bool, default False
+        Whether `x` holds softmax(x/T) already. They are used as they are.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype.
+
+    Returns
+    -------
+    ndarray
+        Shape of `x` without `axis`, followed by (K, K). Symmetric.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    softmax_jvp, softmax_vjp : products with it in O(K).
+
+    Notes
+    -----
+    Every entry is within 4 eps of itself, where that is a normal number, and the matrix is symmetric to the last
+    bit. The diagonal at a probability close to 1 is p times the sum of the others, not p (1 - p); of given
+    probabilities it is p (1 - p). A row whose softmax is NaN has a Jacobian of NaN.
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.softmax_jacobian(np.array([0.0, 0.0]))
+    array([[ 0.25, -0.25],
+           [-0.25,  0.25]])
+    """
+    if axis is LAST and temperature is UNTEMPERED:
+        small = _small((x,), from_probs, out, square=True)
+        if small is not None:
+            return small
+    return _jacobian("softmax_jacobian", x, axis, temperature, from_probs, out, logarithmic=False)
+
+
+def log_softmax_jacobian(x: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
+    r"""Jacobian of log_softmax at each row.
+
+    .. math:: J_{ij} = \frac{\partial \log p_i}{\partial x_j} = \frac{1}{T} (\delta_{ij} - p_j), \qquad
+        J = \frac{1}{T} \bigl(I - 1 p^\top\bigr)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits; at least one axis. Dtypes as for `softmax`.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype.
+
+    Returns
+    -------
+    ndarray
+        Shape of `x` without `axis`, followed by (K, K). Not symmetric: row i belongs to output i.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    log_softmax_jvp, log_softmax_vjp : products with it in O(K).
+
+    Notes
+    -----
+    Every entry is within 4 eps of itself, where that is a normal number; 1 - p is accurate where p is close to 1.
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.log_softmax_jacobian(np.log(np.array([1.0, 3.0])))
+    array([[ 0.75, -0.75],
+           [-0.25,  0.25]])
+    """
+    return _jacobian("log_softmax_jacobian", x, axis, temperature, False, out, logarithmic=True)
+
+
+def softmax_jvp(
+    x: Any,
+    tangent: Any,
+    axis: int = LAST,
+    *,
+    temperature: float = UNTEMPERED,
+    from_probs: bool = False,
+    out: Any = None,
+) -> Any:
+    r"""Jacobian-vector product of softmax: its derivative at each row in direction `tangent`.
+
+    .. math:: (J v)_k = \frac{1}{T} p_k \Bigl(v_k - \sum_j p_j v_j\Bigr)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, or probabilities if `from_probs`; at least one axis. Dtypes as for `softmax`.
+    tangent : array_like
+        v, of the shape of `x`. A wider float dtype than that of `x` widens the result.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    from_probs : bool, default False
+        Whether `x` holds softmax(x/T) already: one pass less.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` or `tangent` itself.
+
+    Returns
+    -------
+    ndarray
+        J v, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`; ValueError if the shapes differ.
+
+    See Also
+    --------
+    softmax_vjp, softmax_jacobian
+
+    Notes
+    -----
+    Written as p_k sum_j p_j (v_k - v_j)/T, entry k is within 4 eps of the sum of the sizes of these terms, which
+    is 4 ulp where they have one sign: also in rows of which one class is all but certain. Of given probabilities
+    it is within 4 eps of p_k (\|v_k\| + sum_j p_j \|v_j\|)/T: what 1 - p had beyond p is not in them.
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.softmax_jvp(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
+    array([ 0.25, -0.25])
+    """
+    if axis is LAST and temperature is UNTEMPERED:
+        small = _small((x, tangent), from_probs, out, square=False)
+        if small is not None:
+            return small
+    flag = True if from_probs else None
+    return _product("softmax_jvp", x, "tangent", tangent, axis, temperature, out, "softmax_product", flag, None)
+
+
+def softmax_vjp(
+    x: Any,
+    cotangent: Any,
+    axis: int = LAST,
+    *,
+    temperature: float = UNTEMPERED,
+    from_probs: bool = False,
+    out: Any = None,
+) -> Any:
+    r"""Vector-Jacobian product of softmax: backpropagation through it in O(K) per row.
+
+    .. math:: \frac{\partial L}{\partial x_k} = \frac{1}{T} p_k \Bigl(g_k - \sum_j g_j p_j\Bigr),
+        \qquad g_j = \frac{\partial L}{\partial p_j}
+
+    The same map as `softmax_jvp`, because the Jacobian is symmetric.
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, or probabilities if `from_probs`; at least one axis. Dtypes as for `softmax`.
+    cotangent : array_like
+        g, of the shape of `x`. A wider float dtype than that of `x` widens the result.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    from_probs : bool, default False
+        Whether `x` holds softmax(x/T) already, as after a forward pass: one pass less.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` or `cotangent` itself.
+
+    Returns
+    -------
+    ndarray
+        g^T J, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`; ValueError if the shapes differ.
+
+    See Also
+    --------
+    softmax_jvp, softmax_jacobian
+
+    Notes
+    -----
+    As accurate as `softmax_jvp`.
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> probs = fs.softmax(np.array([0.0, 0.0]))
+    >>> fs.softmax_vjp(probs, np.array([1.0, 0.0]), from_probs=True)
+    array([ 0.25, -0.25])
+    """
+    if axis is LAST and temperature is UNTEMPERED:
+        small = _small((x, cotangent), from_probs, out, square=False)
+        if small is not None:
+            return small
+    flag = True if from_probs else None
+    return _product(
+        "softmax_vjp", x, "cotangent", cotangent, axis, temperature, out, "softmax_product", flag, None
+    )
+
+
+def log_softmax_jvp(x: Any, tangent: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
+    r"""Jacobian-vector product of log_softmax.
+
+    .. math:: (J v)_k = \frac{1}{T} \Bigl(v_k - \sum_j p_j v_j\Bigr)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits; at least one axis. Dtypes as for `softmax`.
+    tangent : array_like
+        v, of the shape of `x`. A wider float dtype than that of `x` widens the result.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` or `tangent` itself.
+
+    Returns
+    -------
+    ndarray
+        J v, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`; ValueError if the shapes differ.
+
+    See Also
+    --------
+    log_softmax_vjp, log_softmax_jacobian
+
+    Notes
+    -----
+    Written as sum_j p_j (v_k - v_j)/T, entry k is within 4 eps of the sum of the sizes of these terms.
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.log_softmax_jvp(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
+    array([ 0.5, -0.5])
+    """
+    return _product("log_softmax_jvp", x, "tangent", tangent, axis, temperature, out, "log_softmax_jvp")
+
+
+def log_softmax_vjp(x: Any, cotangent: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
+    r"""Vector-Jacobian product of log_softmax.
+
+    .. math:: \frac{\partial L}{\partial x_k} = \frac{1}{T} \Bigl(g_k - p_k \sum_j g_j\Bigr),
+        \qquad g_j = \frac{\partial L}{\partial \log p_j}
+
+    Parameters
+    ----------
+    x : array_like
+        Logits; at least one axis. Dtypes as for `softmax`.
+    cotangent : array_like
+        g, of the shape of `x`. A wider float dtype than that of `x` widens the result.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype. May be `x` or `cotangent` itself.
+
+    Returns
+    -------
+    ndarray
+        g^T J, of the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`; ValueError if the shapes differ.
+
+    See Also
+    --------
+    log_softmax_jvp, log_softmax_jacobian
+
+    Notes
+    -----
+    Written as ((1 - p_k) g_k - p_k sum_(j != k) g_j)/T, entry k is within 4 eps of the sum of the sizes of these
+    terms: also where p_k is close to 1.
+
+    References
+    ----------
+    J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990,
+    doi:10.1007/978-3-642-76153-9_28.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.log_softmax_vjp(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
+    array([ 0.5, -0.5])
+    """
+    return _product("log_softmax_vjp", x, "cotangent", cotangent, axis, temperature, out, "log_softmax_vjp")

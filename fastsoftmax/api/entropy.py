@@ -1,0 +1,145 @@
+"""softmax_entropy, with its gradient."""
+
+from typing import Any
+
+import numpy as np
+
+from fastsoftmax import kernels
+from fastsoftmax.arrays.blocks import LAST, UNTEMPERED, Problem, inverse_temperature, small_rows
+from fastsoftmax.arrays.lazy import is_lazy, lazily
+from fastsoftmax.arrays.threads import run
+
+# Small calls, as in `activations`.
+_SMALL: dict[np.dtype[Any], Any] = {}
+
+
+def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED, out: Any = None) -> Any:
+    r"""Entropy of the softmax of each row, in nats.
+
+    .. math:: H = -\sum_k p_k \log p_k, \qquad p = \mathrm{softmax}(x / T)
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, of any shape with at least one axis. float32 and float64 are kept; float16 is computed in float32
+        and returned as float16; integers and bools become float64.
+    axis : int, default -1
+        The axis of the classes.
+    temperature : float, default 1.0
+        T > 0.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype.
+
+    Returns
+    -------
+    ndarray or scalar
+        One number for each row, from 0 (one class is certain) to log K (all are equal).
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`.
+
+    See Also
+    --------
+    softmax_entropy_with_grad : and its gradient.
+    cross_entropy : the entropy of one distribution relative to another.
+
+    Notes
+    -----
+    Within 4 ulp (one more with a temperature), also of a row of which one class is all but certain: written as
+    the log-sum-exp and the mean of the logits, both relative to the greatest, the entropy is a sum without
+    cancellation. Entries of -inf have probability 0 and count 0. A row that holds NaN or +inf, or nothing but
+    -inf, is NaN, as is one without classes.
+
+    References
+    ----------
+    T. M. Cover, J. A. Thomas, Elements of Information Theory, 2nd edition, 2006, section 2.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.softmax_entropy(np.array([[0.0, 0.0], [0.0, -np.inf], [0.0, -50.0]]))
+    array([6.93147181e-01, 0.00000000e+00, 9.83662422e-21])
+    """
+    if is_lazy(x):
+        return lazily("entropy")("softmax_entropy", x, axis, temperature, out)[0]
+    if axis is LAST and temperature is UNTEMPERED and out is None:
+        small = small_rows(_SMALL, x)
+        if small is not None:
+            return small
+    problem = Problem("softmax_entropy", x, axis)
+    beta = inverse_temperature("softmax_entropy", temperature, problem.dtype)
+    source = problem.block()
+    rows = problem.row_output(out)
+    run(kernels.entropy.entropy, problem.rows, 2 * source.size, problem.room(1), source, None, rows.block, beta)
+    if problem.x.dtype == problem.dtype:
+        kernels.jit.remember(_SMALL, problem.dtype, kernels.entropy.entropy_small)
+    return rows.finish()
+
+
+def softmax_entropy_with_grad(
+    x: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None
+) -> tuple[Any, Any]:
+    r"""`softmax_entropy` and its gradient with respect to the logits, in one pass over them.
+
+    .. math:: \frac{\partial H}{\partial x_k} = -\frac{1}{T}\, p_k \, (\log p_k + H)
+
+    Parameters
+    ----------
+    x, axis, temperature
+        As for `softmax_entropy`.
+    out : ndarray, optional
+        Where to put the gradient: of its shape and dtype. May be `x` itself.
+
+    Returns
+    -------
+    entropy : scalar or ndarray
+        As `softmax_entropy`.
+    grad : ndarray
+        The gradient, of the shape of `x`; that of each row's own entropy.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `softmax`; nothing is written to `out` then.
+
+    See Also
+    --------
+    softmax_entropy
+    softmax_jvp : with the logits over T as tangent it is minus this gradient, less accurately.
+
+    Notes
+    -----
+    Where log p_k is close to -H the gradient is close to 0 and its two terms cancel: it is within 4 eps (5 with a
+    temperature) of p_k (d_k + E)/T, where d_k is how far the logit lies below the greatest, and E the mean of d.
+    The gradient at an entry of -inf is 0, and NaN throughout where the entropy is NaN.
+
+    References
+    ----------
+    R. J. Williams, J. Peng, Function optimization using connectionist reinforcement learning algorithms,
+    Connection Science 3(3), 1991, doi:10.1080/09540099108946587 (entropy as a regularizer of policies).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> entropy, grad = fs.softmax_entropy_with_grad(np.log(np.array([[1.0, 3.0]])))
+    >>> entropy
+    array([0.56233514])
+    >>> grad
+    array([[ 0.2059898, -0.2059898]])
+    """
+    function = "softmax_entropy_with_grad"
+    if is_lazy(x):
+        lazy: tuple[Any, Any] = lazily("entropy")(function, x, axis, temperature, out)
+        return lazy
+    problem = Problem(function, x, axis)
+    beta = inverse_temperature(function, temperature, problem.dtype)
+    source = problem.block()
+    output = problem.output(out)
+    rows = problem.row_output(None)
+    arguments = source, output.block, rows.block, beta
+    run(kernels.entropy.entropy, problem.rows, 3 * source.size, problem.room(1), *arguments)
+    return rows.finish(), output.finish()

@@ -1,0 +1,283 @@
+r"""Rows whose classes lie in several pieces, each in its own array, task or machine. NumPy and kernels only.
+
+Every piece is summed up (`summarize`), the summaries of a row are merged, in any order and grouping (`merge`), and
+from the merged one every piece finishes its own entries (`softmax`, `log_softmax`) and anybody what the row has
+only one of (`logsumexp`, `remainder`).
+
+A summary is the pair (max, sum) of the online softmax in a form that loses nothing. The greatest entries are only
+counted. The terms of all others are a sum in two numbers, in units of exp(c) 2**N, where c is a multiple of `STEP`
+and N a whole number (`kernels.elementary.reference`). So two summaries with the same c differ by a power of two;
+where their c are neighbours, by exp(-STEP) as well, which is known to twice the working precision; and where they
+lie further apart, one is nothing beside the other. A merge therefore errs by some u**2, however often it happens,
+and the results keep the bounds that they have for a row in one piece. With a temperature c is any number, and the
+factor is computed: it errs by u at most, once for each merge of pieces whose c differ.
+
+References
+----------
+M. Milakov, N. Gimelshein, Online normalizer calculation for softmax, 2018, arXiv:1805.02867.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastsoftmax import kernels
+from fastsoftmax.arrays.blocks import Array, Problem
+from fastsoftmax.arrays.threads import run
+
+Beta = tuple[Any, ...] | None
+
+LONG_ROW = 1 << 20
+"""Rows of more classes in one array are cut too, so that several threads can take part: at fixed places."""
+PIECE = 1 << 16
+
+FIELDS = ("m", "shift", "bias", "top", "top_low", "ties", "rest", "rest_low")
+# By dtype: the distance of references (kernels.elementary), exp of minus that as (high + low) * 2**exponent, and
+# what splits a number into halves whose products are exact.
+_STEPS: dict[str, tuple[float, float, float, int, float]] = {
+    "f": (512.0, 0.6329392790794373, 2.5509768519782483e-08, -738, 2.0**12 + 1),
+    "d": (2048.0, 0.6419604215159698, -3.568337570005182e-17, -2954, 2.0**27 + 1),
+}
+
+
+# ln 2 in two parts, of which the first times a whole number below 2**20 is exact.
+LOG2_E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.6931471803691238, 1.9082149292705877e-10
+
+
+def summary_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of the summaries of pieces of this dtype (float32 or float64)."""
+    return np.dtype([(field, dtype) for field in FIELDS])
+
+
+def _block(matrix: Array) -> tuple[Problem, Array]:
+    problem = Problem("piece", matrix, -1)
+    return problem, problem.block()
+
+
+def summarize(matrix: Array, beta: Beta = None) -> Array:
+    """One summary for each row of a matrix; beta is 1/T as kernels take it, or None."""
+    problem, x = _block(matrix)
+    numbers = np.empty((len(FIELDS), problem.rows), problem.dtype)
+    run(kernels.pieces.summary, problem.rows, x.size, problem.room(1), x, numbers, beta)
+    result = np.empty(problem.rows, summary_dtype(problem.dtype))
+    for field, values in zip(FIELDS, numbers, strict=True):
+        result[field] = values
+    return result
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """``a + b`` and its rounding error, exactly (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def two_product(a: Array, b: Any, splitter: float) -> tuple[Array, Array]:
+    """``a * b`` and its rounding error, exactly (Dekker)."""
+    product = a * b
+    halves = []
+    for value in (a, b):
+        scaled = value * value.dtype.type(splitter)
+        high = scaled - (scaled - value)
+        halves.append((high, value - high))
+    (a_high, a_low), (b_high, b_low) = halves
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def pair_sum(high: Array, low: Array) -> tuple[Array, Array]:
+    """The sum along the last axis as a pair, to some u**2 of the sum of the absolute values."""
+    while high.shape[-1] > 1:
+        half = high.shape[-1] // 2
+        total, error = two_sum(high[..., :half], high[..., half : 2 * half])
+        error += low[..., :half] + low[..., half : 2 * half]
+        if high.shape[-1] % 2:
+            total = np.concatenate([total, high[..., -1:]], axis=-1)
+            error = np.concatenate([error, low[..., -1:]], axis=-1)
+        high, low = total, error
+    if high.shape[-1] == 0:
+        nothing = np.zeros(high.shape[:-1], high.dtype)
+        return nothing, nothing
+    high, low = high[..., 0], low[..., 0]
+    return high, np.where(np.isfinite(high), low, 0)  # inf stays inf, though its error is nan
+
+
+def _whole(part: Array, splitter: float) -> tuple[Array, Array]:
+    """The sum of all terms of each piece, the greatest too, as a pair."""
+    product, error = two_product(part["ties"], part["top"], splitter)
+    high, rest = two_sum(part["rest"], product)
+    return high, rest + (part["rest_low"] + (part["ties"] * part["top_low"] + error))
+
+
+def _between(lead: Array, parts: Array, beta: tuple[Any, ...]) -> tuple[Array, Array, Array]:
+    """exp((c - c of the lead)/T) of every piece as (high + low) * 2**exponent, to about 2**-52."""
+    _, gain, high, low, _ = (float(number) for number in beta)
+    difference = (parts["shift"].astype(np.float64) - lead["shift"].astype(np.float64)) * gain
+    t, t_low = two_product(difference, np.full(1, high), 2.0**27 + 1)
+    t = np.clip(np.where(np.isfinite(t), t, 0), -1e4, 1e4)
+    n = np.rint(t * LOG2_E)
+    r = (t - n * LN2_HIGH) - n * LN2_LOW
+    t_low = np.where(np.abs(t_low) < 1, t_low, 0) + difference * low
+    factor = np.exp(r) * (1 + np.where(np.isfinite(t_low), t_low, 0))
+    rounded = factor.astype(parts["m"].dtype)
+    return rounded, (factor - rounded).astype(rounded.dtype), n
+
+
+def merge(parts: Array, beta: Beta = None) -> Array:
+    """The summaries of whole rows, from those of their pieces along the last axis."""
+    dtype = parts.dtype["m"]
+    step, apart, apart_low, power_apart, splitter = _STEPS[dtype.char]
+    lead = np.take_along_axis(parts, np.argmax(parts["m"], axis=-1)[..., None], -1)
+    result: Array = lead[..., 0].copy()
+    with np.errstate(all="ignore"):
+        greatest = parts["m"] == lead["m"]
+        high, low = _whole(parts, splitter)
+        empty = parts["m"] == -np.inf  # nothing but -inf: no term, unless there is a NaN, which is in rest
+        high = np.where(empty, parts["rest"], high)
+        low = np.where(empty, parts["rest_low"], low)
+        powers = np.where(np.isfinite(parts["bias"]), lead["bias"] - parts["bias"], 0)
+        near = lead["shift"] == parts["shift"]
+        if beta is None:
+            next_to = np.abs(lead["shift"] - parts["shift"]) == dtype.type(step)
+            factor, factor_low = np.full(1, apart, dtype), np.full(1, apart_low, dtype)
+            exponent = np.full(1, power_apart)
+        else:
+            next_to = ~near
+            factor, factor_low, exponent = _between(lead, parts, beta)
+        product, error = two_product(high, factor, splitter)
+        error += high * factor_low + low * factor
+        powers = np.where(next_to, powers + exponent, powers).astype(np.int32)
+        nothing = high * 0  # or NaN
+        high = np.where(near, high, np.where(next_to, product, nothing))
+        low = np.where(near, low, np.where(next_to, error, nothing))
+        high, low = np.ldexp(high, powers), np.ldexp(low, powers)
+        high = np.where(greatest | empty, parts["rest"], high)
+        low = np.where(greatest | empty, parts["rest_low"], low)
+        result["ties"] = np.where(greatest, parts["ties"], 0).sum(axis=-1)
+        high, low = pair_sum(high, low)
+        result["rest"], result["rest_low"] = two_sum(high, low)
+    return result
+
+
+def _given(summaries: Array) -> Array:
+    return np.stack([summaries[field] for field in ("m", "ties", "rest", "rest_low")])
+
+
+def _finished(kernel: str, matrix: Array, summaries: Array, beta: Beta) -> Array:
+    problem, x = _block(matrix)
+    output = problem.output(None)
+    compiled = getattr(kernels.pieces, kernel)
+    given = _given(summaries)
+    run(compiled, problem.rows, x.size, problem.room(1), x, output.block, given, beta)
+    result: Array = output.result
+    return result
+
+
+def softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
+    """Probabilities of one piece (rows, classes), from the merged summary of each row."""
+    return _finished("softmax", matrix, summaries, beta)
+
+
+def log_softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
+    """Their logarithms."""
+    return _finished("log_softmax", matrix, summaries, beta)
+
+
+def _totals(summaries: Array) -> Array:
+    problem, m = _block(np.ascontiguousarray(summaries["m"])[:, None])
+    rows = np.empty((2, problem.rows), problem.dtype)
+    run(kernels.pieces.totals, problem.rows, problem.rows, problem.room(1), m, rows, _given(summaries))
+    return rows
+
+
+def logsumexp(summaries: Array) -> Array:
+    """The log-sum-exp of each row, from its merged summary."""
+    values: Array = _totals(summaries)[0]
+    return values
+
+
+def remainder(summaries: Array) -> Array:
+    """1 - p of the greatest entry of each row, accurate where p is close to 1."""
+    values: Array = _totals(summaries)[1]
+    return values
+
+
+# --- long rows of one array -----------------------------------------------------------------------------------
+
+
+def _cut(row: Array) -> list[Array]:
+    """A contiguous row as matrices of its pieces: those of the full length, and what remains."""
+    full = row.size // PIECE * PIECE
+    return [part for part in (row[:full].reshape(-1, PIECE), row[full:].reshape(1, -1)) if part.size]
+
+
+def _summary(row: Array, beta: Beta) -> Array:
+    return merge(np.concatenate([summarize(part, beta) for part in _cut(row)])[None], beta)
+
+
+def _over_pieces(kernel: Any, arrays: list[Array], given: Array, *options: Any, results: int = 0) -> Array:
+    """A kernel over the pieces of rows of the same length, with the numbers of the whole row for each of them.
+
+    So many `results` of each piece are returned, (results, pieces), if the kernel has any.
+    """
+    found = []
+    for parts in zip(*map(_cut, arrays), strict=True):
+        problem, block = _block(parts[0])
+        count = len(block)
+        every = np.ascontiguousarray(np.broadcast_to(given, (len(given), count)))
+        others = [part[..., None] for part in parts[1:]]
+        found.append(np.empty((results, count), block.dtype))
+        if results:
+            others.append(found[-1])
+        run(kernel, count, block.size * len(others), problem.room(2), block, *others, every, *options)
+    return np.concatenate(found, axis=1)
+
+
+def is_long(problem: Problem) -> bool:
+    """Whether its rows are cut; for the functions below."""
+    return problem.inner == 1 and problem.classes > LONG_ROW
+
+
+def long_forward(function: str, x: Array, y: Array, beta: Beta) -> None:
+    """`softmax` or `log_softmax` of the rows of a block (rows, classes, 1) into y, which may be x itself."""
+    kernel = getattr(kernels.pieces, function)
+    for row, result in zip(x[..., 0], y[..., 0], strict=True):
+        _over_pieces(kernel, [row, result], _given(_summary(row, beta)), beta)
+
+
+def long_cross_entropy(
+    x: Array, labels: Array, weights: Array | None, y: Array | None, rows: Array, scale: tuple[Any, Any]
+) -> None:
+    """`kernels.losses.cross_entropy` of the rows of a block (rows, classes, 1); y may be x itself, or None."""
+    for i, row in enumerate(x[..., 0]):
+        place = min(max(int(labels[i]), 0), row.size - 1)  # checked, but somebody may write to them meanwhile
+        weight = np.full((1, 1), 1 if weights is None else weights[i], row.dtype)
+        given = np.concatenate([_given(_summary(row, None)), weight])
+        problem, target = _block(row[place : place + 1].reshape(1, 1))
+        found = np.empty((2, 1), row.dtype)
+        run(kernels.pieces.labelled, 1, 1, problem.room(1), target, found, given, *scale)
+        if y is not None:
+            _over_pieces(kernels.pieces.gradient, [row, y[i, :, 0]], given, *scale)
+            y[i, place, 0] = found[1, 0]
+        rows[i] = found[0, 0]
+
+
+def long_product(x: Array, v: Array, y: Array, beta: Beta, from_probs: Any) -> None:
+    """`kernels.derivatives.softmax_product` of the rows of blocks (rows, classes, 1); y may be x or v itself."""
+    for row, vector, result in zip(x[..., 0], v[..., 0], y[..., 0], strict=True):
+        given = np.zeros((8, 1), row.dtype)
+        if from_probs is None:
+            given[:4] = _given(_summary(row, beta))
+            extents = _over_pieces(kernels.pieces.extents, [row, vector], given, results=2)
+            with np.errstate(all="ignore"):
+                given[4:6, 0] = np.fmax.reduce(extents, axis=1)
+        sums = _over_pieces(kernels.pieces.dots, [row, vector], given, beta, from_probs, results=2)
+        with np.errstate(all="ignore"):
+            high, low = two_sum(*pair_sum(*sums))
+        given[6:, 0] = high, low
+        _over_pieces(kernels.pieces.softmax_product, [row, vector, result], given, beta, from_probs)
+
+
+def long_logsumexp(x: Array, rows: Array) -> None:
+    """The log-sum-exp of the rows of a block (rows, classes, 1)."""
+    for i, row in enumerate(x[..., 0]):
+        rows[i] = logsumexp(_summary(row, None))[0]

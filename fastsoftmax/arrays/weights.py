@@ -1,0 +1,232 @@
+"""What the options of every loss mean: weights, reductions, and what a mean divides by."""
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax import kernels
+from fastsoftmax.arrays.blocks import Array, Output, Problem, inverse_pair, named, real_array
+
+_REDUCTIONS = ("mean", "sum", "none")
+ROOM = 64
+"""Weights whose sum overflows are added up 2**ROOM times smaller: enough for as many rows as memory can hold."""
+
+
+def check_reduction(function: str, reduction: Any) -> None:
+    """ValueError unless it is one of the three."""
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
+        raise ValueError(f"{named(function, 'reduction')} must be one of {_REDUCTIONS}, got {reduction!r}")
+
+
+# --- sums ---------------------------------------------------------------------------------------------------
+
+SUM = np.dtype([("high", np.float64), ("low", np.float64), ("exponent", np.int64)])
+"""The sum over some of the rows, (high + low) * 2**exponent: sums of parts are rounded once, as one of all is."""
+
+
+def total(values: Any) -> float:
+    """The sum of all values in float64, taken in the order of memory."""
+    flat = np.ravel(values, order="K").view()
+    flat.flags.writeable = False
+    return float(kernels.reductions.total(flat))
+
+
+def part_of_sum(values: Any, exponent: int = 0) -> Array:
+    """The sum of the values of some rows, which are to be multiplied by 2**exponent, as a `SUM`."""
+    high = total(values)
+    low = total(np.append(np.ravel(values), -high)) if math.isfinite(high) else 0.0
+    return np.array((high, low, exponent), SUM)
+
+
+def joined(parts: Array) -> Array:
+    """The sum of parts, as a `SUM`."""
+    counts = parts["high"] != 0
+    exponent = int(parts["exponent"][counts].max()) if counts.any() else 0
+    with np.errstate(all="ignore"):
+        down = parts["exponent"] - exponent
+        terms = np.ldexp(np.stack([parts["high"], parts["low"]]), down)
+    return part_of_sum(terms, exponent)
+
+
+_NORMAL = {"f": 126, "d": 1022}
+"""By dtype: 2**n and 2**-n are normal numbers for n up to this."""
+
+# --- weights ------------------------------------------------------------------------------------------------
+
+
+class Divisor(NamedTuple):
+    """What a mean divides by: ``value * 2**exponent``.
+
+    Weights cancel in a mean. They are multiplied by 2**-exponent, after which they are about 1 on average, and
+    `value` is what is left to divide by. So a mean does not depend on the size of its weights: neither the inverse
+    of their sum nor their products with small losses leave the range of the dtype.
+    """
+
+    value: float
+    exponent: int = 0
+
+
+def normal_divisor(whole: float, exponent: int, rows: float) -> tuple[float, int]:
+    """The `Divisor` of so many rows whose weights add up to ``whole * 2**exponent``; nan for 0.
+
+    A mean over rows that weigh nothing is nan, and so is PyTorch's. Weights that are about 1 already stay as they
+    are, which saves their multiplication. This is compiled, too.
+    """
+    if whole == 0.0:
+        return math.nan, 0
+    if not math.isfinite(whole):
+        return whole, 0
+    mantissa, power = math.frexp(whole)
+    _, size = math.frexp(rows)
+    taken = power - size + exponent
+    if -2 <= taken <= 2:
+        return math.ldexp(whole, exponent), 0
+    return math.ldexp(mantissa, size), taken
+
+
+def count_divisor(rows: int) -> Divisor:
+    """The divisor of a mean over rows that all count once."""
+    return Divisor(float(rows) if rows else math.nan)
+
+
+def weight_divisor(weights: Array, exponent: int, rows: int) -> Divisor:
+    """The divisor of a mean over rows with these weights, times 2**exponent."""
+    whole = total(weights)
+    if math.isinf(whole) and np.isfinite(weights).all():
+        whole, exponent = total(scaled(weights, -ROOM)), exponent + ROOM
+    return Divisor(*normal_divisor(whole, exponent, float(rows)))
+
+
+def part_of_weight(weights: Array, exponent: int = 0) -> Array:
+    """The sum of the weights of some rows, times 2**exponent, as a `SUM`."""
+    part = part_of_sum(weights, exponent)
+    if np.isinf(part["high"]) and np.isfinite(weights).all():
+        return part_of_sum(scaled(weights, -ROOM), exponent + ROOM)
+    return part
+
+
+def joined_loss(parts: Array, divisor: Divisor | None, dtype: np.dtype[Any]) -> Any:
+    """The sum of losses, or their mean if there is a divisor, from the parts that `part_of_sum` gives."""
+    whole = joined(parts)
+    return quotient(float(whole["high"] + whole["low"]), divisor, dtype)
+
+
+def joined_divisor(parts: Array, rows: int) -> Divisor:
+    """The divisor of a mean over so many rows, from the parts that `part_of_weight` gives."""
+    whole = joined(parts)
+    if np.isinf(whole["high"]) and np.isfinite(parts["high"]).all():
+        smaller = parts.copy()
+        smaller["high"], smaller["low"] = np.ldexp(parts["high"], -ROOM), np.ldexp(parts["low"], -ROOM)
+        smaller["exponent"] += ROOM
+        whole = joined(smaller)
+    return Divisor(*normal_divisor(float(whole["high"] + whole["low"]), int(whole["exponent"]), float(rows)))
+
+
+def _filled(array: Array, before: Array) -> Array:
+    """`array` with the smallest number where a nonzero weight has become 0: its row counts all the same."""
+    lost = (array == 0) & (before != 0)
+    return np.where(lost, np.nextafter(array.dtype.type(0), array.dtype.type(1)), array) if lost.any() else array
+
+
+def scaled(weights: Array, exponent: int) -> Array:
+    """weights * 2**exponent, in their dtype; nothing but 0 becomes 0."""
+    if exponent == 0:
+        return weights
+    with np.errstate(all="ignore"):
+        if abs(exponent) <= _NORMAL[weights.dtype.char]:
+            result = weights * weights.dtype.type(math.ldexp(1.0, exponent))
+        else:
+            result = np.ldexp(weights, exponent)
+        return result if exponent > 0 or result.all() else _filled(result, weights)
+
+
+def product_of_weights(a: Array, b: Array) -> tuple[Array, int]:
+    """a * b as numbers and the exponent of a power of two, by which neither overflows; 0 where b is 0."""
+    most, least = _limits(a.dtype)
+    with np.errstate(all="ignore"):
+        product = a * b
+        size = np.abs(product)
+        if size.max(initial=0) <= most and (
+            size.min(initial=most) >= least or size.min(initial=most, where=(a != 0) & (b != 0)) >= least
+        ):
+            return product, 0
+        (a, power_of_a), (b, power_of_b) = np.frexp(a), np.frexp(b)
+        product, power = np.where(b == 0, 0, a * b).astype(a.dtype), power_of_a + power_of_b
+        counts = (product != 0) & np.isfinite(product)
+        exponent = int(power[counts].max()) if counts.any() else 0
+        return _filled(np.ldexp(product, power - exponent), product), exponent
+
+
+@lru_cache(maxsize=2)
+def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """The greatest number and the smallest normal one."""
+    return np.finfo(dtype).max, np.finfo(dtype).tiny
+
+
+def exponent_of(weights: Array) -> int:
+    """The exponent of the largest weight; 0 if that is 0 or no number."""
+    largest = float(np.abs(weights).max(initial=0))
+    return math.frexp(largest)[1] if math.isfinite(largest) else 0
+
+
+def weight_array(problem: Problem, name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
+    """An array of weights of this shape in the dtype of the computation, or None."""
+    if value is None:
+        return None
+    array = real_array(problem.function, name, value)
+    if array.shape != shape:
+        raise ValueError(f"{named(problem.function, name)} has shape {array.shape}, expected {shape}")
+    return converted(array, problem.dtype)
+
+
+def converted(weights: Array, dtype: np.dtype[Any]) -> Array:
+    """Weights in the dtype of the computation, without a warning where they leave its range."""
+    if weights.dtype == dtype:
+        return weights.astype(dtype)
+    with np.errstate(all="ignore"):
+        return weights.astype(dtype)
+
+
+def ignored_index(function: str, ignore_index: Any) -> int | None:
+    """`ignore_index` as an integer, or None; TypeError if it is neither."""
+    if ignore_index is None:
+        return None
+    if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
+        raise TypeError(f"{named(function, 'ignore_index')} must be an integer or None, got {ignore_index!r}")
+    return int(ignore_index)
+
+
+# --- reductions ---------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def inverse_of(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """1/divisor as a pair; nan for 0 and for what is no number."""
+    if divisor == 0 or not math.isfinite(divisor):
+        return dtype.type(np.nan), dtype.type(0)
+    return inverse_pair(divisor, dtype)
+
+
+def gradient_scale(divisor: Divisor, reduction: str, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """What a reduction multiplies the gradients by, as a pair."""
+    return inverse_of(divisor.value if reduction == "mean" else 1.0, dtype)
+
+
+def row_losses(rows: Output, reduction: str) -> Any:
+    """The losses of the rows: in the dtype of the result if they are wanted, else in that of the computation."""
+    return rows.finish() if reduction == "none" else rows.result
+
+
+def reduced(problem: Problem, rows: Any, reduction: str, divisor: Divisor) -> Any:
+    """The loss as the user wants it, from an array with one number for each row."""
+    if reduction == "none":
+        return rows
+    return quotient(total(rows), divisor if reduction == "mean" else None, problem.result_dtype)
+
+
+def quotient(whole: float, divisor: Divisor | None, dtype: np.dtype[Any]) -> Any:
+    """The sum of losses, or their mean if there is a divisor, rounded once."""
+    with np.errstate(all="ignore"):
+        return dtype.type(whole if divisor is None else np.divide(whole, divisor.value))

@@ -1,0 +1,567 @@
+"""Arrays in .npy files and in Zarr directories, read and written box by box, in memory that stays bounded.
+
+A result is written beside its target, under another name that ends in ``.part``, and renamed by `commit`. Only
+regular files are read, and only regular files and Zarr arrays are replaced: a device, FIFO or socket never is.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import shutil
+import stat
+import threading
+import warnings
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+
+from fastsoftmax.arrays.blocks import Array
+
+REFUSED, BROKEN = 2, 3
+
+LONGEST_HEADER = 10_000
+"""Bytes of a header that are looked at; NumPy writes about a hundred."""
+
+LONGEST_NAME = 200
+"""Bytes of a name to which a temporary one is added; file systems end at about 255."""
+
+LEAST_STRETCH = 1 << 10
+"""Where a block lies in shorter stretches of its file, a mapping is faster than so many reads."""
+
+Box = tuple[slice, ...]
+T = TypeVar("T")
+
+
+class RunError(Exception):
+    """The run is over: why, and with which exit status."""
+
+    def __init__(self, message: str, status: int = REFUSED) -> None:
+        super().__init__(message, status)  # which a worker's exception is made of anew
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+# --- what stands under a name ---------------------------------------------------------------------------------
+
+_KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+REGULAR, DIRECTORY = _KINDS[stat.S_IFREG], _KINDS[stat.S_IFDIR]
+
+
+def reason(error: Exception) -> str:
+    """Why an operation failed, in the system's words."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def kind(path: Path) -> str | None:
+    """What a path leads to, in words; None for nothing. RunError if it is no path that could lead anywhere."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # a name that is too long, a loop of links; a null byte
+        raise RunError(f"{path} cannot be used: {reason(error)}") from None
+    return _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def _is_zarr_array(path: Path) -> bool:
+    """Whether a directory is one Zarr array. A group is none: it may hold more than one result replaces."""
+    if kind(path / ".zarray") == REGULAR:
+        return True
+    if kind(path / "zarr.json") != REGULAR:
+        return False
+    try:
+        return bool(json.loads((path / "zarr.json").read_bytes())["node_type"] == "array")
+    except Exception:  # whatever it is, no array
+        return False
+
+
+def check_replaceable(path: Path, status: int = REFUSED) -> None:
+    """RunError if something stands under a name that is neither a regular file nor a Zarr array."""
+    found = kind(path)
+    if found is None:
+        if path.is_symlink():
+            raise RunError(f"{path} is a symbolic link that leads nowhere", status)
+    elif found == DIRECTORY:
+        if not _is_zarr_array(path):
+            raise RunError(f"{path} is a directory and no Zarr array", status)
+    elif found != REGULAR:
+        raise RunError(f"{path} is {found}; only regular files and Zarr arrays are replaced", status)
+
+
+def resolved(path: Path) -> Path:
+    """The place that a path leads to, by an absolute name without links and dots.
+
+    A link under the name of a result stays, and what it leads to is replaced.
+    """
+    try:
+        place = Path(os.path.realpath(path))
+        if path.exists() and not (place.exists() and path.samefile(place)):  # a deleted file in /dev/fd
+            raise RunError(f"{path} is a link that cannot be followed")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be used: {reason(error)}") from None
+    return place
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """An opener that does not wait for the other end of a FIFO."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened to be read without a buffer; RunError for anything else."""
+    found = kind(path)
+    if found is None:
+        raise RunError(f"{path} does not exist")
+    try:
+        if found == REGULAR:
+            file: Any = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                opened: BinaryIO = file
+                return opened
+            file.close()  # it was replaced after the first look
+            found = "no regular file"
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {reason(error)}") from None
+    raise RunError(f"{path} is {found}; arrays are read from regular files")
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a path stands for a Zarr array rather than a .npy file."""
+    return path.suffix == ".zarr" or kind(path) == DIRECTORY
+
+
+def _zarr() -> Any:
+    try:
+        import zarr
+    except ModuleNotFoundError:
+        raise RunError("Zarr arrays need zarr: pip install 'fastsoftmax[zarr]'") from None
+    return zarr
+
+
+def in_words(size: float) -> str:
+    """A number of bytes as people write it."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def rows_of(box: tuple[T, ...], axis: int) -> tuple[T, ...]:
+    """A box, or its extent, without the axis of the classes."""
+    return box[:axis] + box[axis + 1 :]
+
+
+def extent_of(box: Box) -> tuple[int, ...]:
+    """The shape of a box."""
+    return tuple(s.stop - s.start for s in box)
+
+
+def stretches(shape: tuple[int, ...], box: Box) -> tuple[Array, int]:
+    """Where a box lies in a C-contiguous array of this shape: where its stretches begin, and their length."""
+    length, axis = 1, len(shape)
+    while axis:
+        axis -= 1
+        length *= box[axis].stop - box[axis].start
+        if box[axis].stop - box[axis].start != shape[axis]:
+            break
+    starts = np.zeros(1, np.int64)
+    for n, part in zip(shape[:axis], box[:axis], strict=True):
+        starts = (starts[:, None] * n + np.arange(part.start, part.stop)).reshape(-1)
+    for n, part in zip(shape[axis:], box[axis:], strict=True):
+        starts = starts * n + part.start
+    return starts, length
+
+
+def _release(mapping: Any) -> None:
+    """Give the pages of a mapping back to the system; the file keeps what was written."""
+    memory = mapping._mmap
+    if isinstance(memory, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        memory.madvise(mmap.MADV_DONTNEED)
+
+
+def _header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order, dtype and length of the header that a .npy file starts with; ValueError in our words."""
+    version = tuple(start[6:8])
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError("its version is none of 1.0, 2.0 and 3.0")
+    first = 10 if version == (1, 0) else 12
+    length = int.from_bytes(start[8:first], "little")
+    if length > LONGEST_HEADER:
+        raise ValueError(f"its header has {length} bytes, more than {LONGEST_HEADER}")
+    if len(start) < first + length:
+        raise ValueError("its header is cut off")
+    stream = BytesIO(start[8 : first + length])
+    read = np.lib.format.read_array_header_1_0 if first == 10 else np.lib.format.read_array_header_2_0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Python 2 wrote it, that its dtype goes out of use
+            # In version 3.0 names of fields may have any letters. No array with fields is computed with.
+            shape, fortran, dtype = read(stream)
+        shape = tuple(int(n) for n in shape)
+    except Exception as error:  # NumPy evaluates the header as Python, and no list of what that raises is complete
+        raise ValueError(f"its header cannot be understood ({type(error).__name__})") from None
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its header says shape {shape}")
+    return shape, fortran, dtype, first + length
+
+
+_OPENING = threading.Lock()
+
+
+class _Pickled:
+    """Pickled without what is open, so that a worker opens it when it reads; a scheduler may not see the files."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    _opened = ("mapping", "_file", "array")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in self._opened}
+
+    def _open(self) -> None:
+        raise NotImplementedError
+
+    def _open_again(self) -> None:
+        """Open what a pickle did not bring along."""
+        with _OPENING:  # several threads of a worker share this object
+            if not any(name in self.__dict__ for name in self._opened):
+                before = self.__getstate__()
+                self._open()
+                if self.__getstate__() != before:
+                    raise RunError(f"{self.path} changed while it was read", BROKEN)
+
+
+class NpyFile(_Pickled):
+    """An array in a .npy file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.chunks: tuple[int, ...] | None = None
+        self._open()
+
+    def _open(self) -> None:
+        path = self.path
+        with _open_regular(path) as file:
+            try:
+                start = file.read(LONGEST_HEADER + 12)
+                size = os.fstat(file.fileno()).st_size
+            except OSError as error:
+                raise RunError(f"{path} cannot be read: {reason(error)}") from None
+            if start[:6] != b"\x93NUMPY":
+                kinds = {
+                    b"PK": "an archive of arrays (.npz); unpack it",
+                    b"\x80\x02": "a pickle",
+                    b"\x80\x04": "a pickle",
+                }
+                raise RunError(f"{path} is {kinds.get(start[:2], 'no .npy file')}")
+            try:
+                shape, fortran, dtype, offset = _header(start)
+            except ValueError as error:
+                raise RunError(f"{path} is no valid .npy file: {error}") from None
+            if dtype.hasobject:
+                raise RunError(f"{path} holds pickled Python objects, which are not read")
+            if offset + math.prod(shape) * dtype.itemsize > size:
+                raise RunError(f"{path} is truncated: {in_words(size)} are less than its header says")
+            try:
+                with np.errstate(all="ignore"):
+                    self.mapping: Any = np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
+            except Exception as error:  # more dimensions than NumPy has, or no room for a mapping
+                raise RunError(f"{path} cannot be mapped into memory: {reason(error)}") from None
+        self.shape: tuple[int, ...] = self.mapping.shape
+        self.dtype: np.dtype[Any] = self.mapping.dtype
+        self.ndim = len(self.shape)
+        flags = self.mapping.flags
+        self.fortran = bool(flags.f_contiguous and not flags.c_contiguous)
+        self.offset = offset
+        self.end = offset + math.prod(shape) * dtype.itemsize
+        self._file: Any = None
+
+    def _check_size(self) -> None:
+        """RunError if the file has become shorter: to touch the lost pages of a mapping would kill the process."""
+        memory = self.mapping._mmap
+        if isinstance(memory, mmap.mmap) and memory.size() < self.end:
+            raise RunError(f"{self.path} became shorter while it was read", BROKEN)
+
+    def __getitem__(self, box: Any) -> Array:
+        self._open_again()
+        self._check_size()
+        return np.array(self.mapping[box])
+
+    def read(self, box: Box, room: Array) -> Array:
+        """The numbers in a box, in memory at the beginning of `room` (bytes) and in the order of the file."""
+        extent = extent_of(box)
+        size = math.prod(extent) * self.dtype.itemsize
+        target = room[:size].view(self.dtype)
+        order = slice(None, None, -1 if self.fortran else 1)
+        block = target.reshape(extent[order])
+        if self.fortran:
+            block = block.T
+        starts, length = stretches(self.shape[order], box[order])
+        step = length * self.dtype.itemsize
+        if step < LEAST_STRETCH < size:
+            self._check_size()
+            np.copyto(block, self.mapping[box])
+            _release(self.mapping)
+            return block
+        if self._file is None:
+            self._file = _open_regular(self.path)
+        memory = memoryview(room.data)
+        for n, start in enumerate((self.offset + starts * self.dtype.itemsize).tolist()):
+            self._file.seek(start)
+            view = memory[n * step : (n + 1) * step]
+            while len(view):
+                count = self._file.readinto(view)
+                if not count:
+                    raise RunError(f"{self.path} became shorter while it was read", BROKEN)
+                view = view[count:]
+        return block
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class ZarrArray(_Pickled):
+    """An array in a Zarr directory."""
+
+    fortran = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._open()
+
+    def _open(self) -> None:
+        path = self.path
+        found = kind(path)
+        if found is None:
+            raise RunError(f"{self.path} does not exist")
+        if found != DIRECTORY and found != REGULAR:  # zarr refuses the second
+            raise RunError(f"{self.path} is {found} and no Zarr array")
+        for name in ("zarr.json", ".zarray", ".zattrs"):
+            if found == DIRECTORY and kind(path / name) not in (None, REGULAR):  # zarr would wait for a FIFO
+                raise RunError(f"{self.path} is no Zarr array: {name} is no regular file")
+        try:
+            self.array = _zarr().open_array(str(self.path), mode="r")
+            self.shape: tuple[int, ...] = tuple(self.array.shape)
+            self.dtype: np.dtype[Any] = np.dtype(self.array.dtype)
+            self.chunks: tuple[int, ...] | None = tuple(self.array.chunks)
+        except RunError:
+            raise
+        except Exception as error:
+            raise RunError(f"{self.path} is no Zarr array: {error}") from None
+        self.ndim = len(self.shape)
+
+    def __getitem__(self, box: Any) -> Array:
+        self._open_again()
+        return np.asarray(self.array[box])
+
+    def read(self, box: Box, room: Array) -> Array:
+        block = room[: math.prod(extent_of(box)) * self.dtype.itemsize].view(self.dtype).reshape(extent_of(box))
+        block[...] = self[box]
+        return block
+
+    def close(self) -> None:
+        pass
+
+
+Source = NpyFile | ZarrArray
+
+
+def source(path: Path) -> Source:
+    """The array in a file or directory, opened but not read."""
+    return ZarrArray(path) if is_zarr(path) else NpyFile(path)
+
+
+class _Replacement:
+    """What is written under a temporary name, and then put in the place of what stood under its own."""
+
+    path: Path
+    temporary: Path
+
+    def __init__(self, path: Path) -> None:
+        self.path = resolved(path)
+        self.temporary = beside(self.path)
+        self.former: Path | None = None
+        self.stands = False
+
+    def commit(self) -> None:
+        """Give the result its name. What had it is kept under another one until `settle`."""
+        check_replaceable(self.path, BROKEN)
+        if kind(self.path) is not None:
+            former = self.temporary.with_suffix(".old")
+            try:  # a second name of a file, so that the first one is never without a file
+                os.link(self.path, former)
+            except OSError:  # a directory, or a file system without links
+                os.rename(self.path, former)
+            self.former = former
+        os.replace(self.temporary, self.path)
+        self.stands = True
+
+    def revert(self) -> None:
+        """Put back what stood under the name before `commit`."""
+        if self.stands:
+            _remove(self.path)
+            self.stands = False
+        if self.former is not None:
+            os.replace(self.former, self.path)
+            _remove(self.former)  # a file has both names still if the result did not get its own
+            self.former = None
+
+    def settle(self) -> None:
+        """Remove what stood under the name before."""
+        if self.former is not None:
+            _remove(self.former)
+            self.former = None
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or directory; a failure is nobody's loss."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+class NpyTarget(_Replacement):
+    """A .npy file that is written beside its name. Pickled without its open file, for workers."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool) -> None:
+        super().__init__(path)
+        self.shape, self.dtype = shape, dtype
+        self.fortran = fortran and len(shape) > 1
+        self.mapping: Any = None
+        self.file: Any = self.temporary.open("xb", buffering=0)
+        try:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": self.fortran, "shape": shape}
+            np.lib.format.write_array_header_1_0(self.file, header)
+            self.offset = self.file.tell()
+            self._reserve(self.offset + math.prod(shape) * dtype.itemsize)
+        except BaseException:
+            self.discard()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "file": None, "mapping": None}
+
+    def _reserve(self, size: int) -> None:
+        """All of the space at once: what does not fit is found out before the work, not after."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self.file.fileno(), 0, size)
+        else:
+            self.file.truncate(size)
+
+    def write(self, box: Box, block: Array) -> None:
+        order = slice(None, None, -1 if self.fortran else 1)
+        starts, length = stretches(self.shape[order], box[order])
+        step = length * self.dtype.itemsize
+        if not block.size:
+            return
+        if step < LEAST_STRETCH < block.nbytes:
+            self[box] = block
+            return
+        native = np.ascontiguousarray(block.T if self.fortran else block, self.dtype)
+        memory = memoryview(native.reshape(-1).data).cast("B")
+        for n, start in enumerate((self.offset + starts * self.dtype.itemsize).tolist()):
+            self.file.seek(start)
+            view = memory[n * step : (n + 1) * step]
+            while len(view):
+                view = view[self.file.write(view) :]
+
+    def __setitem__(self, box: Any, block: Array) -> None:
+        """By a mapping, which several workers may do at once."""
+        if self.mapping is None:
+            layout: Any = "F" if self.fortran else "C"
+            self.mapping = np.memmap(self.temporary, self.dtype, "r+", self.offset, self.shape, layout)
+        self.mapping[box] = block
+        _release(self.mapping)
+
+    def discard(self) -> None:
+        self.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def commit(self) -> None:
+        self.mapping = None
+        self.file.close()
+        super().commit()
+
+
+class ZarrTarget(_Replacement):
+    """A Zarr array that is written beside its name."""
+
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...] | None
+    ) -> None:
+        super().__init__(path)
+        self.shape, self.dtype = shape, dtype
+        zarr = _zarr()
+        self.temporary.mkdir()
+        sizes = tuple(max(1, n) for n in (chunks or shape))
+        try:
+            self.array = zarr.open_array(
+                str(self.temporary), mode="w", shape=shape, chunks=sizes, dtype=dtype.newbyteorder("=")
+            )
+        except BaseException:
+            self.discard()
+            raise
+
+    def write(self, box: Box, block: Array) -> None:
+        if block.size:
+            self.array[box] = block
+
+    __setitem__ = write
+
+    def discard(self) -> None:
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+Target = NpyTarget | ZarrTarget
+
+
+def _stem(path: Path) -> str:
+    """What temporary names of a target begin with; a long name would be too long with what is added."""
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}."
+
+
+def beside(path: Path) -> Path:
+    """Where a result is written before it gets its name; no other process of this machine has this one."""
+    return path.with_name(f"{_stem(path)}{os.getpid()}.part")
+
+
+def left_behind(path: Path) -> list[Path]:
+    """What runs that were killed have left of this target."""
+    found = []
+    stem, place = _stem(path), path.absolute().parent
+    try:
+        entries = sorted(os.listdir(place))
+    except OSError:  # a directory that may be written to, but not listed
+        return []
+    for name in entries:
+        process = name.removeprefix(stem).removesuffix(".part")
+        if name == f"{stem}{process}.part" and process.isascii() and process.isdigit():
+            try:
+                os.kill(int(process), 0)
+            except (ProcessLookupError, OverflowError):  # the second: no process has such a number
+                found.append(place / name)
+            except OSError:
+                pass
+    return found

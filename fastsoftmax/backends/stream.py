@@ -1,0 +1,808 @@
+"""``fastsoftmax run``: a public function over files, larger than memory or not, in blocks of two megabytes.
+
+While one block is computed, the next one is read and the last one written, each into memory that is used again.
+Files are read and written, not mapped, so that the process never holds more than its blocks. Only where a block
+lies in many short stretches of its file (the orders of two files differ) is a mapping used, and its pages are
+given back after every block.
+
+A result is written beside its target, under another name that ends in ``.part``, and renamed when all of them are
+complete. Whatever happens before that, the target is as it was. The loss is printed before the results get their
+names: so all of them stand under their names if the exit status is 0, and none of them if it is not.
+"""
+
+import errno
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice, permutations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fastsoftmax
+from fastsoftmax.api import losses
+from fastsoftmax.arrays.blocks import Array, Problem, real_array
+from fastsoftmax.arrays.threads import threads
+from fastsoftmax.arrays.weights import (
+    SUM,
+    Divisor,
+    converted,
+    count_divisor,
+    joined_divisor,
+    joined_loss,
+    part_of_sum,
+    part_of_weight,
+)
+from fastsoftmax.backends import files
+from fastsoftmax.backends.files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source, Target, ZarrTarget
+
+BLOCK_BYTES = 1 << 21
+AHEAD = 3  # blocks that are read before their turn, and that wait to be written
+SCATTERED = 64  # times as large are blocks that do not lie in one stretch, to make their stretches longer
+TASK_BYTES = 1 << 26  # of a block that a Dask worker is given
+
+
+UNUSABLE = {
+    getattr(errno, f"E{name}", None)
+    for name in ("NAMETOOLONG", "NOENT", "NOTDIR", "ACCES", "PERM", "ROFS", "LOOP", "INVAL", "ILSEQ", "EXIST")
+}
+"""Errors that say that a file cannot have this name or place; others say that it could, if the disk had space."""
+
+
+class Terminated(BaseException):
+    """A signal asked the process to end."""
+
+
+def _show(text: str) -> None:
+    """Write to standard error. If that is closed or full, nobody can be told, and the work goes on."""
+    if sys.stderr is not None:  # for None, print would choose standard output
+        with suppress(OSError, ValueError):
+            print(text, end="", file=sys.stderr, flush=True)
+
+
+def _say(message: str) -> None:
+    """Tell the user in one line; what a name holds that is no text is shown, not sent to the terminal."""
+    _show("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message) + "\n")
+
+
+# --- which functions there are ------------------------------------------------------------------------------
+
+_WEIGHTS = ("class_weight", "sample_weight", "ignore_index", "label_smoothing", "reduction")
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a function takes beside the logits, and the shape of what it gives: of x, of its rows, or K by K."""
+
+    operands: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    result: str = "x"
+
+    @property
+    def is_loss(self) -> bool:
+        return self.result == "loss"
+
+
+FUNCTIONS = {
+    "softmax": Function((), ("where", "temperature")),
+    "log-softmax": Function((), ("where", "temperature")),
+    "logsumexp": Function((), ("where",), "rows"),
+    "softmax-jacobian": Function((), ("temperature", "from_probs"), "square"),
+    "softmax-jvp": Function(("tangent",), ("temperature", "from_probs")),
+    "softmax-vjp": Function(("cotangent",), ("temperature", "from_probs")),
+    "log-softmax-jacobian": Function((), ("temperature",), "square"),
+    "log-softmax-jvp": Function(("tangent",), ("temperature",)),
+    "log-softmax-vjp": Function(("cotangent",), ("temperature",)),
+    "cross-entropy": Function(("targets",), (*_WEIGHTS, "grad"), "loss"),
+    "cross-entropy-hvp": Function(("targets", "tangent"), _WEIGHTS),
+    "cross-entropy-hessian-diag": Function(("targets",), _WEIGHTS),
+    "cross-entropy-hessian": Function(("targets",), _WEIGHTS, "square"),
+    "squared-error": Function(("targets",), ("sample_weight", "reduction", "grad"), "loss"),
+}
+FILES = ("tangent", "cotangent", "targets", "class_weight", "sample_weight", "where")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# --- blocks -------------------------------------------------------------------------------------------------
+
+
+def boxes(
+    shape: tuple[int, ...],
+    itemsize: int,
+    keep: int,
+    limit: int,
+    fortran: bool = False,
+    chunks: tuple[int, ...] | None = None,
+) -> tuple[int, ...]:
+    """The extent of boxes of about `limit` bytes that cut the array across its slowest axes, but never `keep`.
+
+    Where the array is stored in chunks, the boxes are made of whole ones.
+    """
+    sizes = [max(1, n) for n in shape]
+    axes = [a for a in range(len(shape)) if a != keep]
+    for axis in reversed(axes) if fortran else axes:
+        total = math.prod(sizes) * itemsize
+        if total <= limit:
+            break
+        rest = total // sizes[axis]
+        count = max(1, limit // rest)
+        if chunks is not None:
+            count = max(chunks[axis], count // chunks[axis] * chunks[axis])
+        sizes[axis] = min(count, sizes[axis])
+    return tuple(sizes)
+
+
+def cover(shape: tuple[int, ...], extent: tuple[int, ...], fortran: bool = False) -> Iterator[Box]:
+    """The boxes of this extent that an array consists of, in the order of its memory."""
+    ranges = [
+        [slice(start, min(start + step, n)) for start in range(0, max(n, 1), step)]
+        for n, step in zip(shape, extent, strict=True)
+    ]
+    if fortran:
+        for box in product(*reversed(ranges)):
+            yield box[::-1]
+    else:
+        yield from product(*ranges)
+
+
+# --- progress -----------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A bar with a rate on a terminal: rich's if it is installed, else a line. Nothing where nobody looks."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+        self.begin = time.perf_counter()
+        self.rich: Any = None
+        self.task: Any = None
+        self.shown = 0.0
+        self.visible = False
+        if sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                self.visible = sys.stderr.isatty()
+        if self.visible:
+            try:
+                from rich import progress
+                from rich.console import Console
+            except ModuleNotFoundError:
+                return
+            columns = (
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.DownloadColumn(),
+                progress.TransferSpeedColumn(),
+                progress.TimeRemainingColumn(),
+            )
+            self.rich = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+            self.task = self.rich.add_task(label, total=total)
+            with suppress(OSError):
+                self.rich.start()
+
+    @property
+    def rate(self) -> float:
+        return self.done / max(time.perf_counter() - self.begin, 1e-9)
+
+    def advance(self, size: int) -> None:
+        self.done += size
+        if self.rich is not None:
+            with suppress(OSError):
+                self.rich.advance(self.task, size)
+        elif self.visible and time.perf_counter() - self.shown > 0.2:
+            self.shown = time.perf_counter()
+            line = f"\r{self.label} {self.done / max(self.total, 1):4.0%} {files.in_words(self.rate)}/s "
+            _show(line)
+
+    def stop(self) -> None:
+        if self.rich is not None:
+            with suppress(OSError):
+                self.rich.stop()
+        elif self.visible:
+            _show("\r" + " " * 60 + "\r")
+
+    def summary(self) -> str:
+        seconds = time.perf_counter() - self.begin
+        return f"{files.in_words(self.done)} in {seconds:.1f} s, {files.in_words(self.rate)}/s"
+
+
+# --- the job ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """A run whose arguments have been checked: what is read, what is computed, what is written."""
+
+    name: str
+    function: Function
+    x: Source
+    axis: int
+    problem: Problem
+    given: dict[str, Any]
+    operands: dict[str, Source] = field(default_factory=dict)
+    class_weight: Array | None = None
+    targets: dict[str, Target] = field(default_factory=dict)
+    reduction: str = "mean"
+
+    @property
+    def python_name(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def soft(self) -> bool:
+        return "targets" in self.operands and self.operands["targets"].ndim == self.x.ndim
+
+    def per_row(self, name: str) -> bool:
+        """Whether an operand has one number for each row."""
+        return self.operands[name].ndim < self.x.ndim
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        names = ("ignore_index", "label_smoothing")
+        return {name: self.given[name] for name in names if name in self.function.options}
+
+    def place(self, box: Box, rows: bool) -> Box:
+        return files.rows_of(box, self.axis) if rows else box
+
+    def square(self, box: Box) -> Box:
+        """Where the Jacobians of a box go."""
+        whole = slice(0, self.problem.classes)
+        return (*files.rows_of(box, self.axis), whole, whole)
+
+
+def _choose(arguments: Any) -> tuple[Function, dict[str, Any]]:
+    """The function, and the options that it takes; RunError for any other that was given."""
+    function = FUNCTIONS[arguments.function]
+    taken = {*function.operands, *function.options}
+    given = {}
+    for name, default in DEFAULTS.items():
+        value = getattr(arguments, name)
+        if name in taken:
+            given[name] = default if value is None else value
+        elif value is not None and value is not False:
+            raise RunError(f"{arguments.function} takes no {_flag(name)}")
+    for name in function.operands:
+        if given[name] is None:
+            raise RunError(f"{arguments.function} needs {_flag(name)} FILE")
+    return function, given
+
+
+DEFAULTS: dict[str, Any] = {
+    "tangent": None,
+    "cotangent": None,
+    "targets": None,
+    "class_weight": None,
+    "sample_weight": None,
+    "ignore_index": None,
+    "label_smoothing": 0.0,
+    "reduction": "mean",
+    "grad": None,
+    "where": None,
+    "temperature": 1.0,
+    "from_probs": False,
+}
+
+
+def _check_names(arguments: Any, function: Function, given: dict[str, Any]) -> dict[str, Path]:
+    """Which results go where."""
+    results: dict[str, Path] = {}
+    if function.is_loss and given["reduction"] != "none" and sys.stdout is None:
+        raise RunError("the loss is printed, but standard output is closed")
+    if function.is_loss:
+        if arguments.output is not None and given["reduction"] != "none":
+            raise RunError("the loss is printed; with --reduction none, one for each row goes to --output")
+        if given["reduction"] == "none" and arguments.output is None and given["grad"] is None:
+            raise RunError("--reduction none needs --output FILE")
+    elif arguments.output is None:
+        raise RunError(f"{arguments.function} needs --output FILE")
+    if arguments.output is not None:
+        results["output"] = arguments.output
+    if given.get("grad") is not None:
+        results["grad"] = given["grad"]
+    for path in results.values():
+        files.check_replaceable(path)
+        if files.kind(path) is not None and not arguments.force:
+            raise RunError(f"{path} exists; --force overwrites it")
+        parent = path.absolute().parent
+        if files.kind(parent) != files.DIRECTORY or not os.access(parent, os.W_OK | os.X_OK):
+            raise RunError(f"{parent} is no directory that can be written to")
+    places = [files.resolved(path) for path in results.values()]
+    for place in places:
+        if not os.access(place.parent, os.W_OK | os.X_OK):  # which a link leads to
+            raise RunError(f"{place.parent} is no directory that can be written to")
+        for part in files.left_behind(place):
+            _say(f"fastsoftmax run: {part} is left from a run that was killed; remove it")
+    if len(set(places)) != len(places):
+        raise RunError("--output and --grad are the same file")
+    if any(place in other.parents for place, other in permutations(places, 2)):
+        raise RunError("--output and --grad lie one inside the other")
+    return results
+
+
+def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise RunError(f"{_flag(name)} has shape {shape}, expected {expected}")
+
+
+def _job(arguments: Any, function: Function, given: dict[str, Any]) -> Job:
+    """Everything that can be known from headers and options."""
+    name = arguments.function.replace("-", "_")
+    try:
+        x = files.source(arguments.input)
+        stand_in = np.broadcast_to(np.zeros((), x.dtype), x.shape)
+        problem = Problem(name, stand_in, arguments.axis, name="logits" if "targets" in function.operands else "x")
+        (axis,) = problem.axes
+        job = Job(arguments.function, function, x, axis, problem, given, reduction=given.get("reduction", "mean"))
+        for key in FILES:
+            if given.get(key) is None:
+                continue
+            operand = files.source(given[key])
+            if key == "class_weight":
+                _check_shape(key, operand.shape, (problem.classes,))
+                job.class_weight = real_array(name, key, operand[...])
+                continue
+            job.operands[key] = operand
+            empty = np.broadcast_to(np.zeros((), operand.dtype), operand.shape)
+            if key == "where":
+                problem.masked(empty)
+                _check_shape(key, operand.shape, x.shape)
+            elif key == "sample_weight":
+                real_array(name, key, empty)
+                _check_shape(key, operand.shape, problem.row_shape)
+            elif key == "targets" and name.startswith("cross_entropy"):
+                losses.check_kind(problem, real_array(name, key, empty), given["ignore_index"])
+            elif key == "targets":
+                problem.target_like(key, empty)
+            else:
+                problem.operand(key, empty)
+        _try_options(job)
+    except (ValueError, TypeError, OverflowError, OSError) as error:  # AxisError is a ValueError
+        raise RunError(files.reason(error)) from None
+    return job
+
+
+def _try_options(job: Job) -> None:
+    """Let the function itself look at the options, on an array without rows."""
+    x = np.zeros((0, max(job.problem.classes, 1)), job.problem.dtype)
+    operands: dict[str, Any] = {}
+    for key in job.function.operands:
+        rows = key == "targets" and not job.soft
+        operands[key] = np.zeros(0, np.intp) if rows else x
+    options = {
+        key: job.given[key]
+        for key in ("temperature", "from_probs", "ignore_index", "label_smoothing", "reduction")
+        if key in job.function.options
+    }
+    getattr(fastsoftmax, job.python_name)(x, **operands, **options)
+
+
+def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], stack: ExitStack) -> None:
+    """The files that the results go to, under their temporary names; discarded unless all is well in the end."""
+    problem = job.problem
+    dtype = problem.result_dtype
+    rows = files.rows_of(tuple(slice(0, n) for n in extent), job.axis)
+    for key, path in results.items():
+        if key == "output" and job.function.result in ("rows", "loss"):
+            shape, chunks = problem.row_shape, files.extent_of(rows)
+        elif key == "output" and job.function.result == "square":
+            shape = (*problem.row_shape, problem.classes, problem.classes)
+            chunks = (*files.extent_of(rows), problem.classes, problem.classes)
+        else:
+            shape, chunks = problem.shape, extent
+        fortran = job.x.fortran and job.function.result != "square"
+        try:
+            if files.is_zarr(path):
+                target: Target = ZarrTarget(path, shape, dtype, chunks)
+            else:
+                target = NpyTarget(path, shape, dtype, fortran)
+        except OSError as error:
+            if error.errno in UNUSABLE:
+                raise RunError(f"{path} cannot be written: {files.reason(error)}") from None
+            size = files.in_words(math.prod(shape) * dtype.itemsize)
+            raise RunError(f"{path} needs {size}: {files.reason(error)}", BROKEN) from None
+        stack.callback(target.discard)
+        job.targets[key] = target
+
+
+class Rooms:
+    """Memory for blocks, used again and again: for those that are read ahead, the one computed, those written."""
+
+    def __init__(self, sizes: dict[str, int], ahead: int) -> None:
+        count = 2 * ahead + 1
+        self.free = [{name: np.empty(size, np.uint8) for name, size in sizes.items()} for _ in range(count)]
+        self.turn = 0
+
+    def next(self) -> dict[str, Array]:
+        self.turn += 1
+        return self.free[self.turn % len(self.free)]
+
+
+def _read(job: Job, box: Box, room: dict[str, Array]) -> dict[str, Array]:
+    result = {"x": job.x.read(box, room["x"])}
+    for name, operand in job.operands.items():
+        result[name] = operand.read(job.place(box, job.per_row(name)), room[name])
+    return result
+
+
+class Local:
+    """The job in this process."""
+
+    def __init__(self, job: Job, extent: tuple[int, ...]) -> None:
+        self.job = job
+        self.extent = extent
+        self.boxes = list(cover(job.x.shape, extent, job.x.fortran))
+        self.totals: list[Array] = []
+        self.dtype_kept = job.x.dtype == job.problem.result_dtype and job.x.dtype.isnative
+        self.divisor = self._divisor() if "targets" in job.operands else None
+
+    def _divisor(self) -> Divisor | None:
+        """What the mean divides by, None for no mean; labels are checked before any logits are read."""
+        job = self.job
+        mean = job.reduction == "mean"
+        weights = job.operands.get("sample_weight")
+        boxes = list(cover(job.problem.row_shape, files.rows_of(self.extent, job.axis)))
+        if job.soft:
+            if not mean:
+                return None
+            if weights is None or job.python_name.startswith("cross_entropy"):
+                return count_divisor(job.problem.rows)
+            arrays = (converted(weights[box], job.problem.dtype) for box in boxes)
+            return self._joined([part_of_weight(array) for array in arrays])
+        counts = []
+        labels = job.operands["targets"]
+        ignored = job.given["ignore_index"]
+        for box in boxes:
+            part = labels[box]
+            origin = tuple(s.start for s in box)
+            try:
+                losses.check_labels(job.python_name, part, job.problem.classes, ignored, origin)
+            except IndexError as error:
+                raise RunError(str(error)) from None
+            if mean:
+                options = {
+                    **job.loss_options,
+                    "class_weight": job.class_weight,
+                    "sample_weight": None if weights is None else weights[box],
+                }
+                classes, dtype = job.problem.classes, job.problem.dtype
+                counts.append(losses.counted(job.python_name, part, classes, dtype, options))
+        return self._joined(counts) if mean else None
+
+    def _joined(self, parts: list[Array]) -> Divisor:
+        return joined_divisor(np.array(parts, SUM), self.job.problem.rows)
+
+    def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        """The results of a block by the target that they go to, with their places in it."""
+        job = self.job
+        x = block.pop("x")
+        given = job.given
+        if job.function.is_loss:
+            return self._loss(box, x, block)
+        rows = job.function.result == "rows"
+        if job.name.startswith("cross-entropy"):
+            options = {**job.loss_options, "class_weight": job.class_weight}
+            options["sample_weight"] = block.get("sample_weight")
+            arrays = job.python_name, x, block["targets"], block.get("tangent")
+            value = losses.curvature_rows(*arrays, job.axis, job.reduction, None, options, self.divisor)
+        else:
+            options = {key: given[key] for key in ("temperature", "from_probs") if key in job.function.options}
+            out = x if job.function.result == "x" and self.dtype_kept else None
+            value = getattr(fastsoftmax, job.python_name)(x, axis=job.axis, out=out, **block, **options)
+        place = job.square(box) if job.function.result == "square" else job.place(box, rows)
+        return {"output": (place, np.asarray(value))}
+
+    def _loss(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        job = self.job
+        gradient = "grad" in job.targets
+        out = x if gradient and self.dtype_kept else None
+        weights = block.get("sample_weight")
+        if job.name == "cross-entropy":
+            options = {**job.loss_options, "class_weight": job.class_weight, "sample_weight": weights}
+            _, rows, slope, _ = losses.cross_entropy_rows(
+                "cross_entropy", x, block["targets"], job.axis, job.reduction, out, gradient, options, self.divisor
+            )
+        else:
+            _, rows, slope, _ = losses.squared_error_rows(
+                "squared_error", x, block["targets"], job.axis, weights, job.reduction, out, gradient, self.divisor
+            )
+        if job.reduction != "none":
+            self.totals.append(part_of_sum(rows))
+        results = {}
+        if "output" in job.targets:
+            results["output"] = (files.rows_of(box, job.axis), np.asarray(rows))
+        if gradient:
+            results["grad"] = (box, slope)
+        return results
+
+    def loss(self) -> float | None:
+        """The loss of the whole file, rounded to its dtype; None if there is one for each row."""
+        if not self.job.function.is_loss or self.job.reduction == "none":
+            return None
+        parts = np.array(self.totals, SUM)
+        return float(joined_loss(parts, self.divisor, self.job.problem.result_dtype))
+
+    def run(self, progress: Progress) -> None:
+        job = self.job
+        sizes = {"x": math.prod(self.extent) * job.x.dtype.itemsize}
+        rows = math.prod(files.rows_of(self.extent, job.axis))
+        for name, operand in job.operands.items():
+            sizes[name] = (rows if job.per_row(name) else math.prod(self.extent)) * operand.dtype.itemsize
+        ahead = 1 if sizes["x"] > BLOCK_BYTES else AHEAD
+        rooms = Rooms(sizes, ahead)
+        waiting = iter(self.boxes)
+        upcoming: deque[tuple[Box, Future[dict[str, Array]]]] = deque()
+        written: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            try:
+                for box in islice(waiting, ahead):
+                    upcoming.append((box, reader.submit(_read, job, box, rooms.next())))
+                while upcoming:
+                    box, block = upcoming.popleft()
+                    results = self.compute(box, block.result())
+                    if len(written) == ahead:
+                        written.popleft().result()  # which frees the memory for the next one to be read
+                    written.append(writer.submit(_write, job, results))
+                    for following in islice(waiting, 1):
+                        upcoming.append((following, reader.submit(_read, job, following, rooms.next())))
+                    progress.advance(math.prod(files.extent_of(box)) * job.x.dtype.itemsize)
+                for future in written:
+                    future.result()
+            except BaseException:
+                reader.shutdown(cancel_futures=True)
+                writer.shutdown(cancel_futures=True)
+                raise
+
+
+def _write(job: Job, results: dict[str, tuple[Box, Array]]) -> None:
+    for name, (box, block) in results.items():
+        job.targets[name].write(box, block)
+
+
+# --- on a Dask cluster --------------------------------------------------------------------------------------
+
+
+def _store(block: Array, target: Any, block_info: Any = None) -> Array:
+    """Write a block where it belongs; on a worker."""
+    box = tuple(slice(start, stop) for start, stop in block_info[0]["array-location"])
+    if block.size:
+        target[box] = block
+    return np.ones((1,) * block.ndim, bool)
+
+
+class Distributed:
+    """The job on the workers of a Dask scheduler, which see the same files."""
+
+    def __init__(self, job: Job, extent: tuple[int, ...], address: str) -> None:
+        try:
+            import dask.array
+            import distributed
+        except ModuleNotFoundError:
+            raise RunError("--scheduler needs Dask: pip install 'fastsoftmax[dask]'") from None
+        self.job, self.extent, self.da, self.distributed = job, extent, dask.array, distributed
+        self.value: float | None = None
+        self.results: Sequence[Any] = ()
+        try:
+            self.client = distributed.Client(address, timeout=10)
+        except (OSError, ValueError) as error:
+            raise RunError(f"no Dask scheduler answers at {address}: {error}") from None
+        if not self.client.scheduler_info()["workers"]:
+            self.client.close()
+            raise RunError(f"the Dask scheduler at {address} has no workers: dask worker {address}")
+
+    def _lazy(self, array: Source, extent: tuple[int, ...]) -> Any:
+        chunks = tuple(min(n, max(1, size)) or 1 for n, size in zip(extent, array.shape, strict=True))
+        meta = np.empty((0,) * array.ndim, array.dtype)
+        name = f"fastsoftmax-{array.path.name}-{os.getpid()}-{time.time_ns()}"
+        return self.da.from_array(array, chunks=chunks, name=name, meta=meta, inline_array=True)
+
+    def run(self, progress: Progress) -> None:
+        job, extent = self.job, self.extent
+        rows = files.rows_of(extent, job.axis)
+        x = self._lazy(job.x, extent)
+        operands = {
+            name: self._lazy(operand, rows if job.per_row(name) else extent)
+            for name, operand in job.operands.items()
+        }
+        skipped = {"grad", *FILES}
+        options = {key: job.given[key] for key in job.function.options if key not in skipped}
+        if job.class_weight is not None:
+            options["class_weight"] = job.class_weight
+        name = job.python_name
+        if "grad" in job.targets:
+            name += "_with_grad"
+        result = getattr(fastsoftmax, name)(x, axis=job.axis, **operands, **options)
+        lazy = dict(zip(("loss", "grad"), result, strict=True)) if "grad" in job.targets else {"loss": result}
+        if not job.function.is_loss or job.reduction == "none":
+            lazy["output"] = lazy.pop("loss")
+        parts = []
+        for key, array in lazy.items():
+            if key == "loss":
+                parts.append(array)
+            elif key in job.targets:
+                parts.extend(self._stored(array, job.targets[key]).to_delayed().ravel())
+        self._wait(parts, progress)
+        if "loss" in lazy:
+            self.value = float(self.results[0])
+
+    def _stored(self, array: Any, target: Target) -> Any:
+        return array.map_blocks(
+            partial(_store, target=target),
+            chunks=tuple((1,) * n for n in array.numblocks),
+            dtype=bool,
+            meta=np.empty((0,) * array.ndim, bool),
+        )
+
+    def _wait(self, parts: Sequence[Any], progress: Progress) -> None:
+        futures = self.client.compute(list(parts))
+        try:
+            share = self.job.problem.x.nbytes // max(len(futures), 1)
+            for _ in self.distributed.as_completed(futures):
+                progress.advance(share)
+            self.results = self.client.gather(futures)
+        except BaseException as error:
+            self.client.cancel(futures, force=True)
+            if isinstance(error, RunError):  # what a worker did not begin, this process did
+                raise RunError(str(error), BROKEN) from None
+            raise
+
+    def loss(self) -> float | None:
+        return self.value
+
+    def close(self) -> None:
+        self.client.close()
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+class Ending:
+    """SIGINT, SIGTERM and SIGHUP as exceptions, so that what was begun is removed.
+
+    A signal that is ignored, as under ``nohup``, stays ignored. While the results get their names, signals are
+    lost: a moment later the run is over anyway. When they have them, all is `done`, whatever happens then.
+    """
+
+    def __init__(self) -> None:
+        self.held = self.done = False
+        self.before: dict[int, Any] = {}
+
+    def _end(self, number: int, frame: Any) -> None:
+        if self.held:
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Terminated(number)
+
+    def __enter__(self) -> "Ending":
+        if threading.current_thread() is threading.main_thread():  # where Python allows handlers
+            numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+            for number in numbers:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.before[number] = signal.signal(number, self._end)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _commit(targets: Sequence[Target], force: bool, ending: Ending) -> None:
+    """Give all results their names, or none of them."""
+    ending.held = True
+    try:
+        for target in targets:
+            _check_new(target, force)
+            target.commit()
+        ending.done = True
+        for target in targets:
+            target.settle()
+    except BaseException:
+        if not ending.done:
+            for target in reversed(targets):
+                with suppress(OSError):
+                    target.revert()
+        raise
+    finally:
+        ending.held = False
+
+
+def _check_new(target: Target, force: bool) -> None:
+    if files.kind(target.path) is not None and not force:
+        raise RunError(f"{target.path} came into being meanwhile; --force overwrites it", BROKEN)
+
+
+def _run(
+    arguments: Any, results: dict[str, Path], function: Function, given: dict[str, Any], ending: Ending
+) -> None:
+    job = _job(arguments, function, given)
+    limit = BLOCK_BYTES if arguments.scheduler is None else TASK_BYTES
+    if function.result == "square":
+        limit //= max(job.problem.classes, 1)
+    if job.x.shape and job.axis == (len(job.x.shape) - 1 if job.x.fortran else 0):
+        limit *= SCATTERED
+    itemsize = max(job.x.dtype.itemsize, job.problem.dtype.itemsize)
+    extent = boxes(job.x.shape, itemsize, job.axis, limit, job.x.fortran, job.x.chunks)
+    with ExitStack() as stack:
+        stack.callback(job.x.close)
+        for operand in job.operands.values():
+            stack.callback(operand.close)
+        if arguments.scheduler is None:
+            worker: Local | Distributed = Local(job, extent)
+        else:
+            worker = Distributed(job, extent, arguments.scheduler)
+            stack.callback(worker.close)
+        _open_targets(job, results, extent, stack)
+        progress = Progress(job.name, job.problem.x.nbytes)
+        try:
+            with threads(arguments.threads or os.cpu_count() or 1):
+                worker.run(progress)
+        finally:
+            progress.stop()
+        for target in job.targets.values():
+            _check_new(target, arguments.force)
+        loss = worker.loss()
+        if loss is not None:
+            _print_loss(job.problem.result_dtype.type(loss))
+        _commit(list(job.targets.values()), arguments.force, ending)
+        names = ", ".join(str(path) for path in results.values())
+        _say(f"{job.name}: {progress.summary()}{' -> ' * bool(names)}{names}")
+
+
+def _print_loss(loss: Any) -> None:
+    try:
+        print(loss, flush=True)
+    except (OSError, ValueError) as error:  # it is full, or nobody reads it; it was closed
+        raise RunError(f"the loss cannot be printed: {files.reason(error)}", BROKEN) from None
+
+
+def _words(error: BaseException) -> tuple[str, int]:
+    """What is said about an exception that ended the run, and the exit status."""
+    if isinstance(error, RunError):
+        return str(error), error.status
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, Terminated):
+        return "terminated", 128 + int(error.args[0])
+    if isinstance(error, OSError):
+        return files.reason(error), BROKEN
+    if isinstance(error, MemoryError):
+        return f"not enough memory{': ' * bool(str(error))}{error}", BROKEN
+    if isinstance(error, (ValueError, TypeError, IndexError)):
+        return str(error), BROKEN
+    return f"{type(error).__name__}: {error}", BROKEN
+
+
+def run(arguments: Any) -> int:
+    """The command with these parsed arguments; its exit status, as `fastsoftmax.tools.cli` explains it."""
+    results: dict[str, Path] = {}
+    ending = Ending()
+    try:
+        with ending, np.errstate(all="ignore"):  # inf and nan are results, as in memory
+            if arguments.threads is not None and arguments.threads < 1:
+                raise RunError(f"--threads must be at least 1, got {arguments.threads}")
+            function, given = _choose(arguments)
+            try:
+                results = _check_names(arguments, function, given)
+            except (OSError, ValueError) as error:  # a working directory that was removed, a null byte
+                raise RunError(files.reason(error)) from None
+            _run(arguments, results, function, given, ending)
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if not ending.done:
+            reason, status = _words(error)
+            if status != REFUSED and results:
+                reason += f"; {', '.join(str(path) for path in results.values())} not written"
+            _say(f"fastsoftmax run: {reason}")
+            return status
+    return 0

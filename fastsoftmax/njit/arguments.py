@@ -1,0 +1,510 @@
+"""What `arrays.blocks` is to Python callers, for compiled ones: any array in, blocks (outer, classes, inner) out.
+
+While the caller is compiled, types decide: dtype, axes, which options are there. At run time shapes and strides
+decide, by the rules of `arrays.blocks.Problem`, so that a kernel gets the same blocks on either way and results agree to
+the last bit. All of it is serial and allocates results, copies of what is no block yet, and working memory.
+
+The functions above `compiled` run while types are inferred; those below are compiled into the caller.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.core.imputils import impl_ret_borrowed
+from numba.cpython.unsafe.tuple import tuple_setitem
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES, VECTOR_BYTES
+from fastsoftmax.kernels.vector import fma
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# A caller's fastmath, error model and forced inlining would else hold for what it calls.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "forceinline": False}
+
+
+def absent(argument: Any) -> bool:
+    """Whether an argument is None or was left out with that default."""
+    return argument is None or isinstance(argument, types.NoneType)
+
+
+def constant(argument: Any) -> Any:
+    """The value of a literal or of a default; the type itself of what is known at run time only."""
+    if isinstance(argument, types.Literal):
+        return argument.literal_value
+    if isinstance(argument, types.NoneType):
+        return None
+    if isinstance(argument, types.BaseTuple):
+        return tuple(constant(item) for item in argument)
+    return argument
+
+
+def real_array(function: str, name: str, argument: Any) -> Any:
+    """The dtype in which an array of real numbers is computed."""
+    if not isinstance(argument, types.Array):
+        raise TypingError(f"{function}: {name} must be an array, got {argument}")
+    dtype = argument.dtype
+    if dtype in (types.float32, types.float64):
+        return dtype
+    if isinstance(dtype, (types.Integer, types.Boolean)):
+        return types.float64
+    raise TypingError(f"{function}: {name} has dtype {dtype}, expected float32, float64, integers or bools")
+
+
+def literal_axes(function: str, axis: Any, ndim: int, several: bool) -> tuple[int, ...]:
+    """The axis or axes, as positions."""
+    value = constant(axis)
+    if several and value is None:
+        return tuple(range(ndim))
+    items = value if several and isinstance(value, tuple) else (value,)
+    if any(type(item) is not int for item in items):
+        expected = "an integer literal, a tuple of them or None" if several else "an integer literal"
+        raise TypingError(f"{function}: axis must be {expected}, got {axis}")
+    for item in items:
+        if not -ndim <= item < ndim:
+            raise TypingError(f"{function}: axis {item} is out of bounds for array of dimension {ndim}")
+    axes = tuple(item % ndim for item in items)
+    if len(set(axes)) != len(axes):
+        raise TypingError(f"{function}: axis {value} names an axis twice")
+    return axes
+
+
+def check_out(function: str, out: Any, dtype: Any, ndim: int) -> None:
+    """What the type of `out` says about it."""
+    if absent(out):
+        return
+    if not isinstance(out, types.Array):
+        raise TypingError(f"{function}: out must be an array, got {out}")
+    if out.ndim != ndim:
+        raise TypingError(f"{function}: out has {out.ndim} dimensions, expected {ndim}")
+    if out.dtype != dtype:
+        raise TypingError(f"{function}: out has dtype {out.dtype}, expected {dtype}")
+    if not out.mutable:
+        raise TypingError(f"{function}: out is read-only")
+
+
+def compiled(function: F) -> F:
+    """A function that callers compile in."""
+    return cast(F, njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
+
+
+def merged(function: F) -> F:
+    """A function whose statements become part of its caller.
+
+    For those around a kernel: every function of its own on the way to the user's would be one more in which LLVM
+    optimises the whole kernel again.
+    """
+    return cast(F, njit(**OPTIONS, inline="always")(function))
+
+
+def layout(x: Any, axes: tuple[int, ...], last: bool) -> Any:
+    """The compiled ``x -> (order, (outer, classes, inner))`` for arrays of this type, after `Problem._lay_out`."""
+    ndim = x.ndim
+    natural = tuple(range(ndim))
+    moved = tuple([a for a in natural if a not in axes]) + axes
+    if last or len(axes) != 1 or axes[0] == ndim - 1:
+        fixed = x.layout == "C" or last or len(axes) != 1
+    else:
+        fixed = False
+    if fixed:
+
+        @compiled
+        def lay_out(x: Any) -> Any:
+            classes = 1
+            for a in axes:
+                classes *= x.shape[a]
+            return moved, (row_count(x, axes), classes, 1)
+
+        return lay_out
+    axis = axes[0]
+    in_order = x.layout == "C"
+
+    @compiled
+    def lay_out_by_memory(x: Any) -> Any:
+        order = natural if in_order else memory_order(x, natural)
+        classes, inner, behind = x.shape[axis], 1, False
+        for a in order:
+            if behind:
+                inner *= x.shape[a]
+            behind = behind or a == axis
+        if inner != 1 and (inner < INNER_LIMIT or classes > TILE_CLASSES):
+            order, inner = moved, 1
+        return order, (row_count(x, axes) // inner, classes, inner)
+
+    return lay_out_by_memory
+
+
+def row_layout(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any, Any]:
+    """How results with one number for each row lie: three compiled functions.
+
+    ``order -> the order of their axes in which the block counts its rows``, ``shape of x -> their shape`` and the
+    same with the axes of the classes kept, of length 1. The last two need axes to work on, see `without`.
+    """
+    rest = tuple([a for a in range(x.ndim) if a not in axes])
+    natural = tuple(range(len(rest)))
+
+    @compiled
+    def shape_of_rows(shape: Any) -> Any:
+        result = natural
+        for i in range(len(rest)):
+            result = tuple_setitem(result, i, shape[rest[i]])
+        return result
+
+    @compiled
+    def kept_shape(shape: Any) -> Any:
+        result = shape
+        for a in axes:
+            result = tuple_setitem(result, a, 1)
+        return result
+
+    if len(axes) != 1 or x.layout == "C" or len(rest) < 2:
+        return compiled(lambda order: natural), shape_of_rows, kept_shape
+    axis = axes[0]
+
+    @compiled
+    def order_of_rows(order: Any) -> Any:
+        result = natural
+        i = 0
+        for a in order:
+            if a != axis:
+                result = tuple_setitem(result, i, a - 1 if a > axis else a)
+                i += 1
+        return result
+
+    return order_of_rows, shape_of_rows, kept_shape
+
+
+def straight(array: Any, axes: tuple[int, ...]) -> bool:
+    """Whether the type alone says that an array is the block of its rows, in this order: C, classes last."""
+    last = tuple(range(array.ndim - len(axes), array.ndim))
+    return bool(array.layout == "C" and array.aligned and axes == last)
+
+
+def converter(array: Any, axes: tuple[int, ...], dtype: Any) -> Any:
+    """`convert`, or what remains of it for arrays that are blocks."""
+    if straight(array, axes) and array.dtype == dtype:
+        return merged(lambda array, order, shape, kind: readable(array, shape, kind))
+    return convert
+
+
+def exits(x: Any, axes: tuple[int, ...], out: Any) -> tuple[Any, Any]:
+    """`target` and `deliver`, or what remains of them for results that are blocks."""
+    if not straight(x, axes) or not (absent(out) or straight(out, axes)):
+        return target, deliver
+    if absent(out):
+        at_once = merged(lambda result, order, shape, kind, a, b, c: writable(result, shape, kind))
+        return at_once, merged(lambda result, order, block: None)
+    return target_of_block, deliver_block
+
+
+# --- from here on compiled into the caller ------------------------------------------------------------------
+
+
+def _address(context: Any, builder: Any, array_type: Any, value: Any) -> Any:
+    array = context.make_array(array_type)(context, builder, value)
+    return builder.ptrtoint(array.data, context.get_value_type(types.intp))
+
+
+@intrinsic
+def extent(typingctx: Any, array: Any) -> Any:
+    """First address and number of bytes of a contiguous array; nothing for None."""
+    result = types.UniTuple(types.intp, 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        zero = context.get_constant(types.intp, 0)
+        if isinstance(array, types.NoneType):
+            return context.make_tuple(builder, result, (zero, zero))
+        struct = context.make_array(array)(context, builder, values[0])
+        size = builder.mul(struct.nitems, struct.itemsize)
+        return context.make_tuple(builder, result, (_address(context, builder, array, values[0]), size))
+
+    return result(array), codegen
+
+
+def _view(read_only: bool, array: Any, shape: Any, dtype: Any) -> Any:
+    if isinstance(array, types.NoneType):
+        return array(array, shape, dtype), lambda context, *_: context.get_dummy_value()
+    result = types.Array(dtype.dtype, len(shape), "C", readonly=read_only)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        struct = context.make_array(array)(context, builder, values[0])
+        items = cgutils.unpack_tuple(builder, values[1], len(shape))
+        strides = [struct.itemsize]
+        for item in items[:0:-1]:
+            strides.append(builder.mul(strides[-1], item))
+        view = context.make_array(result)(context, builder)
+        populate_array(
+            view,
+            data=builder.bitcast(struct.data, view.data.type),
+            shape=items,
+            strides=strides[: len(items)][::-1],
+            itemsize=struct.itemsize,
+            meminfo=struct.meminfo,
+            parent=struct.parent,
+        )
+        return impl_ret_borrowed(context, builder, result, view._getvalue())
+
+    return result(array, shape, dtype), codegen
+
+
+@intrinsic
+def writable(typingctx: Any, array: Any, shape: Any, dtype: Any) -> Any:
+    """The memory of a contiguous array as a C-contiguous one of this shape and its dtype; None of None."""
+    return _view(False, array, shape, dtype)
+
+
+@intrinsic
+def readable(typingctx: Any, array: Any, shape: Any, dtype: Any) -> Any:
+    """The same, read-only: as kernels take their inputs."""
+    return _view(True, array, shape, dtype)
+
+
+@intrinsic
+def transposed(typingctx: Any, array: Any, order: Any) -> Any:
+    """``array.transpose(order)``."""
+    ndim = array.ndim
+    result = array.copy(layout="A")
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        struct = context.make_array(array)(context, builder, values[0])
+        places = cgutils.unpack_tuple(builder, values[1], ndim)
+
+        def permuted(packed: Any) -> list[Any]:
+            room = cgutils.alloca_once_value(builder, packed)
+            zero = ir.IntType(32)(0)
+            return [builder.load(builder.gep(room, [zero, place])) for place in places]
+
+        view = context.make_array(result)(context, builder)
+        populate_array(
+            view,
+            data=struct.data,
+            shape=permuted(struct.shape),
+            strides=permuted(struct.strides),
+            itemsize=struct.itemsize,
+            meminfo=struct.meminfo,
+            parent=struct.parent,
+        )
+        return impl_ret_borrowed(context, builder, result, view._getvalue())
+
+    return result(array, order), codegen
+
+
+@intrinsic
+def usable(typingctx: Any, array: Any, dtype: Any) -> Any:
+    """Whether a kernel can take an array as it lies, if it is contiguous: decided by its type."""
+    fits = array.dtype == dtype.dtype and array.aligned
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return context.get_constant(types.boolean, fits)
+
+    return types.boolean(array, dtype), codegen
+
+
+@intrinsic(prefer_literal=True)
+def stack(typingctx: Any, dtype: Any, vectors: Any) -> Any:
+    """Working memory of so many vectors that lives as long as the function that asks for it."""
+    result = types.Array(dtype.dtype, 1, "C")
+    itemsize = dtype.dtype.bitwidth // 8
+    size = vectors.literal_value * VECTOR_BYTES // itemsize
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        element = context.get_data_type(dtype.dtype)
+        with builder.goto_entry_block():
+            block = builder.alloca(ir.ArrayType(element, size))
+        block.align = VECTOR_BYTES
+        array = context.make_array(result)(context, builder)
+        populate_array(
+            array,
+            data=builder.bitcast(block, element.as_pointer()),
+            shape=[context.get_constant(types.intp, size)],
+            strides=[context.get_constant(types.intp, itemsize)],
+            itemsize=context.get_constant(types.intp, itemsize),
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    return result(dtype, vectors), codegen
+
+
+@compiled
+def row_count(x: Any, axes: Any) -> int:
+    """How many rows there are."""
+    rows = 1
+    for a in range(x.ndim):
+        if a not in axes:
+            rows *= x.shape[a]
+    return rows
+
+
+@compiled
+def contiguous(array: Any, order: Any) -> bool:
+    """Whether the items follow each other in memory if the axes are taken in this order."""
+    if array.size == 0:
+        return True
+    expected = array.itemsize
+    for i in range(len(order) - 1, -1, -1):
+        n = array.shape[order[i]]
+        if n != 1:
+            if array.strides[order[i]] != expected:
+                return False
+            expected *= n
+    return True
+
+
+@compiled
+def memory_order(x: Any, natural: Any) -> Any:
+    """The order of the axes in memory, if x is contiguous in any order; else the natural one."""
+    if contiguous(x, natural):
+        return natural
+    order = natural
+    for i in range(1, len(natural)):  # insertion keeps equal strides as they are
+        j = i
+        while j > 0 and x.strides[order[j - 1]] < x.strides[order[j]]:
+            earlier, later = order[j - 1], order[j]
+            order = tuple_setitem(tuple_setitem(order, j - 1, later), j, earlier)
+            j -= 1
+    return order if contiguous(x, order) else natural
+
+
+@compiled
+def apart(block: Any, other: Any) -> Any:
+    """Whether two contiguous arrays share no memory."""
+    first, size = extent(block)
+    second, other_size = extent(other)
+    return first + size <= second or second + other_size <= first
+
+
+@compiled
+def harmless(block: Any, source: Any) -> Any:
+    """Whether a kernel may read `source` and write `block`: they lie apart, or item by item in the same place."""
+    if source is None:
+        return True
+    return apart(block, source) or (extent(block) == extent(source) and block.size == source.size)
+
+
+@compiled
+def same_shape(a: Any, b: Any) -> bool:
+    """Whether two shapes of the same length are equal."""
+    equal = True
+    for i in range(len(a)):
+        equal = equal and a[i] == b[i]
+    return equal
+
+
+@compiled
+def convert(array: Any, order: Any, shape: Any, dtype: Any) -> Any:
+    """An array as a block of this shape, read-only: as it lies, if a kernel can take it so, else a copy."""
+    if usable(array, dtype) and contiguous(array, order):
+        return readable(array, shape, dtype)
+    copy = np.empty(array.size, dtype)
+    moved = transposed(array, order)
+    for i, place in enumerate(np.ndindex(moved.shape)):
+        copy[i] = moved[place]
+    return readable(copy, shape, dtype)
+
+
+@compiled
+def target(result: Any, order: Any, shape: Any, dtype: Any, source: Any, second: Any, third: Any) -> Any:
+    """Where a kernel writes a block: into the result, if it can lie there, else into memory for `deliver`.
+
+    It can lie over an operand, item by item, or beside it.
+    """
+    if (
+        usable(result, dtype)
+        and contiguous(result, order)
+        and harmless(result, source)
+        and harmless(result, second)
+        and harmless(result, third)
+    ):
+        return writable(result, shape, dtype)
+    return np.empty(shape, dtype)
+
+
+@compiled
+def target_of_block(result: Any, order: Any, shape: Any, dtype: Any, source: Any, second: Any, third: Any) -> Any:
+    """`target` for a result that is a block."""
+    if harmless(result, source) and harmless(result, second) and harmless(result, third):
+        return writable(result, shape, dtype)
+    return np.empty(shape, dtype)
+
+
+@compiled
+def deliver_block(result: Any, order: Any, block: Any) -> None:
+    """`deliver` for a result that is a block."""
+    if extent(result)[0] != extent(block)[0]:
+        there = writable(result, (block.size,), result.dtype)
+        here = writable(block, (block.size,), result.dtype)
+        for i in range(block.size):
+            there[i] = here[i]
+
+
+@compiled
+def deliver(result: Any, order: Any, block: Any) -> None:
+    """Bring a block into the result, unless it lies there."""
+    if extent(result)[0] != extent(block)[0]:
+        moved = transposed(result, order)
+        flat = writable(block, (block.size,), result.dtype)
+        for i, place in enumerate(np.ndindex(moved.shape)):
+            moved[place] = flat[i]
+
+
+@compiled
+def working_memory(near: Any, shape: Any, operands: int, dtype: Any) -> Any:
+    """What `Problem.room` provides: `near`, from the stack, is enough where inner is 1."""
+    _, classes, inner = shape
+    if inner == 1:
+        return near
+    vector = VECTOR_BYTES // near.itemsize
+    column = max(classes, 1) * vector
+    wide = min(TILE_BYTES // (column * near.itemsize), (inner + vector - 1) // vector)
+    return np.empty(operands * max(wide, 1) * column, dtype)
+
+
+@compiled
+def items(near: Any, count: int, dtype: Any) -> Any:
+    """Memory for so many items: `near`, from the stack, if they fit in."""
+    return near[:count] if count <= near.size else np.empty(count, dtype)
+
+
+@compiled
+def broadcasts(where: Any, shape: Any) -> bool:
+    """Whether an array of no more dimensions broadcasts to this shape."""
+    for i in range(where.ndim):
+        n = where.shape[where.ndim - 1 - i]
+        if n != 1 and n != shape[len(shape) - 1 - i]:
+            return False
+    return True
+
+
+@compiled
+def hide(block: Any, x: Any, where: Any, order: Any) -> None:
+    """Fill a block with x, and with -inf where `where` is false."""
+    moved, kept = transposed(x, order), transposed(np.broadcast_to(where, x.shape), order)
+    flat = block.reshape(block.size)
+    for i, place in enumerate(np.ndindex(moved.shape)):
+        flat[i] = moved[place] if kept[place] else -np.inf
+
+
+@compiled
+def cover(block: Any, shape: Any, where: Any, order: Any, value: float) -> None:
+    """Write `value` into a block where `where`, broadcast to this shape, is false."""
+    kept = transposed(np.broadcast_to(where, shape), order)
+    flat = block.reshape(block.size)
+    for i, place in enumerate(np.ndindex(kept.shape)):
+        if not kept[place]:
+            flat[i] = value
+
+
+@compiled
+def inverse(value: float, dtype: Any) -> Any:
+    """1/value as a pair, to the bit as `arrays.blocks.as_pair` has it: the remainder of a division is exact."""
+    high = dtype(1.0 / value)
+    if not np.isfinite(high):
+        return high, dtype(0.0)
+    return high, dtype(fma(-np.float64(high), value, 1.0) / value)

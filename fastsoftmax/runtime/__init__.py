@@ -1,0 +1,1 @@
+"""What the process needs: the disk cache, safe forks, the door to Numba's private interface."""

@@ -1,0 +1,160 @@
+"""What is compared: {function: {library: setup}}, where ``setup(inputs)`` gives the call that is timed.
+
+Functions with ``out=`` in their name write into memory that is there; the others return fresh memory, as their
+user would have it. Every function has a yardstick: the speed of NumPy's own pass over the same memory, which
+nothing that touches all of it can beat by much.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastsoftmax.tools.bench.inputs import Inputs, Shape
+from fastsoftmax.tools.bench.libraries import ALL, OURS, Call, NotOfferedError, Setup
+
+SHAPES: tuple[Shape, ...] = (
+    (1, 10),
+    (32, 10),
+    (32, 1000),
+    (1000, 10),
+    (1_000_000, 3),
+    (1_000_000, 10),
+    (100_000, 100),
+    (10_000, 1000),
+    (300, 50_257),
+    (1, 10_000_000),
+    (8, 21, 512, 512),
+)
+"""From one small row to the vocabulary of GPT-2, one huge row, and the pixels of a segmentation, over axis 1."""
+
+JACOBIAN_SHAPES: tuple[Shape, ...] = ((1, 10), (32, 10), (1000, 10), (100_000, 10), (10_000, 100))
+"""Those whose Jacobians fit into memory; the last one has ten times the entries of the others."""
+
+DTYPES = ("float32", "float64")
+
+
+def _copyto(inputs: Inputs) -> Call:
+    return lambda: np.copyto(inputs.out, inputs.logits)
+
+
+def _copy(inputs: Inputs) -> Call:
+    return lambda: inputs.logits.copy()
+
+
+def _sum(inputs: Inputs) -> Call:
+    return lambda: np.sum(inputs.logits)
+
+
+def _add(inputs: Inputs) -> Call:
+    return lambda: inputs.logits + inputs.tangent
+
+
+def _add_out(inputs: Inputs) -> Call:
+    return lambda: np.add(inputs.probs, inputs.tangent, out=inputs.out)
+
+
+def _fill_fresh(inputs: Inputs) -> Call:
+    shape = (inputs.rows, inputs.classes, inputs.classes)
+    return lambda: np.full(shape, 1, inputs.dtype)
+
+
+def _fill(inputs: Inputs) -> Call:
+    return lambda: inputs.jacobian.fill(1)
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function: the name and setup of its yardstick, and the shapes on which it is measured."""
+
+    yardstick: str
+    setup: Setup
+    shapes: tuple[Shape, ...] = SHAPES
+
+
+FUNCTIONS: dict[str, Function] = {
+    "softmax": Function("x.copy()", _copy),
+    "softmax, out=": Function("np.copyto(out, x)", _copyto),
+    "log_softmax": Function("x.copy()", _copy),
+    "log_softmax, out=": Function("np.copyto(out, x)", _copyto),
+    "logsumexp": Function("np.sum(x)", _sum),
+    "softmax_entropy": Function("np.sum(x)", _sum),
+    "softmax_jvp": Function("x + v", _add),
+    "softmax_vjp": Function("x + v", _add),
+    "softmax_jvp of probs, out=": Function("np.add(p, v, out)", _add_out),
+    "softmax_jacobian": Function("np.full(shape, 1)", _fill_fresh, JACOBIAN_SHAPES),
+    "softmax_jacobian, out=": Function("out.fill(1)", _fill, JACOBIAN_SHAPES),
+    "cross_entropy": Function("np.sum(x)", _sum),
+    "cross_entropy_with_grad": Function("x.copy()", _copy),
+    "cross_entropy_with_grad, out=": Function("np.copyto(out, x)", _copyto),
+}
+
+
+def cases(libraries: tuple[str, ...] = tuple(ALL)) -> dict[str, dict[str, Setup]]:
+    """{function: {library: setup}} of the libraries that are installed; ours is always there."""
+    chosen = [ALL[name] for name in ALL if name == OURS or name in libraries]
+    present = [library for library in chosen if library.installed()]
+    table: dict[str, dict[str, Setup]] = {}
+    for function in FUNCTIONS:
+        setups = {library.name: library.setup(function) for library in present}
+        table[function] = {name: setup for name, setup in setups.items() if setup is not None}
+    return table
+
+
+class DisagreementError(AssertionError):
+    """A library's result is not ours."""
+
+
+TOLERANCE = 1e3
+"""How far results may differ, in units of epsilon times the greatest entry: peers lose that much in long sums."""
+
+_PIECE = 1 << 18
+
+
+def _pieces(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
+    """Corresponding pieces of two arrays that fit into the cache."""
+    a, b = np.asarray(a).reshape(-1), np.asarray(b).reshape(-1)
+    for start in range(0, a.size, _PIECE):
+        yield a[start : start + _PIECE], b[start : start + _PIECE]
+
+
+def check(function: str, library: str, ours: Any, theirs: Any, dtype: Any) -> None:
+    """`DisagreementError` unless two results (or tuples of them) are the same but for rounding."""
+    if isinstance(ours, tuple):
+        for a, b in zip(ours, theirs, strict=True):
+            check(function, library, a, b, dtype)
+        return
+    if np.shape(ours) != np.shape(theirs):
+        raise DisagreementError(f"{function} of {library} has shape {np.shape(theirs)}, ours {np.shape(ours)}")
+    scale = max(float(np.max(np.abs(a))) for a, _ in _pieces(ours, ours))
+    worst = max(float(np.max(np.abs(a - b))) for a, b in _pieces(ours, theirs))
+    allowed = TOLERANCE * float(np.finfo(dtype).eps) * scale
+    if not worst <= allowed:
+        raise DisagreementError(f"{function} of {library} differs from ours by {worst:.1e}, allowed {allowed:.1e}")
+
+
+def calls(function: str, inputs: Inputs, libraries: tuple[str, ...] = tuple(ALL)) -> Iterator[tuple[str, Any]]:
+    """(library, call) for each library that has the function, ours first; in place of its call, its exception.
+
+    Every call has been made once, and what it returned was compared with ours.
+    """
+    expected: Any = None
+    for name, setup in cases(libraries)[function].items():
+        try:
+            call = setup(inputs)
+            found = call()
+            if name == OURS:
+                expected = found
+                if ", out=" in function:  # the next library writes to the same memory
+                    expected = tuple(map(np.copy, found)) if isinstance(found, tuple) else np.copy(found)
+            else:
+                check(function, name, expected, found, inputs.dtype)
+        except NotOfferedError:
+            continue
+        except Exception as error:
+            if name == OURS:
+                raise
+            yield name, error
+        else:
+            yield name, call

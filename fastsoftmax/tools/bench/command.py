@@ -1,0 +1,201 @@
+"""The command line's part: progress, tables on the terminal, files."""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import fastsoftmax as fs
+from fastsoftmax.tools.bench import inputs, pictures, report, session, startup
+from fastsoftmax.tools.bench.cases import FUNCTIONS
+from fastsoftmax.tools.bench.libraries import ALL, PEERS
+from fastsoftmax.tools.bench.session import Choice, Complaints, Row
+
+QUICK = Choice(
+    ("softmax", "softmax, out=", "logsumexp", "cross_entropy_with_grad"),
+    ((32, 10), (100_000, 10), (10_000, 100)),
+    ("float32",),
+)
+QUICK_SECONDS, QUICK_LIMIT = 0.5, 10.0
+SECONDS, LIMIT = 2.0, 360.0
+SWEEP_SECONDS = 0.6
+STARTUP_REPEATS = 3
+
+
+def _progress(console: Console) -> Progress:
+    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+SHORT = {"scikit-learn": "sklearn", "Numba loop": "Numba"}
+
+
+def _ratio(value: float | None) -> str:
+    if value is None:
+        return ""
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{'[red]' if value < 1 else ''}{value:.{digits}f}"
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows of one function and dtype: our median with its spread, and ratios."""
+    shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, title_justify="left")
+    shown.title = f"[bold]{rows[0].function}, {rows[0].dtype}[/]; limit: {FUNCTIONS[rows[0].function].yardstick}"
+    shown.add_column("shape", no_wrap=True)
+    shown.add_column("ours", justify="right", style="bold", no_wrap=True)
+    shown.add_column("±", justify="right", no_wrap=True)
+    libraries = [name for name in PEERS if any(name in row.timings for row in rows)]
+    for name in ("limit", *libraries):
+        shown.add_column(SHORT.get(name, name), justify="right")
+    for row in rows:
+        shown.add_row(
+            "x".join(map(str, row.shape)),
+            report.duration(row.ours.median),
+            report.spread(row.ours),
+            f"{row.to_yardstick:.2f}",
+            *(_ratio(row.ratio(name) if name in row.timings else None) for name in libraries),
+        )
+    return shown
+
+
+def run(
+    choice: Choice,
+    *,
+    threads: int | None = None,
+    seconds: float = SECONDS,
+    limit: float = LIMIT,
+    quick: bool = False,
+    output: Path | None = None,
+) -> tuple[report.Results, bool]:
+    """Measure, show, and write ``results.json``, ``results.md`` and ``speed.png`` into `output` if it is given.
+
+    Parameters
+    ----------
+    choice : Choice
+        What to measure.
+    threads : int, optional
+        For every library; as many as ours would use by default.
+    seconds : float
+        For each row.
+    limit : float
+        Rows get less, if they would otherwise take longer than this together.
+    quick : bool
+        Without start-up and with fewer points in the picture.
+    output : Path, optional
+        A directory.
+
+    Returns
+    -------
+    results : Results
+        All timings.
+    agree : bool
+        Whether everybody's results agree with ours.
+    """
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    complaints = Complaints(lambda text: errors.print(text, markup=False))
+    with fs.threads(inputs.threads() if threads is None else threads):
+        inputs.prepare(inputs.threads())
+        results = report.Results(report.machine())
+        console.print(report.caption(results.machine), markup=False)
+        missing = [library.name for library in ALL.values() if not library.installed()]
+        if missing:
+            console.print(f"Not installed: {', '.join(missing)}.")
+        console.print(
+            "Median times of ours, ± half the distance of the quartiles; ours relative to the limit, NumPy's pass "
+            "over the same memory; the others relative to ours.\n"
+        )
+        by_classes, by_rows = session.sweep_shapes() if output is not None else ([], [])
+        if quick:
+            by_classes, by_rows = by_classes[::3], by_rows[::2]
+        repeats = 0 if quick or output is None else STARTUP_REPEATS
+        with _progress(console) as progress:
+            steps = len(choice.cells()) + 2 * len(by_classes) + 2 * len(by_rows)
+            task = progress.add_task("", total=steps + repeats * len(startup.STARTS))
+            for row in session.rows(choice, seconds, limit, complaints):
+                results.rows.append(row)
+                progress.update(task, advance=1, description=f"{row.function}, {session.describe(row.shape)}")
+            results.rows.sort(key=lambda row: row.place)
+            for shapes, found in ((by_classes, results.by_classes), (by_rows, results.by_rows)):
+                for swept in session.sweeps(shapes, choice.libraries):
+                    for row in session.rows(swept, min(seconds, SWEEP_SECONDS), limit, complaints):
+                        found.append(row)
+                        progress.update(task, advance=1, description=f"picture, {session.describe(row.shape)}")
+                found.sort(key=lambda row: (row.shape[1], row.shape[0]))
+            if repeats:
+                progress.update(task, description="start-up")
+                results.startups = startup.measure(repeats, lambda: progress.advance(task), complaints.tell)
+        for function in choice.functions:
+            for dtype in choice.dtypes:
+                rows = [row for row in results.rows if (row.function, row.dtype) == (function, dtype)]
+                if rows:
+                    console.print(table(rows), "")
+        console.print(report.verdict(results.rows), markup=False)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "results.json").write_text(report.as_json(results), encoding="utf-8")
+        pictures.draw(results, output / "speed.png")
+        text = report.complete(results, "fastsoftmax bench", "speed.png")
+        (output / "results.md").write_text(text, encoding="utf-8")
+        console.print(f"Written: results.json, results.md and speed.png in {output}", markup=False)
+    return results, not complaints.disagreements
+
+
+def _chosen(option: str, wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The known names that are meant, each by itself or by its beginning; ValueError if there are none."""
+    found: list[str] = []
+    for text in wanted:
+        exact = [name for name in known if name.lower() == text.lower()]
+        alike = [name for name in known if name.lower().startswith(text.lower())]
+        if not exact and not alike:
+            raise ValueError(f"{option} {text!r} is none of: {'; '.join(known)}")
+        found += exact or alike
+    return tuple(name for name in known if name in found)
+
+
+def choice_of(arguments: argparse.Namespace) -> Choice:
+    """What the command line asks for; ValueError for names that are unknown."""
+    choice = QUICK if arguments.quick else Choice()
+    if arguments.function:
+        choice = replace(choice, functions=_chosen("--function", arguments.function, tuple(FUNCTIONS)))
+    if arguments.shape:
+        choice = replace(choice, shapes=tuple(dict.fromkeys(arguments.shape)))
+    if arguments.dtype:
+        choice = replace(choice, dtypes=tuple(dict.fromkeys(arguments.dtype)))
+    if arguments.library:
+        choice = replace(choice, libraries=_chosen("--library", arguments.library, tuple(ALL)))
+    if not choice.cells():
+        raise ValueError("--function and --shape leave nothing to measure: Jacobians are measured on matrices")
+    return choice
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """``fastsoftmax bench``; the exit status."""
+    try:
+        choice = choice_of(arguments)
+    except ValueError as error:
+        print(f"fastsoftmax bench: {error}", file=sys.stderr)
+        return 2
+    seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)
+    limit = QUICK_LIMIT if arguments.quick else math.inf if arguments.seconds else LIMIT
+    if arguments.output is not None:
+        try:
+            arguments.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            print(f"fastsoftmax bench: cannot write to {arguments.output}: {error.strerror}", file=sys.stderr)
+            return 2
+    _, agree = run(
+        choice,
+        threads=arguments.threads,
+        seconds=seconds,
+        limit=limit,
+        quick=arguments.quick,
+        output=arguments.output,
+    )
+    return 0 if agree else 1

@@ -1,0 +1,81 @@
+"""The arrays of a case, and how many threads everybody gets."""
+
+import math
+import os
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsoftmax.tools import info
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+CLASS_AXIS = 1
+"""The axis of the classes in every shape: the last one of a matrix, the channels of (N, C, H, W)."""
+
+SPREAD = 3.0
+"""The standard deviation of the logits: about what a trained classifier has."""
+
+
+class Inputs:
+    """What a case works on, made when it is first asked for, and the same in every process."""
+
+    def __init__(self, shape: Shape, dtype: Any) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.classes = shape[CLASS_AXIS]
+        self.rows = math.prod(shape) // self.classes
+        self.row_shape = (*shape[:CLASS_AXIS], *shape[CLASS_AXIS + 1 :])
+
+    def _normal(self, seed: int) -> Array:
+        draw: Any = np.random.default_rng(seed).standard_normal
+        return np.asarray(draw(self.shape, self.dtype))
+
+    @cached_property
+    def logits(self) -> Array:
+        """Normal with standard deviation `SPREAD`."""
+        values = self._normal(0)
+        values *= SPREAD
+        return values
+
+    @cached_property
+    def probs(self) -> Array:
+        """Their softmax, by NumPy."""
+        p: Array = self.logits - self.logits.max(CLASS_AXIS, keepdims=True)
+        np.exp(p, out=p)
+        p /= p.sum(CLASS_AXIS, keepdims=True)
+        return p
+
+    @cached_property
+    def tangent(self) -> Array:
+        """Of the shape of the logits, also used as cotangent."""
+        return self._normal(1)
+
+    @cached_property
+    def labels(self) -> Array:
+        """A class for each row, as int64: what PyTorch takes."""
+        return np.random.default_rng(2).integers(0, self.classes, self.row_shape)
+
+    @cached_property
+    def out(self) -> Array:
+        """Of the shape of the logits; its pages are in memory."""
+        return np.full(self.shape, 0.5, self.dtype)
+
+    @cached_property
+    def jacobian(self) -> Array:
+        """Of the shape of the Jacobian of a matrix of logits; its pages are in memory."""
+        return np.full((self.rows, self.classes, self.classes), 0.5, self.dtype)
+
+
+def prepare(threads: int) -> None:
+    """Tell libraries that are not imported yet how many threads they may use; see `libraries` for the others."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "PJRT_NPROC"):
+        os.environ[name] = str(threads)
+
+
+def threads() -> int:
+    """How many threads our library would use now, and so how many everybody gets."""
+    return info.threads()

@@ -1,0 +1,87 @@
+"""What a bug report has to say about the machine: versions, processor, threads, cache."""
+
+import os
+import platform
+from importlib import metadata
+
+from fastsoftmax import __version__
+from fastsoftmax.arrays.threads import max_threads
+from fastsoftmax.runtime import cache
+
+REQUIRED = ("numpy", "numba", "llvmlite")
+OPTIONAL = ("scipy", "scikit-learn", "matplotlib", "rich", "torch", "jax")
+VECTOR_BYTES = 64
+"""The size of the vectors that the kernels are written in; see `kernels.vector`, which would import Numba."""
+
+REGISTERS = (("avx512f", "AVX-512", 64), ("avx", "AVX", 32), ("neon", "NEON", 16), ("sse2", "SSE2", 16))
+"""LLVM's names of processor features, widest first, with the bytes of their registers."""
+
+
+def version(package: str) -> str | None:
+    """The version of an installed package, without importing it; None if there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """The processor as its maker calls it, where the system tells."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _vectors() -> tuple[str, str]:
+    """LLVM's name for the processor, and what a vector of the kernels is on it."""
+    try:
+        from llvmlite import binding
+
+        name, features = binding.get_host_cpu_name(), binding.get_host_cpu_features()
+    except (ImportError, OSError, RuntimeError) as error:
+        return "unknown", f"unknown ({type(error).__name__}: {error})"
+    for feature, called, width in REGISTERS:
+        if features.get(feature):
+            count = VECTOR_BYTES // width
+            return name, f"{VECTOR_BYTES} bytes = {count} {called} register{'s' * (count > 1)}"
+    return name, f"{VECTOR_BYTES} bytes, no vector registers that LLVM knows"
+
+
+def usable_cpus() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads() -> int:
+    """How many threads a call of the library uses at most."""
+    return max_threads()
+
+
+def report() -> str:
+    """All of it, one fact a line."""
+    name, vectors = _vectors()
+    files, size = cache.size()
+    facts = [("python", f"{platform.python_version()} ({platform.python_implementation()})")]
+    facts += [("fastsoftmax", __version__)]
+    facts += [(package, version(package) or "not installed") for package in REQUIRED]
+    facts += [(package, found) for package in OPTIONAL if (found := version(package))]
+    facts += [
+        ("system", platform.platform()),
+        ("processor", f"{processor()} ({platform.machine()}; LLVM: {name})"),
+        ("vectors", vectors),
+        ("cpus", f"{os.cpu_count()}, of which {usable_cpus()} usable by this process"),
+        ("threads", f"{threads()} at most (own pool over serial kernels)"),
+        ("cache", f"{cache.directory()}: {files} files, {size:,} bytes"),
+    ]
+    facts += [
+        (key, value) for key, value in sorted(os.environ.items()) if key.startswith(("FASTSOFTMAX_", "NUMBA_"))
+    ]
+    width = max(len(key) for key, _ in facts)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in facts)

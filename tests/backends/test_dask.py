@@ -1,0 +1,564 @@
+"""Dask arrays: lazy, chunk by chunk, with the numbers of the same arrays in memory; on clusters too."""
+
+import os
+import signal
+import time
+
+import child
+import families
+import functions
+import numpy as np
+import oracle
+import pytest
+
+import fastsoftmax as fs
+from fastsoftmax.api import activations
+from fastsoftmax.arrays import long_rows, threads
+from fastsoftmax.arrays.blocks import Problem
+
+da = pytest.importorskip("dask.array")
+dask = pytest.importorskip("dask")
+distributed = pytest.importorskip("distributed")
+_dask = pytest.importorskip("fastsoftmax.backends.dask")
+
+SHAPE = (6, 5, 11)
+WHOLE = {-1: (4, 2, -1), 1: (4, -1, 3), 0: (-1, 2, 3)}
+CUT = {-1: (4, 2, 3), 1: (4, 2, 11), 0: (2, 5, 4)}
+"""Chunks that leave the rows along an axis whole, and others that cut them."""
+
+
+@pytest.fixture(autouse=True)
+def in_this_thread():
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+def logits(dtype=np.float32, shape=SHAPE):
+    return (5 * np.random.default_rng(1).normal(size=shape)).astype(dtype)
+
+
+def compare(lazy, expected, whole, terms=1):
+    """Same type, shape and numbers: the same bits where rows are whole, else both within 4 ulp of the exact ones.
+
+    Where terms cancel, those are ulps of the largest of them.
+    """
+    assert isinstance(lazy, da.Array)
+    expected = np.asarray(expected)
+    assert (lazy.shape, lazy.dtype) == (expected.shape, expected.dtype)
+    actual = np.asarray(lazy.compute())
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    if whole:
+        np.testing.assert_array_equal(actual, expected)
+    else:
+        eps = np.finfo(expected.dtype).eps
+        np.testing.assert_allclose(actual, expected, rtol=8 * eps, atol=8 * eps * terms)
+
+
+# --- rows in pieces -------------------------------------------------------------------------------------------
+
+
+def merged(parts, order):
+    """The summary of the rows, merged in twos, threes and so on as `order` says."""
+    summaries = [long_rows.summarize(part) for part in parts]
+    while len(summaries) > 1:
+        count = order.integers(2, 4)
+        summaries = [
+            long_rows.merge(np.stack(summaries[n : n + count], -1)) for n in range(0, len(summaries), count)
+        ]
+    return summaries[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_rows_in_pieces_keep_the_bounds(family, dtype, record):
+    """3 ulp for softmax and 4 for log_softmax, wherever a row is cut and in whatever order pieces are merged."""
+    if not oracle.has_wider(dtype):
+        pytest.skip("longdouble is no wider than float64 here")
+    rng = np.random.default_rng(3)
+    for classes in (2, 57, 1000):
+        x = families.rows(family, classes, dtype, 6000)
+        parts = np.split(x, np.sort(rng.integers(0, classes + 1, rng.integers(1, 9))), axis=1)
+        summary = merged(parts, rng)
+        probs = np.concatenate([long_rows.softmax(part, summary) for part in parts], axis=1)
+        record("softmax in pieces", dtype, oracle.wide_error(probs, oracle.wide_softmax(x)).max(), 3)
+        logs = np.concatenate([long_rows.log_softmax(part, summary) for part in parts], axis=1)
+        record("log_softmax in pieces", dtype, oracle.wide_error(logs, oracle.wide_log_softmax(x)).max(), 4)
+        lacking = oracle.wide_error(long_rows.remainder(summary), oracle.wide_remainder(x)).max()
+        record("remainder in pieces", dtype, lacking, 4)
+        greatest = x.astype(oracle.WIDER[x.dtype]).max(-1)
+        exact = greatest + np.log1p(oracle.wide_forward(x)[1][:, 0])
+        bound = 2 * np.finfo(dtype).eps * np.maximum(np.abs(greatest), np.log(classes))
+        assert (np.abs(long_rows.logsumexp(summary) - exact) <= bound).all()
+
+
+EDGES = {
+    "nothing but -inf": [-np.inf] * 6,
+    "a piece of -inf": [-np.inf, -np.inf, 1.0, 2.0, 0.0, 1.0],
+    "+inf": [0.0, 1.0, np.inf, 2.0, -np.inf, 1.0],
+    "two +inf": [np.inf, 1.0, 0.0, 2.0, np.inf, 1.0],
+    "NaN": [0.0, 1.0, 2.0, np.nan, 0.0, 1.0],
+    "NaN beside -inf": [0.0, 1.0, -np.inf, np.nan, 0.0, 1.0],
+    "NaN and +inf": [np.inf, 1.0, 2.0, np.nan, 0.0, 1.0],
+    "far apart": [1e30, 0.0, -1e30, 3e3, 1e4, 1e30],
+    "across references": [255.9, 256.1, 2047.9, 2048.1, -256.1, 2048.0],
+    "ties": [7.0, 7.0, 3.0, 7.0, 7.0, -3.0],
+    "largest": [np.finfo(np.float32).max, 0.0, -np.finfo(np.float32).max, 0.0, 0.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_edge_rows_in_pieces(edge, dtype):
+    x = np.array([EDGES[edge]], dtype)
+    lazy = da.from_array(x, chunks=(1, 2))
+    for function in (fs.softmax, fs.log_softmax, fs.logsumexp):
+        np.testing.assert_array_max_ulp(function(lazy).compute(), function(x), 1)
+
+
+def test_no_warning_comes_from_the_edges():
+    x = np.array([list(row) for row in EDGES.values()])
+    with np.errstate(all="raise"):
+        fs.softmax(da.from_array(x, chunks=(2, 2))).compute()
+        fs.cross_entropy_grad(da.from_array(x, chunks=(2, 2)), np.zeros(len(x), int)).compute()
+
+
+# --- every function -------------------------------------------------------------------------------------------
+
+
+def usually(values, few, name=str):
+    """All of them as parameters, but only a few in every run: the others compile kernels of their own."""
+    return [pytest.param(v, id=name(v), marks=[] if name(v) in few else pytest.mark.slow) for v in values]
+
+
+FEW = ("softmax", "logsumexp", "softmax_jvp", "cross_entropy-labels", "cross_entropy_grad-labels")
+
+
+@pytest.mark.parametrize("axis", [-1, 1, 0])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
+@pytest.mark.parametrize("function", usually(functions.ALL, FEW))
+def test_the_numbers_are_those_of_memory(function, whole, axis):
+    x = logits()
+    lazy = da.from_array(x, chunks=WHOLE[axis] if whole else CUT[axis])
+    others = function.other(x, axis)
+    result = function.function(lazy, *others, axis=axis, **dict(function.options))
+    if function.result == "x":
+        assert result.chunks == lazy.chunks
+    compare(result, function(x, axis), whole or function.result == "square")
+    again = [da.from_array(other, chunks=4) for other in others]
+    compare(
+        function.function(x, *again, axis=axis, **dict(function.options)), function(x, axis), False
+    ) if again else 0
+
+
+@pytest.mark.parametrize("dtype", usually(["f8", "f2", "i2", ">f4"], ["f2", ">f4"]))
+@pytest.mark.parametrize("chunks", [(3, 7), (3, 2)])
+def test_dtypes_are_those_of_memory(dtype, chunks):
+    x = logits(shape=(5, 7)).astype(dtype)
+    lazy = da.from_array(x, chunks=chunks)
+    for function in (fs.softmax, fs.logsumexp):
+        compare(function(lazy), function(x), chunks[1] == 7)
+    compare(fs.cross_entropy(lazy, np.arange(5)), fs.cross_entropy(x, np.arange(5)), False)
+
+
+@pytest.mark.parametrize("axis", [(0, 2), None, (1, 2)])
+def test_several_axes_and_masks(axis):
+    x = logits()
+    mask = np.random.default_rng(2).random(SHAPE) < 0.6
+    mask[0] = False
+    for chunks in (WHOLE[-1], CUT[-1], (-1, 2, -1)):
+        lazy = da.from_array(x, chunks=chunks)
+        for where in (True, mask, da.from_array(mask, chunks=2), mask[0] | mask[1]):
+            in_memory = where.compute() if isinstance(where, da.Array) else where
+            compare(fs.softmax(lazy, axis, where=where), fs.softmax(x, axis, where=in_memory), False)
+            compare(fs.log_softmax(lazy, axis, where=where), fs.log_softmax(x, axis, where=in_memory), False)
+            expected = fs.logsumexp(x, axis, where=in_memory, keepdims=True)
+            compare(fs.logsumexp(lazy, axis, where=where, keepdims=True), expected, False)
+
+
+def test_temperature():
+    x = logits()
+    for chunks in (WHOLE[-1], CUT[-1]):
+        lazy = da.from_array(x, chunks=chunks)
+        compare(fs.softmax(lazy, temperature=0.3), fs.softmax(x, temperature=0.3), chunks == WHOLE[-1])
+
+
+@pytest.mark.slow
+def test_temperature_and_given_probabilities_of_products():
+    x, v = logits(), logits()[::-1]
+    probs = fs.softmax(x, temperature=0.3)
+    for chunks in (WHOLE[-1], CUT[-1]):
+        lazy = da.from_array(x, chunks=chunks)
+        expected = fs.softmax_jvp(x, v, temperature=0.3)
+        compare(fs.softmax_jvp(lazy, v, temperature=0.3), expected, False, np.abs(v).max() / 0.3)
+        given = da.from_array(probs, chunks=chunks)
+        expected = fs.softmax_vjp(probs, v, from_probs=True)
+        compare(fs.softmax_vjp(given, v, from_probs=True), expected, False, np.abs(v).max())
+
+
+def test_no_dimension_and_one():
+    compare(fs.softmax(da.from_array(np.float64(3.0))), np.float64(1.0), True)
+    x = logits(shape=(9,))
+    for chunks in (9, 4):
+        lazy = da.from_array(x, chunks=chunks)
+        compare(fs.softmax(lazy), fs.softmax(x), chunks == 9)
+        compare(fs.cross_entropy(lazy, 3), fs.cross_entropy(x, 3), False)
+        compare(fs.cross_entropy_grad(lazy, 3), fs.cross_entropy_grad(x, 3), False)
+
+
+# --- options of the losses ------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "plain": {},
+    "class weights": {"class_weight": np.linspace(0.2, 3, 11)},
+    "sample weights": {"sample_weight": np.arange(30.0).reshape(6, 5) % 4},
+    "smoothing": {"label_smoothing": 0.1},
+    "all": {
+        "class_weight": np.linspace(0.2, 3, 11),
+        "sample_weight": np.arange(30.0).reshape(6, 5) % 4,
+        "label_smoothing": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["labels", "ignored labels", "distributions"])
+@pytest.mark.parametrize("options", usually(OPTIONS, ["plain", "all"]))
+@pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
+def test_options_of_the_loss(options, kind, whole):
+    x = logits()
+    options = dict(OPTIONS[options])
+    if kind == "distributions":
+        targets = functions.distributions_for(SHAPE, -1, np.float32)
+    else:
+        targets = functions.labels_for(SHAPE, -1, None)
+        if kind == "ignored labels":
+            targets = np.where(targets % 3 == 0, -100, targets)
+            options["ignore_index"] = -100
+            x[targets == -100] = np.nan
+    lazy = da.from_array(x, chunks=WHOLE[-1] if whole else CUT[-1])
+    for reduction in ("mean", "sum", "none"):
+        loss, slope = fs.cross_entropy_with_grad(lazy, targets, reduction=reduction, **options)
+        expected = fs.cross_entropy_with_grad(x, targets, reduction=reduction, **options)
+        compare(loss, expected[0], whole)
+        compare(slope, expected[1], whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["labels", "distributions"])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
+def test_options_of_second_derivatives(options, kind, whole):
+    x, tangent = logits(), logits()[::-1]
+    options = dict(OPTIONS[options])
+    make = functions.labels_for if kind == "labels" else functions.distributions_for
+    targets = make(SHAPE, -1, np.float32)
+    lazy = da.from_array(x, chunks=WHOLE[-1] if whole else CUT[-1])
+    for function, others in (
+        (fs.cross_entropy_hvp, (tangent,)),
+        (fs.cross_entropy_hessian_diag, ()),
+        (fs.cross_entropy_hessian, ()),
+    ):
+        expected = function(x, targets, *others, **options)
+        bits = whole or function is fs.cross_entropy_hessian  # for which rows are made whole
+        compare(function(lazy, targets, *others, **options), expected, bits, 10 * 3)  # tangent, weight
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
+def test_weights_of_any_size(dtype, whole):
+    """They cancel in a mean, and none of what is made of them on the way leaves the range."""
+    x = logits(dtype, (30, 11))
+    y = np.arange(30) % 11
+    rng, limits = np.random.default_rng(2), np.finfo(dtype)
+    lazy = da.from_array(x, chunks=(7, -1 if whole else 4))
+    for classes, rows in ((limits.smallest_subnormal * 50, 1), (limits.tiny, limits.tiny), (2.0**90, 2.0**90)):
+        options = {
+            "class_weight": (rng.uniform(0.5, 1, 11) * classes).astype(dtype),
+            "sample_weight": (rng.uniform(0.5, 1, 30) * rows).astype(dtype),
+        }
+        for smoothing in (0.0, 0.1):
+            options["label_smoothing"] = smoothing
+            loss, slope = fs.cross_entropy_with_grad(lazy, y, **options)
+            expected = fs.cross_entropy_with_grad(x, y, **options)
+            compare(loss, expected[0], whole)
+            compare(slope, expected[1], whole)
+            diagonal = fs.cross_entropy_hessian_diag(lazy, y, **options)
+            compare(diagonal, fs.cross_entropy_hessian_diag(x, y, **options), whole)
+        loss, slope = fs.squared_error_with_grad(lazy, x, sample_weight=options["sample_weight"])
+        expected = fs.squared_error_with_grad(x, x, sample_weight=options["sample_weight"])
+        compare(loss, expected[0], whole, 100)
+        compare(slope, expected[1], whole, 100)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
+def test_classes_of_no_weight(whole):
+    """Their rows are 0/0 in a mean over no weight, where only all chunks together know that."""
+    x, y = logits(np.float64, (8, 3)), np.array([0, 1, -100, 0, 1, 0, 1, 1])
+    x[2] = np.nan
+    lazy = da.from_array(x, chunks=(3, -1 if whole else 2))
+    for weights in ([0, 0, 1], [0, 1, 1]):
+        options = {"class_weight": weights, "ignore_index": -100}
+        loss, slope = fs.cross_entropy_with_grad(lazy, y, **options)
+        expected = fs.cross_entropy_with_grad(x, y, **options)
+        compare(loss, expected[0], False)
+        compare(slope, expected[1], False)
+        for function in (fs.cross_entropy_hessian_diag, fs.cross_entropy_hessian):
+            compare(function(lazy, y, **options), function(x, y, **options), False)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
+def test_float16_is_rounded_after_the_reduction(whole):
+    x = np.tile(np.array([[15.0, 0.0, 0.0]], np.float16), (60000, 1))
+    lazy = da.from_array(x, chunks=(17000, -1 if whole else 2))
+    for targets, name in (
+        (np.zeros(60000, int), "cross_entropy"),
+        (np.tile([1, 0, 0], (60000, 1)), "squared_error"),
+    ):
+        function = getattr(fs, name)
+        expected = np.float16(function(x.astype(np.float32), targets, reduction="sum"))
+        compare(function(lazy, targets, reduction="sum"), expected, True)
+
+
+@pytest.mark.parametrize("whole", usually([True, False], ["False"]))
+def test_options_of_the_squared_error(whole):
+    x, targets = logits(), functions.vector_for(SHAPE, -1, np.float32)
+    lazy = da.from_array(x, chunks=WHOLE[-1] if whole else CUT[-1])
+    for weights in (None, OPTIONS["sample weights"]["sample_weight"]):
+        for reduction in ("mean", "sum", "none"):
+            options = {"sample_weight": weights, "reduction": reduction}
+            expected = fs.squared_error_with_grad(x, targets, **options)
+            loss, slope = fs.squared_error_with_grad(lazy, targets, **options)
+            compare(loss, expected[0], whole)
+            compare(slope, expected[1], whole)
+
+
+def test_large_pieces_are_done_slab_by_slab(monkeypatch):
+    """Rows in slabs of one or two give the bits of rows at once."""
+    x, labels = logits(), functions.labels_for(SHAPE, -1, None)
+    lazy = da.from_array(x, chunks=CUT[-1])
+    calls = (lambda: fs.cross_entropy_with_grad(lazy, labels, label_smoothing=0.1, reduction="none"),)
+    calls += (lambda: fs.cross_entropy_with_grad(lazy, labels),)
+    expected = [dask.compute(*call()) for call in calls]
+    for slab in (1, 13):
+        monkeypatch.setattr(_dask, "SLAB", slab)
+        assert len(_dask._slabs(x)) >= len(x) // 2
+        for call, (loss, slope) in zip(calls, expected, strict=True):
+            again = dask.compute(*call())
+            np.testing.assert_array_equal(again[0], loss)
+            np.testing.assert_array_equal(again[1], slope)
+
+
+def test_a_mean_over_no_row_is_nan():
+    lazy = da.from_array(logits(shape=(4, 6)), chunks=(2, 3))
+    loss, slope = fs.cross_entropy_with_grad(lazy, np.full(4, -1), ignore_index=-1)
+    assert np.isnan(loss.compute())
+    assert (slope.compute() == 0).all()
+    x, labels, dense = (da.from_array(a) for a in (np.ones((0, 4)), np.zeros(0, int), np.ones((0, 4))))
+    for loss, slope in (
+        fs.cross_entropy_with_grad(x, labels),
+        fs.cross_entropy_with_grad(x, dense),
+        fs.squared_error_with_grad(x, dense),
+    ):
+        assert np.isnan(loss.compute())
+        assert slope.compute().shape == (0, 4)
+
+
+def test_confident_rows_in_pieces(record):
+    """Where p - 1 and log p cancel: within 4 ulp all the same."""
+    x = families.rows("one dominant class", 60, np.float32, 12000)
+    top = np.argmax(x, axis=-1)
+    lazy = da.from_array(x, chunks=(50, 7))
+    difference, others = oracle.wide_forward(x)
+    loss, slope = fs.cross_entropy_with_grad(lazy, top, reduction="none")
+    record(
+        "cross_entropy in pieces", np.float32, oracle.wide_error(loss.compute(), np.log1p(others)[:, 0]).max(), 4
+    )
+    exact = np.exp(difference) / (1 + others)
+    np.put_along_axis(exact, top[:, None], -(others / (1 + others)), -1)
+    record("its gradient in pieces", np.float32, oracle.wide_error(slope.compute(), exact).max(), 4)
+
+
+# --- nothing before it is asked for ---------------------------------------------------------------------------
+
+
+def explode(block):
+    raise RuntimeError("computed")
+
+
+@pytest.mark.parametrize("chunks", [(2, 6), (2, 3)])
+def test_a_call_computes_nothing(chunks):
+    x = da.zeros((4, 6), chunks=chunks, dtype=np.float32)
+    armed = x.map_blocks(explode, dtype=x.dtype, meta=x._meta)
+    labels = da.zeros(4, chunks=2, dtype=int).map_blocks(explode, dtype=int, meta=np.empty(0, int))
+    results = [
+        fs.softmax(armed),
+        fs.log_softmax(armed, where=armed > 0),
+        fs.logsumexp(armed),
+        fs.softmax_jacobian(armed),
+    ]
+    results += [fs.softmax_jvp(armed, armed), fs.log_softmax_vjp(armed, armed)]
+    weights = {"class_weight": armed[0], "sample_weight": armed[:, 0]}
+    results += [*fs.cross_entropy_with_grad(armed, labels, **weights), fs.cross_entropy_hvp(armed, labels, armed)]
+    results += [*fs.squared_error_with_grad(armed, armed), fs.cross_entropy(np.zeros((4, 6)), labels)]
+    for result in results:
+        with pytest.raises(RuntimeError, match="computed"):
+            result.compute()
+
+
+def test_tasks_use_one_thread(monkeypatch):
+    """Dask's threads and ours do not multiply."""
+    seen = []
+    softmax = activations.softmax
+    monkeypatch.setattr(
+        activations, "softmax", lambda *a, **k: (seen.append(threads.max_threads()), softmax(*a, **k))[1]
+    )
+    summarize = long_rows.summarize
+    monkeypatch.setattr(long_rows, "summarize", lambda *a: (seen.append(threads.max_threads()), summarize(*a))[1])
+    with dask.config.set(scheduler="threads", num_workers=2):
+        fs.softmax(da.zeros((4, 6), chunks=(2, 6))).compute()
+        fs.softmax(da.zeros((4, 6), chunks=(2, 3))).compute()
+    assert seen == [1] * 6
+
+
+def test_dask_is_not_imported_for_others():
+    code = """
+import sys
+import numpy as np
+import fastsoftmax as fs
+fs.softmax(np.zeros((3, 4)))
+fs.cross_entropy(np.zeros((3, 4)), np.zeros(3, int))
+print(*sorted({"dask", "distributed", "fastsoftmax.backends.dask"} & set(sys.modules)))
+"""
+    assert child.run(code) == "\n"
+
+
+def test_small_calls_do_not_ask(monkeypatch):
+    fs.softmax(np.zeros((2, 3)))
+    monkeypatch.setattr(activations, "is_lazy", lambda *values: pytest.fail("asked"))
+    fs.softmax(np.zeros((2, 3)))
+
+
+# --- errors ---------------------------------------------------------------------------------------------------
+
+X = da.zeros((4, 6), chunks=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: fs.softmax(X, 2), np.exceptions.AxisError, "axis 2"),
+        (lambda: fs.softmax(X.astype(complex)), TypeError, "softmax: x has dtype complex128"),
+        (lambda: fs.softmax(X, temperature=0), ValueError, "temperature"),
+        (lambda: fs.softmax(X, out=np.empty((4, 6))), TypeError, "out cannot be used with Dask arrays"),
+        (lambda: fs.softmax(X, where=X), TypeError, "where has dtype float64, expected bool"),
+        (lambda: fs.softmax(X, where=np.ones(5, bool)), ValueError, "does not broadcast"),
+        (lambda: fs.softmax(X[X[:, 0] > 0]), ValueError, r"unknown size; call its compute_chunk_sizes\(\)"),
+        (
+            lambda: fs.softmax_jvp(X, X[:2]),
+            ValueError,
+            r"tangent has shape \(2, 6\), expected that of x, \(4, 6\)",
+        ),
+        (lambda: fs.cross_entropy(X, np.zeros(3, int)), ValueError, r"expected \(4,\) \(class indices\)"),
+        (lambda: fs.cross_entropy(X, np.zeros(4)), TypeError, "expected integers"),
+        (lambda: fs.cross_entropy(X, np.zeros(4, int), reduction="men"), ValueError, "reduction must be one of"),
+        (lambda: fs.cross_entropy(X, np.zeros(4, int), label_smoothing=2), ValueError, "at most 1"),
+        (lambda: fs.cross_entropy(X, np.zeros(4, int), class_weight=[1, 2]), ValueError, "class_weight has shape"),
+        (lambda: fs.squared_error(X, X[:3]), ValueError, "targets has shape"),
+    ],
+)
+def test_errors_come_at_the_call(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_label_out_of_range_is_named_by_its_place_in_all():
+    labels = da.from_array(np.array([0, 1, 2, 6]), chunks=2)
+    for x in (X, X.rechunk((2, 6))):
+        loss = fs.cross_entropy(x, labels)
+        with pytest.raises(IndexError, match=r"cross_entropy: targets\[3\] is 6, expected a label from 0 to 5"):
+            loss.compute()
+
+
+# --- clusters -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["processes", "threads"])
+def cluster(request):
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
+    processes = request.param == "processes"
+    with (
+        distributed.LocalCluster(processes=processes, **options) as cluster,
+        distributed.Client(cluster) as client,
+        dask.config.set(scheduler=client),
+    ):
+        yield client
+
+
+def test_on_a_cluster(cluster):
+    x = logits(shape=(40, 30))
+    labels = np.random.default_rng(5).integers(0, 30, 40)
+    for chunks in ((10, 30), (10, 8)):
+        lazy = da.from_array(x, chunks=chunks)
+        compare(fs.softmax(lazy), fs.softmax(x), chunks[1] == 30)
+        loss, slope = dask.compute(*fs.cross_entropy_with_grad(lazy, labels))
+        expected = fs.cross_entropy_with_grad(x, labels)
+        np.testing.assert_allclose(loss, expected[0], rtol=4 * np.finfo(np.float32).eps)
+        np.testing.assert_allclose(slope, expected[1], atol=1e-7)
+
+
+def slowly(block, place):
+    """What a data set gives that takes time to read, and leaves a trace of having been read."""
+    time.sleep(0.15)
+    with open(place, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    return block
+
+
+def test_a_killed_worker_costs_time_not_results(tmp_path):
+    x = logits(shape=(64, 30))
+    trace = tmp_path / "trace"
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
+    with distributed.LocalCluster(processes=True, **options) as cluster, distributed.Client(cluster) as client:
+        workers = set(client.run(os.getpid).values())
+        lazy = da.from_array(x, chunks=(4, 10)).map_blocks(slowly, str(trace), dtype=x.dtype, meta=x[:0, :0])
+        future = client.compute(fs.softmax(lazy))
+        deadline = time.monotonic() + 60
+        while not trace.exists() or len(trace.read_text().splitlines()) < 6:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        victim = int(trace.read_text().splitlines()[0])
+        assert victim in workers
+        os.kill(victim, signal.SIGKILL)
+        result = future.result(timeout=120)
+    np.testing.assert_allclose(result, fs.softmax(x), rtol=8 * np.finfo(np.float32).eps)
+    assert len(trace.read_text().splitlines()) > 48  # some pieces were read twice
+    assert len(set(trace.read_text().split())) >= 2
+
+
+def test_problem_needs_no_memory():
+    """A stand-in of the shape of a large array is all that checks look at."""
+    assert Problem("softmax", np.broadcast_to(np.zeros(()), (10**9, 10**5)), -1).rows == 10**9
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_confident_rows_in_pieces_keep_their_digits(dtype):
+    """1 - p of a certain class, of which p holds no digit, where its classes lie in several chunks."""
+    rng = np.random.default_rng(3)
+    x = (rng.normal(size=(6, 12)) - 40).astype(dtype)
+    x[np.arange(6), rng.integers(0, 12, 6)] = 1
+    v, targets = rng.normal(size=x.shape).astype(dtype), np.eye(12, dtype=dtype)[x.argmax(1)]
+    cut, direction = da.from_array(x, chunks=(3, 5)), da.from_array(v, chunks=(3, 5))
+    eps = 16 * np.finfo(dtype).eps
+    for function in (fs.softmax_jvp, fs.softmax_vjp, fs.log_softmax_jvp, fs.log_softmax_vjp):
+        for options in ({}, {"temperature": 0.9}):
+            np.testing.assert_allclose(
+                function(cut, direction, **options).compute(), function(x, v, **options), rtol=50 * eps
+            )
+    goal = da.from_array(targets, chunks=(3, 5))
+    for actual, expected in zip(
+        fs.squared_error_with_grad(cut, goal), fs.squared_error_with_grad(x, targets), strict=True
+    ):
+        np.testing.assert_allclose(actual.compute(), expected, rtol=50 * eps)
+    labels = x.argmax(1)
+    np.testing.assert_allclose(
+        fs.cross_entropy_hvp(cut, labels, direction).compute(), fs.cross_entropy_hvp(x, labels, v), rtol=50 * eps
+    )

@@ -1,0 +1,1138 @@
+"""`fastsoftmax run`: the numbers of the function in memory, files of any order and size, and no half results."""
+
+import os
+import pickle
+import re
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import child
+import functions
+import numpy as np
+import pytest
+
+import fastsoftmax as fs
+from fastsoftmax.backends import files, stream
+from fastsoftmax.tools import cli
+from fastsoftmax.tools.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty directory, and blocks so small that every file has many."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(stream, "TASK_BYTES", 1 << 11)
+    monkeypatch.setattr(files, "LEAST_STRETCH", 1 << 5)
+    return tmp_path
+
+
+def logits(shape=(90, 11), dtype=np.float32):
+    return (3 * np.random.default_rng(7).normal(size=shape)).astype(dtype)
+
+
+def run(*arguments, status=0):
+    assert main(["run", *map(str, arguments)]) == status
+
+
+def names(directory="."):
+    return sorted(os.listdir(directory))
+
+
+# --- numbers --------------------------------------------------------------------------------------------------
+
+SAME = {
+    "softmax": [(), ("--temperature", 0.5)],
+    "log-softmax": [()],
+    "logsumexp": [()],
+    "softmax-jacobian": [()],
+    "softmax-jvp": [("--tangent", "v.npy")],
+    "softmax-vjp": [("--cotangent", "v.npy", "--from-probs")],
+    "log-softmax-jacobian": [()],
+    "log-softmax-jvp": [("--tangent", "v.npy")],
+    "log-softmax-vjp": [("--cotangent", "v.npy")],
+}
+
+
+def call(function, x, options):
+    """The function in memory with the options of the command line."""
+    flags = iter(options)
+    keywords = {}
+    for flag in flags:
+        name = flag.lstrip("-").replace("-", "_")
+        value = True if flag == "--from-probs" else next(flags)
+        keywords[name] = np.load(value) if str(value).endswith(".npy") else value
+    return getattr(fs, function.replace("-", "_"))(x, **keywords)
+
+
+def usually(cases, few):
+    """All cases as parameters, but only a few in every run: the others compile kernels of their own."""
+    return [pytest.param(*case, marks=[] if n in few else pytest.mark.slow) for n, case in enumerate(cases)]
+
+
+CALLS = [(function, options) for function, choices in SAME.items() for options in choices]
+
+
+@pytest.mark.parametrize(("function", "options"), usually(CALLS, (0, 3, 5)))
+def test_functions(function, options):
+    x = logits()
+    np.save("x.npy", x)
+    np.save("v.npy", functions.vector_for(x.shape, -1, x.dtype))
+    run(function, "x.npy", "-o", "y.npy", *options)
+    expected = call(function, x, options)
+    actual = np.load("y.npy")
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    np.testing.assert_array_equal(actual, expected)
+    assert names() == ["v.npy", "x.npy", "y.npy"]
+
+
+LOSSES = [
+    ("cross-entropy", "y.npy", (), {}),
+    ("cross-entropy", "y.npy", ("--reduction", "sum"), {}),
+    ("cross-entropy", "ignored.npy", ("--ignore-index", -100), {"ignore_index": -100}),
+    ("cross-entropy", "t.npy", ("--class-weight", "w.npy", "--sample-weight", "s.npy"), {}),
+    ("cross-entropy", "y.npy", ("--class-weight", "w.npy", "--label-smoothing", 0.1), {"label_smoothing": 0.1}),
+    ("squared-error", "t.npy", (), {}),
+    ("squared-error", "t.npy", ("--sample-weight", "s.npy"), {}),
+]
+
+
+@pytest.mark.parametrize(("function", "targets", "flags", "keywords"), usually(LOSSES, (0, 2)))
+def test_losses(function, targets, flags, keywords, capsys):
+    x = logits()
+    keywords = dict(keywords)
+    np.save("x.npy", x)
+    labels = functions.labels_for(x.shape, -1, None)
+    np.save("y.npy", labels)
+    np.save("ignored.npy", np.where(labels % 4 == 0, -100, labels))
+    np.save("t.npy", functions.distributions_for(x.shape, -1, x.dtype))
+    np.save("w.npy", np.linspace(0.5, 2, 11))
+    np.save("s.npy", np.arange(90) % 3)
+    for flag, value in zip(flags[::2], flags[1::2], strict=True):
+        if str(value).endswith(".npy") or flag == "--reduction":
+            keywords[flag[2:].replace("-", "_")] = np.load(value) if flag != "--reduction" else value
+    run(function, "x.npy", "--targets", targets, "--grad", "g.npy", *flags)
+    name = function.replace("-", "_")
+    loss, slope = getattr(fs, f"{name}_with_grad")(x, np.load(targets), **keywords)
+    assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=2e-7)
+    np.testing.assert_array_equal(np.load("g.npy"), slope)
+    keywords["reduction"] = "none"
+    flags = (*flags, "--reduction", "none", "-o", "rows.npy")
+    run(function, "x.npy", "--targets", targets, *flags)
+    np.testing.assert_array_equal(np.load("rows.npy"), getattr(fs, name)(x, np.load(targets), **keywords))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("function", "targets"), [("cross-entropy", "y.npy"), ("cross-entropy", "t.npy"), ("squared-error", "t.npy")]
+)
+@pytest.mark.parametrize("rows", [0, 90])
+def test_a_mean_over_nothing(function, targets, rows, capsys):
+    """No rows, or rows without weight."""
+    x = logits()[:rows]
+    np.save("x.npy", x)
+    np.save("y.npy", np.zeros(rows, int))
+    np.save("t.npy", np.ones_like(x))
+    np.save("s.npy", np.zeros(rows))
+    run(function, "x.npy", "--targets", targets, "--sample-weight", "s.npy", "--grad", "g.npy")
+    both = getattr(fs, function.replace("-", "_") + "_with_grad")
+    loss, slope = both(x, np.load(targets), sample_weight=np.zeros(rows))
+    np.testing.assert_array_equal(float(capsys.readouterr().out), loss)
+    np.testing.assert_array_equal(np.load("g.npy"), slope)
+
+
+@pytest.mark.slow
+def test_second_derivatives():
+    x = logits()
+    np.save("x.npy", x)
+    np.save("v.npy", x[::-1])
+    np.save("y.npy", np.arange(90) % 11)
+    y = np.load("y.npy")
+    for function, others, expected in (
+        ("cross-entropy-hvp", ("--tangent", "v.npy"), fs.cross_entropy_hvp(x, y, x[::-1])),
+        ("cross-entropy-hessian-diag", (), fs.cross_entropy_hessian_diag(x, y)),
+        ("cross-entropy-hessian", (), fs.cross_entropy_hessian(x, y)),
+    ):
+        run(function, "x.npy", "--targets", "y.npy", "-o", "h.npy", "--force", *others)
+        np.testing.assert_array_equal(np.load("h.npy"), expected)
+
+
+def test_float16_is_rounded_after_the_reduction(capsys):
+    x = np.tile(np.array([[16.0, 0.0]], np.float16), (60000, 1))
+    np.save("x.npy", x)
+    np.save("y.npy", np.zeros(60000, int))
+    run("cross-entropy", "x.npy", "--targets", "y.npy", "--reduction", "sum")
+    expected = fs.cross_entropy(x.astype(np.float32), np.zeros(60000, int), reduction="sum")
+    assert capsys.readouterr().out.strip() == str(np.float16(expected))
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-30, 3e38])
+def test_weights_of_any_size(size, capsys):
+    """They cancel in a mean: the numbers are those of memory, to the last bit."""
+    x, y = logits(), np.arange(90) % 11
+    weights = (np.linspace(0.5, 1, 90) * size).astype(np.float32)
+    weights[0] = size
+    for name, array in (("x", x), ("y", y), ("s", weights)):
+        np.save(f"{name}.npy", array)
+    flags = ("--targets", "y.npy", "--sample-weight", "s.npy", "--force")
+    run("cross-entropy", "x.npy", "--grad", "g.npy", *flags)
+    loss, slope = fs.cross_entropy_with_grad(x, y, sample_weight=weights)
+    assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=2e-7)
+    np.testing.assert_array_equal(np.load("g.npy"), slope)
+    run("cross-entropy-hessian-diag", "x.npy", "-o", "h.npy", *flags)
+    np.testing.assert_array_equal(np.load("h.npy"), fs.cross_entropy_hessian_diag(x, y, sample_weight=weights))
+
+
+EXTREME = {
+    "inf": [np.inf, 1.0, 2.0],
+    "-inf": [-np.inf, 1.0, 2.0],
+    "both": [np.inf, -np.inf, 1.0],
+    "nan": [np.nan, 1.0, 0.0],
+    "overflow": [1.7e308, 1.6e308, 1.5e308],
+    "beyond float32": [1e39, -1e39, 1e39],
+}
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("weights", EXTREME)
+@pytest.mark.parametrize("function", ["cross-entropy", "squared-error"])
+def test_losses_and_weights_without_bounds(function, weights, dtype, capsys):
+    """Sums of inf, of -inf with inf, and beyond the greatest number are those in memory; no warning is seen."""
+    x = logits(dtype=dtype)
+    targets = (
+        np.arange(90) % 11 if function == "cross-entropy" else functions.distributions_for(x.shape, -1, x.dtype)
+    )
+    sample_weight = np.tile(EXTREME[weights], 30)
+    for name, array in (("x", x), ("y", targets), ("s", sample_weight)):
+        np.save(f"{name}.npy", array)
+    for reduction in ("mean", "sum"):
+        with np.errstate(all="ignore"):
+            both = getattr(fs, function.replace("-", "_") + "_with_grad")
+            loss, slope = both(x, targets, sample_weight=sample_weight, reduction=reduction)
+        flags = ("--targets", "y.npy", "--sample-weight", "s.npy", "--reduction", reduction, "--grad", "g.npy")
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            run(function, "x.npy", *flags, "--force")
+        assert not seen
+        assert capsys.readouterr().out == f"{loss!s}\n"
+        np.testing.assert_array_equal(np.load("g.npy"), slope)
+
+
+def test_logits_without_bounds(capsys):
+    """Each row's loss is finite or inf; their sum is beyond the greatest number."""
+    x = np.tile(np.array([[0.0, 1.7e308], [0.0, 1e300]]), (200, 1))
+    np.save("x.npy", x)
+    np.save("y.npy", np.zeros(400, int))
+    for reduction in ("mean", "sum"):
+        run("cross-entropy", "x.npy", "--targets", "y.npy", "--reduction", reduction)
+        assert float(capsys.readouterr().out) == np.inf
+    with np.errstate(all="ignore"):
+        assert fs.cross_entropy(x, np.zeros(400, int)) == np.inf
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_any_axis_and_order(axis, order, capsys):
+    x = np.asarray(logits((9, 12, 10)), order=order)
+    np.save("x.npy", x)
+    labels = np.asarray(functions.labels_for(x.shape, axis, None), order="F")
+    np.save("y.npy", labels)
+    run("softmax", "x.npy", "-o", "p.npy", "--axis", axis)
+    result = np.load("p.npy")
+    np.testing.assert_array_equal(result, fs.softmax(x, axis))
+    assert result.flags.f_contiguous == (order == "F")
+    run("cross-entropy", "x.npy", "--targets", "y.npy", "--axis", axis, "--grad", "g.npy")
+    assert float(capsys.readouterr().out) == pytest.approx(float(fs.cross_entropy(x, labels, axis)), rel=2e-7)
+    np.testing.assert_array_equal(np.load("g.npy"), fs.cross_entropy_grad(x, labels, axis))
+    run("logsumexp", "x.npy", "-o", "lse.npy", "--axis", axis)
+    np.testing.assert_array_equal(np.load("lse.npy"), fs.logsumexp(x, axis))
+
+
+@pytest.mark.parametrize("dtype", usually([("f2",), (">f4",), ("i2",), ("?",)], (0, 1)))
+def test_dtypes(dtype):
+    x = logits().astype(dtype)
+    np.save("x.npy", x)
+    run("softmax", "x.npy", "-o", "p.npy")
+    result = np.load("p.npy")
+    assert result.dtype == fs.softmax(x).dtype
+    np.testing.assert_array_equal(result, fs.softmax(x))
+
+
+@pytest.mark.parametrize("shape", [(11,), (0, 11), (90, 0), (3, 0, 4)])
+def test_shapes_at_the_edge(shape):
+    x = logits(shape)
+    np.save("x.npy", x)
+    for function in ("softmax", "logsumexp"):
+        run(function, "x.npy", "-o", "y.npy", "--force")
+        expected = np.asarray(getattr(fs, function)(x))
+        assert np.load("y.npy").shape == expected.shape
+        np.testing.assert_array_equal(np.load("y.npy"), expected)
+
+
+def test_masked_entries():
+    x = logits()
+    np.save("x.npy", x)
+    np.save("m.npy", x > 0)
+    run("log-softmax", "x.npy", "-o", "y.npy", "--where", "m.npy", "--threads", 1)
+    np.testing.assert_array_equal(np.load("y.npy"), fs.log_softmax(x, where=x > 0))
+
+
+def test_a_file_over_itself():
+    x = logits()
+    np.save("x.npy", x)
+    run("softmax", "x.npy", "-o", "x.npy", "--force")
+    np.testing.assert_array_equal(np.load("x.npy"), fs.softmax(x))
+
+
+def test_blocks_cover_everything_once():
+    for shape in ((7, 5, 3), (1, 100), (5,), (2, 3, 4, 5)):
+        for keep in range(len(shape)):
+            for limit in (1, 40, 100, 10**6):
+                for fortran in (False, True):
+                    extent = stream.boxes(shape, 4, keep, limit, fortran)
+                    seen = np.zeros(shape, int)
+                    for box in stream.cover(shape, extent, fortran):
+                        seen[box] += 1
+                    assert (seen == 1).all()
+                    assert extent[keep] == shape[keep]
+                    least = shape[keep] * 4
+                    starts, length = files.stretches(shape, box)
+                    flat = np.concatenate([np.arange(n, n + length) for n in starts])
+                    np.testing.assert_array_equal(flat, np.arange(seen.size).reshape(shape)[box].ravel())
+                    assert np.prod(extent) * 4 <= max(limit, least)
+
+
+# --- Zarr -----------------------------------------------------------------------------------------------------
+
+
+def test_zarr_in_and_out():
+    zarr = pytest.importorskip("zarr")
+    x = logits((90, 11))
+    source = zarr.open_array("x.zarr", mode="w", shape=x.shape, chunks=(7, 4), dtype=x.dtype)
+    source[...] = x
+    run("softmax", "x.zarr", "-o", "p.zarr")
+    result = zarr.open_array("p.zarr", mode="r")
+    np.testing.assert_array_equal(result[...], fs.softmax(x))
+    assert result.chunks[0] % 7 == 0  # no chunk is written twice
+    run("log-softmax", "p.zarr", "-o", "l.npy")
+    np.testing.assert_array_equal(np.load("l.npy"), fs.log_softmax(fs.softmax(x)))
+    run("softmax", "x.zarr", "-o", "p.zarr", status=2)
+    run("log-softmax", "x.zarr", "-o", "p.zarr", "--force")
+    np.testing.assert_array_equal(zarr.open_array("p.zarr", mode="r")[...], fs.log_softmax(x))
+    assert names() == ["l.npy", "p.zarr", "x.zarr"]
+
+
+def test_zarr_is_an_extra(monkeypatch, capsys):
+    np.save("x.npy", logits())
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    run("softmax", "x.npy", "-o", "p.zarr", status=2)
+    assert capsys.readouterr().err == ("fastsoftmax run: Zarr arrays need zarr: pip install 'fastsoftmax[zarr]'\n")
+    assert names() == ["x.npy"]
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def spoiled():
+    """Files that are none, by name."""
+    x = logits()
+    np.save("x.npy", x)
+    np.save("y.npy", np.arange(90) % 11)
+    np.save("wrong.npy", np.arange(90))
+    np.save("short.npy", np.arange(89) % 11)
+    np.save("complex.npy", x.astype(complex))
+    np.save("objects.npy", np.array([1, None], object))
+    np.savez("several.npz", x=x)
+    Path("truncated.npy").write_bytes(Path("x.npy").read_bytes()[:-1])
+    Path("header.npy").write_bytes(Path("x.npy").read_bytes()[:30])
+    Path("pickle.npy").write_bytes(pickle.dumps(x))
+    Path("text.npy").write_text("1 2 3")
+    Path("empty.npy").write_text("")
+    Path("directory").mkdir()
+
+
+REFUSED = [
+    ("softmax none.npy -o p.npy", r"none\.npy does not exist"),
+    ("softmax truncated.npy -o p.npy", r"truncated\.npy is truncated: 4\.1 kB are less than its header says"),
+    ("softmax header.npy -o p.npy", r"header\.npy is no valid \.npy file: its header is cut off"),
+    ("softmax objects.npy -o p.npy", r"objects\.npy holds pickled Python objects, which are not read"),
+    ("softmax pickle.npy -o p.npy", r"pickle\.npy is a pickle"),
+    ("softmax several.npz -o p.npy", r"several\.npz is an archive of arrays \(\.npz\); unpack it"),
+    ("softmax text.npy -o p.npy", r"text\.npy is no \.npy file"),
+    ("softmax empty.npy -o p.npy", r"empty\.npy is no \.npy file"),
+    ("softmax directory -o p.npy", r"directory is no Zarr array"),
+    ("softmax complex.npy -o p.npy", r"softmax: x has dtype complex128, expected float16"),
+    ("softmax x.npy -o p.npy --axis 2", r"axis 2 is out of bounds"),
+    ("softmax x.npy -o p.npy --temperature 0", r"temperature must be finite and > 0"),
+    ("softmax x.npy", r"softmax needs --output FILE"),
+    ("softmax x.npy -o x.npy", r"x\.npy exists; --force overwrites it"),
+    ("softmax x.npy -o directory --force", r"directory is a directory and no Zarr array"),
+    ("softmax x.npy -o x.npy/p.npy", r"x\.npy/p\.npy cannot be used: Not a directory"),
+    ("softmax x.npy/y.npy -o p.npy", r"x\.npy/y\.npy cannot be used: Not a directory"),
+    (f"softmax x.npy -o {'p' * 300}", r"p{300} cannot be used: File name too long"),
+    (f"softmax {'x' * 300} -o p.npy", r"x{300} cannot be used: File name too long"),
+    (f"softmax x.npy -o {'p/' * 3000}p.npy", r"cannot be used: File name too long"),
+    ("softmax x.npy -o p.npy --axis 99999999999999999999", r"axis"),
+    ("softmax x\0.npy -o p.npy", r"x\\x00\.npy cannot be used: embedded null"),
+    ("softmax x.npy -o p\0.npy", r"p\\x00\.npy cannot be used: embedded null"),
+    ("softmax x.npy -o no/p.npy", r"no is no directory that can be written to"),
+    ("softmax x.npy -o p.npy --threads 0", r"--threads must be at least 1, got 0"),
+    ("softmax x.npy -o p.npy --targets y.npy", r"softmax takes no --targets"),
+    ("softmax x.npy -o p.npy --from-probs", r"softmax takes no --from-probs"),
+    ("softmax x.npy -o p.npy --where y.npy", r"where has dtype int64, expected bool"),
+    ("softmax-jvp x.npy -o p.npy", r"softmax-jvp needs --tangent FILE"),
+    ("softmax-jvp x.npy -o p.npy --tangent y.npy", r"tangent has shape \(90,\), expected that of x, \(90, 11\)"),
+    ("cross-entropy x.npy", r"cross-entropy needs --targets FILE"),
+    ("cross-entropy x.npy --targets short.npy", r"targets has shape \(89,\), expected \(90,\) \(class indices\)"),
+    ("cross-entropy x.npy --targets wrong.npy", r"targets\[11\] is 11, expected a label from 0 to 10"),
+    ("cross-entropy x.npy --targets y.npy --label-smoothing 2", r"label_smoothing must be at most 1"),
+    (
+        "cross-entropy x.npy --targets y.npy --class-weight y.npy",
+        r"--class-weight has shape \(90,\), expected \(11,\)",
+    ),
+    ("cross-entropy x.npy --targets y.npy --sample-weight short.npy", r"--sample-weight has shape \(89,\)"),
+    ("cross-entropy x.npy --targets y.npy -o p.npy", r"the loss is printed"),
+    ("cross-entropy x.npy --targets y.npy --reduction none", r"--reduction none needs --output FILE"),
+    ("cross-entropy x.npy --targets y.npy --reduction none -o p.npy --grad ./p.npy", r"are the same file"),
+    (
+        "cross-entropy x.npy --targets y.npy --reduction none -o p.npy --grad directory/../p.npy",
+        r"--output and --grad are the same file",
+    ),
+    ("softmax x.npy -o p.npy --scheduler tcp://127.0.0.1:9", r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), REFUSED, ids=[line for line, _ in REFUSED])
+def test_what_cannot_begin_is_refused(line, words, capsys, monkeypatch):
+    spoiled()
+    before = names()
+    if "--scheduler" in line:
+        distributed = pytest.importorskip("distributed")
+        client = distributed.Client
+        monkeypatch.setattr(distributed, "Client", lambda address, timeout: client(address, timeout=0.5))
+    run(*line.split(), status=2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.match(rf"fastsoftmax run: .*{words}", captured.err), captured.err
+    assert captured.err.count("\n") == 1
+    assert names() == before
+
+
+HEADERS = {
+    "open bracket": b"{'descr': '<f4', 'fortran_order': False, 'shape': (90, 11",
+    "open string": b"{'descr': '<f4",
+    "nothing": b"",
+    "no Python": b"\xff\xfe\x00 ~ $ `",
+    "indentation": b"  {\n 'descr'",
+    "list": b"[]",
+    "unhashable key": b"{[]: 1}",
+    "keys of two types": b"{1: 2, 'descr': '<f4', 'shape': (1,)}",
+    "no such dtype": b"{'descr': '<q9', 'fortran_order': False, 'shape': (1,)}",
+    "dtype of nonsense": b"{'descr': [('a', '<f4', 1, 2, 3)], 'fortran_order': False, 'shape': (1,)}",
+    "dtype of nothing": b"{'descr': (), 'fortran_order': False, 'shape': (1,)}",
+    "fields": b"{'descr': [('a', '<f4'), ('b', '<f4')], 'fortran_order': False, 'shape': (90,)}",
+    "text": b"{'descr': '<U9', 'fortran_order': False, 'shape': (9, 2)}",
+    "huge items": b"{'descr': '|V2147483647', 'fortran_order': False, 'shape': (0, 2)}",
+    "no bytes": b"{'descr': '|V0', 'fortran_order': False, 'shape': (9, 2)}",
+    "negative shape": b"{'descr': '<f4', 'fortran_order': False, 'shape': (-90, 11)}",
+    "twice negative shape": b"{'descr': '<f4', 'fortran_order': False, 'shape': (-90, -11)}",
+    "huge shape": b"{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 11)}",
+    "shape that wraps around": b"{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296)}",
+    "shape beyond all integers": b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"9" * 50 + b", 2)}",
+    "huge and empty": b"{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4611686018427387904)}",
+    "too many dimensions": b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"1, " * 70 + b")}",
+    "no tuple": b"{'descr': '<f4', 'fortran_order': False, 'shape': 3}",
+    "no integers": b"{'descr': '<f4', 'fortran_order': False, 'shape': (2.5, 3)}",
+    "no bool": b"{'descr': '<f4', 'fortran_order': 7, 'shape': (2, 3)}",
+    "deep": b"(" * 5000,
+    "deep sign": b"-" * 5000 + b"1",
+    "very long": b"{'descr': '<f4', 'fortran_order': False, 'shape': (90, 11)}" + b" " * 20_000,
+}
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("header", HEADERS)
+def test_malformed_headers_are_refused(header, version, capfd):
+    """No traceback, and none of NumPy's warnings or advice on what to allow."""
+    words = HEADERS[header]
+    length = len(words).to_bytes(2 if version == 1 else 4, "little")
+    Path("x.npy").write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + words + bytes(4000))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run("softmax", "x.npy", "-o", "p.npy", status=2)
+    assert not seen
+    said = capfd.readouterr().err
+    assert re.fullmatch(r"fastsoftmax run: (.*x\.npy (is|cannot)|softmax: x has).*\n", said), said
+    assert not re.search("allow_pickle|Warning|max_header_size", said)
+    assert names() == ["x.npy"]
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_every_version_of_the_format_is_read(version):
+    x = logits()
+    with Path("x.npy").open("wb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.lib.format.write_array(file, x, version=version)
+    run("softmax", "x.npy", "-o", "p.npy")
+    np.testing.assert_array_equal(np.load("p.npy"), fs.softmax(x))
+
+
+def test_a_header_of_python_2_is_read_without_a_warning(capfd):
+    x = logits()
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (90L, 11L)}\n"
+    Path("x.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + x.tobytes())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run("softmax", "x.npy", "-o", "p.npy")
+    assert not seen
+    np.testing.assert_array_equal(np.load("p.npy"), fs.softmax(x))
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+# --- what is no regular file ----------------------------------------------------------------------------------
+
+
+def make_special(kind, name):
+    """A name under which there is no regular file; in this directory, never in /dev."""
+    if kind == "FIFO":
+        os.mkfifo(name)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as endpoint:
+            endpoint.bind(name)
+    elif kind == "directory":
+        Path(name).mkdir()
+        Path(name, "mine").write_text("mine")
+    else:
+        try:
+            os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+            Path(name).open("rb").close()
+        except OSError:
+            pytest.skip("devices may be made by root alone")
+
+
+SPECIAL = ["FIFO", "socket", "device", "directory"]
+posix = pytest.mark.skipif(os.name == "nt", reason="files of POSIX systems")
+
+
+@posix
+@pytest.mark.parametrize("link", [False, True], ids=["itself", "by a link"])
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_only_regular_files_are_replaced(kind, force, link, capsys):
+    np.save("x.npy", logits())
+    make_special(kind, "special")
+    if link:
+        os.symlink("special", "p.npy")
+    name = "p.npy" if link else "special"
+    before = os.lstat("special")
+    run("softmax", "x.npy", "-o", name, *["--force"] * force, status=2)
+    assert re.fullmatch(rf"fastsoftmax run: {name} is a {kind}\b.*\n", capsys.readouterr().err)
+    after = os.lstat("special")
+    assert (before.st_ino, before.st_mode, before.st_rdev) == (after.st_ino, after.st_mode, after.st_rdev)
+    assert names() == sorted({"x.npy", "special", name})
+    assert kind != "directory" or os.listdir("special") == ["mine"]
+
+
+@posix
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_came_into_being_is_replaced_only_if_it_is_a_regular_file(kind, monkeypatch, capsys):
+    np.save("x.npy", logits())
+    compute = stream.Local.compute
+
+    def meanwhile(self, box, block):
+        if not os.path.lexists("p.npy"):
+            make_special(kind, "p.npy")
+        return compute(self, box, block)
+
+    monkeypatch.setattr(stream.Local, "compute", meanwhile)
+    run("softmax", "x.npy", "-o", "p.npy", "--force", status=3)
+    assert re.search(rf"p\.npy is a {kind}.*; p\.npy not written\n", capsys.readouterr().err)
+    assert not Path("p.npy").is_file()
+    assert names() == ["p.npy", "x.npy"]
+
+
+@posix
+@pytest.mark.parametrize("kind", SPECIAL[:-1])
+@pytest.mark.parametrize("option", ["input", "--targets", "--sample-weight", "--class-weight"])
+def test_only_regular_files_are_read(option, kind, capsys):
+    """Above all, nobody waits for the other end of a FIFO."""
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    make_special(kind, "special")
+    flags = {"input": "x.npy", "--targets": "y.npy", option: "special"}
+    run("cross-entropy", flags.pop("input"), *[part for pair in flags.items() for part in pair], status=2)
+    words = rf"fastsoftmax run: .*special is a {kind}; arrays are read from regular files\n"
+    assert re.fullmatch(words, capsys.readouterr().err)
+
+
+@posix
+def test_a_zarr_array_with_a_fifo_in_it_is_refused(capsys):
+    Path("x.zarr").mkdir()
+    make_special("FIFO", "x.zarr/zarr.json")
+    run("softmax", "x.zarr", "-o", "p.npy", status=2)
+    assert "zarr.json is no regular file" in capsys.readouterr().err
+
+
+def test_a_zarr_group_is_never_replaced(capsys):
+    zarr = pytest.importorskip("zarr")
+    np.save("x.npy", logits())
+    zarr.open_group("p.zarr", mode="w").create_array("mine", shape=(3,), dtype="f4")
+    run("softmax", "x.npy", "-o", "p.zarr", "--force", status=2)
+    assert "p.zarr is a directory and no Zarr array" in capsys.readouterr().err
+    assert "mine" in names("p.zarr")
+
+
+@posix
+def test_a_link_to_a_regular_file_is_followed():
+    x = logits()
+    np.save("x.npy", x)
+    Path("there").mkdir()
+    Path("there/p.npy").write_text("old")
+    os.symlink("there/p.npy", "p.npy")
+    run("softmax", "x.npy", "-o", "p.npy", status=2)
+    assert Path("there/p.npy").read_text() == "old"
+    run("softmax", "x.npy", "-o", "p.npy", "--force")
+    assert os.readlink("p.npy") == "there/p.npy"
+    np.testing.assert_array_equal(np.load("there/p.npy"), fs.softmax(x))
+    assert (names(), names("there")) == (["p.npy", "there", "x.npy"], ["p.npy"])
+
+
+@posix
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("none.npy", "is a symbolic link that leads nowhere"), ("p.npy", "cannot be used: Too many")],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_a_link_that_leads_nowhere_is_refused(target, words, force, capsys):
+    np.save("x.npy", logits())
+    os.symlink(target, "p.npy")
+    run("softmax", "x.npy", "-o", "p.npy", *["--force"] * force, status=2)
+    assert re.match(rf"fastsoftmax run: p\.npy {words}", capsys.readouterr().err)
+    assert names() == ["p.npy", "x.npy"]
+
+
+# --- names ----------------------------------------------------------------------------------------------------
+
+
+@posix
+def test_results_are_the_same_file_by_whatever_name(capsys):
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    Path("sub").mkdir()
+    Path("g.npy").write_text("mine")
+    os.symlink("g.npy", "link.npy")
+    os.symlink("sub", "way")
+    flags = ("--targets", "y.npy", "--reduction", "none", "--force")
+    for name in ("sub/../g.npy", "./g.npy", "link.npy", os.path.abspath("g.npy"), "way/../sub/.././g.npy"):
+        run("cross-entropy", "x.npy", *flags, "-o", "g.npy", "--grad", name, status=2)
+        assert capsys.readouterr().err == "fastsoftmax run: --output and --grad are the same file\n"
+    assert Path("g.npy").read_text() == "mine"
+
+
+def test_a_file_over_itself_by_another_name():
+    x = logits()
+    np.save("x.npy", x)
+    Path("sub").mkdir()
+    run("softmax", "x.npy", "-o", "sub/../x.npy", status=2)
+    run("softmax", "sub/../x.npy", "-o", "x.npy", "--force")
+    np.testing.assert_array_equal(np.load("x.npy"), fs.softmax(x))
+    assert names() == ["sub", "x.npy"]
+
+
+def test_no_result_lies_inside_another(capsys):
+    pytest.importorskip("zarr")
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    flags = ("--targets", "y.npy", "--reduction", "none", "--force")
+    run("cross-entropy", "x.npy", *flags, "-o", "p.zarr")
+    run("cross-entropy", "x.npy", *flags, "-o", "p.zarr", "--grad", "p.zarr/g.npy", status=2)
+    assert "--output and --grad lie one inside the other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [150, 201, 255])
+def test_long_names_leave_room_for_the_temporary_one(length):
+    x = logits()
+    np.save("x.npy", x)
+    name = "p" * (length - 4) + ".npy"
+    run("softmax", "x.npy", "-o", name)
+    np.testing.assert_array_equal(np.load(name), fs.softmax(x))
+    assert names() == [name, "x.npy"]
+
+
+@pytest.mark.parametrize(
+    "name", ["p[1].npy", "**.npy", "p?*.npy", "-", " ", "p\n.npy", "\x1b[2J.npy", "\udcff.npy"]
+)
+def test_any_name_is_a_name(name, capsys):
+    np.save("x.npy", logits())
+    run("softmax", "x.npy", "-o", f"./{name}")
+    assert capsys.readouterr().err.removesuffix("\n").isprintable()
+    assert names() == sorted([name, "x.npy"])
+    leftover = f".{name}.{10**30}.part"
+    Path(leftover).write_text("")
+    run("softmax", "x.npy", "-o", f"./{name}", "--force")
+    assert "is left from a run that was killed" in capsys.readouterr().err
+
+
+def test_what_another_run_writes_is_left_alone(capsys):
+    """Its process may have the same number in another container."""
+    np.save("x.npy", logits())
+    part = f".p.npy.{os.getpid()}.part"
+    Path(part).write_text("theirs")
+    run("softmax", "x.npy", "-o", "p.npy", status=2)
+    assert "p.npy cannot be written: File exists" in capsys.readouterr().err
+    assert Path(part).read_text() == "theirs"
+    assert names() == [part, "x.npy"]
+
+
+@posix
+def test_a_working_directory_that_was_removed(tmp_path, capsys):
+    Path("gone").mkdir()
+    os.chdir("gone")
+    os.rmdir(tmp_path / "gone")
+    run("softmax", "x.npy", "-o", "p.npy", status=2)
+    assert capsys.readouterr().err.startswith("fastsoftmax run: ")
+
+
+@posix
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read and write everything")
+def test_what_may_not_be_read_or_written_is_refused(capsys):
+    np.save("x.npy", logits())
+    Path("closed").mkdir(mode=0o500)
+    run("softmax", "x.npy", "-o", "closed/p.npy", status=2)
+    os.chmod("x.npy", 0)
+    run("softmax", "x.npy", "-o", "p.npy", status=2)
+    assert "x.npy cannot be read: Permission denied" in capsys.readouterr().err
+
+
+# --- standard output and error --------------------------------------------------------------------------------
+
+LOSS = ("cross-entropy", "x.npy", "--targets", "y.npy", "--grad", "g.npy")
+PLAIN = ("softmax", "x.npy", "-o", "g.npy")
+WRONG = ("softmax", "none.npy", "-o", "g.npy")
+STREAMS = [
+    (LOSS, "", 0),
+    (LOSS, ">/dev/full", 3),
+    (LOSS, ">&-", 2),
+    (LOSS, "2>/dev/full", 0),
+    (LOSS, "2>&-", 0),
+    (LOSS, ">/dev/null 2>&- <&-", 0),
+    (LOSS, ">/dev/full 2>/dev/full", 3),
+    (LOSS, ">&- 2>&- <&-", 2),
+    (LOSS, "| true", 3),
+    (PLAIN, ">/dev/full 2>/dev/full", 0),
+    (PLAIN, ">&- 2>&- <&-", 0),
+    (WRONG, "2>/dev/full", 2),
+    (WRONG, "2>&-", 2),
+    (("hardmax",), "2>/dev/full", 2),
+]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(("words", "streams", "status"), STREAMS, ids=[f"{w[0]} {s}" for w, s, _ in STREAMS])
+def test_the_status_tells_the_truth_whatever_happens_to_the_streams(words, streams, status, unbuffered):
+    """0 if and only if the result stands under its name, whole, and nothing of it elsewhere."""
+    x = logits()
+    labels = np.arange(90) % 11
+    np.save("x.npy", x)
+    np.save("y.npy", labels)
+    command = [sys.executable, "-m", "fastsoftmax", "run", *words]
+    environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent), PYTHONUNBUFFERED=unbuffered)
+    environment.pop("COVERAGE_PROCESS_START", None)
+    if streams == "| true":  # nobody reads any more
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=120)
+        os.close(writer)
+    else:
+        shell = ["bash", "-c", f'"$@" {streams}', "bash", *command]
+        done = subprocess.run(shell, env=environment, capture_output=True, timeout=120)
+    errors = done.stderr.decode()
+    assert done.returncode == status, errors
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
+    assert names() == (["g.npy", "x.npy", "y.npy"] if status == 0 else ["x.npy", "y.npy"])
+    if status == 0:
+        expected = fs.softmax(x) if words is PLAIN else fs.cross_entropy_grad(x, labels)
+        np.testing.assert_array_equal(np.load("g.npy"), expected)
+    if words is LOSS and status == 0 and ">/dev/null" not in streams:
+        assert done.stdout.decode() == str(fs.cross_entropy(x, labels)) + "\n"  # and nothing of standard error's
+    if "2>" not in streams and status == 3:
+        assert words is not LOSS or re.fullmatch(
+            r"fastsoftmax run: the loss cannot be .*; g\.npy not written\n", errors
+        )
+    if words is LOSS and streams == ">&-":
+        assert errors == "fastsoftmax run: the loss is printed, but standard output is closed\n"
+
+
+SIGNALLED = """
+import os, signal, sys
+import numpy as np
+from fastsoftmax.backends import files, stream
+from fastsoftmax.tools.cli import main
+
+def at_once(self):
+    commit(self)
+    os.kill(os.getpid(), signal.{name})
+commit, files._Replacement.commit = files._Replacement.commit, at_once
+say = stream._say
+def say_and_end(message):
+    os.kill(os.getpid(), signal.{name})
+    say(message)
+stream._say = say_and_end
+sys.exit(main(["run", "cross-entropy", "x.npy", "--targets", "y.npy", "--reduction", "none",
+               "-o", "p.npy", "--grad", "g.npy"]))
+"""
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_comes_too_late_changes_nothing(name):
+    """While the results get their names, and after it: all of them stand, so the status is 0."""
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent))
+    code = SIGNALLED.format(name=name)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert names() == ["g.npy", "p.npy", "x.npy", "y.npy"]
+
+
+@posix
+def test_an_ignored_signal_stays_ignored():
+    """As under nohup."""
+    np.save("x.npy", logits((2000, 11)))
+    process = begun(before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert names() == ["p.npy", "x.npy"]
+
+
+def test_unknown_functions_are_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", "hardmax", "x.npy"])
+    assert exit_.value.code == 2
+    assert "softmax-jvp" in capsys.readouterr().err
+
+
+def test_the_parser_knows_the_functions():
+    assert tuple(stream.FUNCTIONS) == cli.FUNCTIONS
+
+
+# --- what breaks off ------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys, time
+from fastsoftmax.backends import files, stream
+from fastsoftmax.tools.cli import main
+
+stream.BLOCK_BYTES = 1 << 10
+compute = stream.Local.compute
+def slowly(*arguments):
+    print("block", flush=True)
+    time.sleep({pause})
+    return compute(*arguments)
+stream.Local.compute = slowly
+{before}
+sys.exit(main(["run", "softmax", "x.npy", "-o", "p.npy", "--force"]))
+"""
+
+
+def begun(pause=0.05, before=""):
+    """A run in another process, of which the first blocks are done."""
+    environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent))
+    environment.pop("COVERAGE_PROCESS_START", None)
+    script = SCRIPT.format(pause=pause, before=before)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(3):
+        assert process.stdout.readline() == "block\n"
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
+)
+def test_an_interrupted_run_leaves_nothing(number, status, words, exists):
+    np.save("x.npy", logits((2000, 11)))
+    if exists:
+        Path("p.npy").write_text("mine")
+    before = names()
+    process = begun()
+    assert len(names()) == len(before) + 1
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors == f"fastsoftmax run: {words}; p.npy not written\n"
+    assert names() == before
+    if exists:
+        assert Path("p.npy").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_killed_run_leaves_no_result_and_the_next_one_says_what_it_left(capsys):
+    np.save("x.npy", logits((2000, 11)))
+    process = begun()
+    process.kill()
+    process.communicate()
+    part = f".p.npy.{process.pid}.part"
+    assert names() == [part, "x.npy"]
+    run("softmax", "x.npy", "-o", "p.npy")
+    words = capsys.readouterr().err
+    assert re.match(
+        rf"fastsoftmax run: .*{re.escape(part)} is left from a run that was killed; remove it\n", words
+    )
+    np.testing.assert_array_equal(np.load("p.npy"), fs.softmax(np.load("x.npy")))
+
+
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limits of the size of files")
+@pytest.mark.parametrize("reserve", [True, False], ids=["reserved", "written"])
+def test_a_full_disk_leaves_nothing(reserve):
+    """Found out when the space is reserved, or, where that is not possible, when a write fails."""
+    np.save("x.npy", logits((2000, 11)))
+    before = "_files.NpyTarget._reserve = lambda self, size: None" if not reserve else ""
+    script = LIMITED.format(limit=40_000) + SCRIPT.format(pause=0, before=before)
+    environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent), FASTSOFTMAX_CACHE_DIR="")
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 3, done.stderr
+    words = "p.npy needs 88.0 kB: File too large" if reserve else "File too large"
+    assert done.stderr == f"fastsoftmax run: {words}; p.npy not written\n"
+    assert names() == ["x.npy"]
+
+
+def test_a_failing_write_leaves_nothing(monkeypatch, capsys):
+    np.save("x.npy", logits())
+    np.save("y.npy", np.arange(90) % 11)
+
+    def fails(self, box, block):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.NpyTarget, "write", fails)
+    run("cross-entropy", "x.npy", "--targets", "y.npy", "--grad", "g.npy", status=3)
+    captured = capsys.readouterr()
+    assert captured.err == "fastsoftmax run: No space left on device; g.npy not written\n"
+    assert captured.out == ""
+    assert names() == ["x.npy", "y.npy"]
+
+
+@pytest.mark.parametrize("size", [2000, 0])
+@pytest.mark.parametrize("axis", [1, 0], ids=["read", "mapped"])
+def test_a_file_that_shrinks_is_noticed(axis, size, monkeypatch, capsys):
+    """A mapping of it must not be touched any more: the process would be killed, and leave its temporary file."""
+    monkeypatch.setattr(files, "LEAST_STRETCH", 1 << 10)
+    np.save("x.npy", logits((90, 400)))
+    read = files.NpyFile.read
+
+    def shrink(self, box, room):
+        os.truncate("x.npy", size)
+        return read(self, box, room)
+
+    monkeypatch.setattr(files.NpyFile, "read", shrink)
+    run("softmax", "x.npy", "-o", "p.npy", "--axis", axis, status=3)
+    assert "x.npy became shorter while it was read; p.npy not written" in capsys.readouterr().err
+    assert names() == ["x.npy"]
+
+
+def test_labels_that_shrink_are_noticed(monkeypatch, capsys):
+    """They are read by a mapping before any logits are."""
+    np.save("x.npy", np.zeros((20_000, 2), np.float32))
+    np.save("y.npy", np.zeros(20_000, int))
+    divisor = stream.Local._divisor
+
+    def shrink(self):
+        os.truncate("y.npy", 200)
+        return divisor(self)
+
+    monkeypatch.setattr(stream.Local, "_divisor", shrink)
+    run("cross-entropy", "x.npy", "--targets", "y.npy", status=3)
+    assert "y.npy became shorter while it was read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("links", [True, False])
+def test_all_results_get_their_names_or_none(exists, links, monkeypatch, capsys):
+    """The second one cannot: the first one's place is as before, on file systems with and without hard links."""
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    if exists:
+        Path("p.npy").write_text("mine")
+        Path("g.npy").write_text("mine too")
+    before = names()
+    replace = os.replace
+
+    def fails(source, target):
+        if os.fspath(target).endswith("g.npy") and os.fspath(source).endswith(".part"):
+            raise PermissionError(1, "Operation not permitted")
+        replace(source, target)
+
+    def no_links(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "replace", fails)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    flags = ("--targets", "y.npy", "--reduction", "none", "-o", "p.npy", "--grad", "g.npy", "--force")
+    run("cross-entropy", "x.npy", *flags, status=3)
+    words = "fastsoftmax run: Operation not permitted; p.npy, g.npy not written\n"
+    assert capsys.readouterr().err == words
+    assert names() == before
+    if exists:
+        assert (Path("p.npy").read_text(), Path("g.npy").read_text()) == ("mine", "mine too")
+
+
+def test_too_little_memory_is_said(monkeypatch, capsys):
+    np.save("x.npy", logits())
+
+    def fails(self, box, block):
+        raise MemoryError
+
+    monkeypatch.setattr(stream.Local, "compute", fails)
+    run("softmax", "x.npy", "-o", "p.npy", status=3)
+    assert capsys.readouterr().err == "fastsoftmax run: not enough memory; p.npy not written\n"
+    assert names() == ["x.npy"]
+
+
+def test_a_result_that_came_into_being_is_kept(monkeypatch, capsys):
+    np.save("x.npy", logits())
+    compute = stream.Local.compute
+
+    def meanwhile(self, box, block):
+        Path("p.npy").write_text("mine")
+        return compute(self, box, block)
+
+    monkeypatch.setattr(stream.Local, "compute", meanwhile)
+    run("softmax", "x.npy", "-o", "p.npy", status=3)
+    assert "p.npy came into being meanwhile" in capsys.readouterr().err
+    assert Path("p.npy").read_text() == "mine"
+    assert names() == ["p.npy", "x.npy"]
+
+
+# --- progress and memory --------------------------------------------------------------------------------------
+
+
+def test_the_summary_has_a_rate(capsys):
+    np.save("x.npy", logits())
+    run("softmax", "x.npy", "-o", "p.npy")
+    words = capsys.readouterr().err
+    assert re.fullmatch(r"softmax: 4\.0 kB in [\d.]+ s, [\d.]+ (bytes|kB|MB|GB)/s -> p\.npy\n", words)
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_a_terminal_sees_progress(rich, capsys, monkeypatch):
+    np.save("x.npy", logits())
+    if rich:
+        pytest.importorskip("rich")
+    else:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress = stream.Progress("softmax", 4000)
+    for _ in range(4):
+        progress.advance(1000)
+        time.sleep(0.01)
+    progress.stop()
+    words = capsys.readouterr().err
+    assert "softmax" in words
+    assert rich or re.search(r"\rsoftmax +25% [\d.]+ \w+/s ", words)
+    assert progress.summary().startswith("4.0 kB in ")
+
+
+MEMORY = """
+import os, sys
+os.chdir(sys.argv.pop())
+from fastsoftmax.tools.cli import main
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+assert main(["run", sys.argv[1], "small.npy", "-o", "y.npy", "--force", *sys.argv[3:]]) == 0
+before = peak()
+assert main(["run", sys.argv[1], sys.argv[2], "-o", "y.npy", "--force", *sys.argv[3:]]) == 0
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.parametrize("axis", [-1, 0], ids=["in one stretch", "in many"])
+def test_memory_does_not_grow_with_the_file(axis):
+    """A file of 800 MB (of holes) costs a few blocks more than a small one: 7 of 2 MB, or 3 scattered of 128."""
+    shape = (200_000, 1000) if axis else (1000, 200_000)
+    np.lib.format.open_memmap("large.npy", mode="w+", dtype=np.float32, shape=shape)
+    np.save("small.npy", np.zeros((500, 500), np.float32))
+    grown = int(child.run(MEMORY, "logsumexp", "large.npy", "--axis", axis, os.getcwd()))
+    assert grown < (500_000 if axis == 0 else 100_000)
+
+
+# --- a Dask cluster -------------------------------------------------------------------------------------------
+
+
+def test_what_a_worker_says_arrives_with_its_status():
+    error = pickle.loads(pickle.dumps(files.RunError("x.npy became shorter", files.BROKEN)))
+    assert (str(error), error.status) == ("x.npy became shorter", files.BROKEN)
+
+
+def test_on_a_dask_scheduler(capsys, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    x = logits((400, 11))
+    labels = np.arange(400) % 13 - 2
+    np.save("x.npy", x)
+    np.save("y.npy", labels)
+    np.save("w.npy", np.linspace(0.5, 2, 11))
+    np.save("bad.npy", np.arange(400) % 12)
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
+    with distributed.LocalCluster(processes=True, **options) as cluster:
+        address = ("--scheduler", cluster.scheduler_address)
+        run("softmax", "x.npy", "-o", "p.npy", *address)
+        np.testing.assert_array_equal(np.load("p.npy"), fs.softmax(x))
+        ignored = np.where(labels < 0, -100, labels)
+        np.save("y.npy", ignored)
+        given = ("--targets", "y.npy", "--ignore-index", -100, "--class-weight", "w.npy")
+        run("cross-entropy", "x.npy", *given, "--grad", "g.npy", *address)
+        keywords = {"ignore_index": -100, "class_weight": np.load("w.npy")}
+        loss, slope = fs.cross_entropy_with_grad(x, ignored, **keywords)
+        assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=2e-7)
+        np.testing.assert_array_equal(np.load("g.npy"), slope)
+        run("cross-entropy", "x.npy", "--targets", "bad.npy", "--grad", "h.npy", *address, status=3)
+        assert re.search(r"targets\[\d*\] is 11, .* h\.npy not written", capsys.readouterr().err)
+        assert "h.npy" not in names()
+        with monkeypatch.context() as patch:
+            begin = stream.Distributed.run
+
+            def truncated(self, progress):
+                os.truncate("x.npy", 3000)
+                begin(self, progress)
+
+            patch.setattr(stream.Distributed, "run", truncated)
+            run("softmax", "x.npy", "-o", "h.npy", *address, status=3)  # a worker could not begin, but the run did
+            assert re.search(r"x\.npy is truncated: .*; h\.npy not written\n", capsys.readouterr().err)
+    assert not [name for name in names() if name.endswith(".part")]
+
+
+def test_the_scheduler_is_an_extra(monkeypatch, capsys):
+    np.save("x.npy", logits())
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    run("softmax", "x.npy", "-o", "p.npy", "--scheduler", "tcp://127.0.0.1:9", status=2)
+    words = "fastsoftmax run: --scheduler needs Dask: pip install 'fastsoftmax[dask]'\n"
+    assert capsys.readouterr().err == words

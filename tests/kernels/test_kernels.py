@@ -1,0 +1,247 @@
+"""The kernels as machine code and as plain Python: that they are vectors, and that both mean the same."""
+
+import inspect
+import json
+import platform
+import re
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import cases
+import child
+import functions
+import numpy as np
+import pytest
+from numba import njit
+
+import fastsoftmax as fs
+from fastsoftmax import kernels
+from fastsoftmax.arrays.blocks import SMALL
+from fastsoftmax.kernels import elementary, jit, vector
+from fastsoftmax.kernels.activations import log_softmax_block, softmax_block
+from fastsoftmax.kernels.traversal import COLUMN_LIMIT, TABLE, either, measure, measured
+
+X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="register names of x86")
+every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
+
+KERNELS = {
+    "softmax": lambda x: fs.softmax(x, out=np.empty_like(x)),
+    "log_softmax": lambda x: fs.log_softmax(x, out=np.empty_like(x)),
+    "logsumexp": fs.logsumexp,
+    "softmax_product": lambda x: fs.softmax_jvp(x, x),
+    "cross_entropy": lambda x: fs.cross_entropy_with_grad(x, np.zeros(len(x), int)),
+}
+
+
+def module_of(name):
+    return next(m for m in (kernels.activations, kernels.derivatives, kernels.losses) if hasattr(m, name))
+
+
+ABSENT = {
+    "softmax": {"beta"},
+    "log_softmax": {"beta"},
+    "softmax_product": {"beta", "from_probs", "weights"},
+    "cross_entropy": {"weights"},
+}
+"""The options that are None in these calls. Other tests of the process have compiled kernels for other options."""
+
+
+def signature_of(name, dtype):
+    """The types for which such a call compiles the kernel, if it is too large for the short way of small ones."""
+    KERNELS[name](np.zeros((SMALL, 2), dtype))
+    kernel = getattr(module_of(name), name)
+    names = list(inspect.signature(kernel.py_func).parameters)
+    (signature,) = (
+        types
+        for types in kernel.signatures
+        if np.dtype(dtype).name in str(types)
+        and {n for n, kind in zip(names, types, strict=True) if str(kind) == "none"} == ABSENT.get(name, set())
+    )
+    return signature
+
+
+@cache
+def assembly(name, dtype):
+    """The code of a kernel: compiled here, since code that was loaded from disk cannot be read."""
+    kernel, signature = getattr(module_of(name), name), signature_of(name, dtype)
+    fresh = njit(**jit._OPTIONS)(kernel.py_func)
+    fresh.compile(signature)
+    return fresh.inspect_asm(signature)
+
+
+def calls(code):
+    """Functions of libm (or of SVML) that the code calls."""
+    targets = re.findall(r"^\s*(?:callq?|jmpq?)\s+\*?%?(\S+)", code, re.MULTILINE)
+    targets += re.findall(r"movabsq\s+\$([A-Za-z_]\S*),", code)
+    names = r"_*(svml_)?(expm?1?f?|log1?p?f?|exp2f?|powf?|fmaf?|rintf?|nearbyintf?|truncf?|fmaxf?)\b"
+    return [target for target in targets if re.fullmatch(names, target)]
+
+
+def packed(code, dtype):
+    """How many packed and how many scalar multiplications and fused additions the code has."""
+    kinds = ("ps", "ss") if dtype == np.float32 else ("pd", "sd")
+    return [len(re.findall(rf"^\s*vf?n?m(?:add|sub|ul)\w*{kind}\s", code, re.MULTILINE)) for kind in kinds]
+
+
+@X86
+@every_dtype
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_are_vectors(name, dtype):
+    """Nothing is left to a scalar loop or to a function of libm, which would cost a factor of ten.
+
+    Some scalar operations remain: those on one number for each row.
+    """
+    code = assembly(name, dtype)
+    vectors, scalars = packed(code, dtype)
+    assert re.search("%[yz]mm", code)
+    assert vectors > 2 * scalars
+    assert not calls(code)
+
+
+@X86
+@every_dtype
+@pytest.mark.parametrize(
+    ("block", "kept"), [(softmax_block, None), (softmax_block, True), (log_softmax_block, None)]
+)
+def test_rows_are_read_in_order(block, kept, dtype):
+    """The walk along a row has no gather and no scatter: indices that might wrap around bring them."""
+    options = (None, kept) if block is softmax_block else None
+
+    @njit(**jit._OPTIONS)
+    def rows(x, y):
+        source, target = vector.memory(x), vector.memory(y)
+        classes = x.shape[1]
+        table = vector.scratch(source, TABLE)
+        terms = vector.unless_none(kept, target)
+        measure(source, 0, classes, x.shape[0], None, table, terms)
+        for row in range(x.shape[0]):
+            stats = measured(table, row)
+            block(
+                either(terms, source), None, target, (row * classes, classes, True, row, 1), stats, None, options
+            )
+
+    x = np.random.default_rng(0).normal(size=(3, 100)).astype(dtype)
+    y = np.empty_like(x)
+    rows(x, y)
+    function = fs.log_softmax if block is log_softmax_block else fs.softmax
+    np.testing.assert_array_equal(y, function(x))
+    (code,) = rows.inspect_asm().values()
+    assert packed(code, dtype)[0] >= 20
+    assert not re.search(r"gather|scatter", code)
+    assert not calls(code)
+
+
+def test_libm_would_be_noticed():
+    """The search finds what it is for."""
+
+    @njit
+    def slow(x):
+        return np.exp(x) + np.log(x)
+
+    slow(np.float32(1.0))
+    slow(1.0)
+    for code in slow.inspect_asm().values():
+        assert len(calls(code)) >= 2
+
+
+def test_both_walks_are_tested():
+    """The length at which the walk changes, and the next one, are among those of the accuracy tests."""
+    assert COLUMN_LIMIT in cases.CLASSES
+    assert COLUMN_LIMIT + 1 in cases.CLASSES
+
+
+@every_dtype
+def test_both_walks_are_walked(dtype):
+    """Rows up to COLUMN_LIMIT go in columns, longer ones along the row: only columns use the working memory."""
+    used = []
+    for classes in (COLUMN_LIMIT, COLUMN_LIMIT + 1):
+        x = np.random.default_rng(1).normal(0, 1, (40, classes, 1)).astype(dtype)
+        x.flags.writeable = False
+        y, room = np.empty_like(x), np.full(16 * classes, 7, dtype)
+        kernels.activations.softmax(0, len(x), room, x, y, None)
+        np.testing.assert_array_equal(y[..., 0], fs.softmax(x[..., 0]))
+        used.append(bool((room != 7).any()))
+    assert used == [True, False]
+
+
+# --- plain Python --------------------------------------------------------------------------------------------
+
+PLAIN = """
+import json, sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import functions
+
+np.seterr(all="ignore")  # infinities meet here, as they do in registers
+results = []
+for function in functions.ALL:
+    for dtype in (np.float32, np.float64):
+        for shape, axis in (((19, 3), 1), ((2, 60), 1), ((3, 17), 0)):
+            x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+            results.append(function(x, axis).tolist())
+print(json.dumps(results))
+"""
+
+
+def test_python_bodies_mean_the_same():
+    """NUMBA_DISABLE_JIT=1 runs the Python body of every operation: what a debugger shows is what the code does."""
+    plain = json.loads(child.run(PLAIN, Path(__file__).parents[1], NUMBA_DISABLE_JIT=1))
+    for function in functions.ALL:
+        for dtype in (np.float32, np.float64):
+            for shape, axis in (((19, 3), 1), ((2, 60), 1), ((3, 17), 0)):
+                x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+                allowed = 20 * float(np.finfo(dtype).eps)
+                np.testing.assert_allclose(plain.pop(0), function(x, axis), rtol=allowed, atol=allowed)
+    assert not plain
+
+
+def test_numba_options():
+    """None of them may turn a nan into a number or drop a compensation; all of them are in one place."""
+    assert not jit._OPTIONS.get("fastmath")
+    assert jit._OPTIONS["error_model"] == "numpy"
+    assert jit._OPTIONS["nogil"]
+    for path in child.PACKAGE.rglob("*.py"):
+        if path.name != "jit.py" and path.parent.name != "bench":  # which holds what others write
+            assert not re.search(r"^\s*@(numba\.)?n?jit\b|fastmath=", path.read_text(), re.MULTILINE), path
+
+
+# --- double-word arithmetic ----------------------------------------------------------------------------------
+
+
+@every_dtype
+def test_two_sum_and_two_product_are_exact(dtype):
+    """The identities that everything compensated stands on: a + b = s + e and a b = p + e, exactly."""
+
+    @njit
+    def both(a, b):
+        return elementary.two_sum(a, b), elementary.two_product(a, b)
+
+    rng = np.random.default_rng(2)
+    for _ in range(500):
+        a, b = (dtype(rng.normal() * 2.0 ** rng.integers(-20, 20)) for _ in range(2))
+        (total, error), (product, rest) = both(a, b)
+        exact_a, exact_b = Fraction(float(a)), Fraction(float(b))
+        assert Fraction(float(total)) + Fraction(float(error)) == exact_a + exact_b
+        assert Fraction(float(product)) + Fraction(float(rest)) == exact_a * exact_b
+        assert total == a + b
+        assert product == a * b
+
+
+@every_dtype
+def test_quotients_of_pairs(dtype):
+    """Twice the digits of the dtype, less two bits or so."""
+
+    @njit
+    def divide(a, a_low, b, b_low):
+        return elementary.quotient(a, a_low, b, b_low)
+
+    rng = np.random.default_rng(3)
+    unit = Fraction(float(np.finfo(dtype).eps)) / 2
+    for _ in range(500):
+        a, b = dtype(rng.uniform(0.1, 10)), dtype(rng.uniform(0.1, 10))
+        a_low, b_low = (dtype(n * float(unit) * rng.uniform(-1, 1)) for n in (a, b))
+        high, low = divide(a, a_low, b, b_low)
+        exact = (Fraction(float(a)) + Fraction(float(a_low))) / (Fraction(float(b)) + Fraction(float(b_low)))
+        error = abs(Fraction(float(high)) + Fraction(float(low)) - exact) / exact
+        assert error <= 8 * unit**2

@@ -1,0 +1,226 @@
+"""The hot loops as machine code: a guard of speed that no noise can fool.
+
+A kernel's innermost loops are found by their jumps to their own beginning. Those with a polynomial in them, seen
+by its fused multiplications, are where the time goes: one for the sums of a row, others for what is written, each
+for both walks (see `kernels.traversal`).
+"""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import cases
+import numpy as np
+import pytest
+from numba import njit
+from test_kernels import KERNELS, X86, calls, every_dtype, signature_of
+
+import fastsoftmax as fs
+from fastsoftmax.kernels import jit
+from fastsoftmax.tools.bench import libraries
+from fastsoftmax.tools.bench.inputs import Inputs
+from fastsoftmax.tools.bench.measure import measure
+
+pytestmark = X86
+
+POLYNOMIAL = {"float32": 8, "float64": 13}
+"""Fused multiplications in exp: reduction and polynomial. A loop of so many evaluates it once for each vector."""
+
+BUDGET = {"float32": 40, "float64": 46}
+"""Vector instructions for each 64 bytes in a hot loop, with AVX-512; the longest has 36 and 41."""
+
+HOT_LOOPS = {"softmax": 2, "log_softmax": 2, "logsumexp": 2, "softmax_product": 2, "cross_entropy": 2}
+"""At least so many: how often a row's exponentials are computed, times two walks, less those that LLVM cuts."""
+
+ARITHMETIC = r"v?(?:f?n?m?(?:add|sub)|mul|div|max|min|sqrt)\d*"
+
+
+AVX2 = "+avx,+avx2,+bmi,+bmi2,+cx16,+f16c,+fma,+lzcnt,+movbe,+popcnt,+sse4.2"
+AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
+LEVELS = {
+    "x86-64-v3": (AVX2, "ymm", ("zmm", "xmm")),
+    "x86-64-v4": (AVX512, "zmm", ("ymm", "xmm")),
+}
+"""Levels of x86: features, the widest register, its narrower relatives. Any x86 machine compiles for both."""
+
+every_level = pytest.mark.parametrize("level", LEVELS)
+
+COMPILE = """
+import json, pickle, sys
+from numba import njit
+from fastsoftmax.kernels import jit
+import test_kernels
+found = {}
+for name, kind, signature in pickle.load(sys.stdin.buffer):
+    kernel = getattr(test_kernels.module_of(name), name)
+    fresh = njit(**jit._OPTIONS)(kernel.py_func)
+    fresh.compile(signature)
+    found[f"{name} {kind}"] = fresh.inspect_asm(signature)
+json.dump(found, sys.stdout)
+"""
+
+
+@cache
+def compiled(level):
+    """The assembly of all kernels for a level, made in a process of its own: {"name dtype": code}."""
+    wanted = [
+        (name, np.dtype(dtype).name, signature_of(name, dtype)) for name in KERNELS for dtype in cases.DTYPES
+    ]
+    environment = {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": LEVELS[level][0]}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        input=pickle.dumps(wanted),
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, **environment},
+    )
+    return json.loads(done.stdout)
+
+
+def code_of(level, name, dtype):
+    return body_of(compiled(level)[f"{name} {np.dtype(dtype).name}"], name)
+
+
+def body_of(code, name):
+    """The kernel itself, without what converts its arguments from Python."""
+    functions = re.findall(r"^\s*\.type\s+(\S+),@function\n(.*?)^\.Lfunc_end", code, re.MULTILINE | re.DOTALL)
+    (body,) = (text for symbol, text in functions if name in symbol and "cpython" not in symbol)
+    return body
+
+
+def innermost_loops(body):
+    """Instructions of each loop that is one stretch of code: nothing jumps in or out between."""
+    lines = [line.strip() for line in body.splitlines()]
+    lines = [line for line in lines if re.match(r"\.LBB\w+:|[a-z]", line)]
+    loops, start, label = [], 0, None
+    for i, line in enumerate(lines):
+        if (match := re.match(r"(\.LBB\w+):", line)) is not None:
+            start, label = i + 1, match[1]
+        elif (jump := re.match(r"j\w+\s+(\.LBB\w+)", line)) is not None:
+            if jump[1] == label:
+                loops.append(lines[start : i + 1])
+            label = None
+    return loops
+
+
+def count(loop, pattern):
+    return sum(bool(re.match(pattern, line)) for line in loop)
+
+
+def fused(loop, dtype):
+    """Packed fused multiplications."""
+    return count(loop, rf"vf(?:n?m)(?:add|sub)\d+p{'s' if dtype == np.float32 else 'd'}\s")
+
+
+def flaws(loop, widest, narrower):
+    """What a hot loop should not have."""
+    found = []
+    if count(loop, rf"{ARITHMETIC}s[sd]\s"):
+        found.append("scalar arithmetic")
+    if any(re.match(rf"{ARITHMETIC}p[sd]\s.*%{name}", line) for line in loop for name in narrower):
+        found.append("narrow vectors")
+    if not any(f"%{widest}" in line for line in loop):
+        found.append(f"no {widest}")
+    if count(loop, r"call"):
+        found.append("calls")
+    if count(loop, r"v?p?(?:gather|scatter)"):
+        found.append("gather or scatter")
+    if count(loop, r"vdiv"):
+        found.append("divisions")
+    if widest == "zmm" and any(re.match(r"v.*\(%rsp\)", line) and "%zmm" in line for line in loop):
+        found.append("vectors that do not fit the registers")
+    return found
+
+
+@every_level
+@every_dtype
+@pytest.mark.parametrize("name", KERNELS)
+def test_hot_loops(name, dtype, level):
+    """As wide as the processor, without calls, gathers, divisions, spills; none costs more than its budget."""
+    _, widest, narrower = LEVELS[level]
+    kind = np.dtype(dtype).name
+    loops = innermost_loops(code_of(level, name, dtype))
+    hot = [loop for loop in loops if fused(loop, dtype) >= POLYNOMIAL[kind] - 1]
+    assert len(hot) >= HOT_LOOPS[name]
+    for loop in hot:
+        text = "\n".join(loop)
+        assert flaws(loop, widest, narrower) == [], text
+        if widest == "zmm":
+            vectors = fused(loop, dtype) // (POLYNOMIAL[kind] - 1)
+            assert count(loop, r"v.*mm") <= BUDGET[kind] * vectors, text
+
+
+@every_level
+@every_dtype
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_loop_calculates_number_by_number(name, dtype, level):
+    """Nor calls anything: not libm, not Numba's counting of references.
+
+    A loop that divides is one over rows, for what a row has one of.
+    """
+    body = code_of(level, name, dtype)
+    for loop in innermost_loops(body):
+        text = "\n".join(loop)
+        assert count(loop, r"vdivs") or not count(loop, rf"{ARITHMETIC}s[sd]\s"), text
+        assert not count(loop, r"call"), text
+    assert not calls(body)
+    assert "NRT_" not in body
+
+
+def test_a_loop_that_everybody_writes_would_be_noticed():
+    """The search finds what it is for: libm, scalar arithmetic, gathers, narrow vectors."""
+
+    @njit(**jit._OPTIONS)
+    def everybody(x, y):
+        for i in range(x.shape[0]):
+            y[i] = np.exp(x[i]) / 3
+
+    everybody(np.ones(4, np.float32), np.ones(4, np.float32))
+    (code,) = everybody.inspect_asm().values()
+    found = [flaws(loop, "zmm", ("ymm", "xmm")) for loop in innermost_loops(body_of(code, "everybody"))]
+    assert any({"calls", "scalar arithmetic", "no zmm"} & set(one) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("line", "flaw"),
+    [
+        ("vmulss %xmm0, %xmm1, %xmm2", "scalar arithmetic"),
+        ("vfnmadd213sd %xmm0, %xmm1, %xmm2", "scalar arithmetic"),
+        ("vmulps %ymm0, %ymm1, %ymm2", "narrow vectors"),
+        ("callq expf", "calls"),
+        ("vgatherdps (%rax,%zmm1), %zmm2 {%k1}", "gather or scatter"),
+        ("vscatterqpd %zmm2, (%rax,%zmm1) {%k1}", "gather or scatter"),
+        ("vdivps %zmm0, %zmm1, %zmm2", "divisions"),
+        ("vmovups %zmm0, 64(%rsp)", "vectors that do not fit the registers"),
+    ],
+)
+def test_flaws(line, flaw):
+    fine = ["vmovups (%rax), %zmm0", "vfmadd213ps %zmm0, %zmm1, %zmm2", "incq %rax", "vmovd %xmm3, %ecx"]
+    assert flaws(fine, "zmm", ("ymm", "xmm")) == []
+    assert flaws([*fine, line], "zmm", ("ymm", "xmm")) == [flaw]
+    assert flaws(["incq %rax"], "zmm", ("ymm", "xmm")) == ["no zmm"]
+
+
+def test_innermost_loops():
+    outer, inner = ".LBB0_1:\n\tmovl %eax, %ebx\n", ".LBB0_2: # comment\n\tincq %rax\n\tjne\t.LBB0_2\n"
+    code = f"a:\n{outer}{inner}\tjmp\t.LBB0_1\n\tretq\n"
+    assert innermost_loops(code) == [["incq %rax", "jne\t.LBB0_2"]]
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("function", ["softmax, out=", "logsumexp", "cross_entropy_with_grad, out="])
+def test_faster_than_numpy(function):
+    """One thread each, in turns, without fresh memory: 2 to 20 times here. A scalar loop would be behind NumPy."""
+    data = Inputs((1000, 1000), np.float32)
+    calls = {name: libraries.ALL[name].setup(function)(data) for name in ("fastsoftmax", "NumPy")}
+    with fs.threads(1):
+        for call in calls.values():
+            call()
+        found = measure(calls, 0.6)
+    assert found["NumPy"].median > 1.3 * found["fastsoftmax"].median

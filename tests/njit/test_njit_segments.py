@@ -1,0 +1,188 @@
+"""The functions of ragged rows inside @njit: the bits of the Python functions, and their errors."""
+
+import numpy as np
+import pytest
+from numba import njit, prange
+from numba.core.errors import TypingError
+from test_segments import NAMES, PRODUCTS, Ragged, call, equal
+
+import fastsoftmax as fs
+from fastsoftmax import kernels
+from fastsoftmax.njit.segments import register
+
+register()
+
+
+@njit
+def softmax(x, indptr):
+    return fs.segment_softmax(x, indptr)
+
+
+@njit
+def softmax_out(x, indptr, out):
+    return fs.segment_softmax(x, indptr, out=out)
+
+
+@njit
+def log_softmax(x, indptr):
+    return fs.segment_log_softmax(x, indptr)
+
+
+@njit
+def logsumexp(x, indptr):
+    return fs.segment_logsumexp(x, indptr)
+
+
+@njit
+def jvp(x, indptr, tangent):
+    return fs.segment_softmax_jvp(x, indptr, tangent)
+
+
+@njit
+def vjp(x, indptr, cotangent):
+    return fs.segment_softmax_vjp(x, indptr, cotangent)
+
+
+@njit
+def cross_entropy(x, indptr, targets):
+    return fs.segment_cross_entropy(x, indptr, targets, ignore_index=-1, reduction="none")
+
+
+@njit
+def with_grad(x, indptr, targets, weights):
+    return fs.segment_cross_entropy_with_grad(x, indptr, targets, sample_weight=weights, ignore_index=-1)
+
+
+@njit
+def summed(x, indptr, targets):
+    return fs.segment_cross_entropy(x, indptr, targets, reduction="sum")
+
+
+COMPILED = {
+    "segment_softmax": softmax,
+    "segment_log_softmax": log_softmax,
+    "segment_logsumexp": logsumexp,
+    "segment_softmax_jvp": jvp,
+    "segment_softmax_vjp": vjp,
+    "segment_cross_entropy": cross_entropy,
+    "segment_cross_entropy_with_grad": with_grad,
+}
+
+
+def problem(dtype, huge=False):
+    rng = np.random.default_rng(0)
+    lengths = [*rng.integers(0, 9, 300), *rng.integers(0, 90, 40), kernels.segments.HUGE + 5 if huge else 3]
+    segments = Ragged([(3 * rng.standard_normal(n)).astype(dtype) for n in lengths])
+    segments.x = segments.x.copy()
+    return segments
+
+
+def compare(name, segments):
+    weights = np.arange(len(segments.lengths)) % 3 / 7
+    arguments = [segments.x, segments.indptr]
+    if name in PRODUCTS:
+        arguments.append(segments.v)
+    if "entropy" in name:
+        arguments.append(segments.targets)
+    if name.endswith("grad"):
+        arguments.append(weights)
+        expected = segments.call(name, sample_weight=weights, reduction="mean")
+    else:
+        expected = segments.call(name)
+    actual = COMPILED[name](*arguments)
+    if isinstance(actual, tuple):
+        assert actual[0] == expected[0]
+        actual, expected = actual[1], expected[1]
+    equal(actual, expected)
+
+
+def test_every_function_is_there():
+    assert set(COMPILED) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["segment_softmax", "segment_cross_entropy_with_grad"])
+def test_bits(name):
+    """Of segments of all walks."""
+    compare(name, problem(np.float64, huge=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_all_bits(name, dtype):
+    """Compiling takes a few seconds for each."""
+    compare(name, problem(dtype))
+    compare(name, problem(dtype, huge=True))
+
+
+@pytest.mark.slow
+def test_other_arrays():
+    """Integers, strides, unsigned row pointers, mixed floats, out, sums; nothing, and empty segments."""
+    segments = problem(np.float64)
+    whole = np.round(segments.x).astype(np.int32)
+    equal(softmax(whole, segments.indptr), fs.segment_softmax(whole, segments.indptr))
+    strided = np.stack([segments.x, segments.x], axis=-1)[:, 0]
+    equal(softmax(strided, segments.indptr.astype(np.uint32)), segments.call("segment_softmax"))
+    narrow = segments.x.astype(np.float32)
+    equal(jvp(narrow, segments.indptr, segments.v), fs.segment_softmax_jvp(narrow, segments.indptr, segments.v))
+    assert softmax_out(segments.x, segments.indptr, segments.x.copy()).dtype == np.float64
+    out = segments.x.copy()
+    softmax_out(out, segments.indptr, out)
+    equal(out, segments.call("segment_softmax"))
+    equal(softmax(np.empty(0), np.array([0])), np.empty(0))
+    equal(logsumexp(np.empty(0), np.array([0, 0])), np.array([-np.inf]))
+    indptr, targets = np.array([0, 2, 5]), np.array([1, 2])
+    x = np.arange(5.0)
+    assert summed(x, indptr, targets) == fs.segment_cross_entropy(x, indptr, targets, reduction="sum")
+
+
+@pytest.mark.slow
+def test_in_a_parallel_loop():
+    """Serial inside: nothing nests."""
+
+    @njit(parallel=True)
+    def many(x, indptr):
+        results = np.empty((8, x.size))
+        for i in prange(8):
+            results[i] = fs.segment_softmax(x * i, indptr)
+        return results
+
+    segments = problem(np.float64)
+    results = many(segments.x, segments.indptr)
+    for i in range(8):
+        equal(results[i], fs.segment_softmax(segments.x * i, segments.indptr))
+
+
+@pytest.mark.parametrize(
+    "indptr", [[1, 2, 5], [0, 4, 3, 5], [0, 2, 4], [0, 2, 6], [0, 7, 5]], ids=lambda value: str(value)
+)
+def test_errors_have_the_same_words(indptr):
+    """Of values; those of types come when the caller is compiled."""
+    with pytest.raises(ValueError, match=r"indptr\[") as expected:
+        call("segment_softmax", indptr=np.array(indptr))
+    with pytest.raises(ValueError, match=r"indptr\[") as actual:
+        softmax(np.arange(5.0), np.array(indptr))
+    assert str(actual.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("targets", [[0, 3], [-2, 0], [7, 0]])
+def test_errors_of_targets_have_the_same_words(targets):
+    weights = np.ones(2)
+    arguments = np.arange(5.0), np.array([0, 2, 5]), np.array(targets)
+    with pytest.raises(IndexError, match="targets") as expected:
+        fs.segment_cross_entropy_with_grad(*arguments, sample_weight=weights, ignore_index=-1)
+    with pytest.raises(IndexError, match="targets") as actual:
+        with_grad(*arguments, weights)
+    assert str(actual.value) == str(expected.value)
+
+
+def test_errors_of_types():
+    x, indptr = np.arange(5.0), np.array([0, 5])
+    with pytest.raises(TypingError, match="segment_softmax: x must be an array of one dimension"):
+        softmax(x[:, None], indptr)
+    with pytest.raises(TypingError, match="segment_softmax: x has dtype complex128, expected float32"):
+        softmax(x + 0j, indptr)
+    with pytest.raises(TypingError, match="segment_softmax: indptr has dtype float64, expected integers"):
+        softmax(x, x)
+    with pytest.raises(TypingError, match="segment_softmax: out has dtype float32, expected float64"):
+        softmax_out(x, indptr, x.astype(np.float32))

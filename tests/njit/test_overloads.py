@@ -1,0 +1,525 @@
+"""The public functions inside @njit code: the same bits as the Python call, the same errors, as fast."""
+
+import inspect
+import re
+import shutil
+import time
+from pathlib import Path
+
+import child
+import numpy as np
+import pytest
+from numba import typeof, types
+from numba.core.errors import TypingError
+from numba.np.numpy_support import as_dtype
+from registered import njit
+
+import fastsoftmax as fs
+
+DTYPES = (np.float32, np.float64)
+# Both walks on both sides of their limit, full and part vectors, one class.
+SHAPES = ((3, 1), (5, 10), (40, 56), (2, 57), (4, 300))
+
+
+def logits(shape, dtype, seed=0):
+    return (3 * np.random.default_rng(seed + sum(shape)).normal(size=shape)).astype(dtype)
+
+
+def positive(shape, dtype, seed=1):
+    return np.random.default_rng(seed + sum(shape)).random(shape).astype(dtype)
+
+
+def labels(shape, kind=np.int64):
+    return np.random.default_rng(sum(shape)).integers(0, shape[-1], shape[:-1]).astype(kind)
+
+
+def spoiled(y):
+    """Labels of which every third is to be ignored."""
+    y = y.copy()
+    y[::3] = -7
+    return y
+
+
+def mask(shape):
+    kept = np.random.default_rng(7).random(shape) < 0.7
+    kept[0] = False
+    return kept
+
+
+# A call as a user writes it, and its arguments for one shape and dtype. Every public function is here.
+CALLS = {
+    "softmax": (lambda x: fs.softmax(x), lambda s, d: (logits(s, d),)),
+    "softmax, out, temperature": (
+        lambda x, t, out: fs.softmax(x, temperature=t, out=out),
+        lambda s, d: (logits(s, d), 0.7 if s[0] % 2 else 1.0, np.empty(s, d)),
+    ),
+    "softmax, in place": (lambda x: fs.softmax(x, out=x), lambda s, d: (logits(s, d),)),
+    "softmax, where": (lambda x, w: fs.softmax(x, where=w), lambda s, d: (logits(s, d), mask(s))),
+    "softmax, axis None": (lambda x: fs.softmax(x, None), lambda s, d: (logits(s, d),)),
+    "log_softmax, axis 0": (lambda x: fs.log_softmax(x, axis=0), lambda s, d: (logits(s[::-1], d),)),
+    "logsumexp": (lambda x: fs.logsumexp(x), lambda s, d: (logits(s, d),)),
+    "logsumexp, axis 0, where, keepdims": (
+        lambda x, w: fs.logsumexp(x, 0, where=w, keepdims=True),
+        lambda s, d: (logits(s, d), mask(s)),
+    ),
+    "softmax_entropy": (
+        lambda x, t, out: fs.softmax_entropy(x, temperature=t, out=out),
+        lambda s, d: (logits(s, d), 0.7 if s[0] % 2 else 1.0, np.empty(s[:1], d)),
+    ),
+    "softmax_entropy_with_grad": (lambda x: fs.softmax_entropy_with_grad(x), lambda s, d: (logits(s, d),)),
+    "softmax_jacobian": (lambda x, t: fs.softmax_jacobian(x, temperature=t), lambda s, d: (logits(s, d), 3)),
+    "log_softmax_jacobian": (lambda x: fs.log_softmax_jacobian(x), lambda s, d: (logits(s, d),)),
+    "softmax_jvp": (
+        lambda x, v, flag: fs.softmax_jvp(x, tangent=v, from_probs=flag),
+        lambda s, d: (positive(s, d), logits(s, d, 3), bool(s[0] % 2)),
+    ),
+    "softmax_vjp": (
+        lambda x, v: fs.softmax_vjp(x, v, from_probs=True, out=v),
+        lambda s, d: (positive(s, d), logits(s, d, 3)),
+    ),
+    "log_softmax_jvp": (lambda x, v: fs.log_softmax_jvp(x, v), lambda s, d: (logits(s, d), logits(s, d, 3))),
+    "log_softmax_vjp": (
+        lambda x, v: fs.log_softmax_vjp(x, v, out=v),
+        lambda s, d: (logits(s, d), logits(s, d, 3)),
+    ),
+    "cross_entropy": (lambda x, y: fs.cross_entropy(x, y), lambda s, d: (logits(s, d), labels(s, np.uint8))),
+    "cross_entropy, none": (
+        lambda x, y: fs.cross_entropy(x, y, reduction="none"),
+        lambda s, d: (logits(s, d), positive(s, d)),
+    ),
+    "cross_entropy_grad": (
+        lambda x, y, out: fs.cross_entropy_grad(x, y, reduction="sum", out=out),
+        lambda s, d: (logits(s, d), labels(s), np.empty(s, d)),
+    ),
+    "cross_entropy_with_grad, all options": (
+        lambda x, y, c, w, a: fs.cross_entropy_with_grad(
+            x, y, class_weight=c, sample_weight=w, ignore_index=-7, label_smoothing=a
+        ),
+        lambda s, d: (
+            logits(s, d),
+            spoiled(labels(s)),
+            positive(s[1:], np.float64),
+            positive(s[:1], d),
+            0.1 if s[0] % 2 else 1e-60,
+        ),
+    ),
+    "cross_entropy_hvp": (
+        lambda x, y, v: fs.cross_entropy_hvp(x, y, v, ignore_index=-7),
+        lambda s, d: (logits(s, d), spoiled(labels(s)), logits(s, d, 3)),
+    ),
+    "cross_entropy_hessian_diag": (
+        lambda x, y, c, w, a: fs.cross_entropy_hessian_diag(
+            x, y, class_weight=c, sample_weight=w, label_smoothing=a, reduction="sum"
+        ),
+        lambda s, d: (logits(s, d), positive(s, d), positive(s[1:], d), positive(s[:1], d), 0.3),
+    ),
+    "cross_entropy_hessian": (lambda x, y: fs.cross_entropy_hessian(x, y), lambda s, d: (logits(s, d), labels(s))),
+    "squared_error": (
+        lambda x, y: fs.squared_error(x, y, reduction="none"),
+        lambda s, d: (logits(s, d), positive(s, d)),
+    ),
+    "squared_error_grad": (
+        lambda x, y: fs.squared_error_grad(x, y),
+        lambda s, d: (logits(s, d), labels((*s, 2))),
+    ),
+    "squared_error_with_grad": (
+        lambda x, y, w: fs.squared_error_with_grad(x, y, sample_weight=w),
+        lambda s, d: (logits(s, d), positive(s, d), positive(s[:1], d)),
+    ),
+}
+
+
+def copied(arguments):
+    return tuple(a.copy(order="K") if isinstance(a, np.ndarray) else a for a in arguments)
+
+
+def assert_same(ours, expected):
+    """Bits, dtype and shape."""
+    if isinstance(expected, tuple):
+        for a, b in zip(ours, expected, strict=True):
+            assert_same(a, b)
+        return
+    expected = np.asarray(expected)
+    ours = np.asarray(ours)
+    assert ours.shape == expected.shape
+    # Numba hands out a float32 as Python's float: for these see `assert_same_types`.
+    assert ours.dtype == expected.dtype or ours.ndim == 0
+    np.testing.assert_array_equal(ours.astype(expected.dtype), expected)
+
+
+def assert_same_types(inferred, expected):
+    """What compiled code holds its results in, numbers too, is what Python's caller gets."""
+    if isinstance(expected, tuple):
+        assert len(inferred) == len(expected)
+        for one, two in zip(inferred, expected, strict=True):
+            assert_same_types(one, two)
+        return
+    assert isinstance(inferred, types.Array) == isinstance(expected, np.ndarray)
+    assert as_dtype(getattr(inferred, "dtype", inferred)) == expected.dtype
+
+
+def compare(call, compiled, arguments):
+    expected, given = call(*copied(arguments)), copied(arguments)
+    assert_same(compiled(*given), expected)
+    assert_same_types(compiled.overloads[tuple(map(typeof, given))].signature.return_type, expected)
+
+
+ELSEWHERE = {name for name in fs.__all__ if name.startswith("segment_")}  # test_njit_segments.py
+NOT_COMPILED = {"threads"}
+
+
+def test_every_function_is_called():
+    called = {name.partition(",")[0] for name in CALLS}
+    assert called == set(fs.__all__) - ELSEWHERE - NOT_COMPILED
+
+
+SOME = {
+    "softmax",
+    "softmax, where",
+    "logsumexp",
+    "cross_entropy_with_grad, all options",
+    "squared_error_with_grad",
+}
+
+
+@pytest.mark.parametrize("name", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in CALLS])
+def test_same_bits(name):
+    """One dtype each, alternating; those that differ from others in little only under `slow`."""
+    call, arguments = CALLS[name]
+    compiled = njit(call)
+    dtype = DTYPES[list(CALLS).index(name) % 2]
+    for shape in SHAPES:
+        given = arguments(shape, dtype)
+        compare(call, compiled, given)
+        if name.endswith("all options"):  # labels that weigh nothing: a mean over nothing
+            weights = np.arange(shape[1], dtype=float)
+            compare(call, compiled, (given[0], np.zeros_like(given[1]), weights, *given[3:]))
+    assert len(compiled.signatures) == 1
+
+
+def weights_of(rng, count, dtype):
+    """Ordinary weights, or least, greatest and none of them."""
+    least, most = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max / 4
+    kind = rng.integers(4)
+    if kind == 3:
+        return rng.choice(np.array([0, least, 1, most], dtype), count)
+    return (rng.random(count) * (1, 100 * least, most)[kind]).astype(dtype)
+
+
+@njit
+def _weighted(x, y, c, w, a):
+    return fs.cross_entropy_with_grad(x, y, class_weight=c, sample_weight=w, ignore_index=-7, label_smoothing=a)
+
+
+@njit
+def _weighted_by_class(x, y, c, a):
+    return fs.cross_entropy_hessian(x, y, class_weight=c, label_smoothing=a)
+
+
+@njit
+def _weighted_rows(x, t, w):
+    return fs.squared_error_with_grad(x, t, sample_weight=w)
+
+
+@njit
+def _weighted_segments(x, indptr, y, w):
+    return fs.segment_cross_entropy_with_grad(x, indptr, y, sample_weight=w)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
+def test_weights_of_any_size(dtype):
+    """Their power of two is taken out of them as in Python, and what weighs nothing is nan in the same places."""
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        n, k = rng.integers(1, 7), rng.integers(2, 6)
+        x, y = logits((n, k), dtype, rng.integers(99)), rng.integers(0, k, n)
+        some = np.where(rng.random(n) < 0.2, -7, y)
+        c, w, indptr = weights_of(rng, k, dtype), weights_of(rng, n, dtype), k * np.arange(n + 1)
+        for a in (0.0, 0.1):
+            assert_same(_weighted(x, some, c, w, a), _weighted.py_func(x, some, c, w, a))
+            assert_same(_weighted_by_class(x, y, c, a), _weighted_by_class.py_func(x, y, c, a))
+        assert_same(_weighted_rows(x, x, w), _weighted_rows.py_func(x, x, w))
+        of_segments = x.ravel(), indptr, y, w
+        assert_same(_weighted_segments(*of_segments), _weighted_segments.py_func(*of_segments))
+
+
+def layouts(array):
+    """The same values as F-contiguous, strided, and read-only arrays."""
+    wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+    wide[..., ::2] = array
+    fixed = array.copy()
+    fixed.flags.writeable = False
+    return np.asfortranarray(array), wide[..., ::2], fixed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CALLS)
+def test_same_bits_everywhere(name, dtype):
+    """Every call, both dtypes, every layout of the logits."""
+    call, arguments = CALLS[name]
+    compiled = njit(call)
+    for shape in SHAPES:
+        given = arguments(shape, dtype)
+        for x in (given[0], *layouts(given[0])):
+            if "in place" in name and not x.flags.writeable:
+                continue
+            compare(call, compiled, (x, *given[1:]))
+
+
+def test_layouts():
+    """Axes inside, orders of memory, strides, integers, and memory that is not aligned."""
+
+    def call(x):
+        return fs.softmax(x, axis=1)
+
+    compiled = njit(call)
+    for shape in ((3, 9, 20), (3, 70, 8), (3, 70, 2), (1, 60, 1), (0, 4, 9), (2, 0, 3)):
+        x = logits(shape, np.float64)
+        for array in (x, x.transpose(2, 1, 0), np.asfortranarray(x), x[::-1], x.transpose(0, 2, 1)):
+            if array.shape[1]:
+                compare(call, compiled, (array,))
+        assert compiled(x).shape == shape
+    crooked = np.zeros(8 * 21 + 1, np.uint8)[1:].view(np.float64).reshape(3, 7)
+    crooked[...] = logits((3, 7), np.float64)
+    compare(call, compiled, (crooked,))
+
+
+def test_rows():
+    """One row, its label and weight as scalars or 0-d arrays."""
+
+    def row(x, y, w):
+        return fs.cross_entropy_with_grad(x, y, sample_weight=w), fs.logsumexp(x)
+
+    compiled = njit(row)
+    x = logits((10,), np.float32)
+    compare(row, compiled, (x, 3, 0.25))
+    assert_same(compiled(x, np.array(3, np.uint16), np.array(0.25)), row(x, 3, 0.25))
+    with pytest.raises(IndexError, match="cross_entropy_with_grad: targets hold a label"):
+        compiled(x, 10, 0.25)
+
+
+@pytest.mark.slow
+def test_other_arrays():
+    """Integers and bools, several axes, 0-d."""
+
+    def others(counts, cube, point):
+        return fs.softmax(counts > 1), fs.logsumexp(cube, axis=(0, 2)), fs.log_softmax(point), fs.logsumexp(point)
+
+    counts = np.arange(12).reshape(3, 4)
+    compare(others, njit(others), (counts, logits((3, 4, 5), np.float64), np.array(2.0)))
+
+
+def test_out_may_lie_anywhere():
+    """Strided, and over a part of the input: then the result is that of the input as it was."""
+
+    def call(x, out):
+        return fs.softmax(x, out=out)
+
+    compiled = njit(call)
+    for dtype in DTYPES[1:]:
+        memory = logits((12, 10), dtype).reshape(-1)
+        x, expected = memory[:100].reshape(10, 10), fs.softmax(memory[:100].reshape(10, 10))
+        result = compiled(x, memory[5:105].reshape(10, 10))
+        np.testing.assert_array_equal(result, expected)
+        wide = np.zeros((10, 20), dtype)
+        x = logits((10, 10), dtype)
+        compiled(x, wide[:, ::2])
+        np.testing.assert_array_equal(wide[:, ::2], fs.softmax(x))
+        assert not wide[:, 1::2].any()
+
+
+MISTAKES = {
+    "softmax: x has dtype complex128, expected float32, float64, integers or bools": lambda x, n: fs.softmax(
+        x * 1j
+    ),
+    "softmax: x must be an array, got float64": lambda x, n: fs.softmax(1.5),
+    "softmax: axis must be an integer literal, a tuple of them or None, got int64": lambda x, n: fs.softmax(x, n),
+    "log_softmax: axis 2 is out of bounds for array of dimension 2": lambda x, n: fs.log_softmax(x, 2),
+    "softmax: axis (0, 0) names an axis twice": lambda x, n: fs.softmax(x, (0, 0)),
+    "too many positional arguments": lambda x, n: fs.softmax(x, -1, None),
+    "unexpected keyword argument 'keepdims'": lambda x, n: fs.softmax(x, keepdims=True),
+    "softmax: out has dtype int64, expected float64": lambda x, n: fs.softmax(x, out=np.zeros((2, 3), np.int64)),
+    "softmax: out has 1 dimensions, expected 2": lambda x, n: fs.softmax(x, out=np.zeros(3)),
+    "softmax: where has dtype float64, expected bool": lambda x, n: fs.softmax(x, where=x),
+    "softmax: temperature must be a number, got": lambda x, n: fs.softmax(x, temperature="hot"),
+    "logsumexp: keepdims must be a bool literal": lambda x, n: fs.logsumexp(x, keepdims=n > 1),
+    "softmax_jvp: axis must be an integer literal, got none": lambda x, n: fs.softmax_jvp(x, x, None),
+    "softmax_vjp: cotangent has 1 dimensions, expected 2, as x has": lambda x, n: fs.softmax_vjp(x, x[0]),
+    "cross_entropy: targets has 0 dimensions, expected 1": lambda x, n: fs.cross_entropy(x, np.array(1)),
+    "class indices and have dtype float64, expected integers": lambda x, n: fs.cross_entropy(x, x[:, 0]),
+    "cross_entropy: reduction must be one of": lambda x, n: fs.cross_entropy(x, x, reduction="average"),
+    "cross_entropy: reduction must be a string literal": lambda x, n: fs.cross_entropy(x, x, reduction=str(n)),
+    "ignore_index is for class indices": lambda x, n: fs.cross_entropy(x, x, ignore_index=1),
+    "cross_entropy: ignore_index must be an integer": lambda x, n: fs.cross_entropy(x, x > 0, ignore_index=0.5),
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_typing_errors(words):
+    with pytest.raises(TypingError) as caught:
+        njit(MISTAKES[words])(np.ones((2, 3)), 4)
+    assert words in str(caught.value)
+
+
+def test_errors_at_run_time():
+    """The types of the Python functions' errors; nothing is written before."""
+    x, out = np.ones((4, 3)), np.zeros((4, 3))
+
+    @njit
+    def loss(x, y, c, w, a, out):
+        return fs.cross_entropy_grad(x, y, class_weight=c, sample_weight=w, label_smoothing=a, out=out)
+
+    y, c, w = np.zeros(4, np.int64), np.ones(3), np.ones(4)
+    cases = {
+        "targets does not have the shape": (x, y[:2], c, w, 0.1, out),
+        "class_weight does not have one item": (x, y, c[:1], w, 0.1, out),
+        "sample_weight does not have the shape": (x, y, c, w[:3], 0.1, out),
+        "label_smoothing must be from 0 to 1": (x, y, c, w, 1.5, out),
+        "out has another shape than the result": (x, y, c, w, 0.1, out[:3]),
+    }
+    for words, arguments in cases.items():
+        with pytest.raises(ValueError, match=f"cross_entropy_grad: {words}"):
+            loss(*arguments)
+    for label in (-1, 3, 2**40):
+        y[2] = label
+        with pytest.raises(IndexError, match="cross_entropy_grad: targets hold a label"):
+            loss(x, y, c, w, 0.1, out)
+    assert not out.any()
+
+    @njit
+    def hot(x, w, t):
+        return fs.softmax(x, where=w, temperature=t)
+
+    for temperature in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="softmax: temperature must be finite and > 0"):
+            hot(x, x > 0, temperature)
+    np.testing.assert_array_equal(hot(x, x > 0, 1e-310), fs.softmax(x, where=x > 0, temperature=1e-310))
+    with pytest.raises(ValueError, match="softmax: where does not broadcast to x"):
+        hot(x, np.ones((2, 3), np.bool_), 1.0)
+
+
+FOREIGN_OPTIONS = """
+import re
+import numpy as np
+from numba import njit
+import fastsoftmax as fs
+from fastsoftmax import kernels
+from fastsoftmax.njit import overloads
+
+def call(x):
+    return fs.logsumexp(x)
+
+x = np.linspace(-3, 3, 9 * 70, dtype=np.float32).reshape(9, 70)
+x[3] = -np.inf
+result = njit(call, fastmath=True, error_model="python")(x)
+code = "".join(kernels.activations.logsumexp.inspect_llvm().values())
+assert re.search(r"= fadd float", code)
+assert not re.search(r"= f(add|sub|mul|div) (fast|nnan|reassoc)", code)
+np.testing.assert_array_equal(result, fs.logsumexp(x))
+"""
+
+
+def test_a_callers_options_stay_outside():
+    """fastmath in the user's function changes neither these results nor the kernel that others use later."""
+    child.run(FOREIGN_OPTIONS, FASTSOFTMAX_CACHE_DIR="/dev/null/none")  # code from a cache cannot be inspected
+
+
+def test_signatures():
+    """An overload takes what its function takes, as its function takes it."""
+    from numba.core.typing.templates import builtin_registry
+
+    found = set()
+    for function, kind in builtin_registry.globals:
+        if (getattr(function, "__module__", None) or "").startswith(
+            "fastsoftmax._"
+        ) and function.__name__ in fs.__all__:
+            (template,) = kind.templates
+            ours = inspect.signature(template._overload_func)
+            theirs = inspect.signature(function)
+            assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
+                (p.name, p.kind, p.default) for p in theirs.parameters.values()
+            ]
+            found.add(function.__name__)
+    assert found - ELSEWHERE == set(fs.__all__) - ELSEWHERE - NOT_COMPILED
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from numba import njit
+import fastsoftmax as fs
+{register}
+
+@njit(cache=True)
+def probabilities(x):
+    return fs.softmax(x)
+
+x = np.linspace(-1, 3, 12).reshape(3, 4)
+assert (probabilities(x) == fs.softmax(x)).all()
+print(sum(probabilities.stats.cache_hits.values()))
+"""
+
+
+def test_cache_of_the_user(tmp_path):
+    """A function compiled with cache=True is found by the next process, and right."""
+    script = tmp_path / "user.py"
+    script.write_text(SCRIPT.format(register="import fastsoftmax.njit.overloads"))
+    code = f"import runpy; runpy.run_path({str(script)!r}, run_name='user')"
+    assert child.run(code, NUMBA_CACHE_DIR=tmp_path / "cache") == "0\n"
+    assert child.run(code, NUMBA_CACHE_DIR=tmp_path / "cache") == "1\n"
+
+
+def test_entry_point(tmp_path):
+    """What Numba finds in an installed package registers: user code needs no import of ours but fastsoftmax."""
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    (point,) = re.findall(r'^\[project\.entry-points\.numba_extensions\]\ninit = "(.*)"$', project, re.MULTILINE)
+    site = tmp_path / "site"
+    shutil.copytree(child.PACKAGE, site / "fastsoftmax", ignore=shutil.ignore_patterns("__pycache__"))
+    metadata = site / "fastsoftmax-0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fastsoftmax\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text(f"[numba_extensions]\ninit = {point}\n")
+    script = tmp_path / "user.py"
+    script.write_text(SCRIPT.format(register="assert 'fastsoftmax.njit.overloads' not in sys.modules"))
+    code = f"import runpy; runpy.run_path({str(script)!r}, run_name='user')"
+    assert child.run(code, path=site, NUMBA_CACHE_DIR=tmp_path / "cache") == "0\n"
+
+
+def fastest(call, repeat=7):
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@pytest.mark.timed
+def test_speed():
+    """A batch of rows of ten takes what the Python call takes on one thread; a row alone less than a microsecond.
+
+    With a margin of three: it is the kernel's own time that is compared, and processors are shared.
+    """
+
+    @njit
+    def batches(x, out, times):
+        for _ in range(times):
+            fs.softmax(x, out=out)
+
+    x = logits((20000, 10), np.float32)
+    out = np.empty_like(x)
+    batches(x, out, 1)
+    fs.softmax(x, out=out)
+    with fs.threads(1):
+        python = fastest(lambda: fs.softmax(x, out=out))
+    assert fastest(lambda: batches(x, out, 1)) < 3 * python
+    row, result = x[0].copy(), np.empty(10, np.float32)
+
+    @njit
+    def rows(x, out, times):
+        for _ in range(times):
+            fs.softmax(x, out=out)
+
+    rows(row, result, 1)
+    assert fastest(lambda: rows(row, result, 1000)) / 1000 < 3e-6

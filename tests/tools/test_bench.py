@@ -1,0 +1,587 @@
+"""Benchmarks: the cases mean what they say, the samples are fair, the reports hold what was measured."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import fastsoftmax as fs
+from fastsoftmax.tools.bench import cases, command, inputs, libraries, measure, pictures, report, session, startup
+from fastsoftmax.tools.bench.cases import FUNCTIONS, DisagreementError
+from fastsoftmax.tools.bench.inputs import Inputs
+from fastsoftmax.tools.bench.libraries import ALL, OURS, PEERS, Library
+from fastsoftmax.tools.bench.measure import Timing
+from fastsoftmax.tools.bench.session import Choice, Complaints, Row
+from fastsoftmax.tools.cli import main
+
+ROOT = Path(__file__).parents[2]
+QUICK_LIBRARIES = ("NumPy", "SciPy")
+
+
+@pytest.fixture
+def thread_settings(monkeypatch):
+    """`inputs.prepare` changes the environment: what it sets ends with the test."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "PJRT_NPROC"):
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture
+def short(monkeypatch, thread_settings):
+    """Samples that take no time."""
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-5)
+    monkeypatch.setattr(measure, "SETTLE_SECONDS", 1e-5)
+    monkeypatch.setattr(session, "SWEEP_CLASSES", (3, 30))
+    monkeypatch.setattr(session, "SWEEP_ELEMENTS", 300)
+    monkeypatch.setattr(session, "SWEEP_ROWS", (1, 4))
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+def forget(message):
+    raise AssertionError(f"unexpected complaint: {message}")
+
+
+# --- cases --------------------------------------------------------------------------------------------------
+
+
+def agreement(shapes, dtype, names, functions=tuple(FUNCTIONS)):
+    """Every case of these libraries was made and agrees; how many there were of each library."""
+    counted = dict.fromkeys(names, 0)
+    for shape in shapes:
+        data = Inputs(shape, dtype)
+        for function in functions:
+            if "jacobian" in function and len(shape) != 2:
+                continue
+            for library, call in cases.calls(function, data, names):
+                if isinstance(call, Exception):
+                    raise call
+                if library != OURS:
+                    counted[library] += 1
+    return counted
+
+
+def test_numpy_and_scipy_agree_with_us():
+    counted = agreement([(1, 10), (40, 7), (2, 5, 4, 3)], np.float32, QUICK_LIBRARIES)
+    assert counted == {"NumPy": 2 * len(FUNCTIONS) + len(FUNCTIONS) - 2, "SciPy": 9}
+
+
+@pytest.mark.parametrize(
+    ("library", "module", "functions"),
+    [("scikit-learn", "sklearn", 4), ("PyTorch", "torch", 13), ("JAX", "jax", 9)],
+)
+def test_other_libraries_agree_with_us(library, module, functions, thread_settings):
+    pytest.importorskip(module)
+    assert agreement([(40, 7)], np.float32, (library,)) == {library: functions}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("library", PEERS)
+def test_all_libraries_agree_with_us(library, dtype, thread_settings):
+    if not ALL[library].installed():
+        pytest.skip(f"{library} is not installed")
+    assert agreement([(1, 10), (40, 7), (3, 1000), (2, 5, 4, 3)], dtype, (library,))[library] >= 9
+
+
+def test_the_loop_that_everybody_writes_agrees_with_us():
+    functions = ("softmax", "softmax, out=", "cross_entropy_with_grad")  # three more seconds for each further loop
+    assert agreement([(40, 7)], np.float32, ("Numba loop",), functions) == {"Numba loop": 3}
+
+
+def test_every_function_has_a_yardstick_and_ours():
+    for name, setups in cases.cases().items():
+        assert next(iter(setups)) == OURS
+        assert FUNCTIONS[name].setup(Inputs((3, 4), np.float32))() is not forget
+    assert set(cases.cases()["softmax"]) == {library.name for library in ALL.values() if library.installed()}
+
+
+def test_out_is_written_to_where_the_name_says_so():
+    data = Inputs((3, 4), np.float64)
+    for name, setups in cases.cases(("NumPy",)).items():
+        for library, setup in setups.items():
+            results = setup(data)()
+            results = results if isinstance(results, tuple) else (results,)
+            given = any(np.shares_memory(r, o) for r in results for o in (data.out, data.jacobian))
+            assert given == name.endswith("out="), (name, library)
+
+
+def test_fresh_results_do_not_reuse_memory():
+    """A library that returned the same array each time would be timed without the cost of new memory."""
+    data = Inputs((3, 4), np.float64)
+    for name, setups in cases.cases(("NumPy", "SciPy")).items():
+        if name.endswith("out=") or name == "cross_entropy":
+            continue
+        for library, setup in setups.items():
+            call = setup(data)
+            first, second = (r[1] if isinstance(r, tuple) else r for r in (call(), call()))
+            assert not np.shares_memory(first, second), (name, library)
+
+
+def test_libraries_that_are_not_installed_are_left_out(monkeypatch):
+    monkeypatch.setattr(ALL["SciPy"], "modules", ("no_such_module",), raising=False)
+    assert not ALL["SciPy"].installed()
+    assert all("SciPy" not in setups for setups in cases.cases().values())
+
+
+def test_libraries_may_be_chosen():
+    assert set(cases.cases(("SciPy",))["softmax"]) == {OURS, "SciPy"}
+    assert set(cases.cases(("SciPy",))["softmax_jvp"]) == {OURS}
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_disagreement_is_seen(dtype):
+    x = np.linspace(0, 1, 100, dtype=dtype)
+    cases.check("f", "a", x, x * dtype_one(dtype), dtype)
+    for wrong in (x + 2e3 * np.finfo(dtype).eps, np.where(x > 0.5, np.nan, x)):
+        with pytest.raises(DisagreementError, match="f of a differs from ours by"):
+            cases.check("f", "a", x, wrong.astype(dtype), dtype)
+    with pytest.raises(DisagreementError, match=r"shape \(99,\), ours \(100,\)"):
+        cases.check("f", "a", x, x[1:], dtype)
+    with pytest.raises(DisagreementError):
+        cases.check("f", "a", (0.0, x), (1.0, x), dtype)
+
+
+def dtype_one(dtype):
+    """1 with an error of the last place."""
+    return np.dtype(dtype).type(1) + np.finfo(dtype).eps
+
+
+def test_small_results_are_compared_at_their_own_size():
+    """Probabilities of 10 million classes are 1e-7; what is wrong by 1e-8 is wrong."""
+    p = np.full(1000, 1e-7)
+    with pytest.raises(DisagreementError):
+        cases.check("softmax", "a", p, p + 1e-8, np.float64)
+
+
+class Peer(Library):
+    """A library whose softmax does what a test says."""
+
+    name = "Peer"
+
+    def __init__(self, call):
+        self.call = call
+
+    def softmax(self, inputs):
+        return self.call
+
+
+def boom():
+    raise MemoryError("no room")
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [(boom, MemoryError), (lambda: np.zeros((3, 4)), DisagreementError), (lambda: 1, DisagreementError)],
+)
+def test_a_failing_peer_is_left_out_with_a_note(monkeypatch, short, call, error):
+    monkeypatch.setitem(ALL, "Peer", Peer(call))
+    notes = []
+    complaints = Complaints(notes.append)
+    (found,) = session.rows(
+        Choice(("softmax",), ((3, 4),), ("float64",), (OURS, "NumPy", "Peer")), 0.01, 1, complaints
+    )
+    assert set(found.timings) == {OURS, "NumPy"}
+    (note,) = notes
+    assert note.startswith(f"softmax, 3 x 4, float64: Peer is left out: {error.__name__}: ")
+    assert complaints.disagreements == (notes if error is DisagreementError else [])
+
+
+def test_our_own_failure_is_not_hidden(monkeypatch):
+    ours = Peer(boom)
+    ours.name = OURS
+    monkeypatch.setitem(ALL, OURS, ours)
+    with pytest.raises(MemoryError):
+        list(cases.calls("softmax", Inputs((3, 4), np.float64)))
+
+
+def test_threads_of_libraries_that_are_not_imported_yet():
+    code = (
+        "import os; from fastsoftmax.tools.bench import inputs; inputs.prepare(1)\n"
+        "import torch; print(torch.get_num_threads(), os.environ['NPROC'])"
+    )
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]
+
+
+def test_threads_are_ours_for_everybody():
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    try:
+        with fs.threads(1):
+            libraries.PyTorch().softmax(Inputs((3, 4), np.float32))
+            assert torch.get_num_threads() == 1
+            assert libraries.ScikitLearn()._loss(Inputs((3, 4), np.float32))[1]["n_threads"] == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- samples ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timed
+def test_measure_finds_what_sleep_takes():
+    found = measure.measure({"a": lambda: time.sleep(0.002), "b": lambda: time.sleep(0.006)}, 0.3)
+    assert 0.002 <= found["a"].median < 0.005
+    assert 0.006 <= found["b"].median < 0.012
+    assert all(measure.FEWEST <= timing.samples <= measure.MOST for timing in found.values())
+
+
+def test_libraries_take_turns(short):
+    """Nobody has all samples before another has any."""
+    order = []
+    measure.measure({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0.02)
+    quarter = len(order) // 4
+    assert set(order[quarter : 2 * quarter]) == {"a", "b"}
+    assert set(order[2 * quarter : 3 * quarter]) == {"a", "b"}
+
+
+@pytest.mark.timed
+def test_the_first_calls_do_not_count(short):
+    """They may compile: afterwards a call is known to be short, and a sample is made of many."""
+    made = []
+
+    def call():
+        made.append(None)
+        if len(made) < 2:
+            time.sleep(0.12)
+
+    timing = measure.measure({"a": call}, 0.01)["a"]
+    assert timing.median < 0.01
+    assert len(made) > 3 * timing.samples
+
+
+@pytest.mark.timed
+def test_slow_calls_are_made_few_times():
+    """Twice for nothing but to see that it is slow, and the second of them counts."""
+    made = []
+    timing = measure.measure({"a": lambda: made.append(time.sleep(0.15))}, 0.01)["a"]
+    assert len(made) == 3
+    assert timing.samples == measure.FEWEST_SLOW == 2
+    assert timing.median > 0.14
+
+
+def test_large_shapes_are_measured_first_and_shown_last(short):
+    choice = Choice(("softmax", "logsumexp"), ((3, 4), (20, 30)), ("float64",), QUICK_LIBRARIES)
+    found = list(session.rows(choice, 0.001, 1, Complaints(forget)))
+    assert [row.shape for row in found] == [(20, 30), (20, 30), (3, 4), (3, 4)]
+    shown = [(row.function, row.shape) for row in sorted(found, key=lambda row: row.place)]
+    assert shown == [(f, s) for f in ("softmax", "logsumexp") for s in ((3, 4), (20, 30))]
+
+
+def test_timing():
+    timing = Timing.of([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (timing.median, timing.spread, timing.samples) == (3.0, 1 / 3, 5)
+
+
+@pytest.mark.timed
+def test_rows_end_in_time(short, monkeypatch):
+    """With no time left there are still the fewest samples."""
+    monkeypatch.setattr(measure, "MOST", 10**9)
+    choice = Choice(("softmax", "logsumexp"), ((3, 4),), ("float64",), QUICK_LIBRARIES)
+    list(session.rows(choice, 0.01, 1, Complaints(forget)))
+    start = time.perf_counter()
+    found = list(session.rows(choice, 60.0, 0.2, Complaints(forget)))
+    assert time.perf_counter() - start < 20
+    assert [row.function for row in found] == ["softmax", "logsumexp"]
+
+
+def test_cells():
+    everything = Choice().cells()
+    jacobians = [cell for cell in everything if "jacobian" in cell[2]]
+    assert len(everything) == len(set(everything)) == 2 * (12 * 11 + 2 * 5)
+    assert {shape for shape, _, _ in jacobians} == set(cases.JACOBIAN_SHAPES)
+    assert Choice(("softmax", "softmax_jacobian"), ((2, 3, 4),), ("float32",)).cells() == [
+        ((2, 3, 4), "float32", "softmax")
+    ]
+
+
+def test_inputs():
+    data = Inputs((4, 5, 6), np.float32)
+    assert data.logits.dtype == data.out.dtype == data.probs.dtype == data.tangent.dtype == np.float32
+    assert (data.classes, data.rows, data.row_shape) == (5, 24, (4, 6))
+    assert data.labels.shape == (4, 6)
+    assert 0 <= data.labels.min() <= data.labels.max() < 5
+    np.testing.assert_allclose(data.probs.sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(Inputs((4, 5, 6), np.float32).logits, data.logits)
+    assert 2 < Inputs((100, 100), np.float64).logits.std() < 4
+
+
+# --- reports ------------------------------------------------------------------------------------------------
+
+
+def made_up(function="softmax", shape=(32, 10), dtype="float32", **peers):
+    timings = {OURS: Timing(2e-3, 0.05, 9), **{name: Timing(t, 0.1, 9) for name, t in peers.items()}}
+    return Row(function, shape, dtype, Timing(1e-3, 0.01, 9), timings)
+
+
+def made_up_results():
+    rows = [
+        made_up(NumPy=4e-3, JAX=1e-3),
+        made_up(dtype="float64", NumPy=3e-3),
+        made_up("softmax_jacobian", (10_000, 100), NumPy=6e-3, SciPy=5e-3),
+    ]
+    machine = {
+        "date": "2020-01-01",
+        "processor": "P",
+        "system": "S",
+        "threads": 2,
+        "python": "3",
+        "versions": {"numpy": "2"},
+    }
+    sweep = [
+        made_up(f, (10, k), NumPy=t) for f in ("softmax", "softmax, out=") for k, t in ((2, 3e-3), (20, 4e-3))
+    ]
+    startups = [startup.Startup("NumPy", 0.1, 0.2)]
+    return report.Results(machine, rows, sweep, sweep, startups)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (7.3e-7, "0.73 µs"),
+        (1e-5, "10.0 µs"),
+        (9.994e-3, "9.99 ms"),
+        (9.996e-3, "10.0 ms"),
+        (0.9996, "1.00 s"),
+        (123.0, "123 s"),
+    ],
+)
+def test_durations(seconds, text):
+    assert report.duration(seconds) == text
+
+
+def test_losses_are_told():
+    text = report.verdict(made_up_results().rows)
+    assert text == ("fastsoftmax is ahead in 4 of 5 comparisons. Behind in: softmax 32 x 10 float32 (JAX 0.50 x).")
+    assert report.verdict(made_up_results().rows[1:]) == "fastsoftmax is ahead in 3 of 3 comparisons."
+
+
+def test_markdown():
+    text = report.complete(made_up_results(), "a command")
+    assert "2020-01-01, P, S, 2 threads for each library, Python 3, numpy 2; made by `a command`" in text
+    assert "| shape | fastsoftmax | x.copy() | NumPy | JAX |" in text
+    assert "| 32 x 10 | **2.00 ms** ± 5 % | 1.00 ms (2.00) | 4.00 ms (2.00 x) | *1.00 ms (0.50 x)* |" in text
+    assert "## softmax, float64" in text
+    assert "| NumPy | 100 ms | 200 ms | 300 ms |" in text
+    short = report.summary(made_up_results(), "a command", "more.md", "speed.png")
+    assert "float64 too, are in [more.md](more.md): of its 5 comparisons, fastsoftmax is ahead in 4." in short
+    assert "![Time against classes, rows and peers](speed.png)" in short
+    assert short.count("| softmax") == 2
+
+
+def test_a_busy_machine_is_told():
+    facts = made_up_results().machine
+    assert "busy" not in report.caption(facts)
+    assert "S, busy with other work (load 3.2)" in report.caption(facts | {"load": 3.2})
+    assert report.machine()["threads"] == inputs.threads()
+
+
+def test_json():
+    content = json.loads(report.as_json(made_up_results()))
+    first = content["rows"][0]
+    assert first["timings"][OURS] == {"median": 2e-3, "spread": 0.05, "samples": 9}
+    assert first["ratios"] == {"NumPy": 2.0, "JAX": 0.5}
+    assert first["to_yardstick"] == 2.0
+    assert len(content["by_classes"]) == 4
+
+
+def test_picture(tmp_path):
+    """Three panels, our colour in each, no more bytes than a README should load."""
+    path = tmp_path / "speed.png"
+    pictures.draw(made_up_results(), path)
+    pixels = imread(path)[..., :3]
+    assert pixels.shape[1] > 2 * pixels.shape[0] > 600
+    assert path.stat().st_size < 100_000
+    ours = np.array([0x2F, 0x6D, 0xB5]) / 255
+    for panel in np.array_split(pixels[: int(0.85 * len(pixels))], 3, axis=1):
+        assert np.mean(np.all(np.abs(panel - ours) < 0.04, axis=-1)) > 1e-4
+    pictures.draw(report.Results({}, made_up_results().rows), path)
+    assert imread(path).shape[1] < pixels.shape[1] / 2
+
+
+def test_bars_are_of_the_largest_group():
+    rows = [made_up(NumPy=1e-3), made_up(shape=(3, 4), NumPy=1e-3), made_up("logsumexp", (3, 4), NumPy=1e-3)]
+    assert pictures.bar_rows(report.Results({}, rows)) == rows[1:]
+    assert pictures.bar_rows(report.Results({}, [made_up()])) == []
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def test_bench(capsys, tmp_path, short):
+    output = tmp_path / "new"
+    arguments = ["bench", "--function", "softmax", "--shape", "3x4", "20x30", "--dtype", "float32"]
+    arguments += ["--library", "numpy", "scipy", "--seconds", "0.01", "--threads", "1", "--quick"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    assert "1 thread for each library" in words
+    assert "softmax, float32; limit: x.copy() shape ours ± limit NumPy SciPy" in words
+    assert "softmax, out=, float32" not in words
+    assert "comparisons" in words
+    content = json.loads((output / "results.json").read_text())
+    assert [row["shape"] for row in content["rows"]] == [[3, 4], [20, 30]]
+    assert all(set(row["timings"]) == {OURS, "NumPy", "SciPy"} for row in content["rows"])
+    assert all(t["median"] > 0 for row in content["rows"] for t in row["timings"].values())
+    assert content["machine"]["threads"] == 1
+    assert (output / "results.md").read_text().startswith("# Speed")
+    assert imread(output / "speed.png").size
+
+
+def test_a_peer_that_disagrees_makes_the_status_1(capsys, monkeypatch, short):
+    monkeypatch.setattr(ALL["NumPy"], "softmax", lambda inputs: lambda: np.zeros(inputs.shape), raising=False)
+    arguments = ["bench", "--function", "softmax", "--shape", "3x4", "--dtype", "float32", "--seconds", "0.01"]
+    assert main([*arguments, "--library", "numpy"]) == 1
+    assert "NumPy is left out: DisagreementError" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--function", "nonsense"], "--function 'nonsense' is none of: softmax;"),
+        (["--library", "nonsense"], "--library 'nonsense' is none of: fastsoftmax; NumPy;"),
+        (["--function", "softmax_jac", "--shape", "2x3x4"], "leave nothing to measure"),
+        (["--output", str(ROOT / "README.md")], "cannot write to"),
+    ],
+)
+def test_bench_refuses(capsys, arguments, words):
+    assert main(["bench", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("fastsoftmax bench: ")
+    assert words in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--shape", "10"], ["--shape", "ax3"], ["--seconds", "0"], ["--threads", "0"]]
+)
+def test_bench_refuses_what_is_no_number(capsys, arguments):
+    with pytest.raises(SystemExit) as status:
+        main(["bench", *arguments])
+    assert status.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
+
+
+def test_names_may_be_shortened():
+    known = ("softmax", "softmax, out=", "logsumexp")
+    assert command._chosen("--function", ["softmax"], known) == ("softmax",)
+    assert command._chosen("--function", ["softmax,", "LOG"], known) == ("softmax, out=", "logsumexp")
+    assert command._chosen("--function", ["s"], known) == ("softmax", "softmax, out=")
+
+
+def test_quick_is_quick():
+    """Its rows: a second each at most, and what libraries take to compile on top."""
+    assert len(command.QUICK.cells()) <= 12
+    assert command.QUICK_LIMIT <= 15
+    assert max(math.prod(shape) for shape, _, _ in command.QUICK.cells()) <= 1_000_000
+
+
+@pytest.mark.parametrize("module", ["rich", "matplotlib"])
+def test_bench_names_the_extra_that_is_missing(capsys, monkeypatch, module):
+    for name in list(sys.modules):
+        if name.split(".")[0] == module or name.startswith("fastsoftmax.tools.bench."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(sys.modules["fastsoftmax.tools.bench"], "command")
+    monkeypatch.delattr(sys.modules["fastsoftmax.tools.bench"], "pictures")
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["bench"]) == 2
+    assert capsys.readouterr().err == f"fastsoftmax bench needs {module}: pip install 'fastsoftmax[bench]'\n"
+
+
+# --- start-up and report.py ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", ["Numba loop", pytest.param("fastsoftmax", marks=pytest.mark.slow)])
+def test_startup(library, tmp_path):
+    """The first number is the import, the second the call; to compile is done each time, or once."""
+
+    def compiled(name, directory):
+        imported, called = startup.once(name, tmp_path)
+        assert 0 < imported < 60
+        assert 0 < called < 60
+        files = [*(tmp_path / directory).rglob("*.code"), *(tmp_path / directory).rglob("*.nbc")]
+        return {(file.name, file.stat().st_mtime_ns) for file in files}
+
+    assert not compiled("NumPy", "cold")
+    once = compiled(f"{library}, from disk", "warm")
+    assert once
+    assert compiled(f"{library}, from disk", "warm") == once
+    again = compiled(f"{library}, compiling", "cold")
+    assert again
+    assert not again & compiled(f"{library}, compiling", "cold")
+
+
+def test_startup_leaves_out_what_fails(monkeypatch):
+    starts = {
+        "NumPy": startup.STARTS["NumPy"],
+        "broken": startup.Start((), "import numpy", "raise SystemExit(3)"),
+        "absent": startup.Start(("no_such_module",), "", ""),
+    }
+    monkeypatch.setattr(startup, "STARTS", starts)
+    notes, steps = [], []
+    (found,) = startup.measure(1, lambda: steps.append(1), notes.append)
+    assert found.name == "NumPy"
+    assert len(steps) == 2
+    assert len(notes) == 1
+    assert notes[0].startswith("start-up: broken is left out")
+
+
+def test_report_writes_readme_and_results(tmp_path, monkeypatch):
+    """With made-up numbers, into copies."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import readme
+    import report as script
+
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    (tmp_path / "results.md").write_text("")
+    monkeypatch.setattr(readme, "README", copy)
+    script.write(made_up_results(), tmp_path)
+    assert (tmp_path / "RESULTS.md").read_text().startswith("# Speed")
+    assert not (tmp_path / "results.md").exists()
+    assert "made by `python benchmarks/report.py --write`" in copy.read_text()
+    assert copy.read_text().count("speed: begin") == 1
+    assert "[benchmarks/RESULTS.md](benchmarks/RESULTS.md)" in copy.read_text()
+
+
+def test_benchmarks_directory_shows_the_cases(monkeypatch):
+    """benchmarks/cases.py and test_speed.py, as pytest would import them."""
+    pytest.importorskip("pytest_benchmark")
+    code = "import sys; sys.path.insert(0, 'benchmarks'); import test_speed; print(len(test_speed.CASES))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= len(Choice().cells()) * 3
+
+
+def test_a_disturbed_row_is_measured_again(monkeypatch):
+    """Once: a call that is never steady is shown as it is."""
+    spreads = [0.9, 0.2, 0.9, 0.9]
+    taken = []
+
+    def measured(contenders, seconds):
+        taken.append(seconds)
+        spread = spreads.pop(0)
+        return {name: Timing(1.0 + len(taken), spread, 3) for name in contenders}
+
+    monkeypatch.setattr(session, "measure", measured)
+    inputs = Inputs((3, 4), "float64")
+    assert session.row("softmax", inputs, ("NumPy",), 0.1, Complaints(forget)).ours == Timing(3.0, 0.2, 3)
+    assert session.row("softmax", inputs, ("NumPy",), 0.1, Complaints(forget)).ours == Timing(5.0, 0.9, 3)
+
+
+@pytest.mark.parametrize("script", ["accuracy", "cluster", "report", "segments", "streaming", "ufuncs"])
+def test_scripts_start(script):
+    """What makes the tables finds all that it imports."""
+    path = Path(__file__).parents[2] / "benchmarks" / f"{script}.py"
+    environment = {**os.environ, "PYTHONPATH": str(path.parents[1])}
+    command = [sys.executable, str(path), "--help"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("usage: ")

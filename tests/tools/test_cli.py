@@ -1,0 +1,335 @@
+"""The command line: what it prints, what it returns, what it leaves behind."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+import fastsoftmax as fs
+from fastsoftmax.tools import demo, info
+from fastsoftmax.tools.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache directory with two kernels and a file that is none."""
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    (directory / "a.code").write_bytes(b"x" * 10)
+    (directory / "b.code").write_bytes(b"x" * 20)
+    (directory / "notes.txt").write_text("mine")
+    monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(directory))
+    return directory
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Timings of arrays that are smaller than the demo's; the shell's wish for colours is not the test's."""
+    monkeypatch.setattr(demo, "TIMED_ROWS", 2000)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+def missing(monkeypatch, *modules):
+    """Make the import of modules, and of the demo anew, fail as if they were not installed."""
+    for name in list(sys.modules):
+        if name.split(".")[0] in modules or name == "fastsoftmax.tools.demo":
+            monkeypatch.delitem(sys.modules, name)
+    for name in modules:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delattr(fs, "_demo")
+
+
+# --- info ---------------------------------------------------------------------------------------------------
+
+
+def facts(text):
+    return dict(re.split(r"  +", line, maxsplit=1) for line in text.strip().splitlines())
+
+
+def test_info_tells_versions_machine_threads_and_cache(capsys, cache, monkeypatch):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    assert main(["info"]) == 0
+    found = facts(capsys.readouterr().out)
+    import llvmlite
+    import numba
+
+    assert found["python"].startswith(".".join(map(str, sys.version_info[:3])))
+    assert found["fastsoftmax"] == fs.__version__
+    assert found["numpy"] == np.__version__
+    assert found["numba"] == numba.__version__
+    assert found["llvmlite"] == llvmlite.__version__
+    assert found["vectors"].startswith("64 bytes")
+    assert found["cpus"].endswith(f"{info.usable_cpus()} usable by this process")
+    assert found["threads"].startswith("1 at most")
+    assert found["cache"] == f"{cache}: 2 files, 30 bytes"
+    assert found["NUMBA_NUM_THREADS"] == "1"
+    assert found["FASTSOFTMAX_CACHE_DIR"] == str(cache)
+    assert {"system", "processor"} <= found.keys()
+
+
+def test_info_says_what_is_not_installed(monkeypatch):
+    monkeypatch.setattr(info, "REQUIRED", ("no-such-package",))
+    monkeypatch.setattr(info, "OPTIONAL", ("no-such-peer",))
+    found = facts(info.report())
+    assert found["no-such-package"] == "not installed"
+    assert "no-such-peer" not in found
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ({"sse2": True, "avx": True, "avx512f": True}, "64 bytes = 1 AVX-512 register"),
+        ({"sse2": True, "avx": True, "avx512f": False}, "64 bytes = 2 AVX registers"),
+        ({"sse2": True}, "64 bytes = 4 SSE2 registers"),
+        ({"neon": True}, "64 bytes = 4 NEON registers"),
+        ({}, "64 bytes, no vector registers that LLVM knows"),
+    ],
+)
+def test_info_tells_what_a_vector_is_on_the_processor(monkeypatch, features, expected):
+    from llvmlite import binding
+
+    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: features)
+    assert facts(info.report())["vectors"] == expected
+
+
+def test_info_states_the_vector_size_of_the_kernels():
+    from fastsoftmax.kernels import vector
+
+    assert vector.LANE_BYTES == info.VECTOR_BYTES
+
+
+def test_info_works_without_llvmlite(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llvmlite", None)
+    assert facts(info.report())["vectors"].startswith("unknown (ModuleNotFoundError")
+
+
+def test_info_works_without_proc_and_affinity(monkeypatch):
+    import builtins
+    import os
+
+    def no_proc(path, *args, **kwargs):
+        raise FileNotFoundError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", no_proc)
+        assert info.processor()
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert info.usable_cpus() == os.cpu_count()
+
+
+# --- cache --------------------------------------------------------------------------------------------------
+
+
+def test_cache_info(capsys, cache):
+    assert main(["cache", "--info"]) == 0
+    assert capsys.readouterr().out == f"2 compiled kernels (0.0 MB) in {cache}\n"
+
+
+def test_cache_clear_removes_kernels_and_nothing_else(capsys, cache):
+    assert main(["cache", "--clear"]) == 0
+    assert capsys.readouterr().out == f"Removed 2 compiled kernels (0.0 MB) from {cache}\n"
+    assert [path.name for path in cache.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("action", ["--info", "--clear"])
+def test_cache_without_a_directory(capsys, tmp_path, monkeypatch, action):
+    monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path / "none"))
+    assert main(["cache", action]) == 0
+    assert "0 compiled kernels" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+# --- demo ---------------------------------------------------------------------------------------------------
+
+
+def test_demo(capsys, tmp_path, quick):
+    picture = tmp_path / "digits.png"
+    assert main(["demo", "--output", str(picture)]) == 0
+
+    text = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count(" ok") == 4
+    assert "FAILED" not in text
+    words = " ".join(text.split())
+    assert "100% loss 0.2159" in words
+    assert float(re.search(r"accuracy ([\d.]+) %", words)[1]) >= 95
+    assert float(re.search(r"they differ by (\S+)\. ok", words)[1]) <= 1e-4
+    assert float(re.search(r"within (\S+) \(relative to the largest\) of central differences", words)[1]) <= 1e-7
+    for case in ("1,437 x 10 float64", "2,000 x 10 float64", "2,000 x 10 float32"):
+        assert re.search(rf"{case} +fastsoftmax +[\d.]+ ms +\d+ % +1\.0 *\n", text)
+    for library in ("NumPy", "SciPy", "scikit-learn"):
+        assert len(re.findall(rf"{library} +[\d.]+ ms +\d+ % +[\d.]+ *\n", text)) == 3
+
+    pixels = imread(picture)[..., :3]
+    height, width, _ = pixels.shape
+    assert 800 <= height <= width <= 4000
+    for color in (demo.BLUE, demo.ORANGE, demo.GREEN, demo.FAINT):
+        share = np.mean(np.all(np.abs(pixels - to_rgb(color)) < 0.01, axis=-1))
+        assert 1e-4 < share < 0.1, color
+    assert 0.5 < np.mean(np.all(pixels == 1, axis=-1)) < 0.95
+
+
+def test_demo_tells_which_checks_failed(capsys, tmp_path, monkeypatch, quick):
+    limits = {"LEAST_ACCURACY": 1.0, "LOSS_TOLERANCE": -1.0, "DIFFERENCE_TOLERANCE": 0.0, "EPSILONS": 0.0}
+    for name, value in limits.items():
+        monkeypatch.setattr(demo, name, value)
+    assert not demo.run(tmp_path / "digits.png", rounds=2)
+    text = capsys.readouterr().out
+    failed = [
+        part.splitlines()[0].split()[0] for part in re.split(r"^(?=\w)", text, flags=re.M) if "FAILED" in part
+    ]
+    assert failed == ["accuracy", "loss", "gradient", "timing"]
+    assert " ok" not in text
+
+
+def test_one_failed_check_is_enough(capsys):
+    narrator = demo.Narrator()
+    narrator.check("first", "holds.", True)
+    assert narrator.all_hold
+    narrator.check("second", "does not.", False)
+    narrator.check("third", "holds.", True)
+    assert not narrator.all_hold
+    narrator.say("path", "[bold]/[/x].png")  # what is no markup stays as it is
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["first holds. ok", "second does not. FAILED", "third holds. ok", "path [bold]/[/x].png"]
+
+
+def test_demo_returns_1_if_a_check_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "run", lambda output: False)
+    assert main(["demo", "--output", str(tmp_path / "digits.png")]) == 1
+
+
+def test_demo_gradient_check_sees_a_wrong_gradient():
+    rng = np.random.default_rng(0)
+    right = demo.Objective(rng.normal(size=(50, 4)), rng.integers(0, 10, 50))
+    weights = rng.normal(size=right.size)
+
+    class Wrong(demo.Objective):
+        def __call__(self, weights):
+            value, gradient = super().__call__(weights)
+            return value, gradient + 1e-6 * (np.arange(gradient.size) == 7)
+
+    assert demo.gradient_error(right, weights) < 1e-9
+    assert demo.gradient_error(Wrong(right.features, right.labels), weights) > demo.DIFFERENCE_TOLERANCE
+
+
+def test_demo_agreement_check_sees_a_wrong_contender():
+    gradient = np.zeros((4, 10))
+    right, shifted = (1.0, gradient), (1.0, gradient + 1e-3)
+    assert demo.disagreement({"a": lambda: right, "b": lambda: right}) == 0
+    assert demo.disagreement({"a": lambda: right, "b": lambda: shifted}) == pytest.approx(4e-3)
+    assert demo.disagreement({"a": lambda: right, "b": lambda: (1.5, gradient)}) == 0.5
+
+
+def test_demo_goes_without_the_private_loss_of_sklearn(monkeypatch):
+    scores, labels = np.zeros((3, 10)), np.arange(3)
+    assert [*demo.contenders(scores, labels)] == ["fastsoftmax", "NumPy", "SciPy", "scikit-learn"]
+    monkeypatch.setitem(sys.modules, "sklearn._loss", None)
+    assert [*demo.contenders(scores, labels)] == ["fastsoftmax", "NumPy", "SciPy"]
+
+
+def test_demo_picture_of_a_model_without_mistakes_or_a_class(tmp_path):
+    labels = np.array([3, 3, 4])
+    demo.draw(np.zeros((3, 8, 8)), labels, np.eye(10)[labels], tmp_path / "digits.png")
+    assert imread(tmp_path / "digits.png").shape[0] > 800
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("sklearn", "scikit-learn"), ("scipy", "SciPy"), ("matplotlib", "matplotlib"), ("rich", "rich")],
+)
+def test_demo_names_the_extra_that_is_missing(capsys, tmp_path, monkeypatch, module, package):
+    missing(monkeypatch, module)
+    assert main(["demo", "--output", str(tmp_path / "digits.png")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"fastsoftmax demo needs {package}: pip install 'fastsoftmax[demo]'\n"
+    assert captured.out == ""
+
+
+def test_demo_does_not_hide_another_missing_module(tmp_path, monkeypatch):
+    missing(monkeypatch, "statistics")
+    with pytest.raises(ModuleNotFoundError, match="statistics"):
+        main(["demo", "--output", str(tmp_path / "digits.png")])
+
+
+@pytest.mark.parametrize("place", [".", "none/digits.png"])
+def test_demo_asks_for_a_place_for_the_picture_first(capsys, tmp_path, place):
+    assert main(["demo", "--output", str(tmp_path / place)]) == 2
+    assert capsys.readouterr().err == f"fastsoftmax demo: cannot write the picture to {tmp_path / place}\n"
+
+
+# --- the rest -----------------------------------------------------------------------------------------------
+
+
+def test_without_a_command_the_help_is_printed(capsys):
+    assert main([]) == 2
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("demo", "info", "cache"))
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["no-such-command"])
+    assert exit_.value.code == 2
+    assert "no-such-command" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastsoftmax {fs.__version__}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["--version"], ["info"], ["cache", "--info"]])
+def test_a_full_standard_output_is_no_success(command, unbuffered, tmp_path):
+    """Nor a traceback, nor Python's own status of 120 where the text is written when the process ends."""
+    environment = dict(
+        os.environ, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED=unbuffered, FASTSOFTMAX_CACHE_DIR=str(tmp_path)
+    )
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "fastsoftmax", *command]
+        done = subprocess.run(words, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert done.stderr in ("", "fastsoftmax: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes descriptors in a shell of POSIX")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(closed, tmp_path):
+    """What a library writes to standard output or error would go into the file."""
+    code = (
+        "from fastsoftmax.tools import cli\n"
+        "cli.main(['cache', '--info'])\n"
+        f"open({str(tmp_path / 'number')!r}, 'w').write(str(open(__import__('os').devnull).fileno()))"
+    )
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), FASTSOFTMAX_CACHE_DIR=str(tmp_path))
+    subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-c", code], env=environment, check=True)
+    assert int((tmp_path / "number").read_text()) > 2
+
+
+def test_python_m(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fastsoftmax", "--version"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("fastsoftmax", run_name="__main__")
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"fastsoftmax {fs.__version__}\n"
+
+
+def test_the_command_line_imports_neither_numba_nor_the_extras():
+    code = (
+        "import sys; from fastsoftmax.tools.cli import main; main(['--version'])\n"
+        "print(*sorted({'numba', 'llvmlite', 'scipy', 'sklearn', 'matplotlib', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"fastsoftmax {fs.__version__}\n\n"

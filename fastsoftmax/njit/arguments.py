@@ -1,8 +1,9 @@
 """What `arrays.blocks` is to Python callers, for compiled ones: any array in, blocks (outer, classes, inner) out.
 
 While the caller is compiled, types decide: dtype, axes, which options are there. At run time shapes and strides
-decide, by the rules of `arrays.blocks.Problem`, so that a kernel gets the same blocks on either way and results agree to
-the last bit. All of it is serial and allocates results, copies of what is no block yet, and working memory.
+decide, by the rules of `arrays.blocks.Problem`, so that a kernel gets the same blocks on either way and results
+agree to the last bit. All of it is serial and allocates results, copies of what is no block yet, and working
+memory.
 
 The functions above `compiled` run while types are inferred; those below are compiled into the caller.
 """

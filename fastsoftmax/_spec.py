@@ -1,0 +1,175 @@
+"""What exists: one entry for each public function, from which every other list of functions is made.
+
+The overloads for compiled code, Dask's dispatch, ``fastsoftmax run``, ``fastsoftmax warmup``, the list of the
+benchmarks, the tables of the tests, the pages of the reference and README's table of functions follow from this
+table. Parameters and defaults are not repeated here: they stand in the public signatures (`inspect.signature`).
+This module imports nothing of the package.
+
+The words of the table:
+
+family
+    Functions of one family are computed by one driver, and differ in their kernel alone.
+operands
+    What the positional arrays are: ``logits``; ``tangent`` and ``cotangent``, of the shape of the logits; the
+    ``targets`` of a loss, which are ``labels`` (one class index for each row), ``distributions`` (of the shape of
+    the logits) or either of them; ``indptr`` and ``positions`` (labels counted from the beginning of a segment).
+result
+    ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
+    row. ``loss``: one number for each row, or for all by ``reduction=``. Two of them are a tuple.
+"""
+
+from typing import NamedTuple
+
+LIKE, ROWS, SQUARE, LOSS = "like", "rows", "square", "loss"
+LOGITS, TANGENT, COTANGENT = "logits", "tangent", "cotangent"
+TARGETS, LABELS, DISTRIBUTIONS = "targets", "labels", "distributions"
+INDPTR, POSITIONS = "indptr", "positions"
+
+
+class Group(NamedTuple):
+    """Functions that are documented together: the page of the reference, and the line of README's table."""
+
+    title: str
+    page: str
+    text: str
+
+
+class Function(NamedTuple):
+    """One public function.
+
+    `module` is the module of ``fastsoftmax.api`` that holds it, `kernel` the function of ``fastsoftmax.kernels``
+    that computes it ("module.function"). `loss` names the loss whose gradient or second derivative it is. `pieces`
+    says whether Dask computes rows whose classes are cut without bringing them together. `bench` are the variants
+    that the benchmarks time: "" for the plain call, others say what is different.
+    """
+
+    name: str
+    group: str
+    module: str
+    family: str
+    operands: tuple[str, ...]
+    result: tuple[str, ...]
+    kernel: str
+    loss: str = ""
+    pieces: bool = False
+    bench: tuple[str, ...] = ()
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether its rows are segments of a vector."""
+        return INDPTR in self.operands
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The operands beside the logits."""
+        return self.operands[1:]
+
+
+GROUPS = {
+    "activations": Group(
+        "Softmax",
+        "softmax",
+        "with `where=`, any axis, several axes or all; the first two with `temperature=`",
+    ),
+    "derivatives": Group(
+        "Derivatives",
+        "softmax",
+        "Jacobians, and products with them in O(K), with `temperature=`; those of `softmax` also from given "
+        "probabilities (`from_probs=True`)",
+    ),
+    "entropy": Group("Entropy", "softmax", "the entropy of each row, and its gradient, with `temperature=`"),
+    "cross-entropy": Group(
+        "Cross-entropy",
+        "losses",
+        "for class indices of any integer dtype, or a distribution for each row, with `class_weight=`, "
+        "`sample_weight=`, `ignore_index=`, `label_smoothing=`, `reduction=`; first and second derivatives",
+    ),
+    "squared error": Group(
+        "Squared error",
+        "losses",
+        "half the squared distance of the probabilities from the targets, with `sample_weight=` and `reduction=`",
+    ),
+    "segments": Group("Ragged rows", "segments", "of rows of unequal length, in CSR form"),
+}
+
+_X = (LOGITS,)
+_FORWARD = ("activations", "activations", "forward", _X, (LIKE,))
+_JACOBIAN = ("derivatives", "derivatives", "jacobian", _X, (SQUARE,))
+_PRODUCT = ("derivatives", "derivatives", "product")
+_JVP, _VJP = (*_PRODUCT, (LOGITS, TANGENT), (LIKE,)), (*_PRODUCT, (LOGITS, COTANGENT), (LIKE,))
+_CURVATURE = ("cross-entropy", "losses", "curvature")
+_RAGGED = ("segments", "segments")
+_OUT = ("", "out=")
+
+
+def _loss(
+    name: str, group: str, family: str, targets: str, pieces: bool, bench: tuple[str, ...] = ()
+) -> tuple[Function, ...]:
+    """A loss, its gradient, and both in one pass."""
+    entry = (group, "losses", family, (LOGITS, targets))
+    kernel = f"losses.{name}"
+    return (
+        Function(name, *entry, (LOSS,), kernel, name, pieces, bench[:1]),
+        Function(f"{name}_grad", *entry, (LIKE,), kernel, name, pieces),
+        Function(f"{name}_with_grad", *entry, (LOSS, LIKE), kernel, name, pieces, bench),
+    )
+
+
+def _ragged(name: str, operands: tuple[str, ...], result: tuple[str, ...], loss: str = "") -> Function:
+    """A function of segments: `kernel` is that of the short ones."""
+    kernel = name.removesuffix("_with_grad").replace("_jvp", "_product").replace("_vjp", "_product")
+    return Function(name, *_RAGGED, "segments", (LOGITS, INDPTR, *operands), result, f"segments.{kernel}", loss)
+
+
+FUNCTIONS = {
+    function.name: function
+    for function in (
+        Function("softmax", *_FORWARD, "activations.softmax", pieces=True, bench=_OUT),
+        Function("log_softmax", *_FORWARD, "activations.log_softmax", pieces=True, bench=_OUT),
+        Function("logsumexp", *_FORWARD[:4], (ROWS,), "activations.logsumexp", pieces=True, bench=("",)),
+        Function("softmax_jacobian", *_JACOBIAN, "derivatives.softmax_jacobian", bench=_OUT),
+        Function("softmax_jvp", *_JVP, "derivatives.softmax_product", pieces=True, bench=("", "of probs, out=")),
+        Function("softmax_vjp", *_VJP, "derivatives.softmax_product", pieces=True, bench=("",)),
+        Function("log_softmax_jacobian", *_JACOBIAN, "derivatives.log_softmax_jacobian"),
+        Function("log_softmax_jvp", *_JVP, "derivatives.log_softmax_jvp", pieces=True),
+        Function("log_softmax_vjp", *_VJP, "derivatives.log_softmax_vjp", pieces=True),
+        Function("softmax_entropy", "entropy", "entropy", "entropy", _X, (ROWS,), "entropy.entropy", bench=("",)),
+        Function(
+            "softmax_entropy_with_grad", "entropy", "entropy", "entropy", _X, (ROWS, LIKE), "entropy.entropy"
+        ),
+        *_loss("cross_entropy", "cross-entropy", "cross entropy", TARGETS, pieces=True, bench=_OUT),
+        Function(
+            "cross_entropy_hvp",
+            *_CURVATURE,
+            (LOGITS, TARGETS, TANGENT),
+            (LIKE,),
+            "derivatives.softmax_product",
+            "cross_entropy",
+        ),
+        Function(
+            "cross_entropy_hessian_diag",
+            *_CURVATURE,
+            (LOGITS, TARGETS),
+            (LIKE,),
+            "derivatives.softmax_variance",
+            "cross_entropy",
+        ),
+        Function(
+            "cross_entropy_hessian",
+            *_CURVATURE,
+            (LOGITS, TARGETS),
+            (SQUARE,),
+            "derivatives.softmax_jacobian",
+            "cross_entropy",
+        ),
+        *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
+        _ragged("segment_softmax", (), (LIKE,)),
+        _ragged("segment_log_softmax", (), (LIKE,)),
+        _ragged("segment_logsumexp", (), (ROWS,)),
+        _ragged("segment_softmax_jvp", (TANGENT,), (LIKE,)),
+        _ragged("segment_softmax_vjp", (COTANGENT,), (LIKE,)),
+        _ragged("segment_cross_entropy", (POSITIONS,), (LOSS,), "segment_cross_entropy"),
+        _ragged("segment_cross_entropy_with_grad", (POSITIONS,), (LOSS, LIKE), "segment_cross_entropy"),
+    )
+}
+"""{name: what it is}, in the order of the documentation."""

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "tests" / "api"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import oracle  # noqa: E402
 import readme  # noqa: E402

@@ -60,9 +60,9 @@ class Function(NamedTuple):
         return INDPTR in self.operands
 
     @property
-    def others(self) -> tuple[str, ...]:
-        """The operands beside the logits."""
-        return self.operands[1:]
+    def command(self) -> str | None:
+        """Its name for ``fastsoftmax run``, where a gradient is an option of its function; None if it has none."""
+        return None if self.is_ragged or self.name.endswith("_grad") else self.name.replace("_", "-")
 
 
 GROUPS = {

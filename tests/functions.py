@@ -3,6 +3,7 @@
 The second argument depends on the shape of x alone, so that two calls with equal x are equal calls.
 """
 
+import inspect
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from numba import njit
 
 import fastsoftmax as fs
+from fastsoftmax import _spec
+from fastsoftmax.api import ufuncs
 from fastsoftmax.kernels.vector import muladd
 
 
@@ -76,36 +79,49 @@ class Function:
 
 
 NONE = (("reduction", "none"),)
-ACTIVATIONS = (
-    Function("softmax", "x", None, None),
-    Function("log_softmax", "x", None, None),
-    Function("logsumexp", "x", None, None, result="rows"),
-)
-ENTROPIES = (Function("softmax_entropy", "x", None, None, result="rows"),)
-JACOBIANS = (
-    Function("softmax_jacobian", "x", None, None, result="square"),
-    Function("log_softmax_jacobian", "x", None, None, result="square"),
-)
-PRODUCTS = (
-    Function("softmax_jvp", "x", "tangent", vector_for),
-    Function("softmax_vjp", "x", "cotangent", vector_for),
-    Function("log_softmax_jvp", "x", "tangent", vector_for),
-    Function("log_softmax_vjp", "x", "cotangent", vector_for),
-)
-LOSSES = (
-    Function("cross_entropy", "logits", "targets", labels_for, NONE, "rows"),
-    Function("cross_entropy", "logits", "targets", distributions_for, NONE, "rows"),
-    Function("squared_error", "logits", "targets", vector_for, NONE, "rows"),
-)
-GRADIENTS = (
-    Function("cross_entropy_grad", "logits", "targets", labels_for),
-    Function("cross_entropy_grad", "logits", "targets", distributions_for),
-    Function("squared_error_grad", "logits", "targets", vector_for),
-)
+MAKERS = {
+    _spec.TANGENT: (vector_for,),
+    _spec.COTANGENT: (vector_for,),
+    _spec.DISTRIBUTIONS: (vector_for,),
+    _spec.LABELS: (labels_for,),
+    _spec.TARGETS: (labels_for, distributions_for),
+}
+"""What makes the second argument, by its role."""
+
+
+def _of(*families, result=None):
+    """The functions of one result and at most two arguments, with each kind of second argument that they take."""
+    found = []
+    for entry in _spec.FUNCTIONS.values():
+        if entry.family not in families or entry.is_ragged or len(entry.result) > 1:
+            continue
+        if result is not None and entry.result != (result,):
+            continue
+        first, *second = inspect.signature(getattr(fs, entry.name)).parameters
+        kinds = MAKERS[entry.operands[1]] if len(entry.operands) > 1 else (None,)
+        shape = {_spec.LIKE: "x", _spec.LOSS: "rows"}.get(entry.result[0], entry.result[0])
+        options = NONE if entry.result == (_spec.LOSS,) else ()
+        found += [
+            Function(entry.name, first, second[0] if kinds[0] else None, kind, options, shape) for kind in kinds
+        ]
+    return tuple(found)
+
+
+ACTIVATIONS = _of("forward", "logsumexp")
+ENTROPIES = _of("entropy")
+JACOBIANS = _of("jacobian")
+PRODUCTS = _of("product")
+LOSSES = _of("cross entropy", "row loss", result=_spec.LOSS)
+GRADIENTS = _of("cross entropy", "row loss", result=_spec.LIKE)
 ALL = ACTIVATIONS + ENTROPIES + JACOBIANS + PRODUCTS + LOSSES + GRADIENTS
 SAME_SHAPE = tuple(f for f in ALL if f.result == "x")
 WITH_OUT = tuple(f for f in ALL if f.takes_out)
-PAIRS = (fs.cross_entropy_with_grad, fs.squared_error_with_grad)
+PAIRS = tuple(
+    getattr(fs, name)
+    for name, entry in _spec.FUNCTIONS.items()
+    if entry.result == (_spec.LOSS, _spec.LIKE) and not entry.is_ragged
+)
+UFUNCS = tuple(ufuncs.DOCS)
 
 
 def skip_unless_fused(dtype):

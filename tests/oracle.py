@@ -290,6 +290,16 @@ def wide_log_softmax(x):
     return difference - np.log1p(others)
 
 
+def wide_squared_errors(logits, probs, targets):
+    """Half the squared distance of rows of probabilities from their targets, and its gradient."""
+    error = probs - targets
+    return (error**2).sum(-1) / 2, probs * (error - (probs * error).sum(-1, keepdims=True))
+
+
+ROW_LOSSES = {"squared_error": wide_squared_errors}
+"""Losses in long double: {name: (logits, their softmax, targets or one-hot labels) -> losses of rows, gradient}."""
+
+
 def wide_remainder(x):
     """1 - p of each row's greatest entry, for `wide_error`."""
     _, others = wide_forward(x)

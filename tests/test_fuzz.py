@@ -13,10 +13,13 @@ from unittest.mock import patch
 
 import hypothesis.strategies as st
 import numpy as np
+import oracle
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 import fastsoftmax as fs
+from fastsoftmax import _spec
+from fastsoftmax._spec import FUNCTIONS
 from fastsoftmax.backends import stream
 from fastsoftmax.tools.cli import main
 
@@ -27,21 +30,18 @@ LENGTHS = st.sampled_from([0, 1, 2, 3, 5, 9, 16, 17, 40, 57, 130])
 MOST = 20_000
 LONG = np.longdouble
 
-ACTIVATIONS = ("softmax", "log_softmax", "logsumexp")
-JACOBIANS = ("softmax_jacobian", "log_softmax_jacobian")
-PRODUCTS = ("softmax_jvp", "softmax_vjp", "log_softmax_jvp", "log_softmax_vjp")
-CROSS_ENTROPIES = (
-    "cross_entropy",
-    "cross_entropy_grad",
-    "cross_entropy_with_grad",
-    "cross_entropy_hvp",
-    "cross_entropy_hessian_diag",
-    "cross_entropy_hessian",
-)
-SQUARED_ERRORS = ("squared_error", "squared_error_grad", "squared_error_with_grad")
-ENTROPIES = ("softmax_entropy", "softmax_entropy_with_grad")
-EVERY = ACTIVATIONS + ENTROPIES + JACOBIANS + PRODUCTS + CROSS_ENTROPIES + SQUARED_ERRORS
-SQUARE = (*JACOBIANS, "cross_entropy_hessian")
+
+def named(*families):
+    """The functions of these families; segments have a fuzz of their own."""
+    return tuple(name for name, entry in FUNCTIONS.items() if entry.family in families and not entry.is_ragged)
+
+
+ACTIVATIONS = named("forward", "logsumexp")
+JACOBIANS, PRODUCTS, ENTROPIES = named("jacobian"), named("product"), named("entropy")
+CROSS_ENTROPIES, ROW_LOSSES = named("cross entropy", "curvature"), named("row loss")
+LABELLED = tuple(name for name in ROW_LOSSES if _spec.LABELS in FUNCTIONS[name].operands)
+EVERY = ACTIVATIONS + ENTROPIES + JACOBIANS + PRODUCTS + CROSS_ENTROPIES + ROW_LOSSES
+SQUARE = tuple(name for name in EVERY if _spec.SQUARE in FUNCTIONS[name].result)
 
 
 # --- arrays --------------------------------------------------------------------------------------------------
@@ -159,10 +159,10 @@ def right_loss(name, x, targets, v, options):
     if options.get("sample_weight") is not None:
         weights = np.asarray(options["sample_weight"]).astype(LONG)
     targets = np.asarray(targets)
-    if name in SQUARED_ERRORS:
-        t = targets.astype(LONG)
-        losses = weights * ((p - t) ** 2).sum(-1) / 2
-        slope = p * ((p - t) - inner(p, p - t))
+    if name in ROW_LOSSES:
+        t = np.eye(classes, dtype=LONG)[targets.astype(np.int64)] if name in LABELLED else targets.astype(LONG)
+        losses, slope = oracle.ROW_LOSSES[FUNCTIONS[name].loss](np.asarray(x).astype(LONG), p, t)
+        losses = weights * losses
         divisor = weights.sum() if options.get("sample_weight") is not None else LONG(losses.size)
         return finish(name, losses, {"grad": slope}, weights, divisor, reduction)
     class_weight = np.ones(classes, LONG)
@@ -224,7 +224,7 @@ def finish(name, losses, derivatives, weights, divisor, reduction):
 def cases(draw, names, dtypes, full):
     """(name, arguments, options, kind, spoiled)."""
     name = draw(st.sampled_from(names))
-    spoils = [spoil for spoil in SPOILS if spoil != "labels" or name in CROSS_ENTROPIES]
+    spoils = [spoil for spoil in SPOILS if spoil != "labels" or name in CROSS_ENTROPIES + LABELLED]
     spoiled = draw(st.sampled_from([None] * 2 * len(spoils) + spoils))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     limit = 40 if name in SQUARE else MOST
@@ -257,7 +257,9 @@ def cases(draw, names, dtypes, full):
         options["temperature"] = draw(st.sampled_from([0.5, 1.0, 2, np.float32(3.0)]))
     if name in ("softmax_jacobian", "softmax_jvp", "softmax_vjp") and full and x.dtype.kind == "f":
         options["from_probs"] = draw(st.booleans())
-    if name in PRODUCTS + SQUARED_ERRORS:
+    if name in LABELLED:
+        arguments.append(laid_out(rng, rng.integers(0, max(shape[axis], 1), rows), draw(layouts)))
+    elif name in PRODUCTS + ROW_LOSSES:
         arguments.append(another(dtypes))
     if name in CROSS_ENTROPIES:
         if (spoiled == "labels" or draw(st.booleans())) and shape[axis]:
@@ -279,13 +281,13 @@ def cases(draw, names, dtypes, full):
             options["class_weight"] = weights([shape[axis]])
         if full and draw(st.booleans()):
             options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
-    if name in CROSS_ENTROPIES + SQUARED_ERRORS:
+    if name in CROSS_ENTROPIES + ROW_LOSSES:
         if full and draw(st.booleans()):
             options["sample_weight"] = weights(rows)
         options["reduction"] = draw(st.sampled_from(["mean", "sum", "none"]))
         if options["reduction"] == "none" and name in ("cross_entropy_hvp",) and draw(st.booleans()):
             del options["reduction"]
-        labelled = arguments[1].ndim < len(shape) or name in SQUARED_ERRORS
+        labelled = arguments[1].ndim < len(shape) or name in ROW_LOSSES
         if labelled and options.get("reduction", "mean") == "mean":  # whatever weights have in common cancels
             for key in {"class_weight", "sample_weight"} & options.keys():
                 options[key] = options[key] * options[key].dtype.type(draw(st.sampled_from([1, 1, 1e-30, 1e30])))
@@ -312,7 +314,7 @@ def spoil_axis(rng, name, arguments, options):
 
 
 def spoil_labels(rng, name, arguments, options):
-    if name not in CROSS_ENTROPIES or arguments[1].ndim == arguments[0].ndim or arguments[1].size == 0:
+    if name not in CROSS_ENTROPIES + LABELLED or arguments[1].ndim == arguments[0].ndim or arguments[1].size == 0:
         return False
     classes = arguments[0].shape[options.get("axis", -1)]
     bad = [-1, classes, 2**40, -(2**62)]
@@ -332,7 +334,7 @@ def spoil_shape(rng, name, arguments, options):
 
 
 def spoil_option(rng, name, arguments, options):
-    if name in CROSS_ENTROPIES + SQUARED_ERRORS:
+    if name in CROSS_ENTROPIES + ROW_LOSSES:
         options["reduction"] = ["average", None, 1, np.zeros(2)][rng.integers(4)]
     elif name == "logsumexp":
         options["where"] = [np.ones(3), "yes", np.ones((1, 1, 1, 1, 1, 2), bool)][rng.integers(3)]
@@ -428,7 +430,7 @@ def check(case):
         actual = function(*arguments, **options)
         right, scale = expected(name, arguments, options)
         axis = options.get("axis", -1)
-        loss = name in ("cross_entropy", "squared_error")
+        loss = FUNCTIONS[name].result == (_spec.LOSS,)
         rows = loss or name in SQUARE or name == "softmax_entropy"
         if isinstance(actual, tuple):
             summed = 1 if name in ENTROPIES else 1 + arguments[0].size
@@ -459,14 +461,17 @@ def test_anything(name, data):
 @settings(deadline=None, max_examples=6500, suppress_health_check=relaxed)
 @given(st.data())
 def test_anything_at_all(name, data):
-    """20 functions, 130,000 cases."""
+    """Every function, 6,500 cases each."""
     check(data.draw(cases((name,), DTYPES, full=True)))
 
 
 # --- the same bits from chunks and files ---------------------------------------------------------------------
 
-HESSIANS = ("cross_entropy_hvp", "cross_entropy_hessian_diag", "cross_entropy_hessian")
-DERIVATIVES = (*HESSIANS, "cross_entropy_with_grad", "squared_error_with_grad")
+DERIVATIVES = tuple(
+    name
+    for name in EVERY
+    if FUNCTIONS[name].family == "curvature" or FUNCTIONS[name].result == (_spec.LOSS, _spec.LIKE)
+)
 
 
 def chunked(rng, x, axis):

@@ -11,6 +11,7 @@ names: so all of them stand under their names if the exit status is 0, and none 
 """
 
 import errno
+import inspect
 import math
 import os
 import signal
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 
 import fastsoftmax
+from fastsoftmax import _spec
 from fastsoftmax.api import losses
 from fastsoftmax.arrays.blocks import Array, Problem, real_array
 from fastsoftmax.arrays.threads import threads
@@ -77,38 +79,40 @@ def _say(message: str) -> None:
 
 # --- which functions there are ------------------------------------------------------------------------------
 
-_WEIGHTS = ("class_weight", "sample_weight", "ignore_index", "label_smoothing", "reduction")
-
 
 @dataclass(frozen=True)
-class Function:
-    """What a function takes beside the logits, and the shape of what it gives: of x, of its rows, or K by K."""
+class Command:
+    """A public function as a command: its entry in the table of functions, and what its signature says."""
 
-    operands: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    result: str = "x"
+    entry: _spec.Function
+    operands: tuple[str, ...]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, entry: _spec.Function) -> "Command":
+        parameters = inspect.signature(getattr(fastsoftmax, entry.name)).parameters.values()
+        _, *operands = [p.name for p in parameters if p.default is p.empty]
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        for name in ("out", "keepdims"):
+            options.pop(name, None)
+        if f"{entry.name}_with_grad" in _spec.FUNCTIONS:
+            options["grad"] = None
+        return cls(entry, tuple(operands), options)
+
+    @property
+    def result(self) -> str:
+        return self.entry.result[0]
 
     @property
     def is_loss(self) -> bool:
-        return self.result == "loss"
+        return self.result == _spec.LOSS
 
 
-FUNCTIONS = {
-    "softmax": Function((), ("where", "temperature")),
-    "log-softmax": Function((), ("where", "temperature")),
-    "logsumexp": Function((), ("where",), "rows"),
-    "softmax-jacobian": Function((), ("temperature", "from_probs"), "square"),
-    "softmax-jvp": Function(("tangent",), ("temperature", "from_probs")),
-    "softmax-vjp": Function(("cotangent",), ("temperature", "from_probs")),
-    "log-softmax-jacobian": Function((), ("temperature",), "square"),
-    "log-softmax-jvp": Function(("tangent",), ("temperature",)),
-    "log-softmax-vjp": Function(("cotangent",), ("temperature",)),
-    "cross-entropy": Function(("targets",), (*_WEIGHTS, "grad"), "loss"),
-    "cross-entropy-hvp": Function(("targets", "tangent"), _WEIGHTS),
-    "cross-entropy-hessian-diag": Function(("targets",), _WEIGHTS),
-    "cross-entropy-hessian": Function(("targets",), _WEIGHTS, "square"),
-    "squared-error": Function(("targets",), ("sample_weight", "reduction", "grad"), "loss"),
-}
+COMMANDS = {entry.command: Command.of(entry) for entry in _spec.FUNCTIONS.values() if entry.command}
+DEFAULTS: dict[str, Any] = {}
+"""Every option of any command with its default; operands have None."""
+for _command in COMMANDS.values():
+    DEFAULTS |= dict.fromkeys(_command.operands) | _command.options
 FILES = ("tangent", "cotangent", "targets", "class_weight", "sample_weight", "where")
 
 
@@ -226,7 +230,7 @@ class Job:
     """A run whose arguments have been checked: what is read, what is computed, what is written."""
 
     name: str
-    function: Function
+    function: Command
     x: Source
     axis: int
     problem: Problem
@@ -238,7 +242,7 @@ class Job:
 
     @property
     def python_name(self) -> str:
-        return self.name.replace("-", "_")
+        return self.function.entry.name
 
     @property
     def soft(self) -> bool:
@@ -262,9 +266,9 @@ class Job:
         return (*files.rows_of(box, self.axis), whole, whole)
 
 
-def _choose(arguments: Any) -> tuple[Function, dict[str, Any]]:
+def _choose(arguments: Any) -> tuple[Command, dict[str, Any]]:
     """The function, and the options that it takes; RunError for any other that was given."""
-    function = FUNCTIONS[arguments.function]
+    function = COMMANDS[arguments.function]
     taken = {*function.operands, *function.options}
     given = {}
     for name, default in DEFAULTS.items():
@@ -279,23 +283,7 @@ def _choose(arguments: Any) -> tuple[Function, dict[str, Any]]:
     return function, given
 
 
-DEFAULTS: dict[str, Any] = {
-    "tangent": None,
-    "cotangent": None,
-    "targets": None,
-    "class_weight": None,
-    "sample_weight": None,
-    "ignore_index": None,
-    "label_smoothing": 0.0,
-    "reduction": "mean",
-    "grad": None,
-    "where": None,
-    "temperature": 1.0,
-    "from_probs": False,
-}
-
-
-def _check_names(arguments: Any, function: Function, given: dict[str, Any]) -> dict[str, Path]:
+def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> dict[str, Path]:
     """Which results go where."""
     results: dict[str, Path] = {}
     if function.is_loss and given["reduction"] != "none" and sys.stdout is None:
@@ -336,7 +324,7 @@ def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -
         raise RunError(f"{_flag(name)} has shape {shape}, expected {expected}")
 
 
-def _job(arguments: Any, function: Function, given: dict[str, Any]) -> Job:
+def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
     """Everything that can be known from headers and options."""
     name = arguments.function.replace("-", "_")
     try:
@@ -361,7 +349,7 @@ def _job(arguments: Any, function: Function, given: dict[str, Any]) -> Job:
             elif key == "sample_weight":
                 real_array(name, key, empty)
                 _check_shape(key, operand.shape, problem.row_shape)
-            elif key == "targets" and name.startswith("cross_entropy"):
+            elif key == "targets" and function.entry.operands[1] == _spec.TARGETS:
                 losses.check_kind(problem, real_array(name, key, empty), given["ignore_index"])
             elif key == "targets":
                 problem.target_like(key, empty)
@@ -394,14 +382,14 @@ def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], s
     dtype = problem.result_dtype
     rows = files.rows_of(tuple(slice(0, n) for n in extent), job.axis)
     for key, path in results.items():
-        if key == "output" and job.function.result in ("rows", "loss"):
+        if key == "output" and job.function.result in (_spec.ROWS, _spec.LOSS):
             shape, chunks = problem.row_shape, files.extent_of(rows)
-        elif key == "output" and job.function.result == "square":
+        elif key == "output" and job.function.result == _spec.SQUARE:
             shape = (*problem.row_shape, problem.classes, problem.classes)
             chunks = (*files.extent_of(rows), problem.classes, problem.classes)
         else:
             shape, chunks = problem.shape, extent
-        fortran = job.x.fortran and job.function.result != "square"
+        fortran = job.x.fortran and job.function.result != _spec.SQUARE
         try:
             if files.is_zarr(path):
                 target: Target = ZarrTarget(path, shape, dtype, chunks)
@@ -490,17 +478,21 @@ class Local:
         given = job.given
         if job.function.is_loss:
             return self._loss(box, x, block)
-        rows = job.function.result == "rows"
-        if job.name.startswith("cross-entropy"):
+        rows = job.function.result == _spec.ROWS
+        if job.function.entry.family == "curvature":
             options = {**job.loss_options, "class_weight": job.class_weight}
             options["sample_weight"] = block.get("sample_weight")
             arrays = job.python_name, x, block["targets"], block.get("tangent")
             value = losses.curvature_rows(*arrays, job.axis, job.reduction, None, options, self.divisor)
         else:
             options = {key: given[key] for key in ("temperature", "from_probs") if key in job.function.options}
-            out = x if job.function.result == "x" and self.dtype_kept else None
-            value = getattr(fastsoftmax, job.python_name)(x, axis=job.axis, out=out, **block, **options)
-        place = job.square(box) if job.function.result == "square" else job.place(box, rows)
+            out = x if self.dtype_kept and ("grad" in job.targets or job.function.result == _spec.LIKE) else None
+            name = f"{job.python_name}_with_grad" if "grad" in job.targets else job.python_name
+            value = getattr(fastsoftmax, name)(x, axis=job.axis, out=out, **block, **options)
+            if "grad" in job.targets:
+                value, slope = value
+                return {"output": (job.place(box, rows), np.asarray(value)), "grad": (box, slope)}
+        place = job.square(box) if job.function.result == _spec.SQUARE else job.place(box, rows)
         return {"output": (place, np.asarray(value))}
 
     def _loss(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
@@ -508,7 +500,7 @@ class Local:
         gradient = "grad" in job.targets
         out = x if gradient and self.dtype_kept else None
         weights = block.get("sample_weight")
-        if job.name == "cross-entropy":
+        if job.function.entry.family == "cross entropy":
             options = {**job.loss_options, "class_weight": job.class_weight, "sample_weight": weights}
             _, rows, slope, _ = losses.cross_entropy_rows(
                 "cross_entropy", x, block["targets"], job.axis, job.reduction, out, gradient, options, self.divisor
@@ -724,11 +716,11 @@ def _check_new(target: Target, force: bool) -> None:
 
 
 def _run(
-    arguments: Any, results: dict[str, Path], function: Function, given: dict[str, Any], ending: Ending
+    arguments: Any, results: dict[str, Path], function: Command, given: dict[str, Any], ending: Ending
 ) -> None:
     job = _job(arguments, function, given)
     limit = BLOCK_BYTES if arguments.scheduler is None else TASK_BYTES
-    if function.result == "square":
+    if function.result == _spec.SQUARE:
         limit //= max(job.problem.classes, 1)
     if job.x.shape and job.axis == (len(job.x.shape) - 1 if job.x.fortran else 0):
         limit *= SCATTERED

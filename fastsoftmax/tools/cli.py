@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fastsoftmax import _spec
+
 EXTRAS = {
     "matplotlib": "matplotlib",
     "rich": "rich",
@@ -122,22 +124,7 @@ def _run_cache(arguments: argparse.Namespace) -> int:
     return 1 if left else 0
 
 
-FUNCTIONS = (
-    "softmax",
-    "log-softmax",
-    "logsumexp",
-    "softmax-jacobian",
-    "softmax-jvp",
-    "softmax-vjp",
-    "log-softmax-jacobian",
-    "log-softmax-jvp",
-    "log-softmax-vjp",
-    "cross-entropy",
-    "cross-entropy-hvp",
-    "cross-entropy-hessian-diag",
-    "cross-entropy-hessian",
-    "squared-error",
-)
+COMMANDS = tuple(entry.command for entry in _spec.FUNCTIONS.values() if entry.command)
 """What `fastsoftmax run` runs."""
 
 
@@ -149,7 +136,7 @@ def _add_run(commands: Any) -> None:
         "than memory. The result gets its name when it is complete. A loss is printed.",
         usage="fastsoftmax run FUNCTION INPUT [-o OUTPUT] [options]",
     )
-    run.add_argument("function", choices=FUNCTIONS, metavar="FUNCTION", help=", ".join(FUNCTIONS))
+    run.add_argument("function", choices=COMMANDS, metavar="FUNCTION", help=", ".join(COMMANDS))
     run.add_argument("input", type=Path, metavar="INPUT", help="the logits: a .npy file or a Zarr array")
     run.add_argument("-o", "--output", type=Path, metavar="FILE", help="the result, Zarr if it ends in .zarr")
     run.add_argument("--axis", type=int, default=-1, metavar="N", help="the axis of the classes (%(default)s)")

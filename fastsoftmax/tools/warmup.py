@@ -5,7 +5,9 @@ Numba compiles code of its own. Jobs run in processes of their own; that they wr
 safe, since a file appears there complete or not at all (see `runtime.cache`).
 """
 
+import inspect
 import itertools
+import math
 import multiprocessing
 import sys
 import time
@@ -14,11 +16,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastsoftmax as fs
+from fastsoftmax import _spec, kernels, special
+from fastsoftmax.api import ufuncs
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.runtime import cache
 from fastsoftmax.tools import info
@@ -32,173 +36,108 @@ LONG_ROW = (1, long_rows.LONG_ROW + 1)
 Calls = Iterator[Callable[[], Any]]
 
 
-def _arguments(dtype: Any) -> Iterator[tuple[Any, Any, Any, int]]:
-    """Logits, another array of their shape, labels, and the axis."""
+def _choices(dtype: Any, x: Any, rows: tuple[int, ...], axis: int) -> dict[str, tuple[Any, ...]]:
+    """Values of the options, the default first, for each of which there is machine code of its own."""
+    return {
+        "where": (None, x < 0.9),
+        "temperature": (1.0, 2.0),
+        "from_probs": (False, True),
+        "class_weight": (None, np.ones(x.shape[axis], dtype)),
+        "sample_weight": (None, np.ones(rows, dtype)),
+        "label_smoothing": (0.0, 0.1),
+        "reduction": ("mean", "sum"),
+    }
+
+
+def _combined(function: Any, choices: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the options that a function has. Defaults are left out, as most callers do."""
+    taken = {name: choices[name] for name in inspect.signature(function).parameters if name in choices}
+    for picks in itertools.product(*(range(len(values)) for values in taken.values())):
+        yield {name: taken[name][k] for name, k in zip(taken, picks, strict=True) if k}
+
+
+def _operands(entry: _spec.Function, targets: str, x: Any, labels: Any) -> tuple[Any, ...]:
+    """The arrays that a function is called with; `targets` says what those of a loss are."""
+    roles = [targets if role == _spec.TARGETS else role for role in entry.operands]
+    return tuple(x if role == _spec.LOGITS else labels if role == _spec.LABELS else np.exp(x) for role in roles)
+
+
+def _dense(entry: _spec.Function, targets: str, dtype: Any) -> Calls:
+    function = getattr(fs, entry.name)
     for shape, axis in SHAPES:
-        x = np.linspace(-1, 1, int(np.prod(shape))).astype(dtype).reshape(shape)
-        rows = tuple(n for position, n in enumerate(shape) if position != axis % len(shape))
-        yield x, np.exp(x), np.zeros(rows, np.int64), axis
+        x = np.linspace(-1, 1, math.prod(shape)).astype(dtype).reshape(shape)
+        rows = tuple(np.delete(shape, axis))
+        place = {} if axis == -1 else {"axis": axis}
+        operands = _operands(entry, targets, x, np.zeros(rows, np.int64))
+        for options in _combined(function, _choices(dtype, x, rows, axis)):
+            yield partial(function, *operands, **place, **options)
+        if entry.family == "product":  # which may write over what it reads
+            yield partial(function, *operands, **place, out=operands[1])
+    if entry.pieces and targets != _spec.DISTRIBUTIONS:
+        x = np.zeros(LONG_ROW, dtype)
+        names = ("temperature", "from_probs")
+        choices = {name: values for name, values in _choices(dtype, x, (1,), -1).items() if name in names}
+        for options in _combined(function, choices):
+            yield partial(function, *_operands(entry, targets, x, np.zeros(1, np.int64)), **options)
 
 
-def _activation(function: Any, dtype: Any) -> Calls:
-    for x, _, _, axis in _arguments(dtype):
-        yield partial(function, x, axis, temperature=2.0)
-        yield partial(function, x, axis, where=x < 0.9)
-        for _ in range(2):  # the second call of a small array takes the short way
-            yield partial(function, x) if axis == -1 else partial(function, x, axis)
-    for temperature in (1.0, 2.0):
-        yield partial(function, np.zeros(LONG_ROW, dtype), temperature=temperature)
+def _ragged(entry: _spec.Function, dtype: Any) -> Calls:
+    """Segments of any length, and one so long that it is cut."""
+    function = getattr(fs, entry.name)
+    for lengths in ((2, 1, 2), (kernels.segments.HUGE + 1, 1, 1)):
+        indptr = np.cumsum((0, *lengths))
+        x, positions = np.zeros(indptr[-1], dtype), np.zeros(3, np.int64)
+        arrays = {_spec.LOGITS: x, _spec.INDPTR: indptr, _spec.POSITIONS: positions}
+        operands = [arrays.get(role, x) for role in entry.operands]
+        for options in _combined(function, {"sample_weight": (None, np.ones(3, dtype))}):
+            yield partial(function, *operands, **options)
 
 
-def _logsumexp(dtype: Any) -> Calls:
-    for x, _, _, axis in _arguments(dtype):
-        yield from 2 * [partial(fs.logsumexp, x, axis)]
-    yield partial(fs.logsumexp, np.zeros(LONG_ROW, dtype))
+def _ufunc(name: str, dtype: Any) -> Calls:
+    """Its loops are compiled, for all dtypes, when it is first asked for."""
+    yield partial(getattr, special if name not in ufuncs.NAMES else fs, name)
 
 
-def _weights(labels: Any, dtype: Any) -> Iterator[dict[str, Any]]:
-    """Without and with a weight for each row."""
-    yield {}
-    yield {"sample_weight": np.ones(labels.shape, dtype)}
+class Job(NamedTuple):
+    """Calls that compile the same kernels: the public functions that they are for, and what makes them."""
+
+    names: tuple[str, ...]
+    calls: tuple[Callable[[Any], Calls], ...]
 
 
-def _temperatures() -> Iterator[dict[str, Any]]:
-    """Logits or probabilities, with and without a temperature."""
-    for temperature, given in itertools.product((1.0, 2.0), (False, True)):
-        yield {"temperature": temperature, "from_probs": given}
+def _jobs() -> dict[str, Job]:
+    """All jobs. Functions of one kernel are in one job, so that no two processes compile the same."""
+    jobs: dict[str, Job] = {}
+
+    def add(job: str, name: str, calls: Callable[[Any], Calls]) -> None:
+        known = jobs.get(job, Job((), ()))
+        jobs[job] = Job((*known.names, name), (*known.calls, calls))
+
+    for entry in _spec.FUNCTIONS.values():
+        if entry.is_ragged:
+            add(entry.kernel, entry.name, partial(_ragged, entry))
+            continue
+        either = _spec.TARGETS in entry.operands
+        for targets in (_spec.LABELS, _spec.DISTRIBUTIONS) if either else ("",):
+            parts = [entry.kernel]
+            if entry.family == "cross entropy":
+                parts += [targets, "gradient" if _spec.LIKE in entry.result else "loss"]
+            add(", ".join(parts), entry.name, partial(_dense, entry, targets))
+    for name in ufuncs.DOCS:
+        add(name, name, partial(_ufunc, name))
+    return jobs
 
 
-def _products(dtype: Any) -> Calls:
-    for x, v, labels, axis in _arguments(dtype):
-        for options in _temperatures():
-            yield partial(fs.softmax_jvp, x, v, axis, **options)
-        over = v.copy()
-        yield partial(fs.softmax_vjp, x, over, axis, out=over)
-        if axis == -1:  # small arrays take a short way, after the calls above
-            for given in (False, True):
-                yield partial(fs.softmax_vjp, x, v, from_probs=given)
-        for options in _weights(labels, dtype):
-            yield partial(fs.cross_entropy_hvp, x, labels, v, axis, **options)
-    row = np.zeros(LONG_ROW, dtype)
-    for options in _temperatures():
-        yield partial(fs.softmax_jvp, row, row, **options)
-
-
-def _diagonal(dtype: Any) -> Calls:
-    for x, _, labels, axis in _arguments(dtype):
-        for options in ({"reduction": "sum"}, *_weights(labels, dtype)):  # a mean weighs every row by 1/N
-            yield partial(fs.cross_entropy_hessian_diag, x, labels, axis, **options)
-
-
-def _jacobians(dtype: Any) -> Calls:
-    for x, _, labels, axis in _arguments(dtype):
-        for options in _temperatures():
-            yield partial(fs.softmax_jacobian, x, axis, **options)
-        if axis == -1:
-            for given in (False, True):
-                yield partial(fs.softmax_jacobian, x, from_probs=given)
-        for options in _weights(labels, dtype):
-            yield partial(fs.cross_entropy_hessian, x, labels, axis, **options)
-
-
-def _logarithmic(function: Any, dtype: Any, vector: bool) -> Calls:
-    for x, v, _, axis in _arguments(dtype):
-        for temperature in (1.0, 2.0):
-            yield partial(function, *((x, v) if vector else (x,)), axis, temperature=temperature)
-
-
-def _entropies(dtype: Any) -> Calls:
-    for x, _, _, axis in _arguments(dtype):
-        for function, temperature in itertools.product(
-            (fs.softmax_entropy, fs.softmax_entropy_with_grad), (1.0, 2.0)
-        ):
-            yield partial(function, x, axis, temperature=temperature)
-        yield from 2 * [partial(fs.softmax_entropy, x, axis)]  # the second takes the short way
-
-
-def _loss(dtype: Any, gradient: bool, labelled: bool) -> Calls:
-    function: Any = fs.cross_entropy_with_grad if gradient else fs.cross_entropy
-    for x, v, labels, axis in _arguments(dtype):
-        of_classes: tuple[dict[str, Any], ...] = {}, {"class_weight": np.ones(x.shape[axis], dtype)}
-        for rows, classes, smoothing in itertools.product(_weights(labels, dtype), of_classes, (0.0, 0.1)):
-            options = rows | classes | {"label_smoothing": smoothing}
-            yield partial(function, x, labels if labelled else v, axis, **options)
-    if labelled:
-        yield partial(function, np.zeros(LONG_ROW, dtype), np.zeros(1, np.int64))
-
-
-def _squared_error(dtype: Any, gradient: bool) -> Calls:
-    function: Any = fs.squared_error_with_grad if gradient else fs.squared_error
-    for x, v, labels, axis in _arguments(dtype):
-        for options in _weights(labels, dtype):
-            yield partial(function, x, v, axis, **options)
-
-
-_SEGMENTS = np.array([0, 2, 2, 5])
-
-
-def _segments(dtype: Any) -> Calls:
-    x = np.arange(5, dtype=dtype)
-    for activation in (fs.segment_softmax, fs.segment_log_softmax, fs.segment_logsumexp):
-        yield partial(activation, x, _SEGMENTS)
-    yield partial(fs.segment_softmax_jvp, x, _SEGMENTS, x)
-    yield partial(fs.segment_softmax_vjp, x, _SEGMENTS, x)
-
-
-def _segment_losses(dtype: Any) -> Calls:
-    x, labels = np.arange(5, dtype=dtype), np.array([0, -1, 2])
-    for function in (fs.segment_cross_entropy, fs.segment_cross_entropy_with_grad):
-        yield partial(function, x, _SEGMENTS, labels, ignore_index=-1)
-        yield partial(function, x, np.array([0, 2, 3, 5]), np.array([0, 0, 1]))
-
-
-_GRADIENTS = ("cross_entropy_with_grad", "cross_entropy_grad")
-JOBS: dict[str, tuple[tuple[str, ...], Callable[[Any], Calls]]] = {
-    "losses of distributions, gradients": (_GRADIENTS, lambda dtype: _loss(dtype, True, False)),
-    "losses of labels, gradients": (_GRADIENTS, lambda dtype: _loss(dtype, True, True)),
-    "losses of distributions": (("cross_entropy",), lambda dtype: _loss(dtype, False, False)),
-    "losses of labels": (("cross_entropy",), lambda dtype: _loss(dtype, False, True)),
-    "products": (("softmax_jvp", "softmax_vjp", "cross_entropy_hvp"), _products),
-    "Jacobians": (("softmax_jacobian", "cross_entropy_hessian"), _jacobians),
-    "squared errors, gradients": (
-        ("squared_error_with_grad", "squared_error_grad"),
-        lambda dtype: _squared_error(dtype, True),
-    ),
-    "squared errors": (("squared_error",), lambda dtype: _squared_error(dtype, False)),
-    "entropies": (("softmax_entropy", "softmax_entropy_with_grad"), _entropies),
-    "softmax": (("softmax",), lambda dtype: _activation(fs.softmax, dtype)),
-    "log_softmax": (("log_softmax",), lambda dtype: _activation(fs.log_softmax, dtype)),
-    "logsumexp": (("logsumexp",), _logsumexp),
-    "products of log_softmax": (("log_softmax_jvp",), lambda dtype: _logarithmic(fs.log_softmax_jvp, dtype, True)),
-    "transposed products of log_softmax": (
-        ("log_softmax_vjp",),
-        lambda dtype: _logarithmic(fs.log_softmax_vjp, dtype, True),
-    ),
-    "Jacobians of log_softmax": (
-        ("log_softmax_jacobian",),
-        lambda dtype: _logarithmic(fs.log_softmax_jacobian, dtype, False),
-    ),
-    "diagonals": (("cross_entropy_hessian_diag",), _diagonal),
-    "segments": (
-        (
-            "segment_softmax",
-            "segment_log_softmax",
-            "segment_logsumexp",
-            "segment_softmax_jvp",
-            "segment_softmax_vjp",
-        ),
-        _segments,
-    ),
-    "losses of segments": (("segment_cross_entropy", "segment_cross_entropy_with_grad"), _segment_losses),
-}
-"""{job: (the public functions that it is for, the calls it makes)}, long ones first."""
+JOBS = _jobs()
+"""{job: the public functions that it is for, and the calls that it makes}."""
 
 
 def do(job: str, dtype: str) -> None:
     """Make the calls of one job; in a process of its own."""
-    for call in JOBS[job][1](np.dtype(dtype)):
-        call()
-        call()  # which may take other kernels, those for small calls
+    for calls in JOBS[job].calls:
+        for call in calls(np.dtype(dtype)):
+            call()
+            call()  # which may take other kernels, those for small calls
 
 
 @contextmanager
@@ -232,10 +171,10 @@ def run(functions: Iterable[str] | None, dtypes: Sequence[str], jobs: int | None
     """
     wanted = None if functions is None else set(functions)
     chosen = [
-        (job, dtype)
-        for job, (names, _) in JOBS.items()
-        if wanted is None or wanted & set(names)
-        for dtype in dtypes
+        (name, dtype)
+        for name, job in JOBS.items()
+        if wanted is None or wanted & set(job.names)
+        for dtype in (dtypes[:1] if name in ufuncs.DOCS else dtypes)  # a ufunc has all its loops at once
     ]
     workers = min(len(chosen), jobs or info.usable_cpus())
     failures = []
@@ -257,7 +196,7 @@ def run(functions: Iterable[str] | None, dtypes: Sequence[str], jobs: int | None
 
 def main(functions: Sequence[str] | None, dtypes: Sequence[str], jobs: int | None) -> int:
     """``fastsoftmax warmup``; the exit status."""
-    known = sorted({name for names, _ in JOBS.values() for name in names})
+    known = sorted({name for job in JOBS.values() for name in job.names})
     unknown = [name for name in functions or () if name not in known]
     if unknown:
         print(f"fastsoftmax warmup: no function {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)

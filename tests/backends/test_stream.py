@@ -150,6 +150,19 @@ def test_a_mean_over_nothing(function, targets, rows, capsys):
     np.testing.assert_array_equal(np.load("g.npy"), slope)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_an_entropy_and_its_gradient(dtype, capsys):
+    x = logits().astype(dtype)
+    np.save("x.npy", x)
+    entropy, slope = fs.softmax_entropy_with_grad(x, temperature=2.0)
+    run("softmax-entropy", "x.npy", "-o", "h.npy", "--temperature", 2.0)
+    np.testing.assert_array_equal(np.load("h.npy"), entropy)
+    run("softmax-entropy", "x.npy", "-o", "h.npy", "--grad", "g.npy", "--temperature", 2.0, "--force")
+    np.testing.assert_array_equal(np.load("h.npy"), entropy)
+    np.testing.assert_array_equal(np.load("g.npy"), slope)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.slow
 def test_second_derivatives():
     x = logits()
@@ -827,8 +840,22 @@ def test_unknown_functions_are_refused(capsys):
     assert "softmax-jvp" in capsys.readouterr().err
 
 
-def test_the_parser_knows_the_functions():
-    assert tuple(stream.FUNCTIONS) == cli.FUNCTIONS
+def test_commands_are_the_functions_and_their_options(capsys):
+    """Gradients come with their function, and segments are no matrix; everything else is there."""
+    assert tuple(stream.COMMANDS) == cli.COMMANDS
+    expected = {name for name in fs.__all__ if not name.startswith("segment_") and not name.endswith("_grad")}
+    assert {name.replace("-", "_") for name in stream.COMMANDS} == expected - {"threads"}
+    assert [name for name, command in stream.COMMANDS.items() if "grad" in command.options] == [
+        "softmax-entropy",
+        "cross-entropy",
+        "squared-error",
+    ]
+    assert stream.DEFAULTS["reduction"] == "mean"
+    assert stream.DEFAULTS["temperature"] == 1.0
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')} " in text for name in stream.DEFAULTS)
 
 
 # --- what breaks off ------------------------------------------------------------------------------------------
@@ -912,7 +939,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 def test_a_full_disk_leaves_nothing(reserve):
     """Found out when the space is reserved, or, where that is not possible, when a write fails."""
     np.save("x.npy", logits((2000, 11)))
-    before = "_files.NpyTarget._reserve = lambda self, size: None" if not reserve else ""
+    before = "files.NpyTarget._reserve = lambda self, size: None" if not reserve else ""
     script = LIMITED.format(limit=40_000) + SCRIPT.format(pause=0, before=before)
     environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent), FASTSOFTMAX_CACHE_DIR="")
     done = subprocess.run(
@@ -1106,6 +1133,10 @@ def test_on_a_dask_scheduler(capsys, monkeypatch):
         address = ("--scheduler", cluster.scheduler_address)
         run("softmax", "x.npy", "-o", "p.npy", *address)
         np.testing.assert_array_equal(np.load("p.npy"), fs.softmax(x))
+        run("softmax-entropy", "x.npy", "-o", "e.npy", "--grad", "d.npy", *address)
+        entropy, slope = fs.softmax_entropy_with_grad(x)
+        np.testing.assert_array_equal(np.load("e.npy"), entropy)
+        np.testing.assert_array_equal(np.load("d.npy"), slope)
         ignored = np.where(labels < 0, -100, labels)
         np.save("y.npy", ignored)
         given = ("--targets", "y.npy", "--ignore-index", -100, "--class-weight", "w.npy")

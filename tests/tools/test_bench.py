@@ -68,7 +68,9 @@ def agreement(shapes, dtype, names, functions=tuple(FUNCTIONS)):
 
 def test_numpy_and_scipy_agree_with_us():
     counted = agreement([(1, 10), (40, 7), (2, 5, 4, 3)], np.float32, QUICK_LIBRARIES)
-    assert counted == {"NumPy": 2 * len(FUNCTIONS) + len(FUNCTIONS) - 2, "SciPy": 9}
+    formulas = [name for name in FUNCTIONS if ALL["NumPy"].setup(name)]
+    assert len(formulas) >= 14
+    assert counted == {"NumPy": 3 * len(formulas) - 2, "SciPy": 9}  # two are Jacobians, of matrices only
 
 
 @pytest.mark.parametrize(

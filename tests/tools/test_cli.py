@@ -45,7 +45,7 @@ def missing(monkeypatch, *modules):
             monkeypatch.delitem(sys.modules, name)
     for name in modules:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delattr(fs, "_demo")
+    monkeypatch.delattr(sys.modules["fastsoftmax.tools"], "demo")
 
 
 # --- info ---------------------------------------------------------------------------------------------------

@@ -1,27 +1,28 @@
 """``fastsoftmax warmup``: afterwards nothing has to be compiled."""
 
+import inspect
 import sys
 from pathlib import Path
 
 import child
+import functions
 import numpy as np
 import pytest
 
 import fastsoftmax as fs
+from fastsoftmax import _spec, kernels
 from fastsoftmax.runtime import cache
 from fastsoftmax.tools import warmup
 from fastsoftmax.tools.cli import main
 
 NOT_COMPILED = {"threads"}
-CUT = {"softmax", "log_softmax", "logsumexp", "products", "losses of labels", "losses of labels, gradients"}
-"""Jobs of which a long row is cut into pieces."""
-
 USUAL_CALLS = """
 import sys, itertools
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 import functions
 import fastsoftmax as fs
+from fastsoftmax import special
 from fastsoftmax.runtime.cache import KernelCache
 
 compiled = []
@@ -52,13 +53,25 @@ for dtype in dtypes:
     row = np.zeros((1, 2**20 + 1), dtype)
     for name in {"softmax", "log_softmax", "logsumexp"} & {*names}:
         getattr(fs, name)(row)
+    for indptr in ([0, 2, 2, 5], [0, 2**21 + 9, 2**21 + 10]):
+        x, labels = np.zeros(indptr[-1], dtype), np.zeros(len(indptr) - 1, int)
+        for name in names:
+            if name.startswith("segment_"):
+                arrays = (labels,) if "entropy" in name else (x,) if "vp" in name else ()
+                options = {"ignore_index": 0} if "entropy" in name else {}
+                getattr(fs, name)(x, np.array(indptr), *arrays, **options)
+    for name in names:
+        if name in functions.UFUNCS:
+            x = np.full(3, 0.5, dtype)
+            ufunc = getattr(fs, name, None) or getattr(special, name)
+            ufunc(*ufunc.nin * [x])
 print(compiled)
 """
 
 
 def test_every_public_function_is_in_a_job():
-    named = {name for names, _ in warmup.JOBS.values() for name in names}
-    assert named == set(fs.__all__) - NOT_COMPILED
+    named = {name for job in warmup.JOBS.values() for name in job.names}
+    assert named == set(fs.__all__) - NOT_COMPILED | set(functions.UFUNCS)
 
 
 def warm(directory, monkeypatch, functions, dtypes):
@@ -71,13 +84,13 @@ def warm(directory, monkeypatch, functions, dtypes):
 
 
 def test_nothing_is_compiled_afterwards(tmp_path, monkeypatch, capsys):
-    functions = ["softmax", "logsumexp"]
-    assert warm(tmp_path / "cache", monkeypatch, functions, ["float32"]).strip() == "[]"
+    names = ["softmax", "logsumexp", "expit"]
+    assert warm(tmp_path / "cache", monkeypatch, names, ["float32"]).strip() == "[]"
     text = capsys.readouterr().out
     files = len(list((tmp_path / "cache").glob("*.code")))
     assert files >= 3
-    assert "1/2 " in text
-    assert "2/2 " in text
+    assert "1/3 " in text
+    assert "3/3 " in text
     assert f"{files} kernels compiled in " in text
     compiled = child.run(
         USUAL_CALLS, Path(__file__).parents[1], "logsumexp", "float32", FASTSOFTMAX_CACHE_DIR=tmp_path / "none"
@@ -87,22 +100,37 @@ def test_nothing_is_compiled_afterwards(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_nothing_at_all_is_compiled_afterwards(tmp_path, monkeypatch):
-    functions = sorted(set(fs.__all__) - NOT_COMPILED)
-    assert warm(tmp_path / "cache", monkeypatch, functions, ["float32", "float64"]).strip() == "[]"
+    names = sorted(set(fs.__all__) - NOT_COMPILED | set(functions.UFUNCS))
+    assert warm(tmp_path / "cache", monkeypatch, names, ["float32", "float64"]).strip() == "[]"
 
 
-@pytest.mark.parametrize("job", warmup.JOBS)
-def test_jobs_call_what_they_are_for(job):
-    """The functions that share a job share its kernels: each kind of call is made for every shape."""
-    names, calls = warmup.JOBS[job]
-    made = list(calls(np.dtype("float64")))
-    assert {call.func.__name__ for call in made} & set(names)
-    assert {call.func.__name__ for call in made} <= set(fs.__all__)
-    if "segments" not in job:  # which have one
-        shapes = {shape for shape, _ in warmup.SHAPES}
-        if job in CUT:
-            shapes.add(warmup.LONG_ROW)
-        assert {np.shape(call.args[0]) for call in made} == shapes
+@pytest.mark.parametrize("name", [name for name, job in warmup.JOBS.items() if set(job.names) <= set(fs.__all__)])
+def test_jobs_call_what_they_are_for(name):
+    """Each function of a job is called for every shape, and in rows or segments so long that they are cut."""
+    job = warmup.JOBS[name]
+    for function, calls in zip(job.names, job.calls, strict=True):
+        made = list(calls(np.dtype("float64")))
+        assert {call.func for call in made} == {getattr(fs, function)}
+        shapes = {np.shape(call.args[0]) for call in made}
+        entry = _spec.FUNCTIONS[function]
+        if entry.is_ragged:
+            assert max(shapes)[0] > kernels.segments.HUGE
+            assert len(shapes) == 2
+        else:
+            cut = {warmup.LONG_ROW} if entry.pieces and "distributions" not in name else set()
+            assert shapes == {shape for shape, _ in warmup.SHAPES} | cut
+
+
+def test_jobs_use_every_option():
+    """A new option with machine code of its own has to be known here; the others choose what a kernel is given."""
+    parameters = {
+        parameter.name
+        for entry in _spec.FUNCTIONS.values()
+        for parameter in inspect.signature(getattr(fs, entry.name)).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    known = warmup._choices(np.float64, np.zeros((2, 3)), (2,), -1)
+    assert parameters - set(known) == {"out", "keepdims", "ignore_index"}
 
 
 def test_an_unknown_function_is_refused(capsys):
@@ -126,14 +154,14 @@ def test_what_goes_wrong_is_told(capsys, tmp_path, monkeypatch):
 
 
 def test_a_job_that_fails_does_not_stop_the_others(monkeypatch):
-    monkeypatch.setitem(warmup.JOBS, "broken", (("broken",), None))
+    monkeypatch.setitem(warmup.JOBS, "broken", warmup.Job(("broken",), ()))
     failures = warmup.run(["broken"], ["float32"], 1)
     (failure,) = failures
     assert failure.startswith("broken, float32: KeyError")  # the other process has no such job
 
 
 def test_jobs_run_here_too():
-    warmup.do("logsumexp", "float32")
+    warmup.do("activations.logsumexp", "float32")
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fastsoftmax import _spec
 from fastsoftmax.tools.bench.inputs import Inputs, Shape
-from fastsoftmax.tools.bench.libraries import ALL, OURS, Call, NotOfferedError, Setup
+from fastsoftmax.tools.bench.libraries import ALL, CASES, OURS, Call, NotOfferedError, Setup
 
 SHAPES: tuple[Shape, ...] = (
     (1, 10),
@@ -73,22 +74,21 @@ class Function:
     shapes: tuple[Shape, ...] = SHAPES
 
 
-FUNCTIONS: dict[str, Function] = {
-    "softmax": Function("x.copy()", _copy),
-    "softmax, out=": Function("np.copyto(out, x)", _copyto),
-    "log_softmax": Function("x.copy()", _copy),
-    "log_softmax, out=": Function("np.copyto(out, x)", _copyto),
-    "logsumexp": Function("np.sum(x)", _sum),
-    "softmax_entropy": Function("np.sum(x)", _sum),
-    "softmax_jvp": Function("x + v", _add),
-    "softmax_vjp": Function("x + v", _add),
-    "softmax_jvp of probs, out=": Function("np.add(p, v, out)", _add_out),
-    "softmax_jacobian": Function("np.full(shape, 1)", _fill_fresh, JACOBIAN_SHAPES),
-    "softmax_jacobian, out=": Function("out.fill(1)", _fill, JACOBIAN_SHAPES),
-    "cross_entropy": Function("np.sum(x)", _sum),
-    "cross_entropy_with_grad": Function("x.copy()", _copy),
-    "cross_entropy_with_grad, out=": Function("np.copyto(out, x)", _copyto),
-}
+def _function(entry: _spec.Function, variant: str) -> Function:
+    """The yardstick is NumPy's pass over as many arrays as the function reads and writes."""
+    out = variant.endswith("out=")
+    if _spec.SQUARE in entry.result:
+        return Function(
+            "out.fill(1)" if out else "np.full(shape, 1)", _fill if out else _fill_fresh, JACOBIAN_SHAPES
+        )
+    if {_spec.TANGENT, _spec.COTANGENT} & set(entry.operands):
+        return Function("np.add(p, v, out)" if out else "x + v", _add_out if out else _add)
+    if _spec.LIKE in entry.result:
+        return Function("np.copyto(out, x)" if out else "x.copy()", _copyto if out else _copy)
+    return Function("np.sum(x)", _sum)
+
+
+FUNCTIONS = {name: _function(*case) for name, case in CASES.items()}
 
 
 def cases(libraries: tuple[str, ...] = tuple(ALL)) -> dict[str, dict[str, Setup]]:

@@ -1,6 +1,6 @@
 """Who is compared, and what a user of each would write.
 
-A library is a class whose methods are named after the functions of `cases` (with ``_out`` for results into an
+A library is a class whose methods are named after the functions of `CASES` (with ``_out`` for results into an
 array that is given). A method is a setup: it takes `Inputs`, does what a user would do once (wrap arrays,
 compile), and returns the call that is timed. A method that a library does not have, or one that raises
 `NotOfferedError`, leaves its cell in the tables empty.
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import fastsoftmax as fs
+from fastsoftmax import _spec
 from fastsoftmax.tools.bench.inputs import CLASS_AXIS, Inputs, threads
 
 Call = Callable[..., Any]
@@ -55,59 +56,46 @@ def matrix(inputs: Inputs) -> None:
         raise NotOfferedError
 
 
+CASES = {
+    f"{entry.name}{', ' if variant.startswith('out') else ' ' if variant else ''}{variant}": (entry, variant)
+    for entry in _spec.FUNCTIONS.values()
+    for variant in entry.bench
+}
+"""What is timed, with its entry in the table of functions and the variant: ``softmax, out=``."""
+
+_ARRAYS = {
+    _spec.LOGITS: "logits",
+    _spec.TANGENT: "tangent",
+    _spec.COTANGENT: "tangent",
+    _spec.TARGETS: "labels",
+    _spec.LABELS: "labels",
+    _spec.DISTRIBUTIONS: "tangent",
+}
+"""The attribute of `Inputs` that serves as an operand."""
+
+
 def _axis(inputs: Inputs) -> dict[str, Any]:
     """The last axis is our default, and naming it is not what a user would do."""
     return {} if len(inputs.shape) == 2 else {"axis": CLASS_AXIS}
 
 
 class FastSoftmax(Library):
-    """Ours."""
+    """Ours: every function of the table, called with what its operands are."""
 
     name = "fastsoftmax"
 
-    def softmax(self, inputs: Inputs) -> Call:
-        return partial(fs.softmax, inputs.logits, **_axis(inputs))
+    def setup(self, function: str) -> Setup:
+        """The call of a public function, or of a variant of it that `_spec.Function.bench` names."""
+        return partial(self._call, *CASES[function])
 
-    def softmax_out(self, inputs: Inputs) -> Call:
-        return partial(fs.softmax, inputs.logits, **_axis(inputs), out=inputs.out)
-
-    def log_softmax(self, inputs: Inputs) -> Call:
-        return partial(fs.log_softmax, inputs.logits, **_axis(inputs))
-
-    def log_softmax_out(self, inputs: Inputs) -> Call:
-        return partial(fs.log_softmax, inputs.logits, **_axis(inputs), out=inputs.out)
-
-    def logsumexp(self, inputs: Inputs) -> Call:
-        return partial(fs.logsumexp, inputs.logits, **_axis(inputs))
-
-    def softmax_entropy(self, inputs: Inputs) -> Call:
-        return partial(fs.softmax_entropy, inputs.logits, **_axis(inputs))
-
-    def softmax_jvp(self, inputs: Inputs) -> Call:
-        return partial(fs.softmax_jvp, inputs.logits, inputs.tangent, **_axis(inputs))
-
-    def softmax_jvp_of_probs_out(self, inputs: Inputs) -> Call:  # which is the VJP, too
-        options: dict[str, Any] = {"from_probs": True, "out": inputs.out, **_axis(inputs)}
-        return partial(fs.softmax_jvp, inputs.probs, inputs.tangent, **options)
-
-    def softmax_vjp(self, inputs: Inputs) -> Call:
-        return partial(fs.softmax_vjp, inputs.logits, inputs.tangent, **_axis(inputs))
-
-    def softmax_jacobian(self, inputs: Inputs) -> Call:
-        return partial(fs.softmax_jacobian, inputs.logits)
-
-    def softmax_jacobian_out(self, inputs: Inputs) -> Call:
-        return partial(fs.softmax_jacobian, inputs.logits, out=inputs.jacobian)
-
-    def cross_entropy(self, inputs: Inputs) -> Call:
-        return partial(fs.cross_entropy, inputs.logits, inputs.labels, **_axis(inputs))
-
-    def cross_entropy_with_grad(self, inputs: Inputs) -> Call:
-        return partial(fs.cross_entropy_with_grad, inputs.logits, inputs.labels, **_axis(inputs))
-
-    def cross_entropy_with_grad_out(self, inputs: Inputs) -> Call:
-        options: dict[str, Any] = {"out": inputs.out, **_axis(inputs)}
-        return partial(fs.cross_entropy_with_grad, inputs.logits, inputs.labels, **options)
+    def _call(self, entry: _spec.Function, variant: str, inputs: Inputs) -> Call:
+        options = _axis(inputs)
+        operands = [getattr(inputs, _ARRAYS[role]) for role in entry.operands]
+        if variant.startswith("of probs"):
+            operands[0], options["from_probs"] = inputs.probs, True
+        if variant.endswith("out="):
+            options["out"] = inputs.jacobian if entry.result == (_spec.SQUARE,) else inputs.out
+        return partial(getattr(fs, entry.name), *operands, **options)
 
 
 class NumPy(Library):

@@ -297,7 +297,7 @@ def wide_squared_errors(logits, probs, targets):
 
 
 ROW_LOSSES = {"squared_error": wide_squared_errors}
-"""Losses in long double: {name: (logits, their softmax, targets or one-hot labels) -> losses of rows, gradient}."""
+"""Losses in long double: {name: (logits, their softmax, targets or one-hot labels) -> losses, gradient}."""
 
 
 def wide_remainder(x):

@@ -76,7 +76,7 @@ def measure(gigabytes, classes, pieces, kill):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=10.0)
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guide/larger.md")
     arguments = parser.parse_args()
     lines = ["| float32 logits | chunks | worker killed | seconds | peak memory of the workers | loss |"]
     lines.append("|---|---|---|---|---|---|")

@@ -1,6 +1,6 @@
-"""The functions of ragged rows beside the ways to do without them, and the table of the README.
+"""The functions of ragged rows beside the ways to do without them, and the table of docs/guide.
 
-``python benchmarks/segments.py`` measures; ``--write`` puts the table into README.md between the marks. The peers:
+``python benchmarks/segments.py`` measures; ``--write`` puts the table into docs/guide/ragged.md. The peers:
 NumPy's `reduceat`, `torch.sparse.softmax` on the same numbers as a sparse matrix (made beforehand), and the loop
 that everybody writes, in Numba, on all threads. Everybody allocates the result. All run in turns in one process.
 """
@@ -209,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each row of the table is measured")
     parser.add_argument("--dtype", choices=["float32", "float64"], action="append")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guide/ragged.md")
     options = parser.parse_args()
     inputs.prepare(inputs.threads())
     text = f"Median milliseconds; {caption(machine())}. Made by `python benchmarks/segments.py --write`.\n"

@@ -1,7 +1,7 @@
 """Every case under pytest-benchmark: ``pytest benchmarks -k 'softmax and 10000x1000 and float32'``.
 
 One group for each function, shape and dtype; the yardstick is in it. Without ``-k`` it takes an hour: the tables
-of README.md come from report.py, which has the libraries take turns.
+of docs/guide/speed.md and RESULTS.md come from report.py, which has the libraries take turns.
 """
 
 import pytest

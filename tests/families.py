@@ -1,4 +1,4 @@
-"""Rows made to hurt: what the accuracy sweep and the table of errors in the README are measured on."""
+"""Rows made to hurt: what the accuracy sweep and the table of errors in docs/guide are measured on."""
 
 import numpy as np
 

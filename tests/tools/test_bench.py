@@ -540,16 +540,20 @@ def test_report_writes_readme_and_results(tmp_path, monkeypatch):
     import readme
     import report as script
 
-    copy = tmp_path / "README.md"
-    copy.write_text((ROOT / "README.md").read_text())
+    (tmp_path / "docs" / "guide").mkdir(parents=True)
+    for page in readme.pages():
+        (tmp_path / page.relative_to(ROOT)).write_text(page.read_text())
+    before = (tmp_path / "README.md").read_text()
     (tmp_path / "results.md").write_text("")
-    monkeypatch.setattr(readme, "README", copy)
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
     script.write(made_up_results(), tmp_path)
     assert (tmp_path / "RESULTS.md").read_text().startswith("# Speed")
     assert not (tmp_path / "results.md").exists()
-    assert "made by `python benchmarks/report.py --write`" in copy.read_text()
-    assert copy.read_text().count("speed: begin") == 1
-    assert "[benchmarks/RESULTS.md](benchmarks/RESULTS.md)" in copy.read_text()
+    for page in (tmp_path / "README.md", tmp_path / "docs" / "guide" / "speed.md"):
+        assert "made by `python benchmarks/report.py --write`" in page.read_text()
+        assert page.read_text().count("speed: begin") == 1
+    assert "[RESULTS.md](../../benchmarks/RESULTS.md)" in page.read_text()
+    assert (tmp_path / "README.md").read_text() != before
 
 
 def test_benchmarks_directory_shows_the_cases(monkeypatch):

@@ -119,8 +119,8 @@ LEGEND = (
     "to ours (*where they are ahead*). Yardstick: NumPy's own pass over the same memory."
 )
 
-README_SHAPES = ((32, 10), (1_000_000, 10), (10_000, 1000), (8, 21, 512, 512))
-README_FUNCTIONS = (
+SUMMARY_SHAPES = ((32, 10), (1_000_000, 10), (10_000, 1000), (8, 21, 512, 512))
+SUMMARY_FUNCTIONS = (
     "softmax",
     "softmax, out=",
     "logsumexp",
@@ -132,23 +132,24 @@ README_FUNCTIONS = (
 
 
 def summary(results: Results, made_by: str, more: str, picture: str) -> str:
-    """The part of the results that README.md shows: float32, some functions and shapes."""
+    """The part of the results that docs/guide/speed.md shows: float32, some functions and shapes."""
     rows = [
         row
-        for function in README_FUNCTIONS
+        for function in SUMMARY_FUNCTIONS
         for row in results.rows
         if row.function == function
         and row.dtype == "float32"
-        and (row.shape in README_SHAPES or (row.shape == (10_000, 100) and "jacobian" in function))
+        and (row.shape in SUMMARY_SHAPES or (row.shape == (10_000, 100) and "jacobian" in function))
     ]
     libraries = _peers_of(rows)
     header = ["float32", "shape", OURS, "yardstick", *libraries]
     lines = [[row.function, describe(row.shape), *_cells(row, libraries)] for row in rows]
     lost = len(slower_than_peers(results.rows))
     cells = sum(len(row.timings) - 1 for row in results.rows)
+    name = more.rpartition("/")[2]
     return (
         f"{LEGEND} {caption(results.machine)}; made by `{made_by}`.\n\n{_markdown(header, lines)}\n\n"
-        f"All functions and shapes, float64 too, are in [{more}]({more}): of its {cells} comparisons, fastsoftmax "
+        f"All functions and shapes, float64 too, are in [{name}]({more}): of its {cells} comparisons, fastsoftmax "
         f"is ahead in {cells - lost}.\n\n![Time against classes, rows and peers]({picture})"
     )
 

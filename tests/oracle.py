@@ -1,4 +1,4 @@
-"""The reference: the formulas of CONTRACT section 1 in mpmath, as they stand there, row by row.
+"""The reference: the formulas of the literature in mpmath, as they stand there, row by row.
 
 Nothing of fastsoftmax is imported here. Every function takes one row (a 1-d array of floats, which are exact
 numbers), and gives an object array of mpf, or one mpf. 50 digits remain after every cancellation that a
@@ -205,8 +205,8 @@ def ulp_error(actual, reference):
     """How far `actual` is from the exact numbers, in units in the last place of its dtype.
 
     The unit is that of the correctly rounded number. A number under the smallest normal one counts by its
-    absolute error over that number (CONTRACT section 4): an error of the whole of it counts as infinite, any
-    smaller one as nothing. An infinity must be met by the same one.
+    absolute error over that number, because results below it may be 0: an error of the whole of it counts as
+    infinite, any smaller one as nothing. An infinity must be met by the same one.
     """
     actual = np.asarray(actual)
     dtype = actual.dtype

@@ -1,4 +1,4 @@
-"""The bounds of the contract on rows that were made to break them, from one class to ten million.
+"""The documented bounds of errors, on rows that were made to break them, from one class to ten million.
 
 The reference is NumPy in the next wider dtype, which is right to 1e-3 ulp here; the tests of the functions
 compare with mpmath, and the last test below compares the two references.

@@ -1,4 +1,4 @@
-"""Use with pandas, xarray and scikit-learn, as the README shows it."""
+"""Use with pandas, xarray and scikit-learn, as docs/guide/migrating.md shows it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""softmax, log_softmax and logsumexp against the oracle: the accuracy that CONTRACT section 4 promises."""
+"""softmax, log_softmax and logsumexp against the oracle: within 3, 4 and 2 ulp, with a temperature 4 and 5."""
 
 import cases
 import mpmath as mp
@@ -90,7 +90,7 @@ def test_temperature(dtype, temperature, classes, record):
     record("log_softmax with temperature", dtype, ulps, 5, f"K = {classes}, T = {temperature}, entry {place}")
 
 
-def test_the_confident_row_of_the_contract():
+def test_a_confident_row_keeps_its_digits():
     """Every peer returns 0 here."""
     (value, _) = fs.log_softmax(np.array([0.0, -50.0]))
     assert value == pytest.approx(-1.9287498479639178e-22, rel=1e-15)

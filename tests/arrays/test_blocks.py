@@ -1,7 +1,7 @@
 """Any array: every layout gives what the same values in a new C-contiguous array give.
 
-To the bit where the axis of the classes is the last; along another axis the rows are walked in another way, and
-then the results differ by rounding: both are within the ulps of CONTRACT section 4.
+If the classes are the last axis, the results are the same to the bit. Along another axis a kernel adds the terms
+of a row in another order, so that the results differ by rounding; `OTHER_WALK` bounds the difference.
 """
 
 import itertools

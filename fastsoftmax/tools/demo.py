@@ -43,7 +43,7 @@ Call = Callable[[], tuple[float, Array]]
 CLASSES = 10
 INVERSE_PENALTY = 1.0  # scikit-learn's C, at its default
 SMALLEST_GRADIENT = 1e-7
-"""Both optimisers stop at a gradient of this size. Then the first ten digits of the losses no longer change."""
+"""Both optimisers stop at a gradient of this size. Then the losses are settled to ten digits."""
 
 LEAST_ACCURACY = 0.95
 LOSS_TOLERANCE = 1e-4
@@ -53,7 +53,7 @@ DIFFERENCE_TOLERANCE = 1e-7
 
 TIMED_ROWS = 100_000
 EPSILONS = 1000.0
-"""How far the libraries may disagree, in units of the dtype's epsilon. It allows for the errors of NumPy's sums."""
+"""How far the libraries may disagree, in units of the dtype's epsilon, because of the errors of NumPy's sums."""
 
 SAMPLE_SECONDS = 1e-3
 

@@ -203,7 +203,7 @@ def do(job: str, dtype: str) -> None:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A function to call after each job. It moves a bar if rich is installed and on a terminal, else prints lines."""
+    """A function to call after each job: it moves a bar on a terminal if rich is installed, else prints lines."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -31,7 +31,7 @@ class Results:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on; ask before measuring, since the load is part of it."""
+    """Facts about the machine. They include its load, so that this is to be called before measuring."""
     facts: dict[str, Any] = {
         "date": date.today().isoformat(),
         "processor": info.processor(),
@@ -46,7 +46,7 @@ def machine() -> dict[str, Any]:
 
 
 def caption(facts: dict[str, Any]) -> str:
-    """The machine in one sentence. Work of others is told, because it is in the numbers."""
+    """The machine in one sentence. It mentions the load of other programs, because that affects the numbers."""
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
     busy = f", busy with other work (load {facts['load']})" if facts.get("load", 0) > 0.5 else ""
@@ -85,12 +85,12 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def slower_than_peers(rows: Sequence[Row]) -> list[tuple[Row, str]]:
-    """The cells in which a peer is ahead of us."""
+    """The cells in which a peer is ahead."""
     return [(row, name) for row in rows for name in row.timings if name != OURS and row.ratio(name) < 1]
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """In how many cells we are ahead, and which ones we lose."""
+    """In how many cells ours is ahead, and a list of the others."""
     cells = sum(len(row.timings) - 1 for row in rows)
     lost = slower_than_peers(rows)
     text = f"fastsoftmax is ahead in {cells - len(lost)} of {cells} comparisons"

@@ -1,4 +1,4 @@
-"""What a user can rely on: names, signatures, documentation, and an import that costs nothing."""
+"""Names, signatures and documentation of the public functions, and the time of the import."""
 
 import inspect
 import re
@@ -113,7 +113,7 @@ def test_docstrings(name):
 
 @every_name
 def test_default_axis_is_documented(name):
-    """SciPy's default is another one."""
+    """It is documented, because SciPy's default differs."""
     if name not in ("softmax", "log_softmax", "logsumexp"):
         pytest.skip("has no SciPy namesake")
     assert "SciPy's default is None" in " ".join(getattr(fs, name).__doc__.split())
@@ -153,7 +153,7 @@ print(sorted(heavy & set(sys.modules)))
 
 
 def test_import_is_light():
-    """Numba comes with the first call, not with the import."""
+    """The import does not import Numba; the first call does."""
     before, after = child.run(IMPORT).splitlines()
     assert before == "[]"
     assert "numba" in after

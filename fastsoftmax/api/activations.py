@@ -50,7 +50,7 @@ def _small(kernel: Callable[..., None], x: Any, out: Any) -> Any:
 def _forward(
     function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, small: Small
 ) -> Any:
-    """softmax or log_softmax of any arguments; `hidden` is the result of masked entries."""
+    """softmax or log_softmax of any arguments; `hidden` is what masked entries get."""
     if is_lazy(x, where):
         return lazily("forward")(function, x, axis, where, temperature, out, hidden)
     problem = Problem(function, x, axis, several=True)

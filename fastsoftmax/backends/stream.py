@@ -448,7 +448,7 @@ class Local:
         self.divisor = self._divisor() if "targets" in job.operands else None
 
     def _divisor(self) -> Divisor | None:
-        """The divisor of the mean, None for no mean. Labels are checked here, before any logits are read."""
+        """What the mean divides by, None for no mean; labels are checked before any logits are read."""
         job = self.job
         mean = job.reduction == "mean"
         weights = job.operands.get("sample_weight")

@@ -286,7 +286,7 @@ def cases(draw, names, dtypes, full):
         if options["reduction"] == "none" and name in ("cross_entropy_hvp",) and draw(st.booleans()):
             del options["reduction"]
         labelled = arguments[1].ndim < len(shape) or name in SQUARED_ERRORS
-        if labelled and options.get("reduction", "mean") == "mean":  # a common factor of the weights cancels
+        if labelled and options.get("reduction", "mean") == "mean":  # whatever weights have in common cancels
             for key in {"class_weight", "sample_weight"} & options.keys():
                 options[key] = options[key] * options[key].dtype.type(draw(st.sampled_from([1, 1, 1e-30, 1e30])))
     if spoiled is not None and not SPOILS[spoiled](rng, name, arguments, options):

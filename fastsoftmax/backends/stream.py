@@ -263,7 +263,7 @@ class Job:
 
 
 def _choose(arguments: Any) -> tuple[Function, dict[str, Any]]:
-    """The function, and the values of its options; RunError if an option is given that it does not have."""
+    """The function, and the options that it takes; RunError for any other that was given."""
     function = FUNCTIONS[arguments.function]
     taken = {*function.operands, *function.options}
     given = {}
@@ -296,7 +296,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def _check_names(arguments: Any, function: Function, given: dict[str, Any]) -> dict[str, Path]:
-    """The paths of the results, checked."""
+    """Which results go where."""
     results: dict[str, Path] = {}
     if function.is_loss and given["reduction"] != "none" and sys.stdout is None:
         raise RunError("the loss is printed, but standard output is closed")
@@ -337,7 +337,7 @@ def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -
 
 
 def _job(arguments: Any, function: Function, given: dict[str, Any]) -> Job:
-    """The job, with all checks that need only headers and options."""
+    """Everything that can be known from headers and options."""
     name = arguments.function.replace("-", "_")
     try:
         x = files.source(arguments.input)

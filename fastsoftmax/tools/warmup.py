@@ -1,8 +1,8 @@
-"""``fastsoftmax warmup``: all kernels compiled into the disk cache ahead of time.
+"""Everything compiled into the disk cache ahead of time: ``fastsoftmax warmup``.
 
 A job calls one or more functions that share kernels, in one dtype, with every combination of options for which
-Numba compiles separate code. Each job runs in a process of its own. They may write to the cache at the same time,
-because a file appears there complete or not at all (see `runtime.cache`).
+Numba compiles code of its own. Jobs run in processes of their own; that they write to one cache at a time is
+safe, since a file appears there complete or not at all (see `runtime.cache`).
 """
 
 import itertools
@@ -24,7 +24,7 @@ from fastsoftmax.runtime import cache
 from fastsoftmax.tools import info
 
 SHAPES = (((3, 4), -1), ((3, 100), -1), ((2, 3, 16), 1))
-"""Shapes and axes: short rows, which are walked in columns; long ones; classes before another axis."""
+"""Shapes and axes: rows in columns, rows along the row, classes before another axis."""
 
 LONG_ROW = (1, long_rows.LONG_ROW + 1)
 """A row that is cut into pieces."""
@@ -44,7 +44,7 @@ def _activation(function: Any, dtype: Any) -> Calls:
     for x, _, _, axis in _arguments(dtype):
         yield partial(function, x, axis, temperature=2.0)
         yield partial(function, x, axis, where=x < 0.9)
-        for _ in range(2):  # the second call with a small array runs another kernel
+        for _ in range(2):  # the second call of a small array takes the short way
             yield partial(function, x) if axis == -1 else partial(function, x, axis)
     for temperature in (1.0, 2.0):
         yield partial(function, np.zeros(LONG_ROW, dtype), temperature=temperature)
@@ -74,7 +74,7 @@ def _products(dtype: Any) -> Calls:
             yield partial(fs.softmax_jvp, x, v, axis, **options)
         over = v.copy()
         yield partial(fs.softmax_vjp, x, over, axis, out=over)
-        if axis == -1:  # after the calls above, small arrays run other kernels
+        if axis == -1:  # small arrays take a short way, after the calls above
             for given in (False, True):
                 yield partial(fs.softmax_vjp, x, v, from_probs=given)
         for options in _weights(labels, dtype):
@@ -86,7 +86,7 @@ def _products(dtype: Any) -> Calls:
 
 def _diagonal(dtype: Any) -> Calls:
     for x, _, labels, axis in _arguments(dtype):
-        for options in ({"reduction": "sum"}, *_weights(labels, dtype)):  # a mean has a weight, 1/N, for each row
+        for options in ({"reduction": "sum"}, *_weights(labels, dtype)):  # a mean weighs every row by 1/N
             yield partial(fs.cross_entropy_hessian_diag, x, labels, axis, **options)
 
 
@@ -113,7 +113,7 @@ def _entropies(dtype: Any) -> Calls:
             (fs.softmax_entropy, fs.softmax_entropy_with_grad), (1.0, 2.0)
         ):
             yield partial(function, x, axis, temperature=temperature)
-        yield from 2 * [partial(fs.softmax_entropy, x, axis)]  # the second one runs another kernel
+        yield from 2 * [partial(fs.softmax_entropy, x, axis)]  # the second takes the short way
 
 
 def _loss(dtype: Any, gradient: bool, labelled: bool) -> Calls:
@@ -191,19 +191,19 @@ JOBS: dict[str, tuple[tuple[str, ...], Callable[[Any], Calls]]] = {
     ),
     "losses of segments": (("segment_cross_entropy", "segment_cross_entropy_with_grad"), _segment_losses),
 }
-"""{job: (the public functions that it compiles, the calls it makes)}, in falling order of time."""
+"""{job: (the public functions that it is for, the calls it makes)}, long ones first."""
 
 
 def do(job: str, dtype: str) -> None:
-    """Make the calls of one job, in a worker process."""
+    """Make the calls of one job; in a process of its own."""
     for call in JOBS[job][1](np.dtype(dtype)):
         call()
-        call()  # the second call may run other kernels, those for small calls
+        call()  # which may take other kernels, those for small calls
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A function to call after each job: it moves a bar on a terminal if rich is installed, else prints lines."""
+    """What is called after each job: a bar if rich is there and the output is a terminal, else lines."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -223,12 +223,12 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def run(functions: Iterable[str] | None, dtypes: Sequence[str], jobs: int | None = None) -> list[str]:
-    """Do the jobs of these functions (None means all) in these dtypes.
+    """Do the jobs of these functions (None: of all) in these dtypes.
 
     Returns
     -------
     list of str
-        A message for each failure.
+        What went wrong, nothing if all is well.
     """
     wanted = None if functions is None else set(functions)
     chosen = [
@@ -239,7 +239,7 @@ def run(functions: Iterable[str] | None, dtypes: Sequence[str], jobs: int | None
     ]
     workers = min(len(chosen), jobs or info.usable_cpus())
     failures = []
-    # Spawned, not forked: a forked process would inherit the locks that threads of this process hold.
+    # Spawned, not forked: a fork takes along what threads of this process may have locked.
     context = multiprocessing.get_context("spawn")
     with _progress(len(chosen)) as advance, ProcessPoolExecutor(workers, mp_context=context) as pool:
         pending = {pool.submit(do, *item): ", ".join(item) for item in chosen}

@@ -1,4 +1,4 @@
-"""After ``fastsoftmax warmup`` nothing has to be compiled."""
+"""``fastsoftmax warmup``: afterwards nothing has to be compiled."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from fastsoftmax.tools.cli import main
 
 NOT_COMPILED = {"threads"}
 CUT = {"softmax", "log_softmax", "logsumexp", "products", "losses of labels", "losses of labels, gradients"}
-"""Jobs whose functions cut long rows into pieces."""
+"""Jobs of which a long row is cut into pieces."""
 
 USUAL_CALLS = """
 import sys, itertools
@@ -62,7 +62,7 @@ def test_every_public_function_is_in_a_job():
 
 
 def warm(directory, monkeypatch, functions, dtypes):
-    """The kernels that a program still compiles after a warm-up by the command."""
+    """What a usual program has to compile after a warm-up, which is run as its users do."""
     monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(directory))
     monkeypatch.setenv("PYTHONPATH", str(child.PACKAGE.parent))
     assert main(["warmup", "--functions", *functions, "--dtypes", *dtypes, "--jobs", "2"]) == 0
@@ -82,7 +82,7 @@ def test_nothing_is_compiled_afterwards(tmp_path, monkeypatch, capsys):
     compiled = child.run(
         USUAL_CALLS, Path(__file__).parents[1], "logsumexp", "float32", FASTSOFTMAX_CACHE_DIR=tmp_path / "none"
     )
-    assert "logsumexp" in compiled  # the test sees kernels that are compiled without a warm-up
+    assert "logsumexp" in compiled  # without a warm-up it would be seen
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_nothing_at_all_is_compiled_afterwards(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("job", warmup.JOBS)
 def test_jobs_call_what_they_are_for(job):
-    """Functions of one job share kernels. Each kind of call is made for every shape."""
+    """The functions that share a job share its kernels: each kind of call is made for every shape."""
     names, calls = warmup.JOBS[job]
     made = list(calls(np.dtype("float64")))
     assert {call.func.__name__ for call in made} & set(names)

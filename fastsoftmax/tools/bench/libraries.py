@@ -1,9 +1,9 @@
 """The libraries that are compared, with the calls that their users would write.
 
-A library is a class whose methods are named after the functions of `cases` (with ``_out`` if they write into an
-existing array). A method is a setup: it takes `Inputs`, does the steps that a user would do once (wrap arrays,
-compile), and returns the call that is timed. If a library lacks a method, or the method raises `NotOfferedError`,
-its cell in the tables is empty.
+A library is a class whose methods are named after the functions of `cases` (with ``_out`` for results into an
+array that is given). A method is a setup: it takes `Inputs`, does what a user would do once (wrap arrays,
+compile), and returns the call that is timed. A method that a library does not have, or one that raises
+`NotOfferedError`, leaves its cell in the tables empty.
 
 Every library gets as many threads as ours. Results into ``out=`` and results in fresh memory are separate cases,
 because fresh memory costs more than the computation: the system has to fill its pages with zeros.

@@ -1,7 +1,7 @@
 """The tests on every Python, and with the oldest and newest NumPy and Numba that pyproject.toml admits.
 
 `nox` runs all; `nox -s "tests-3.10(oldest)"` one; what follows ``--`` goes to pytest in the place of the selection
-below. CI runs the whole suite on one Python, and these sessions where there are interpreters for them.
+below. CI runs the whole suite on one Python, and does not run these sessions.
 """
 
 import nox

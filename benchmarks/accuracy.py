@@ -1,8 +1,8 @@
 """Measure errors in ulps beside the peers' and print the table of docs/guide/accuracy.md.
 
-``python benchmarks/accuracy.py`` takes the rows of ``tests/families.py``, made to hurt, and the reference of
-``tests/oracle.py``; ``--write`` writes the table there, and some of its rows into README.md. Peers that are not
-installed are left out.
+``python benchmarks/accuracy.py`` takes the rows of ``tests/families.py``, on which usual implementations err most,
+and the reference of ``tests/oracle.py``; ``--write`` writes the table there, and some of its rows into README.md.
+Peers that are not installed are left out.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Generated text in README.md and in the pages of docs/guide: it stands between the marks that name it."""
+"""Put generated text into README.md and the pages of docs/guide, between marks with its name."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ EXCERPTS = {
     ),
     "accuracy": ("| softmax, float32 |", "| log_softmax, float64 |", "| cross-entropy of a row, float32 |"),
 }
-"""What the rows begin with that README.md shows of a table of docs/guide."""
+"""README.md shows those rows of a table of docs/guide that begin so."""
 
 
 def pages() -> list[Path]:
@@ -21,7 +21,7 @@ def pages() -> list[Path]:
 
 
 def _parts(name: str) -> tuple[Path, str, str, str]:
-    """The page that has the marks of this name: what stands before, between and after them."""
+    """The page with the marks of this name, and its text before, between and after them."""
     begin, end = f"<!-- {name}: begin -->\n", f"\n<!-- {name}: end -->"
     (page,) = (page for page in pages() if begin in page.read_text(encoding="utf-8"))
     before, rest = page.read_text(encoding="utf-8").split(begin)
@@ -30,7 +30,7 @@ def _parts(name: str) -> tuple[Path, str, str, str]:
 
 
 def read(name: str) -> str:
-    """What stands between ``<!-- name: begin -->`` and ``<!-- name: end -->``."""
+    """The text between ``<!-- name: begin -->`` and ``<!-- name: end -->``."""
     return _parts(name)[2]
 
 
@@ -42,7 +42,7 @@ def excerpt(name: str) -> str:
 
 
 def write(name: str, text: str) -> None:
-    """Replace what stands between the marks of this name, and the excerpt of it in README.md if there is one."""
+    """Replace the text between the marks of this name, and its excerpt in README.md if there is one."""
     page, before, _, after = _parts(name)
     page.write_text(f"{before}{text.strip()}{after}", encoding="utf-8")
     if name in EXCERPTS:

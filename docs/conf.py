@@ -40,13 +40,13 @@ numpydoc_show_class_members = False
 CHECKS = {
     "all",
     "ES01",  # a first line may say it all
-    "PR04",  # "logits, targets: as for cross_entropy" repeats no types
+    "PR04",  # "logits, targets: as for cross_entropy" has no types
     "PR08",  # a description may begin with a symbol
     "PR09",  # or end with the formula
     "RT02",  # two results of one kind share a line
     "RT04",
     "SA01",
-    "SA03",  # what a name in See Also is for, its own first line says
+    "SA03",  # names in See Also need no description
     "SA04",
     "SS05",  # "Softmax of each row", not "compute"
     "YD01",  # a context manager that yields nothing
@@ -54,11 +54,11 @@ CHECKS = {
 """All of numpydoc's checks but these."""
 numpydoc_validation_checks = CHECKS
 UFUNCS = tuple(ufuncs.DOCS)
-numpydoc_validation_exclude = {rf"\.{name}$" for name in UFUNCS}  # NumPy's arguments are NumPy's to document
+numpydoc_validation_exclude = {rf"\.{name}$" for name in UFUNCS}  # NumPy documents the arguments of ufuncs
 
 
 def _described(name):
-    """What autodoc sees in the place of a ufunc, for which it would wait until it is compiled."""
+    """A function with the docstring of a ufunc, for autodoc, because a ufunc is compiled first."""
     if name in ("logaddexp", "xlogy", "rel_entr"):
 
         def function(x, y, /, out=None, *, where=True, dtype=None):

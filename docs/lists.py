@@ -1,7 +1,7 @@
 """The lists of public functions: what each page of the reference describes, and README.md's table.
 
-``python docs/lists.py`` writes the table. The pages follow when Sphinx builds them: the directive
-``.. functions::`` in a page stands for what `PAGES` has under the name of the page.
+``python docs/lists.py`` writes the table. When Sphinx builds a page, its directive ``.. functions::`` describes
+the functions that `PAGES` lists for it.
 """
 
 import sys

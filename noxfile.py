@@ -1,7 +1,7 @@
 """The tests on every Python, and with the oldest and newest NumPy and Numba that pyproject.toml admits.
 
 `nox` runs all; `nox -s "tests-3.10(oldest)"` one; what follows ``--`` goes to pytest in the place of the selection
-below. CI runs the whole suite on one Python, and these sessions where there are interpreters for them.
+below. CI runs the whole suite on one Python, and does not run these sessions.
 """
 
 import nox
@@ -12,8 +12,14 @@ OLDEST = {"numpy": "1.26.0", "numba": "0.61.0"}
 # The first release with wheels for it.
 OLDEST_NUMPY = {"3.13": "2.1.0"}
 REDUCED = [
-    f"tests/test_{name}.py"
-    for name in ("activations", "arrays", "cache", "derivatives", "hazards", "interpreted", "losses", "parallel")
+    f"tests/{package}/test_{name}.py"
+    for package, names in {
+        "api": ("activations", "derivatives", "losses"),
+        "arrays": ("blocks", "threads"),
+        "kernels": ("interpreted",),
+        "runtime": ("cache", "hazards"),
+    }.items()
+    for name in names
 ]
 
 

@@ -1,7 +1,8 @@
-"""Measure errors in ulps beside the peers' and print the table of the README.
+"""Measure errors in ulps beside the peers' and print the table of docs/guide/accuracy.md.
 
-``python benchmarks/accuracy.py`` takes the rows of ``tests/families.py``, made to hurt, and the reference of
-``tests/oracle.py``; ``--write`` puts the table into README.md. Peers that are not installed are left out.
+``python benchmarks/accuracy.py`` takes the rows of ``tests/families.py``, on which usual implementations err most,
+and the reference of ``tests/oracle.py``; ``--write`` writes the table there, and some of its rows into README.md.
+Peers that are not installed are left out.
 """
 
 import argparse
@@ -131,7 +132,7 @@ def main() -> None:
     """Measure, print, and write if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--elements", type=int, default=30_000, help="numbers for each family and length")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guide/accuracy.md")
     options = parser.parse_args()
     lengths = f"{families.CLASSES[0]} to {families.CLASSES[-1]} classes"
     made = "made by `python benchmarks/accuracy.py --write`"

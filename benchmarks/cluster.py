@@ -1,6 +1,7 @@
 """Cross-entropy and its gradient over more logits than memory, on a Dask cluster of which a worker is killed.
 
-The logits are generated in the tasks. Prints bytes, seconds, and the peak memory of every worker that lived:
+The logits are generated in the tasks. Prints bytes, seconds, and the peak memory of every worker that was not
+killed:
 
     python benchmarks/cluster.py --gigabytes 10 --write
 """
@@ -23,13 +24,13 @@ LABELS = 97
 
 
 def logits(template, block_info=None):
-    """A block of logits, the same whenever and wherever it is made."""
+    """A block of logits. It is the same in every task and on every worker."""
     place = block_info[0]["chunk-location"]
     return 20 * np.random.default_rng(place).random(template.shape, np.float32)
 
 
 def peak_memory():
-    """Of this process, in bytes."""
+    """The peak memory of this process, in bytes."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
@@ -76,7 +77,7 @@ def measure(gigabytes, classes, pieces, kill):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=10.0)
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guide/larger.md")
     arguments = parser.parse_args()
     lines = ["| float32 logits | chunks | worker killed | seconds | peak memory of the workers | loss |"]
     lines.append("|---|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""Every library gets as many threads as ours; said before the first of them is imported."""
+"""Give every library as many threads as ours, before the first of them is imported."""
 
 import importlib.util
 

@@ -1,8 +1,8 @@
-"""The functions of ragged rows beside the ways to do without them, and the table of the README.
+"""The functions of ragged rows beside the ways to do without them, and the table of docs/guide.
 
-``python benchmarks/segments.py`` measures; ``--write`` puts the table into README.md between the marks. The peers:
-NumPy's `reduceat`, `torch.sparse.softmax` on the same numbers as a sparse matrix (made beforehand), and the loop
-that everybody writes, in Numba, on all threads. Everybody allocates the result. All run in turns in one process.
+``python benchmarks/segments.py`` measures; ``--write`` puts the table into docs/guide/ragged.md. The peers:
+NumPy's `reduceat`, `torch.sparse.softmax` on the same numbers as a sparse matrix (made beforehand), and a plain
+loop in Numba, on all threads. All allocate the result. They run in turns in one process.
 """
 
 import argparse
@@ -167,7 +167,7 @@ def _calls(function: str, x: Any, indptr: Any, targets: Any) -> dict[str, Callab
 
 
 def _close(ours: Any, theirs: Any, dtype: Any) -> bool:
-    """As `check`; a sum of ten million float32 terms in one accumulator is right to three digits at best."""
+    """As `check`, with more tolerance: a float32 sum of ten million terms has three digits at best."""
     if isinstance(ours, tuple):
         return all(_close(a, b, dtype) for a, b in zip(ours, theirs, strict=True))
     try:
@@ -209,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each row of the table is measured")
     parser.add_argument("--dtype", choices=["float32", "float64"], action="append")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guide/ragged.md")
     options = parser.parse_args()
     inputs.prepare(inputs.threads())
     text = f"Median milliseconds; {caption(machine())}. Made by `python benchmarks/segments.py --write`.\n"

@@ -21,7 +21,7 @@ CLASSES = 1000
 
 
 def peak_memory():
-    """Of this process, in bytes."""
+    """The peak memory of this process, in bytes."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 

@@ -1,7 +1,7 @@
 """Every case under pytest-benchmark: ``pytest benchmarks -k 'softmax and 10000x1000 and float32'``.
 
 One group for each function, shape and dtype; the yardstick is in it. Without ``-k`` it takes an hour: the tables
-of README.md come from report.py, which has the libraries take turns.
+of docs/guide/speed.md and RESULTS.md come from report.py, which has the libraries take turns.
 """
 
 import pytest
@@ -21,7 +21,7 @@ _latest = []
 
 
 def inputs_for(shape, dtype):
-    """The arrays of the latest case once more, if they are of this shape and dtype: making them takes seconds."""
+    """The arrays of a case. Those of the latest one are kept, because making them takes seconds."""
     if not _latest or (_latest[0].shape, _latest[0].dtype) != (shape, dtype):
         _latest[:] = [Inputs(shape, dtype)]
     return _latest[0]

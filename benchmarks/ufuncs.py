@@ -1,10 +1,10 @@
-"""Measure the elementary functions beside NumPy's and SciPy's and print the table of the README.
+"""Measure the elementary functions beside NumPy's and SciPy's and print the table of docs/guide.
 
 ``python benchmarks/ufuncs.py`` calls the ufuncs on arrays, and runs loops compiled by Numba over the same numbers:
-with our functions, and with those that Numba has. All in one thread and one process, call by call in turns, in
-processor time, so that a busy machine disturbs little; the ratios are of medians. Errors are the worst in ulps
-over numbers of all magnitudes and those where errors are largest, against mpmath. ``--write`` puts the table into
-README.md.
+with our functions, and with those that Numba has. All run in one thread and one process, call by call in turns.
+Processor time is measured, because a busy machine changes it little; ratios are those of medians. Errors are the
+worst in ulps over numbers of all magnitudes and those where errors are largest, against mpmath. ``--write`` puts
+the table into docs/guide/elementary.md.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def peer(name: str) -> tuple[str, Any]:
         return "NumPy", getattr(np, name)
     from scipy import special
 
-    if name == "softplus":  # what SciPy computes it by
+    if name == "softplus":  # SciPy's way to compute it
         return "NumPy", lambda x, out: np.logaddexp(0, x, out=out)
     return "SciPy", getattr(special, name)
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000, help="how many numbers an array holds")
     parser.add_argument("--seconds", type=float, default=0.5, help="how long each ratio is measured")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guide/elementary.md")
     options = parser.parse_args()
     made_by = "Made by `python benchmarks/ufuncs.py --write`"
     text = f"Arrays of {options.count}, one thread; {caption(machine())}. {made_by}. Speed:\n"

@@ -1,17 +1,22 @@
 """The API reference: ``sphinx-build -W -b html docs docs/_build``.
 
-Everything comes out of the docstrings. A docstring that is missing or malformed (`CHECKS`, the tests use them too)
-is a warning, and ``-W`` makes that an error. Formulas become MathML, which browsers draw by themselves: neither
-the build nor the reader needs a network, a font or a script.
+Everything comes out of the docstrings, and the lists of functions out of lists.py. A docstring that is missing
+or malformed (`CHECKS`, the tests use them too) is a warning, and ``-W`` makes that an error. Formulas become
+MathML, which browsers draw by themselves: neither the build nor the reader needs a network, a font or a script.
 """
 
+import inspect
 import sys
 from pathlib import Path
 
 import latex2mathml.converter
 from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+import lists
 
 import fastsoftmax
 from fastsoftmax import special
@@ -35,13 +40,13 @@ numpydoc_show_class_members = False
 CHECKS = {
     "all",
     "ES01",  # a first line may say it all
-    "PR04",  # "logits, targets: as for cross_entropy" repeats no types
+    "PR04",  # "logits, targets: as for cross_entropy" has no types
     "PR08",  # a description may begin with a symbol
     "PR09",  # or end with the formula
     "RT02",  # two results of one kind share a line
     "RT04",
     "SA01",
-    "SA03",  # what a name in See Also is for, its own first line says
+    "SA03",  # names in See Also need no description
     "SA04",
     "SS05",  # "Softmax of each row", not "compute"
     "YD01",  # a context manager that yields nothing
@@ -49,11 +54,11 @@ CHECKS = {
 """All of numpydoc's checks but these."""
 numpydoc_validation_checks = CHECKS
 UFUNCS = tuple(ufuncs.DOCS)
-numpydoc_validation_exclude = {rf"\.{name}$" for name in UFUNCS}  # NumPy's arguments are NumPy's to document
+numpydoc_validation_exclude = {rf"\.{name}$" for name in UFUNCS}  # NumPy documents the arguments of ufuncs
 
 
 def _described(name):
-    """What autodoc sees in the place of a ufunc, for which it would wait until it is compiled."""
+    """A function with the docstring of a ufunc, for autodoc, because a ufunc is compiled first."""
     if name in ("logaddexp", "xlogy", "rel_entr"):
 
         def function(x, y, /, out=None, *, where=True, dtype=None):
@@ -85,6 +90,24 @@ def _block(translator, node):
     raise nodes.SkipNode
 
 
+class Functions(SphinxDirective):
+    """``.. functions::`` describes the functions of the page, in a section for each list of lists.py."""
+
+    def run(self):
+        """The nodes of all descriptions."""
+        lines = []
+        sections = lists.PAGES[self.env.docname]
+        for title, names in sections.items():
+            if len(sections) > 1:
+                lines += [title, "-" * len(title), ""]
+            for name in names:
+                module, _, short = name.rpartition(".")
+                kind = "class" if inspect.isclass(getattr(sys.modules[module], short)) else "function"
+                lines += [f".. currentmodule:: {module}", f".. auto{kind}:: {short}", ""]
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
 def setup(app):
-    """Tell Sphinx how formulas are written."""
+    """Tell Sphinx how formulas are written and which functions there are."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.add_directive("functions", Functions)

@@ -2,7 +2,7 @@
 
 from typing import Any as _Any
 
-from fastsoftmax.api import ufuncs
+from fastsoftmax.api import ufuncs as _ufuncs
 from fastsoftmax.api.activations import log_softmax, logsumexp, softmax
 from fastsoftmax.api.derivatives import (
     log_softmax_jacobian,
@@ -84,10 +84,10 @@ xlogy: _Any
 
 
 def __getattr__(name: str) -> _Any:
-    if name in ufuncs.NAMES:
-        return globals().setdefault(name, ufuncs.make(name))
+    if name in _ufuncs.NAMES:
+        return globals().setdefault(name, _ufuncs.make(name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *ufuncs.NAMES})
+    return sorted({*globals(), *_ufuncs.NAMES})

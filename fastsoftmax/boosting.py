@@ -1,10 +1,10 @@
 r"""Softmax objectives for gradient boosting: XGBoost, LightGBM and CatBoost.
 
-Each fits one tree per class and round to the derivatives of the cross-entropy of softmax(scores), and each wants
-them in its own way:
+Each library fits one tree per class and round to the derivatives of the cross-entropy of softmax(scores). They
+differ in what they pass to an objective and in what they expect back:
 
 =========== ============================================= ==================================================
-library     what it passes                                what it wants back
+library     passes                                        expects back
 =========== ============================================= ==================================================
 XGBoost     scores (N, K) float32, the DMatrix; its       gradient and curvature, (N, K) each
             scikit-learn classes labels, scores and, by
@@ -20,9 +20,9 @@ None of these libraries is imported here. The objectives of XGBoost and LightGBM
 row weight w, the gradient is w (p - y); the curvature is one of
 
 - ``"exact"``: w p (1 - p), the diagonal of the Hessian;
-- ``"upper"``: w 2 p (1 - p), what XGBoost's multi:softprob takes; as a diagonal matrix it is nowhere below the
-  Hessian, whose rows have off-diagonal entries that sum to p (1 - p);
-- ``"scaled"``: w K/(K - 1) p (1 - p), what LightGBM's multiclass takes, and the factor of Friedman's LogitBoost.
+- ``"upper"``: w 2 p (1 - p), as in XGBoost's multi:softprob. As a diagonal matrix it is an upper bound of the
+  Hessian, because the absolute values of the off-diagonal entries of a row sum to p (1 - p);
+- ``"scaled"``: w K/(K - 1) p (1 - p), as in LightGBM's multiclass. The factor is that of Friedman's LogitBoost.
 
 References
 ----------
@@ -42,7 +42,7 @@ Array = NDArray[Any]
 __all__ = ["CatBoostMultiClass", "gradient_and_curvature", "lightgbm_objective", "xgboost_objective"]
 
 CURVATURES = ("exact", "upper", "scaled")
-LEAST_CURVATURE = 1e-16  # XGBoost's own: a leaf's curvature is what it divides by
+LEAST_CURVATURE = 1e-16  # as in XGBoost, which divides by the curvature of a leaf
 
 
 def _check_curvature(function: str, curvature: Any) -> None:
@@ -92,7 +92,7 @@ def _derivatives(
 def gradient_and_curvature(
     scores: Any, labels: Any, sample_weight: Any = None, *, curvature: str = "exact"
 ) -> tuple[Array, Array]:
-    r"""Derivatives of the cross-entropy of each row, as the boosters of trees want them, from plain arrays.
+    r"""Derivatives of the cross-entropy of each row for gradient boosting, from plain arrays.
 
     .. math:: g_{nk} = w_n (p_{nk} - y_{nk}), \qquad h_{nk} = w_n \, c \, p_{nk} (1 - p_{nk}),
         \qquad p_n = \mathrm{softmax}(s_n)
@@ -104,9 +104,9 @@ def gradient_and_curvature(
     scores : array_like
         s, of shape (N, K), K at least 2: raw scores, before any softmax.
     labels : array_like
-        Shape (N,): class indices from 0 to K - 1, of any dtype that holds them (floats too, as in a DMatrix).
+        Shape (N,): class indices from 0 to K - 1, as integers, floats (as in a DMatrix) or bools.
     sample_weight : array_like, optional
-        Shape (N,): w. None, or an empty array, for 1.
+        Shape (N,): w. If it is None or an empty array, every w is 1.
     curvature : {"exact", "upper", "scaled"}, default "exact"
         Which c: 1, 2 or K/(K - 1).
 
@@ -118,11 +118,11 @@ def gradient_and_curvature(
     Raises
     ------
     ValueError
-        If the shapes do not fit, for labels that are not whole, and for an unknown curvature.
+        For shapes that do not fit, labels that are not whole numbers, and an unknown curvature.
     TypeError
         For dtypes that are not real numbers.
     IndexError
-        For a label outside of 0 .. K - 1: the message names its value and position.
+        For a label outside of 0 .. K - 1. The message names its value and position.
 
     See Also
     --------
@@ -130,8 +130,8 @@ def gradient_and_curvature(
 
     Notes
     -----
-    Both keep their relative accuracy where p is close to 1 (see `fastsoftmax.cross_entropy_grad`), so that rows
-    that are learned go on to count what they should.
+    Gradient and curvature keep their relative accuracy where p is close to 1 (see
+    `fastsoftmax.cross_entropy_grad`), so that rows that are already predicted well keep their right influence.
 
     References
     ----------
@@ -159,8 +159,8 @@ class _Objective:
     """What `xgboost_objective` and `lightgbm_objective` return: one callable for two protocols.
 
     ``train`` passes the scores and a container of labels and weights. The scikit-learn classes pass labels and
-    scores; XGBoost then passes ``sample_weight`` by this name and only where there are weights, LightGBM all that
-    the signature has room for: 3 parameters are the labels, the scores and the weights.
+    scores. XGBoost's classes add ``sample_weight`` as a keyword if there are weights. LightGBM's classes pass as
+    many arguments as the signature has parameters: with 3 parameters the labels, the scores and the weights.
     """
 
     def __init__(self, function: str, num_class: int | None, curvature: str, least: float) -> None:
@@ -168,7 +168,7 @@ class _Objective:
         self._function = function
         self._num_class = num_class
         self._curvature = curvature
-        self._least = least  # no curvature is below
+        self._least = least  # smaller curvatures are replaced by this one
 
     def __repr__(self) -> str:
         return f"{self._function}({self._num_class}, curvature={self._curvature!r})"
@@ -195,15 +195,15 @@ def xgboost_objective(num_class: int | None = None, *, curvature: str = "upper")
     num_class : int, optional
         K, which is then checked. `train` needs it too: ``params["num_class"]``. XGBClassifier counts the classes.
     curvature : {"exact", "upper", "scaled"}, default "upper"
-        As for `gradient_and_curvature`; "upper" is that of XGBoost's multi:softprob. None is below 1e-16, as
-        there.
+        As for `gradient_and_curvature`; "upper" is that of XGBoost's multi:softprob. As there, a curvature below
+        1e-16 is replaced by 1e-16.
 
     Returns
     -------
     callable
         ``objective(predt, dtrain) -> (grad, hess)``: raw scores of shape (N, K); labels and weights are those of
         the DMatrix. ``objective(y_true, y_pred, sample_weight=None) -> (grad, hess)`` in the scikit-learn classes.
-        Both results have shape (N, K), as XGBoost wants since 2.1. It can be pickled and copied.
+        Both results have shape (N, K), as XGBoost requires since 2.1. The callable can be pickled and copied.
 
     Raises
     ------
@@ -212,10 +212,10 @@ def xgboost_objective(num_class: int | None = None, *, curvature: str = "upper")
 
     Notes
     -----
-    Predictions of a booster with an objective of one's own are raw scores: `fastsoftmax.softmax` of them, over the
-    last axis, are the probabilities. XGBClassifier computes them itself. Of two classes it makes one score for
-    each row, unless ``num_class=2`` is among its parameters. With the default curvature and the same
-    ``base_score`` the trees are those of multi:softprob, up to rounding.
+    The predictions of a booster with a custom objective are raw scores. `fastsoftmax.softmax` over the last axis
+    gives the probabilities; XGBClassifier computes them itself. For two classes it uses one score for each row,
+    unless ``num_class=2`` is among its parameters. With the default curvature and the same ``base_score`` the
+    trees are those of multi:softprob, up to rounding.
 
     References
     ----------
@@ -252,7 +252,7 @@ def lightgbm_objective(num_class: int | None = None, *, curvature: str = "scaled
     callable
         ``objective(preds, train_data) -> (grad, hess)``: raw scores of shape (N, K); labels and weights are those
         of the Dataset. ``objective(y_true, y_pred, weight) -> (grad, hess)`` in the scikit-learn classes. Both
-        results have shape (N, K), as LightGBM wants since 4.0. It can be pickled and copied.
+        results have shape (N, K), as LightGBM requires since 4.0. The callable can be pickled and copied.
 
     Raises
     ------
@@ -261,14 +261,14 @@ def lightgbm_objective(num_class: int | None = None, *, curvature: str = "scaled
 
     Notes
     -----
-    LightGBM's scores, and what it makes of the results, lie in memory class by class. The scores are read where
-    they are, and the results are views with that order, of which it needs no copy.
+    LightGBM keeps scores and derivatives in memory class by class. The scores are read without a copy, and the
+    results have the same order in memory, so that LightGBM needs no copy either.
 
-    Predictions of a booster with an objective of one's own are raw scores: `fastsoftmax.softmax` of them, over the
-    last axis, are the probabilities. So are those of LGBMClassifier, by `predict` and by `predict_proba`. Of two
-    classes it makes one score for each row, unless ``num_class=2`` and ``metric="multi_logloss"`` are among its
-    parameters. With the default curvature and ``boost_from_average=False`` the trees are those of multiclass, up
-    to rounding.
+    The predictions of a booster with a custom objective are raw scores, also those of `predict` and
+    `predict_proba` of LGBMClassifier. `fastsoftmax.softmax` over the last axis gives the probabilities. For two
+    classes LGBMClassifier uses one score for each row, unless ``num_class=2`` and ``metric="multi_logloss"`` are
+    among its parameters. With the default curvature and ``boost_from_average=False`` the trees are those of
+    multiclass, up to rounding.
 
     References
     ----------
@@ -293,16 +293,16 @@ def lightgbm_objective(num_class: int | None = None, *, curvature: str = "scaled
 class CatBoostMultiClass:
     r"""Softmax objective for CatBoost, as ``loss_function=CatBoostMultiClass()``.
 
-    CatBoost calls `calc_ders_multi` for each row and maximises: it wants the derivatives of minus the loss, the
-    second ones as a whole matrix.
+    CatBoost calls `calc_ders_multi` for each row. It maximises, so that it expects the derivatives of minus the
+    loss, and the second derivatives as a full matrix.
 
     .. math:: d_k = w (y_k - p_k), \qquad D_{jk} = w (p_j p_k - [j = k] \, p_j)
 
     Notes
     -----
-    Without a loss of its own CatBoost cannot tell what to report: it also needs ``eval_metric="MultiClass"``.
-    Predictions of type "RawFormulaVal" are the scores, of which `fastsoftmax.softmax` are the probabilities. A
-    Python call for each row and round is slow, whatever it does: this is for small data and for comparison.
+    CatBoost also needs ``eval_metric="MultiClass"``, because it cannot report a custom loss. Predictions of type
+    "RawFormulaVal" are the scores, and `fastsoftmax.softmax` of them gives the probabilities. CatBoost makes a
+    Python call for each row and round, which is slow: use this class for small data and for comparison.
 
     References
     ----------
@@ -319,7 +319,7 @@ class CatBoostMultiClass:
     [[-0.25, 0.25], [0.25, -0.25]]
     """
 
-    no_jit = True  # CatBoost shall not try to compile the method, and warn for each row that it cannot
+    no_jit = True  # else CatBoost tries to compile the method, and warns for each row that it cannot
 
     def calc_ders_multi(
         self, approxes: Any, target: float, weight: float
@@ -345,7 +345,7 @@ class CatBoostMultiClass:
         Raises
         ------
         ValueError, IndexError
-            For a target that is not whole, or outside of 0 .. K - 1.
+            For a target that is no whole number, or outside of 0 .. K - 1.
         """
         scores = np.array([float(score) for score in approxes])
         label = _class_labels("CatBoostMultiClass", target)

@@ -1,9 +1,8 @@
-r"""The functions of ``scipy.special`` that this library has, by SciPy's names, arguments and defaults.
+r"""Functions of ``scipy.special``, with SciPy's names, arguments and defaults.
 
-``from fastsoftmax.special import logsumexp, softmax`` in the place of ``from scipy.special import ...`` is all
-there is to change: `softmax`, `log_softmax` and `logsumexp` run over all axes unless told otherwise, `expit`,
-`logit`, `log_expit`, `xlogy`, `entr` and `rel_entr` are ufuncs with SciPy's dtypes. SciPy's own tests of these
-functions pass with these in their place.
+To use them, replace ``from scipy.special import ...`` by ``from fastsoftmax.special import ...``. `softmax`,
+`log_softmax` and `logsumexp` have the default ``axis=None``: all axes. The others are ufuncs with SciPy's dtypes.
+SciPy's own tests of these functions pass with ours in their place.
 
 Real float16, float32, float64, integers and bools are computed by the kernels. Weights, complex numbers and
 longdouble are computed by NumPy, as SciPy does it. Masked arrays are a TypeError. SciPy is not imported.
@@ -52,7 +51,8 @@ def _xlogy(x: Any, y: Any) -> Any:
     return np.where((x == 0) & ~np.isnan(y), 0, x * np.log(y))
 
 
-# SciPy's dtypes in SciPy's order, which decides what float16 and integers become; and what NumPy computes.
+# For each ufunc: SciPy's dtypes that our loops compute, in SciPy's order, which decides the dtype for float16 and
+# integers; the dtypes for which NumPy computes; and the formula by which it does.
 _KINDS: dict[str, tuple[str, str, Callable[..., Any] | None]] = {
     "expit": ("df", "g", lambda x: 1 / (1 + np.exp(-x))),
     "logit": ("df", "g", lambda p: np.log(p / (1 - p))),
@@ -67,7 +67,7 @@ _alive: list[Any] = []  # NumPy calls these for as long as the process lives
 
 
 class _Operand:
-    """Numbers at an address, for `numpy.asarray`."""
+    """Numbers at an address in memory, which `numpy.asarray` makes an array of."""
 
     def __init__(self, address: int, count: int, step: int, dtype: np.dtype[Any]) -> None:
         self.__array_interface__ = {
@@ -85,7 +85,7 @@ def _numpy_loop(function: Callable[..., Any], operands: int, kind: str) -> tuple
 
     def run(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
         *inputs, out = (np.asarray(_Operand(args[i], dimensions[0], steps[i], dtype)) for i in range(operands))
-        # A reduction reads what it has just written: one number after the other.
+        # In a reduction the output is an input, too: the numbers are computed one after the other.
         whole = steps[operands - 1] != 0 and not any(
             np.may_share_memory(x, out) and args[i] != args[operands - 1] for i, x in enumerate(inputs)
         )
@@ -122,7 +122,7 @@ def __dir__() -> list[str]:
 
 
 def _by_kernel(x: Any) -> bool:
-    """Whether the kernels take numbers like these, or say what is wrong with them."""
+    """Whether the kernels compute arrays of this dtype, or raise the error for it."""
     return is_masked(x) or np.asarray(x).dtype.char not in "gFDG"
 
 
@@ -136,7 +136,7 @@ def softmax(x: Any, axis: Axis = None) -> Any:
     x : array_like
         Of any shape and numeric dtype.
     axis : int, tuple of ints or None, default None
-        Along which the results sum to 1; None for all.
+        The axes along which the results sum to 1; None for all.
 
     Returns
     -------
@@ -209,16 +209,16 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
     axis : int, tuple of ints or None, default None
         The axes that are summed over; None for all.
     b : array_like, optional
-        Weights, broadcast with `a`. They may be negative. Where one is 0, what `a` holds does not count.
+        Weights, broadcast with `a`. They may be negative. Where a weight is 0, the value of `a` has no influence.
     keepdims : bool, default False
         Whether the axes that are summed over stay, with length 1.
     return_sign : bool, default False
-        Whether to return the logarithm of the absolute value of the sum, and its sign.
+        Whether to return the logarithm of the absolute value of the sum, and the sign of the sum.
 
     Returns
     -------
     result : ndarray or scalar
-        The logarithm; nan for a negative sum of real numbers, unless `return_sign`.
+        The logarithm. Without `return_sign`, that of a negative sum of real numbers is nan.
     sign : ndarray or scalar
         With `return_sign`: 1, 0 or -1, or the phase of a complex sum.
 
@@ -228,8 +228,8 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
 
     Notes
     -----
-    Without weights, signs and complex numbers the kernels compute it, otherwise NumPy, by SciPy's algorithm: the
-    greatest terms apart from the others, whose sum goes through log1p.
+    The kernels compute calls without weights, signs and complex numbers. NumPy computes the others by SciPy's
+    algorithm: it separates the greatest terms from the others, and takes log1p of the sum of the others.
 
     References
     ----------
@@ -279,7 +279,7 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
 
 
 def _weighted(a: Any, b: Any, axes: Any, return_sign: bool) -> tuple[Any, Any]:
-    """SciPy's algorithm (scipy/special/_logsumexp.py): logarithm and sign of the sum, dimensions kept."""
+    """SciPy's algorithm (scipy/special/_logsumexp.py): logarithm and sign of the sum, with all dimensions."""
     # Where the result is infinite or nan, it is that of the textbook formula.
     plain = np.sum(np.exp(a) if b is None else b * np.exp(a), axis=axes, keepdims=True)
     plain_sign = _sign(plain)
@@ -314,10 +314,10 @@ def _weighted(a: Any, b: Any, axes: Any, return_sign: bool) -> tuple[Any, Any]:
 
 
 def _sign(x: Any) -> Any:
-    """x / abs(x), and 0 for 0; NumPy had another one for complex numbers before its version 2."""
+    """x / abs(x), and 0 for 0. `np.sign` of complex numbers was different before NumPy 2."""
     return np.sign(x) if x.dtype.kind == "f" else np.where(x == 0, 0, x / np.abs(x))
 
 
 def _wrapped(angle: Any) -> Any:
-    """An angle in (-pi, pi]; one that is there stays as it is."""
+    """The equal angle in (-pi, pi]; an angle inside (-pi, pi) is returned unchanged."""
     return np.where(np.abs(angle) < np.pi, angle, -((-angle + np.pi) % (2 * np.pi) - np.pi))

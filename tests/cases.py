@@ -1,4 +1,4 @@
-"""The rows on which every function is measured, the same for all, so that the oracle computes each once."""
+"""Rows for the tests of errors. All functions share them, so that the oracle computes each row once."""
 
 from functools import lru_cache
 
@@ -18,7 +18,7 @@ def _random_rows(classes, rng):
 
 
 def _confident_rows(classes, rng):
-    """One entry stands out: where 1 - p, log p and p - 1 cancel in every textbook implementation."""
+    """Rows with one entry far above the others: 1 - p, log p and p - 1 cancel in textbook formulas."""
     for n, gap in enumerate(GAPS):
         row = OFFSETS[n % len(OFFSETS)] + 0.5 * rng.standard_normal(classes)
         row[rng.integers(classes)] = row.max() + gap
@@ -36,7 +36,7 @@ def _special_rows(classes, rng):
 
 @lru_cache
 def logits(dtype, classes):
-    """Rows of one length, read-only. Their number is no multiple of a vector: some lanes stay empty."""
+    """Rows of one length, read-only. Their number is no multiple of a vector's lanes: some stay empty."""
     rng = np.random.default_rng(classes)
     random, confident, special = (
         list(make(classes, rng)) for make in (_random_rows, _confident_rows, _special_rows)
@@ -53,7 +53,7 @@ def logits(dtype, classes):
 
 
 def vectors(x, seed=0):
-    """Tangents or cotangents for `x`: of all sizes and both signs, in some rows far from zero."""
+    """Tangents or cotangents for `x`, of all sizes and both signs; some rows have a large offset."""
     rng = np.random.default_rng(seed + x.shape[-1])
     v = rng.standard_normal(x.shape) * 10.0 ** rng.integers(-2, 3, (len(x), 1))
     v += np.where(rng.random((len(x), 1)) < 0.3, 100.0, 0.0)
@@ -61,7 +61,7 @@ def vectors(x, seed=0):
 
 
 def labels(x, seed=0):
-    """Class indices for `x`; every other row is labelled with its greatest entry, where p - 1 cancels."""
+    """Class indices for `x`. Every other label is that of the greatest entry, where p - 1 cancels."""
     rng = np.random.default_rng(seed + x.shape[-1])
     chosen = rng.integers(0, x.shape[-1], len(x))
     chosen[::2] = np.argmax(x[::2], axis=-1)

@@ -1,4 +1,4 @@
-"""Running code in a process of its own: for what a process does once, or dies of."""
+"""Running code in a new process, to test what a process does only once, or what could end it."""
 
 import os
 import subprocess
@@ -11,10 +11,10 @@ PACKAGE = Path(fastsoftmax.__file__).parent
 
 
 def run(code, *arguments, timeout=240, path=PACKAGE.parent, **environment):
-    """What `code` prints; an AssertionError with all its output if it fails or hangs.
+    """The output of `code`. If it fails or hangs, an AssertionError with its output.
 
     The child imports the package from `path` and treats warnings as errors, apart from Python's own about forks.
-    A variable that is None is taken out of the environment.
+    A variable whose value is None is removed from the environment.
     """
     variables = dict(os.environ, PYTHONPATH=str(path), PYTHONDONTWRITEBYTECODE="1")
     for name in ("PYTHONWARNINGS", "NUMBA_NUM_THREADS", "COVERAGE_PROCESS_START"):

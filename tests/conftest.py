@@ -8,7 +8,7 @@ import pytest
 
 
 def pytest_configure(config):
-    """The same drawn cases in every run: who changes nothing sees no new failure. New ones with ``-m slow``."""
+    """Hypothesis draws the same cases in every run, so that a failure repeats; new ones with ``-m slow``."""
     if "slow" not in config.option.markexpr:
         hypothesis.settings.register_profile("repeatable", derandomize=True)
         hypothesis.settings.load_profile("repeatable")
@@ -17,7 +17,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Exhaustive sweeps run with ``-m slow`` only; a reduced form of each is always run.
 
-    What compares times is tried again when it fails: somebody else may have had the processor.
+    A test that compares times is run again if it fails, because other programs may have used the processor.
     """
     for item in items:
         if "timed" in item.keywords:
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def record(request):
-    """``record(function, dtype, ulps, bound)``: check an error and put it into the table of the run."""
+    """``record(function, dtype, ulps, bound)``: check an error, and put it into the table of the run."""
 
     def note(function, dtype, ulps, bound, detail=""):
         entry = [function, np.dtype(dtype).name, float(ulps), float(bound)]

@@ -1,4 +1,4 @@
-"""Rows made to hurt: what the accuracy sweep and the table of errors in the README are measured on."""
+"""Rows on which usual implementations err most: for the accuracy sweep and the table of docs/guide."""
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def _ramp(rng, shape):
 
 
 def _about_a_step(rng, shape):
-    """Greatest entries on both sides of the references that the kernels round to."""
+    """Greatest entries close to the multiples of `STEP` to which the kernels round, on both sides."""
     step = rng.choice([-4096.0, -2048.0, -256.0, 256.0, 512.0, 2048.0, 8192.0], (shape[0], 1))
     return step + rng.uniform(-120, 2, shape)
 

@@ -1,6 +1,6 @@
-"""Every public function under one face: ``call(x, axis, **options)``, with a second argument where it takes one.
+"""Every public function with one signature, ``call(x, axis, **options)``, which adds a second argument if needed.
 
-The second argument depends on the shape of x alone, so that two calls with equal x are equal calls.
+The second argument depends only on the shape and dtype of x, so that two calls with equal x are equal calls.
 """
 
 import inspect
@@ -125,7 +125,7 @@ UFUNCS = tuple(ufuncs.DOCS)
 
 
 def skip_unless_fused(dtype):
-    """For tests of results that are rounded once: a machine without fused multiply-add rounds once more."""
+    """Skip tests of results that are rounded once on machines without fused multiply-add, which round twice."""
 
     @njit
     def both(a, b, c):

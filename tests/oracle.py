@@ -1,8 +1,8 @@
-"""The reference: the formulas of CONTRACT section 1 in mpmath, as they stand there, row by row.
+"""The reference: the formulas of the literature in mpmath, as they stand there, row by row.
 
 Nothing of fastsoftmax is imported here. Every function takes one row (a 1-d array of floats, which are exact
-numbers), and gives an object array of mpf, or one mpf. 50 digits remain after every cancellation that a
-formula has: 1 - p of a confident row, lse - max; see `digits`.
+numbers), and returns an object array of mpf, or one mpf. 50 digits remain after the cancellations of a formula,
+such as 1 - p and lse - max; see `digits`.
 
 `ulp_error` measures a float result against such numbers.
 """
@@ -13,7 +13,7 @@ import mpmath as mp
 import numpy as np
 
 DIGITS = 50
-MOST_DIGITS = 400  # what cancels beyond that lies under the smallest normal number of float64 (1e-308)
+MOST_DIGITS = 400  # more digits would only matter for results below the smallest normal number of float64 (1e-308)
 
 mp.mp.dps = DIGITS
 
@@ -188,7 +188,7 @@ def rowwise(function, rows, *others, **options):
 
 
 def nearest(reference, dtype):
-    """mpf rounded to the dtype, and what is left of it, as float64: the remainder has 15 digits of its own."""
+    """mpf numbers rounded to the dtype, and their differences from that, as float64 with 15 digits."""
     flat = np.asarray(reference, object).ravel()
     rounded = np.array([float(value) for value in flat], np.float64)
     with np.errstate(over="ignore"):
@@ -204,9 +204,9 @@ def nearest(reference, dtype):
 def ulp_error(actual, reference):
     """How far `actual` is from the exact numbers, in units in the last place of its dtype.
 
-    The unit is that of the correctly rounded number. A number under the smallest normal one counts by its
-    absolute error over that number (CONTRACT section 4): an error of the whole of it counts as infinite, any
-    smaller one as nothing. An infinity must be met by the same one.
+    The unit is that of the correctly rounded number. Results below the smallest normal number may be 0: there an
+    absolute error below that number counts as 0, and a larger one as infinite. Where the exact number is infinite,
+    the result must be the same infinity.
     """
     actual = np.asarray(actual)
     dtype = actual.dtype
@@ -223,7 +223,7 @@ def ulp_error(actual, reference):
 
 
 def worst(actual, reference, scale=None):
-    """The greatest error in ulps and where it is; `scale`: in ulps of these numbers instead of the result."""
+    """The greatest error in ulps, and its place. With `scale`, in ulps of these numbers."""
     error = ulp_error(actual, reference) if scale is None else scaled_error(actual, reference, scale)
     if error.size == 0:
         return 0.0, ()
@@ -232,7 +232,7 @@ def worst(actual, reference, scale=None):
 
 
 def scaled_error(actual, reference, scale):
-    """The error over eps times `scale` (floats), the magnitude of the terms that the result is the sum of."""
+    """The error over eps times `scale` (floats): the sum of the absolute values of the terms of a result."""
     actual = np.asarray(actual)
     info = np.finfo(actual.dtype)
     near, rest = nearest(reference, actual.dtype)
@@ -244,7 +244,7 @@ def scaled_error(actual, reference, scale):
 
 
 def wide_error(actual, reference):
-    """As `ulp_error`, for sweeps of millions: the reference is an array of a wider dtype, right to 1e-3 ulp."""
+    """As `ulp_error`, for millions of numbers: the reference has a wider dtype and is accurate to 1e-3 ulp."""
     dtype = actual.dtype
     tiny = np.finfo(dtype).tiny
     with np.errstate(all="ignore"):
@@ -258,7 +258,7 @@ def wide_error(actual, reference):
 
 
 WIDER = {np.dtype(np.float32): np.float64, np.dtype(np.float64): np.longdouble}
-"""The dtypes for `wide_error`; where longdouble is no wider than float64, such a sweep says nothing."""
+"""The wider dtypes for `wide_error`. On some platforms longdouble is no wider than float64; see `has_wider`."""
 
 
 def has_wider(dtype):
@@ -285,7 +285,7 @@ def wide_softmax(x):
 
 
 def wide_log_softmax(x):
-    """Log-softmax for `wide_error`: the difference and log1p have one sign, so that nothing cancels."""
+    """Log-softmax for `wide_error`: the difference and -log1p have the same sign, so that they do not cancel."""
     difference, others = wide_forward(x)
     return difference - np.log1p(others)
 
@@ -320,10 +320,11 @@ def shares(target, classes, class_weight=None, label_smoothing=0.0):
 class CrossEntropy:
     """The loss of N rows (N, K) with all options, and its derivatives, as object arrays of mpf.
 
-    A row counts `sample_weight` times, an ignored row or one of weight 0 not at all, whatever it holds. A mean
-    divides by the sum of what the rows count (times the class weight of their label), over distributions by N.
-    `hessian` is `factors` times the Jacobian of softmax at `probs`. `terms`: the size of the terms that each
-    gradient is the sum of; where p > 1/2 those of (total - share_i) - (1 - p_i) total.
+    A row counts `sample_weight` times. An ignored row and a row of weight 0 do not count, whatever they hold. A
+    mean over class indices divides by the sum of these weights, times the class weights of the labels; a mean over
+    distributions divides by N. `hessian` is `factors` times the Jacobian of softmax at `probs`. `terms` has the
+    sum of the absolute values of the terms of each gradient; where p > 1/2, they are those of (total - share_i) -
+    (1 - p_i) total.
     """
 
     def __init__(
@@ -372,7 +373,7 @@ class CrossEntropy:
 
     @cached_property
     def hessian(self):
-        """One matrix for each row: many numbers, for those who ask."""
+        """One matrix for each row. It is computed only if it is used, because it has many numbers."""
         with mp.workdps(MOST_DIGITS):
             return np.array(
                 [f * jacobian_of_probs(p) for f, p in zip(self.factors, self.probs, strict=True)], object

@@ -1,4 +1,4 @@
-"""Compiled callers for the tests, with the overloads registered also in a mere checkout."""
+"""`njit` for the tests. The overloads are registered here, which an installed package does by its entry point."""
 
 from numba import njit
 

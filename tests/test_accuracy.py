@@ -1,6 +1,6 @@
-"""The bounds of the contract on rows that were made to break them, from one class to ten million.
+"""The documented bounds of errors, on rows with large errors, from one class to ten million.
 
-The reference is NumPy in the next wider dtype, which is right to 1e-3 ulp here; the tests of the functions
+The reference is NumPy in the next wider dtype, which is accurate to 1e-3 ulp here. The tests of the functions
 compare with mpmath, and the last test below compares the two references.
 """
 
@@ -86,7 +86,7 @@ def test_bounds_hold_on_rows_of_all_lengths(family, dtype, record):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", [2, 3, 9, 57])
 def test_no_search_finds_a_row_beyond_the_bounds(classes, dtype, record):
-    """Climb: keep the worst rows for softmax, change them a little, keep the worst again."""
+    """A local search: it keeps the rows on which softmax errs most, changes them a little, and repeats this."""
     if not oracle.has_wider(dtype):
         pytest.skip("longdouble is no wider than float64 here")
     rng = np.random.default_rng(classes)
@@ -132,12 +132,12 @@ def test_the_wide_reference_agrees_with_mpmath(dtype):
 
 
 def product_sizes(p, v):
-    """p_k sum_j p_j |v_k - v_j|: the terms that v_k - sum_j p_j v_j is made of, times p_k."""
+    """p_k sum_j p_j |v_k - v_j|: the sum of the absolute values of the terms of p_k (v_k - sum_j p_j v_j)."""
     return p * np.array([mp.fsum(p * abs(v_k - v)) for v_k in v], object)
 
 
 def within(actual, exact, size, dtype):
-    """Worst error in eps of `size`, where it is above the smallest normal number."""
+    """The worst error in units of eps times `size`, where `size` is above the smallest normal number."""
     info = np.finfo(dtype)
     worst = 0.0
     for value, right, whole in zip(np.ravel(actual), np.ravel(exact), np.ravel(size), strict=True):
@@ -150,7 +150,7 @@ def within(actual, exact, size, dtype):
 
 
 def remainders(p):
-    """1 - p of each class, as a sum, which does not cancel."""
+    """1 - p of each class, as the sum of the other probabilities, which does not cancel."""
     return np.array([mp.fsum(np.delete(p, k)) for k in range(len(p))], object)
 
 
@@ -171,7 +171,7 @@ TEMPERATURES = (
 
 
 def logits_for(temperature, dtype, rng):
-    """Rows of about its size, such rows far from 0, and rows of any size, the least and the greatest too."""
+    """Rows of about the size of T, such rows far from 0, and rows of any size up to the least and the greatest."""
     info = np.finfo(dtype)
     near = float(np.clip(temperature, float(info.smallest_subnormal) * 64, float(info.max) / 1e4))
     rows = [rng.normal(size=5) * near * spread for spread in (0.01, 1.0, 30.0)]
@@ -185,7 +185,7 @@ def logits_for(temperature, dtype, rng):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_any_temperature_and_logits_of_any_size(temperature, dtype, record):
-    """4 ulp (log_softmax and entropy 5), in whatever direction x/T leaves the numbers of the dtype."""
+    """Within 4 ulp (log_softmax and entropy 5), also where x/T overflows or underflows in the dtype."""
     rng = np.random.default_rng(7)
     for x in logits_for(temperature, dtype, rng):
         v = rng.normal(size=5).astype(dtype)
@@ -231,7 +231,7 @@ def test_any_temperature_and_logits_of_any_size(temperature, dtype, record):
 
 
 def confident_rows(dtype, rng):
-    """One class ahead of the others by so much that 1 - p, or p of these, has other digits than p, or none."""
+    """Rows with one class so far ahead that 1 - p cannot be computed from p, or that the other p underflow."""
     deep = 150.0 if dtype == np.float32 else 1300.0
     for gap in (0.5, 3.0, 40.0, 90.0, deep):
         for classes in (2, 3, 17, 70):
@@ -242,7 +242,7 @@ def confident_rows(dtype, rng):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_of_confident_rows(dtype, record):
-    """Relative to the sizes of their terms; with weights and directions that lift what has underflowed."""
+    """Errors relative to the terms, also with weights and directions so large that tiny terms count."""
     rng = np.random.default_rng(11)
     heaviest = 28 if dtype == np.float32 else 130
     for x in confident_rows(dtype, rng):
@@ -290,7 +290,7 @@ def test_products_of_confident_rows(dtype, record):
                 "distribution, grad": (soft_grad[0], w * slope, abs(w * slope)),
             }
             for name, (actual, exact, size) in found.items():
-                if size is None:  # the rounded direction has terms of its own
+                if size is None:  # the direction is rounded to the dtype first, which changes the terms
                     continue
                 error = within(actual, exact, size, dtype)
                 record(f"{name}, confident rows (eps)", dtype, error, 4, f"{classes} classes, x = {x[:4]}")

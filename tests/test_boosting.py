@@ -19,7 +19,7 @@ ROUNDS = 40
 
 
 def dataset(labels, weights=None):
-    """What an objective asks of a DMatrix or a Dataset."""
+    """The methods of a DMatrix or a Dataset that an objective calls."""
     return SimpleNamespace(get_label=lambda: labels, get_weight=lambda: weights)
 
 
@@ -45,7 +45,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("classes", [2, 3, 5, 70])
 def test_formula(library, curvature, weighted, classes, record):
-    """w (p - y): 5 ulp, one for the weight; w c p (1 - p): 8 ulp, 3 for each factor and 2 roundings."""
+    """w (p - y) is within 5 ulp, one for the weight; w c p (1 - p) within 8: 3 for each factor, 2 roundings."""
     make, dtype, order, no_weights = OBJECTIVES[library]
     scores, labels, weights = rows(dtype, classes, order)
     weights = weights if weighted else no_weights
@@ -66,7 +66,7 @@ def test_formula(library, curvature, weighted, classes, record):
 
 @pytest.mark.parametrize("library", OBJECTIVES)
 def test_order_in_memory(library):
-    """Results lie as the scores do: row by row for XGBoost, class by class for LightGBM, which ravels them so."""
+    """Results have the order in memory of the scores: row by row for XGBoost, class by class for LightGBM."""
     make, dtype, order, no_weights = OBJECTIVES[library]
     scores, labels, _ = rows(dtype, order=order)
     before = scores.copy()
@@ -88,7 +88,7 @@ def test_defaults_are_those_of_the_libraries():
 @pytest.mark.parametrize("library", OBJECTIVES)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_both_protocols_give_the_same_bits(library, weighted):
-    """Scores and a container of labels and weights, or labels, scores and weights."""
+    """Called with scores and a container of labels and weights, or with labels, scores and weights."""
     make, dtype, order, no_weights = OBJECTIVES[library]
     scores, labels, weights = rows(dtype, order=order)
     objective = make(5)
@@ -109,7 +109,7 @@ def test_both_protocols_give_the_same_bits(library, weighted):
 
 @pytest.mark.parametrize("make", [boosting.xgboost_objective, boosting.lightgbm_objective])
 def test_the_signature_is_what_the_libraries_look_for(make):
-    """XGBoost looks for the name sample_weight. LightGBM counts: 2 parameters get no weights, 4 get groups too."""
+    """XGBoost looks for the name sample_weight. LightGBM passes no weights to 2 parameters, and groups to 4."""
     parameters = inspect.signature(make()).parameters
     assert len(parameters) == 3
     assert "sample_weight" in parameters
@@ -125,7 +125,7 @@ COPIES = {
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("make", [boosting.xgboost_objective, boosting.lightgbm_objective])
 def test_objectives_can_be_pickled_and_copied(make, way):
-    """With all that they were given: what processes, grid searches and saved estimators need."""
+    """With their arguments, as worker processes, grid searches and saved estimators require."""
     scores, labels, weights = rows(np.float64)
     for arguments, options in (((5,), {"curvature": "exact"}), ((), {}), ((4,), {})):
         objective = make(*arguments, **options)
@@ -157,7 +157,7 @@ def test_sign():
 
 
 def test_upper_bounds_the_hessian():
-    """diag(2 p (1 - p)) - H has no negative eigenvalue; with "exact" it has."""
+    """diag(2 p (1 - p)) - H has no negative eigenvalue; with the exact curvature it has."""
     scores, labels, weights = rows(np.float64)
     hessian = fs.cross_entropy_hessian(scores, labels, sample_weight=weights, reduction="none")
     lowest = {}
@@ -169,7 +169,7 @@ def test_upper_bounds_the_hessian():
 
 
 def test_xgboost_curvature_has_a_floor():
-    """1e-16, as XGBoost's: rows that are learned, and rows of weight 0, divide nothing by 0."""
+    """No curvature is below 1e-16, as in XGBoost, also for certain rows and weights of 0."""
     scores = np.array([[0, -200], [0, 0]], np.float32)
     gradient, second = boosting.xgboost_objective()(scores, dataset(np.zeros(2), np.array([1.0, 0.0])))
     np.testing.assert_array_equal(second, np.full((2, 2), 1e-16, np.float32))
@@ -195,7 +195,7 @@ def test_labels_of_every_dtype(kind):
 
 
 def test_catboost_wants_minus_the_derivatives(record):
-    """Lists of Python floats, K and K by K, of minus the loss, times the weight."""
+    """The results are lists of Python floats, K and K by K: derivatives of minus the loss, times the weight."""
     scores, labels, weights = rows(np.float64)
     exact = oracle.CrossEntropy(scores, labels, sample_weight=weights, reduction="none")
     objective = boosting.CatBoostMultiClass()
@@ -249,7 +249,7 @@ def test_errors_of_plain_functions():
 
 @functools.cache
 def data(name):
-    """Training and test halves of a data set that scikit-learn brings, with uneven weights for training."""
+    """Training and test halves of a data set of scikit-learn, with uneven weights for training."""
     datasets = pytest.importorskip("sklearn.datasets")
     features, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
@@ -319,7 +319,7 @@ def quality(scores, labels):
 @every_data_set
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_same_booster_as_with_the_built_in_objective(library, name, weighted):
-    """The same formula: probabilities to 1e-5, what float32 sums of the derivatives leave open."""
+    """Probabilities agree to 1e-5, because the libraries add derivatives in float32."""
     train, make, curvature, _ = TRAINERS[library]
     classes = int(data(name)[4].max()) + 1
     scores = train(name, weighted, make(classes, curvature=curvature))
@@ -333,9 +333,9 @@ def test_the_same_booster_as_with_the_built_in_objective(library, name, weighted
 @every_data_set
 @every_curvature
 def test_every_curvature_trains_as_well(library, name, curvature):
-    """A curvature c times as large makes steps 1/c as long, so the learning rate follows it.
+    """A curvature c times as large makes steps 1/c as long, so that the learning rate is multiplied by c.
 
-    What is left is regularisation: accuracy to 0.02 and log-loss to 0.1 of the built-in objective's.
+    Regularisation still differs. Accuracy is within 0.02 and log-loss within 0.1 of the built-in objective's.
     """
     train, make, usual, rate = TRAINERS[library]
     labels = data(name)[4]
@@ -380,7 +380,7 @@ def lightgbm_classifier(objective, **options):
 
 
 def raw_scores(estimator, features):
-    """Before any softmax."""
+    """The raw scores of an estimator."""
     option = "output_margin" if "xgboost" in type(estimator).__module__ else "raw_score"
     return estimator.predict(features, **{option: True})
 
@@ -392,7 +392,7 @@ CLASSIFIERS = {"xgboost": xgboost_classifier, "lightgbm": lightgbm_classifier}
 @every_data_set
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_scikit_learn_classes_train_the_booster_of_train(library, name, weighted):
-    """To the last bit; and it is that of the built-in objective to 1e-5, as above."""
+    """The same bits as `train`; and within 1e-5 of the built-in objective, as above."""
     features, labels, weights, test, test_labels = data(name)
     train, make, *_ = TRAINERS[library]
     classes = int(labels.max()) + 1
@@ -427,13 +427,13 @@ def test_estimators_can_be_cloned_pickled_and_searched(library):
 
 
 def loss_of_raw_scores(model, features, labels):
-    """A score for scikit-learn, which takes greater ones for better."""
+    """Minus the loss, because scikit-learn regards greater scores as better."""
     return -fs.cross_entropy(raw_scores(model, features), labels)
 
 
 @every_library
 def test_cross_validation_of_the_libraries(library):
-    """``cv`` hands a fold's container to the objective as ``train`` does: the loss of held-out rows goes down."""
+    """``cv`` passes the container of each fold to the objective. The loss of held-out rows decreases."""
     features, labels, weights, *_ = data("wine")
     objective = TRAINERS[library][1](3)
     folds = {"nfold": 3, "stratified": True, "seed": 0}
@@ -460,7 +460,7 @@ def test_cross_validation_of_the_libraries(library):
 
 
 def test_xgbclassifier_predicts_probabilities_and_classes():
-    """With an objective of one's own too, as documented; LGBMClassifier hands out raw scores."""
+    """Also with a custom objective, as documented; LGBMClassifier returns raw scores."""
     features, labels, _, test, test_labels = data("wine")
     estimator = xgboost_classifier(boosting.xgboost_objective(3)).fit(features, labels)
     probs = fs.softmax(raw_scores(estimator, test))
@@ -473,7 +473,7 @@ def test_xgbclassifier_predicts_probabilities_and_classes():
 
 @every_library
 def test_two_classes_need_num_class(library):
-    """Without it the classes pass one score for each row, and the message says so; with it they train."""
+    """Without num_class the classes pass one score for each row, and the message says so. With it they train."""
     features, labels, _, test, test_labels = data("breast_cancer")
     make = TRAINERS[library][1]
     with pytest.raises(ValueError, match="is num_class among the parameters"):
@@ -485,7 +485,7 @@ def test_two_classes_need_num_class(library):
 
 @every_library
 def test_without_num_class_the_message_says_so(library):
-    """The booster passes one score for each row then."""
+    """The booster then passes one score for each row."""
     features, labels = data("wine")[:2]
     if library == "xgboost":
         xgboost = pytest.importorskip("xgboost")
@@ -500,7 +500,7 @@ def test_without_num_class_the_message_says_so(library):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_catboost_trains_as_well(weighted):
-    """The same derivatives as MultiClass: the same quality on wine, with Newton leaves."""
+    """With the derivatives of MultiClass and Newton leaves, it has the same quality on wine."""
     catboost = pytest.importorskip("catboost")
     features, labels, weights, test, test_labels = data("wine")
     scores = {}

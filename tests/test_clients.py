@@ -1,4 +1,4 @@
-"""Other people's code with our functions in it: scikit-learn's own tests, temperature scaling of a classifier."""
+"""Other programs that use our functions: scikit-learn's own tests, temperature scaling of a classifier."""
 
 import importlib
 import os
@@ -15,22 +15,22 @@ from fastsoftmax import special
 
 HERE = Path(__file__).parent
 MODULES = ("sklearn.linear_model.tests.test_logistic", "sklearn.neural_network.tests.test_mlp")
-# What is always run: the tests whose results come from probabilities.
+# The tests that run without -m slow: those whose results depend on probabilities.
 REDUCED = "predict_proba or predict_3_classes or test_gradient or lbfgs_classification or partial_fit_class"
 
 
 def softmax(X, copy=True):
-    """In the place of ``sklearn.utils.extmath.softmax``."""
+    """Replaces ``sklearn.utils.extmath.softmax``."""
     return fs.softmax(X, out=None if copy or X.dtype.char not in "fd" else X)
 
 
 def inplace_softmax(X):
-    """In the place of ``sklearn.neural_network._base.inplace_softmax``."""
+    """Replaces ``sklearn.neural_network._base.inplace_softmax``."""
     fs.softmax(X, out=X)
 
 
 def pytest_configure(config):
-    """Only in the process below, where this file is a plugin: replace what scikit-learn computes these by."""
+    """Replace scikit-learn's functions. Called only in the process below, where this file is a plugin."""
     from sklearn.utils import extmath
 
     base = importlib.import_module("sklearn.neural_network._base")
@@ -46,7 +46,7 @@ def pytest_configure(config):
 
 
 def run_scikit_learns(*options):
-    """How many of scikit-learn's tests pass."""
+    """The number of scikit-learn's tests that pass."""
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "--pyargs", *MODULES, "-p", "test_clients", "-q", *options]
     command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(HERE), "-W", "ignore"]
@@ -87,7 +87,7 @@ def test_temperature_scaling():
     best = optimize.minimize_scalar(loss, bounds=(0.1, 100), method="bounded").x
     assert best > 1.5
     assert loss(best) < 0.9 * loss(1.0)
-    # at the minimum the derivative by the temperature is 0: the mean of <p - y, z> over the rows
+    # at the minimum the derivative by the temperature, the mean of <p - y, z> over the rows, is 0
     slope = np.mean(np.sum(fs.cross_entropy_grad(logits / best, targets, reduction="sum") * logits, axis=1))
     assert abs(slope) < 1e-3 * np.mean(np.abs(logits).sum(axis=1))
     # the same probabilities by softmax's own temperature

@@ -1,7 +1,7 @@
 """The two derivations that this library exists for, restated formula by formula.
 
-Each formula is written out with loops over indices, in exact arithmetic where that says more, and the library
-is held against it.
+Each formula is written out with loops over indices, in exact arithmetic where possible, and compared with the
+library.
 """
 
 import mpmath as mp
@@ -59,7 +59,7 @@ def test_quotient_rule(classes):
 
 
 def test_quotient_rule_against_differentiation():
-    """The same entries from mpmath's derivative of exp(z_i) / sum exp(z_k), knowing no formula for them."""
+    """The same entries from mpmath's numerical derivative of exp(z_i) / sum exp(z_k)."""
     z = rows(3)[0]
     exact = list(oracle.exact(z))
     jacobian = fs.softmax_jacobian(z)
@@ -195,7 +195,7 @@ def test_one_hot_gradient_is_p_minus_y(classes):
 
 
 def test_the_gradient_against_differentiation():
-    """Of the mean over three rows, with respect to every logit of every row, knowing no formula."""
+    """The mean over three rows is differentiated numerically with respect to every logit of every row."""
     z, y = rows(3, count=3), np.random.default_rng(6).random((3, 3))
     exact, targets = oracle.exact(z), oracle.exact(y)
     gradient = fs.cross_entropy_grad(z, y)

@@ -1,4 +1,4 @@
-"""Rows with infinities and NaN, rows of nothing, masks: what comes out, and that no warning does.
+"""Results of rows with infinities and NaN, empty rows and masked rows. No warning is raised.
 
 Every call runs with all floating-point errors turned into exceptions.
 """
@@ -11,7 +11,7 @@ import fastsoftmax as fs
 
 INF, NAN = np.inf, np.nan
 every_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-# Rows of these lengths take both walks, with whole vectors and with parts of one.
+# Rows of these lengths are walked in columns and along the row, with whole vectors and with a part of one.
 every_length = pytest.mark.parametrize("classes", [2, 3, 16, 40, 56, 57, 300])
 
 
@@ -22,7 +22,7 @@ def strict():
 
 
 def row(head, filler, classes, dtype):
-    """A row that starts with some numbers and goes on with another, long enough to mix with normal rows."""
+    """A row that starts with some numbers and is filled up with another one."""
     return np.array([*head, *[filler] * (classes - len(head))][:classes], dtype)
 
 
@@ -78,7 +78,7 @@ def test_some_minus_inf(dtype, classes):
 @every_length
 @pytest.mark.parametrize("filler", [0.0, -1e4, 1e4, -INF, INF])
 def test_plus_inf(dtype, classes, filler):
-    """SciPy's way: nan throughout, not 1 at the infinity."""
+    """As in SciPy, the whole row is nan; it is not 1 at the infinity."""
     p, log_p, lse = softmax_rows(row([0.0, INF], filler, classes, dtype))
     assert np.all(np.isnan(p))
     assert lse == INF
@@ -92,7 +92,7 @@ def test_plus_inf(dtype, classes, filler):
 @pytest.mark.parametrize("filler", [0.0, -1e4, 1e4, -INF, INF, NAN])
 @pytest.mark.parametrize("place", [0, 1, -1])
 def test_nan(dtype, classes, filler, place):
-    """The row is nan throughout, also where a term underflows and where the greatest entry is infinite."""
+    """The whole row is nan, also where a term underflows and where the greatest entry is infinite."""
     special = row([0.0], filler, classes, dtype)
     special[place] = NAN
     p, log_p, lse = softmax_rows(special)
@@ -113,7 +113,7 @@ def test_nan_reaches_every_derivative(dtype, classes, filler):
 @every_dtype
 @every_length
 def test_undefined_probabilities_have_undefined_derivatives(dtype, classes):
-    """+inf in the row, or nothing but -inf: softmax is nan, and so is all that is made of it."""
+    """With +inf in the row, or nothing but -inf, softmax and everything computed from it is nan."""
     for special in (row([0.0, INF], 0.0, classes, dtype), row([], -INF, classes, dtype)):
         for function in functions.JACOBIANS + functions.PRODUCTS + functions.GRADIENTS:
             result = among_others(special, function)
@@ -123,7 +123,7 @@ def test_undefined_probabilities_have_undefined_derivatives(dtype, classes):
 @every_dtype
 @every_length
 def test_impossible_classes(dtype, classes):
-    """-inf is a probability of exactly 0, and so are its derivatives."""
+    """A logit of -inf has probability exactly 0, and derivatives of exactly 0."""
     special = row([-INF, 0.0], 0.0, classes, dtype)
     jacobian = among_others(special, fs.softmax_jacobian)
     assert not np.any(jacobian[0])
@@ -141,7 +141,7 @@ def test_impossible_classes(dtype, classes):
 @every_dtype
 @every_length
 def test_zero_times_inf(dtype, classes):
-    """A target of 0 against a logit of -inf counts 0; any other target there costs an infinity."""
+    """A target of 0 against a logit of -inf adds 0 to the loss; any other target there makes it infinite."""
     logits = row([-INF, 0.0], 0.0, classes, dtype)
     with_zero = row([0.0, 1.0], 0.0, classes, dtype)
     loss, gradient = fs.cross_entropy_with_grad(logits[None], with_zero[None], reduction="none")
@@ -163,7 +163,7 @@ def test_zero_times_inf(dtype, classes):
 
 @every_dtype
 def test_one_infinite_loss_among_others(dtype):
-    """Of distributions that share a vector of rows, one infinite: the others stay finite."""
+    """If one of the rows that share a vector has an infinite loss, the losses of the others stay finite."""
     logits = np.zeros((40, 3), dtype)
     logits[7, 0] = -INF
     targets = np.tile(np.array([0.5, 0.5, 0.0], dtype), (40, 1))
@@ -204,7 +204,7 @@ def test_nan_and_infinite_targets_stay_in_their_row(dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @every_length
 def test_the_largest_numbers(dtype, classes):
-    """x - max overflows to -inf, 2 x max to inf: neither may show."""
+    """x - max overflows to -inf and 2 x max to inf. The results must not be affected."""
     huge = np.finfo(dtype).max
     p, log_p, lse = softmax_rows(row([huge, -huge], -huge, classes, dtype))
     np.testing.assert_array_equal(p, row([1], 0, classes, dtype))
@@ -223,7 +223,7 @@ def test_the_largest_numbers(dtype, classes):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @every_length
 def test_denormal_logits(dtype, classes):
-    """Differences of denormal numbers are no reason for anything but a uniform row."""
+    """Denormal logits give uniform probabilities, because their differences are negligible."""
     least = np.finfo(dtype).smallest_subnormal
     p, log_p, _ = softmax_rows(row([least, -least], 0.0, classes, dtype))
     np.testing.assert_allclose(p, 1 / classes, rtol=2 * np.finfo(dtype).eps)
@@ -233,7 +233,7 @@ def test_denormal_logits(dtype, classes):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @every_length
 def test_terms_that_vanish_one_by_one_do_not_vanish_together(dtype, classes):
-    """1 - p of a row whose other terms are each below the smallest normal number: their sum need not be."""
+    """Each of the other terms is below the smallest normal number, but their sum, 1 - p, is not."""
     gap = -np.log(float(np.finfo(dtype).tiny)) + 0.5
     x = row([gap], 0.0, classes, dtype)
     others = (classes - 1) * np.exp(-np.longdouble(x[0]))
@@ -263,7 +263,7 @@ def test_no_rows(dtype):
 
 @every_dtype
 def test_no_classes(dtype):
-    """Rows of no entries: arrays of no entries, log-sum-exp of an empty sum, losses of 0."""
+    """Rows without entries: empty arrays, the log-sum-exp of an empty sum, losses of 0."""
     x = np.zeros((3, 0), dtype)
     for function in (fs.softmax, fs.log_softmax):
         assert function(x).shape == (3, 0)
@@ -302,7 +302,7 @@ def test_empty_arrays_along_every_axis(dtype, shape):
 @every_length
 @pytest.mark.parametrize("junk", [0.0, 1e4, NAN, INF, -INF])
 def test_masked_entries_have_no_influence(dtype, classes, junk):
-    """The same bits as for a row with -inf in their place, whatever they hold."""
+    """The result has the same bits as for a row with -inf in their place."""
     mask = np.arange(40 * classes).reshape(40, classes) % 3 > 0
     mask[5] = False
     x = np.linspace(-3, 3, 40 * classes).reshape(40, classes).astype(dtype)
@@ -344,6 +344,6 @@ def test_masks_with_out_and_in_place():
 
 
 def test_masks_of_integers():
-    """A masked float is -inf; an integer cannot be one, and must not be tried as one."""
+    """A masked float is replaced by -inf. Integers have no -inf, and must be converted first."""
     p = fs.softmax(np.array([1, 2, 3]), where=[True, False, True])
     np.testing.assert_array_equal(p, fs.softmax([1.0, -INF, 3.0]))

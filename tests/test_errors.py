@@ -1,4 +1,4 @@
-"""Errors by their words: the function, the argument, what came, what was expected; and nothing is written."""
+"""Error messages name the function, the argument, its value and what is expected. `out` stays unchanged."""
 
 import re
 
@@ -16,7 +16,7 @@ LABELS = np.array([0, 3, 2])
 
 
 class raises:
-    """As pytest.raises, for a message that starts with "function: argument" and contains all of some words."""
+    """As pytest.raises, for a message that starts with "function: argument" and contains all given words."""
 
     def __init__(self, kind, function, argument, *words):
         self.kind, self.words = kind, (str(function), argument, *words)
@@ -40,7 +40,7 @@ def sentinel(function, x=X, dtype=None):
 
 
 def call_with_out(function, out, *args, **options):
-    """Call, and see that an error leaves `out` as it is."""
+    """Make a call that fails, and check that `out` is unchanged."""
     before = np.array(out, copy=True)
     try:
         function.function(*args, out=out, **options)
@@ -87,7 +87,7 @@ def test_dtypes_of_the_second_argument(function, kind):
 
 @every
 def test_masked_arrays(function):
-    """NumPy would ignore the mask silently."""
+    """They are refused, because NumPy's functions would ignore the mask."""
     with raises(TypeError, function.name, function.first, "masked", "where="):
         function.function(np.ma.masked_array(X, X > 0), *function.other(X))
     if function.second:
@@ -98,14 +98,14 @@ def test_masked_arrays(function):
 
 @every
 def test_ragged_lists(function):
-    """NumPy's own error is as good as any; but there must be one."""
+    """NumPy's own error is passed on."""
     with pytest.raises(ValueError, match="inhomogeneous"):
         function.function([[1.0, 2.0], [3.0]], *function.other(X))
 
 
 @pytest.mark.parametrize("kind", ["f4", "f8", "?", "f2"])
 def test_labels_must_be_integers(kind):
-    """A float label is a mistake; so is a bool, which numbers no class."""
+    """Labels of floats or bools are refused."""
     for function in (fs.cross_entropy, fs.cross_entropy_grad, fs.cross_entropy_with_grad):
         labels = np.zeros(3, kind)
         with raises(TypeError, function.__name__, "targets", "(3,)", labels.dtype, "integers"):
@@ -135,7 +135,7 @@ def test_axis_must_be_an_integer(function, axis):
 @pytest.mark.parametrize("function", [f for f in functions.ALL if f not in functions.ACTIVATIONS], ids=str)
 @pytest.mark.parametrize("axis", [None, (0, 1), (1,)])
 def test_one_axis_only(function, axis):
-    """Several axes have no Jacobian of shape (K, K) and no labels."""
+    """Jacobians and labels are defined for one axis only."""
     with raises(TypeError, function.name, "axis", "integer", repr(axis)):
         function.function(X, *function.other(X), axis=axis)
 
@@ -185,7 +185,7 @@ def test_squared_error_has_no_labels():
 @pytest.mark.parametrize("label", [-1, 4, 127, -128, 2**31, 2**40, -(2**40), 2**63])
 @pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad"])
 def test_labels_out_of_range(name, label):
-    """-1 wraps, K reads the next row, 2**40 is a crash: the first of them is named, with its position."""
+    """-1 would wrap, K read the next row, 2**40 crash: the message has the first one and its position."""
     labels = np.array([3, label, label], np.uint64 if label == 2**63 else np.int64)
     out = np.full(X.shape, 7.0)
     options = {} if name == "cross_entropy" else {"out": out}
@@ -201,7 +201,7 @@ def test_labels_out_of_range_of_every_dtype(kind):
 
 
 def test_the_position_of_a_label_has_all_its_indices():
-    """The first in C order, also where the classes are not last and the labels lie the other way round."""
+    """The first wrong label in C order, also with the classes not last and labels in Fortran order."""
     x = np.zeros((2, 5, 3))
     labels = np.zeros((2, 3), int)
     labels[1, 0] = 5
@@ -236,7 +236,7 @@ def test_temperatures(function):
 
 @pytest.mark.parametrize("function", TEMPERED[:2], ids=str)
 def test_temperatures_that_have_no_inverse_in_the_dtype(function):
-    """1/T would overflow or lose its digits in float32: no error, and the result is that of float64, rounded."""
+    """In float32, 1/T overflows or loses digits. The result is that of float64, rounded, and there is no error."""
     for value in (1e-310, 1e-45, 1e39):
         x = X.astype(np.float32)
         actual = function.function(x, temperature=value)
@@ -290,7 +290,7 @@ def test_shape_of_out(function):
 @every_with_out
 @pytest.mark.parametrize("kind", ["f4", "f2", "i8", "D", ">f8"])
 def test_dtype_of_out(function, kind):
-    """No silent rounding; the other byte order is another dtype."""
+    """An `out` of another dtype is refused, also one of another byte order."""
     out = np.full(function.shape(X.shape), 7, kind)
     with raises(TypeError, function.name, "out", out.dtype, "expected", "float64"):
         call_with_out(function, out, X, *function.other(X))
@@ -317,7 +317,7 @@ def test_read_only_out(function):
 
 @pytest.mark.parametrize("function", [f for f in functions.GRADIENTS if f.make is labels_for], ids=str)
 def test_a_wrong_label_is_found_before_anything_is_written(function):
-    """Also where it is the last of many, and blocks of rows run on several threads."""
+    """Also if it is the last of many labels, and blocks of rows run on several threads."""
     x = np.zeros((300_000, 3))
     labels = np.zeros(300_000, int)
     labels[-1] = 3
@@ -336,7 +336,7 @@ def test_out_of_pairs(function):
 
 
 def test_messages_begin_with_the_function():
-    """The helper of this file is not fooled: a message without the name fails it."""
+    """A test of the helper `raises`: it fails for a message without the name."""
     assert re.match("softmax: x", "softmax: x has dtype complex64")
     with pytest.raises(AssertionError), raises(ValueError, "softmax", "x"):
         raise ValueError("x is wrong")

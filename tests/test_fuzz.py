@@ -1,10 +1,10 @@
-"""Anything in: the right result out, or a documented error; no crash, no warning, no input changed.
+"""Arbitrary arguments give the right result or a documented error; no crash, no warning, no changed input.
 
-Cases are drawn by hypothesis: function, shape, dtype, layout, contents, second argument, options, and one argument
-that is spoiled, in one case out of three. What is not spoiled may not raise; what is spoiled has to. Results
-are compared with the textbook formulas in long double, to some hundred eps: this file looks for wrong rows, wrong
-axes and wrong options, the oracle's tests for wrong digits. Gradients and Hessians of rows that are whole in their
-chunks, and over files in blocks, are compared with those in memory to the bit.
+Hypothesis draws function, shape, dtype, layout, contents, second argument and options. In one case out of three an
+argument is spoiled, and the call has to raise; otherwise it may not. Results are compared with the textbook
+formulas in long double, to some hundred eps: this file looks for wrong rows, wrong axes and wrong options, and the
+tests with the oracle for wrong digits. Gradients and Hessians of rows that are whole in their chunks, and over
+files in blocks, are compared with those in memory to the bit.
 """
 
 import tempfile
@@ -66,7 +66,7 @@ def contents(rng, shape, dtype, kind):
 
 
 def laid_out(rng, x, layout):
-    """The same values as `x` somewhere else in memory."""
+    """The values of `x` in another memory layout."""
     x = np.asarray(x)
     if x.ndim == 0:
         return x
@@ -116,7 +116,7 @@ def softmax_of(x, where=None, temperature=1.0):
     total = terms.sum(-1, keepdims=True)
     log_p = z - shift - np.log(total)
     p = terms / total
-    unbounded = np.where(m == np.inf, np.nan, 0)  # such a row has neither probabilities nor logarithms of them
+    unbounded = np.where(m == np.inf, np.nan, 0)  # the row has neither probabilities nor log-probabilities
     p, log_p = p + unbounded, log_p + unbounded
     lse = (shift + np.log(total))[..., 0]
     if where is not None:
@@ -151,7 +151,7 @@ def right_derivative(name, x, v, temperature, from_probs):
 
 
 def right_loss(name, x, targets, v, options):
-    """Classes last. The options mean what PyTorch's mean."""
+    """The loss with the classes last. The options mean what they mean in PyTorch."""
     p, log_p, _ = softmax_of(x)
     rows, classes = p.shape[:-1], p.shape[-1]
     reduction = options.get("reduction", "mean")
@@ -180,7 +180,7 @@ def right_loss(name, x, targets, v, options):
         if any(options.get(k) is not None for k in ("class_weight", "sample_weight", "ignore_index")):
             divisor = (weights * (class_weight[inside] if classes else 0)).sum()
         if classes and not options.get("label_smoothing") and divisor != 0:
-            weights = np.where(class_weight[inside] == 0, 0, weights)  # the row counts for nothing, but 0/0 is nan
+            weights = np.where(class_weight[inside] == 0, 0, weights)  # the row has no influence, but 0/0 is nan
     else:
         y = targets.astype(LONG)
     smoothing = LONG(options.get("label_smoothing", 0.0))
@@ -194,7 +194,7 @@ def right_loss(name, x, targets, v, options):
         derivatives["diag"] = whole * p * (1 - p)
     if name == "cross_entropy_hessian":
         derivatives["hessian"] = whole[..., None] * (diagonal(p) - p[..., :, None] * p[..., None, :])
-    if "grad" not in name and divisor != 0:  # a row without shares is not curved
+    if "grad" not in name and divisor != 0:  # the Hessian of a row without shares is 0
         weights = np.where(whole[..., 0] == 0, 0, weights)
     return finish(name, losses, derivatives, weights, divisor, reduction)
 
@@ -339,7 +339,7 @@ def spoil_option(rng, name, arguments, options):
     elif name == "logsumexp":
         options["where"] = [np.ones(3), "yes", np.ones((1, 1, 1, 1, 1, 2), bool)][rng.integers(3)]
     else:
-        options["temperature"] = [0.0, -1.0, np.nan, np.inf, "1", None, 1e-320][rng.integers(7)]
+        options["temperature"] = [0.0, -1.0, np.nan, np.inf, "1", None][rng.integers(6)]
     return True
 
 
@@ -362,7 +362,7 @@ SPOILS = {
 
 
 def expected(name, arguments, options):
-    """The right result with the classes last, and the number that absolute errors are measured by."""
+    """The right result with the classes last, and the scale of absolute errors."""
     axis = options.get("axis", -1)
 
     def last(array):
@@ -399,13 +399,13 @@ def expected(name, arguments, options):
 
 
 def compare(name, actual, right, scale, axis, kind):
-    """`axis` is that of the classes in the result, None if they are last or are not there."""
+    """`axis` is the axis of the classes in the result, None if they are last or absent."""
     actual = np.asarray(actual)
     moved = actual if axis is None else np.moveaxis(actual, axis, -1)
     assert moved.shape == right.shape, (moved.shape, right.shape)
     eps = float(np.finfo(actual.dtype).eps)
     if kind == "special":
-        # What infinities and NaN give is the business of test_edge_rows; here, that other rows are right.
+        # test_edge_rows tests the results of infinities and NaN; here the other rows have to be right.
         ordinary = np.isfinite(right)
     else:
         ordinary = np.ones(right.shape, bool)
@@ -452,7 +452,7 @@ FEW = ("softmax", "logsumexp", "softmax_jvp", "cross_entropy_with_grad")
 @settings(deadline=None, max_examples=150, derandomize=True, suppress_health_check=relaxed)
 @given(st.data())
 def test_anything(name, data):
-    """A few functions in one dtype, for the sake of the compiler's time, and the same cases every time."""
+    """A few functions in one dtype, to save compilation, and the same cases in every run."""
     check(data.draw(cases((name,), ["f8", ">f8", "i4", "?"], full=False)))
 
 
@@ -483,7 +483,7 @@ def chunked(rng, x, axis):
 
 
 def from_files(name, arguments, options, folder):
-    """The derivative by ``fastsoftmax run``, from files of little blocks."""
+    """The derivative by ``fastsoftmax run``, in small blocks."""
     x, others = arguments[0], dict(zip(("targets", "tangent"), arguments[1:], strict=False))
     for key in ("class_weight", "sample_weight"):
         if options.get(key) is not None:
@@ -504,7 +504,7 @@ def from_files(name, arguments, options, folder):
 
 
 def check_bits(data, name, dtypes):
-    """Memory, Dask and files; the classes last and in C order, so that all walk the rows in the same way."""
+    """Memory, Dask and files give the same bits where all walk a row the same way: classes last and in C order."""
     sound = cases((name,), dtypes, full=True).filter(lambda case: case[-1] is None and case[1][0].size)
     _, arguments, options, _, _ = data.draw(sound)
     axis = options.pop("axis", -1)

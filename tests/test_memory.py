@@ -1,4 +1,4 @@
-"""Memory: little beside the results, none lost, none asked for in vain, and no size too large for an index."""
+"""Memory: little is used beside the results, none leaks, failures are clean, and sizes beyond 2**31 work."""
 
 import gc
 import resource
@@ -18,7 +18,7 @@ MEGABYTE = 1 << 20
 
 
 def peak(call):
-    """Bytes that NumPy and Python had at the most during a call, beyond what they had before."""
+    """The greatest number of bytes that NumPy and Python allocated during a call, beyond those before."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -33,7 +33,7 @@ def peak(call):
 @pytest.mark.parametrize("function", functions.WITH_OUT, ids=str)
 @pytest.mark.parametrize("shape", [(40_000, 50), (3, 800_000), (2000, 20, 40)], ids=str)
 def test_temporary_memory(function, shape):
-    """With `out`, contiguous input of 16 MB: one megabyte for each thread at the most."""
+    """At most one megabyte for each thread, with `out` and contiguous input of 16 MB."""
     axis = 1
     if function.result == "square":
         shape = (shape[0] if shape[1] == 50 else 8, min(shape[1], 700))
@@ -53,7 +53,7 @@ def test_temporary_memory(function, shape):
 
 @pytest.mark.parametrize("name", ["cross_entropy", "squared_error"])
 def test_temporary_memory_of_a_loss(name):
-    """No array of the size of the logits: one number for each row is what a mean is taken of."""
+    """One number for each row, and no array of the size of the logits."""
     x = np.zeros((40_000, 50))
     targets = np.zeros(40_000, int) if name == "cross_entropy" else x
     getattr(fs, name)(x[:1], targets[:1])
@@ -68,7 +68,7 @@ def resident():
 @linux
 @pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_no_growth_over_many_calls(count):
-    """Small calls and shared ones, right calls and failing ones."""
+    """Small calls and calls on several threads, right and failing ones."""
     small, large = np.zeros((4, 5)), np.zeros((4000, 50))
     labels = np.zeros(4, int)
 
@@ -96,22 +96,22 @@ def test_no_growth_over_many_calls(count):
 @linux
 @pytest.mark.parametrize("name", ["softmax_jacobian", "log_softmax_jacobian", "cross_entropy_hessian"])
 def test_a_result_that_is_too_large(name, monkeypatch):
-    """MemoryError, before any work, from memory that the system would not give."""
+    """A MemoryError is raised before any computation if the system refuses the memory."""
     x = zeros((1 << 12, 1 << 20), np.float32)
-    monkeypatch.setattr(threads, "_helpers", None)  # a call that begins fails otherwise
+    monkeypatch.setattr(threads, "_helpers", None)  # a kernel that begins would fail in another way
     targets = (np.zeros(1 << 12, int),) if name == "cross_entropy_hessian" else ()
     with pytest.raises(MemoryError, match="allocate"):
         getattr(fs, name)(x, *targets)
 
 
-# Sizes beyond 2**31: of the whole, of one row, and of what lies between two entries of one row.
+# Beyond 2**31: the size of the array, that of one row, and the distance between two entries of one row.
 BEYOND = 2**31 + 100
 
 
 @linux
 @pytest.mark.slow
 def test_a_row_beyond_2_31():
-    """8 GB of zeros that take no memory, and more of them than a float32 can count, also in each lane."""
+    """8 GB of zeros that take no memory. There are more than a float32 can count, also in each lane."""
     x = zeros((BEYOND,), np.float32)
     assert fs.logsumexp(x) == pytest.approx(np.log(BEYOND), rel=1e-6)
 
@@ -119,7 +119,7 @@ def test_a_row_beyond_2_31():
 @linux
 @pytest.mark.slow
 def test_more_ties_in_a_lane_than_a_float32_counts():
-    """Beyond 2**24 it stops: adding 1 changes nothing any more."""
+    """In float32, adding 1 to 2**24 changes nothing."""
     x = zeros((2**28 + 2**25,), np.float32)
     assert fs.logsumexp(x) == pytest.approx(np.log(x.size), rel=2e-7)
 
@@ -146,7 +146,7 @@ def test_columns_beyond_2_31():
 @linux
 @pytest.mark.slow
 def test_values_beyond_2_31(tmp_path):
-    """A sparse file of 8 GB with numbers at its end only: a wrapped offset would find zeros."""
+    """A sparse file of 8 GB with numbers only at its end, where an offset that wraps around would read zeros."""
     path = tmp_path / "sparse"
     rows, classes = 2**31 // 64 + 8, 64
     with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, quietly and in time; what is stored of them is small and readable."""
+"""The notebooks run from top to bottom, without warnings and in time. The stored files are small."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 120
-"""Of processor time, which other work hardly changes (0 on Windows). 10 to 20 once the kernels are compiled."""
+"""Processor time, which other programs hardly change (0 on Windows); 10 to 20 once the kernels are compiled."""
 BYTES = 150_000
 
 
@@ -33,7 +33,7 @@ def outputs(notebook):
 
 
 def flaws(notebook):
-    """What a reader should not see, and what no other machine has."""
+    """Warnings, errors and paths of a machine in the stored outputs."""
     found = []
     for output in outputs(notebook):
         if output.output_type == "error":
@@ -64,7 +64,7 @@ def test_runs(path):
 
 @every_notebook
 def test_stored_outputs(path):
-    """Of one run from top to bottom, without errors, warnings or paths of a machine; small."""
+    """They are of one run from top to bottom, without errors, warnings or paths of a machine, and small."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

@@ -25,19 +25,19 @@ class SoftmaxRegression:
         return self.features @ flat.reshape(self.shape)
 
     def __call__(self, flat):
-        """Loss and gradient: one pass over the logits."""
+        """Loss and gradient, in one pass over the logits."""
         loss, slope = fs.cross_entropy_with_grad(self.logits(flat), self.labels, **self.options)
         gradient = (self.features.T @ slope).ravel() + PENALTY * flat
         return float(loss) + PENALTY / 2 * flat @ flat, gradient
 
     def hessp(self, flat, direction):
-        """X^T H (X V) + PENALTY V: nothing larger than the logits."""
+        """X^T H (X V) + PENALTY V. No array is larger than the logits."""
         product = fs.cross_entropy_hvp(self.logits(flat), self.labels, self.logits(direction), **self.options)
         return (self.features.T @ product).ravel() + PENALTY * direction
 
 
 def regression(name, **options):
-    """Standardised features and a constant one; the labels of a data set that scikit-learn brings."""
+    """Standardised features and a constant one, for a data set of scikit-learn."""
     features, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
     features = (features - features.mean(0)) / np.maximum(features.std(0), 1e-9)
     return SoftmaxRegression(np.column_stack([features, np.ones(len(features))]), labels, **options)
@@ -60,7 +60,7 @@ def problems():
 
 @pytest.mark.parametrize(("name", "options"), problems())
 def test_newton_methods_need_fewer_iterations(name, options):
-    """The same optimum as L-BFGS-B, to 1e-8 of the loss, and fewer iterations than its."""
+    """The optimum of L-BFGS-B, to 1e-8 of the loss, in fewer iterations."""
     problem = regression(name, **options)
     reference = minimise(problem, "L-BFGS-B", maxiter=5000, maxfun=50_000, gtol=1e-8, ftol=1e-15)
     assert reference.success, reference.message
@@ -70,13 +70,13 @@ def test_newton_methods_need_fewer_iterations(name, options):
         assert found.fun == pytest.approx(reference.fun, rel=1e-8)
         assert np.abs(problem(found.x)[1]).max() <= 1e-6
         assert found.nit < reference.nit, (method, found.nit, reference.nit)
-        # strictly convex: a gradient g is at most |g|/PENALTY from the one optimum
+        # strictly convex: a point with gradient g is at most |g|/PENALTY away from the optimum
         np.testing.assert_allclose(found.x, reference.x, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "options"), problems())
 def test_derivatives_of_the_regression(name, options):
-    """scipy's own check: gradient and HVP against finite differences at a point that is no optimum."""
+    """scipy's check of gradient and HVP against finite differences, at a point that is no optimum."""
     problem = regression(name, **options)
     rng = np.random.default_rng(0)
     flat, direction = rng.normal(0, 0.1, (2, problem.start().size))

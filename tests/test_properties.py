@@ -1,4 +1,4 @@
-"""Invariants, by hypothesis: over lengths, scales, dtypes, batches, threads and outputs."""
+"""Invariants, tested by hypothesis over lengths, scales, dtypes, batches, threads and outputs."""
 
 import functions
 import hypothesis.extra.numpy as hnp
@@ -18,7 +18,7 @@ EPS = {np.float32: float(np.finfo(np.float32).eps), np.float64: float(np.finfo(n
 
 @st.composite
 def batches(draw, largest=1e4, least_rows=1, most_rows=40):
-    """A matrix of logits: a few drawn, the others by a drawn seed, at a drawn scale and offset."""
+    """A matrix of logits. Hypothesis draws a few of them, and seed, scale and offset of the others."""
     dtype = draw(dtypes)
     shape = (draw(st.integers(least_rows, most_rows)), draw(st.integers(1, 130)))
     scale = draw(st.sampled_from([1e-4, 0.1, 1.0, 30.0, 1000.0]))
@@ -36,7 +36,7 @@ def batches(draw, largest=1e4, least_rows=1, most_rows=40):
 @quick
 @given(batches())
 def test_probabilities(x):
-    """Between 0 and 1, and summing to 1 within the 3 ulp of each."""
+    """They lie between 0 and 1, and sum to 1 within their 3 ulp."""
     p = fs.softmax(x)
     assert np.all((p >= 0) & (p <= 1))
     assert np.abs(p.sum(axis=-1, dtype=np.longdouble) - 1).max() <= 3 * EPS[x.dtype.type]
@@ -47,7 +47,7 @@ def test_probabilities(x):
 @quick
 @given(batches())
 def test_the_three_activations_agree(x):
-    """log p = x - lse and p = exp(log p), up to the rounding of what they are compared by."""
+    """log p = x - lse and p = exp(log p), up to the roundings of the comparison."""
     eps = EPS[x.dtype.type]
     log_p, lse = np.float64(fs.log_softmax(x)), np.float64(fs.logsumexp(x))[:, None]
     size = np.abs(np.float64(x)).max() + np.abs(log_p).max() + 1
@@ -61,7 +61,7 @@ def test_the_three_activations_agree(x):
 @quick
 @given(batches(largest=100.0), st.integers(-64, 64))
 def test_shift_invariance(x, shift):
-    """By shifts that are exact in the dtype; both results are within 3 ulp of the same number."""
+    """Shifts are exact in the dtype, so that both results are within 3 ulp of the same number."""
     grid = np.float64(2.0**-8)
     x = (np.round(np.float64(x) / grid) * grid).astype(x.dtype)
     moved = (x + x.dtype.type(shift)).astype(x.dtype)
@@ -82,7 +82,7 @@ def test_shift_invariance(x, shift):
 @quick
 @given(batches(), st.randoms(use_true_random=False))
 def test_permutation_equivariance(x, random):
-    """Entries in another order: the same results in that order, within the bounds of either."""
+    """Permuted entries have permuted results, within the bounds of both."""
     order = list(range(x.shape[1]))
     random.shuffle(order)
     eps, tiny = EPS[x.dtype.type], np.finfo(x.dtype).tiny
@@ -97,7 +97,7 @@ def test_permutation_equivariance(x, random):
 @quick
 @given(batches(), st.floats(-100, 100))
 def test_derivatives_along_a_shift_are_zero(x, size):
-    """J 1 = 0 for both; 1^T J = 0 for softmax. Not to the bit: p sums to 1 only within rounding."""
+    """J 1 = 0 for both; 1^T J = 0 for softmax. Within rounding, because the sum of p is 1 within rounding."""
     ones = np.full_like(x, size)
     eps = EPS[x.dtype.type]
     for function in (fs.softmax_jvp, fs.softmax_vjp, fs.log_softmax_jvp):
@@ -111,7 +111,7 @@ def test_derivatives_along_a_shift_are_zero(x, size):
 @quick
 @given(batches(), st.integers(0, 2**32 - 1))
 def test_gradients_sum_to_zero(x, seed):
-    """A shift of all logits of a row changes no loss."""
+    """Because a shift of all logits of a row does not change the loss."""
     rng = np.random.default_rng(seed)
     labels, targets = rng.integers(0, x.shape[1], len(x)), rng.random(x.shape).astype(x.dtype)
     eps = EPS[x.dtype.type]
@@ -145,7 +145,7 @@ def test_inputs_are_unchanged(function):
 @settings(quick, max_examples=15)
 @given(data=st.data())
 def test_a_row_does_not_know_its_batch(function, data):
-    """Each row alone has the bits that it has among others, at any place in a vector of rows."""
+    """A single row has the same bits as among other rows, at any place in a vector of rows."""
     x = data.draw(batches(least_rows=2, most_rows=70))
     others = function.other(x)
     options = dict(function.options) or ({"reduction": "sum"} if function in functions.GRADIENTS else {})
@@ -161,7 +161,7 @@ def test_a_row_does_not_know_its_batch(function, data):
 @settings(quick, max_examples=10)
 @given(data=st.data())
 def test_a_row_beside_others_does_not_know_them(function, data):
-    """The same where the classes are not last, for rows that lie side by side."""
+    """The same for rows that lie side by side, where the classes are not the last axis."""
     x = np.ascontiguousarray(data.draw(batches(least_rows=17, most_rows=70)).T)
     others = function.other(x, 0)
     options = dict(function.options) or ({"reduction": "sum"} if function in functions.GRADIENTS else {})
@@ -179,7 +179,7 @@ def test_a_row_beside_others_does_not_know_them(function, data):
 @settings(quick, max_examples=5)
 @given(data=st.data())
 def test_threads_do_not_change_a_bit(function, data):
-    """Arrays large enough for several threads, cut into other blocks by each number of them."""
+    """The arrays are large enough for several threads. Each number of threads cuts them into other blocks."""
     classes = data.draw(st.sampled_from([3, 40, 57, 300]))
     dtype = data.draw(dtypes)
     rows = 400_000 // classes // (classes // 4 + 1 if function.result == "square" else 1)
@@ -213,7 +213,7 @@ def test_out_does_not_change_a_bit(function, x):
 
 @every
 def test_the_same_call_gives_the_same_bits(function):
-    """Nothing is left over from the call before: no scratch memory, no state."""
+    """A call does not depend on scratch memory or state of the call before."""
     small, large = (np.random.default_rng(n).normal(0, 5, (37, n)) for n in (13, 130))
     first = [function(small), function(large)]
     function(np.full((64, 130), np.nan))

@@ -1,50 +1,96 @@
-"""README.md: its code runs; so do the examples of all docstrings."""
+"""README.md and docs/guide: code that runs, links that lead somewhere, tables as they are generated."""
 
-import doctest
 import re
 from pathlib import Path
 
 import pytest
 
-from fastsoftmax import special
-from fastsoftmax.api import activations, derivatives, entropy, losses, segments
-from fastsoftmax.arrays import threads
 from fastsoftmax.njit import overloads
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = {page.name: page for page in (README, *sorted((ROOT / "docs" / "guide").glob("*.md")))}
+every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
-def test_python_blocks():
-    """In order, in one namespace, as a reader would type them; there is at least one."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
-    assert blocks
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES.values() if blocks(page)], ids=lambda page: page.name)
+def test_python_blocks(page):
+    """In order, in one namespace, as a reader would type them."""
     overloads.register()  # Numba does that where the package is installed
-    namespace = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), namespace)
+    namespace = {"__name__": page.stem}
+    for block in blocks(page):
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_readme_and_guide_have_code():
+    assert sum(bool(blocks(page)) for page in PAGES.values()) >= 7
+    assert blocks(README)
 
 
 def test_commands():
     """One line each, which .ci/run runs as they stand: the first one ends in the demo, the second in the tests."""
     commands = re.findall(r"^```sh\n(.*?)\n```$", README.read_text(), re.MULTILINE | re.DOTALL)
     assert all("\n" not in command for command in commands)
-    assert "fastsoftmax demo" in commands[0]
+    commands = [command for command in commands if command.startswith("python3 -m venv")]
+    assert len(commands) == 2
+    assert commands[0].endswith("fastsoftmax demo")
     assert commands[1].endswith("pytest")
 
 
-def test_links_lead_somewhere():
+@every_page
+def test_links_lead_somewhere(page):
     """To files of the checkout."""
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text()):
-        assert (README.parent / target).exists(), target
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(
-    "module",
-    [activations, derivatives, entropy, losses, threads, segments, special],
-    ids=lambda m: m.__name__,
-)
-def test_docstring_examples(module):
-    """Every public function has one (test_public_api); here they run."""
-    failed, tried = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert tried
-    assert not failed
+def test_readme_links_to_every_page():
+    text = README.read_text()
+    for page in PAGES.values():
+        assert page == README or f"]({page.relative_to(ROOT)})" in text
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import readme
+
+    return readme
+
+
+@pytest.mark.parametrize("name", ["accuracy", "speed"])
+def test_readme_shows_rows_of_the_long_tables(name, generated):
+    """Those that benchmarks/readme.py chooses."""
+    text = generated.read(f"excerpt of {name}")
+    assert text == generated.excerpt(name)
+    assert len([line for line in text.splitlines() if line.startswith("|")]) == 2 + 3
+
+
+def test_readme_has_the_table_of_functions(generated, monkeypatch):
+    """As ``python docs/lists.py`` writes it."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import lists
+
+    assert generated.read("functions") == lists.table()
+
+
+def test_generated_text_stays_between_its_marks(generated, monkeypatch, tmp_path):
+    (tmp_path / "docs" / "guide").mkdir(parents=True)
+    readme = tmp_path / "README.md"
+    page = tmp_path / "docs" / "guide" / "page.md"
+    readme.write_text("a\n<!-- excerpt of accuracy: begin -->\nold\n<!-- excerpt of accuracy: end -->\nb\n")
+    page.write_text("c\n<!-- accuracy: begin -->\nold\n<!-- accuracy: end -->\nd\n")
+    monkeypatch.setattr(generated, "ROOT", tmp_path)
+    table = "caption\n\n| | x |\n|---|---|\n| softmax, float32 | 1 |\n| another | 2 |"
+    generated.write("accuracy", f"\n{table}\n")
+    assert page.read_text() == f"c\n<!-- accuracy: begin -->\n{table}\n<!-- accuracy: end -->\nd\n"
+    shown = table.removesuffix("\n| another | 2 |")
+    assert readme.read_text() == (
+        f"a\n<!-- excerpt of accuracy: begin -->\n{shown}\n<!-- excerpt of accuracy: end -->\nb\n"
+    )
+    with pytest.raises(ValueError, match="unpack"):
+        generated.write("a name that no page has", "")

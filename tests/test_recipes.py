@@ -1,4 +1,4 @@
-"""Use with pandas, xarray and scikit-learn, as the README shows it."""
+"""Use with pandas, xarray and scikit-learn, as docs/guide/migrating.md shows it."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_pandas_objects_without_a_numeric_dtype_are_refused():
 
 @pytest.mark.parametrize("chunks", [None, {"row": 4}, {"row": 4, "class": 2}])
 def test_xarray(chunks):
-    """Dimensions by name, coordinates kept; lazy and cut as it was where the data are Dask's."""
+    """Dimensions go by name and coordinates are kept. Results of Dask arrays are lazy and keep their chunks."""
     xr = pytest.importorskip("xarray")
     array = xr.DataArray(X.T, dims=("class", "row"), coords={"row": np.arange(12) * 10, "class": list("abcde")})
     if chunks is not None:
@@ -63,7 +63,7 @@ def test_xarray(chunks):
 
 
 def test_scikit_learn_pipeline():
-    """A step without state: it can be cloned, pickled, put before a classifier and searched over."""
+    """As a step without state, softmax can be cloned, pickled, put before a classifier and searched over."""
     pipeline_module = pytest.importorskip("sklearn.pipeline")
     from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression

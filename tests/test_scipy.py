@@ -1,8 +1,8 @@
-"""SciPy's own tests of softmax, log_softmax and logsumexp, with our functions in the place of SciPy's.
+"""SciPy's own tests of softmax, log_softmax and logsumexp, run with our functions.
 
 A pytest in a process of its own collects ``scipy.special.tests.test_logsumexp`` and, with this file as a plugin,
-replaces the three names in it. The default axis is SciPy's. Tests that call for weights, signs or complex numbers
-are skipped at that call; how many are left to pass is checked.
+replaces the three names in it. The default axis is SciPy's. Tests with weights, signs or complex numbers are
+skipped. The number of tests that pass is checked.
 """
 
 import os
@@ -42,7 +42,7 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False):
 
 
 def pytest_collection_modifyitems(items):
-    """Only in the process below, where this file is a plugin."""
+    """Called only in the process below, where this file is a plugin."""
     for module in {item.module for item in items}:
         if module.__name__ == MODULE:
             module.softmax, module.log_softmax, module.logsumexp = softmax, log_softmax, logsumexp

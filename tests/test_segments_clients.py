@@ -1,4 +1,4 @@
-"""What ragged rows are for: choices among sets of varying size, attention over a graph, and streams of tokens."""
+"""Uses of ragged rows: choices among sets of varying size, attention over a graph, and streams of tokens."""
 
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ class ConditionalLogit:
         return float(loss), self.attributes.T @ slope
 
     def information(self, beta):
-        """The Hessian: the Jacobian of the gradient, which is that of the probabilities, column by column."""
+        """The Hessian, column by column, from products with the Jacobian of the probabilities."""
         utilities = self.attributes @ beta
         columns = [fs.segment_softmax_jvp(utilities, self.indptr, column) for column in self.attributes.T]
         return self.attributes.T @ np.stack(columns, axis=1)
@@ -52,7 +52,7 @@ def choices():
 
 
 def test_conditional_logit_recovers_its_parameters(choices):
-    """Within three standard errors each, and jointly: the quadratic form is chi-squared with four degrees."""
+    """Each is within three standard errors; jointly, the quadratic form is chi-squared with four degrees."""
     found = choices.fit()
     information = choices.information(found.x)
     error = found.x - BETA
@@ -63,7 +63,7 @@ def test_conditional_logit_recovers_its_parameters(choices):
 
 
 def test_conditional_logit_likelihood(choices):
-    """Without attributes everybody chooses at random; the fit is better; gradients are difference quotients."""
+    """With zero parameters every choice is random, and the fit is better. Gradients match difference quotients."""
     zero, gradient = choices.negative_log_likelihood(np.zeros(4))
     assert zero == pytest.approx(np.log(np.diff(choices.indptr)).sum(), rel=1e-14)
     assert choices.fit().fun < 0.7 * zero
@@ -91,7 +91,7 @@ def test_information_is_the_slope_of_the_gradient(choices):
 def test_graph_attention(dtype):
     """A layer of a graph attention network (Velickovic et al., arXiv:1710.10903) on CSR rows and on a dense mask.
 
-    Either softmax is within 3 ulp. Nodes without neighbours get nothing.
+    Both softmaxes are within 3 ulp. The result of nodes without neighbours is 0.
     """
     rng = np.random.default_rng(1)
     nodes, features = 120, 8
@@ -124,12 +124,13 @@ def test_graph_attention(dtype):
 
 @pytest.mark.parametrize("how", ["np.load", "np.memmap"])
 def test_perplexity_of_memory_mapped_logits(how, tmp_path):
-    """exp of the mean cross-entropy of a sequence, from a file that is mapped, not read; against mpmath."""
+    """exp of the mean cross-entropy of a sequence, from a memory-mapped file, compared with mpmath."""
     rng = np.random.default_rng(2)
     tokens, vocabulary = 150, 40
     logits = (4 * rng.normal(size=(tokens, vocabulary))).astype(np.float32)
     said = rng.integers(0, vocabulary, tokens)
-    logits[np.arange(tokens), said] += rng.choice([0, 3, 30], tokens).astype(np.float32)  # a model that knows some
+    # a model that predicts some tokens well
+    logits[np.arange(tokens), said] += rng.choice([0, 3, 30], tokens).astype(np.float32)
     if how == "np.load":
         np.save(tmp_path / "logits.npy", logits)
         mapped = np.load(tmp_path / "logits.npy", mmap_mode="r")
@@ -147,7 +148,7 @@ def test_perplexity_of_memory_mapped_logits(how, tmp_path):
     for row, token in zip(logits.tolist(), said.tolist(), strict=True):
         surprise += mp.log(mp.fsum(mp.exp(mp.mpf(value)) for value in row)) - mp.mpf(row[token])
     exact = float(mp.exp(surprise / tokens))
-    # the mean is rounded to float32, and exp multiplies its error by the mean
+    # the mean is rounded to float32, and exp multiplies its relative error by the mean
     allowed = (1 + float(surprise / tokens)) * float(np.finfo(np.float32).eps)
     assert perplexity == pytest.approx(exact, rel=allowed)
     assert by_segments == pytest.approx(exact, rel=allowed)
@@ -155,7 +156,7 @@ def test_perplexity_of_memory_mapped_logits(how, tmp_path):
 
 
 def test_perplexity_of_each_document(tmp_path):
-    """Documents of varying length are segments of tokens: their mean surprise by the row pointers of documents."""
+    """Documents are segments of tokens of varying length; indptr gives the mean cross-entropy of each."""
     rng = np.random.default_rng(3)
     documents = np.array([0, 5, 6, 40, 100])
     logits = rng.normal(size=(100, 12))

@@ -1,4 +1,4 @@
-"""The table of functions: it names what exists, and what it says of a function is true."""
+"""The table of functions lists all public functions, and its entries are true."""
 
 import inspect
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""SciPy's own tests of the functions in `fastsoftmax.special`, with ours in the place of SciPy's.
+"""SciPy's own tests of the functions in `fastsoftmax.special`, run with ours.
 
 A pytest in a process of its own collects SciPy's test modules and, with this file as a plugin, replaces the names
-in them. What is left out, and why, is listed in `LEFT_OUT`; nothing else is deselected.
+in them. `LEFT_OUT` lists the tests that are left out, with the reasons. No others are deselected.
 """
 
 import os
@@ -21,7 +21,7 @@ MODULES = (
     "scipy.special.tests.test_logit",
     "scipy.special.tests.test_basic",
 )
-# Of test_basic, which is about all of scipy.special, the tests of our functions.
+# The tests of our functions in test_basic, which tests all of scipy.special.
 BASIC = re.compile(r"test_(xlogy|entr|rel_entr\w*)$")
 LEFT_OUT = {"test_wrap_radians": "of a private helper of SciPy's, which is not replaced"}
 
@@ -38,7 +38,7 @@ class Replaced(SimpleNamespace):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Only in the process below, where this file is a plugin."""
+    """Called only in the process below, where this file is a plugin."""
     kept, dropped = [], []
     for item in items:
         name = item.originalname
@@ -63,7 +63,7 @@ def outcome():
     command = [sys.executable, "-m", "pytest", "--pyargs", *MODULES, "-p", "test_special_scipy", "-v", "-rs"]
     command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(HERE), "-W", "ignore"]
     environment = {**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""}
-    environment.pop("SCIPY_ARRAY_API", None)  # other libraries' arrays are not what this is about
+    environment.pop("SCIPY_ARRAY_API", None)  # arrays of other libraries are not supported
     run = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     return run.returncode, run.stdout + run.stderr
 

@@ -1,4 +1,4 @@
-"""What the processes of test_hazards run: importable, because spawned ones have to find it by name."""
+"""Functions for the processes of test_hazards, in a module, because spawned processes import them by name."""
 
 import functools
 import os
@@ -12,18 +12,18 @@ from fastsoftmax.arrays import threads
 
 LARGE = (5_000, 50)
 SECONDS = 120
-"""How long a child may take: one that waits for a lock that nobody will release waits for ever."""
+"""How many seconds a child may take. A child in a deadlock would wait for ever."""
 
 
 def two_processors():
-    """Helpers also on a machine with one processor."""
+    """Make helper threads start also on a machine with one processor."""
     threads._quota = lambda: 2
     os.sched_getaffinity = lambda pid: {0, 1}
 
 
 @functools.cache
 def example():
-    """Logits worth two threads, labels, a vector, and right results to some 1e-12."""
+    """Logits for more than one thread, labels, a vector, and the results, right to about 1e-12."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=LARGE)
     labels = rng.integers(0, LARGE[1], LARGE[0])
@@ -44,7 +44,7 @@ def example():
 
 
 def call(name):
-    """One function on the example: an AssertionError if the result is wrong."""
+    """Call one function on the example; an AssertionError if the result is wrong."""
     import fastsoftmax as fs
 
     x, second, right = example()
@@ -53,7 +53,7 @@ def call(name):
 
 
 def work(n):
-    """A task for a pool: helpers take part, unless the pool says otherwise, and the results are right."""
+    """A task for a pool: check the results, and that helpers take part unless the pool forbids it."""
     two_processors()
     call("softmax")
     call("cross_entropy_grad")

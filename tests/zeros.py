@@ -1,4 +1,4 @@
-"""Zeros without end: read-only arrays that take no memory, for sizes beyond any memory."""
+"""Read-only arrays of zeros that take no memory, for sizes beyond the memory of the machine."""
 
 import math
 import mmap
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 NORESERVE = 0x4000
-"""Linux's flag for memory that is not set aside, so that there may be more of it than there is."""
+"""Linux's flag for mappings without reserved memory, which may be larger than the memory."""
 
 
 def zeros(shape, dtype):
-    """A read-only array of zeros: the system maps its one page of zeros everywhere."""
+    """A read-only array of zeros, which the system maps to a single page."""
     if not hasattr(mmap, "MAP_PRIVATE"):
         pytest.skip("needs mmap of POSIX")
     dtype = np.dtype(dtype)

@@ -21,9 +21,9 @@ from fastsoftmax.arrays.blocks import (
 from fastsoftmax.arrays.lazy import is_lazy, lazily
 from fastsoftmax.arrays.threads import run
 
-# Small calls are made of overhead. Two steps are left here: which kernel (by a dtype that is native and has been
-# used before), and that over arrays that it can take as they are, or over a copy.
-SHORT = 64  # up to here the bits do not depend on the layout: see kernels.traversal.COLUMN_LIMIT
+# For small arrays, checks cost more than the computation. `_small` does two things: it looks up the kernel for a
+# native dtype that has been used before, and calls it on the arrays as they are, or on a copy.
+SHORT = 64  # for rows up to this length the bits do not depend on the layout: see kernels.traversal.COLUMN_LIMIT
 Small = dict[np.dtype[Any], Callable[..., None]]
 _SOFTMAX: Small = {}
 _LOG_SOFTMAX: Small = {}
@@ -31,7 +31,7 @@ _LOGSUMEXP: Small = {}
 
 
 def _small(kernel: Callable[..., None], x: Any, out: Any) -> Any:
-    """The result of a small call, or None: nothing that needs to be converted or refused."""
+    """The result of a small call, or None if an argument has to be converted or refused."""
     if out is not None and not (is_plain(out, x.shape, x.dtype) and (out is x or lie_apart(x, out))):
         return None
     if not x.flags.carray:
@@ -88,10 +88,10 @@ def softmax(
         The axis or axes along which the probabilities sum to 1; None for all. (SciPy's default is None.)
     where : array_like of bool, optional
         Entries that take part, broadcast to `x`. The others get probability 0 and have no influence, whatever
-        they hold. A row without any entry is 0 throughout.
+        they hold. If no entry of a row takes part, its probabilities are 0.
     temperature : float, default 1.0
-        T > 0, of any size: differences of logits are divided by it, not logits. Below 1 sharpens the distribution,
-        above 1 flattens it.
+        T > 0, of any size: differences of logits are divided by it, not logits. A T below 1 sharpens the
+        distribution, a T above 1 flattens it.
     out : ndarray, optional
         Where to put the result: of its shape and dtype. May be `x` itself.
 
@@ -118,9 +118,9 @@ def softmax(
 
     Notes
     -----
-    Within 3 ulp (one more with a temperature) for rows of any length and logits of any size, see
-    ``fastsoftmax/kernels/elementary.py`` for the error analysis. Results below the smallest normal number may
-    be 0. A row that holds NaN or +inf, or nothing but -inf, is NaN; other rows are not affected. No
+    The error is within 3 ulp (4 with a temperature) for rows of any length and logits of any size; see
+    ``fastsoftmax/kernels/elementary.py`` for the analysis. Results below the smallest normal number may be 0. The
+    result of a row that holds NaN or +inf, or nothing but -inf, is NaN; other rows are not affected. No
     floating-point warning is raised.
 
     References
@@ -184,9 +184,9 @@ def log_softmax(
 
     Notes
     -----
-    Within 4 ulp (one more with a temperature), also where the probability is close to 1 and its logarithm
-    close to 0: the terms other than the greatest are summed by themselves and enter through log1p. Edge rows
-    are those of `softmax`: NaN for rows that hold NaN or +inf, or nothing but -inf.
+    The error is within 4 ulp (5 with a temperature), also where the probability is close to 1 and its logarithm
+    close to 0: the terms other than the greatest have a sum of their own, of which log1p is taken. As for
+    `softmax`, the result of a row that holds NaN or +inf, or nothing but -inf, is NaN.
 
     References
     ----------
@@ -222,7 +222,7 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     axis : int, tuple of ints or None, default -1
         The axis or axes that are summed over; None for all. (SciPy's default is None.)
     where : array_like of bool, optional
-        Entries that take part, broadcast to `x`. A row without any gives -inf.
+        Entries that take part, broadcast to `x`. If no entry of a row takes part, its result is -inf.
     keepdims : bool, default False
         Whether the axes that are summed over stay, with length 1.
     out : ndarray, optional
@@ -244,9 +244,9 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
 
     Notes
     -----
-    Within 2 ulp where the greatest entry and the logarithm of the remaining sum do not cancel, else within an
-    absolute error of ``2 eps max(abs(x))``. A row of nothing but -inf gives -inf, as does an empty one; one that
-    holds +inf gives inf; one that holds NaN gives NaN. The input is read once.
+    The error is within 2 ulp where the greatest entry and the logarithm of the remaining sum do not cancel, and
+    within ``2 eps max(abs(x))`` where they do. The result of an empty row and of a row of nothing but -inf is
+    -inf. The result of a row with +inf is inf, that of a row with NaN is NaN. The input is read once.
 
     References
     ----------

@@ -10,13 +10,13 @@ from fastsoftmax.arrays.blocks import LAST, SMALL, UNTEMPERED, Problem, inverse_
 from fastsoftmax.arrays.lazy import is_lazy, lazily
 from fastsoftmax.arrays.threads import run
 
-# Small calls of what is asked for most, as in `activations`: kernels by dtype, number of operands and whether
-# probabilities are given.
+# Kernels for small calls with the most frequent arguments, as in `activations`: by dtype, number of operands, and
+# whether probabilities are given.
 _SMALL: dict[tuple[np.dtype[Any], int, bool], Any] = {}
 
 
 def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -> Any:
-    """The result of a small call with matrices, or None: nothing that needs to be converted or refused."""
+    """The result of a small call with matrices, or None if an argument has to be converted or refused."""
     x = operands[0]
     if type(x) is not np.ndarray or x.ndim != 2:
         return None
@@ -110,7 +110,7 @@ def softmax_jacobian(
     temperature : float, default 1.0
         T > 0.
     from_probs : bool, default False
-        Whether `x` holds softmax(x/T) already. They are used as they are.
+        Whether `x` already holds probabilities, softmax(logits/T). They are used as they are.
     out : ndarray, optional
         Where to put the result: of its shape and dtype.
 
@@ -130,9 +130,10 @@ def softmax_jacobian(
 
     Notes
     -----
-    Every entry is within 4 eps of itself, where that is a normal number, and the matrix is symmetric to the last
-    bit. The diagonal at a probability close to 1 is p times the sum of the others, not p (1 - p); of given
-    probabilities it is p (1 - p). A row whose softmax is NaN has a Jacobian of NaN.
+    The relative error of every entry is within 4 eps if the entry is a normal number, and the matrix is symmetric
+    to the last bit. An entry of the diagonal is p times the sum of the other probabilities, which is accurate
+    where p is close to 1. If probabilities are given, it is p (1 - p). A row whose softmax is NaN has a Jacobian
+    of NaN.
 
     References
     ----------
@@ -187,7 +188,8 @@ def log_softmax_jacobian(x: Any, axis: int = -1, *, temperature: float = 1.0, ou
 
     Notes
     -----
-    Every entry is within 4 eps of itself, where that is a normal number; 1 - p is accurate where p is close to 1.
+    The relative error of every entry is within 4 eps if the entry is a normal number, also that of 1 - p where p
+    is close to 1.
 
     References
     ----------
@@ -229,7 +231,7 @@ def softmax_jvp(
     temperature : float, default 1.0
         T > 0.
     from_probs : bool, default False
-        Whether `x` holds softmax(x/T) already: one pass less.
+        Whether `x` already holds probabilities, softmax(logits/T), which saves one pass.
     out : ndarray, optional
         Where to put the result: of its shape and dtype. May be `x` or `tangent` itself.
 
@@ -249,9 +251,10 @@ def softmax_jvp(
 
     Notes
     -----
-    Written as p_k sum_j p_j (v_k - v_j)/T, entry k is within 4 eps of the sum of the sizes of these terms, which
-    is 4 ulp where they have one sign: also in rows of which one class is all but certain. Of given probabilities
-    it is within 4 eps of p_k (\|v_k\| + sum_j p_j \|v_j\|)/T: what 1 - p had beyond p is not in them.
+    Entry k is the sum of the terms p_k p_j (v_k - v_j)/T over j. Its error is within 4 eps times the sum of the
+    absolute values of these terms, which is 4 ulp if they have one sign. This holds also if one class has almost
+    all of the probability. If probabilities are given, the error is within 4 eps times p_k (\|v_k\| + sum_j p_j
+    \|v_j\|)/T, because a p close to 1 does not determine 1 - p accurately.
 
     References
     ----------
@@ -300,7 +303,7 @@ def softmax_vjp(
     temperature : float, default 1.0
         T > 0.
     from_probs : bool, default False
-        Whether `x` holds softmax(x/T) already, as after a forward pass: one pass less.
+        Whether `x` already holds probabilities, softmax(logits/T), as after a forward pass. This saves one pass.
     out : ndarray, optional
         Where to put the result: of its shape and dtype. May be `x` or `cotangent` itself.
 
@@ -379,7 +382,8 @@ def log_softmax_jvp(x: Any, tangent: Any, axis: int = -1, *, temperature: float 
 
     Notes
     -----
-    Written as sum_j p_j (v_k - v_j)/T, entry k is within 4 eps of the sum of the sizes of these terms.
+    Entry k is the sum of the terms p_j (v_k - v_j)/T over j. Its error is within 4 eps times the sum of the
+    absolute values of these terms.
 
     References
     ----------
@@ -431,8 +435,8 @@ def log_softmax_vjp(x: Any, cotangent: Any, axis: int = -1, *, temperature: floa
 
     Notes
     -----
-    Written as ((1 - p_k) g_k - p_k sum_(j != k) g_j)/T, entry k is within 4 eps of the sum of the sizes of these
-    terms: also where p_k is close to 1.
+    Entry k is the sum of the terms (1 - p_k) g_k/T and -p_k g_j/T over j != k. Its error is within 4 eps times the
+    sum of the absolute values of these terms, also where p_k is close to 1.
 
     References
     ----------

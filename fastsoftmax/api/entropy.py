@@ -42,15 +42,15 @@ def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED
 
     See Also
     --------
-    softmax_entropy_with_grad : and its gradient.
+    softmax_entropy_with_grad : the entropy and its gradient.
     cross_entropy : the entropy of one distribution relative to another.
 
     Notes
     -----
-    Within 4 ulp (one more with a temperature), also of a row of which one class is all but certain: written as
-    the log-sum-exp and the mean of the logits, both relative to the greatest, the entropy is a sum without
-    cancellation. Entries of -inf have probability 0 and count 0. A row that holds NaN or +inf, or nothing but
-    -inf, is NaN, as is one without classes.
+    The error is within 4 ulp (5 with a temperature), also if one class has almost all of the probability: the
+    entropy is computed as the log-sum-exp minus the mean of the logits, both relative to the greatest logit, which
+    is a sum without cancellation. Entries of -inf have probability 0 and add 0. The entropy is NaN if a row holds
+    NaN or +inf, holds nothing but -inf, or has no classes.
 
     References
     ----------
@@ -98,7 +98,7 @@ def softmax_entropy_with_grad(
     entropy : scalar or ndarray
         As `softmax_entropy`.
     grad : ndarray
-        The gradient, of the shape of `x`; that of each row's own entropy.
+        The gradient, of the shape of `x`: for each row that of its own entropy.
 
     Raises
     ------
@@ -108,13 +108,13 @@ def softmax_entropy_with_grad(
     See Also
     --------
     softmax_entropy
-    softmax_jvp : with the logits over T as tangent it is minus this gradient, less accurately.
+    softmax_jvp : with x/T as the tangent, its result is minus this gradient, less accurate.
 
     Notes
     -----
-    Where log p_k is close to -H the gradient is close to 0 and its two terms cancel: it is within 4 eps (5 with a
-    temperature) of p_k (d_k + E)/T, where d_k is how far the logit lies below the greatest, and E the mean of d.
-    The gradient at an entry of -inf is 0, and NaN throughout where the entropy is NaN.
+    Where log p_k is close to -H, the two terms of the gradient cancel. The error is within 4 eps (5 with a
+    temperature) times p_k (d_k + E)/T, where d_k is the distance of logit k from the greatest one, over T, and E
+    the mean of d. The gradient at an entry of -inf is 0. Where the entropy is NaN, the whole gradient is NaN.
 
     References
     ----------

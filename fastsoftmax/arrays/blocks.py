@@ -1,4 +1,4 @@
-"""Any array in, blocks out: the one place that decides dtype, axis, layout, overlap, and what an error says.
+"""Any array in, blocks out: here a Python call finds its dtype, axes, memory layout and overlaps.
 
 Every kernel works on C-contiguous blocks of shape (outer, classes, inner). A `Problem` turns the user's arrays
 into such blocks, without a copy where their memory allows it, and the blocks back into what the user expects.

@@ -25,30 +25,30 @@ from fastsoftmax.arrays.blocks import Array
 REFUSED, BROKEN = 2, 3
 
 LONGEST_HEADER = 10_000
-"""Bytes of a header that are looked at; NumPy writes about a hundred."""
+"""A header may have this many bytes; NumPy writes about a hundred."""
 
 LONGEST_NAME = 200
-"""Bytes of a name to which a temporary one is added; file systems end at about 255."""
+"""Temporary names have a hash for file names of more bytes than this; file systems allow about 255."""
 
 LEAST_STRETCH = 1 << 10
-"""Where a block lies in shorter stretches of its file, a mapping is faster than so many reads."""
+"""If a block lies in stretches of its file that are shorter than this, a mapping is faster than many reads."""
 
 Box = tuple[slice, ...]
 T = TypeVar("T")
 
 
 class RunError(Exception):
-    """The run is over: why, and with which exit status."""
+    """The reason why a run ends, and its exit status."""
 
     def __init__(self, message: str, status: int = REFUSED) -> None:
-        super().__init__(message, status)  # which a worker's exception is made of anew
+        super().__init__(message, status)  # pickle needs both, when a worker raises it
         self.status = status
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
-# --- what stands under a name ---------------------------------------------------------------------------------
+# --- what a path leads to -------------------------------------------------------------------------------------
 
 _KINDS = {
     stat.S_IFREG: "a regular file",
@@ -67,7 +67,7 @@ def reason(error: Exception) -> str:
 
 
 def kind(path: Path) -> str | None:
-    """What a path leads to, in words; None for nothing. RunError if it is no path that could lead anywhere."""
+    """What a path leads to, in words, or None if there is nothing. RunError if no file can have this path."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -78,19 +78,19 @@ def kind(path: Path) -> str | None:
 
 
 def _is_zarr_array(path: Path) -> bool:
-    """Whether a directory is one Zarr array. A group is none: it may hold more than one result replaces."""
+    """Whether a directory is a Zarr array. A group is not replaced, because it may hold other arrays."""
     if kind(path / ".zarray") == REGULAR:
         return True
     if kind(path / "zarr.json") != REGULAR:
         return False
     try:
         return bool(json.loads((path / "zarr.json").read_bytes())["node_type"] == "array")
-    except Exception:  # whatever it is, no array
+    except Exception:  # no JSON, or no Zarr metadata
         return False
 
 
 def check_replaceable(path: Path, status: int = REFUSED) -> None:
-    """RunError if something stands under a name that is neither a regular file nor a Zarr array."""
+    """RunError if a path leads to anything but a regular file, a Zarr array or nothing."""
     found = kind(path)
     if found is None:
         if path.is_symlink():
@@ -103,9 +103,9 @@ def check_replaceable(path: Path, status: int = REFUSED) -> None:
 
 
 def resolved(path: Path) -> Path:
-    """The place that a path leads to, by an absolute name without links and dots.
+    """The absolute path without links and dots.
 
-    A link under the name of a result stays, and what it leads to is replaced.
+    If the name of a result is a link, the link stays, and the file that it leads to is replaced.
     """
     try:
         place = Path(os.path.realpath(path))
@@ -132,7 +132,7 @@ def _open_regular(path: Path) -> BinaryIO:
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 opened: BinaryIO = file
                 return opened
-            file.close()  # it was replaced after the first look
+            file.close()  # another file has taken its place since `kind` looked
             found = "no regular file"
     except OSError as error:
         raise RunError(f"{path} cannot be read: {reason(error)}") from None
@@ -209,11 +209,11 @@ def _header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     read = np.lib.format.read_array_header_1_0 if first == 10 else np.lib.format.read_array_header_2_0
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that Python 2 wrote it, that its dtype goes out of use
-            # In version 3.0 names of fields may have any letters. No array with fields is computed with.
+            warnings.simplefilter("ignore")  # for headers by Python 2, and for deprecated dtypes
+            # Version 3.0 differs from 2.0 in the names of fields, and arrays with fields are refused in any case.
             shape, fortran, dtype = read(stream)
         shape = tuple(int(n) for n in shape)
-    except Exception as error:  # NumPy evaluates the header as Python, and no list of what that raises is complete
+    except Exception as error:  # NumPy parses the header as a Python literal, which may raise many exceptions
         raise ValueError(f"its header cannot be understood ({type(error).__name__})") from None
     if min(shape, default=0) < 0:
         raise ValueError(f"its header says shape {shape}")
@@ -224,7 +224,7 @@ _OPENING = threading.Lock()
 
 
 class _Pickled:
-    """Pickled without what is open, so that a worker opens it when it reads; a scheduler may not see the files."""
+    """Pickled without open files: a worker opens them when it reads. A scheduler may have no access to them."""
 
     path: Path
     shape: tuple[int, ...]
@@ -238,7 +238,7 @@ class _Pickled:
         raise NotImplementedError
 
     def _open_again(self) -> None:
-        """Open what a pickle did not bring along."""
+        """Open the file in the process that has loaded the pickle."""
         with _OPENING:  # several threads of a worker share this object
             if not any(name in self.__dict__ for name in self._opened):
                 before = self.__getstate__()
@@ -293,7 +293,7 @@ class NpyFile(_Pickled):
         self._file: Any = None
 
     def _check_size(self) -> None:
-        """RunError if the file has become shorter: to touch the lost pages of a mapping would kill the process."""
+        """RunError if the file has become shorter. To read the lost pages of a mapping would kill the process."""
         memory = self.mapping._mmap
         if isinstance(memory, mmap.mmap) and memory.size() < self.end:
             raise RunError(f"{self.path} became shorter while it was read", BROKEN)
@@ -304,7 +304,7 @@ class NpyFile(_Pickled):
         return np.array(self.mapping[box])
 
     def read(self, box: Box, room: Array) -> Array:
-        """The numbers in a box, in memory at the beginning of `room` (bytes) and in the order of the file."""
+        """The numbers in a box, at the beginning of `room` (an array of bytes), in the order of the file."""
         extent = extent_of(box)
         size = math.prod(extent) * self.dtype.itemsize
         target = room[:size].view(self.dtype)
@@ -351,7 +351,7 @@ class ZarrArray(_Pickled):
         found = kind(path)
         if found is None:
             raise RunError(f"{self.path} does not exist")
-        if found != DIRECTORY and found != REGULAR:  # zarr refuses the second
+        if found != DIRECTORY and found != REGULAR:  # zarr itself refuses a regular file
             raise RunError(f"{self.path} is {found} and no Zarr array")
         for name in ("zarr.json", ".zarray", ".zattrs"):
             if found == DIRECTORY and kind(path / name) not in (None, REGULAR):  # zarr would wait for a FIFO
@@ -389,7 +389,7 @@ def source(path: Path) -> Source:
 
 
 class _Replacement:
-    """What is written under a temporary name, and then put in the place of what stood under its own."""
+    """A result that is written under a temporary name, and renamed when it is complete."""
 
     path: Path
     temporary: Path
@@ -401,11 +401,11 @@ class _Replacement:
         self.stands = False
 
     def commit(self) -> None:
-        """Give the result its name. What had it is kept under another one until `settle`."""
+        """Give the result its name. An existing file is kept under another name until `settle`."""
         check_replaceable(self.path, BROKEN)
         if kind(self.path) is not None:
             former = self.temporary.with_suffix(".old")
-            try:  # a second name of a file, so that the first one is never without a file
+            try:  # a second name for the existing file, so that the first name always has a file
                 os.link(self.path, former)
             except OSError:  # a directory, or a file system without links
                 os.rename(self.path, former)
@@ -414,24 +414,24 @@ class _Replacement:
         self.stands = True
 
     def revert(self) -> None:
-        """Put back what stood under the name before `commit`."""
+        """Restore the file that had the name before `commit`."""
         if self.stands:
             _remove(self.path)
             self.stands = False
         if self.former is not None:
             os.replace(self.former, self.path)
-            _remove(self.former)  # a file has both names still if the result did not get its own
+            _remove(self.former)  # if the result did not get its name, the existing file has both names
             self.former = None
 
     def settle(self) -> None:
-        """Remove what stood under the name before."""
+        """Remove the file that had the name before."""
         if self.former is not None:
             _remove(self.former)
             self.former = None
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or directory; a failure is nobody's loss."""
+    """Remove a file or directory; failures are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -440,7 +440,7 @@ def _remove(path: Path) -> None:
 
 
 class NpyTarget(_Replacement):
-    """A .npy file that is written beside its name. Pickled without its open file, for workers."""
+    """A .npy file that is written under a temporary name. Pickled without its open file, for workers."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool) -> None:
         super().__init__(path)
@@ -461,7 +461,7 @@ class NpyTarget(_Replacement):
         return {**self.__dict__, "file": None, "mapping": None}
 
     def _reserve(self, size: int) -> None:
-        """All of the space at once: what does not fit is found out before the work, not after."""
+        """Allocate all of the space, so that a full disk is noticed before the computation."""
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.file.fileno(), 0, size)
         else:
@@ -485,7 +485,7 @@ class NpyTarget(_Replacement):
                 view = view[self.file.write(view) :]
 
     def __setitem__(self, box: Any, block: Array) -> None:
-        """By a mapping, which several workers may do at once."""
+        """Write through a mapping, which several workers may do at the same time."""
         if self.mapping is None:
             layout: Any = "F" if self.fortran else "C"
             self.mapping = np.memmap(self.temporary, self.dtype, "r+", self.offset, self.shape, layout)
@@ -503,7 +503,7 @@ class NpyTarget(_Replacement):
 
 
 class ZarrTarget(_Replacement):
-    """A Zarr array that is written beside its name."""
+    """A Zarr array that is written under a temporary name."""
 
     def __init__(
         self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...] | None
@@ -535,7 +535,7 @@ Target = NpyTarget | ZarrTarget
 
 
 def _stem(path: Path) -> str:
-    """What temporary names of a target begin with; a long name would be too long with what is added."""
+    """The beginning of the temporary names of a target. A long name is replaced by its hash."""
     name = path.name
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
@@ -543,12 +543,12 @@ def _stem(path: Path) -> str:
 
 
 def beside(path: Path) -> Path:
-    """Where a result is written before it gets its name; no other process of this machine has this one."""
+    """The temporary path of a result. It has the number of the process in it, so that no other process uses it."""
     return path.with_name(f"{_stem(path)}{os.getpid()}.part")
 
 
 def left_behind(path: Path) -> list[Path]:
-    """What runs that were killed have left of this target."""
+    """The temporary files of this target that killed runs have left."""
     found = []
     stem, place = _stem(path), path.absolute().parent
     try:
@@ -560,7 +560,7 @@ def left_behind(path: Path) -> list[Path]:
         if name == f"{stem}{process}.part" and process.isascii() and process.isdigit():
             try:
                 os.kill(int(process), 0)
-            except (ProcessLookupError, OverflowError):  # the second: no process has such a number
+            except (ProcessLookupError, OverflowError):  # OverflowError: no process has such a number
                 found.append(place / name)
             except OSError:
                 pass

@@ -5,9 +5,9 @@ Files are read and written, not mapped, so that the process never holds more tha
 lies in many short stretches of its file (the orders of two files differ) is a mapping used, and its pages are
 given back after every block.
 
-A result is written beside its target, under another name that ends in ``.part``, and renamed when all of them are
-complete. Whatever happens before that, the target is as it was. The loss is printed before the results get their
-names: so all of them stand under their names if the exit status is 0, and none of them if it is not.
+A result is written beside its target, under another name that ends in ``.part``. The results are renamed when all
+of them are complete; until then an existing target stays as it was. The loss is printed before the results are
+renamed. So all results have their names if the exit status is 0, and none has if it is not.
 """
 
 import errno
@@ -49,16 +49,16 @@ from fastsoftmax.backends import files
 from fastsoftmax.backends.files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source, Target, ZarrTarget
 
 BLOCK_BYTES = 1 << 21
-AHEAD = 3  # blocks that are read before their turn, and that wait to be written
-SCATTERED = 64  # times as large are blocks that do not lie in one stretch, to make their stretches longer
-TASK_BYTES = 1 << 26  # of a block that a Dask worker is given
+AHEAD = 3  # so many blocks are read ahead, and so many may wait to be written
+SCATTERED = 64  # blocks that do not lie in one stretch are so many times as large, so that stretches are longer
+TASK_BYTES = 1 << 26  # size of a block for a Dask worker
 
 
 UNUSABLE = {
     getattr(errno, f"E{name}", None)
     for name in ("NAMETOOLONG", "NOENT", "NOTDIR", "ACCES", "PERM", "ROFS", "LOOP", "INVAL", "ILSEQ", "EXIST")
 }
-"""Errors that say that a file cannot have this name or place; others say that it could, if the disk had space."""
+"""Errors that mean that a file cannot have this name or place. Others mean that the disk has no space for it."""
 
 
 class Terminated(BaseException):
@@ -66,14 +66,14 @@ class Terminated(BaseException):
 
 
 def _show(text: str) -> None:
-    """Write to standard error. If that is closed or full, nobody can be told, and the work goes on."""
-    if sys.stderr is not None:  # for None, print would choose standard output
+    """Write to standard error. If that is closed or full, the message is lost, and the work goes on."""
+    if sys.stderr is not None:  # with file=None, print writes to standard output
         with suppress(OSError, ValueError):
             print(text, end="", file=sys.stderr, flush=True)
 
 
 def _say(message: str) -> None:
-    """Tell the user in one line; what a name holds that is no text is shown, not sent to the terminal."""
+    """Print a message in one line. Unprintable characters of file names are escaped."""
     _show("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message) + "\n")
 
 
@@ -166,7 +166,7 @@ def cover(shape: tuple[int, ...], extent: tuple[int, ...], fortran: bool = False
 
 
 class Progress:
-    """A bar with a rate on a terminal: rich's if it is installed, else a line. Nothing where nobody looks."""
+    """A progress bar with a rate: rich's if it is installed, else a line. Only on a terminal."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0
@@ -227,7 +227,7 @@ class Progress:
 
 @dataclass
 class Job:
-    """A run whose arguments have been checked: what is read, what is computed, what is written."""
+    """A run whose arguments have been checked: its inputs, its function with options, and its results."""
 
     name: str
     function: Command
@@ -261,7 +261,7 @@ class Job:
         return files.rows_of(box, self.axis) if rows else box
 
     def square(self, box: Box) -> Box:
-        """Where the Jacobians of a box go."""
+        """The place of the Jacobians of a box in the result."""
         whole = slice(0, self.problem.classes)
         return (*files.rows_of(box, self.axis), whole, whole)
 
@@ -308,7 +308,7 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
             raise RunError(f"{parent} is no directory that can be written to")
     places = [files.resolved(path) for path in results.values()]
     for place in places:
-        if not os.access(place.parent, os.W_OK | os.X_OK):  # which a link leads to
+        if not os.access(place.parent, os.W_OK | os.X_OK):  # another directory if the path is a link
             raise RunError(f"{place.parent} is no directory that can be written to")
         for part in files.left_behind(place):
             _say(f"fastsoftmax run: {part} is left from a run that was killed; remove it")
@@ -362,7 +362,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
 
 
 def _try_options(job: Job) -> None:
-    """Let the function itself look at the options, on an array without rows."""
+    """Let the function itself check the options, by a call with an array without rows."""
     x = np.zeros((0, max(job.problem.classes, 1)), job.problem.dtype)
     operands: dict[str, Any] = {}
     for key in job.function.operands:
@@ -377,7 +377,7 @@ def _try_options(job: Job) -> None:
 
 
 def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], stack: ExitStack) -> None:
-    """The files that the results go to, under their temporary names; discarded unless all is well in the end."""
+    """Open the files for the results, under temporary names. `stack` discards them unless they are renamed."""
     problem = job.problem
     dtype = problem.result_dtype
     rows = files.rows_of(tuple(slice(0, n) for n in extent), job.axis)
@@ -405,7 +405,7 @@ def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], s
 
 
 class Rooms:
-    """Memory for blocks, used again and again: for those that are read ahead, the one computed, those written."""
+    """Memory for the blocks that are read ahead, computed and written, which is used again and again."""
 
     def __init__(self, sizes: dict[str, int], ahead: int) -> None:
         count = 2 * ahead + 1
@@ -472,7 +472,7 @@ class Local:
         return joined_divisor(np.array(parts, SUM), self.job.problem.rows)
 
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
-        """The results of a block by the target that they go to, with their places in it."""
+        """The results of a block: {target: (place, array)}."""
         job = self.job
         x = block.pop("x")
         given = job.given
@@ -544,7 +544,7 @@ class Local:
                     box, block = upcoming.popleft()
                     results = self.compute(box, block.result())
                     if len(written) == ahead:
-                        written.popleft().result()  # which frees the memory for the next one to be read
+                        written.popleft().result()  # frees the memory for the next block that is read
                     written.append(writer.submit(_write, job, results))
                     for following in islice(waiting, 1):
                         upcoming.append((following, reader.submit(_read, job, following, rooms.next())))
@@ -566,7 +566,7 @@ def _write(job: Job, results: dict[str, tuple[Box, Array]]) -> None:
 
 
 def _store(block: Array, target: Any, block_info: Any = None) -> Array:
-    """Write a block where it belongs; on a worker."""
+    """Write a block to its place in a target. Runs on a worker."""
     box = tuple(slice(start, stop) for start, stop in block_info[0]["array-location"])
     if block.size:
         target[box] = block
@@ -645,7 +645,7 @@ class Distributed:
             self.results = self.client.gather(futures)
         except BaseException as error:
             self.client.cancel(futures, force=True)
-            if isinstance(error, RunError):  # what a worker did not begin, this process did
+            if isinstance(error, RunError):  # to the worker the run could not begin, but it has begun here
                 raise RunError(str(error), BROKEN) from None
             raise
 
@@ -660,10 +660,11 @@ class Distributed:
 
 
 class Ending:
-    """SIGINT, SIGTERM and SIGHUP as exceptions, so that what was begun is removed.
+    """SIGINT, SIGTERM and SIGHUP as exceptions, so that unfinished files are removed.
 
-    A signal that is ignored, as under ``nohup``, stays ignored. While the results get their names, signals are
-    lost: a moment later the run is over anyway. When they have them, all is `done`, whatever happens then.
+    A signal that is ignored, as under ``nohup``, stays ignored. While the results are renamed, `held` is set and
+    signals are ignored: the run is over a moment later. `done` is set when all results have their names; after
+    that, no signal changes the exit status.
     """
 
     def __init__(self) -> None:
@@ -755,12 +756,12 @@ def _run(
 def _print_loss(loss: Any) -> None:
     try:
         print(loss, flush=True)
-    except (OSError, ValueError) as error:  # it is full, or nobody reads it; it was closed
+    except (OSError, ValueError) as error:  # OSError: full, or without a reader; ValueError: closed
         raise RunError(f"the loss cannot be printed: {files.reason(error)}", BROKEN) from None
 
 
 def _words(error: BaseException) -> tuple[str, int]:
-    """What is said about an exception that ended the run, and the exit status."""
+    """The message about an exception that ended the run, and the exit status."""
     if isinstance(error, RunError):
         return str(error), error.status
     if isinstance(error, KeyboardInterrupt):
@@ -787,7 +788,7 @@ def run(arguments: Any) -> int:
             function, given = _choose(arguments)
             try:
                 results = _check_names(arguments, function, given)
-            except (OSError, ValueError) as error:  # a working directory that was removed, a null byte
+            except (OSError, ValueError) as error:  # a removed working directory; a null byte in a path
                 raise RunError(files.reason(error)) from None
             _run(arguments, results, function, given, ending)
     except (Exception, KeyboardInterrupt, Terminated) as error:

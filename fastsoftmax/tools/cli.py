@@ -1,15 +1,15 @@
 """The command line: ``fastsoftmax demo``, ``run``, ``bench``, ``warmup``, ``info`` and ``cache``.
 
-A subcommand is a function from the parsed arguments to an exit status, and a few lines in `_parser`. What it
-needs is imported when it runs, so that ``--help`` is quick and needs nothing but this package.
+A subcommand is a function from the parsed arguments to an exit status, and a few lines in `_parser`. It imports
+other modules when it runs, so that ``--help`` is quick and needs no other package.
 
-Exit statuses: 0, the work is done; 1, a check failed; 2, it could not begin (an argument, a missing, truncated or
-pickled file, a shape, a dtype, a label, a result that exists); 3, it broke off (a full disk, a failing worker);
-128 + n, signal n ended it (130: Ctrl-C).
+Exit statuses: 0, the work is done; 1, a check failed; 2, the work could not begin (a wrong argument, shape, dtype
+or label, a missing, truncated or pickled file, a result that exists); 3, the work broke off (a full disk, a
+failing worker); 128 + n, signal n ended it (130: Ctrl-C).
 
-If it is 0, all results of ``run`` stand under their names and the loss has been printed; otherwise none of them
-does. So a standard output that is full ends a run with 3, and one that is closed is refused with 2 if a loss is to
-be printed. What standard error does not take is lost, and changes nothing.
+If the status of ``run`` is 0, all results have their names and the loss has been printed. Otherwise no result has
+its name. So a full standard output ends a run with 3. A closed one is refused with 2 if a loss is to be printed.
+If standard error is closed or full, its messages are lost, and nothing else changes.
 """
 
 import argparse
@@ -29,12 +29,12 @@ EXTRAS = {
     "scipy": "SciPy",
     "sklearn": "scikit-learn",
 }
-"""The packages of the extras by the names they are imported by, and how they are called."""
+"""{name by which a package of the extras is imported: name of the package}."""
 
 DTYPES = ("float32", "float64")
 
 BROKEN = 3
-"""The exit status of what broke off."""
+"""The exit status of work that broke off."""
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
@@ -276,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fill_descriptors() -> None:
     """Open the null device where a standard stream is closed.
 
-    A file that is opened later would get its number, and would get what a library writes to that stream.
+    Otherwise a file that is opened later gets the number of that stream, and receives the text that a library
+    writes to it.
     """
     with suppress(OSError):
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -285,9 +286,10 @@ def _fill_descriptors() -> None:
 
 
 def _flush() -> bool:
-    """Write out what is buffered; whether standard output took it.
+    """Write out the buffers of the standard streams, and return whether standard output could be written.
 
-    What a stream does not take is dropped: Python would try again when it ends, and exit with a status of its own.
+    Text that cannot be written is dropped. Otherwise Python tries again when it ends, and exits with another
+    status.
     """
     taken = True
     for stream in (sys.stdout, sys.stderr):
@@ -304,7 +306,7 @@ def _flush() -> bool:
 
 
 def _command(arguments: Sequence[str] | None) -> int:
-    """As `main`, and leaves the streams alone."""
+    """As `main`, without the care for the standard streams."""
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if parsed.version:

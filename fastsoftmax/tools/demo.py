@@ -5,7 +5,7 @@ intercepts b it minimises
 
     F(W, b) = 1/N sum_n cross_entropy(x_n W + b, y_n) + |W|^2 / (2 C N),
 
-which is scikit-learn's objective divided by C N; the intercepts are free of the penalty.
+which is scikit-learn's objective divided by C N. The intercepts are not penalised.
 """
 
 import math
@@ -43,7 +43,7 @@ Call = Callable[[], tuple[float, Array]]
 CLASSES = 10
 INVERSE_PENALTY = 1.0  # scikit-learn's C, at its default
 SMALLEST_GRADIENT = 1e-7
-"""Where both optimisers stop: far enough that neither loss moves in its first ten digits."""
+"""Both optimisers stop at a gradient of this size. Then the losses are settled to ten digits."""
 
 LEAST_ACCURACY = 0.95
 LOSS_TOLERANCE = 1e-4
@@ -53,7 +53,7 @@ DIFFERENCE_TOLERANCE = 1e-7
 
 TIMED_ROWS = 100_000
 EPSILONS = 1000.0
-"""How far the libraries may disagree, in units of the dtype's epsilon: NumPy's own sums are this good."""
+"""How far the libraries may disagree, in units of the dtype's epsilon, because of the errors of NumPy's sums."""
 
 SAMPLE_SECONDS = 1e-3
 
@@ -83,9 +83,9 @@ def logits(features: Array, weights: Array) -> Array:
 
 
 def fit(objective: Objective, advance: Callable[[float, float], object]) -> tuple[Array, OptimizeResult]:
-    """Minimise by L-BFGS from zero; `advance` hears which fraction of the way is done, and the value there.
+    """Minimise by L-BFGS from zero; `advance` is called with the fraction that is done, and the value there.
 
-    The way is measured in orders of magnitude of the gradient, which is how the optimiser decides to stop.
+    The fraction is one of orders of magnitude of the gradient, because the optimiser stops by its size.
     """
     slopes: list[float] = []
 
@@ -162,7 +162,7 @@ def contenders(scores: Array, labels: Array) -> dict[str, Call]:
     found: dict[str, Call] = {"fastsoftmax": with_fastsoftmax, "NumPy": with_numpy, "SciPy": with_scipy}
     try:
         from sklearn._loss import HalfMultinomialLoss
-    except ImportError:  # a private module, and the only way to scikit-learn's loss alone
+    except ImportError:  # the module is private; scikit-learn has no public function for this loss
         return found
 
     loss_of = HalfMultinomialLoss(n_classes=CLASSES)
@@ -174,20 +174,20 @@ def contenders(scores: Array, labels: Array) -> dict[str, Call]:
         np.divide(by_sklearn, count, out=by_sklearn)
         return float(losses.mean()), by_sklearn
 
-    # Its threads are a loss on small arrays and on a busy machine: it gets the number that serves it better.
+    # Its threads cost time on small arrays and on a busy machine, so that it gets the faster number of threads.
     choices = [partial(with_sklearn, 1), partial(with_sklearn, info.threads())]
     return found | {"scikit-learn": min(choices, key=lambda call: min(sample(call, 1) for _ in range(5)))}
 
 
 def disagreement(calls: dict[str, Call]) -> float:
-    """Greatest difference from the first contender: of the losses, or of N times the gradients."""
+    """The greatest difference from the first contender, of the loss or of N times the gradient."""
     (loss, gradient), *others = (call() for call in calls.values())
     rows = len(gradient)
     return max(max(abs(y - loss), rows * float(np.max(np.abs(g - gradient)))) for y, g in others)
 
 
 def sample(call: Call, repeats: int) -> float:
-    """Seconds a call, after one that is not counted: it wakes threads and brings the data into the caches."""
+    """Seconds for each call. A first one is not counted: it wakes threads and brings the data into the caches."""
     call()
     start = time.perf_counter()
     for _ in range(repeats):
@@ -196,7 +196,7 @@ def sample(call: Call, repeats: int) -> float:
 
 
 def measure(calls: dict[str, Call], rounds: int, advance: Callable[[], object]) -> dict[str, list[float]]:
-    """Samples of at least a millisecond, one of each contender in each round: a machine's speed varies."""
+    """Samples of at least a millisecond, one of each contender in each round, because a machine's speed varies."""
     repeats = {name: max(1, round(SAMPLE_SECONDS / sample(call, 1))) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -325,14 +325,14 @@ VERDICTS = {True: "[green]ok[/]", False: "[red]FAILED[/]"}
 
 
 class Narrator:
-    """Says what each step did, in a line for each, and remembers whether all checks held."""
+    """Prints a line for each step, and remembers whether all checks held."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
         self.all_hold = True
 
     def say(self, step: str, text: str, holds: bool | None = None) -> None:
-        """What a step did, and a verdict if it was a check."""
+        """Print the result of a step, and a verdict if it was a check."""
         line = Table.grid(padding=(0, 1))
         line.add_column(width=9, style="bold")
         line.add_column()
@@ -340,7 +340,7 @@ class Narrator:
         self.console.print(line)
 
     def check(self, step: str, text: str, holds: bool) -> None:
-        """What a step found, and whether that is as it should be."""
+        """Print the result of a check, and remember whether it holds."""
         self.all_hold = self.all_hold and holds
         self.say(step, text, holds)
 

@@ -1,4 +1,4 @@
-"""What a bug report has to say about the machine: versions, processor, threads, cache."""
+"""Facts about the machine for a bug report: versions, processor, threads, cache."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ def version(package: str) -> str | None:
 
 
 def processor() -> str:
-    """The processor as its maker calls it, where the system tells."""
+    """The maker's name of the processor if the system tells it, else Python's."""
     try:
         with open("/proc/cpuinfo") as file:
             for line in file:
@@ -38,7 +38,7 @@ def processor() -> str:
 
 
 def _vectors() -> tuple[str, str]:
-    """LLVM's name for the processor, and what a vector of the kernels is on it."""
+    """LLVM's name for the processor, and how many of its registers a vector of the kernels takes."""
     try:
         from llvmlite import binding
 
@@ -60,12 +60,12 @@ def usable_cpus() -> int:
 
 
 def threads() -> int:
-    """How many threads a call of the library uses at most."""
+    """The greatest number of threads that a call of the library uses."""
     return max_threads()
 
 
 def report() -> str:
-    """All of it, one fact a line."""
+    """All facts, one on each line."""
     name, vectors = _vectors()
     files, size = cache.size()
     facts = [("python", f"{platform.python_version()} ({platform.python_implementation()})")]

@@ -1,8 +1,8 @@
 """Jacobians and their products, four ways: oracle, finite difference, dense Jacobian, <v, J t> = <J^T v, t>.
 
-Bounds of the products are first-order rounding analyses, in eps times the terms that a result is the sum of:
-each p is within 3 ulp, so 3 eps (4 with a temperature), and every operation rounds by eps/2. Three operations
-follow a dot product (subtract it, and its low part, and multiply), one more the product with 1/T.
+Bounds of the products come from a first-order analysis of roundings, in units of eps times the terms of a result.
+Each p contributes 3 eps (4 with a temperature), because it is within 3 ulp, and every operation eps/2. Three
+operations follow a dot product (subtract its high part, then its low part, multiply), and one more with 1/T.
 """
 
 import cases
@@ -27,7 +27,7 @@ def floats(values):
 
 
 def probabilities(x, temperature=1.0):
-    """For the scale of an error only. A p below the smallest normal number may be 0, hence the floor."""
+    """Probabilities for the scale of errors. They have a floor, because those below normal numbers may be 0."""
     p = floats(oracle.rowwise(oracle.softmax, x, temperature=temperature))
     return np.maximum(p, np.finfo(x.dtype).tiny / np.finfo(x.dtype).eps)
 
@@ -37,7 +37,7 @@ def sums(values):
 
 
 def some_logits(dtype, classes, temperature):
-    """All rows at T = 1, a part of them at other temperatures; one of 50257, none there."""
+    """All rows at T = 1, fewer at other temperatures. Of 50257 classes, one row at T = 1 and none at others."""
     x = cases.logits(dtype, classes)
     if classes > 1000:
         x = x[1:]
@@ -61,7 +61,7 @@ def check_product(name, actual, reference, scale, temperature, record):
 @every_length
 @every_temperature
 def test_softmax_products(dtype, classes, temperature, record):
-    """p (v - p.v)/T: 3 p |v - p.v| from p, 3 p sum(p |v|) from the p of the dot, and the roundings."""
+    """p (v - p.v)/T: 3 p |v - p.v| from p, 3 p sum(p |v|) from the p of the dot product, and the roundings."""
     x = some_logits(dtype, classes, temperature)
     v = cases.vectors(x)
     reference = oracle.rowwise(oracle.softmax_product, x, v, temperature=temperature)
@@ -77,7 +77,7 @@ def test_softmax_products(dtype, classes, temperature, record):
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("from_probs", [False, True])
 def test_products_of_long_rows(dtype, temperature, from_probs, record, monkeypatch):
-    """Rows that are cut into pieces: the same bounds, on any number of threads, and in place."""
+    """Rows that are cut into pieces have the same bounds, on any number of threads, and in place."""
     x = cases.logits(dtype, 1000)[::7].copy()
     x[0, 200:] -= 3000  # pieces beyond the range of exp below the greatest entry
     x[1] = np.linspace(-2000, 2000, 1000)
@@ -127,7 +127,7 @@ def test_infinite_vectors_of_long_rows(monkeypatch):
 @every_length
 @every_temperature
 def test_log_softmax_jvp(dtype, classes, temperature, record):
-    """(v - p.v)/T: 3 sum(p |v|) from p, half of |v - p.v| from the subtraction."""
+    """(v - p.v)/T: p contributes 3 sum(p |v|), the subtraction half of |v - p.v|."""
     x = some_logits(dtype, classes, temperature)
     v = cases.vectors(x)
     reference = oracle.rowwise(oracle.log_softmax_jvp, x, v, temperature=temperature)
@@ -141,7 +141,7 @@ def test_log_softmax_jvp(dtype, classes, temperature, record):
 @every_length
 @every_temperature
 def test_log_softmax_vjp(dtype, classes, temperature, record):
-    """(g - p sum(g))/T: 3 p |sum(g)| from p, half of the rest from the subtraction; sum(g) is compensated."""
+    """(g - p sum(g))/T: p contributes 3 p |sum(g)|, the subtraction half of the result. sum(g) is compensated."""
     x = some_logits(dtype, classes, temperature)
     g = cases.vectors(x, 1)
     reference = oracle.rowwise(oracle.log_softmax_vjp, x, g, temperature=temperature)
@@ -156,7 +156,7 @@ def test_log_softmax_vjp(dtype, classes, temperature, record):
 @pytest.mark.parametrize("classes", [k for k in cases.CLASSES if k <= 1000])
 @every_temperature
 def test_softmax_products_from_probs(dtype, classes, temperature, record):
-    """Given probabilities are exact numbers: only the roundings are left."""
+    """Given probabilities are exact, so that only the roundings contribute."""
     x = some_logits(dtype, classes, temperature)
     p, v = fs.softmax(x), cases.vectors(x, 2)
     reference = oracle.rowwise(
@@ -176,7 +176,7 @@ def test_softmax_products_from_probs(dtype, classes, temperature, record):
 
 @every_dtype
 def test_temperatures_round_once(dtype):
-    """1/T is no number of the dtype either. p = 1/2, v - p.v = n is exact, so that n/T is rounded once."""
+    """1/T is not exact in the dtype. p = 1/2 and v - p.v = n are exact, so that n/T may be rounded once only."""
     skip_unless_fused(dtype)
     numbers = np.arange(1, 200, dtype=dtype)
     v = np.stack([2 * numbers, np.zeros_like(numbers)], axis=-1)
@@ -191,19 +191,19 @@ def test_temperatures_round_once(dtype):
 
 
 def jacobian_rows(classes):
-    """Rows of the Jacobian to look at: all of a small one."""
+    """The rows of the Jacobian that are compared; all of a small one."""
     return list(range(classes)) if classes <= 17 else sorted({0, 1, classes // 2, classes - 2, classes - 1})
 
 
 def look_at(x, classes):
-    """Logits whose Jacobians are compared, and which rows of each: always that of the greatest entry too."""
+    """Logits whose Jacobians are compared, and the rows of each that are, with that of the greatest entry."""
     x = x if classes <= 17 else x[::5] if classes <= 100 else x[[1, 8, 9, 12]]
     rows = jacobian_rows(classes)
     return x, [sorted({*rows, int(np.argmax(row))}) for row in x]
 
 
 def check_jacobian(name, jacobian, x, rows, formula, allowed, record):
-    """Errors relative to the entry itself, in eps: nothing cancels in any entry, not even in p (1 - p)."""
+    """Errors are relative to the entry, in eps, because nothing cancels, not even in p (1 - p)."""
     for n, row in enumerate(x):
         reference = formula(row, rows[n])
         scale = np.maximum(np.abs(floats(reference)), np.finfo(x.dtype).tiny / np.finfo(x.dtype).eps)
@@ -215,7 +215,7 @@ def check_jacobian(name, jacobian, x, rows, formula, allowed, record):
 @pytest.mark.parametrize("classes", [k for k in cases.CLASSES if k <= 1000])
 @every_temperature
 def test_softmax_jacobian(dtype, classes, temperature, record):
-    """p_i p_j: 3 + 3 eps and a rounding; with a temperature 4 + 4 and two more roundings."""
+    """p_i p_j: 3 eps from each p, and a rounding; with a temperature 4 from each, and two more roundings."""
     x, rows = look_at(some_logits(dtype, classes, 1.0), classes)
     x, rows = (x, rows) if temperature == 1 else (x[::3], rows[::3])
     jacobian = fs.softmax_jacobian(x, temperature=temperature)
@@ -237,7 +237,7 @@ def test_softmax_jacobian(dtype, classes, temperature, record):
 @pytest.mark.parametrize("classes", [k for k in cases.CLASSES if k <= 1000])
 @every_temperature
 def test_log_softmax_jacobian(dtype, classes, temperature, record):
-    """-p_j and 1 - p_i: 3 eps and a rounding for 1 - p; with a temperature one more and that of 1/T."""
+    """-p_j and 1 - p_i: 3 eps and a rounding for 1 - p; with a temperature 4 eps, and the rounding of 1/T."""
     x, rows = look_at(some_logits(dtype, classes, 1.0), classes)
     x, rows = (x, rows) if temperature == 1 else (x[::3], rows[::3])
     jacobian = fs.log_softmax_jacobian(x, temperature=temperature)
@@ -257,7 +257,7 @@ def test_log_softmax_jacobian(dtype, classes, temperature, record):
 @pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 56, 57, 100])
 @every_temperature
 def test_softmax_jacobian_from_probs(dtype, classes, temperature, record):
-    """Two roundings, and one more for 1/T; 1 - p of given numbers is right to half an ulp too."""
+    """Two roundings, and one more for 1/T. 1 - p of given probabilities is within half an ulp."""
     x, rows = look_at(cases.logits(dtype, classes), classes)
     p = fs.softmax(x)
     jacobian = fs.softmax_jacobian(p, temperature=temperature, from_probs=True)
@@ -274,7 +274,7 @@ def test_softmax_jacobian_from_probs(dtype, classes, temperature, record):
 
 @every_dtype
 def test_confident_diagonals(dtype):
-    """p (1 - p) and 1 - p where p rounds to 1: the sum of the other probabilities, not 0."""
+    """Where p rounds to 1, 1 - p is the sum of the other probabilities and not 0."""
     x = np.array([0.0, -50.0, -60.0], dtype)
     others = float(np.exp(-50.0) + np.exp(-60.0))
     allowed = 4 * float(np.finfo(dtype).eps)
@@ -285,7 +285,7 @@ def test_confident_diagonals(dtype):
 
 # --- finite differences --------------------------------------------------------------------------------------
 
-STEP = 6e-6  # eps**(1/3): where truncation and rounding of a central difference meet
+STEP = 6e-6  # eps**(1/3), for which truncation and rounding of a central difference are equal
 
 
 def difference(function, x, direction):
@@ -294,16 +294,16 @@ def difference(function, x, direction):
 
 
 def truncation(direction, temperature):
-    """Of `difference`: h**2/6 times a third derivative.
+    """The truncation error of `difference`: h**2/6 times a third derivative.
 
-    Third derivatives of log-softmax along v are third cumulants of v, those of softmax p times sums of such:
-    below 6 (max v - min v)**3 / T**3.
+    Third derivatives of log-softmax along v are third cumulants of v. Those of softmax are p times sums of
+    cumulants. All are below 6 (max v - min v)**3 / T**3.
     """
     return STEP**2 * (2 * np.abs(direction).max() / temperature) ** 3
 
 
 def rounding(values):
-    """Of `difference`: two values that are within 4 ulp."""
+    """The rounding error of `difference`: its two values are within 4 ulp."""
     return 8 * np.finfo(np.float64).eps * np.abs(values).max() / STEP
 
 
@@ -334,7 +334,7 @@ def test_jvp_is_the_finite_difference(name, classes, temperature):
 @both
 @every_temperature
 def test_vjp_is_the_gradient_of_the_contraction(name, classes, temperature):
-    """dL/dz of L = sum(g * f(z)), one logit at a time."""
+    """dL/dz of L = sum(g * f(z)), by a finite difference for each logit."""
     x, _, cotangent = sample(classes)
 
     def terms(z):
@@ -353,7 +353,7 @@ def test_vjp_is_the_gradient_of_the_contraction(name, classes, temperature):
 @both
 @every_temperature
 def test_jacobian_columns_are_finite_differences(name, classes, temperature):
-    """Index order: [n, i, j] is the derivative of output i with respect to input j."""
+    """The order of the indices is tested: [n, i, j] is the derivative of output i with respect to input j."""
     x, _, _ = sample(classes)
 
     def function(z):
@@ -373,7 +373,7 @@ def test_jacobian_columns_are_finite_differences(name, classes, temperature):
 @both
 @every_temperature
 def test_products_are_products_with_the_dense_jacobian(name, classes, temperature):
-    """In float64, up to the bounds of either, and the rounding of a product of K terms."""
+    """In float64, up to the bounds of both, and the rounding of a sum of K terms."""
     x, tangent, cotangent = sample(classes)
     eps = np.finfo(np.float64).eps
     jacobian = getattr(fs, f"{name}_jacobian")(x, temperature=temperature)
@@ -431,7 +431,7 @@ PRODUCTS = ("softmax_jvp", "softmax_vjp", "log_softmax_jvp", "log_softmax_vjp")
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_result_dtypes_of_products(name):
-    """The wider float dtype of the two; integers bring no dtype with them as a second argument."""
+    """The result has the wider float dtype of the two. Integers as a second argument do not change it."""
     function = getattr(fs, name)
     table = {
         ("f2", "f2"): "f2",
@@ -476,7 +476,7 @@ def test_result_dtypes_of_jacobians(name, kind, expected):
 )
 @pytest.mark.parametrize("shape", [(20, 10), (40, 100), (3, 3000)])
 def test_the_result_over_an_operand(function, shape):
-    """Over x, whose terms may be kept there meanwhile; over v, which is read after them; over a part of either."""
+    """The result may be written over x, over v, and over a part of either."""
     rng = np.random.default_rng(3)
     x, v = 3 * rng.normal(size=shape), rng.normal(size=shape)
     expected = function(x, v, out=np.empty(shape))
@@ -491,7 +491,7 @@ def test_the_result_over_an_operand(function, shape):
 
 
 def test_a_certain_class_keeps_its_slope():
-    """v_k - sum_j p_j v_j is 1 - p here, of which p holds no digit."""
+    """v_k - sum_j p_j v_j is 1 - p here, which cannot be computed from p, because p rounds to 1."""
     small = np.exp(-40.0)
     x, v = np.array([0.0, -40.0]), np.array([1.0, 0.0])
     for product in (fs.softmax_jvp, fs.softmax_vjp, fs.log_softmax_vjp):
@@ -517,7 +517,7 @@ def test_jacobians_with_a_temperature_are_symmetric(temperature, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("classes", [3, 70])
 def test_directions_of_any_size(classes, dtype):
-    """Products are linear in the direction: what a power of two makes of it, it makes of them, in any company."""
+    """Products are linear in the direction: a power of two is a factor of the product, beside any other rows."""
     rng = np.random.default_rng(classes)
     x, v = (rng.normal(size=(40, classes)).astype(dtype) for _ in range(2))
     x[::3, 0] += 20

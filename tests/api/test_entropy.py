@@ -12,7 +12,7 @@ every_length = pytest.mark.parametrize("classes", cases.CLASSES)
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
 some_lengths = pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 57, 64, 65, 100])
 few_lengths = pytest.mark.parametrize("classes", [1, 2, 3, 17, 100])
-bound = {1.0: 4, 0.3: 5, 2.5: 5}  # what the docstring of the kernel derives; a temperature rounds once more
+bound = {1.0: 4, 0.3: 5, 2.5: 5}  # the docstring of the kernel derives it; a temperature adds one rounding
 EPS = float(np.finfo(np.float64).eps)
 
 
@@ -38,7 +38,7 @@ def check(x, temperature, record, entropy, gradient, name=""):
 @every_dtype
 @every_length
 def test_against_the_oracle(dtype, classes, record):
-    """4 ulp, of all but certain rows too, where -sum p log p rounds to 0 or to a few digits."""
+    """Within 4 ulp, also for almost certain rows, where -sum p log p rounds to 0 or keeps a few digits."""
     x = cases.logits(dtype, classes)
     x = x[1:] if classes > 1000 else x  # seconds in the oracle for each row
     entropy, gradient = fs.softmax_entropy_with_grad(x)
@@ -68,7 +68,7 @@ def test_classes_that_are_not_last(dtype, classes, record):
 @every_dtype
 @pytest.mark.parametrize("classes", [2, 9, 90])
 def test_where_a_probability_is_no_normal_number(dtype, classes, record):
-    """p (d - E) may be one where p is not: the probabilities must not be flushed to 0 before."""
+    """p (d - E) may be a normal number where p is not, so that p must not be flushed to 0 before."""
     deepest = -np.log(float(np.finfo(dtype).tiny))
     x = np.zeros((40, classes), dtype)
     x[:, 1:] = -np.linspace(deepest - 10, deepest + 10, 40)[:, None] - np.arange(classes - 1)
@@ -79,7 +79,7 @@ def test_where_a_probability_is_no_normal_number(dtype, classes, record):
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-12, 1e12, 1e30])
 def test_extreme_temperatures(temperature):
-    """1/T neither overflows nor underflows on its way into the gradient: H(x/T), dH/dx = H'(x/T)/T."""
+    """1/T must not overflow or underflow in the gradient, which is dH/dx = H'(x/T)/T."""
     z = np.array([[0.0, -1.0, -3.0], [2.0, 1.5, 2.0]])
     entropy, gradient = fs.softmax_entropy_with_grad(z)
     scaled = (z.astype(np.longdouble) * temperature).astype(np.float32)
@@ -129,7 +129,7 @@ def test_gradient_is_a_product_with_the_dense_jacobian(classes, temperature):
 @few_lengths
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_gradient_along_a_tangent(classes, temperature):
-    """<dH/dx, t> = <dH/dp, J t>; and the gradient is minus the JVP along the logits over T."""
+    """<dH/dx, t> = <dH/dp, J t>, and the gradient is minus the JVP with the tangent x/T."""
     x = rows(classes)
     tangent = np.random.default_rng(9).normal(0, 1, x.shape)
     _, gradient = fs.softmax_entropy_with_grad(x, temperature=temperature)
@@ -160,7 +160,7 @@ def test_from_zero_to_log_k(dtype, classes):
 @every_dtype
 @pytest.mark.parametrize("classes", [2, 17, 100])
 def test_shifts_change_nothing(dtype, classes):
-    """x + c is exact here, so that the bits are the same."""
+    """The bits are the same, because x + c is exact here."""
     x = np.random.default_rng(0).integers(-1024, 1024, (9, classes)).astype(dtype) / dtype(64)
     for a, b in zip(fs.softmax_entropy_with_grad(x), fs.softmax_entropy_with_grad(x + dtype(256)), strict=True):
         np.testing.assert_allclose(a, b, rtol=20 * np.finfo(dtype).eps, atol=20 * np.finfo(dtype).eps)
@@ -181,7 +181,7 @@ def test_cross_entropy_with_itself(classes):
 @pytest.mark.parametrize("classes", [3, 16, 57, 300])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_edge_rows(dtype, classes, temperature):
-    """Entries of -inf count 0; NaN, +inf and nothing but -inf make the row NaN, and no other one."""
+    """Entries of -inf add 0. NaN, +inf or nothing but -inf make the entropy of this row NaN, and no other."""
     x = np.random.default_rng(1).normal(size=(9, classes)).astype(dtype)
     plain = [part.copy() for part in fs.softmax_entropy_with_grad(x, temperature=temperature)]
     x[1, 1], x[2, 0], x[3] = np.nan, np.inf, -np.inf
@@ -203,7 +203,7 @@ def test_edge_rows(dtype, classes, temperature):
 
 
 def test_nothing():
-    """No rows, and rows of no classes, which have no distribution: NaN as those of -inf."""
+    """No rows, and rows without classes, whose entropy is NaN as that of rows of -inf."""
     assert fs.softmax_entropy(np.zeros((0, 3))).shape == (0,)
     assert np.isnan(fs.softmax_entropy(np.zeros((2, 0)))).all()
     assert fs.softmax_entropy_with_grad(np.zeros((2, 0)))[1].shape == (2, 0)
@@ -246,7 +246,7 @@ def test_errors_name_the_function():
 
 @pytest.mark.parametrize("chunks", [(2, -1), (2, 4)])
 def test_dask_arrays(chunks):
-    """The same bits, lazily; classes that are cut are brought together."""
+    """Results are lazy and have the same bits. Classes in several chunks are brought together."""
     da = pytest.importorskip("dask.array")
     x = np.random.default_rng(5).normal(size=(7, 9)).astype(np.float32)
     lazy = da.from_array(x, chunks=chunks)
@@ -265,7 +265,7 @@ def test_dask_arrays(chunks):
 @every_dtype
 @few_lengths
 def test_small_calls(dtype, classes, monkeypatch):
-    """The short way gives the bits of the long one, for any number of axes, and is taken."""
+    """Small calls run another kernel, with the same bits, for any number of axes."""
     x = np.random.default_rng(classes).normal(0, 5, (2, 20, classes)).astype(dtype)
     x[0, 3, 0], x[0, 4, 0] = np.nan, -np.inf
     long = fs.softmax_entropy(x, out=np.empty(x.shape[:-1], dtype))

@@ -1,4 +1,4 @@
-"""Every option of cross_entropy: against PyTorch on the whole grid, against the oracle, and where PyTorch errs."""
+"""Every option of cross_entropy, compared with PyTorch on the whole grid, and with the oracle."""
 
 import itertools
 import threading
@@ -83,8 +83,9 @@ def by_torch(torch, case, x, y, weights):
 def test_the_grid_of_options_agrees_with_torch(record, capsys):
     """Loss and gradient, in eps of the greatest magnitude of either array: 4 + K/5.
 
-    Ours are within 2 of that. PyTorch sums the K shares of a row, one after the other where the classes are not
-    last: that loses up to eps/4 for each, and is measured as 11 of the 11 at K = 60 (float64, smoothing 0.1).
+    Our errors are at most 2 of that. PyTorch adds the K shares of a row one after the other if the classes are not
+    last, which loses up to eps/4 for each. Its measured error reaches the bound at K = 60: 11 (float64, smoothing
+    0.1).
     """
     torch = pytest.importorskip("torch")
     worst = defaultdict(float)
@@ -128,7 +129,7 @@ ORACLE_GRID = list(
 
 
 def oracle_rows(dtype, classes):
-    """A few rows of every sort: spread, confident, shifted, tied."""
+    """A few rows of every kind: spread, confident, shifted, tied."""
     rng = np.random.default_rng(classes)
     x = rng.normal(0, 2, (9, classes))
     x[1] += 1000
@@ -136,7 +137,7 @@ def oracle_rows(dtype, classes):
     x[3, 0] += 60
     x[4] = 0
     x[5] = rng.integers(-1, 2, classes)
-    x[6] *= 8  # no p under the smallest normal number, which a factor above 1 would lift out of it
+    x[6] *= 8  # no p is below the smallest normal number, because a factor above 1 would make its error visible
     y = rng.integers(0, classes, 9)
     y[2], y[3], y[6] = 1, 0, np.argmax(x[6])
     return x.astype(dtype), y
@@ -163,7 +164,7 @@ def oracle_options(dtype, classes, soft, weighted, sampled, smoothing, reduction
 
 
 def hvp_terms(reference, v):
-    """factor p_k (|v_k| + sum_j p_j |v_j|), of which the product p_k (v_k - p.v) has its eps."""
+    """factor p_k (|v_k| + sum_j p_j |v_j|), the scale of the error of the product p_k (v_k - p.v)."""
     p = np.float64(reference.probs)
     size = np.abs(np.float64(v))
     terms = p * (size + np.sum(p * size, axis=-1, keepdims=True)) * np.float64(reference.factors)[:, None]
@@ -175,10 +176,10 @@ def hvp_terms(reference, v):
 def test_every_option_against_the_oracle(dtype, classes, soft, weighted, sampled, smoothing, reduction, record):
     """Loss, gradient, diagonal, Hessian and HVP of rows of every sort.
 
-    A share has 1.5 eps of its own: of base and gain, their sum, the product with its weight. Over 4 of log p come
-    these, the product with it and that with the row's weight: 6.5 ulp. A gradient: 3 of p, 1.5 of the shares, four
-    roundings, in eps of its terms. Diagonal and Hessian: 3 of each of two probabilities, their product and the
-    factor of the row (a sum of shares in float64): 8.
+    A share has an error of 1.5 eps, from base and gain, their sum, and the product with its weight. The loss has
+    6.5 ulp: 4 of log p, these 1.5, and the products with the share and with the weight of the row. A gradient has,
+    in eps of its terms, 3 of p, 1.5 of the shares, and four roundings. Diagonal and Hessian have 8: 3 of each of
+    two probabilities, their product, and the factor of the row (a sum of shares in float64).
     """
     x, y, options = oracle_options(dtype, classes, soft, weighted, sampled, smoothing, reduction)
     reference = oracle.CrossEntropy(x, y, **options)
@@ -207,7 +208,7 @@ def test_every_option_against_the_oracle(dtype, classes, soft, weighted, sampled
     "options", [{"label_smoothing": 0.1}, {"label_smoothing": 1.0}, {"weighted": True}], ids=str
 )
 def test_classes_that_are_not_last(dtype, classes, inner, options, record):
-    """The shares of a row are summed lane by lane there, each column by itself: the same bounds."""
+    """There the shares of each row are summed in a lane of its own. The bounds are the same."""
     rng = np.random.default_rng(classes + inner)
     x = rng.normal(0, 3, (classes, inner)).astype(dtype)
     y = rng.integers(0, classes, inner)
@@ -254,7 +255,7 @@ def rows_first(array, axis):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("by", ["ignore_index", "sample_weight", "sample_weight of distributions"])
 def test_rows_that_do_not_count(dtype, shape, axis, smoothing, reduction, by):
-    """Whatever such rows hold, not a bit of any result changes, and their gradients and Hessians are exactly 0."""
+    """The contents of such rows change no bit of any result, and their gradients and Hessians are exactly 0."""
     rng = np.random.default_rng(4)
     x = rng.normal(0, 2, shape).astype(dtype)
     rows, classes = x.size // shape[axis], shape[axis]
@@ -290,7 +291,7 @@ def test_rows_that_do_not_count(dtype, shape, axis, smoothing, reduction, by):
 @every_dtype
 @layouts
 def test_the_rows_that_count_are_those_of_a_smaller_problem(dtype, shape, axis):
-    """Without the ignored rows at all: the same loss and gradient."""
+    """Without the ignored rows, loss and gradient are the same."""
     rng = np.random.default_rng(5)
     x = rng.normal(0, 2, shape).astype(dtype)
     y = rng.integers(0, shape[axis], x.size // shape[axis])
@@ -309,7 +310,7 @@ def test_the_rows_that_count_are_those_of_a_smaller_problem(dtype, shape, axis):
 @every_dtype
 @layouts
 def test_zero_targets_against_minus_infinity(dtype, shape, axis):
-    """0 * inf is 0 here, in the loss and in the gradient; without smoothing, a label elsewhere is as harmless."""
+    """0 * inf is 0 here, in loss and gradient; without smoothing, also for labels of another class."""
     rng = np.random.default_rng(6)
     x = rng.normal(0, 2, shape).astype(dtype)
     view = rows_first(x, axis)
@@ -338,7 +339,7 @@ def test_zero_targets_against_minus_infinity(dtype, shape, axis):
         loss, gradient = fs.cross_entropy_with_grad(x, labels, axis, reduction="none", **options)
         assert np.isfinite(loss).all()
         assert np.isfinite(gradient).all()
-    # smoothing gives the first class a share, but its weight of 0 takes that away
+    # smoothing gives the first class a share, which its weight makes 0
     view[::2, 3] = 0
     loss, gradient = fs.cross_entropy_with_grad(x, labels, axis, class_weight=weights, label_smoothing=0.1)
     assert np.isfinite(loss)
@@ -349,7 +350,7 @@ def test_zero_targets_against_minus_infinity(dtype, shape, axis):
 @every_dtype
 @pytest.mark.parametrize("classes", [2, 10, 60])
 def test_confident_rows(dtype, classes, record):
-    """Weighted: one rounding more than the 4 ulp of loss and gradient; smoothing 0 given as such: the same bits.
+    """A weight adds one rounding to the 4 ulp of loss and gradient. Smoothing of 0 gives the same bits.
 
     Losses down to exp(-80), where PyTorch gives 0.
     """
@@ -382,7 +383,7 @@ def test_confident_rows(dtype, classes, record):
 @layouts
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_all_rows_ignored(dtype, shape, axis, smoothing):
-    """The mean of nothing is nan, its sum 0, and no gradient or Hessian has anything but zeros."""
+    """The mean over no rows is nan, the sum is 0, and gradients and Hessians are 0."""
     x = np.full(shape, np.nan, dtype)
     rows = x.size // shape[axis]
     nobody = {"ignore_index": -100}, np.full(rows, -100)
@@ -404,9 +405,9 @@ def test_all_rows_ignored(dtype, shape, axis, smoothing):
 @every_dtype
 @pytest.mark.parametrize("spread", [1, 1e5])
 def test_labels_of_no_weight_and_smoothing(dtype, spread):
-    """What the labels weigh is 0, what other classes weigh is not: a loss over nothing, nan in PyTorch too.
+    """If only the classes of the labels have weight 0, the mean divides by 0 and is nan, as in PyTorch.
 
-    Also where a probability is 0.
+    This holds also if a probability is 0.
     """
     x, y = (spread * np.random.default_rng(8).normal(size=(4, 3))).astype(dtype), np.ones(4, int)
     options = {"class_weight": [1.0, 0.0, 2.0], "label_smoothing": 0.3}
@@ -419,7 +420,7 @@ def test_labels_of_no_weight_and_smoothing(dtype, spread):
 
 
 def test_a_label_of_weight_zero():
-    """A class of weight 0: its rows count for nothing, whatever they hold."""
+    """Rows with a label of weight 0 have no influence, whatever they hold."""
     x = np.random.default_rng(7).normal(size=(6, 3))
     y = np.array([0, 1, 2, 0, 1, 2])
     x[y == 1] = np.nan
@@ -439,7 +440,7 @@ SIZES = {
 @pytest.mark.parametrize(("dtype", "sizes"), [(dtype, sizes) for dtype in SIZES for sizes in SIZES[dtype]])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_weights_of_any_size(dtype, sizes, smoothing, record):
-    """They cancel in a mean: neither their products and sums nor the inverse of these may leave the range.
+    """A common factor of the weights cancels in a mean, also if their products, sums or inverses leave the range.
 
     Bounds as in `test_every_option_against_the_oracle`.
     """
@@ -477,7 +478,7 @@ def test_weights_of_any_size(dtype, sizes, smoothing, record):
 
 @every_dtype
 def test_weights_of_every_size_at_once(dtype):
-    """A row that weighs next to nothing beside another adds nothing, but it counts: a NaN in it is not hidden."""
+    """A row of negligible weight adds nothing to the loss, but a NaN in it makes the loss NaN."""
     least, most = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
     x, y = np.array([[0.0, 1.0], [2.0, 0.0]], dtype), np.array([0, 1])
     for options in ({"sample_weight": [least, most]}, {"class_weight": [least, most]}):
@@ -496,7 +497,7 @@ def test_weights_of_every_size_at_once(dtype):
 @every_dtype
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_classes_of_no_weight(dtype, smoothing):
-    """A mean over no weight is 0/0, and so are its derivatives, as PyTorch's; rows that are left out have 0."""
+    """With all weights 0, a mean and its derivatives are 0/0 = nan, as in PyTorch; those of ignored rows are 0."""
     x = np.random.default_rng(9).normal(size=(5, 3)).astype(dtype)
     y = np.array([0, 1, -100, 2, 1])
     options = {"class_weight": np.zeros(3), "label_smoothing": smoothing, "ignore_index": -100}
@@ -551,7 +552,7 @@ def test_wrong_labels_of_every_dtype(function, kind):
 
 
 def test_ignored_labels_beyond_the_dtype_of_the_targets():
-    """An ignore_index that no label can have ignores none: -100 of uint8 is not 156, 256 is not 0."""
+    """An ignore_index beyond the dtype of the labels ignores none: for uint8, -100 is not 156 and 256 is not 0."""
     x = np.random.default_rng(8).normal(size=(4, 200))
     y = np.array([156, 0, 1, 199], np.uint8)
     for ignored in (-100, 256, 2**63, 2**64, -(2**70), np.int64(-100), np.uint64(2**64 - 1)):
@@ -564,7 +565,7 @@ def test_ignored_labels_beyond_the_dtype_of_the_targets():
 
 
 def test_labels_that_another_thread_changes():
-    """Two seconds of labels that jump out of range between check and use: an IndexError or a result, no crash."""
+    """For two seconds, labels change between check and use. There is an IndexError or a result, but no crash."""
     x = np.random.default_rng(9).normal(size=(20_000, 10))
     beside = np.ascontiguousarray(x.T)
     y = np.zeros(20_000, np.int64)
@@ -669,7 +670,7 @@ def problems(draw, scale=3.0):
 
 
 def totals(x, y, options):
-    """What each row's Hessian is multiplied by, from the trace: sum over k of p (1 - p) is known."""
+    """The factor of each row's Hessian: its trace over the sum of p (1 - p)."""
     p = fs.softmax(x)
     spread = np.sum(p * (1 - p), axis=-1)
     trace = np.sum(fs.cross_entropy_hessian_diag(x, y, **options), axis=-1)
@@ -679,7 +680,7 @@ def totals(x, y, options):
 @quick
 @given(problems())
 def test_gradients_sum_to_zero(problem):
-    """Over the classes, for labels under any options: 10 eps of the row's own size (its total)."""
+    """The sum over the classes is 0 within 10 eps of the total of the row, for labels and any options."""
     x, y, _, options = problem
     gradient = fs.cross_entropy_grad(x, y, **options)
     size = np.abs(gradient).sum(axis=-1) + totals(x, y, options)
@@ -689,7 +690,7 @@ def test_gradients_sum_to_zero(problem):
 @quick
 @given(problems())
 def test_the_hessian_is_symmetric_and_semi_definite(problem):
-    """<u, H v> = <v, H u> and <v, H v> >= 0 by the products; the dense one is symmetric to the bit."""
+    """<u, H v> = <v, H u> and <v, H v> >= 0 for the products. The dense Hessian is symmetric to the bit."""
     x, y, v, options = problem
     u = v[::-1] ** 2 - 0.5
     by_v, by_u = (fs.cross_entropy_hvp(x, y, t, **options) for t in (v, u))
@@ -706,7 +707,7 @@ def test_the_hessian_is_symmetric_and_semi_definite(problem):
 @quick
 @given(problems())
 def test_the_dense_hessian_agrees(problem):
-    """Its diagonal is `_hessian_diag`: 8 ulp each; times a vector it is the HVP."""
+    """Its diagonal is `cross_entropy_hessian_diag`, within 8 ulp each. Its product with a vector is the HVP."""
     x, y, v, options = problem
     hessian = fs.cross_entropy_hessian(x, y, **options)
     diagonal = fs.cross_entropy_hessian_diag(x, y, **options)
@@ -723,7 +724,7 @@ def test_the_dense_hessian_agrees(problem):
 @quick
 @given(problems())
 def test_the_hvp_is_the_finite_difference_of_the_gradient(problem):
-    """Central differences, step eps**(1/3): h**2/6 of a third derivative below 6, and the gradient's rounding."""
+    """Central differences, step eps**(1/3): h**2/6 of third derivatives below 6, and the gradient's rounding."""
     x, y, v, options = problem
     step = 6e-6
     difference = [fs.cross_entropy_grad(x + h * v, y, **options) for h in (step, -step)]

@@ -31,7 +31,7 @@ def sums(values):
 @every_dtype
 @every_length
 def test_cross_entropy_of_labels(dtype, classes, record):
-    """4 ulp in every row, half of them labelled with the greatest logit, where the loss is tiny."""
+    """Within 4 ulp in every row. Half of the labels are those of the greatest logit, where the loss is tiny."""
     x, y = cases.logits(dtype, classes), cases.labels(cases.logits(dtype, classes))
     loss = fs.cross_entropy(x, y, reduction="none")
     assert loss.dtype == dtype
@@ -42,7 +42,7 @@ def test_cross_entropy_of_labels(dtype, classes, record):
 @every_dtype
 @every_length
 def test_gradient_of_labels(dtype, classes, record):
-    """4 ulp of p - y in every entry, also of that at the label of a confident row."""
+    """Every entry p - y is within 4 ulp, also at the label of a confident row."""
     x, y = cases.logits(dtype, classes), cases.labels(cases.logits(dtype, classes))
     reference = oracle.rowwise(oracle.cross_entropy_grad, x, y)
     gradient = fs.cross_entropy_grad(x, y, reduction="sum")
@@ -58,7 +58,7 @@ def test_gradient_of_labels(dtype, classes, record):
 
 @every_dtype
 def test_means_round_once(dtype):
-    """1/N is no number of the dtype, so that multiplying by it rounds twice: the kernels take it as a pair.
+    """1/N is not exact in the dtype. The kernels take it as a pair, so that they round once.
 
     p = 1/4 and p - 1 = -3/4 are exact, hence every entry is 1/4 or -3/4 over N, rounded once.
     """
@@ -72,7 +72,7 @@ def test_means_round_once(dtype):
 @every_dtype
 @pytest.mark.parametrize("classes", [1, 2, 3, 10, 56, 57, 100, 1000])
 def test_labels_of_classes_that_are_not_last(dtype, classes, record):
-    """The third way through memory, where the label's logit is found at another place."""
+    """Rows that lie side by side in memory, where the label's logit is at another place."""
     x, y = cases.logits(dtype, classes), cases.labels(cases.logits(dtype, classes))
     loss, gradient = fs.cross_entropy_with_grad(np.ascontiguousarray(x.T), y, axis=0, reduction="none")
     ulps, (n,) = oracle.worst(loss, oracle.rowwise(oracle.cross_entropy, x, y))
@@ -109,7 +109,7 @@ def test_many_labels(dtype, classes, record):
 
 @every_dtype
 def test_labels_of_long_rows(dtype, record, monkeypatch):
-    """Rows that are cut into pieces: the same bounds, with weights and ignored rows, on any number of threads."""
+    """Rows in pieces have the same bounds, with weights and ignored rows, on any number of threads."""
     x = cases.logits(dtype, 1000)[::5].copy()
     x[0, 200:] -= 3000  # pieces beyond the range of exp below the greatest entry
     x[1] = np.linspace(-2000, 2000, 1000)
@@ -131,7 +131,7 @@ def test_labels_of_long_rows(dtype, record, monkeypatch):
     weights = np.where(np.arange(len(y)) % 3, 2.0, 0.0).astype(dtype)  # powers of two: exact
     weighted = fs.cross_entropy_with_grad(x, y, sample_weight=weights, reduction="none")
     np.testing.assert_array_equal(weighted[0], loss * weights)
-    lifted = 2 * np.finfo(dtype).tiny  # what a weight lifts above the smallest normal number
+    lifted = 2 * np.finfo(dtype).tiny  # a weight makes it a normal number
     np.testing.assert_allclose(weighted[1], gradient * weights[:, None], rtol=0, atol=lifted)
     labels = np.where(weights == 0, -1, y)
     mean, slope = fs.cross_entropy_with_grad(x, labels, ignore_index=-1, out=x)
@@ -147,9 +147,9 @@ def test_labels_of_long_rows(dtype, record, monkeypatch):
 @every_dtype
 @every_length
 def test_cross_entropy_of_distributions(dtype, classes, record):
-    """Within 4 ulp: every term y_j (-log p_j) is one of 4 ulp, none is negative, and the sum is compensated.
+    """Within 4.5 ulp: 4 of log p_j and half an ulp of the product y_j (-log p_j).
 
-    4 + half an ulp for the product, where the term's error has grown to the next binade: 4.5.
+    No term is negative, and the sum is compensated, so that the sum has the errors of its terms.
     """
     x = cases.logits(dtype, classes)
     y = cases.distributions(x)
@@ -163,7 +163,7 @@ def test_cross_entropy_of_distributions(dtype, classes, record):
 def test_gradient_of_distributions(dtype, classes, record):
     """p sum(y) - y: 3 eps of p sum(y) from p, and eps/2 of the result for each of two operations.
 
-    Where p is close to 1 it is 1 - p that has the 3 eps: the error does not exceed that of the smaller of both.
+    Where p is close to 1, 1 - p has the 3 eps. The error is relative to the smaller of p and 1 - p.
     """
     x = cases.logits(dtype, classes)
     y = cases.distributions(x)
@@ -183,7 +183,7 @@ def test_gradient_of_distributions(dtype, classes, record):
 @every_dtype
 @every_length
 def test_one_hot_distributions_are_labels(dtype, classes, record):
-    """p - y has the bound of labels, 4 ulp, also for ties of the greatest logit that are not the target."""
+    """p - y is within 4 ulp, as for labels, also if another class ties with the greatest logit."""
     if classes > 1000:
         pytest.skip("the shorter rows cover both walks")
     x, y = cases.logits(dtype, classes), cases.labels(cases.logits(dtype, classes))
@@ -201,7 +201,7 @@ def test_one_hot_distributions_are_labels(dtype, classes, record):
 
 
 def targets_of(x):
-    """Targets near and far from probabilities, not summing to 1."""
+    """Targets near the probabilities and far from them, which do not sum to 1."""
     rng = np.random.default_rng(x.shape[-1])
     t = rng.random(x.shape)
     t[::2] = 0.0
@@ -269,7 +269,7 @@ def problem(loss, classes):
 @every_loss
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_gradient_is_the_finite_difference(loss, classes, reduction):
-    """One logit at a time; with "none" the gradient of each row's own loss, which is that of the sum."""
+    """One logit at a time. With "none", the gradient is that of each row's own loss, as for the sum."""
     x, y, function, slope = problem(loss, classes)
     gradient = slope(x, y, reduction=reduction)
     weight = classes / 2 if loss == "distributions" else 1.0
@@ -307,7 +307,7 @@ def test_gradient_is_a_product_with_the_dense_jacobian(loss, classes):
 @few_lengths
 @every_loss
 def test_gradient_is_the_vjp(loss, classes):
-    """The same in O(K): vjp with the cotangent of the loss; and against a tangent, <g, J t> = <grad, t>."""
+    """By products in O(K): the VJP of the derivative of the loss; and <g, J t> = <grad, t> for a tangent."""
     x, y, _, slope = problem(loss, classes)
     tangent = np.random.default_rng(9).normal(0, 1, x.shape)
     gradient = slope(x, y, reduction="sum")
@@ -330,7 +330,7 @@ def test_gradient_is_the_vjp(loss, classes):
 @every_dtype
 @every_loss
 def test_reductions(dtype, loss):
-    """Sum and mean of the rows' losses, rounded once; gradients of sum and none agree to the bit."""
+    """Sum and mean of the rows' losses are rounded once. Gradients of sum and none have the same bits."""
     x, y, function, slope = problem(loss, 17)
     x = x.astype(dtype)
     rows = function(x, y, reduction="none")
@@ -377,7 +377,7 @@ def test_every_integer_dtype_indexes(kind):
 
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8", "i1", "u8", "?", ">f4", ">i2"])
 def test_every_real_dtype_is_a_distribution(kind):
-    """The dtype of the logits stays: targets bring none with them."""
+    """The result has the dtype of the logits, whatever that of the targets is."""
     x = np.random.default_rng(2).normal(size=(6, 5)).astype(np.float32)
     y = np.eye(5)[[0, 1, 2, 3, 4, 0]]
     for function in (fs.cross_entropy_grad, fs.squared_error_grad):
@@ -387,7 +387,7 @@ def test_every_real_dtype_is_a_distribution(kind):
 
 
 def test_float64_targets_of_float32_logits_are_rounded_to_float32():
-    """Stated, not accidental: 0.1 means float32(0.1) beside float32 logits."""
+    """As documented, 0.1 means float32(0.1) beside float32 logits."""
     x, y = np.zeros((1, 3), np.float32), np.array([[0.1, 0.2, 0.7]])
     rounded = y.astype(np.float32)
     np.testing.assert_array_equal(fs.cross_entropy_grad(x, y), fs.cross_entropy_grad(x, rounded))
@@ -433,7 +433,7 @@ def test_no_rows(loss):
 @every_dtype
 @pytest.mark.parametrize("classes", [1, 2, 10, 65])
 def test_small_calls_have_the_bits_of_others(dtype, classes):
-    """With `out` a call goes the general way; without, from the second one on, the short one."""
+    """Without `out`, small calls run another kernel from the second call on; its bits are the same."""
     for count in (1, 4, 5, 33):
         x = (np.random.default_rng(classes).normal(size=(count, classes)) * 5).astype(dtype)
         x[0, classes - 1] = -np.inf if classes > 1 else 3
@@ -459,7 +459,7 @@ def test_small_calls_check_their_labels():
 
 @every_dtype
 def test_equal_weights_of_any_size_cancel(dtype):
-    """The bits of a mean without weights, also where the sum of the weights or its inverse is no finite number."""
+    """The mean has the bits of that without weights, also if the sum of the weights or its inverse overflows."""
     rng = np.random.default_rng(5)
     x, t, y = rng.normal(0, 3, (5, 7)).astype(dtype), rng.random((5, 7)).astype(dtype), np.arange(5)
     tiny = np.finfo(dtype).smallest_subnormal
@@ -472,7 +472,7 @@ def test_equal_weights_of_any_size_cancel(dtype):
 
 @every_loss
 def test_float16_is_rounded_after_the_reduction(loss):
-    """Neither a row that overflows nor the many small ones are lost: sums and means are those of float32."""
+    """Sums and means are computed in float32: rows that overflow float16 and many small ones are not lost."""
     rng = np.random.default_rng(3)
     x = np.where(np.arange(40000) % 2, 7, -7)[:, None] * np.array([1, -1, 0], np.float16)
     x = (x + rng.normal(0, 0.1, x.shape)).astype(np.float16)

@@ -32,7 +32,7 @@ every_name = pytest.mark.parametrize("name", NAMES)
 
 
 class Ragged:
-    """Segments, their operands, and the pieces that belong to each."""
+    """Segments with their operands, and the part of the operands for each segment."""
 
     def __init__(self, rows, seed=0):
         rng = np.random.default_rng(seed)
@@ -50,7 +50,7 @@ class Ragged:
         return [values[i:j] for i, j in zip(self.indptr, self.indptr[1:], strict=False)]
 
     def call(self, name, **options):
-        """A function of these segments; empty ones are ignored where they would be an error."""
+        """Call a function with these segments. Empty ones are ignored where they would be an error."""
         function = getattr(fs, name)
         if name in LOSSES:
             options = {"ignore_index": -1, "reduction": "none", **options}
@@ -60,7 +60,7 @@ class Ragged:
         return function(self.x, self.indptr, **options)
 
     def dense(self, name):
-        """The same, segment by segment, by the functions for rows of equal length."""
+        """The same results, segment by segment, from the functions for rows of equal length."""
         plain = getattr(fs, name.removeprefix("segment_"))
         rows = self.split(self.x)
         if name in LOSSES:
@@ -79,7 +79,7 @@ class Ragged:
 
 
 def equal(actual, expected):
-    """The same bits, but that any NaN is one."""
+    """Whether arrays have the same bits, apart from those of NaN."""
     for a, b in zip(actual, expected, strict=True) if isinstance(actual, tuple) else [(actual, expected)]:
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
@@ -89,7 +89,7 @@ def equal(actual, expected):
 
 @lru_cache
 def ragged(dtype):
-    """Rows of all lengths in random order: a few of those that every function is measured on."""
+    """Rows of all lengths in random order, from those of `cases`."""
     rows = []
     for length in LENGTHS:
         if length == 0:
@@ -121,7 +121,7 @@ def joined(results):
 @every_dtype
 @pytest.mark.parametrize(("name", "allowed"), [("softmax", 3), ("log_softmax", 4)])
 def test_activations(name, allowed, dtype, record):
-    """The bounds of rows of equal length: the walks are the same."""
+    """The bounds are those of rows of equal length."""
     problem = ragged(dtype)
     actual = problem.call(f"segment_{name}")
     assert actual.dtype == dtype
@@ -132,7 +132,7 @@ def test_activations(name, allowed, dtype, record):
 
 @every_dtype
 def test_logsumexp(dtype, record):
-    """2 ulp, or where the greatest entry and the rest cancel 2 eps of the former; -inf without entries."""
+    """Within 2 ulp, or 2 eps of the greatest entry where it cancels; -inf for empty segments."""
     problem = ragged(dtype)
     actual = problem.call("segment_logsumexp")
     assert actual.shape == problem.lengths.shape
@@ -149,7 +149,7 @@ def test_logsumexp(dtype, record):
 
 @every_dtype
 def test_cross_entropy(dtype, record):
-    """4 ulp for the loss and every entry of the gradient, also at the target of a confident segment."""
+    """Loss and gradient are within 4 ulp, also at the target of a confident segment."""
     problem = ragged(dtype)
     loss, gradient = problem.call("segment_cross_entropy_with_grad")
     rows = filled(problem)
@@ -187,7 +187,7 @@ def test_products(dtype, record):
 
 # --- derivatives: finite difference, dense Jacobian, adjointness -------------------------------------------------
 
-STEP = 6e-6  # eps**(1/3): where truncation and rounding of a central difference meet
+STEP = 6e-6  # eps**(1/3), for which truncation and rounding of a central difference are equal
 DERIVED = (3, 0, 1, 17, 2, 60)
 
 
@@ -238,7 +238,7 @@ def block_jacobian(problem):
 
 
 def test_derivatives_are_products_with_the_dense_jacobian():
-    """Within the rounding of a product of at most 60 terms and the bounds of either side."""
+    """Within the rounding of a sum of at most 60 terms and the bounds of both sides."""
     problem = numbers(DERIVED)
     jacobian = block_jacobian(problem)
     atol = 100 * np.finfo(float).eps * np.abs(problem.v).max()
@@ -273,7 +273,7 @@ def test_jvp_and_vjp_are_adjoint(dtype):
 @every_dtype
 @every_name
 def test_bits_are_those_of_rows(name, dtype):
-    """Whatever stands beside a segment: padding adds exact zeros."""
+    """The neighbours of a segment do not change its bits, because padding adds exact zeros."""
     problem = ragged(dtype)
     equal(problem.call(name), problem.dense(name))
 
@@ -284,7 +284,7 @@ RAGGED = st.lists(st.one_of(st.integers(0, 9), st.integers(0, 130)), min_size=1,
 @settings(max_examples=60, deadline=None)
 @given(lengths=RAGGED, seed=st.integers(0, 1000), bad=st.sampled_from([None, np.nan, np.inf, -np.inf]))
 def test_any_lengths(lengths, seed, bad):
-    """Also where one entry is no number: it stays in its segment."""
+    """Segments of any lengths. A NaN affects its own segment only."""
     problem = numbers(lengths, np.float64, seed)
     if bad is not None and len(problem.x):
         x = problem.x.copy()
@@ -297,7 +297,7 @@ def test_any_lengths(lengths, seed, bad):
 @settings(max_examples=40, deadline=None)
 @given(lengths=RAGGED, seed=st.integers(0, 1000))
 def test_properties(lengths, seed):
-    """Probabilities sum to 1, a shift of a segment changes nothing, the product of ones is 0, inputs stay."""
+    """Probabilities sum to 1, shifts change nothing, the product with ones is 0, inputs are unchanged."""
     problem = numbers(lengths, np.float64, seed)
     before = problem.x.copy(), problem.indptr.copy()
     p = problem.call("segment_softmax")
@@ -346,7 +346,7 @@ def test_any_number_of_threads(name):
 @every_name
 @pytest.mark.parametrize("cut", ["everywhere", "nowhere", "at random"])
 def test_any_cuts(name, cut, monkeypatch):
-    """Where the work is cut decides nothing but who does it."""
+    """The results do not depend on where the work is cut."""
     problem = numbers([3] * 50 + [0, 70, 1, 56, 57, 9, 30] * 20, np.float32)
     expected = problem.call(name)
     count = len(problem.lengths)
@@ -392,7 +392,7 @@ def test_work_is_cut_by_elements(place):
 
 
 def test_segments_without_elements_are_work_too():
-    """A million empty segments are cut as well: each costs something."""
+    """A million empty segments are also cut into blocks, because each of them costs time."""
     indptr = np.zeros(1_000_001, np.int64)
     work = worked(indptr, segments._cuts(indptr))
     assert len(work) >= 4
@@ -400,7 +400,7 @@ def test_segments_without_elements_are_work_too():
 
 
 def test_blocks_are_what_threads_take(monkeypatch):
-    """The kernels see these blocks: each call's segments hold about the same number of elements."""
+    """The kernels get these blocks: the segments of each call have about the same number of elements."""
     taken = []
     kernel = kernels.segments.segment_softmax
 
@@ -451,7 +451,7 @@ def wide(problem, n):
 
 
 def test_pieces_activations(huge, record):
-    """A cut segment has the bounds of any other. float64 is exact to 1e-3 ulp of float32."""
+    """A segment in pieces has the same bounds. float64 is accurate to 1e-3 ulp of float32."""
     results = {name: huge.split(huge.call(name)) for name in ELEMENTWISE}
     lse = huge.call("segment_logsumexp")
     for n in (1, 4, 6):
@@ -478,7 +478,7 @@ def test_pieces_products(huge, record):
 
 @pytest.mark.parametrize("target", ["greatest", "another"])
 def test_pieces_cross_entropy(huge, target, record):
-    """The target in one piece, the greatest entries in others."""
+    """The target is in one piece and the greatest entries are in others."""
     targets = huge.targets.copy()
     targets[1] = 200_000 if target == "greatest" else 900_123
     loss, gradient = fs.segment_cross_entropy_with_grad(
@@ -501,7 +501,7 @@ def test_pieces_cross_entropy(huge, target, record):
 
 
 def test_pieces_in_place_and_serial(huge):
-    """Segments are read before they are written, and threads change nothing."""
+    """In place and with one thread, the results have the same bits."""
     for name in ("segment_softmax", "segment_cross_entropy_with_grad"):
         expected = huge.call(name)
         copy = Ragged([row.copy() for row in huge.split(huge.x)])
@@ -512,7 +512,7 @@ def test_pieces_in_place_and_serial(huge):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_pieces_edge_rows(huge, bad):
-    """As rows of equal length: one such entry in one piece, or nothing but -inf."""
+    """Edge rows as those of equal length: one special entry in one piece, or nothing but -inf."""
     copy = Ragged([row.copy() for row in huge.split(huge.x)])
     copy.x = huge.x.copy()
     i, j = copy.indptr[6:8]
@@ -530,7 +530,7 @@ def test_pieces_edge_rows(huge, bad):
 
 
 def test_pieces_of_weightless_segments(huge):
-    """Weight 0 hides a NaN also there."""
+    """A segment in pieces of weight 0 has no influence, also if it holds a NaN."""
     x = huge.x.copy()
     x[huge.indptr[6] + 70_000] = np.nan
     weights = np.ones(len(huge.lengths), np.float32)
@@ -577,7 +577,7 @@ def test_segments_of_one(dtype):
 
 
 def test_edge_rows():
-    """No entry of one segment is seen by another, and no warning is raised."""
+    """No entry affects another segment, and no warning is raised."""
     inf, nan = np.inf, np.nan
     x = np.array([-inf, -inf, -inf, 0.0, inf, 0.0, nan, 1.0, 2.0, 2.0])
     indptr = [0, 2, 4, 6, 8, 10]
@@ -587,7 +587,7 @@ def test_edge_rows():
 
 
 def test_weights_and_ignored_segments():
-    """As the options of `cross_entropy`, segment by segment; what counts for nothing may hold anything."""
+    """As the options of `cross_entropy`. Segments without influence may hold anything."""
     problem = numbers([4, 4, 4, 4, 4])
     weights = np.array([1.0, 0.5, 0.0, 2.0, 3.0])
     targets = np.array([0, 3, 2, 1, 9])
@@ -678,7 +678,7 @@ def test_out():
 
 
 def test_out_of_logsumexp():
-    """Its numbers may not overwrite what other segments have yet to read, even where the shapes agree."""
+    """Results may overlap the input. They must not overwrite entries that are still to be read."""
     rng = np.random.default_rng(0)
     lengths = rng.permutation(np.repeat([2, 0], 40))
     x = rng.normal(size=80)
@@ -690,7 +690,7 @@ def test_out_of_logsumexp():
 
 
 def test_out_over_the_row_pointers():
-    """Memory is memory, whatever its dtype."""
+    """An `out` may also overlap the row pointers."""
     problem = numbers([1, 2, 0, 3])
     memory = np.concatenate([problem.indptr, [0]])
     out = memory.view(np.float64)
@@ -813,7 +813,7 @@ def test_errors_of_options(name):
 
 @pytest.mark.parametrize("wrong", [-(2**62), -1, 3, 60, 2**62])
 def test_kernels_survive_what_changes_under_them(wrong):
-    """Another thread may write to labels and row pointers after they were checked: nothing outside is touched."""
+    """If another thread changes labels and row pointers after the check, no memory outside is touched."""
     guard = 64
     memory = np.full(300 + 2 * guard, 3.0)
     x = memory[guard:-guard]
@@ -857,7 +857,7 @@ print(json.dumps(results))
 
 
 def test_python_bodies_mean_the_same():
-    """What a debugger shows is what the code does; with small pieces, so that both ways are short."""
+    """The Python bodies and the compiled code agree; pieces are small, to keep this quick."""
     environment = {"NUMBA_DISABLE_JIT": 1}
     plain = json.loads(child.run(PLAIN, Path(__file__).parents[1], **environment))
     for dtype in (np.float32, np.float64):
@@ -880,7 +880,7 @@ def test_python_bodies_mean_the_same():
 
 @pytest.mark.slow
 def test_no_kernel_leaves_its_arrays(tmp_path):
-    """With bounds checking compiled in, which looks at every lane of a gather and a scatter."""
+    """Run with bounds checks, which look at every lane of a gather and a scatter."""
     environment = {
         **os.environ,
         "NUMBA_BOUNDSCHECK": "1",
@@ -904,6 +904,6 @@ kernels.segments.segment_softmax(0, 1, None, np.arange(0, 49, 3), cuts, x, np.em
 
 
 def test_the_check_would_notice(tmp_path):
-    """An output that is one element short."""
+    """The check fails for an output that is one element short."""
     with pytest.raises(AssertionError, match="IndexError: kernel access outside its array"):
         child.run(OUTSIDE, NUMBA_BOUNDSCHECK=1, FASTSOFTMAX_CACHE_DIR=tmp_path)

@@ -1,4 +1,4 @@
-"""The elementary functions: errors over the whole range, edge values, exceptions, and what a ufunc can do."""
+"""The elementary functions: errors over the whole range, edge values, exceptions, methods of ufuncs."""
 
 import doctest
 import pickle
@@ -55,7 +55,7 @@ ORACLES = {
     "entr": lambda x: -x * mp.log(x),
     "rel_entr": lambda x, y: x * mp.log(x / y),
 }
-# The same in a wider dtype, for sweeps: far from any rounding that would show.
+# The formulas for the next wider dtype, in which their roundings are negligible.
 WIDE = {
     "exp": np.exp,
     "expm1": np.expm1,
@@ -207,7 +207,7 @@ def warned(function, *args):
 @every_dtype
 @every_name
 def test_edge_values(name, dtype):
-    """Infinities, NaN, denormal numbers, signed zeros, outside the domain: as NumPy and SciPy have them."""
+    """Infinities, NaN, denormal numbers, signed zeros and numbers outside the domain, as in NumPy and SciPy."""
     x = edges(dtype)
     inputs = np.meshgrid(x, x) if name in loops.BINARY else (x,)
     expected, actual = quiet(peer(name), *inputs), quiet(ufunc(name), *inputs)
@@ -219,7 +219,7 @@ def test_edge_values(name, dtype):
 @every_dtype
 @pytest.mark.parametrize("name", ["exp", "expm1", "log", "log1p"])
 def test_warnings_are_those_of_numpy(name, dtype):
-    """One by one, and with the cause in any lane of a vector."""
+    """For single numbers, and with the cause of the warning in any lane of a vector."""
     for value in edges(dtype):
         expected, actual = warned(peer(name), value), warned(ufunc(name), value)
         assert actual[1] == expected[1], value
@@ -234,7 +234,7 @@ def test_warnings_are_those_of_numpy(name, dtype):
 @every_dtype
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"exp", "expm1", "log", "log1p"}))
 def test_no_warnings(name, dtype):
-    """As SciPy's functions; np.logaddexp warns of NaN, ours does not."""
+    """As SciPy's functions. np.logaddexp warns of NaN, ours does not."""
     x = edges(dtype)
     with np.errstate(all="raise"):
         ufunc(name)(*(np.meshgrid(x, x) if name in loops.BINARY else (x,)))
@@ -243,7 +243,7 @@ def test_no_warnings(name, dtype):
 @every_dtype
 @every_name
 def test_ordinary_numbers_raise_nothing(name, dtype):
-    """Vector code computes what it discards; none of it shows, for any length."""
+    """Vector code also computes numbers that it discards. They must not raise exceptions, for any length."""
     x = np.linspace(0.01, 0.99, 70, dtype=dtype)
     with np.errstate(all="raise"):
         for count in (1, 3, 15, 16, 17, 33, 70):
@@ -252,7 +252,7 @@ def test_ordinary_numbers_raise_nothing(name, dtype):
 
 
 def test_exceptions_of_before_are_kept():
-    """A loop hands on what was raised before it: NumPy asks at the end of a whole call."""
+    """A loop keeps the exceptions that were raised before it, because NumPy looks at the end of a whole call."""
     x = np.ones((3, 5))
     x[0, 0] = 0
     for order in (x, x[::-1]):
@@ -307,7 +307,7 @@ def test_promotion_is_numpys():
 @every_dtype
 @every_name
 def test_layouts_give_the_same_bits(name, dtype):
-    """Any stride, order, alignment and place in a vector: an element's result depends on nothing else."""
+    """The result of an element does not depend on stride, order, alignment and place in a vector."""
     function = ufunc(name)
     x = np.random.default_rng(3).uniform(0.05, 0.95, (7, 45)).astype(dtype)
     args = [x, x[:, ::-1]][: function.nin]
@@ -343,7 +343,7 @@ def test_where_and_outer():
 
 @pytest.mark.parametrize("dtype", ["e", "f", "d"])
 def test_reduce_accumulate_at(dtype):
-    """In the order of the numbers, and for a long sum over vectors of sums."""
+    """They work in the order of the numbers; long sums add vectors of sums."""
     x = np.random.default_rng(4).normal(0, 3, 1003).astype(dtype)
     tolerance = {"rtol": 8 * np.finfo(dtype).eps * (40 if dtype == "e" else 1)}
     exact = np.log(np.sum(np.exp(x.astype(np.float64))))
@@ -400,7 +400,7 @@ def test_float16_overflows():
 
 
 def test_no_machine_code_is_slow_on_small_results():
-    """exp of what is far below the range is 0 without the processor's slow path for denormal numbers."""
+    """exp of numbers far below the range is 0, without the processor's slow path for denormal numbers."""
     import time
 
     x = {k: np.full(1 << 16, k, np.float32) for k in (-1.0, -5000.0)}

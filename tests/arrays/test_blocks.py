@@ -1,7 +1,7 @@
 """Any array: every layout gives what the same values in a new C-contiguous array give.
 
-To the bit where the axis of the classes is the last; along another axis the rows are walked in another way, and
-then the results differ by rounding: both are within the ulps of CONTRACT section 4.
+If the classes are the last axis, the results are the same to the bit. Along another axis a kernel adds the terms
+of a row in another order, so that the results differ by rounding; `OTHER_WALK` bounds the difference.
 """
 
 import itertools
@@ -30,7 +30,7 @@ class Sub(np.ndarray):
 
 
 class Sequence:
-    """Something that NumPy can make an array of."""
+    """A sequence from which NumPy can make an array."""
 
     def __init__(self, array):
         self.array = array
@@ -40,7 +40,7 @@ class Sequence:
 
 
 def spread(x, step):
-    """x in every `step`-th element of each axis of a larger array, with junk between."""
+    """x in every `step`-th element of each axis of a larger array, with other numbers between."""
     big = np.full([n * abs(step) for n in x.shape], 99, x.dtype)
     view = big[tuple(slice(None, None, step) for _ in x.shape)]
     view[...] = x
@@ -98,7 +98,7 @@ def same(actual, expected, dtype, ulps=None):
 @every_layout
 def test_layouts_of_the_first_argument(function, dtype, layout):
     if layout == "list" and dtype == np.float32:
-        dtype = np.float64  # which is what NumPy makes of a list of Python floats
+        dtype = np.float64  # the dtype of an array from a list of Python floats
     for shape, axis in along_every_axis(SHAPES):
         x = sample(shape, dtype)
         moved = np.ascontiguousarray(np.moveaxis(x, axis, -1))
@@ -127,7 +127,7 @@ def test_layouts_of_the_second_argument(function, layout):
 @every
 @every_dtype
 def test_every_axis_is_the_last_axis_moved(function, dtype):
-    """Counted from either end; the other walk may round otherwise, hence the tolerance."""
+    """Axes are counted from either end. The walk in columns may round differently, hence the tolerance."""
     for shape, axis in along_every_axis(SHAPES):
         x = sample(shape, dtype)
         actual = function(x, axis)
@@ -179,7 +179,7 @@ def test_keepdims(dtype):
 
 @every
 def test_broadcast_arrays(function):
-    """Strides of 0: many rows in one place, many classes in one place."""
+    """Strides of 0: many rows or many classes share one place in memory."""
     for x in (
         np.broadcast_to(sample((4,)), (6, 4)),
         np.broadcast_to(sample((6, 1)), (6, 4)),
@@ -247,7 +247,7 @@ OUT_SHAPES = [(5,), (20, 3), (3, 60), (4, 5, 6)]
 
 
 def layouts_of_out(shape, dtype):
-    """Writable arrays of one shape and all layouts, with a function that looks at what lies around them."""
+    """Writable arrays of one shape and all layouts, each with a function that checks the memory around it."""
     yield np.full(shape, 7, dtype)
     if shape == ():
         return
@@ -262,7 +262,7 @@ def layouts_of_out(shape, dtype):
 @with_out
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_layouts_of_out(function, dtype):
-    """The same bits in any `out`, and that very array back."""
+    """The result has the same bits in any `out`, and is that array."""
     for shape, axis in along_every_axis(OUT_SHAPES):
         x = sample(shape, dtype)
         expected = function(x, axis)
@@ -273,7 +273,7 @@ def test_layouts_of_out(function, dtype):
 
 @with_out
 def test_nothing_around_out_is_written(function):
-    """Masked stores and scattered ones end where the array ends."""
+    """Masked and scattered stores write nothing outside of the array."""
     for shape in ((3,), (20, 3), (5, 17), (3, 60), (2, 3, 19), (2, 3, 9)):
         x = sample(shape)
         for axis in range(len(shape)):
@@ -294,7 +294,7 @@ def test_nothing_around_out_is_written(function):
     "shape", [(5,), (20, 3), (40, 17), (3, 60), (2, 1000), (4, 5, 6), (3, 4, 33), (2, 60, 17)], ids=str
 )
 def test_in_place(function, dtype, shape):
-    """out is x, and out is the second argument: read before written."""
+    """out may be x or the second argument."""
     x = sample(shape, dtype)
     for axis in range(len(shape)):
         second = function.other(x, axis)
@@ -310,7 +310,7 @@ def test_in_place(function, dtype, shape):
 
 @pytest.mark.parametrize("function", functions.SAME_SHAPE, ids=str)
 def test_overlapping_out(function):
-    """Every way in which `out` can lie across an input, but not exactly on it."""
+    """`out` overlaps an input in every possible way, but is not the input itself."""
     shifts = (1, 3, 16, 100)
     for shape, shift in itertools.product([(40, 5), (10, 60), (8, 6, 17)], shifts):
         count = int(np.prod(shape))
@@ -394,7 +394,7 @@ def test_out_of_pairs(function):
 @pytest.mark.parametrize("function", functions.ACTIVATIONS, ids=str)
 @every_dtype
 def test_small_calls_give_the_bits_of_the_general_road(function, dtype):
-    """A plain small array takes a shorter way than one for which an option is given, or than a large one."""
+    """Small arrays run other kernels than large ones and calls with options, with the same bits."""
     for shape in ((1,), (5,), (1, 10), (32, 10), (2, 3, 17), (3, 60)):
         x = sample(shape, dtype)
         plain = function(x)
@@ -416,7 +416,7 @@ def test_small_calls_give_the_bits_of_the_general_road(function, dtype):
 @pytest.mark.parametrize("name", ["softmax_jvp", "softmax_vjp", "softmax_jacobian"])
 @every_dtype
 def test_small_derivatives_have_the_bits_of_others(name, from_probs, dtype):
-    """Matrices take a shorter way from the second call on; whatever else is passed, the usual one."""
+    """From the second call on, small matrices run other kernels, with the same bits."""
     function = getattr(fs, name)
     for shape in ((1, 10), (5, 1), (32, 10), (40, 17), (3, 100)):
         x = fs.softmax(sample(shape, dtype)) if from_probs else sample(shape, dtype)

@@ -1,4 +1,4 @@
-"""Threads: how many, who works, and what happens when one fails. What the host may do to them: test_hazards."""
+"""Threads: how many, which rows they compute, and failures. test_hazards tests what a host program may do."""
 
 import asyncio
 import contextvars
@@ -25,7 +25,7 @@ LARGE = (20_000, 50)
 
 @pytest.fixture
 def submissions(monkeypatch):
-    """Two threads even on a machine with one processor; the list of what helpers are asked for."""
+    """Allows two threads also on a machine with one processor, and lists the tasks for helpers."""
     asked = []
     ask = threads._Helpers.ask
 
@@ -46,14 +46,14 @@ def x_of(shape=LARGE):
 
 
 class Recorder:
-    """A kernel that notes who ran which rows."""
+    """A kernel that records which thread computes which rows."""
 
     def __init__(self, pause=0.0):
         self.calls, self.pause = [], pause
 
     def __call__(self, start, stop, memory):
         if stop == 0:
-            return  # what is compiled before it is needed
+            return  # the call that compiles
         self.calls.append((threading.get_ident(), start, stop))
         time.sleep(self.pause)
 
@@ -66,7 +66,7 @@ class Recorder:
 
 
 def test_large_arrays_are_shared_and_small_ones_are_not(submissions):
-    """The branch that the size of the work decides: proven to run."""
+    """The size of the work decides, and both branches run."""
     fs.softmax(x_of((100, 50)))
     assert not submissions
     fs.softmax(x_of())
@@ -87,7 +87,7 @@ def test_threads_1_is_serial(submissions, name):
 
 
 def test_several_threads_take_part(submissions):
-    """Not only asked for: they run kernels, and the caller is one of them."""
+    """Helpers compute rows, and the caller does, too."""
     recorder = Recorder(pause=0.005)
     threads.run(recorder, 4096, 4 << 20, lambda: None)
     assert len(recorder.threads) == 2
@@ -107,7 +107,7 @@ def test_every_row_is_computed_once(submissions, rows, per_row):
 
 
 def test_helpers_find_the_kernel_compiled(submissions):
-    """The caller runs it without rows first: a helper would wait for a lock that the caller may have."""
+    """The caller compiles it by a call without rows: a helper could wait for a lock that the caller holds."""
     events = []
 
     def kernel(start, stop, memory):
@@ -120,7 +120,7 @@ def test_helpers_find_the_kernel_compiled(submissions):
 
 
 def test_no_rows():
-    """An empty block is computed as such, or not at all."""
+    """A call without rows runs the kernel at most with an empty block."""
     recorder = Recorder()
     threads.run(recorder, 0, 0, lambda: None)
     assert not recorder.calls
@@ -143,7 +143,7 @@ def test_every_thread_has_memory_of_its_own(submissions):
 
 
 def test_many_callers_at_once(submissions):
-    """From several Python threads: each gets its own results."""
+    """Calls from several Python threads get their own results."""
     arrays = [x_of() + n for n in range(6)]
     expected = [fs.softmax(x) for x in arrays]
     with ThreadPoolExecutor(6) as callers:
@@ -161,7 +161,7 @@ def sixteen(monkeypatch):
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr(threads, "_quota", lambda: 1 << 20)
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
-    # Another test of this process may have started Numba's own threads, two or so.
+    # Another test of this process may have started Numba's threads and set their number.
     monkeypatch.delitem(sys.modules, "numba.np.ufunc.parallel", raising=False)
     return monkeypatch
 
@@ -189,7 +189,7 @@ def test_threads_restore_after_an_exception(sixteen):
 
 
 def test_one_object_serves_any_number_of_blocks(sixteen):
-    """Entered again, inside itself, inside others, and after an exception: what held before holds after each."""
+    """Entered again, inside itself, inside others, and after an exception. Each end restores the old limit."""
     two, five = fs.threads(2), fs.threads(5)
     for _ in range(2):
         with five:
@@ -211,7 +211,7 @@ def test_one_object_serves_any_number_of_blocks(sixteen):
 
 
 def test_one_object_in_several_threads(sixteen):
-    """Both are inside at once, and leave one after the other."""
+    """Two threads are inside at the same time, and leave one after the other."""
     two, together = fs.threads(2), threading.Barrier(2)
     gone = threading.Event()
 
@@ -231,7 +231,7 @@ def test_one_object_in_several_threads(sixteen):
 
 
 def test_one_object_in_several_tasks(sixteen):
-    """asyncio: tasks take turns inside, and leave in any order."""
+    """Tasks of asyncio take turns inside, and leave in any order."""
     two = fs.threads(2)
 
     async def visit(turns):
@@ -251,7 +251,7 @@ def test_one_object_in_several_tasks(sixteen):
 
 @pytest.mark.parametrize("same", [False, True])
 def test_blocks_of_generators_end_in_any_order(sixteen, same):
-    """A generator shares its caller's context: a block that ends early takes only its own limit away."""
+    """A generator shares the context of its caller. A block that ends early removes only its own limit."""
 
     def inside(block):
         with block:
@@ -269,7 +269,7 @@ def test_blocks_of_generators_end_in_any_order(sixteen, same):
 
 
 def test_a_block_that_ends_in_another_context(sixteen):
-    """A generator closed elsewhere: it takes away nothing that holds there."""
+    """A generator is closed in another context, whose limits stay."""
 
     def inside():
         with fs.threads(3):
@@ -285,7 +285,7 @@ def test_a_block_that_ends_in_another_context(sixteen):
 
 
 def test_threads_decorate(sixteen):
-    """Recursive functions too."""
+    """Also recursive functions."""
 
     @fs.threads(2)
     def count(depth):
@@ -297,7 +297,7 @@ def test_threads_decorate(sixteen):
 
 
 def test_the_number_is_checked_where_it_is_given():
-    """Not where the block is entered."""
+    """It is checked when `threads(n)` is called, not when the block is entered."""
     with pytest.raises(ValueError, match="at least 1"):
         fs.threads(0)
     with pytest.raises(TypeError, match="an integer"):
@@ -305,7 +305,7 @@ def test_the_number_is_checked_where_it_is_given():
 
 
 def test_threads_hold_for_the_caller_only(sixteen):
-    """As documented: a limit in one Python thread is none in another."""
+    """A limit in one Python thread does not hold in another, as documented."""
     with fs.threads(2), ThreadPoolExecutor(1) as other:
         assert other.submit(threads.max_threads).result() == 16
         assert threads.max_threads() == 2
@@ -325,7 +325,7 @@ def test_quota_limits(sixteen):
 
 
 def test_numba_set_num_threads(sixteen):
-    """Asked only where it is set: asking starts Numba's threads, and with GNU OpenMP no fork is safe then."""
+    """It is read only if it was set: reading starts Numba's threads, which makes forks unsafe on GNU OpenMP."""
 
     class Layer:
         _is_initialized = False
@@ -349,7 +349,7 @@ def test_numba_set_num_threads(sixteen):
 
 
 def test_threadpoolctl(sixteen):
-    """Its limits hold as those of `threads` do, in the thread that sets them."""
+    """Its limits hold in the thread that sets them, as those of `threads` do."""
     threadpoolctl = pytest.importorskip("threadpoolctl", minversion="3.2")
     threads.run(Recorder(), 0, 0, lambda: None)
     (found,) = (entry for entry in threadpoolctl.threadpool_info() if entry["user_api"] == "fastsoftmax")
@@ -367,7 +367,7 @@ def test_threadpoolctl(sixteen):
 
 
 def test_threadpoolctl_without_controllers(monkeypatch):
-    """An old release: nothing to register with, and nothing happens."""
+    """Old releases cannot register controllers. There is no error."""
     monkeypatch.setitem(sys.modules, "threadpoolctl", sys)
     monkeypatch.setattr(threads, "_known_to_threadpoolctl", False)
     threads._introduce()
@@ -407,7 +407,7 @@ def nested_v1(mount, path, quota):
         ({V1.format("quota"): "200000\n"}, 1 << 20),
         ({}, 1 << 20),
         ({V2: "200000 0\n"}, 1 << 20),
-        # groups within groups: the least holds
+        # of nested groups the least quota holds
         ({OWN: "0::/a/b\n", **nested("a/b", 300000)}, 3),
         ({OWN: "0::/a/b\n", **nested("a/b", 300000), **nested("a", 200000)}, 2),
         ({OWN: "0::/a/b\n", **nested("a/b", "max"), **nested("a", 150000), V2: "400000 100000\n"}, 2),
@@ -421,7 +421,7 @@ def nested_v1(mount, path, quota):
     ],
 )
 def test_container_quotas(monkeypatch, tmp_path, files, expected):
-    """Numba counts processors, not what the container may use of them."""
+    """The quota of the container limits the threads. Numba counts the processors of the machine."""
 
     def fake_open(path):
         if path not in files:
@@ -439,7 +439,7 @@ def test_container_quotas(monkeypatch, tmp_path, files, expected):
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
 def test_no_thread_can_be_started(submissions, monkeypatch, error):
-    """ "RuntimeError: can't start new thread": the caller does it all."""
+    """If starting fails with "RuntimeError: can't start new thread", the caller computes all rows."""
     x = x_of()
     expected = fs.softmax(x)
 
@@ -457,7 +457,7 @@ def test_no_thread_can_be_started(submissions, monkeypatch, error):
 
 
 def test_nobody_works_when_the_call_returns(submissions):
-    """The caller waits for the block that a helper has at hand."""
+    """The caller waits until the helpers have finished their blocks."""
     caller, working, helped = threading.get_ident(), [], []
 
     def kernel(start, stop, memory):
@@ -475,7 +475,7 @@ def test_nobody_works_when_the_call_returns(submissions):
 
 
 def test_a_helper_that_comes_late(submissions, monkeypatch):
-    """It was busy with another call: what it was asked for is done, and it touches nothing."""
+    """A helper that was busy with another call finds its task done, and touches no array."""
     rooms, late = [], []
     monkeypatch.setattr(threads._Helpers, "ask", lambda helpers, crew, count: late.append(crew))
     threads.run(Recorder(), 4096, 4 << 20, lambda: rooms.append(None))
@@ -486,7 +486,7 @@ def test_a_helper_that_comes_late(submissions, monkeypatch):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_idle_helpers_keep_no_array(submissions, fails):
-    """What a call has worked on is freed when its caller lets go of it, without a garbage collection."""
+    """The arrays of a call are freed when its caller deletes them, without garbage collection."""
     x = x_of()
     kept, caller, failed = weakref.ref(x), threading.get_ident(), []
 
@@ -511,7 +511,7 @@ def test_idle_helpers_keep_no_array(submissions, fails):
 
 
 def test_helpers_serve_the_next_call(submissions):
-    """One thread for all calls, not one for each."""
+    """The same helper thread serves all calls."""
     recorder = Recorder(pause=0.002)
     for _ in range(5):
         threads.run(recorder, 4096, 4 << 20, lambda: None)
@@ -520,7 +520,7 @@ def test_helpers_serve_the_next_call(submissions):
 
 
 def test_a_failure_in_a_helper_reaches_the_caller_when_all_have_stopped(submissions, monkeypatch):
-    """Memory for a helper's work may be lacking: nobody may write to the result behind the caller's back."""
+    """A helper may fail for lack of memory. No helper may write to the result after the call has raised."""
     monkeypatch.setattr(threads, "_quota", lambda: 3)
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
     caller, working, failed = threading.get_ident(), [], []
@@ -542,7 +542,7 @@ def test_a_failure_in_a_helper_reaches_the_caller_when_all_have_stopped(submissi
 
 
 def test_interrupts_leave_everything_usable(submissions):
-    """Blocks that nobody has begun are dropped, those under way are waited for, the next call is right."""
+    """After an interrupt, blocks that have begun are finished, others are dropped, and the next call is right."""
     caller, done = threading.get_ident(), []
 
     def kernel(start, stop, memory):

@@ -1,4 +1,4 @@
-"""Dask arrays: lazy, chunk by chunk, with the numbers of the same arrays in memory; on clusters too."""
+"""Dask arrays: lazy, chunk by chunk, with the results of the same arrays in memory; also on clusters."""
 
 import os
 import signal
@@ -38,9 +38,9 @@ def logits(dtype=np.float32, shape=SHAPE):
 
 
 def compare(lazy, expected, whole, terms=1):
-    """Same type, shape and numbers: the same bits where rows are whole, else both within 4 ulp of the exact ones.
+    """Type, shape and numbers agree: to the bit where rows are whole, else within 4 ulp of the exact numbers each.
 
-    Where terms cancel, those are ulps of the largest of them.
+    Where terms cancel, these are ulps of the largest term.
     """
     assert isinstance(lazy, da.Array)
     expected = np.asarray(expected)
@@ -58,7 +58,7 @@ def compare(lazy, expected, whole, terms=1):
 
 
 def merged(parts, order):
-    """The summary of the rows, merged in twos, threes and so on as `order` says."""
+    """The summary of the rows, merged in groups of the sizes in `order`."""
     summaries = [long_rows.summarize(part) for part in parts]
     while len(summaries) > 1:
         count = order.integers(2, 4)
@@ -71,7 +71,7 @@ def merged(parts, order):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_rows_in_pieces_keep_the_bounds(family, dtype, record):
-    """3 ulp for softmax and 4 for log_softmax, wherever a row is cut and in whatever order pieces are merged."""
+    """3 ulp for softmax and 4 for log_softmax, for all cuts of a row and all orders of merging."""
     if not oracle.has_wider(dtype):
         pytest.skip("longdouble is no wider than float64 here")
     rng = np.random.default_rng(3)
@@ -126,7 +126,7 @@ def test_no_warning_comes_from_the_edges():
 
 
 def usually(values, few, name=str):
-    """All of them as parameters, but only a few in every run: the others compile kernels of their own."""
+    """Parameters of which only a few are in every run; the others are slow, because they compile more kernels."""
     return [pytest.param(v, id=name(v), marks=[] if name(v) in few else pytest.mark.slow) for v in values]
 
 
@@ -258,14 +258,14 @@ def test_options_of_second_derivatives(options, kind, whole):
         (fs.cross_entropy_hessian, ()),
     ):
         expected = function(x, targets, *others, **options)
-        bits = whole or function is fs.cross_entropy_hessian  # for which rows are made whole
+        bits = whole or function is fs.cross_entropy_hessian  # functions that bring the classes of a row together
         compare(function(lazy, targets, *others, **options), expected, bits, 10 * 3)  # tangent, weight
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
 def test_weights_of_any_size(dtype, whole):
-    """They cancel in a mean, and none of what is made of them on the way leaves the range."""
+    """A common factor cancels in a mean, and intermediate results do not overflow or underflow."""
     x = logits(dtype, (30, 11))
     y = np.arange(30) % 11
     rng, limits = np.random.default_rng(2), np.finfo(dtype)
@@ -291,7 +291,7 @@ def test_weights_of_any_size(dtype, whole):
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
 def test_classes_of_no_weight(whole):
-    """Their rows are 0/0 in a mean over no weight, where only all chunks together know that."""
+    """A mean over weights of 0 is 0/0, which is known only when all chunks are."""
     x, y = logits(np.float64, (8, 3)), np.array([0, 1, -100, 0, 1, 0, 1, 1])
     x[2] = np.nan
     lazy = da.from_array(x, chunks=(3, -1 if whole else 2))
@@ -332,7 +332,7 @@ def test_options_of_the_squared_error(whole):
 
 
 def test_large_pieces_are_done_slab_by_slab(monkeypatch):
-    """Rows in slabs of one or two give the bits of rows at once."""
+    """Slabs of one or two rows give the same bits as all rows at once."""
     x, labels = logits(), functions.labels_for(SHAPE, -1, None)
     lazy = da.from_array(x, chunks=CUT[-1])
     calls = (lambda: fs.cross_entropy_with_grad(lazy, labels, label_smoothing=0.1, reduction="none"),)
@@ -363,7 +363,7 @@ def test_a_mean_over_no_row_is_nan():
 
 
 def test_confident_rows_in_pieces(record):
-    """Where p - 1 and log p cancel: within 4 ulp all the same."""
+    """Within 4 ulp also where p - 1 and log p cancel."""
     x = families.rows("one dominant class", 60, np.float32, 12000)
     top = np.argmax(x, axis=-1)
     lazy = da.from_array(x, chunks=(50, 7))
@@ -405,7 +405,7 @@ def test_a_call_computes_nothing(chunks):
 
 
 def test_tasks_use_one_thread(monkeypatch):
-    """Dask's threads and ours do not multiply."""
+    """Our helper threads are not used inside Dask's threads."""
     seen = []
     softmax = activations.softmax
     monkeypatch.setattr(
@@ -506,7 +506,7 @@ def test_on_a_cluster(cluster):
 
 
 def slowly(block, place):
-    """What a data set gives that takes time to read, and leaves a trace of having been read."""
+    """A chunk of a data set that takes time to read, and records that it was read."""
     time.sleep(0.15)
     with open(place, "a") as file:
         file.write(f"{os.getpid()}\n")
@@ -535,13 +535,13 @@ def test_a_killed_worker_costs_time_not_results(tmp_path):
 
 
 def test_problem_needs_no_memory():
-    """A stand-in of the shape of a large array is all that checks look at."""
+    """The checks use a stand-in with the shape of a large array."""
     assert Problem("softmax", np.broadcast_to(np.zeros(()), (10**9, 10**5)), -1).rows == 10**9
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_confident_rows_in_pieces_keep_their_digits(dtype):
-    """1 - p of a certain class, of which p holds no digit, where its classes lie in several chunks."""
+    """1 - p is accurate also where p rounds to 1 and the classes are in several chunks."""
     rng = np.random.default_rng(3)
     x = (rng.normal(size=(6, 12)) - 40).astype(dtype)
     x[np.arange(6), rng.integers(0, 12, 6)] = 1

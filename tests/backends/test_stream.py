@@ -1,4 +1,4 @@
-"""`fastsoftmax run`: the numbers of the function in memory, files of any order and size, and no half results."""
+"""`fastsoftmax run`: results as in memory, files of any order and size, no unfinished results."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """An empty directory, and blocks so small that every file has many."""
+    """The working directory is an empty one, and blocks are so small that every file has many."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stream, "BLOCK_BYTES", 1 << 10)
     monkeypatch.setattr(stream, "TASK_BYTES", 1 << 11)
@@ -75,7 +75,7 @@ def call(function, x, options):
 
 
 def usually(cases, few):
-    """All cases as parameters, but only a few in every run: the others compile kernels of their own."""
+    """Parameters of which only a few are in every run; the others are slow, because they compile more kernels."""
     return [pytest.param(*case, marks=[] if n in few else pytest.mark.slow) for n, case in enumerate(cases)]
 
 
@@ -190,7 +190,7 @@ def test_float16_is_rounded_after_the_reduction(capsys):
 
 @pytest.mark.parametrize("size", [1e-45, 1e-30, 3e38])
 def test_weights_of_any_size(size, capsys):
-    """They cancel in a mean: the numbers are those of memory, to the last bit."""
+    """A common factor cancels in a mean. The results have the bits of those in memory."""
     x, y = logits(), np.arange(90) % 11
     weights = (np.linspace(0.5, 1, 90) * size).astype(np.float32)
     weights[0] = size
@@ -219,7 +219,7 @@ EXTREME = {
 @pytest.mark.parametrize("weights", EXTREME)
 @pytest.mark.parametrize("function", ["cross-entropy", "squared-error"])
 def test_losses_and_weights_without_bounds(function, weights, dtype, capsys):
-    """Sums of inf, of -inf with inf, and beyond the greatest number are those in memory; no warning is seen."""
+    """Sums of inf, of -inf and inf, and sums that overflow are those in memory, without a warning."""
     x = logits(dtype=dtype)
     targets = (
         np.arange(90) % 11 if function == "cross-entropy" else functions.distributions_for(x.shape, -1, x.dtype)
@@ -241,7 +241,7 @@ def test_losses_and_weights_without_bounds(function, weights, dtype, capsys):
 
 
 def test_logits_without_bounds(capsys):
-    """Each row's loss is finite or inf; their sum is beyond the greatest number."""
+    """The loss of each row is finite or inf, and their sum overflows."""
     x = np.tile(np.array([[0.0, 1.7e308], [0.0, 1e300]]), (200, 1))
     np.save("x.npy", x)
     np.save("y.npy", np.zeros(400, int))
@@ -356,7 +356,7 @@ def test_zarr_is_an_extra(monkeypatch, capsys):
 
 
 def spoiled():
-    """Files that are none, by name."""
+    """{name: content} of files that hold no valid array."""
     x = logits()
     np.save("x.npy", x)
     np.save("y.npy", np.arange(90) % 11)
@@ -475,7 +475,7 @@ HEADERS = {
 @pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("header", HEADERS)
 def test_malformed_headers_are_refused(header, version, capfd):
-    """No traceback, and none of NumPy's warnings or advice on what to allow."""
+    """There is no traceback, and no warning or advice of NumPy."""
     words = HEADERS[header]
     length = len(words).to_bytes(2 if version == 1 else 4, "little")
     Path("x.npy").write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + words + bytes(4000))
@@ -515,7 +515,7 @@ def test_a_header_of_python_2_is_read_without_a_warning(capfd):
 
 
 def make_special(kind, name):
-    """A name under which there is no regular file; in this directory, never in /dev."""
+    """A path to something that is no regular file, in this directory and not in /dev."""
     if kind == "FIFO":
         os.mkfifo(name)
     elif kind == "socket":
@@ -577,7 +577,7 @@ def test_what_came_into_being_is_replaced_only_if_it_is_a_regular_file(kind, mon
 @pytest.mark.parametrize("kind", SPECIAL[:-1])
 @pytest.mark.parametrize("option", ["input", "--targets", "--sample-weight", "--class-weight"])
 def test_only_regular_files_are_read(option, kind, capsys):
-    """Above all, nobody waits for the other end of a FIFO."""
+    """In particular, the command does not wait for the other end of a FIFO."""
     np.save("x.npy", logits())
     np.save("y.npy", np.zeros(90, int))
     make_special(kind, "special")
@@ -696,7 +696,7 @@ def test_any_name_is_a_name(name, capsys):
 
 
 def test_what_another_run_writes_is_left_alone(capsys):
-    """Its process may have the same number in another container."""
+    """Another run, for instance in another container, may have the same process number. Its file is kept."""
     np.save("x.npy", logits())
     part = f".p.npy.{os.getpid()}.part"
     Path(part).write_text("theirs")
@@ -753,7 +753,7 @@ STREAMS = [
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize(("words", "streams", "status"), STREAMS, ids=[f"{w[0]} {s}" for w, s, _ in STREAMS])
 def test_the_status_tells_the_truth_whatever_happens_to_the_streams(words, streams, status, unbuffered):
-    """0 if and only if the result stands under its name, whole, and nothing of it elsewhere."""
+    """The status is 0 if and only if the result has its name and is complete. No temporary file stays."""
     x = logits()
     labels = np.arange(90) % 11
     np.save("x.npy", x)
@@ -761,7 +761,7 @@ def test_the_status_tells_the_truth_whatever_happens_to_the_streams(words, strea
     command = [sys.executable, "-m", "fastsoftmax", "run", *words]
     environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent), PYTHONUNBUFFERED=unbuffered)
     environment.pop("COVERAGE_PROCESS_START", None)
-    if streams == "| true":  # nobody reads any more
+    if streams == "| true":  # the reader has closed its end
         reader, writer = os.pipe()
         os.close(reader)
         done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=120)
@@ -778,7 +778,7 @@ def test_the_status_tells_the_truth_whatever_happens_to_the_streams(words, strea
         expected = fs.softmax(x) if words is PLAIN else fs.cross_entropy_grad(x, labels)
         np.testing.assert_array_equal(np.load("g.npy"), expected)
     if words is LOSS and status == 0 and ">/dev/null" not in streams:
-        assert done.stdout.decode() == str(fs.cross_entropy(x, labels)) + "\n"  # and nothing of standard error's
+        assert done.stdout.decode() == str(fs.cross_entropy(x, labels)) + "\n"  # and none of the messages
     if "2>" not in streams and status == 3:
         assert words is not LOSS or re.fullmatch(
             r"fastsoftmax run: the loss cannot be .*; g\.npy not written\n", errors
@@ -810,7 +810,7 @@ sys.exit(main(["run", "cross-entropy", "x.npy", "--targets", "y.npy", "--reducti
 @posix
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_that_comes_too_late_changes_nothing(name):
-    """While the results get their names, and after it: all of them stand, so the status is 0."""
+    """A signal while the results are renamed, or after it: all have their names, so that the status is 0."""
     np.save("x.npy", logits())
     np.save("y.npy", np.zeros(90, int))
     environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent))
@@ -824,7 +824,7 @@ def test_a_signal_that_comes_too_late_changes_nothing(name):
 
 @posix
 def test_an_ignored_signal_stays_ignored():
-    """As under nohup."""
+    """A signal that the parent process ignored, as under nohup, stays ignored."""
     np.save("x.npy", logits((2000, 11)))
     process = begun(before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     process.send_signal(signal.SIGHUP)
@@ -878,7 +878,7 @@ sys.exit(main(["run", "softmax", "x.npy", "-o", "p.npy", "--force"]))
 
 
 def begun(pause=0.05, before=""):
-    """A run in another process, of which the first blocks are done."""
+    """Start a run in another process, and wait until it has done the first blocks."""
     environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent))
     environment.pop("COVERAGE_PROCESS_START", None)
     script = SCRIPT.format(pause=pause, before=before)
@@ -937,7 +937,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limits of the size of files")
 @pytest.mark.parametrize("reserve", [True, False], ids=["reserved", "written"])
 def test_a_full_disk_leaves_nothing(reserve):
-    """Found out when the space is reserved, or, where that is not possible, when a write fails."""
+    """It is noticed when space is reserved or, where that is not possible, when a write fails."""
     np.save("x.npy", logits((2000, 11)))
     before = "files.NpyTarget._reserve = lambda self, size: None" if not reserve else ""
     script = LIMITED.format(limit=40_000) + SCRIPT.format(pause=0, before=before)
@@ -969,7 +969,7 @@ def test_a_failing_write_leaves_nothing(monkeypatch, capsys):
 @pytest.mark.parametrize("size", [2000, 0])
 @pytest.mark.parametrize("axis", [1, 0], ids=["read", "mapped"])
 def test_a_file_that_shrinks_is_noticed(axis, size, monkeypatch, capsys):
-    """A mapping of it must not be touched any more: the process would be killed, and leave its temporary file."""
+    """Reading the mapping of a shrunk file would kill the process, which would leave its temporary file."""
     monkeypatch.setattr(files, "LEAST_STRETCH", 1 << 10)
     np.save("x.npy", logits((90, 400)))
     read = files.NpyFile.read
@@ -985,7 +985,7 @@ def test_a_file_that_shrinks_is_noticed(axis, size, monkeypatch, capsys):
 
 
 def test_labels_that_shrink_are_noticed(monkeypatch, capsys):
-    """They are read by a mapping before any logits are."""
+    """Labels are read through a mapping, before the logits."""
     np.save("x.npy", np.zeros((20_000, 2), np.float32))
     np.save("y.npy", np.zeros(20_000, int))
     divisor = stream.Local._divisor
@@ -1002,7 +1002,7 @@ def test_labels_that_shrink_are_noticed(monkeypatch, capsys):
 @pytest.mark.parametrize("exists", [False, True])
 @pytest.mark.parametrize("links", [True, False])
 def test_all_results_get_their_names_or_none(exists, links, monkeypatch, capsys):
-    """The second one cannot: the first one's place is as before, on file systems with and without hard links."""
+    """If the second result cannot be renamed, the first target is restored, with and without hard links."""
     np.save("x.npy", logits())
     np.save("y.npy", np.zeros(90, int))
     if exists:
@@ -1104,7 +1104,7 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize("axis", [-1, 0], ids=["in one stretch", "in many"])
 def test_memory_does_not_grow_with_the_file(axis):
-    """A file of 800 MB (of holes) costs a few blocks more than a small one: 7 of 2 MB, or 3 scattered of 128."""
+    """A sparse file of 800 MB needs a few blocks more than a small one: 7 of 2 MB, or 3 scattered of 128 MB."""
     shape = (200_000, 1000) if axis else (1000, 200_000)
     np.lib.format.open_memmap("large.npy", mode="w+", dtype=np.float32, shape=shape)
     np.save("small.npy", np.zeros((500, 500), np.float32))
@@ -1156,7 +1156,7 @@ def test_on_a_dask_scheduler(capsys, monkeypatch):
                 begin(self, progress)
 
             patch.setattr(stream.Distributed, "run", truncated)
-            run("softmax", "x.npy", "-o", "h.npy", *address, status=3)  # a worker could not begin, but the run did
+            run("softmax", "x.npy", "-o", "h.npy", *address, status=3)  # a worker says that it could not begin
             assert re.search(r"x\.npy is truncated: .*; h\.npy not written\n", capsys.readouterr().err)
     assert not [name for name in names() if name.endswith(".part")]
 

@@ -1,4 +1,4 @@
-"""The kernels with every access to memory checked: tests of layouts and edge rows again, in a process apart."""
+"""Tests of layouts and edge rows with kernels that check every memory access, in a new process."""
 
 import os
 import subprocess
@@ -58,13 +58,13 @@ for inner in (48, 96, 100, 608):
 
 
 def test_rare_walks(tmp_path):
-    """Rows in pieces, and what is written past the caches, with limits that small arrays reach."""
+    """Rows in pieces and results that are written past the caches, with limits that small arrays reach."""
     run = _python(tmp_path, "-c", SMALLER_LIMITS)
     assert run.returncode == 0, run.stderr[-2000:]
 
 
 def test_the_check_would_notice(tmp_path):
-    """An output that is one row short: without the check, the kernel would write behind it."""
+    """The check fails if an output is one row short, behind which the kernel would write."""
     run = _python(tmp_path, str(Path(__file__)))
     assert run.returncode != 0
     assert "IndexError: kernel access outside its array" in run.stderr

@@ -1,6 +1,6 @@
-"""exp, log and log1p of the kernels: their error bounds over the whole range, and the code they become.
+"""exp, log and log1p of the kernels: their error bounds over the whole range, and their machine code.
 
-Everything else stands on these three: an error here shows up, multiplied, in every function.
+All functions use these three, so that an error here affects all of them.
 """
 
 import ast
@@ -66,7 +66,7 @@ def evaluate(name, form, x):
 
 
 def neighbours(centres, dtype, count=8):
-    """The numbers of a dtype on either side of some real numbers."""
+    """The numbers of a dtype next to some real numbers, on both sides."""
     bits = np.int32 if dtype == np.float32 else np.int64
     centres = np.asarray(centres, np.float64).astype(dtype)
     steps = np.arange(-count, count + 1, dtype=bits)
@@ -131,7 +131,7 @@ def test_error_against_mpmath(name, form, dtype, exact_values, record):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_denormal_exponentials_are_within_one_denormal(dtype, exact_values):
-    """Gradual underflow: the part of the range that the ulp bound does not speak of."""
+    """Denormal results, for which there is no bound in ulps."""
     x, reference = exact_values("exp", dtype)
     small = np.array([value < float(np.finfo(dtype).tiny) for value in reference])
     least = float(np.finfo(dtype).smallest_subnormal)
@@ -163,7 +163,7 @@ def test_special_values(form, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", BOUNDS)
 def test_special_values_do_not_spread_to_other_lanes(name, dtype):
-    """A vector holds 16 rows: what one of them holds must not reach its neighbours."""
+    """A vector holds 16 rows. A special value in one of them must not affect the others."""
     x = np.linspace(0.1, 3.0, 64, dtype=dtype)
     plain = evaluate(name, "vector", x)
     for special in (np.nan, np.inf, -np.inf, 0.0, -5.0, np.finfo(dtype).smallest_subnormal):
@@ -175,7 +175,7 @@ def test_special_values_do_not_spread_to_other_lanes(name, dtype):
 
 
 def sweep(name, form, x, record):
-    """Compare with NumPy in the next wider dtype, which is right to a thousandth of our ulp."""
+    """Compare with NumPy in the next wider dtype, which is accurate to a thousandth of our ulp."""
     with np.errstate(all="ignore"):
         reference = WIDE[name](x.astype(oracle.WIDER[x.dtype]))
     error = oracle.wide_error(evaluate(name, form, x), reference)
@@ -193,7 +193,7 @@ def test_every_thousandth_float32(name, form, record):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOUNDS)
 def test_every_float32(name, record):
-    """The bound of float32 by exhaustion."""
+    """The bound holds for every float32."""
     for start in range(0, 2**32, 2**24):
         x = np.arange(start, start + 2**24, dtype=np.uint64).astype(np.uint32).view(np.float32)
         sweep(name, "vector", x, record)
@@ -212,7 +212,7 @@ def test_many_float64(name, record):
 
 
 def coefficients(function, dtype):
-    """The polynomial of a building block, highest power first, as its source spells it for this dtype."""
+    """The coefficients of the polynomial of a building block, highest power first, from its source."""
     tree = ast.parse(inspect.getsource(function.py_func))
     (choice,) = (
         node
@@ -257,7 +257,7 @@ def log_approximation_error(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "error"), [("exp", exp_approximation_error), ("log", log_approximation_error)])
 def test_the_documented_approximation_errors(name, error, dtype):
-    """A digit mistyped in a coefficient would pass the ulp bounds by luck; it does not pass this."""
+    """This finds a wrong digit in a coefficient, even if the ulp bounds still hold."""
     unit = float(np.finfo(dtype).eps) / 2
     documentation = " ".join(elementary.__doc__.split())
     claims = {
@@ -269,7 +269,7 @@ def test_the_documented_approximation_errors(name, error, dtype):
 
 
 def test_the_documented_bounds():
-    """The table in the module says what is tested here."""
+    """The table in the module has the bounds that are tested here."""
     for name, bound in BOUNDS.items():
         assert re.search(rf"^`{name}`\s+{bound} ulp", elementary.__doc__, re.MULTILINE), name
 
@@ -283,7 +283,7 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", BOUNDS)
 def test_vector_code(name, dtype):
-    """The building blocks stay vectors down to the machine code, and call nothing."""
+    """The machine code of the building blocks is vectorised and has no calls."""
     evaluate(name, "vector", np.ones(64, dtype))
     code = vector_code(FORMS[name, "vector"], dtype)
     kind = "ps" if dtype == np.float32 else "pd"
@@ -297,7 +297,7 @@ def vector_code(dispatcher, dtype):
 
 
 def calls(code):
-    """Functions of libm (or of SVML, or our own not inlined) that the code calls."""
+    """Functions that the code calls: of libm, of SVML, or ours that were not inlined."""
     targets = re.findall(r"^\s*(?:callq?|jmpq?)\s+\*?%?(\S+)", code, re.MULTILINE)
     targets += re.findall(r"movabsq\s+\$([A-Za-z_]\S*),", code)
     return [

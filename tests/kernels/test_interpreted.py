@@ -1,4 +1,4 @@
-"""The kernels as plain Python on NumPy arrays, under NUMBA_DISABLE_JIT=1: what a debugger steps through."""
+"""The kernels as plain Python on NumPy arrays, under NUMBA_DISABLE_JIT=1, as for a debugger."""
 
 import os
 import subprocess

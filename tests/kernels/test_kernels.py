@@ -1,4 +1,4 @@
-"""The kernels as machine code and as plain Python: that they are vectors, and that both mean the same."""
+"""The kernels as machine code and as plain Python: the code is vectorised, and both give the same results."""
 
 import inspect
 import json
@@ -44,11 +44,11 @@ ABSENT = {
     "softmax_product": {"beta", "from_probs", "weights"},
     "cross_entropy": {"weights"},
 }
-"""The options that are None in these calls. Other tests of the process have compiled kernels for other options."""
+"""The options that are None in these calls. Other tests may have compiled the kernels for other options."""
 
 
 def signature_of(name, dtype):
-    """The types for which such a call compiles the kernel, if it is too large for the short way of small ones."""
+    """The types for which such a call compiles the kernel, with arrays too large for the small calls."""
     KERNELS[name](np.zeros((SMALL, 2), dtype))
     kernel = getattr(module_of(name), name)
     names = list(inspect.signature(kernel.py_func).parameters)
@@ -63,7 +63,7 @@ def signature_of(name, dtype):
 
 @cache
 def assembly(name, dtype):
-    """The code of a kernel: compiled here, since code that was loaded from disk cannot be read."""
+    """The assembly of a kernel. It is compiled here, because code from the disk cache cannot be read."""
     kernel, signature = getattr(module_of(name), name), signature_of(name, dtype)
     fresh = njit(**jit._OPTIONS)(kernel.py_func)
     fresh.compile(signature)
@@ -79,7 +79,7 @@ def calls(code):
 
 
 def packed(code, dtype):
-    """How many packed and how many scalar multiplications and fused additions the code has."""
+    """The numbers of packed and of scalar multiplications and fused additions in the code."""
     kinds = ("ps", "ss") if dtype == np.float32 else ("pd", "sd")
     return [len(re.findall(rf"^\s*vf?n?m(?:add|sub|ul)\w*{kind}\s", code, re.MULTILINE)) for kind in kinds]
 
@@ -88,7 +88,7 @@ def packed(code, dtype):
 @every_dtype
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_are_vectors(name, dtype):
-    """Nothing is left to a scalar loop or to a function of libm, which would cost a factor of ten.
+    """No work is left to a scalar loop or to a function of libm, which would be ten times slower.
 
     Some scalar operations remain: those on one number for each row.
     """
@@ -105,7 +105,7 @@ def test_kernels_are_vectors(name, dtype):
     ("block", "kept"), [(softmax_block, None), (softmax_block, True), (log_softmax_block, None)]
 )
 def test_rows_are_read_in_order(block, kept, dtype):
-    """The walk along a row has no gather and no scatter: indices that might wrap around bring them."""
+    """The walk along a row has no gather and no scatter. LLVM makes them of indices that might wrap around."""
     options = (None, kept) if block is softmax_block else None
 
     @njit(**jit._OPTIONS)
@@ -133,7 +133,7 @@ def test_rows_are_read_in_order(block, kept, dtype):
 
 
 def test_libm_would_be_noticed():
-    """The search finds what it is for."""
+    """The search finds a call of libm."""
 
     @njit
     def slow(x):
@@ -146,14 +146,14 @@ def test_libm_would_be_noticed():
 
 
 def test_both_walks_are_tested():
-    """The length at which the walk changes, and the next one, are among those of the accuracy tests."""
+    """The accuracy tests have rows of the length at which the walk changes, and of one more."""
     assert COLUMN_LIMIT in cases.CLASSES
     assert COLUMN_LIMIT + 1 in cases.CLASSES
 
 
 @every_dtype
 def test_both_walks_are_walked(dtype):
-    """Rows up to COLUMN_LIMIT go in columns, longer ones along the row: only columns use the working memory."""
+    """Rows up to COLUMN_LIMIT are walked in columns, longer ones along the row. Only columns use `room`."""
     used = []
     for classes in (COLUMN_LIMIT, COLUMN_LIMIT + 1):
         x = np.random.default_rng(1).normal(0, 1, (40, classes, 1)).astype(dtype)
@@ -185,7 +185,7 @@ print(json.dumps(results))
 
 
 def test_python_bodies_mean_the_same():
-    """NUMBA_DISABLE_JIT=1 runs the Python body of every operation: what a debugger shows is what the code does."""
+    """The Python body of every operation, run by NUMBA_DISABLE_JIT=1, gives the results of its machine code."""
     plain = json.loads(child.run(PLAIN, Path(__file__).parents[1], NUMBA_DISABLE_JIT=1))
     for function in functions.ALL:
         for dtype in (np.float32, np.float64):

@@ -1,8 +1,8 @@
-"""The hot loops as machine code: a guard of speed that no noise can fool.
+"""The hot loops as machine code: a test of speed that does not depend on the load of the machine.
 
-A kernel's innermost loops are found by their jumps to their own beginning. Those with a polynomial in them, seen
-by its fused multiplications, are where the time goes: one for the sums of a row, others for what is written, each
-for both walks (see `kernels.traversal`).
+The innermost loops of a kernel are found by jumps to their own beginning. Those with a polynomial, which has fused
+multiplications, take most of the time: one for the sums of a row and others for the results, for each of the two
+walks (see `kernels.traversal`).
 """
 
 import json
@@ -29,7 +29,7 @@ from fastsoftmax.tools.bench.measure import measure
 pytestmark = X86
 
 POLYNOMIAL = {"float32": 8, "float64": 13}
-"""Fused multiplications in exp: reduction and polynomial. A loop of so many evaluates it once for each vector."""
+"""Fused multiplications in exp (reduction, polynomial). A loop with so many has one exp for each vector."""
 
 BUDGET = {"float32": 40, "float64": 46}
 """Vector instructions for each 64 bytes in a hot loop, with AVX-512; the longest has 36 and 41."""
@@ -88,14 +88,14 @@ def code_of(level, name, dtype):
 
 
 def body_of(code, name):
-    """The kernel itself, without what converts its arguments from Python."""
+    """The code of the kernel, without that which converts its arguments from Python."""
     functions = re.findall(r"^\s*\.type\s+(\S+),@function\n(.*?)^\.Lfunc_end", code, re.MULTILINE | re.DOTALL)
     (body,) = (text for symbol, text in functions if name in symbol and "cpython" not in symbol)
     return body
 
 
 def innermost_loops(body):
-    """Instructions of each loop that is one stretch of code: nothing jumps in or out between."""
+    """The instructions of each loop without jumps in or out."""
     lines = [line.strip() for line in body.splitlines()]
     lines = [line for line in lines if re.match(r"\.LBB\w+:|[a-z]", line)]
     loops, start, label = [], 0, None
@@ -119,7 +119,7 @@ def fused(loop, dtype):
 
 
 def flaws(loop, widest, narrower):
-    """What a hot loop should not have."""
+    """Properties that a hot loop should not have."""
     found = []
     if count(loop, rf"{ARITHMETIC}s[sd]\s"):
         found.append("scalar arithmetic")
@@ -142,7 +142,7 @@ def flaws(loop, widest, narrower):
 @every_dtype
 @pytest.mark.parametrize("name", KERNELS)
 def test_hot_loops(name, dtype, level):
-    """As wide as the processor, without calls, gathers, divisions, spills; none costs more than its budget."""
+    """They use the widest vectors, have no calls, gathers, divisions and spills, and stay within their budget."""
     _, widest, narrower = LEVELS[level]
     kind = np.dtype(dtype).name
     loops = innermost_loops(code_of(level, name, dtype))
@@ -160,9 +160,9 @@ def test_hot_loops(name, dtype, level):
 @every_dtype
 @pytest.mark.parametrize("name", KERNELS)
 def test_no_loop_calculates_number_by_number(name, dtype, level):
-    """Nor calls anything: not libm, not Numba's counting of references.
+    """No loop has scalar arithmetic or calls, also not of Numba's reference counting.
 
-    A loop that divides is one over rows, for what a row has one of.
+    Loops with a division are left out: they compute one number for each row.
     """
     body = code_of(level, name, dtype)
     for loop in innermost_loops(body):
@@ -174,7 +174,7 @@ def test_no_loop_calculates_number_by_number(name, dtype, level):
 
 
 def test_a_loop_that_everybody_writes_would_be_noticed():
-    """The search finds what it is for: libm, scalar arithmetic, gathers, narrow vectors."""
+    """The search finds libm, scalar arithmetic, gathers and narrow vectors in a plain loop."""
 
     @njit(**jit._OPTIONS)
     def everybody(x, y):
@@ -216,7 +216,7 @@ def test_innermost_loops():
 @pytest.mark.timed
 @pytest.mark.parametrize("function", ["softmax, out=", "logsumexp", "cross_entropy_with_grad, out="])
 def test_faster_than_numpy(function):
-    """One thread each, in turns, without fresh memory: 2 to 20 times here. A scalar loop would be behind NumPy."""
+    """One thread each, in turns, with `out`: 2 to 20 times as fast. A scalar loop would be slower than NumPy."""
     data = Inputs((1000, 1000), np.float32)
     calls = {name: libraries.ALL[name].setup(function)(data) for name in ("fastsoftmax", "NumPy")}
     with fs.threads(1):

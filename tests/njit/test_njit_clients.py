@@ -9,7 +9,7 @@ import fastsoftmax as fs
 
 
 def test_policy_gradient_of_a_bandit():
-    """Exact policy gradient: it is p (r - p.r), and its ascent finds the best arm."""
+    """The exact policy gradient is p (r - p.r). Ascent finds the best arm."""
 
     @njit
     def gradient(logits, rewards):
@@ -35,7 +35,7 @@ def test_policy_gradient_of_a_bandit():
 
 @pytest.mark.slow
 def test_reinforce_from_samples():
-    """The same from sampled rewards: minus the gradient of log p of the arm is that of a cross-entropy."""
+    """The same from sampled rewards. Minus the gradient of the log p of an arm is that of its cross-entropy."""
 
     @njit
     def learn(means, steps, rate, seed):
@@ -59,7 +59,7 @@ def test_reinforce_from_samples():
 
 
 def test_hidden_markov_model():
-    """Forward-backward in log space, against products of plain probabilities, which short sequences allow."""
+    """Forward-backward in log space, compared with products of probabilities, which work for short sequences."""
 
     @njit
     def forward_backward(log_start, log_move, log_emit):
@@ -77,7 +77,7 @@ def test_hidden_markov_model():
     states, steps = 3, 12
     start = rng.dirichlet(np.ones(states))
     move = rng.dirichlet(np.ones(states), states)
-    move[0, 2] = 0.0  # a step that cannot be: -inf in log space
+    move[0, 2] = 0.0  # an impossible step: -inf in log space
     move[0] /= move[0].sum()
     emit = rng.random((steps, states))
     ahead, back = np.empty((steps, states)), np.ones((steps, states))
@@ -91,7 +91,7 @@ def test_hidden_markov_model():
         posterior, likelihood = forward_backward(np.log(start), np.log(move), np.log(emit))
     np.testing.assert_allclose(posterior, expected, rtol=1e-12)
     np.testing.assert_allclose(likelihood, np.log(ahead[-1].sum()), rtol=1e-12)
-    long = np.tile(np.log(emit), (500, 1))  # here products of probabilities have long been 0
+    long = np.tile(np.log(emit), (500, 1))  # here products of probabilities underflow to 0
     with np.errstate(divide="ignore"):
         posterior, likelihood = forward_backward(np.log(start), np.log(move), long)
     assert np.isfinite(likelihood)
@@ -141,7 +141,7 @@ print(numba.threading_layer())
     "layer", ["omp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("workqueue", "tbb"))]
 )
 def test_inside_prange(layer):
-    """On every layer; from several Python threads where the layer allows that (workqueue aborts on it)."""
+    """On every threading layer, and from several Python threads except on workqueue, which aborts then."""
     if layer != "workqueue":
         pytest.importorskip(f"numba.np.ufunc.{layer}pool", exc_type=ImportError)
     code = PRANGE.replace("{threads}", "1" if layer == "workqueue" else "3")
@@ -150,7 +150,7 @@ def test_inside_prange(layer):
 
 
 def test_from_several_threads():
-    """Compiled callers release the lock if their function does; results are those of one thread."""
+    """Compiled functions with nogil run at the same time. Results are those of one thread."""
     from concurrent.futures import ThreadPoolExecutor
 
     @njit(nogil=True)

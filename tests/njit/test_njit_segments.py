@@ -102,7 +102,7 @@ def test_every_function_is_there():
 
 @pytest.mark.parametrize("name", ["segment_softmax", "segment_cross_entropy_with_grad"])
 def test_bits(name):
-    """Of segments of all walks."""
+    """The bits agree for segments of all lengths."""
     compare(name, problem(np.float64, huge=True))
 
 
@@ -110,14 +110,14 @@ def test_bits(name):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_all_bits(name, dtype):
-    """Compiling takes a few seconds for each."""
+    """As above, for all cases; each compiles for a few seconds."""
     compare(name, problem(dtype))
     compare(name, problem(dtype, huge=True))
 
 
 @pytest.mark.slow
 def test_other_arrays():
-    """Integers, strides, unsigned row pointers, mixed floats, out, sums; nothing, and empty segments."""
+    """Integers, strides, unsigned row pointers, mixed floats, out, sums; no segments, and empty ones."""
     segments = problem(np.float64)
     whole = np.round(segments.x).astype(np.int32)
     equal(softmax(whole, segments.indptr), fs.segment_softmax(whole, segments.indptr))
@@ -138,7 +138,7 @@ def test_other_arrays():
 
 @pytest.mark.slow
 def test_in_a_parallel_loop():
-    """Serial inside: nothing nests."""
+    """Calls inside a parallel loop use one thread."""
 
     @njit(parallel=True)
     def many(x, indptr):
@@ -157,7 +157,7 @@ def test_in_a_parallel_loop():
     "indptr", [[1, 2, 5], [0, 4, 3, 5], [0, 2, 4], [0, 2, 6], [0, 7, 5]], ids=lambda value: str(value)
 )
 def test_errors_have_the_same_words(indptr):
-    """Of values; those of types come when the caller is compiled."""
+    """Errors about values. Those about types are raised when the caller is compiled."""
     with pytest.raises(ValueError, match=r"indptr\[") as expected:
         call("segment_softmax", indptr=np.array(indptr))
     with pytest.raises(ValueError, match=r"indptr\[") as actual:

@@ -20,7 +20,7 @@ DTYPES = (np.float32, np.float64)
 
 
 def user_loop(function):
-    """What a user writes: numbers, one by one."""
+    """The loop of a user, number by number."""
     if isinstance(function, np.ufunc) and function.nin == 2:
 
         @njit
@@ -38,7 +38,7 @@ def user_loop(function):
     return loop
 
 
-# Every function in one dtype, and some in both; the others are left to the slow run, for the time they compile.
+# Every function in one dtype, and some in both. The others are slow, because they compile more.
 SOME = [(name, np.float32 if k % 2 else np.float64) for k, name in enumerate(ufuncs.NAMES)] + [
     ("exp", np.float32),
     ("logaddexp", np.float32),
@@ -50,7 +50,7 @@ OTHERS = [(name, dtype) for name in ufuncs.NAMES for dtype in DTYPES if (name, d
     ("name", "dtype"), SOME + [pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS]
 )
 def test_a_loop_over_numbers(name, dtype):
-    """The bits are those of the ufunc, and the loop is vectorised: packed arithmetic, no call."""
+    """The results have the bits of the ufunc, and the loop is vectorised: packed arithmetic, no call."""
     function = getattr(fs, name)
     loop = user_loop(function)
     x = np.random.default_rng(5).uniform(0.01, 0.99, 203).astype(dtype)
@@ -67,7 +67,7 @@ def test_a_loop_over_numbers(name, dtype):
 
 
 def test_the_search_for_vectors_can_fail():
-    """np.exp in the same loop calls libm: the reason for all this."""
+    """np.exp in the same loop calls libm, and the search finds that."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("register names of x86")
     loop = user_loop(np.exp)
@@ -103,7 +103,7 @@ def special_too(x):
 
 
 def test_whole_arrays():
-    """Of any layout and number of dimensions, as the ufunc outside."""
+    """Arrays of any layout and number of dimensions give the results of the ufunc."""
     x = np.random.default_rng(6).normal(0, 3, (6, 5, 7))
     read_only = x.copy()
     read_only.flags.writeable = False
@@ -142,7 +142,7 @@ def test_broadcasting(dtype):
         both(x, x[:, :3])
 
 
-# What the ufuncs take, by NumPy's characters, but for float16, which Numba does not have on CPUs.
+# The dtypes of the ufuncs, by NumPy's characters, except float16, which Numba does not have on CPUs.
 KINDS = "?bBhHiIlLqQfd"
 
 
@@ -155,7 +155,7 @@ def returned(function, *arguments):
 
 
 def held(dtype):
-    """What a compiled function holds a result of the ufunc in."""
+    """The dtype in which compiled code holds a result of the ufunc."""
     return np.float32 if dtype == np.float16 else dtype
 
 
@@ -169,7 +169,7 @@ def every(kind):
 
 
 def same_bits(actual, expected):
-    """The dtype as `held`, the value and the sign of the ufunc's."""
+    """Check that the dtype is that of `held`, and that value and sign are those of the ufunc."""
     assert actual.dtype == held(expected.dtype)
     np.testing.assert_array_equal(actual, expected.astype(actual.dtype), strict=True)
     finite = ~np.isnan(expected)
@@ -180,7 +180,7 @@ def same_bits(actual, expected):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["exp", "log_expit"])
 def test_numbers_and_arrays_have_the_dtype_and_bits_of_the_ufunc(name, kind):
-    """Of every dtype: as numbers one by one, as an array, and as what a function is inferred to return."""
+    """For every dtype: single numbers, an array, and the inferred type of a returned number."""
     function = getattr(fs, name)
     one = njit(lambda x: function(x))
     loop = user_loop(function)
@@ -197,7 +197,7 @@ def test_numbers_and_arrays_have_the_dtype_and_bits_of_the_ufunc(name, kind):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", [n for n in ufuncs.NAMES if n not in ("exp", "log_expit", *BINARY)])
 def test_the_smallest_integers_in_every_function(name):
-    """Of them the ufunc makes float16, and so does the compiled code, in a float32."""
+    """The ufunc returns float16 for them, and compiled code a float32 of the same value."""
     function = getattr(fs, name)
     loop = user_loop(function)
     x = every("b")
@@ -208,7 +208,7 @@ def test_the_smallest_integers_in_every_function(name):
 
 @pytest.mark.parametrize("first", KINDS)
 def test_two_arguments_have_the_dtype_of_the_ufunc(first):
-    """Each dtype beside each other one that decides otherwise."""
+    """Each dtype beside each other one."""
     x = np.array([3, 1, 0]).astype(first)
     for second in "?bhilfd":
         y = np.array([2, 7, 0]).astype(second)
@@ -219,7 +219,7 @@ def test_two_arguments_have_the_dtype_of_the_ufunc(first):
 
 @pytest.mark.parametrize("kinds", ["bb", "?B", "bh", "hf", "fb", "if", "fd"])
 def test_two_arrays_have_the_dtype_and_bits_of_the_ufunc(kinds):
-    """Side by side, beside a number and broadcast."""
+    """Two arrays, an array and a number, and broadcast arrays."""
     x, y = np.array([3, 1, 0]).astype(kinds[0]), np.array([2, 7, 0]).astype(kinds[1])
     same_bits(both(x, y), fs.logaddexp(x, y))
     same_bits(both(x[:, None], y), fs.logaddexp(x[:, None], y))
@@ -228,7 +228,7 @@ def test_two_arrays_have_the_dtype_and_bits_of_the_ufunc(kinds):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_special_functions_have_their_own_dtypes():
-    """SciPy's ufuncs have no float16, or float64 first: so inside."""
+    """SciPy's ufuncs have no float16, or prefer float64. Compiled code has the same dtypes."""
 
     @njit
     def compute(x, y):
@@ -247,7 +247,7 @@ def rounded(values, out):
 
 
 def test_rounding_to_float16():
-    """As NumPy's cast: around every float16 and tie, denormal numbers, signs, what overflows, inf and nan."""
+    """As NumPy's cast: around every float16 and tie, for denormal numbers, signs, overflow, inf and nan."""
     halves = np.arange(0x7C01, dtype=np.uint16).view(np.float16).astype(np.float32)
     halves[-1] = 65536.0
     ties = (halves[1:] + halves[:-1]) / np.float32(2)
@@ -264,7 +264,7 @@ def test_rounding_to_float16():
 
 @pytest.mark.parametrize("kind", ["b", "h", "f"])
 def test_out_may_be_wider(kind):
-    """As outside, where a float32 result may be written to float64."""
+    """A float32 result may be written to a float64 array, as by the ufunc."""
     x = np.array([1, 2, 3]).astype(kind)
     for dtype in (np.float32, np.float64):
         out = np.empty(3, dtype)
@@ -274,7 +274,7 @@ def test_out_may_be_wider(kind):
 
 
 def test_a_float32_that_python_gets_is_exact():
-    """Numba hands out each float as Python's: as a float32 it is the ufunc's again, an array keeps it."""
+    """Numba returns Python floats. np.float32 of them is the ufunc's result; an array keeps its dtype."""
 
     @njit
     def in_an_array(x):
@@ -289,7 +289,7 @@ def test_a_float32_that_python_gets_is_exact():
 
 
 def test_mixed_dtypes():
-    """float32 beside what needs more becomes float64; a Python number is an int64 or a float64 to Numba."""
+    """float32 beside a wider dtype becomes float64. A Python number is an int64 or a float64 to Numba."""
     x = np.linspace(0, 1, 5, dtype=np.float32)
     assert both(x, x.astype(np.float64)).tolist() == fs.logaddexp(x, x.astype(np.float64)).tolist()
     assert both(x, 1).tolist() == fs.logaddexp(x.astype(np.float64), 1.0).tolist()
@@ -336,7 +336,7 @@ print(out.tolist() == (fs.{name}(x) + fs.softplus(x)).tolist())
 
 @pytest.mark.parametrize("name", ["exp"])
 def test_the_first_use_may_be_inside(name):
-    """The ufunc is made while Numba resolves the name, and is known to it at once."""
+    """Then the ufunc is made while Numba resolves its name."""
     assert child.run(FIRST.format(name=name)) == "True\n"
 
 

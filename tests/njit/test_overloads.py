@@ -1,4 +1,4 @@
-"""The public functions inside @njit code: the same bits as the Python call, the same errors, as fast."""
+"""The public functions inside @njit code: the bits, the errors and the speed of the Python call."""
 
 import inspect
 import re
@@ -17,7 +17,7 @@ from registered import njit
 import fastsoftmax as fs
 
 DTYPES = (np.float32, np.float64)
-# Both walks on both sides of their limit, full and part vectors, one class.
+# Lengths on both sides of the limit of the walks, full vectors and parts of one, one class.
 SHAPES = ((3, 1), (5, 10), (40, 56), (2, 57), (4, 300))
 
 
@@ -34,7 +34,7 @@ def labels(shape, kind=np.int64):
 
 
 def spoiled(y):
-    """Labels of which every third is to be ignored."""
+    """Labels of which every third is ignored."""
     y = y.copy()
     y[::3] = -7
     return y
@@ -134,7 +134,7 @@ def copied(arguments):
 
 
 def assert_same(ours, expected):
-    """Bits, dtype and shape."""
+    """Check that bits, dtype and shape are equal."""
     if isinstance(expected, tuple):
         for a, b in zip(ours, expected, strict=True):
             assert_same(a, b)
@@ -148,7 +148,7 @@ def assert_same(ours, expected):
 
 
 def assert_same_types(inferred, expected):
-    """What compiled code holds its results in, numbers too, is what Python's caller gets."""
+    """Check that results in compiled code, also numbers, have the dtype of the Python call."""
     if isinstance(expected, tuple):
         assert len(inferred) == len(expected)
         for one, two in zip(inferred, expected, strict=True):
@@ -184,21 +184,21 @@ SOME = {
 
 @pytest.mark.parametrize("name", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in CALLS])
 def test_same_bits(name):
-    """One dtype each, alternating; those that differ from others in little only under `slow`."""
+    """Each call in one dtype, alternating. Calls that differ little from others are slow tests."""
     call, arguments = CALLS[name]
     compiled = njit(call)
     dtype = DTYPES[list(CALLS).index(name) % 2]
     for shape in SHAPES:
         given = arguments(shape, dtype)
         compare(call, compiled, given)
-        if name.endswith("all options"):  # labels that weigh nothing: a mean over nothing
+        if name.endswith("all options"):  # labels of weight 0: a mean over nothing
             weights = np.arange(shape[1], dtype=float)
             compare(call, compiled, (given[0], np.zeros_like(given[1]), weights, *given[3:]))
     assert len(compiled.signatures) == 1
 
 
 def weights_of(rng, count, dtype):
-    """Ordinary weights, or least, greatest and none of them."""
+    """Ordinary weights; the least and greatest ones; or only zeros."""
     least, most = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max / 4
     kind = rng.integers(4)
     if kind == 3:
@@ -228,7 +228,7 @@ def _weighted_segments(x, indptr, y, w):
 
 @pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
 def test_weights_of_any_size(dtype):
-    """Their power of two is taken out of them as in Python, and what weighs nothing is nan in the same places."""
+    """As in the Python call, a common power of two cancels, and a mean over weights of 0 is nan."""
     rng = np.random.default_rng(5)
     for _ in range(60):
         n, k = rng.integers(1, 7), rng.integers(2, 6)
@@ -268,7 +268,7 @@ def test_same_bits_everywhere(name, dtype):
 
 
 def test_layouts():
-    """Axes inside, orders of memory, strides, integers, and memory that is not aligned."""
+    """Inner axes, memory orders, strides, integers, and unaligned memory."""
 
     def call(x):
         return fs.softmax(x, axis=1)
@@ -311,7 +311,7 @@ def test_other_arrays():
 
 
 def test_out_may_lie_anywhere():
-    """Strided, and over a part of the input: then the result is that of the input as it was."""
+    """`out` may have strides, or overlap the input, whose old values count."""
 
     def call(x, out):
         return fs.softmax(x, out=out)
@@ -363,7 +363,7 @@ def test_typing_errors(words):
 
 
 def test_errors_at_run_time():
-    """The types of the Python functions' errors; nothing is written before."""
+    """Errors have the types of those of the Python functions, and nothing is written before."""
     x, out = np.ones((4, 3)), np.zeros((4, 3))
 
     @njit
@@ -421,12 +421,12 @@ np.testing.assert_array_equal(result, fs.logsumexp(x))
 
 
 def test_a_callers_options_stay_outside():
-    """fastmath in the user's function changes neither these results nor the kernel that others use later."""
+    """fastmath in the user's function changes neither the results nor the kernel for later callers."""
     child.run(FOREIGN_OPTIONS, FASTSOFTMAX_CACHE_DIR="/dev/null/none")  # code from a cache cannot be inspected
 
 
 def test_signatures():
-    """An overload takes what its function takes, as its function takes it."""
+    """An overload has the signature of its function."""
     from numba.core.typing.templates import builtin_registry
 
     found = set()
@@ -462,7 +462,7 @@ print(sum(probabilities.stats.cache_hits.values()))
 
 
 def test_cache_of_the_user(tmp_path):
-    """A function compiled with cache=True is found by the next process, and right."""
+    """The next process finds a function that was compiled with cache=True, and its results are right."""
     script = tmp_path / "user.py"
     script.write_text(SCRIPT.format(register="import fastsoftmax.njit.overloads"))
     code = f"import runpy; runpy.run_path({str(script)!r}, run_name='user')"
@@ -471,7 +471,7 @@ def test_cache_of_the_user(tmp_path):
 
 
 def test_entry_point(tmp_path):
-    """What Numba finds in an installed package registers: user code needs no import of ours but fastsoftmax."""
+    """The entry point of an installed package registers the overloads: user code imports only fastsoftmax."""
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     (point,) = re.findall(r'^\[project\.entry-points\.numba_extensions\]\ninit = "(.*)"$', project, re.MULTILINE)
     site = tmp_path / "site"
@@ -497,9 +497,9 @@ def fastest(call, repeat=7):
 
 @pytest.mark.timed
 def test_speed():
-    """A batch of rows of ten takes what the Python call takes on one thread; a row alone less than a microsecond.
+    """A batch of rows of ten takes as long as the Python call on one thread; a single row less than a microsecond.
 
-    With a margin of three: it is the kernel's own time that is compared, and processors are shared.
+    There is a margin of three, because processors are shared with other programs.
     """
 
     @njit

@@ -1,4 +1,4 @@
-"""The disk cache: it saves compiling, and whatever is wrong with it means compiling, never an error."""
+"""The disk cache saves compiling. If anything is wrong with it, kernels are compiled, and there is no error."""
 
 import json
 import os
@@ -72,19 +72,19 @@ def test_the_next_process_compiles_nothing(tmp_path):
     assert call(directory) == COMPILED
     assert files(directory) == [path]
     assert call(directory) == FROM_DISK
-    # how many threads may run is no reason to compile
+    # the number of threads does not change the code
     assert call(directory, NUMBA_NUM_THREADS=1, NUMBA_THREADING_LAYER="workqueue") == FROM_DISK
 
 
 def test_a_directory_that_cannot_be(tmp_path):
-    """Below a file: compiled in memory, without a word."""
+    """A directory below a file cannot exist: kernels are compiled in memory, without a message."""
     (tmp_path / "file").write_text("in the way")
     assert call(tmp_path / "file" / "cache") == COMPILED
     assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_changed_sources_are_compiled(tmp_path):
-    """A building block that another file imports: Numba's own cache would not notice."""
+    """A change in a building block that another file imports, which Numba's own cache does not notice."""
     package = shutil.copytree(
         child.PACKAGE, tmp_path / "fastsoftmax", ignore=shutil.ignore_patterns("__pycache__")
     )
@@ -99,7 +99,7 @@ def test_changed_sources_are_compiled(tmp_path):
 
 @pytest.mark.parametrize("count", [4, pytest.param(32, marks=pytest.mark.slow)])
 def test_processes_that_start_together(tmp_path, count):
-    """All compile and write the same file: each is right, and so is what they leave."""
+    """All compile and write the same file. Their results and the file are right."""
     variables = dict(
         os.environ, FASTSOFTMAX_CACHE_DIR=str(tmp_path / "cache"), PYTHONPATH=str(child.PACKAGE.parent)
     )
@@ -128,7 +128,7 @@ class Kernel:
         self.dispatcher = kernels.jit.kernel(self.function)
 
     def compile(self):
-        """Compiled, or taken from disk: which of the two."""
+        """Whether the kernel was compiled or loaded from disk."""
         self.dispatcher.compile(self.signature)
         hits, misses = (sum(c.values()) for c in self.dispatcher.stats[1:])
         return misses > 0, hits > 0
@@ -138,7 +138,7 @@ class Kernel:
         return self.dispatcher._cache
 
     def load(self):
-        """What is on disk for it."""
+        """The code that the cache has for the kernel."""
         return self.cache.load_overload(self.signature, self.dispatcher.targetctx)
 
     def save(self):
@@ -170,7 +170,7 @@ def compiled(filled):
 
 
 def test_the_file_is_private(filled):
-    """Readable for others at most, in a directory that only its owner can enter."""
+    """Others can at most read the file, in a directory that only its owner can enter."""
     directory, _ = filled
     (path,) = files(directory)
     if os.name == "posix":
@@ -179,7 +179,7 @@ def test_the_file_is_private(filled):
 
 
 def test_it_is_loaded(directory):
-    """The counterpart of all the tests below in which it is not."""
+    """An undamaged file is loaded; in the tests below it must not be."""
     assert Kernel().load() is not None
     assert Kernel().compile() == FROM_DISK
 
@@ -217,7 +217,7 @@ def test_wrong_contents_with_a_right_checksum(directory, payload):
 
 
 def test_a_good_file_under_the_name_of_another(directory, compiled):
-    """Copied, or linked by somebody: it is the code of another kernel."""
+    """A copied or linked file holds the code of another kernel, and is not used."""
     kernel = Kernel()
     (path,) = files(directory)
     content = path.read_bytes()
@@ -228,7 +228,7 @@ def test_a_good_file_under_the_name_of_another(directory, compiled):
 
 
 def test_damaged_files_are_not_unpickled(directory, monkeypatch):
-    """Flipped bits can crash an unpickler: the checksum comes first."""
+    """Flipped bits can crash an unpickler, so that the checksum is compared first."""
     (path,) = files(directory)
     path.write_bytes(flip(path.read_bytes(), 1000))
     monkeypatch.setattr(cache.pickle, "loads", lambda payload: pytest.fail("unpickled"))
@@ -248,7 +248,7 @@ def test_a_file_in_the_place_of_a_directory(directory, compiled):
 @posix
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])
 def test_a_directory_that_others_can_write_to(directory, compiled, mode):
-    """The files are pickles, that is, programs: a good one there is not read, and none is written."""
+    """The files are pickles, which can run code. So a valid one there is not read, and none is written."""
     directory.chmod(mode)
     assert Kernel().load() is None
     files(directory)[0].unlink()
@@ -295,7 +295,7 @@ def test_a_file_that_others_can_write_to(directory, mode):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have a name")
 def test_a_pipe_in_the_place_of_a_file(directory):
-    """Nobody writes to it: reading must not wait for that."""
+    """Reading must not wait for a writer of the pipe."""
     (path,) = files(directory)
     path.unlink()
     os.mkfifo(path)
@@ -321,7 +321,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 @posix
 def test_a_disk_that_is_really_full(tmp_path):
-    """The system itself refuses to write any further, in the middle of the file."""
+    """The system refuses a write in the middle of the file."""
     output = child.run(FULL + CALL, FASTSOFTMAX_CACHE_DIR=tmp_path / "cache")
     assert parse(output) == COMPILED
     assert not files(tmp_path / "cache")
@@ -329,7 +329,7 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 @pytest.mark.parametrize("step", ["Path.mkdir", "tempfile.mkstemp", "os.fdopen", "os.replace"])
 def test_a_full_disk(tmp_path, compiled, monkeypatch, step):
-    """At whatever step it fills up: no exception, and no half file stays."""
+    """At whatever step the disk fills up, there is no exception and no unfinished file."""
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -345,7 +345,7 @@ def test_a_full_disk(tmp_path, compiled, monkeypatch, step):
 
 
 def test_another_configuration_is_compiled(directory, monkeypatch):
-    """What changes the code changes the name of its file; what does not, does not."""
+    """Settings that change the code change the name of its file, and no others do."""
     import numba
 
     def name():
@@ -375,7 +375,7 @@ def test_another_configuration_is_compiled(directory, monkeypatch):
 
 
 def test_another_processor_is_compiled_for(directory, monkeypatch):
-    """A home directory that machines share."""
+    """Machines may share a home directory."""
     kernel = Kernel()
     codegen = type(kernel.dispatcher.targetctx.codegen())
     monkeypatch.setattr(codegen, "magic_tuple", lambda self: ("a", "processor", "of another kind"))
@@ -392,7 +392,7 @@ def test_signatures_have_files_of_their_own(directory):
 
 @pytest.mark.parametrize("gone", ["_reduce", "_rebuild"])
 def test_private_api_that_is_gone(directory, compiled, monkeypatch, gone):
-    """Another release of Numba: no cache, and nothing else."""
+    """With another release of Numba the cache is not used, and everything else works."""
     from numba.core.compiler import CompileResult
 
     (path,) = files(directory)
@@ -414,7 +414,7 @@ def test_serialisation_that_is_gone(directory, compiled, monkeypatch):
 
 
 def test_switched_off(directory, compiled):
-    """As Numba's own caches can be."""
+    """The cache can be switched off, as Numba's own."""
     kernel = Kernel()
     kernel.cache.disable()
     assert kernel.load() is None
@@ -468,7 +468,7 @@ def put(directory, name, size, age):
 
 
 def test_the_size_is_bounded(directory, compiled, monkeypatch):
-    """What has not been used for longest goes, as far as need be; what is not ours stays."""
+    """The files that were not used for longest are removed until the rest fits. Files of others stay."""
     (path,) = files(directory)
     size = path.stat().st_size
     old = [put(directory, f"old-{age}{cache.SUFFIX}", 1000, age) for age in (400, 300, 200, 100)]
@@ -478,11 +478,11 @@ def test_the_size_is_bounded(directory, compiled, monkeypatch):
     assert files(directory) == sorted([path, old[2], old[3], other])
     monkeypatch.setattr(cache, "LIMIT", 10)
     compiled.save()
-    assert files(directory) == sorted([path, other])  # the newest stays: else nothing would ever be kept
+    assert files(directory) == sorted([path, other])  # the newest file stays in any case
 
 
 def test_what_is_used_is_kept(directory, compiled, monkeypatch):
-    """Its time is that of its last use, to the day: no more than one write a day for reading."""
+    """The time of a file is that of its last use, to the day, so that reading writes at most once a day."""
     (path,) = files(directory)
     for days, kept in ((0.9, True), (1.1, False)):
         then = time.time() - days * 86_400
@@ -492,7 +492,7 @@ def test_what_is_used_is_kept(directory, compiled, monkeypatch):
 
 
 def test_files_that_were_never_finished(directory, compiled):
-    """A process that was killed while it wrote; one that is writing now is left alone."""
+    """Files of a process that was killed while it wrote are removed; those that are being written stay."""
     (path,) = files(directory)
     put(directory, f"dead{cache.UNFINISHED}", 10, 2 * cache.STALE)
     alive = put(directory, f"alive{cache.UNFINISHED}", 10, 1)
@@ -501,7 +501,7 @@ def test_files_that_were_never_finished(directory, compiled):
 
 
 def test_tidying_up_that_fails(directory, compiled, monkeypatch):
-    """Another process was quicker, or may not: no reason to fail."""
+    """Another process may remove a file first, or removing it may be forbidden. Neither is an error."""
     put(directory, f"dead{cache.UNFINISHED}", 10, 2 * cache.STALE)
     put(directory, f"old{cache.SUFFIX}", 10, 100)
     monkeypatch.setattr(cache, "LIMIT", 10)
@@ -533,7 +533,7 @@ def test_flush_forgets_one_kernel(monkeypatch, tmp_path):
 
 
 def test_closures_are_not_kept(monkeypatch, tmp_path):
-    """What a closure holds is in no source file, so that no key would tell two of them apart."""
+    """Two closures may differ in what they hold, which is in no source file and so not in the key."""
     monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path))
     results = []
     for factor in (2.0, 3.0):

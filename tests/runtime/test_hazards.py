@@ -1,7 +1,7 @@
-"""The library inside of programs that fork, thread, compile, parallelise, are interrupted and end.
+"""The library in programs that fork, run threads, compile, are interrupted and end.
 
-Every test is a process of its own, which kills itself if it hangs. What each of them guards against has been seen:
-without its cure it fails.
+Every test runs in a new process, which kills itself if it hangs. Each of them fails without the code that it
+tests.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ workers.two_processors()
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
-    """The kernels that all these processes need, compiled once, here, and from then on taken from disk."""
+    """A cache directory with the kernels that all these processes need, which are compiled once here."""
     for name in workers.example()[2]:
         workers.call(name)
 
@@ -53,7 +53,7 @@ def layer_or_skip(layer):
     return {"NUMBA_THREADING_LAYER": layer, "LD_LIBRARY_PATH": os.path.join(sys.prefix, "lib")}
 
 
-# A parallel kernel of the host's own; it starts the threads of Numba's layer.
+# A parallel kernel of the host program, which starts the threads of Numba's layer.
 HOST = """
 import numba
 
@@ -109,9 +109,9 @@ print("fine")
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_forks_beside_numbas_threads(layer):
-    """Child, grandchild and orphan, before and after first use, in a host that runs parallel kernels of its own.
+    """Child, grandchild and orphan, before and after first use, in a host that also runs parallel kernels.
 
-    On omp, Numba's own way kills the child or hangs the grandchild.
+    With Numba's parallel loops on omp, the child would be killed or the grandchild would hang.
     """
     assert run(HOST + FORKS, **layer_or_skip(layer)) == "fine\n"
 
@@ -154,7 +154,7 @@ print("fine")
 
 def test_joblib(tmp_path):
     pytest.importorskip("joblib")
-    # loky's own processes import what is on the path
+    # the processes of loky import modules by this path
     path = os.pathsep.join([str(child.PACKAGE.parent), str(TESTS)])
     assert run(JOBLIB, PYTHONPATH=path, JOBLIB_TEMP_FOLDER=tmp_path) == "fine\n"
 
@@ -180,14 +180,14 @@ print("fine")
 
 @pytest.mark.parametrize("library", ["sklearn", pytest.param("torch", marks=pytest.mark.slow)])
 def test_openmp_in_the_parent(library):
-    """The threads of another library do not survive a fork either; ours do not need them."""
+    """The threads of another library do not survive a fork. Ours do not need them."""
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"needs {library}")
     assert run(OPENMP, library) == "fine\n"
 
 
 def test_a_fork_finds_one_thread():
-    """From Python 3.12 on, forking a process with several threads is a DeprecationWarning in the host's face."""
+    """From Python 3.12 on, forking a process with several threads gives the host a DeprecationWarning."""
     code = """
 import warnings
 warnings.simplefilter("error")
@@ -227,8 +227,8 @@ def test_forks_while_others_compute():
     assert run(COMPUTING) == "fine\n"
 
 
-# `starts` becomes true when the other thread is in the middle of what is named; it would leave a lock behind that
-# nobody in the child releases.
+# `starts` becomes true when the other thread is in the middle of the named operation. A fork at that moment would
+# leave a locked lock in the child.
 UNDER_WAY = """
 what = sys.argv[1]
 
@@ -259,7 +259,7 @@ print("fine")
 
 
 def test_forks_while_another_thread_compiles(tmp_path):
-    """The child calls the function, too: it must not wait for a lock that only the parent's thread can release."""
+    """The child calls the function, too. It must not wait for a lock that only the parent's thread can release."""
     assert run(UNDER_WAY, "compiling", FASTSOFTMAX_CACHE_DIR=tmp_path) == "fine\n"
 
 
@@ -268,16 +268,15 @@ def test_forks_while_another_thread_compiles(tmp_path):
     [("pass", "numba.core"), ("import fastsoftmax, logging", "numba.core"), ("pass", "numpy.ma")],
 )
 def test_forks_while_another_thread_imports_numba(before, module):
-    """Modules have locks of their own, which Python does not renew in a child.
+    """The import of a module holds a lock, which Python does not renew in a child.
 
-    That of ``logging`` is held by its own handler against the rest of the import; ``numpy.ma`` is one that Numba
-    imports at its first call.
+    ``logging`` takes its own lock at a fork, and Numba imports ``numpy.ma`` at its first call.
     """
     assert run(f"{before}\n{UNDER_WAY}", module) == "fine\n"
 
 
 def test_a_fork_imports_nothing():
-    """Neither in a child of a process that only imported the package, nor in one that used it."""
+    """A child imports nothing, whether the process had only imported the package or used it."""
     code = """
 import fastsoftmax
 
@@ -323,12 +322,12 @@ print("fine")
 
 
 def test_a_fork_does_not_wait_for_ever():
-    """Whoever compiles may be waiting for the fork: it goes ahead, and the child gets locks of its own."""
+    """A thread that compiles may wait for the fork. The fork goes ahead in time, and the child gets new locks."""
     assert run(PATIENCE) == "fine\n"
 
 
 def test_the_forking_thread_may_be_compiling():
-    """A signal handler forks in the middle of a compilation by the same thread: nothing to wait for."""
+    """A signal handler may fork while its own thread compiles. The fork must not wait for this thread."""
     code = """
 import numba
 from numba.core.compiler_lock import global_compiler_lock
@@ -377,7 +376,7 @@ print("fine")
 
 
 def test_a_fork_in_the_middle_of_a_call():
-    """By a signal handler that returns, in parent and child: the child's call fails, but does not hang."""
+    """A signal handler forks and returns in parent and child. The call in the child fails, but does not hang."""
     assert run(FORK_IN_CALL) == "fine\n"
 
 
@@ -414,7 +413,7 @@ print(sum(calls), "calls")
 
 @pytest.mark.parametrize("seconds", [0, pytest.param(60, marks=pytest.mark.slow)])
 def test_64_threads(seconds):
-    """All call everything at once, the first call included; no more helpers than processors."""
+    """All functions are called at once, also for the first time. There are no more helpers than processors."""
     assert run(CROWD, seconds).endswith("calls\n")
 
 
@@ -449,12 +448,12 @@ print("fine")
 
 @pytest.mark.parametrize("layer", ["omp", pytest.param("tbb", marks=pytest.mark.slow)])
 def test_inside_the_hosts_parallel_code(layer):
-    """From a parallel kernel of the host, and from its thread pools within thread pools."""
+    """Calls from a parallel kernel of the host, and from nested thread pools."""
     assert run(HOST + NESTED, **layer_or_skip(layer)) == "fine\n"
 
 
 def test_beside_a_parallel_kernel_on_workqueue():
-    """That layer aborts the process when two threads enter it: we never do, so the host may be in it."""
+    """Workqueue aborts the process if two threads enter it. We never do, so that the host may use it."""
     code = """
 stop = threading.Event()
 
@@ -476,7 +475,7 @@ print("fine")
 
 
 def test_nothing_global_is_set():
-    """Not the threads of Numba (whose layer is not even started), not the environment, nor the signal handlers."""
+    """Numba's threads, the environment and signal handlers are unchanged; Numba's layer is not started."""
     code = """
 import numba
 before = dict(os.environ), signal.getsignal(signal.SIGINT), numba.config.NUMBA_NUM_THREADS, np.geterr()
@@ -497,7 +496,7 @@ print("fine")
 
 
 def test_the_interpreter_ends_while_threads_compute():
-    """Daemon threads of the host are in our kernels, helpers at their side."""
+    """The process ends while daemon threads of the host and our helpers compute."""
     code = """
 def compute():
     while True:
@@ -521,7 +520,7 @@ atexit.register(lambda: (work(0), print("late")))
     assert run(code) == "late\n"
 
 
-# Read-only zeros that take no memory, however many: the system maps one page of zeros everywhere.
+# Read-only zeros that take no memory, because the system maps one page of zeros everywhere.
 INTERRUPT = """
 import fastsoftmax as fs
 from zeros import zeros
@@ -554,9 +553,9 @@ print(len(threading.enumerate()))
 
 @pytest.mark.timed
 def test_ctrl_c_in_a_long_call():
-    """Honoured at once; then nothing runs any more (the processor rests), and the next call is right.
+    """The call ends at once, no thread goes on computing, and the next call is right.
 
-    Blocks take about a millisecond; 0.2 s are allowed, and some more here for a machine that others use.
+    Blocks take about a millisecond. More than 0.2 s are allowed, because the machine may be busy.
     """
     whole, delay, busy, threads = map(float, run(INTERRUPT).split())
     assert whole > 5
@@ -569,7 +568,7 @@ def test_ctrl_c_in_a_long_call():
 
 
 def test_labels_that_change_after_they_were_checked():
-    """By another thread, at the worst of all moments: a kernel that trusted them would write anywhere."""
+    """Another thread changes labels after the check. A kernel that did not check again would write anywhere."""
     code = """
 import fastsoftmax as fs
 from fastsoftmax.api import losses

@@ -1,4 +1,4 @@
-"""What a process pays before its first result."""
+"""The time of the import and of the first call in a new process."""
 
 import statistics
 
@@ -60,7 +60,7 @@ print(*sorted(name for name in sys.modules if name.startswith("fastsoftmax.")))
 
 
 def test_import_brings_little():
-    """Apart from our own modules, a handful of the standard library's: no logging, no fractions, no pool."""
+    """The import loads our modules and few of the standard library: no logging, no fractions, no pool."""
     imported = child.run(IMPORTED).split()
     foreign = [name for name in imported if name.partition(".")[0] not in ("fastsoftmax", "numpy")]
     assert not {"numba", "llvmlite", "scipy", "logging", "concurrent.futures", "fractions", "decimal"} & set(
@@ -73,7 +73,7 @@ def test_import_brings_little():
 @pytest.mark.timed
 @pytest.mark.slow
 def test_import_takes_ten_milliseconds():
-    """Of processor time over `import numpy`, with bytecode on disk; 30 allowed here: the machine may be busy."""
+    """Processor time beyond `import numpy`, with bytecode on disk; 30 ms are allowed for busy machines."""
     child.run(MEASURED, PYTHONDONTWRITEBYTECODE=None)
     assert min(float(child.run(MEASURED)) for _ in range(7)) < 0.03
 
@@ -81,7 +81,7 @@ def test_import_takes_ten_milliseconds():
 def test_the_first_call_imports_the_kernels_that_it_needs():
     loaded = child.run(LOADED).split()
     assert "fastsoftmax.kernels.activations" in loaded
-    if "fastsoftmax.njit.overloads" in loaded:  # the package is installed: Numba asks it for all its extensions
+    if "fastsoftmax.njit.overloads" in loaded:  # in an installed package Numba loads the entry point
         return
     assert "fastsoftmax.kernels.derivatives" not in loaded
     assert "fastsoftmax.kernels.losses" not in loaded
@@ -90,7 +90,7 @@ def test_the_first_call_imports_the_kernels_that_it_needs():
 @pytest.mark.timed
 @pytest.mark.slow
 def test_the_first_call_costs_what_that_of_a_bare_kernel_does(tmp_path):
-    """Loaded from disk, processor time, in turns: 1.15 times by the contract, 1.5 allowed on busy machines."""
+    """Loaded from disk, processor time, in turns: at most 1.5 times as much, also on busy machines."""
     (tmp_path / "loop.py").write_text(LOOP)
     environment = {"FASTSOFTMAX_CACHE_DIR": tmp_path / "cache", "NUMBA_CACHE_DIR": tmp_path / "numba"}
     samples = {OURS: [], BARE: []}

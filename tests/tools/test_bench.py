@@ -1,4 +1,4 @@
-"""Benchmarks: the cases mean what they say, the samples are fair, the reports hold what was measured."""
+"""Benchmarks: the cases do what their names say, samples are taken in turns, reports show what was measured."""
 
 import json
 import math
@@ -27,7 +27,7 @@ QUICK_LIBRARIES = ("NumPy", "SciPy")
 
 @pytest.fixture
 def thread_settings(monkeypatch):
-    """`inputs.prepare` changes the environment: what it sets ends with the test."""
+    """Restore the environment, which `inputs.prepare` changes."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "PJRT_NPROC"):
         monkeypatch.setenv(name, "1")
 
@@ -51,7 +51,7 @@ def forget(message):
 
 
 def agreement(shapes, dtype, names, functions=tuple(FUNCTIONS)):
-    """Every case of these libraries was made and agrees; how many there were of each library."""
+    """Check that all cases of these libraries agree with ours; returns the number of cases of each library."""
     counted = dict.fromkeys(names, 0)
     for shape in shapes:
         data = Inputs(shape, dtype)
@@ -114,7 +114,7 @@ def test_out_is_written_to_where_the_name_says_so():
 
 
 def test_fresh_results_do_not_reuse_memory():
-    """A library that returned the same array each time would be timed without the cost of new memory."""
+    """If a library returned the same array each time, the cost of new memory would not be timed."""
     data = Inputs((3, 4), np.float64)
     for name, setups in cases.cases(("NumPy", "SciPy")).items():
         if name.endswith("out=") or name == "cross_entropy":
@@ -155,7 +155,7 @@ def dtype_one(dtype):
 
 
 def test_small_results_are_compared_at_their_own_size():
-    """Probabilities of 10 million classes are 1e-7; what is wrong by 1e-8 is wrong."""
+    """Probabilities of 10 million classes are about 1e-7, so that an error of 1e-8 must be found."""
     p = np.full(1000, 1e-7)
     with pytest.raises(DisagreementError):
         cases.check("softmax", "a", p, p + 1e-8, np.float64)
@@ -236,7 +236,7 @@ def test_measure_finds_what_sleep_takes():
 
 
 def test_libraries_take_turns(short):
-    """Nobody has all samples before another has any."""
+    """All libraries are sampled in each round."""
     order = []
     measure.measure({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0.02)
     quarter = len(order) // 4
@@ -246,7 +246,7 @@ def test_libraries_take_turns(short):
 
 @pytest.mark.timed
 def test_the_first_calls_do_not_count(short):
-    """They may compile: afterwards a call is known to be short, and a sample is made of many."""
+    """The first calls may compile. They are not samples, and the time of a call is measured after them."""
     made = []
 
     def call():
@@ -261,7 +261,7 @@ def test_the_first_calls_do_not_count(short):
 
 @pytest.mark.timed
 def test_slow_calls_are_made_few_times():
-    """Twice for nothing but to see that it is slow, and the second of them counts."""
+    """Two calls show that it is slow, and the second one counts as a sample."""
     made = []
     timing = measure.measure({"a": lambda: made.append(time.sleep(0.15))}, 0.01)["a"]
     assert len(made) == 3
@@ -284,7 +284,7 @@ def test_timing():
 
 @pytest.mark.timed
 def test_rows_end_in_time(short, monkeypatch):
-    """With no time left there are still the fewest samples."""
+    """Without time left, each call still gets the least number of samples."""
     monkeypatch.setattr(measure, "MOST", 10**9)
     choice = Choice(("softmax", "logsumexp"), ((3, 4),), ("float64",), QUICK_LIBRARIES)
     list(session.rows(choice, 0.01, 1, Complaints(forget)))
@@ -395,7 +395,7 @@ def test_json():
 
 
 def test_picture(tmp_path):
-    """Three panels, our colour in each, no more bytes than a README should load."""
+    """The picture has three panels with our colour in each, and is small enough for a README."""
     path = tmp_path / "speed.png"
     pictures.draw(made_up_results(), path)
     pixels = imread(path)[..., :3]
@@ -480,7 +480,7 @@ def test_names_may_be_shortened():
 
 
 def test_quick_is_quick():
-    """Its rows: a second each at most, and what libraries take to compile on top."""
+    """Each row takes a second at most, and compilation in addition."""
     assert len(command.QUICK.cells()) <= 12
     assert command.QUICK_LIMIT <= 15
     assert max(math.prod(shape) for shape, _, _ in command.QUICK.cells()) <= 1_000_000
@@ -503,7 +503,7 @@ def test_bench_names_the_extra_that_is_missing(capsys, monkeypatch, module):
 
 @pytest.mark.parametrize("library", ["Numba loop", pytest.param("fastsoftmax", marks=pytest.mark.slow)])
 def test_startup(library, tmp_path):
-    """The first number is the import, the second the call; to compile is done each time, or once."""
+    """The first number is the time of the import, the second that of the call, with or without compilation."""
 
     def compiled(name, directory):
         imported, called = startup.once(name, tmp_path)
@@ -537,21 +537,25 @@ def test_startup_leaves_out_what_fails(monkeypatch):
 
 
 def test_report_writes_readme_and_results(tmp_path, monkeypatch):
-    """With made-up numbers, into copies."""
+    """With made-up numbers, and into copies of the pages."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import readme
     import report as script
 
-    copy = tmp_path / "README.md"
-    copy.write_text((ROOT / "README.md").read_text())
+    (tmp_path / "docs" / "guide").mkdir(parents=True)
+    for page in readme.pages():
+        (tmp_path / page.relative_to(ROOT)).write_text(page.read_text())
+    before = (tmp_path / "README.md").read_text()
     (tmp_path / "results.md").write_text("")
-    monkeypatch.setattr(readme, "README", copy)
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
     script.write(made_up_results(), tmp_path)
     assert (tmp_path / "RESULTS.md").read_text().startswith("# Speed")
     assert not (tmp_path / "results.md").exists()
-    assert "made by `python benchmarks/report.py --write`" in copy.read_text()
-    assert copy.read_text().count("speed: begin") == 1
-    assert "[benchmarks/RESULTS.md](benchmarks/RESULTS.md)" in copy.read_text()
+    for page in (tmp_path / "README.md", tmp_path / "docs" / "guide" / "speed.md"):
+        assert "made by `python benchmarks/report.py --write`" in page.read_text()
+        assert page.read_text().count("speed: begin") == 1
+    assert "[RESULTS.md](../../benchmarks/RESULTS.md)" in page.read_text()
+    assert (tmp_path / "README.md").read_text() != before
 
 
 def test_benchmarks_directory_shows_the_cases(monkeypatch):
@@ -563,7 +567,7 @@ def test_benchmarks_directory_shows_the_cases(monkeypatch):
 
 
 def test_a_disturbed_row_is_measured_again(monkeypatch):
-    """Once: a call that is never steady is shown as it is."""
+    """It is measured again once. A call that stays unsteady is reported with its spread."""
     spreads = [0.9, 0.2, 0.9, 0.9]
     taken = []
 
@@ -580,7 +584,7 @@ def test_a_disturbed_row_is_measured_again(monkeypatch):
 
 @pytest.mark.parametrize("script", ["accuracy", "cluster", "report", "segments", "streaming", "ufuncs"])
 def test_scripts_start(script):
-    """What makes the tables finds all that it imports."""
+    """The scripts that make the tables find all modules that they import."""
     path = Path(__file__).parents[2] / "benchmarks" / f"{script}.py"
     environment = {**os.environ, "PYTHONPATH": str(path.parents[1])}
     command = [sys.executable, str(path), "--help"]

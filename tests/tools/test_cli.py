@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it returns, what it leaves behind."""
+"""The command line: its output, exit statuses and files."""
 
 import os
 import re
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache directory with two kernels and a file that is none."""
+    """A cache directory with two kernels and another file."""
     directory = tmp_path / "cache"
     directory.mkdir()
     (directory / "a.code").write_bytes(b"x" * 10)
@@ -33,13 +33,13 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Timings of arrays that are smaller than the demo's; the shell's wish for colours is not the test's."""
+    """Smaller arrays for the timings of the demo, and no environment variables about colours."""
     monkeypatch.setattr(demo, "TIMED_ROWS", 2000)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
 def missing(monkeypatch, *modules):
-    """Make the import of modules, and of the demo anew, fail as if they were not installed."""
+    """Make imports of these modules fail as if they were not installed, also for the demo."""
     for name in list(sys.modules):
         if name.split(".")[0] in modules or name == "fastsoftmax.tools.demo":
             monkeypatch.delitem(sys.modules, name)
@@ -199,7 +199,7 @@ def test_one_failed_check_is_enough(capsys):
     narrator.check("second", "does not.", False)
     narrator.check("third", "holds.", True)
     assert not narrator.all_hold
-    narrator.say("path", "[bold]/[/x].png")  # what is no markup stays as it is
+    narrator.say("path", "[bold]/[/x].png")  # text in brackets that is no markup is printed unchanged
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == ["first holds. ok", "second does not. FAILED", "third holds. ok", "path [bold]/[/x].png"]
 
@@ -293,7 +293,7 @@ def test_version(capsys):
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [["--version"], ["info"], ["cache", "--info"]])
 def test_a_full_standard_output_is_no_success(command, unbuffered, tmp_path):
-    """Nor a traceback, nor Python's own status of 120 where the text is written when the process ends."""
+    """The status is 3, not 0 or Python's 120, and there is no traceback."""
     environment = dict(
         os.environ, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED=unbuffered, FASTSOFTMAX_CACHE_DIR=str(tmp_path)
     )
@@ -307,7 +307,7 @@ def test_a_full_standard_output_is_no_success(command, unbuffered, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="closes descriptors in a shell of POSIX")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_no_file_gets_the_number_of_a_closed_stream(closed, tmp_path):
-    """What a library writes to standard output or error would go into the file."""
+    """Otherwise text for standard output or error could be written into the file."""
     code = (
         "from fastsoftmax.tools import cli\n"
         "cli.main(['cache', '--info'])\n"

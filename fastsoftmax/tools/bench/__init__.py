@@ -1,11 +1,11 @@
-"""Speed measured beside everybody else: ``fastsoftmax bench``, ``benchmarks/report.py`` and ``pytest benchmarks``.
+"""The speed beside other libraries: ``fastsoftmax bench``, ``benchmarks/report.py`` and ``pytest benchmarks``.
 
 `inputs`
-    The arrays of a case, and how many threads everybody gets.
+    The arrays of a case, and the number of threads of all libraries.
 `libraries`
-    Who is compared, one class each: what a user of that library would write.
+    A class for each library that is compared, with the calls that its users would write.
 `cases`
-    What is compared: {function: {library: setup}}, its shapes and its yardstick; and whether results agree.
+    The functions that are compared, with their shapes and yardsticks, and the check that results agree.
 `measure`
     Samples taken in turns, and their medians.
 `startup`
@@ -15,5 +15,5 @@
 `pictures`
     Time against classes, against rows, against peers.
 `command`
-    The command line's part: progress, tables on the terminal, files.
+    The command: progress, tables on the terminal, files.
 """

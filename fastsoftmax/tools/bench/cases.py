@@ -1,8 +1,8 @@
 """What is compared: {function: {library: setup}}, where ``setup(inputs)`` gives the call that is timed.
 
-Functions with ``out=`` in their name write into memory that is there; the others return fresh memory, as their
-user would have it. Every function has a yardstick: the speed of NumPy's own pass over the same memory, which
-nothing that touches all of it can beat by much.
+Functions with ``out=`` in their name write into existing memory; the others return fresh memory, as they usually
+do for their users. Every function has a yardstick: NumPy's own pass over the same memory. No function that reads
+and writes all of this memory can be much faster.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ SHAPES: tuple[Shape, ...] = (
 """From one small row to the vocabulary of GPT-2, one huge row, and the pixels of a segmentation, over axis 1."""
 
 JACOBIAN_SHAPES: tuple[Shape, ...] = ((1, 10), (32, 10), (1000, 10), (100_000, 10), (10_000, 100))
-"""Those whose Jacobians fit into memory; the last one has ten times the entries of the others."""
+"""Shapes whose Jacobians fit into memory; those of the last one have ten times the entries of the one before."""
 
 DTYPES = ("float32", "float64")
 
@@ -107,7 +107,7 @@ class DisagreementError(AssertionError):
 
 
 TOLERANCE = 1e3
-"""How far results may differ, in units of epsilon times the greatest entry: peers lose that much in long sums."""
+"""How far results may differ, in units of epsilon times the greatest entry. Peers lose that much in long sums."""
 
 _PIECE = 1 << 18
 
@@ -135,9 +135,9 @@ def check(function: str, library: str, ours: Any, theirs: Any, dtype: Any) -> No
 
 
 def calls(function: str, inputs: Inputs, libraries: tuple[str, ...] = tuple(ALL)) -> Iterator[tuple[str, Any]]:
-    """(library, call) for each library that has the function, ours first; in place of its call, its exception.
+    """(library, call) for each library that has the function, ours first; (library, exception) where it failed.
 
-    Every call has been made once, and what it returned was compared with ours.
+    Every call has been made once, and its result was compared with ours.
     """
     expected: Any = None
     for name, setup in cases(libraries)[function].items():

@@ -1,4 +1,4 @@
-"""The command line's part: progress, tables on the terminal, files."""
+"""The command: progress, tables on the terminal, files."""
 
 import argparse
 import math
@@ -81,13 +81,13 @@ def run(
     choice : Choice
         What to measure.
     threads : int, optional
-        For every library; as many as ours would use by default.
+        Threads of every library. The default is the number that ours would use.
     seconds : float
-        For each row.
+        How long each row is measured.
     limit : float
-        Rows get less, if they would otherwise take longer than this together.
+        Seconds for all rows together. If they would take longer, each row is measured for a shorter time.
     quick : bool
-        Without start-up and with fewer points in the picture.
+        Whether to leave out the start-up and some points of the picture.
     output : Path, optional
         A directory.
 
@@ -96,7 +96,7 @@ def run(
     results : Results
         All timings.
     agree : bool
-        Whether everybody's results agree with ours.
+        Whether the results of all libraries agree with ours.
     """
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     complaints = Complaints(lambda text: errors.print(text, markup=False))
@@ -148,7 +148,7 @@ def run(
 
 
 def _chosen(option: str, wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The known names that are meant, each by itself or by its beginning; ValueError if there are none."""
+    """The known names that equal or begin with one of the wanted texts; ValueError for a text without any."""
     found: list[str] = []
     for text in wanted:
         exact = [name for name in known if name.lower() == text.lower()]

@@ -1,4 +1,4 @@
-"""The arrays of a case, and how many threads everybody gets."""
+"""The arrays of a case, and the number of threads of all libraries."""
 
 import math
 import os
@@ -17,11 +17,11 @@ CLASS_AXIS = 1
 """The axis of the classes in every shape: the last one of a matrix, the channels of (N, C, H, W)."""
 
 SPREAD = 3.0
-"""The standard deviation of the logits: about what a trained classifier has."""
+"""The standard deviation of the logits, about that of a trained classifier."""
 
 
 class Inputs:
-    """What a case works on, made when it is first asked for, and the same in every process."""
+    """The arrays of a case. Each is made when it is first used, and is the same in every process."""
 
     def __init__(self, shape: Shape, dtype: Any) -> None:
         self.shape = shape
@@ -56,7 +56,7 @@ class Inputs:
 
     @cached_property
     def labels(self) -> Array:
-        """A class for each row, as int64: what PyTorch takes."""
+        """A class for each row, as int64, which PyTorch requires."""
         return np.random.default_rng(2).integers(0, self.classes, self.row_shape)
 
     @cached_property
@@ -77,5 +77,5 @@ def prepare(threads: int) -> None:
 
 
 def threads() -> int:
-    """How many threads our library would use now, and so how many everybody gets."""
+    """How many threads our library would use now. All libraries get this number."""
     return info.threads()

@@ -1,12 +1,12 @@
-"""Who is compared, and what a user of each would write.
+"""The libraries that are compared, with the calls that their users would write.
 
 A library is a class whose methods are named after the functions of `CASES` (with ``_out`` for results into an
 array that is given). A method is a setup: it takes `Inputs`, does what a user would do once (wrap arrays,
 compile), and returns the call that is timed. A method that a library does not have, or one that raises
 `NotOfferedError`, leaves its cell in the tables empty.
 
-Every library gets as many threads as ours. Results into ``out=`` and results in fresh memory are told apart,
-because the memory costs more than the work: pages that the system has to fill with zeros.
+Every library gets as many threads as ours. Results into ``out=`` and results in fresh memory are separate cases,
+because fresh memory costs more than the computation: the system has to fill its pages with zeros.
 """
 
 from collections.abc import Callable
@@ -99,7 +99,7 @@ class FastSoftmax(Library):
 
 
 class NumPy(Library):
-    """The formulas, with as few temporary arrays as somebody who cares would use."""
+    """The formulas, with few temporary arrays."""
 
     name = "NumPy"
 
@@ -432,7 +432,7 @@ class Jax(Library):
 
 @cache
 def _loops() -> dict[str, Any]:
-    """The loops that everybody writes: over matrices, in parallel, with the mathematics of libm."""
+    """Plain loops over matrices, in parallel, with the mathematical functions of libm."""
     import math
 
     import numba
@@ -559,7 +559,7 @@ def _loops() -> dict[str, Any]:
 
 
 class PlainNumba(Library):
-    """The loop that everybody writes; for matrices."""
+    """Plain loops, for matrices."""
 
     name = "Numba loop"
     modules = ("numba",)

@@ -1,9 +1,9 @@
 """Samples taken in turns, and their medians.
 
-All libraries work in one process, on the same arrays. They take turns in a random order, so that a busy moment
-of the machine hits all of them, and nobody always comes after the same other. Before a sample the call is made
-for a while without being timed: threads of the library before may still be spinning on the other processors (GNU
-OpenMP's do so for milliseconds), and the caches hold what it left there.
+All libraries work in one process, on the same arrays. They take turns in a random order, so that a busy moment of
+the machine affects all of them, and none always comes after the same other one. Before a sample, the call is made
+for a while without being timed. Otherwise threads of the previous library may still be spinning on the other
+processors (those of GNU OpenMP do so for milliseconds), and the caches hold its data.
 """
 
 import gc
@@ -20,11 +20,11 @@ SAMPLE_SECONDS = 2e-3
 SETTLE_SECONDS = 5e-3
 """How long a call is made before it is timed."""
 SLOW_SECONDS = 0.1
-"""A call that takes so long needs nothing before it."""
+"""A call that takes so long is timed without such calls before it."""
 VERY_SLOW_SECONDS = 1.0
-"""Of a call that takes so long, the first counts too."""
+"""If a call takes so long, its first call counts as a sample, too."""
 FEWEST, FEWEST_SLOW, MOST = 3, 2, 60
-"""Samples of each call, and of one that is slow."""
+"""The least number of samples of a call, that of a slow call, and the greatest number."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Contender:
         self.call = call
         self.times: list[float] = []
         start = time.perf_counter()
-        # It may compile, start threads, take a way that only a first call takes.
+        # The first call may compile or start threads, so that up to three more calls are made.
         once = latest = _time(call, 1)
         for _ in range(3 if once < VERY_SLOW_SECONDS else 0):
             latest = _time(call, 1)

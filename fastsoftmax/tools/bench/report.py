@@ -31,7 +31,7 @@ class Results:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on; ask before measuring, since the load is part of it."""
+    """Facts about the machine. They include its load, so that this is to be called before measuring."""
     facts: dict[str, Any] = {
         "date": date.today().isoformat(),
         "processor": info.processor(),
@@ -46,7 +46,7 @@ def machine() -> dict[str, Any]:
 
 
 def caption(facts: dict[str, Any]) -> str:
-    """The machine in one sentence. Work of others is told, because it is in the numbers."""
+    """The machine in one sentence. It mentions the load of other programs, because that affects the numbers."""
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
     busy = f", busy with other work (load {facts['load']})" if facts.get("load", 0) > 0.5 else ""
@@ -85,12 +85,12 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def slower_than_peers(rows: Sequence[Row]) -> list[tuple[Row, str]]:
-    """The cells in which a peer is ahead of us."""
+    """The cells in which a peer is ahead."""
     return [(row, name) for row in rows for name in row.timings if name != OURS and row.ratio(name) < 1]
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """In how many cells we are ahead, and which ones we lose."""
+    """In how many cells ours is ahead, and a list of the others."""
     cells = sum(len(row.timings) - 1 for row in rows)
     lost = slower_than_peers(rows)
     text = f"fastsoftmax is ahead in {cells - len(lost)} of {cells} comparisons"
@@ -119,8 +119,8 @@ LEGEND = (
     "to ours (*where they are ahead*). Yardstick: NumPy's own pass over the same memory."
 )
 
-README_SHAPES = ((32, 10), (1_000_000, 10), (10_000, 1000), (8, 21, 512, 512))
-README_FUNCTIONS = (
+SUMMARY_SHAPES = ((32, 10), (1_000_000, 10), (10_000, 1000), (8, 21, 512, 512))
+SUMMARY_FUNCTIONS = (
     "softmax",
     "softmax, out=",
     "logsumexp",
@@ -132,23 +132,24 @@ README_FUNCTIONS = (
 
 
 def summary(results: Results, made_by: str, more: str, picture: str) -> str:
-    """The part of the results that README.md shows: float32, some functions and shapes."""
+    """The part of the results that docs/guide/speed.md shows: float32, some functions and shapes."""
     rows = [
         row
-        for function in README_FUNCTIONS
+        for function in SUMMARY_FUNCTIONS
         for row in results.rows
         if row.function == function
         and row.dtype == "float32"
-        and (row.shape in README_SHAPES or (row.shape == (10_000, 100) and "jacobian" in function))
+        and (row.shape in SUMMARY_SHAPES or (row.shape == (10_000, 100) and "jacobian" in function))
     ]
     libraries = _peers_of(rows)
     header = ["float32", "shape", OURS, "yardstick", *libraries]
     lines = [[row.function, describe(row.shape), *_cells(row, libraries)] for row in rows]
     lost = len(slower_than_peers(results.rows))
     cells = sum(len(row.timings) - 1 for row in results.rows)
+    name = more.rpartition("/")[2]
     return (
         f"{LEGEND} {caption(results.machine)}; made by `{made_by}`.\n\n{_markdown(header, lines)}\n\n"
-        f"All functions and shapes, float64 too, are in [{more}]({more}): of its {cells} comparisons, fastsoftmax "
+        f"All functions and shapes, float64 too, are in [{name}]({more}): of its {cells} comparisons, fastsoftmax "
         f"is ahead in {cells - lost}.\n\n![Time against classes, rows and peers]({picture})"
     )
 

@@ -12,7 +12,7 @@ from fastsoftmax.tools.bench.measure import Timing, measure
 
 YARDSTICK = "yardstick"
 UNSTEADY = 0.5
-"""A row is measured again if the quartiles of a call are further apart than its median: something came between."""
+"""A row is measured again if the spread of one of its calls is larger than this (see `Timing`)."""
 
 
 @dataclass
@@ -27,12 +27,12 @@ class Row:
 
     @property
     def place(self) -> tuple[int, int, str, Shape]:
-        """Where it stands among others: by function, size, dtype."""
+        """The key by which rows are sorted: function, size, dtype, shape."""
         return list(cases.FUNCTIONS).index(self.function), math.prod(self.shape), self.dtype, self.shape
 
     @property
     def ours(self) -> Timing:
-        """That of our library."""
+        """The timing of our library."""
         return self.timings[OURS]
 
     def ratio(self, library: str) -> float:
@@ -55,9 +55,10 @@ class Choice:
     libraries: tuple[str, ...] = tuple(ALL)
 
     def cells(self) -> list[tuple[Shape, str, str]]:
-        """(shape, dtype, function): arrays are made once, large ones come first.
+        """(shape, dtype, function), large shapes first, and those with the same arrays one after the other.
 
-        Those take what time they need, and what is left of a limit is for the small ones.
+        Large arrays need the least number of samples, whatever time that takes. Small ones share the time that is
+        left.
         """
         wanted = self.shapes
         if wanted is None:
@@ -74,13 +75,13 @@ class Choice:
 
 @dataclass
 class Complaints:
-    """What went wrong with peers, and which of it is a wrong result."""
+    """Errors of peers, and a list of those that are wrong results."""
 
     tell: Callable[[str], None]
     disagreements: list[str] = field(default_factory=list)
 
     def note(self, row: str, library: str, error: Exception) -> None:
-        """A library that is left out of a row."""
+        """Report that a library is left out of a row."""
         text = f"{row}: {library} is left out: {type(error).__name__}: {error}".splitlines()[0]
         if isinstance(error, cases.DisagreementError):
             self.disagreements.append(text)
@@ -93,7 +94,7 @@ def describe(shape: Shape) -> str:
 
 
 def row(function: str, inputs: Inputs, libraries: tuple[str, ...], seconds: float, complaints: Complaints) -> Row:
-    """Measure one row, with everybody who has the function and agrees with us."""
+    """Measure one row: all libraries that have the function and whose results agree with ours."""
     title = f"{function}, {describe(inputs.shape)}, {inputs.dtype}"
     contenders = {YARDSTICK: cases.FUNCTIONS[function].setup(inputs)}
     for library, call in cases.calls(function, inputs, libraries):
@@ -108,9 +109,9 @@ def row(function: str, inputs: Inputs, libraries: tuple[str, ...], seconds: floa
 
 
 def rows(choice: Choice, seconds: float, limit: float, complaints: Complaints) -> Iterator[Row]:
-    """All rows, each measured for so many seconds, or for less so that all are done within `limit` seconds.
+    """All rows, each measured for so many seconds, or for less if all would take more than `limit` seconds.
 
-    (More only where the least number of samples takes longer.)
+    The least number of samples is taken in any case, even if that takes longer.
     """
     cells = choice.cells()
     stop = time.perf_counter() + limit
@@ -136,7 +137,7 @@ def sweep_shapes() -> tuple[list[Shape], list[Shape]]:
 
 
 def sweeps(shapes: list[Shape], libraries: tuple[str, ...]) -> list[Choice]:
-    """What the lines of a picture are made of: everybody's softmax, and ours into memory that is there."""
+    """The measurements for the lines of a picture: softmax of all libraries, and ours with ``out=``."""
     return [
         Choice(("softmax",), tuple(shapes), ("float32",), libraries),
         Choice(("softmax, out=",), tuple(shapes), ("float32",), (OURS,)),

@@ -1,4 +1,4 @@
-"""Fresh processes: what importing, compiling and the first call take. Compilation is in no other table.
+"""Fresh processes: how long importing, compiling and the first call take. No other table includes compilation.
 
 Every process measures itself, from its first line to its first softmax of (32, 10) float32.
 """
@@ -101,7 +101,7 @@ class Startup:
 
 
 def measure(repeats: int, advance: Callable[[], object], complain: Callable[[str], None]) -> list[Startup]:
-    """Medians of some repeats of everybody who is installed, in turns."""
+    """Medians of some repeats for all libraries that are installed, in turns."""
     names = [name for name, start in STARTS.items() if start.installed()]
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="fastsoftmax-") as directory:

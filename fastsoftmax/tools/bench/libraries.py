@@ -1,18 +1,19 @@
-"""The libraries that are compared, with the calls that their users would write.
+"""Who is compared, and what a user of each would write.
 
-A library is a class whose methods are named after the functions of `CASES` (with ``_out`` for results into an
-array that is given). A method is a setup: it takes `Inputs`, does what a user would do once (wrap arrays,
-compile), and returns the call that is timed. A method that a library does not have, or one that raises
-`NotOfferedError`, leaves its cell in the tables empty.
+A library is a class with a method for each public function that it has. The method is given the operands, as
+arrays of that library, does what a user would do once (compile, ask for gradients), and returns the call that is
+timed. A method with a parameter `out` can write into an array that is there. Where there is no method, or it
+raises `NotOfferedError`, the library's cell in the tables is empty.
 
-Every library gets as many threads as ours. Results into ``out=`` and results in fresh memory are separate cases,
-because fresh memory costs more than the computation: the system has to fill its pages with zeros.
+Every library gets as many threads as ours. Results into ``out=`` and results in fresh memory are timed apart,
+because the memory costs more than the work: the system has to fill its pages with zeros.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import cache, partial
+from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,38 +24,6 @@ from fastsoftmax.tools.bench.inputs import CLASS_AXIS, Inputs, threads
 
 Call = Callable[..., Any]
 Setup = Callable[[Inputs], Call]
-
-
-class NotOfferedError(Exception):
-    """The library has no such function for arrays of this shape."""
-
-
-class Library:
-    """One library: its name in the tables, and the modules it needs."""
-
-    name: str
-    modules: tuple[str, ...] = ()
-
-    def installed(self) -> bool:
-        """Whether its modules can be imported."""
-        return all(find_spec(module) is not None for module in self.modules)
-
-    def setup(self, function: str) -> Setup | None:
-        """The setup of a function by its name in `cases`, None if the library has none."""
-        method: Setup | None = getattr(self, method_name(function), None)
-        return method
-
-
-def method_name(function: str) -> str:
-    """``softmax_jvp of probs, out=`` is the method ``softmax_jvp_of_probs_out``."""
-    return function.replace(", ", "_").replace(" ", "_").rstrip("=")
-
-
-def matrix(inputs: Inputs) -> None:
-    """For libraries that know matrices only."""
-    if len(inputs.shape) != 2:
-        raise NotOfferedError
-
 
 CASES = {
     f"{entry.name}{', ' if variant.startswith('out') else ' ' if variant else ''}{variant}": (entry, variant)
@@ -74,28 +43,68 @@ _ARRAYS = {
 """The attribute of `Inputs` that serves as an operand."""
 
 
-def _axis(inputs: Inputs) -> dict[str, Any]:
-    """The last axis is our default, and naming it is not what a user would do."""
-    return {} if len(inputs.shape) == 2 else {"axis": CLASS_AXIS}
+class NotOfferedError(Exception):
+    """The library has no such function for arrays of this shape."""
+
+
+class Library:
+    """One library: its name in the tables, the modules it needs, and whether it knows matrices only."""
+
+    name: str
+    modules: tuple[str, ...] = ()
+    matrices_only = False
+
+    def installed(self) -> bool:
+        """Whether its modules can be imported."""
+        return all(find_spec(module) is not None for module in self.modules)
+
+    def wrap(self, array: Any) -> Any:
+        """An array as this library takes it."""
+        return array
+
+    def setup(self, function: str) -> Setup | None:
+        """The setup of a function by its name in `CASES`, None if the library has none."""
+        entry, variant = CASES[function]
+        method = getattr(self, "product_of_probs" if variant.startswith("of probs") else entry.name, None)
+        if method is None or (variant.endswith("out=") and "out" not in inspect.signature(method).parameters):
+            return None
+        return partial(self._call, method, entry, variant)
+
+    def _call(self, method: Call, entry: _spec.Function, variant: str, inputs: Inputs) -> Any:
+        if self.matrices_only and len(inputs.shape) != 2:
+            raise NotOfferedError
+        return method(*_operands(entry, variant, inputs, self.wrap), **_out(entry, variant, inputs, self.wrap))
+
+
+def _operands(entry: _spec.Function, variant: str, inputs: Inputs, wrap: Call) -> list[Any]:
+    names = [_ARRAYS[role] for role in entry.operands]
+    if variant.startswith("of probs"):
+        names[0] = "probs"
+    return [wrap(getattr(inputs, name)) for name in names]
+
+
+def _out(entry: _spec.Function, variant: str, inputs: Inputs, wrap: Call) -> dict[str, Any]:
+    if not variant.endswith("out="):
+        return {}
+    return {"out": wrap(inputs.jacobian if _spec.SQUARE in entry.result else inputs.out)}
 
 
 class FastSoftmax(Library):
-    """Ours: every function of the table, called with what its operands are."""
+    """Ours: every function of the table."""
 
     name = "fastsoftmax"
 
     def setup(self, function: str) -> Setup:
         """The call of a public function, or of a variant of it that `_spec.Function.bench` names."""
-        return partial(self._call, *CASES[function])
+        return partial(self._public, *CASES[function])
 
-    def _call(self, entry: _spec.Function, variant: str, inputs: Inputs) -> Call:
-        options = _axis(inputs)
-        operands = [getattr(inputs, _ARRAYS[role]) for role in entry.operands]
+    def _public(self, entry: _spec.Function, variant: str, inputs: Inputs) -> Call:
+        # The last axis is our default, and naming it is not what a user would do.
+        options: dict[str, Any] = {} if len(inputs.shape) == 2 else {"axis": CLASS_AXIS}
         if variant.startswith("of probs"):
-            operands[0], options["from_probs"] = inputs.probs, True
-        if variant.endswith("out="):
-            options["out"] = inputs.jacobian if entry.result == (_spec.SQUARE,) else inputs.out
-        return partial(getattr(fs, entry.name), *operands, **options)
+            options["from_probs"] = True
+        options |= _out(entry, variant, inputs, self.wrap)
+        return partial(getattr(fs, entry.name), *_operands(entry, variant, inputs, self.wrap), **options)
 
 
 class NumPy(Library):
@@ -114,10 +123,26 @@ class NumPy(Library):
         y -= np.log(np.exp(y).sum(CLASS_AXIS, keepdims=True))
         return y
 
+    def _logsumexp(self, x: Any) -> Any:
+        m = x.max(CLASS_AXIS, keepdims=True)
+        total = np.exp(x - m).sum(CLASS_AXIS)
+        return np.log(total) + m.reshape(total.shape)
+
+    def _entropy(self, x: Any) -> Any:
+        log_probs = self._log_softmax(x)
+        return -(np.exp(log_probs) * log_probs).sum(CLASS_AXIS)
+
     def _product(self, p: Any, v: Any, out: Any = None) -> Any:
         y = np.subtract(v, np.sum(p * v, CLASS_AXIS, keepdims=True), out=out)
         y *= p
         return y
+
+    def _jacobian(self, x: Any, out: Any = None) -> Any:
+        p = self._softmax(x)
+        result = np.multiply(-p[:, :, None], p[:, None, :], out=out)
+        diagonal = np.einsum("nii->ni", result)
+        diagonal += p
+        return result
 
     def _loss(self, log_probs: Any, labels: Any) -> Any:
         return -np.take_along_axis(log_probs, np.expand_dims(labels, CLASS_AXIS), CLASS_AXIS).mean()
@@ -132,62 +157,34 @@ class NumPy(Library):
         grad /= labels.size
         return loss, grad
 
-    def softmax(self, inputs: Inputs) -> Call:
-        return partial(self._softmax, inputs.logits)
+    def softmax(self, x: Any, out: Any = None) -> Call:
+        return partial(self._softmax, x, out)
 
-    def softmax_out(self, inputs: Inputs) -> Call:
-        return partial(self._softmax, inputs.logits, inputs.out)
+    def log_softmax(self, x: Any, out: Any = None) -> Call:
+        return partial(self._log_softmax, x, out)
 
-    def log_softmax(self, inputs: Inputs) -> Call:
-        return partial(self._log_softmax, inputs.logits)
+    def logsumexp(self, x: Any) -> Call:
+        return partial(self._logsumexp, x)
 
-    def log_softmax_out(self, inputs: Inputs) -> Call:
-        return partial(self._log_softmax, inputs.logits, inputs.out)
+    def softmax_entropy(self, x: Any) -> Call:
+        return partial(self._entropy, x)
 
-    def logsumexp(self, inputs: Inputs) -> Call:
-        def call() -> Any:
-            m = inputs.logits.max(CLASS_AXIS, keepdims=True)
-            total = np.exp(inputs.logits - m).sum(CLASS_AXIS)
-            return np.log(total) + m.reshape(total.shape)
-
-        return call
-
-    def softmax_entropy(self, inputs: Inputs) -> Call:
-        def call() -> Any:
-            log_probs = self._log_softmax(inputs.logits)
-            return -(np.exp(log_probs) * log_probs).sum(CLASS_AXIS)
-
-        return call
-
-    def softmax_jvp(self, inputs: Inputs) -> Call:
-        return lambda: self._product(self._softmax(inputs.logits), inputs.tangent)
+    def softmax_jvp(self, x: Any, v: Any) -> Call:
+        return lambda: self._product(self._softmax(x), v)
 
     softmax_vjp = softmax_jvp
 
-    def softmax_jvp_of_probs_out(self, inputs: Inputs) -> Call:
-        return partial(self._product, inputs.probs, inputs.tangent, inputs.out)
+    def product_of_probs(self, p: Any, v: Any, out: Any) -> Call:
+        return partial(self._product, p, v, out)
 
-    def _jacobian(self, x: Any, out: Any = None) -> Any:
-        p = self._softmax(x)
-        result = np.multiply(-p[:, :, None], p[:, None, :], out=out)
-        diagonal = np.einsum("nii->ni", result)
-        diagonal += p
-        return result
+    def softmax_jacobian(self, x: Any, out: Any = None) -> Call:
+        return partial(self._jacobian, x, out)
 
-    def softmax_jacobian(self, inputs: Inputs) -> Call:
-        return partial(self._jacobian, inputs.logits)
+    def cross_entropy(self, x: Any, labels: Any) -> Call:
+        return lambda: self._loss(self._log_softmax(x), labels)
 
-    def softmax_jacobian_out(self, inputs: Inputs) -> Call:
-        return partial(self._jacobian, inputs.logits, inputs.jacobian)
-
-    def cross_entropy(self, inputs: Inputs) -> Call:
-        return lambda: self._loss(self._log_softmax(inputs.logits), inputs.labels)
-
-    def cross_entropy_with_grad(self, inputs: Inputs) -> Call:
-        return partial(self._with_grad, inputs.logits, inputs.labels)
-
-    def cross_entropy_with_grad_out(self, inputs: Inputs) -> Call:
-        return partial(self._with_grad, inputs.logits, inputs.labels, inputs.out)
+    def cross_entropy_with_grad(self, x: Any, labels: Any, out: Any = None) -> Call:
+        return partial(self._with_grad, x, labels, out)
 
 
 class SciPy(Library):
@@ -196,19 +193,17 @@ class SciPy(Library):
     name = "SciPy"
     modules = ("scipy",)
 
-    def _function(self, name: str, inputs: Inputs) -> Call:
-        import scipy.special
+    def _function(self, name: str, x: Any) -> Call:
+        return partial(getattr(import_module("scipy.special"), name), x, axis=CLASS_AXIS)
 
-        return partial(getattr(scipy.special, name), inputs.logits, axis=CLASS_AXIS)
+    def softmax(self, x: Any) -> Call:
+        return self._function("softmax", x)
 
-    def softmax(self, inputs: Inputs) -> Call:
-        return self._function("softmax", inputs)
+    def log_softmax(self, x: Any) -> Call:
+        return self._function("log_softmax", x)
 
-    def log_softmax(self, inputs: Inputs) -> Call:
-        return self._function("log_softmax", inputs)
-
-    def logsumexp(self, inputs: Inputs) -> Call:
-        return self._function("logsumexp", inputs)
+    def logsumexp(self, x: Any) -> Call:
+        return self._function("logsumexp", x)
 
 
 class ScikitLearn(Library):
@@ -216,43 +211,27 @@ class ScikitLearn(Library):
 
     name = "scikit-learn"
     modules = ("sklearn",)
+    matrices_only = True
 
-    def softmax(self, inputs: Inputs) -> Call:
-        from sklearn.utils.extmath import softmax
+    def softmax(self, x: Any) -> Call:
+        return partial(import_module("sklearn.utils.extmath").softmax, x)
 
-        matrix(inputs)
-        return partial(softmax, inputs.logits)
+    def _loss(self, x: Any, labels: Any) -> tuple[Any, dict[str, Any]]:
+        loss = import_module("sklearn._loss.loss").HalfMultinomialLoss(n_classes=x.shape[1])
+        return loss, {"y_true": labels.astype(x.dtype), "raw_prediction": x, "n_threads": threads()}
 
-    def _loss(self, inputs: Inputs) -> tuple[Any, dict[str, Any]]:
-        from sklearn._loss.loss import HalfMultinomialLoss
-
-        matrix(inputs)
-        labels = inputs.labels.astype(inputs.dtype)
-        arguments = {"y_true": labels, "raw_prediction": inputs.logits, "n_threads": threads()}
-        return HalfMultinomialLoss(n_classes=inputs.classes), arguments
-
-    def cross_entropy(self, inputs: Inputs) -> Call:
-        loss, arguments = self._loss(inputs)
+    def cross_entropy(self, x: Any, labels: Any) -> Call:
+        loss, arguments = self._loss(x, labels)
         return lambda: loss.loss(**arguments).mean()
 
-    def cross_entropy_with_grad(self, inputs: Inputs) -> Call:
-        loss, arguments = self._loss(inputs)
+    def cross_entropy_with_grad(self, x: Any, labels: Any, out: Any = None) -> Call:
+        loss, arguments = self._loss(x, labels)
+        if out is not None:
+            arguments |= {"loss_out": np.empty(len(x), x.dtype), "gradient_out": out}
 
         def call() -> Any:
             losses, grad = loss.loss_gradient(**arguments)
-            grad /= inputs.rows
-            return losses.mean(), grad
-
-        return call
-
-    def cross_entropy_with_grad_out(self, inputs: Inputs) -> Call:
-        loss, arguments = self._loss(inputs)
-        arguments["loss_out"] = np.empty(inputs.rows, inputs.dtype)
-        arguments["gradient_out"] = inputs.out
-
-        def call() -> Any:
-            losses, grad = loss.loss_gradient(**arguments)
-            grad /= inputs.rows
+            grad /= len(x)
             return losses.mean(), grad
 
         return call
@@ -264,93 +243,71 @@ class PyTorch(Library):
     name = "PyTorch"
     modules = ("torch",)
 
-    def _torch(self, inputs: Inputs, *names: str) -> tuple[Any, ...]:
-        import torch
+    @property
+    def torch(self) -> Any:
+        return import_module("torch")
 
-        torch.set_num_threads(threads())
-        return torch, *(torch.from_numpy(getattr(inputs, name)) for name in names)
+    def wrap(self, array: Any) -> Any:
+        self.torch.set_num_threads(threads())
+        return self.torch.from_numpy(array)
 
-    def softmax(self, inputs: Inputs) -> Call:
-        torch, x = self._torch(inputs, "logits")
-        return partial(torch.softmax, x, CLASS_AXIS)
+    def softmax(self, x: Any, out: Any = None) -> Call:
+        return partial(self.torch.softmax, x, CLASS_AXIS, out=out)
 
-    def softmax_out(self, inputs: Inputs) -> Call:
-        torch, x, out = self._torch(inputs, "logits", "out")
-        return partial(torch.softmax, x, CLASS_AXIS, out=out)
+    def log_softmax(self, x: Any, out: Any = None) -> Call:
+        return partial(self.torch.log_softmax, x, CLASS_AXIS, out=out)
 
-    def log_softmax(self, inputs: Inputs) -> Call:
-        torch, x = self._torch(inputs, "logits")
-        return partial(torch.log_softmax, x, CLASS_AXIS)
+    def logsumexp(self, x: Any) -> Call:
+        return partial(self.torch.logsumexp, x, CLASS_AXIS)
 
-    def log_softmax_out(self, inputs: Inputs) -> Call:
-        torch, x, out = self._torch(inputs, "logits", "out")
-        return partial(torch.log_softmax, x, CLASS_AXIS, out=out)
-
-    def logsumexp(self, inputs: Inputs) -> Call:
-        torch, x = self._torch(inputs, "logits")
-        return partial(torch.logsumexp, x, CLASS_AXIS)
-
-    def softmax_entropy(self, inputs: Inputs) -> Call:
-        torch, x = self._torch(inputs, "logits")
+    def softmax_entropy(self, x: Any) -> Call:
+        log_softmax = self.torch.log_softmax
 
         def call() -> Any:
-            log_probs = torch.log_softmax(x, CLASS_AXIS)
+            log_probs = log_softmax(x, CLASS_AXIS)
             return -(log_probs.exp() * log_probs).sum(CLASS_AXIS)
 
         return call
 
-    def softmax_jvp(self, inputs: Inputs) -> Call:
-        torch, x, v = self._torch(inputs, "logits", "tangent")
-        softmax = partial(torch.softmax, dim=CLASS_AXIS)
-        return lambda: torch.func.jvp(softmax, (x,), (v,))[1]
+    def softmax_jvp(self, x: Any, v: Any) -> Call:
+        jvp, softmax = self.torch.func.jvp, partial(self.torch.softmax, dim=CLASS_AXIS)
+        return lambda: jvp(softmax, (x,), (v,))[1]
 
-    def softmax_vjp(self, inputs: Inputs) -> Call:
-        torch, x, g = self._torch(inputs, "logits", "tangent")
+    def softmax_vjp(self, x: Any, g: Any) -> Call:
+        torch = self.torch
         x.requires_grad_()
         return lambda: torch.autograd.grad(torch.softmax(x, CLASS_AXIS), x, g)[0]
 
-    def softmax_jvp_of_probs_out(self, inputs: Inputs) -> Call:
-        torch, p, v, out = self._torch(inputs, "probs", "tangent", "out")
+    def product_of_probs(self, p: Any, v: Any, out: Any) -> Call:
+        sub = self.torch.sub
 
         def call() -> Any:
-            torch.sub(v, (p * v).sum(CLASS_AXIS, keepdim=True), out=out)
+            sub(v, (p * v).sum(CLASS_AXIS, keepdim=True), out=out)
             return out.mul_(p)
 
         return call
 
-    def softmax_jacobian(self, inputs: Inputs) -> Call:
-        torch, x = self._torch(inputs, "logits")
+    def softmax_jacobian(self, x: Any, out: Any = None) -> Call:
+        torch = self.torch
 
         def call() -> Any:
             p = torch.softmax(x, -1)
-            result = -p[:, :, None] * p[:, None, :]
+            result = torch.mul(-p[:, :, None], p[:, None, :], out=out)
             result.diagonal(dim1=1, dim2=2).add_(p)
             return result
 
         return call
 
-    def softmax_jacobian_out(self, inputs: Inputs) -> Call:
-        torch, x, out = self._torch(inputs, "logits", "jacobian")
+    def cross_entropy(self, x: Any, labels: Any) -> Call:
+        return partial(self.torch.nn.functional.cross_entropy, x, labels)
 
-        def call() -> Any:
-            p = torch.softmax(x, -1)
-            torch.mul(-p[:, :, None], p[:, None, :], out=out)
-            out.diagonal(dim1=1, dim2=2).add_(p)
-            return out
-
-        return call
-
-    def cross_entropy(self, inputs: Inputs) -> Call:
-        torch, x, y = self._torch(inputs, "logits", "labels")
-        return partial(torch.nn.functional.cross_entropy, x, y)
-
-    def cross_entropy_with_grad(self, inputs: Inputs) -> Call:
-        torch, x, y = self._torch(inputs, "logits", "labels")
+    def cross_entropy_with_grad(self, x: Any, labels: Any) -> Call:
+        loss_of = self.torch.nn.functional.cross_entropy
         x.requires_grad_()
 
         def call() -> Any:
             x.grad = None
-            loss = torch.nn.functional.cross_entropy(x, y)
+            loss = loss_of(x, labels)
             loss.backward()
             return loss.detach(), x.grad
 
@@ -363,71 +320,59 @@ class Jax(Library):
     name = "JAX"
     modules = ("jax",)
 
-    def _jit(self, inputs: Inputs, build: Callable[[ModuleType], Callable[..., Any]], *names: str) -> Call:
-        import jax
+    @property
+    def jax(self) -> Any:
+        return import_module("jax")
 
-        jax.config.update("jax_enable_x64", True)
-        arguments = [jax.device_put(getattr(inputs, name)) for name in names]
-        function = jax.jit(build(jax))
-        return lambda: jax.block_until_ready(function(*arguments))
+    def wrap(self, array: Any) -> Any:
+        self.jax.config.update("jax_enable_x64", True)
+        return self.jax.device_put(array)
 
-    def softmax(self, inputs: Inputs) -> Call:
-        return self._jit(inputs, lambda jax: partial(jax.nn.softmax, axis=CLASS_AXIS), "logits")
+    def _jit(self, function: Call, *arguments: Any) -> Call:
+        wait, compiled = self.jax.block_until_ready, self.jax.jit(function)
+        return lambda: wait(compiled(*arguments))
 
-    def log_softmax(self, inputs: Inputs) -> Call:
-        return self._jit(inputs, lambda jax: partial(jax.nn.log_softmax, axis=CLASS_AXIS), "logits")
+    def softmax(self, x: Any) -> Call:
+        return self._jit(partial(self.jax.nn.softmax, axis=CLASS_AXIS), x)
 
-    def logsumexp(self, inputs: Inputs) -> Call:
-        return self._jit(inputs, lambda jax: partial(jax.nn.logsumexp, axis=CLASS_AXIS), "logits")
+    def log_softmax(self, x: Any) -> Call:
+        return self._jit(partial(self.jax.nn.log_softmax, axis=CLASS_AXIS), x)
 
-    def softmax_entropy(self, inputs: Inputs) -> Call:
-        def build(jax: Any) -> Callable[..., Any]:
-            def entropy(x: Any) -> Any:
-                log_probs = jax.nn.log_softmax(x, CLASS_AXIS)
-                return -(jax.numpy.exp(log_probs) * log_probs).sum(CLASS_AXIS)
+    def logsumexp(self, x: Any) -> Call:
+        return self._jit(partial(self.jax.nn.logsumexp, axis=CLASS_AXIS), x)
 
-            return entropy
+    def softmax_entropy(self, x: Any) -> Call:
+        def entropy(x: Any) -> Any:
+            log_probs = self.jax.nn.log_softmax(x, CLASS_AXIS)
+            return -(self.jax.numpy.exp(log_probs) * log_probs).sum(CLASS_AXIS)
 
-        return self._jit(inputs, build, "logits")
+        return self._jit(entropy, x)
 
-    def softmax_jvp(self, inputs: Inputs) -> Call:
-        def build(jax: Any) -> Callable[..., Any]:
-            softmax = partial(jax.nn.softmax, axis=CLASS_AXIS)
-            return lambda x, v: jax.jvp(softmax, (x,), (v,))[1]
+    def softmax_jvp(self, x: Any, v: Any) -> Call:
+        softmax = partial(self.jax.nn.softmax, axis=CLASS_AXIS)
+        return self._jit(lambda x, v: self.jax.jvp(softmax, (x,), (v,))[1], x, v)
 
-        return self._jit(inputs, build, "logits", "tangent")
+    def softmax_vjp(self, x: Any, g: Any) -> Call:
+        softmax = partial(self.jax.nn.softmax, axis=CLASS_AXIS)
+        return self._jit(lambda x, g: self.jax.vjp(softmax, x)[1](g)[0], x, g)
 
-    def softmax_vjp(self, inputs: Inputs) -> Call:
-        def build(jax: Any) -> Callable[..., Any]:
-            softmax = partial(jax.nn.softmax, axis=CLASS_AXIS)
-            return lambda x, g: jax.vjp(softmax, x)[1](g)[0]
+    def softmax_jacobian(self, x: Any) -> Call:
+        def jacobian(x: Any) -> Any:
+            p = self.jax.nn.softmax(x)
+            return p[:, :, None] * (self.jax.numpy.eye(x.shape[1], dtype=x.dtype) - p[:, None, :])
 
-        return self._jit(inputs, build, "logits", "tangent")
+        return self._jit(jacobian, x)
 
-    def softmax_jacobian(self, inputs: Inputs) -> Call:
-        def build(jax: Any) -> Callable[..., Any]:
-            def jacobian(x: Any) -> Any:
-                p = jax.nn.softmax(x)
-                return p[:, :, None] * (jax.numpy.eye(x.shape[1], dtype=x.dtype) - p[:, None, :])
+    def _loss(self, x: Any, labels: Any) -> Any:
+        place = self.jax.numpy.expand_dims(labels, CLASS_AXIS)
+        chosen = self.jax.numpy.take_along_axis(x, place, CLASS_AXIS).squeeze(CLASS_AXIS)
+        return (self.jax.nn.logsumexp(x, CLASS_AXIS) - chosen).mean()
 
-            return jacobian
+    def cross_entropy(self, x: Any, labels: Any) -> Call:
+        return self._jit(self._loss, x, labels)
 
-        return self._jit(inputs, build, "logits")
-
-    @staticmethod
-    def _loss(jax: Any) -> Callable[..., Any]:
-        def loss(x: Any, y: Any) -> Any:
-            place = jax.numpy.expand_dims(y, CLASS_AXIS)
-            chosen = jax.numpy.take_along_axis(x, place, CLASS_AXIS).squeeze(CLASS_AXIS)
-            return (jax.nn.logsumexp(x, CLASS_AXIS) - chosen).mean()
-
-        return loss
-
-    def cross_entropy(self, inputs: Inputs) -> Call:
-        return self._jit(inputs, self._loss, "logits", "labels")
-
-    def cross_entropy_with_grad(self, inputs: Inputs) -> Call:
-        return self._jit(inputs, lambda jax: jax.value_and_grad(self._loss(jax)), "logits", "labels")
+    def cross_entropy_with_grad(self, x: Any, labels: Any) -> Call:
+        return self._jit(self.jax.value_and_grad(self._loss), x, labels)
 
 
 @cache
@@ -563,76 +508,51 @@ class PlainNumba(Library):
 
     name = "Numba loop"
     modules = ("numba",)
+    matrices_only = True
 
-    def _loop(self, name: str, inputs: Inputs) -> Any:
-        import numba
-
-        matrix(inputs)
+    def _loop(self, name: str) -> Call:
+        numba = import_module("numba")
         numba.set_num_threads(min(threads(), numba.config.NUMBA_NUM_THREADS))
-        return _loops()[name]
+        loop: Call = _loops()[name]
+        return loop
 
-    def _fill(self, name: str, inputs: Inputs, *sources: Any, result: Any = None) -> Call:
-        """A call of a loop that fills an array: `result`, or without one, a fresh one like the logits."""
-        loop = self._loop(name, inputs)
+    def _fill(self, name: str, *sources: Any, out: Any = None, shape: Any = None) -> Call:
+        """The call of a loop that fills `out`, or an array of its own, of the shape of the first source."""
+        loop, x = self._loop(name), sources[0]
+        shape = x.shape if shape is None else shape
 
         def call() -> Any:
-            out = np.empty_like(inputs.logits) if result is None else result
-            loop(*sources, out)
-            return out
+            result = np.empty(shape, x.dtype) if out is None else out
+            loss = loop(*sources, result)
+            return result if loss is None else (loss, result)
 
         return call
 
-    def softmax(self, inputs: Inputs) -> Call:
-        return self._fill("softmax", inputs, inputs.logits)
+    def softmax(self, x: Any, out: Any = None) -> Call:
+        return self._fill("softmax", x, out=out)
 
-    def softmax_out(self, inputs: Inputs) -> Call:
-        return self._fill("softmax", inputs, inputs.logits, result=inputs.out)
+    def log_softmax(self, x: Any, out: Any = None) -> Call:
+        return self._fill("log_softmax", x, out=out)
 
-    def log_softmax(self, inputs: Inputs) -> Call:
-        return self._fill("log_softmax", inputs, inputs.logits)
+    def logsumexp(self, x: Any) -> Call:
+        return self._fill("logsumexp", x, out=np.empty(len(x), x.dtype))
 
-    def log_softmax_out(self, inputs: Inputs) -> Call:
-        return self._fill("log_softmax", inputs, inputs.logits, result=inputs.out)
-
-    def logsumexp(self, inputs: Inputs) -> Call:
-        return self._fill("logsumexp", inputs, inputs.logits, result=np.empty(inputs.rows, inputs.dtype))
-
-    def softmax_jvp(self, inputs: Inputs) -> Call:
-        return self._fill("softmax_product", inputs, inputs.logits, inputs.tangent)
+    def softmax_jvp(self, x: Any, v: Any) -> Call:
+        return self._fill("softmax_product", x, v)
 
     softmax_vjp = softmax_jvp
 
-    def softmax_jvp_of_probs_out(self, inputs: Inputs) -> Call:
-        return self._fill("product_of_probs", inputs, inputs.probs, inputs.tangent, result=inputs.out)
+    def product_of_probs(self, p: Any, v: Any, out: Any) -> Call:
+        return self._fill("product_of_probs", p, v, out=out)
 
-    def softmax_jacobian(self, inputs: Inputs) -> Call:
-        loop, shape = self._loop("softmax_jacobian", inputs), (inputs.rows, inputs.classes, inputs.classes)
+    def softmax_jacobian(self, x: Any, out: Any = None) -> Call:
+        return self._fill("softmax_jacobian", x, out=out, shape=(*x.shape, x.shape[1]))
 
-        def call() -> Any:
-            out = np.empty(shape, inputs.dtype)
-            loop(inputs.logits, out)
-            return out
+    def cross_entropy(self, x: Any, labels: Any) -> Call:
+        return partial(self._loop("cross_entropy"), x, labels)
 
-        return call
-
-    def softmax_jacobian_out(self, inputs: Inputs) -> Call:
-        return self._fill("softmax_jacobian", inputs, inputs.logits, result=inputs.jacobian)
-
-    def cross_entropy(self, inputs: Inputs) -> Call:
-        return partial(self._loop("cross_entropy", inputs), inputs.logits, inputs.labels)
-
-    def cross_entropy_with_grad(self, inputs: Inputs) -> Call:
-        loop = self._loop("cross_entropy_with_grad", inputs)
-
-        def call() -> Any:
-            out = np.empty_like(inputs.logits)
-            return loop(inputs.logits, inputs.labels, out), out
-
-        return call
-
-    def cross_entropy_with_grad_out(self, inputs: Inputs) -> Call:
-        loop = self._loop("cross_entropy_with_grad", inputs)
-        return lambda: (loop(inputs.logits, inputs.labels, inputs.out), inputs.out)
+    def cross_entropy_with_grad(self, x: Any, labels: Any, out: Any = None) -> Call:
+        return self._fill("cross_entropy_with_grad", x, labels, out=out)
 
 
 OURS = FastSoftmax.name

@@ -9,9 +9,9 @@ which is scikit-learn's objective divided by C N. The intercepts are not penalis
 """
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from sklearn.model_selection import train_test_split
 
 import fastsoftmax as fs
 from fastsoftmax.tools import info
+from fastsoftmax.tools.bench.libraries import ALL
+from fastsoftmax.tools.bench.measure import Timing, measure
 
 Array = NDArray[Any]
 Call = Callable[[], tuple[float, Array]]
@@ -54,8 +56,6 @@ DIFFERENCE_TOLERANCE = 1e-7
 TIMED_ROWS = 100_000
 EPSILONS = 1000.0
 """How far the libraries may disagree, in units of the dtype's epsilon, because of the errors of NumPy's sums."""
-
-SAMPLE_SECONDS = 1e-3
 
 
 class Objective:
@@ -130,53 +130,27 @@ def gradient_error(objective: Objective, weights: Array) -> float:
 
 def contenders(scores: Array, labels: Array) -> dict[str, Call]:
     """Mean cross-entropy and its gradient by each library, each with a buffer of its own to write to."""
-    count = len(labels)
-    rows = np.arange(count)
+    rows = np.arange(len(labels))
 
-    ours = np.empty_like(scores)
-    by_numpy = np.empty_like(scores)
-    by_scipy = np.empty_like(scores)
+    def by_scipy(x: Array, y: Array, out: Array) -> tuple[float, Array]:
+        log_probs = log_softmax(x, axis=1)
+        loss = -np.mean(log_probs[rows, y])
+        np.exp(log_probs, out=out)
+        out[rows, y] -= 1.0
+        return float(loss), np.divide(out, len(y), out=out)
 
-    def with_fastsoftmax() -> tuple[float, Array]:
-        loss, _ = fs.cross_entropy_with_grad(scores, labels, out=ours)
-        return float(loss), ours
-
-    def with_numpy() -> tuple[float, Array]:
-        np.subtract(scores, scores.max(axis=1, keepdims=True), out=by_numpy)
-        at_labels = by_numpy[rows, labels]
-        np.exp(by_numpy, out=by_numpy)
-        sums = by_numpy.sum(axis=1, keepdims=True)
-        loss = np.mean(np.log(sums[:, 0]) - at_labels)
-        np.divide(by_numpy, sums * count, out=by_numpy)
-        by_numpy[rows, labels] -= 1.0 / count
-        return float(loss), by_numpy
-
-    def with_scipy() -> tuple[float, Array]:
-        log_probs = log_softmax(scores, axis=1)
-        loss = -np.mean(log_probs[rows, labels])
-        np.exp(log_probs, out=by_scipy)
-        by_scipy[rows, labels] -= 1.0
-        np.divide(by_scipy, count, out=by_scipy)
-        return float(loss), by_scipy
-
-    found: dict[str, Call] = {"fastsoftmax": with_fastsoftmax, "NumPy": with_numpy, "SciPy": with_scipy}
-    try:
-        from sklearn._loss import HalfMultinomialLoss
-    except ImportError:  # the module is private; scikit-learn has no public function for this loss
-        return found
-
-    loss_of = HalfMultinomialLoss(n_classes=CLASSES)
-    targets = labels.astype(scores.dtype)
-    losses, by_sklearn = np.empty(count, scores.dtype), np.empty_like(scores)
-
-    def with_sklearn(threads: int) -> tuple[float, Array]:
-        loss_of.loss_gradient(targets, scores, loss_out=losses, gradient_out=by_sklearn, n_threads=threads)
-        np.divide(by_sklearn, count, out=by_sklearn)
-        return float(losses.mean()), by_sklearn
-
-    # Its threads cost time on small arrays and on a busy machine, so that it gets the faster number of threads.
-    choices = [partial(with_sklearn, 1), partial(with_sklearn, info.threads())]
-    return found | {"scikit-learn": min(choices, key=lambda call: min(sample(call, 1) for _ in range(5)))}
+    found: dict[str, Call] = {}
+    for name in ("fastsoftmax", "NumPy", "SciPy", "scikit-learn"):
+        out = np.empty_like(scores)
+        if name == "fastsoftmax":
+            found[name] = partial(fs.cross_entropy_with_grad, scores, labels, out=out)
+        elif name == "SciPy":
+            found[name] = partial(by_scipy, scores, labels, out)
+        else:
+            with suppress(ImportError):  # scikit-learn's loss is private, and may be gone
+                peer: Any = ALL[name]
+                found[name] = peer.cross_entropy_with_grad(scores, labels, out)
+    return found
 
 
 def disagreement(calls: dict[str, Call]) -> float:
@@ -186,45 +160,22 @@ def disagreement(calls: dict[str, Call]) -> float:
     return max(max(abs(y - loss), rows * float(np.max(np.abs(g - gradient)))) for y, g in others)
 
 
-def sample(call: Call, repeats: int) -> float:
-    """Seconds for each call. A first one is not counted: it wakes threads and brings the data into the caches."""
-    call()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def measure(calls: dict[str, Call], rounds: int, advance: Callable[[], object]) -> dict[str, list[float]]:
-    """Samples of at least a millisecond, one of each contender in each round, because a machine's speed varies."""
-    repeats = {name: max(1, round(SAMPLE_SECONDS / sample(call, 1))) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            samples[name].append(sample(call, repeats[name]))
-        advance()
-    return samples
-
-
-def timing_table(cases: Sequence[tuple[str, dict[str, list[float]]]]) -> Table:
+def timing_table(cases: Sequence[tuple[str, dict[str, Timing]]]) -> Table:
     """Median, spread (half the distance of the quartiles) and ratio to ours, for each case and library."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("logits")
     table.add_column("library")
     for heading in ("median", "spread", "ratio"):
         table.add_column(heading, justify="right")
-    for case, samples in cases:
-        ours = statistics.median(samples["fastsoftmax"])
-        for position, (name, times) in enumerate(samples.items()):
-            median = statistics.median(times)
-            low, _, high = statistics.quantiles(times, n=4)
+    for case, timings in cases:
+        for position, (name, timing) in enumerate(timings.items()):
             table.add_row(
                 "" if position else case,
                 name,
-                f"{1e3 * median:.3f} ms" if median < 1e-3 else f"{1e3 * median:.2f} ms",
-                f"{50 * (high - low) / median:.0f} %",
-                f"{median / ours:.1f}",
-                end_section=position == len(samples) - 1,
+                f"{1e3 * timing.median:.3f} ms" if timing.median < 1e-3 else f"{1e3 * timing.median:.2f} ms",
+                f"{100 * timing.spread:.0f} %",
+                f"{timing.median / timings['fastsoftmax'].median:.1f}",
+                end_section=position == len(timings) - 1,
                 style="bold" if name == "fastsoftmax" else "",
             )
     return table
@@ -356,15 +307,15 @@ class Narrator:
         return Progress(*columns, console=self.console, transient=transient, disable=hidden)
 
 
-def run(output: Path, rounds: int = 15) -> bool:
+def run(output: Path, seconds_each: float = 0.5) -> bool:
     """Fit, check, time and draw, and say what was done.
 
     Parameters
     ----------
     output : Path
         Where to save the picture (PNG).
-    rounds : int, default 15
-        Of how many samples the timings are medians.
+    seconds_each : float, default 0.5
+        How long the libraries are timed on each of three arrays.
 
     Returns
     -------
@@ -431,17 +382,15 @@ def run(output: Path, rounds: int = 15) -> bool:
     cases = [(scores, labels[train]), (many, many_labels), (many.astype(np.float32), many_labels)]
     timed, differences = [], []
     with narrator.progress("timing", transient=True) as progress:
-        task = progress.add_task("", total=rounds * len(cases))
-        for values, targets in cases:
+        for values, targets in progress.track(cases, description=""):
             calls = contenders(values, targets)
             differences.append(disagreement(calls) / float(np.finfo(values.dtype).eps))
-            name = f"{len(values):,} x {CLASSES} {values.dtype}"
-            timed.append((name, measure(calls, rounds, lambda: progress.advance(task))))
+            timed.append((f"{len(values):,} x {CLASSES} {values.dtype}", measure(calls, seconds_each)))
     check(
         "timing",
         f"Loss and gradient by each library on {info.processor()}, at most {info.threads()} threads: "
-        f"medians of {rounds} interleaved samples, ratios to ours. The results are within "
-        f"{max(differences):.0f} eps of ours.",
+        f"medians of samples taken in turns, ratios to ours. The results are within {max(differences):.0f} eps of "
+        "ours.",
         max(differences) <= EPSILONS,
     )
     narrator.console.print(Padding(timing_table(timed), (1, 0, 1, 10)))

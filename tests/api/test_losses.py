@@ -9,8 +9,7 @@ import pytest
 from functions import skip_unless_fused
 
 import fastsoftmax as fs
-from fastsoftmax.api import losses
-from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays import long_rows, losses
 
 every_length = pytest.mark.parametrize("classes", cases.CLASSES)
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)

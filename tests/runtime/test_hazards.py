@@ -572,7 +572,7 @@ def test_labels_that_change_after_they_were_checked():
     """By another thread, at the worst of all moments: a kernel that trusted them would write anywhere."""
     code = """
 import fastsoftmax as fs
-from fastsoftmax.api import losses
+from fastsoftmax.arrays import losses
 
 rng = np.random.default_rng(0)
 x = rng.normal(size=(5_000, 50))

@@ -86,11 +86,13 @@ def cross_entropy(
     >>> fs.cross_entropy(logits, np.array([0, 2]), reduction="none")
     array([0.40760596, 1.09861229])
     """
-    options = class_weight, sample_weight, ignore_index, label_smoothing, reduction
-    small = small_cross_entropy(logits, targets, axis, options, None, False)
+    small = small_cross_entropy(
+        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction, None, False
+    )
     if small is not None:
         return small[0]
-    return loss("cross_entropy", logits, targets, axis, LossOptions(*options))
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    return loss("cross_entropy", logits, targets, axis, options)
 
 
 def cross_entropy_grad(
@@ -153,11 +155,13 @@ def cross_entropy_grad(
     >>> fs.cross_entropy_grad(np.array([[0.0, -50.0]]), np.array([0]))
     array([[-1.92874985e-22,  1.92874985e-22]])
     """
-    options = class_weight, sample_weight, ignore_index, label_smoothing, reduction
-    small = small_cross_entropy(logits, targets, axis, options, out, True)
+    small = small_cross_entropy(
+        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction, out, True
+    )
     if small is not None:
         return small[1]
-    return loss("cross_entropy_grad", logits, targets, axis, LossOptions(*options), out)
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    return loss("cross_entropy_grad", logits, targets, axis, options, out)
 
 
 def cross_entropy_with_grad(
@@ -207,10 +211,12 @@ def cross_entropy_with_grad(
     >>> grad
     array([[ 0.25, -0.75,  0.25,  0.25]])
     """
-    options = class_weight, sample_weight, ignore_index, label_smoothing, reduction
-    both = small_cross_entropy(logits, targets, axis, options, out, True)
+    both = small_cross_entropy(
+        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction, out, True
+    )
     if both is None:
-        both = loss("cross_entropy_with_grad", logits, targets, axis, LossOptions(*options), out)
+        options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+        both = loss("cross_entropy_with_grad", logits, targets, axis, options, out)
     return both
 
 
@@ -223,8 +229,8 @@ def cross_entropy_hvp(
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    label_smoothing: float = UNSMOOTHED,
+    reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
     r"""Hessian-vector product of `cross_entropy` with respect to the logits.
@@ -290,8 +296,8 @@ def cross_entropy_hessian_diag(
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    label_smoothing: float = UNSMOOTHED,
+    reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
     r"""Diagonal of the Hessian of `cross_entropy` with respect to the logits.
@@ -349,8 +355,8 @@ def cross_entropy_hessian(
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    label_smoothing: float = UNSMOOTHED,
+    reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
     r"""Hessian of `cross_entropy` with respect to the logits of each row.
@@ -467,7 +473,7 @@ def squared_error_grad(
     axis: int = -1,
     *,
     sample_weight: Any = None,
-    reduction: str = "mean",
+    reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
     r"""Gradient of `squared_error` with respect to the logits.
@@ -522,7 +528,7 @@ def squared_error_with_grad(
     axis: int = -1,
     *,
     sample_weight: Any = None,
-    reduction: str = "mean",
+    reduction: str = MEAN,
     out: Any = None,
 ) -> tuple[Any, Any]:
     """`squared_error` and `squared_error_grad` in one pass over the logits.

@@ -8,8 +8,9 @@ import numpy as np
 from fastsoftmax import kernels
 from fastsoftmax._spec import FUNCTIONS, LIKE
 from fastsoftmax.arrays.blocks import Array, Output, Problem, is_masked, named, real_array
-from fastsoftmax.arrays.options import LossOptions, RowTargets, reduced
+from fastsoftmax.arrays.options import LossOptions, mean_divisor, reduced, spared, weight_array
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
+from fastsoftmax.arrays.weights import scaled
 
 SEGMENT_WORK = 4
 """What a segment costs beside its elements, in units of one element."""
@@ -216,12 +217,15 @@ def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: Lo
     segments = _Segments(function, x, indptr, out)
     problem, count = segments.problem, segments.count
     labels, ignored = _check_targets(segments, targets, options, out)
-    stand_in = np.broadcast_to(problem.dtype.type(0), (count, 1))  # of which only the number of rows counts
-    given = RowTargets(Problem(function, stand_in, -1), labels, ignored, options)
+    weights = weight_array(problem, "sample_weight", options.sample_weight, (count,))
+    weights = spared(weights, ignored, problem.dtype)
+    divisor = mean_divisor(weights if options.is_mean else None, 0, count)
+    if weights is not None:
+        weights = scaled(weights, -divisor.exponent)
     source = segments.block(problem.x)
     output, target = segments.output(out) if LIKE in FUNCTIONS[function].result else (None, None)
     rows = np.empty(count, problem.dtype)
-    arguments = source, labels, given.row_weights, target, rows, *given.scale()
+    arguments = source, labels, weights, target, rows, *options.scale(divisor, problem.dtype)
     segments.run(kernels.segments.segment_cross_entropy, 2 * segments.work, *arguments)
     if segments.huge(source):
         segments.run_huge(kernels.segments.piece_cross_entropy, *arguments)
@@ -229,7 +233,7 @@ def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: Lo
     if rows.dtype != problem.result_dtype and options.reduction == "none":
         with np.errstate(all="ignore"):
             rows = rows.astype(problem.result_dtype)
-    value = reduced(rows, options, given.divisor, problem.result_dtype)
+    value = reduced(rows, options, divisor, problem.result_dtype)
     return value if output is None else (value, slope)
 
 

@@ -5,6 +5,7 @@ and what they return is said by `fastsoftmax._spec`. `loss_rows` and `curvature_
 whose calls see some of the rows of a mean and are given what it divides by.
 """
 
+from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -25,13 +26,18 @@ _INDEX: np.dtype[Any] = np.dtype(np.int64)
 
 
 def small_cross_entropy(
-    logits: Any, targets: Any, axis: Any, options: tuple[Any, ...], out: Any, gradient: bool
+    logits: Any,
+    targets: Any,
+    axis: Any,
+    class_weight: Any,
+    sample_weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    out: Any,
+    gradient: bool,
 ) -> tuple[Any, Any] | None:
-    """The mean loss of a small matrix and its gradient, or None: nothing that needs to be converted or refused.
-
-    `options` are those of `LossOptions`, in a tuple that costs less.
-    """
-    class_weight, sample_weight, ignore_index, label_smoothing, reduction = options
+    """The mean loss of a small matrix and its gradient, or None: nothing that needs to be converted or refused."""
     if not (
         axis is LAST
         and reduction is MEAN
@@ -75,10 +81,16 @@ class RowLosses(NamedTuple):
     divisor: Divisor
 
 
+@cache
+def _kernel(name: str) -> Any:
+    """A kernel by the name that `fastsoftmax._spec` has for it."""
+    return attrgetter(name)(kernels)
+
+
 def _cross_entropy(
-    given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any
+    given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
 ) -> None:
-    problem, row_weights, scale = given.problem, given.kernel_rows(given.row_weights), given.scale()
+    problem, row_weights = given.problem, given.kernel_rows(given.row_weights)
     results = (None if output is None else output.block, rows.block)
     if problem.x.dtype == problem.dtype:
         kernels.jit.remember(_SMALL, (problem.dtype, output is not None), kernels.losses.cross_entropy_small)
@@ -95,12 +107,14 @@ def _cross_entropy(
     run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
 
 
-def _row_loss(given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any) -> None:
+def _row_loss(
+    given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
+) -> None:
     problem, row_weights = given.problem, given.kernel_rows(given.row_weights)
     targets = labels if distributions is None else distributions
     block, keep = (None, None) if output is None else (output.block, output.keep(targets))
-    arguments = source, targets, row_weights, block, rows.block, keep, *given.scale()
-    kernel = attrgetter(FUNCTIONS[problem.function].kernel)(kernels)
+    arguments = source, targets, row_weights, block, rows.block, keep, *scale
+    kernel = _kernel(FUNCTIONS[problem.function].kernel)
     run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
 
 
@@ -130,7 +144,8 @@ def loss_rows(
     distributions = problem.convert(given.array) if given.soft else None
     output = problem.output(out) if gradient else None
     rows = problem.row_output(None)
-    _FAMILIES[FUNCTIONS[function].family](given, source, labels, distributions, output, rows)
+    scale = options.scale(given.divisor, problem.dtype)
+    _FAMILIES[FUNCTIONS[function].family](given, source, labels, distributions, output, rows, scale)
     slope = None if output is None else output.finish()
     return RowLosses(problem, row_losses(rows, options), slope, given.divisor)
 
@@ -176,7 +191,7 @@ def curvature_rows(
         output = problem.output(out)
         arguments = source, second, output.block, output.keep(second), None, None, factors
         work, operands = 2 * work, 2
-    kernel = attrgetter(FUNCTIONS[function].kernel)(kernels)
+    kernel = _kernel(FUNCTIONS[function].kernel)
     run(kernel, problem.rows, work, problem.room(operands), *arguments)
     return output.finish()
 

@@ -37,13 +37,13 @@ class LossOptions(NamedTuple):
     class_weight: Any = None
     sample_weight: Any = None
     ignore_index: Any = None
-    label_smoothing: Any = UNSMOOTHED
-    reduction: Any = MEAN
+    label_smoothing: float = UNSMOOTHED
+    reduction: str = MEAN
 
     @property
     def is_mean(self) -> bool:
         """Whether the loss is a mean; for a reduction that has been checked."""
-        return bool(self.reduction == "mean")
+        return self.reduction == "mean"
 
     def check_reduction(self, function: str) -> None:
         """ValueError unless it is one of the three."""
@@ -53,6 +53,8 @@ class LossOptions(NamedTuple):
 
     def smoothing(self, function: str) -> float:
         """`label_smoothing` as a float; an error unless it is from 0 to 1."""
+        if self.label_smoothing is UNSMOOTHED:
+            return UNSMOOTHED
         value = number(function, "label_smoothing", self.label_smoothing, 0.0, inclusive=True)
         if value > 1:
             raise ValueError(f"{named(function, 'label_smoothing')} must be at most 1, got {value!r}")
@@ -66,6 +68,10 @@ class LossOptions(NamedTuple):
         if isinstance(index, bool) or not hasattr(index, "__index__"):
             raise TypeError(f"{named(function, 'ignore_index')} must be an integer or None, got {index!r}")
         return int(index)
+
+    def scale(self, divisor: Divisor, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+        """What the reduction multiplies the gradients by, as a pair."""
+        return inverse_of(divisor.value if self.reduction == "mean" else 1.0, dtype)
 
 
 # --- targets ------------------------------------------------------------------------------------------------
@@ -147,6 +153,18 @@ def known_divisor(function: str, soft: bool, options: LossOptions, rows: int) ->
     return None if weighted and not counts_rows(function, soft) else count_divisor(rows)
 
 
+def spared(rows: Array | None, ignored: Array | None, dtype: np.dtype[Any]) -> Array | None:
+    """The weights of rows with 0 for those that are ignored; None if every row counts once."""
+    if ignored is None or not ignored.any():
+        return rows
+    return np.where(ignored, 0, 1 if rows is None else rows).astype(dtype)
+
+
+def mean_divisor(counted: Array | None, exponent: int, rows: int) -> Divisor:
+    """What a mean over so many rows divides by: weights times 2**exponent, None if every row counts once."""
+    return count_divisor(rows) if counted is None else weight_divisor(counted, exponent, rows)
+
+
 class RowTargets:
     """What the targets and the options of a loss come to.
 
@@ -186,21 +204,23 @@ class RowTargets:
         self.soft = array.ndim == len(problem.shape)
         base, gain = smoothed_shares(options.smoothing(problem.function), problem.classes)
         self.base, self.gain = problem.dtype.type(base), problem.dtype.type(gain)
+        self.class_weights, self.row_weights, self.counted, self.exponent = None, None, None, 0
+        if divisor is None and ignored is None and options.class_weight is None and options.sample_weight is None:
+            self.divisor = count_divisor(problem.rows)
+            return
         self.class_weights = weight_array(problem, "class_weight", options.class_weight, (problem.classes,))
         rows = weight_array(problem, "sample_weight", options.sample_weight, problem.row_shape)
         self.row_weights = rows
-        self.counted, self.exponent = None, 0
-        self.divisor = count_divisor(problem.rows) if divisor is None else divisor
-        if counts_rows(problem.function, self.soft):
-            return
-        if ignored is not None and ignored.any():
-            rows = np.where(ignored, 0, 1 if rows is None else rows).astype(problem.dtype)
-        self.counted, self.exponent = self._count(rows)
-        if self.counted is not None and self.mean and divisor is None:
-            counted = self.kernel_rows(self.counted)
-            assert counted is not None
-            self.divisor = weight_divisor(counted, self.exponent, problem.rows)
-        self._put_into_rows(rows)
+        rows_only = counts_rows(problem.function, self.soft)
+        if not rows_only:
+            rows = spared(rows, ignored, problem.dtype)
+            self.counted, self.exponent = self._count(rows)
+        if divisor is None:
+            counted = self.kernel_rows(self.counted) if self.mean else None
+            divisor = mean_divisor(counted, self.exponent, problem.rows)
+        self.divisor = divisor
+        if not rows_only:
+            self._put_into_rows(rows)
 
     def _count(self, rows: Array | None) -> tuple[Array | None, int]:
         """What the rows count: their weights times those of their labels."""
@@ -212,7 +232,7 @@ class RowTargets:
     def _put_into_rows(self, rows: Array | None) -> None:
         """The weights of rows and classes for a kernel, without the power of two in what a mean divides by."""
         weights, exponent = self.class_weights, self.exponent
-        down = self.divisor.exponent if self.mean else 0
+        down = self.divisor.exponent
         if self.base == 0:
             counted = self.counted
             if counted is None and exponent != down:  # only other rows of the mean are ignored
@@ -277,10 +297,6 @@ class RowTargets:
             if self.row_weights is not None:
                 factors = np.where(self.row_weights == 0, 0, factors)
             return self.kernel_rows(factors)
-
-    def scale(self) -> tuple[Any, Any]:
-        """What the reduction multiplies the gradients by, as a pair."""
-        return inverse_of(self.divisor.value if self.mean else 1.0, self.problem.dtype)
 
 
 def row_targets(

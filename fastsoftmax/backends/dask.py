@@ -16,7 +16,7 @@ Dask's workers have the processors: inside a task everything is done by the thre
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -319,15 +319,7 @@ def _finish_logsumexp(summaries: Array, shape: Any, dtype: Any) -> Array:
     return _cast(values.reshape([summaries.shape[a] for a in shape]), dtype)
 
 
-def _forward(
-    function: Function,
-    x: Any,
-    *,
-    axis: Any,
-    out: Any,
-    where: Any,
-    **options: Any,
-) -> Lazy:
+def _forward(function: Function, x: Any, *, axis: Any, out: Any, where: Any, **options: Any) -> Lazy:
     """softmax and log_softmax, with `temperature`, and logsumexp, with `keepdims`."""
     x = _main(function.name, "x", x, where)
     problem = _problem(function.name, x, axis, several=True)
@@ -484,12 +476,25 @@ def _divided(task: Callable[..., Any], *arrays: Any, constant: Divisor | None, *
     return _alone(task, *arguments, divisor, **options)
 
 
+class _Request(NamedTuple):
+    """What every task of a loss is told: the public name, the dtype of the computation, the other options."""
+
+    function: str
+    classes: int
+    dtype: Any
+    options: LossOptions
+
+    def weighted(self, class_weight: Any, sample_weight: Any) -> LossOptions:
+        """All options, with weights of the rows of a chunk."""
+        return self.options._replace(class_weight=class_weight, sample_weight=sample_weight)
+
+
 class _Loss:
     """The arguments of a loss as Dask arrays, checked, with the classes as the last axis.
 
-    `divisor`: what a mean divides by, a `Divisor` or a Dask array of one; None if there is no mean. `options` are
-    those that are no arrays, and `known` is what they come to. `weights` are the weights of the classes, of the
-    samples and the index of each, as `_blocks` takes them.
+    `divisor`: what a mean divides by, a `Divisor` or a Dask array of one; None if there is no mean. `known` is what
+    the options without weights come to. `weights` are those of the classes and of the samples, each followed by its
+    index, as `_blocks` takes them.
     """
 
     def __init__(
@@ -504,11 +509,8 @@ class _Loss:
         if tangent is not None:  # which may widen the dtype that weights are added up in
             tangent = _array(name, "tangent", tangent)
             problem.operand("tangent", _stand_in(tangent.shape, tangent.dtype))
-        if (
-            not isinstance(logits, da.Array)
-            and isinstance(targets, da.Array)
-            and targets.shape == problem.row_shape
-        ):
+        in_memory = not isinstance(logits, da.Array) and isinstance(targets, da.Array)
+        if in_memory and targets.shape == problem.row_shape:
             x = x.rechunk((*targets.chunks[:place], -1, *targets.chunks[place:]))
         if not function.pieces:
             x = x.rechunk({place: -1})
@@ -516,7 +518,8 @@ class _Loss:
         self.function, self.problem, self.place = function, problem, place
         targets = _array(name, "targets", targets)
         soft = check_kind(problem, targets, options)
-        self.options = options._replace(class_weight=None, sample_weight=None)
+        options_only = options._replace(class_weight=None, sample_weight=None)
+        self.request = _Request(name, problem.classes, problem.dtype, options_only)
         self.known = self._without_rows(soft)
         self.x = da.moveaxis(x, place, -1)
         chunks = self.x.chunks
@@ -549,18 +552,16 @@ class _Loss:
 
     def _without_rows(self, soft: bool) -> RowTargets:
         """What the options come to, by the in-memory code on targets without rows."""
-        classes = self.problem.classes
-        problem = Problem(self.function.name, np.empty((0, classes), self.problem.dtype), -1, name="logits")
-        return row_targets(problem, np.zeros((0, classes)) if soft else np.zeros(0, np.intp), self.options)
+        function, classes, dtype, options = self.request
+        problem = Problem(function, np.empty((0, classes), dtype), -1, name="logits")
+        return row_targets(problem, np.zeros((0, classes)) if soft else np.zeros(0, np.intp), options)
 
     def _divisor(self, options: LossOptions) -> Any:
         known = known_divisor(self.function.name, self.known.soft, options, self.problem.rows)
         if known is not None:
             return known
-        given = {"function": self.function.name, "classes": self.problem.classes, "dtype": self.problem.dtype}
-        arrays = (self.labels, self.rows, *self.weights)
-        grid = dict.fromkeys(self.rows, 1)
-        parts = _joined(_blocks(_counted, self.rows, SUM, *arrays, grid=grid, options=self.options, **given))
+        arrays, grid = (self.labels, self.rows, *self.weights), dict.fromkeys(self.rows, 1)
+        parts = _joined(_blocks(_counted, self.rows, SUM, *arrays, grid=grid, request=self.request))
         return _blocks(_joined_divisor, (), _DIVISOR, parts, self.rows, rows=self.problem.rows)
 
     def blocks(self, task: Any, index: tuple[int, ...], kind: Any, /, *arrays: Any, **options: Any) -> Lazy:
@@ -572,16 +573,14 @@ class _Loss:
     @property
     def row_dtype(self) -> Any:
         """The dtype of the losses of the rows: sums of float16 are not made of numbers rounded to it."""
-        return self.problem.result_dtype if self.options.reduction == "none" else self.problem.dtype
+        return self.problem.result_dtype if self.request.options.reduction == "none" else self.problem.dtype
 
     def finished(self, losses: Lazy, gradient: Lazy) -> Any:
         """What the user asked for, from one number for each row and the gradient."""
-        if self.options.reduction != "none" and LOSS in self.function.result:
-            parts = _joined(
-                _blocks(_part_of_sum, self.rows, SUM, losses, self.rows, grid=dict.fromkeys(self.rows, 1))
-            )
-            dtype = self.problem.result_dtype
-            losses = self.blocks(_joined_loss, (), dtype, parts, self.rows, dtype=dtype)
+        if self.request.options.reduction != "none" and LOSS in self.function.result:
+            grid, dtype = dict.fromkeys(self.rows, 1), self.problem.result_dtype
+            parts = _joined(_blocks(_part_of_sum, self.rows, SUM, losses, self.rows, grid=grid))
+            losses = self.blocks(joined_loss, (), dtype, parts, self.rows, dtype=dtype)
         results = [losses if result == LOSS else self.back(gradient) for result in self.function.result]
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -590,19 +589,12 @@ class _Loss:
         return da.moveaxis(result, -1, self.place)
 
 
-def _counted(
-    labels: Any,
-    class_weight: Any,
-    sample_weight: Any,
-    function: str,
-    classes: int,
-    dtype: Any,
-    options: LossOptions,
-) -> Array:
+def _counted(labels: Any, class_weight: Any, sample_weight: Any, request: _Request) -> Array:
     """What the rows of a chunk add to the divisor of a mean, with a length of 1 along every axis."""
     shape = (sample_weight if labels is None else labels).shape
-    options = options._replace(class_weight=class_weight, sample_weight=sample_weight)
-    return part_of_divisor(function, labels, shape, classes, dtype, options).reshape((1,) * len(shape))
+    options = request.weighted(class_weight, sample_weight)
+    part = part_of_divisor(request.function, labels, shape, request.classes, request.dtype, options)
+    return part.reshape((1,) * len(shape))
 
 
 def _part_of_sum(losses: Array) -> Array:
@@ -622,23 +614,18 @@ def _joined_divisor(parts: Array, rows: int) -> Array:
     return np.array(joined_divisor(parts, rows), _DIVISOR)
 
 
-def _joined_loss(parts: Array, divisor: Divisor | None, dtype: Any) -> Any:
-    return joined_loss(parts, divisor, dtype)
-
-
 def _losses(
     x: Array,
     targets: Array,
     class_weight: Any,
     sample_weight: Any,
     divisor: Divisor | None,
-    function: str,
-    options: LossOptions,
+    request: _Request,
     gradient: bool,
 ) -> Any:
     """The losses of the rows of a chunk, alone or with the gradient."""
-    options = options._replace(class_weight=class_weight, sample_weight=sample_weight)
-    found = loss_rows(function, x, targets, -1, options, gradient=gradient, divisor=divisor)
+    options = request.weighted(class_weight, sample_weight)
+    found = loss_rows(request.function, x, targets, -1, options, gradient=gradient, divisor=divisor)
     return (found.rows, found.gradient) if gradient else found.rows
 
 
@@ -651,7 +638,7 @@ def _loss(function: Function, logits: Any, targets: Any, *, axis: int, out: Any,
         return loss.finished(*_IN_PIECES[function.loss](loss, gradient))
     every, rows, dtype = loss.every, loss.rows, loss.problem.result_dtype
     arrays = (loss.x, every, loss.targets, loss.target_index, *loss.weights)
-    keywords = {"function": function.name, "gradient": gradient, "options": loss.options}
+    keywords = {"request": loss.request, "gradient": gradient}
     if not gradient:
         return loss.finished(loss.blocks(_losses, rows, loss.row_dtype, *arrays, **keywords), None)
     both = loss.blocks(_losses, every, dtype, *arrays, **keywords)
@@ -662,23 +649,14 @@ def _loss(function: Function, logits: Any, targets: Any, *, axis: int, out: Any,
 
 
 def _plan(
-    labels: Any,
-    whole: Any,
-    class_weight: Any,
-    sample_weight: Any,
-    divisor: Divisor | None,
-    function: str,
-    classes: int,
-    dtype: Any,
-    options: LossOptions,
+    labels: Any, whole: Any, class_weight: Any, sample_weight: Any, divisor: Divisor | None, request: _Request
 ) -> Array:
     """How often each row counts, and the sum of its shares (`kernels.losses`), which `whole` may be already."""
     result = np.ones(next(rows.shape for rows in (labels, sample_weight, whole) if rows is not None), _PLAN)
     if labels is None and sample_weight is None:
         result = result[..., 0]
-    stand_in = _stand_in((*result.shape, classes), dtype)
-    options = options._replace(class_weight=class_weight, sample_weight=sample_weight)
-    problem = Problem(function, stand_in, -1, name="logits")
+    stand_in = _stand_in((*result.shape, request.classes), request.dtype)
+    problem, options = Problem(request.function, stand_in, -1), request.weighted(class_weight, sample_weight)
     given = row_targets(problem, stand_in if labels is None else labels, options, divisor)
     if given.row_weights is not None:
         result["factor"] = given.row_weights
@@ -693,13 +671,12 @@ def _plan(
 
 def _plan_of(loss: _Loss, whole: Lazy = None) -> Lazy:
     """The `_plan` of all rows; `whole` are the sums of the shares of distributions."""
-    rows, problem = loss.rows, loss.problem
+    rows = loss.rows
     if loss.labels is None and whole is None and loss.sample_weight is None:
         x = loss.x
         return da.ones([x.shape[a] for a in rows], chunks=tuple(x.chunks[a] for a in rows), dtype=_PLAN)
-    given = {"function": loss.function.name, "classes": problem.classes, "dtype": problem.dtype}
     arrays = (loss.labels, rows, whole, loss.every, *loss.weights)
-    return loss.blocks(_plan, rows, _PLAN, *arrays, options=loss.options, **given)
+    return loss.blocks(_plan, rows, _PLAN, *arrays, request=loss.request)
 
 
 def _row_sum(loss: _Loss, task: Any, *arrays: Any, **options: Any) -> Lazy:
@@ -757,9 +734,10 @@ def _loss_piece(
     return _pair(*_sum(terms), x.shape, last)
 
 
-def _loss_rows(total: Array, plan: Array, dtype: Any) -> Array:
+def _loss_rows(total: Array, plan: Array, dtype: Any, unit: float = 1.0) -> Array:
+    """The sums of the rows in this unit, each as often as its row counts."""
     with np.errstate(all="ignore"):
-        value = plan["factor"] * (total["high"] + total["low"])[..., 0]
+        value = plan["factor"] * (unit * total["high"] + unit * total["low"])[..., 0]
         return np.where(plan["factor"] == 0, 0, value).astype(dtype)
 
 
@@ -832,12 +810,6 @@ def _error_piece(probs: Array, targets: Array, certain: Array, square: bool) -> 
         return _pair(*_sum(_matrix(terms, last)), probs.shape, last)
 
 
-def _half(total: Array, plan: Array, dtype: Any) -> Array:
-    halved = np.empty_like(total)
-    halved["high"], halved["low"] = total["high"] / 2, total["low"] / 2
-    return _loss_rows(halved, plan, dtype)
-
-
 def _error_gradient(
     probs: Array, targets: Array, certain: Array, dot: Array, plan: Array, divisor: Divisor | None, dtype: Any
 ) -> Array:
@@ -878,7 +850,7 @@ def _squared_error(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
     plan, probs = _plan_of(loss), _probs(loss.x, last, loss.problem.dtype)
     arrays = (probs, every, loss.targets, every, _certain(probs, loss.targets, last), every)
     total = _row_sum(loss, _error_piece, *arrays, square=True)
-    losses = _blocks(_half, rows, loss.row_dtype, total, every, plan, rows, dtype=loss.row_dtype)
+    losses = _blocks(_loss_rows, rows, loss.row_dtype, total, every, plan, rows, dtype=loss.row_dtype, unit=0.5)
     if not gradient:
         return losses, None
     dot, dtype = _row_sum(loss, _error_piece, *arrays, square=False), loss.problem.result_dtype
@@ -898,12 +870,11 @@ def _curve(
     class_weight: Any,
     sample_weight: Any,
     divisor: Divisor | None,
-    function: str,
-    options: LossOptions,
+    request: _Request,
 ) -> Any:
     """Second derivatives of whole rows."""
-    options = options._replace(class_weight=class_weight, sample_weight=sample_weight)
-    return curvature_rows(function, x, targets, tangent, -1, options, divisor=divisor)
+    options = request.weighted(class_weight, sample_weight)
+    return curvature_rows(request.function, x, targets, tangent, -1, options, divisor=divisor)
 
 
 def _scaled(value: Array, plan: Array, divisor: Divisor | None, dtype: Any) -> Array:
@@ -918,14 +889,7 @@ def _variance(x: Array, summaries: Array, dtype: Any) -> Any:
 
 
 def _curvature(
-    function: Function,
-    logits: Any,
-    targets: Any,
-    tangent: Any = None,
-    *,
-    axis: int,
-    out: Any,
-    options: LossOptions,
+    function: Function, logits: Any, targets: Any, tangent: Any, *, axis: int, out: Any, options: LossOptions
 ) -> Lazy:
     """cross_entropy_hvp, cross_entropy_hessian_diag or cross_entropy_hessian."""
     loss = _Loss(function, logits, targets, tangent, axis, options)
@@ -934,11 +898,10 @@ def _curvature(
     dtype = problem.result_dtype
     if loss.uncut:
         arrays = (loss.x, every, loss.targets, loss.target_index, tangent, every, *loss.weights)
-        given: dict[str, Any] = {"function": function.name, "options": loss.options}
         if SQUARE in function.result:
             grid = {last + 1: problem.classes}
-            return loss.blocks(_curve, (*every, last + 1), dtype, *arrays, grid=grid, **given)
-        return loss.back(loss.blocks(_curve, every, dtype, *arrays, **given))
+            return loss.blocks(_curve, (*every, last + 1), dtype, *arrays, grid=grid, request=loss.request)
+        return loss.back(loss.blocks(_curve, every, dtype, *arrays, request=loss.request))
     if tangent is None:
         summaries = _summaries(loss.x, loss.last, problem.dtype)
         value = _blocks(_variance, every, np.float64, loss.x, every, summaries, every, dtype=problem.dtype)

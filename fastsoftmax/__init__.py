@@ -33,6 +33,7 @@ from fastsoftmax.api.segments import (
     segment_softmax_jvp,
     segment_softmax_vjp,
 )
+from fastsoftmax.arrays.lazy import register as _register
 from fastsoftmax.arrays.threads import threads
 
 __version__ = "0.1.0"
@@ -67,6 +68,15 @@ __all__ = [
     "squared_error_with_grad",
     "threads",
 ]
+
+
+def _dask() -> _Any:
+    from fastsoftmax.backends import dask  # by those who have Dask arrays, and so Dask
+
+    return dask.call
+
+
+_register("dask.array", _dask)
 
 
 # The ufuncs are made on first use, and not in __all__: a star import would compile every one of them.

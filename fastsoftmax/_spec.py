@@ -145,6 +145,7 @@ FUNCTIONS = {
             (LIKE,),
             "derivatives.softmax_product",
             "cross_entropy",
+            pieces=True,
         ),
         Function(
             "cross_entropy_hessian_diag",
@@ -153,6 +154,7 @@ FUNCTIONS = {
             (LIKE,),
             "derivatives.softmax_variance",
             "cross_entropy",
+            pieces=True,
         ),
         Function(
             "cross_entropy_hessian",

@@ -18,7 +18,7 @@ from fastsoftmax.arrays.blocks import (
     lie_apart,
     small_rows,
 )
-from fastsoftmax.arrays.lazy import is_lazy, lazily
+from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.threads import run
 
 # For small arrays, checks cost more than the computation. `_small` does two things: it looks up the kernel for a
@@ -51,8 +51,8 @@ def _forward(
     function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, small: Small
 ) -> Any:
     """softmax or log_softmax of any arguments; `hidden` is what masked entries get."""
-    if is_lazy(x, where):
-        return lazily("forward")(function, x, axis, where, temperature, out, hidden)
+    if backend := backend_for(x, where):
+        return backend(function, x, axis=axis, out=out, where=where, temperature=temperature)
     problem = Problem(function, x, axis, several=True)
     masked = problem.masked(where)
     beta = inverse_temperature(function, temperature, problem.dtype)
@@ -260,12 +260,12 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     >>> fs.logsumexp(np.log(np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 4.0]])))
     array([1.79175947, 2.07944154])
     """
-    if is_lazy(x, where):
-        return lazily("logsumexp")(x, axis, where, keepdims, out)
     if axis is LAST and where is None and out is None and keepdims is False:
         small = small_rows(_LOGSUMEXP, x)
         if small is not None:
             return small
+    if backend := backend_for(x, where):
+        return backend("logsumexp", x, axis=axis, out=out, where=where, keepdims=keepdims)
     problem = Problem("logsumexp", x, axis, several=True)
     masked = problem.masked(where)
     if masked is not None:

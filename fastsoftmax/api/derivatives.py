@@ -7,7 +7,7 @@ import numpy as np
 from fastsoftmax import kernels
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import LAST, SMALL, UNTEMPERED, Problem, inverse_temperature, is_plain, lie_apart
-from fastsoftmax.arrays.lazy import is_lazy, lazily
+from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.threads import run
 
 # Kernels for small calls with the most frequent arguments, as in `activations`: by dtype, number of operands, and
@@ -45,8 +45,8 @@ def _remember(problem: Problem, operands: int, from_probs: Any, kernel: Any) -> 
 def _jacobian(
     function: str, x: Any, axis: int, temperature: float, from_probs: bool, out: Any, logarithmic: bool
 ) -> Any:
-    if is_lazy(x):
-        return lazily("jacobian")(function, x, axis, temperature, from_probs, out)
+    if backend := backend_for(x):
+        return backend(function, x, axis=axis, out=out, temperature=temperature, from_probs=from_probs)
     problem = Problem(function, x, axis, last=True)
     beta = inverse_temperature(function, temperature, problem.dtype)
     source = problem.block()
@@ -73,8 +73,9 @@ def _product(
     kernel: str,
     *options: Any,
 ) -> Any:
-    if is_lazy(x, vector):
-        return lazily("product")(function, x, name, vector, axis, temperature, out, *options[:1])
+    if backend := backend_for(x, vector):
+        probs = bool(options and options[0])
+        return backend(function, x, vector, axis=axis, out=out, temperature=temperature, from_probs=probs)
     problem = Problem(function, x, axis)
     operand = problem.operand(name, vector)
     beta = inverse_temperature(function, temperature, problem.dtype)

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastsoftmax import kernels
 from fastsoftmax.arrays.blocks import LAST, UNTEMPERED, Problem, inverse_temperature, small_rows
-from fastsoftmax.arrays.lazy import is_lazy, lazily
+from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.threads import run
 
 # Small calls, as in `activations`.
@@ -63,12 +63,12 @@ def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED
     >>> fs.softmax_entropy(np.array([[0.0, 0.0], [0.0, -np.inf], [0.0, -50.0]]))
     array([6.93147181e-01, 0.00000000e+00, 9.83662422e-21])
     """
-    if is_lazy(x):
-        return lazily("entropy")("softmax_entropy", x, axis, temperature, out)[0]
     if axis is LAST and temperature is UNTEMPERED and out is None:
         small = small_rows(_SMALL, x)
         if small is not None:
             return small
+    if backend := backend_for(x):
+        return backend("softmax_entropy", x, axis=axis, out=out, temperature=temperature)
     problem = Problem("softmax_entropy", x, axis)
     beta = inverse_temperature("softmax_entropy", temperature, problem.dtype)
     source = problem.block()
@@ -132,8 +132,8 @@ def softmax_entropy_with_grad(
     array([[ 0.2059898, -0.2059898]])
     """
     function = "softmax_entropy_with_grad"
-    if is_lazy(x):
-        lazy: tuple[Any, Any] = lazily("entropy")(function, x, axis, temperature, out)
+    if backend := backend_for(x):
+        lazy: tuple[Any, Any] = backend(function, x, axis=axis, out=out, temperature=temperature)
         return lazy
     problem = Problem(function, x, axis)
     beta = inverse_temperature(function, temperature, problem.dtype)

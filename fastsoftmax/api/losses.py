@@ -2,438 +2,9 @@
 
 from typing import Any
 
-import numpy as np
-
-from fastsoftmax import kernels
-from fastsoftmax.arrays import long_rows
-from fastsoftmax.arrays.blocks import LAST, SMALL, Array, Problem, is_plain, lie_apart, named, number, real_array
-from fastsoftmax.arrays.lazy import is_lazy, lazily
-from fastsoftmax.arrays.threads import run
-from fastsoftmax.arrays.weights import (
-    Divisor,
-    check_reduction,
-    count_divisor,
-    exponent_of,
-    gradient_scale,
-    ignored_index,
-    inverse_of,
-    part_of_weight,
-    product_of_weights,
-    reduced,
-    row_losses,
-    scaled,
-    total,
-    weight_array,
-    weight_divisor,
-)
-
-
-def _all_below(labels: Array, classes: int) -> bool:
-    """Whether all labels are from 0 to classes - 1; a negative one is a large one to a reader without signs."""
-    unsigned = labels.dtype.str.replace("i", "u")
-    return int(labels.view(unsigned).max()) < classes
-
-
-def check_kind(problem: Problem, targets: Any, ignore_index: Any) -> bool:
-    """Whether the targets are distributions; an error if they are no class indices either."""
-    prefix = named(problem.function, "targets")
-    if targets.shape == problem.shape:
-        if ignore_index is not None:
-            raise ValueError(
-                f"{named(problem.function, 'ignore_index')} is for class indices, but targets of shape "
-                f"{targets.shape} are distributions"
-            )
-        return True
-    if targets.shape != problem.row_shape:
-        raise ValueError(
-            f"{prefix} has shape {targets.shape}, expected {problem.row_shape} (class indices) or {problem.shape} "
-            f"(distributions) for {problem.name} of shape {problem.shape}"
-        )
-    if targets.dtype.kind not in "iu":
-        raise TypeError(
-            f"{prefix} of shape {targets.shape} are class indices and have dtype {targets.dtype}, "
-            "expected integers"
-        )
-    ignored_index(problem.function, ignore_index)
-    return False
-
-
-def check_labels(
-    function: str, labels: Array, classes: int, ignore_index: Any, origin: tuple[int, ...] = ()
-) -> Array | None:
-    """Which class indices are ignored, None for none of them; `origin` is where these labels begin among all."""
-    ignored: Array | None = None if ignore_index is None else np.equal(labels, int(ignore_index))
-    if labels.size and not _all_below(labels, classes):
-        wrong = np.less(labels, 0) | np.greater_equal(labels, classes)
-        if ignored is not None:
-            wrong &= ~ignored
-        if wrong.any():
-            place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), labels.shape))
-            where = ", ".join(str(i + n) for i, n in zip(place, origin or (0,) * len(place), strict=True))
-            prefix = named(function, "targets")
-            raise IndexError(f"{prefix}[{where}] is {labels[place]}, expected a label from 0 to {classes - 1}")
-    return ignored
-
-
-def _check_targets(problem: Problem, targets: Any, ignore_index: Any) -> tuple[Array, Array | None]:
-    """Class indices or distributions, told apart by their shape; which class indices are ignored."""
-    array = real_array(problem.function, "targets", targets)
-    if check_kind(problem, array, ignore_index):
-        return array, None
-    return array, check_labels(problem.function, array, problem.classes, ignore_index)
-
-
-class RowTargets:
-    """What the targets and the options of a cross-entropy come to.
-
-    The share of class j in row n is ``class_weight_j * (base + gain * y_nj)``, and row n counts
-    ``row_weights_n`` times: see `kernels.losses`. Without smoothing, the class weights of class indices are put
-    into the weights of the rows. `divisor` is what a mean divides by, and its power of two is taken out of the
-    weights. It is given where these rows are only some of those of the mean.
-
-    `counted` is what the mean adds up, for class indices and before that: weights times 2**`exponent`, or None if
-    every row counts once.
-    """
-
-    __slots__ = (
-        "array",
-        "base",
-        "class_weights",
-        "counted",
-        "divisor",
-        "exponent",
-        "gain",
-        "problem",
-        "row_weights",
-        "soft",
-    )
-
-    def __init__(
-        self,
-        problem: Problem,
-        targets: Any,
-        reduction: str,
-        options: dict[str, Any],
-        divisor: Divisor | None = None,
-    ) -> None:
-        function = problem.function
-        check_reduction(function, reduction)
-        self.problem = problem
-        self.array, ignored = _check_targets(problem, targets, options.get("ignore_index"))
-        self.soft = self.array.ndim == len(problem.shape)
-        smoothing = number(function, "label_smoothing", options.get("label_smoothing", 0.0), 0.0, inclusive=True)
-        if smoothing > 1:
-            raise ValueError(f"{named(function, 'label_smoothing')} must be at most 1, got {smoothing!r}")
-        self.base = problem.dtype.type(smoothing / max(problem.classes, 1))
-        self.gain = problem.dtype.type(1 - smoothing)
-        self.class_weights = weight_array(problem, "class_weight", options.get("class_weight"), (problem.classes,))
-        rows = weight_array(problem, "sample_weight", options.get("sample_weight"), problem.row_shape)
-        self.counted, self.exponent = rows, 0
-        self.row_weights = rows
-        self.divisor = count_divisor(problem.rows) if divisor is None else divisor
-        if self.soft:
-            return
-        if ignored is not None and ignored.any():
-            rows = np.where(ignored, 0, 1 if rows is None else rows).astype(problem.dtype)
-        self.counted, self.exponent = self._count(rows)
-        if self.counted is not None and reduction == "mean" and divisor is None:
-            counted = self.kernel_rows(self.counted)
-            assert counted is not None
-            self.divisor = weight_divisor(counted, self.exponent, problem.rows)
-        self._put_into_rows(rows, reduction)
-
-    def _count(self, rows: Array | None) -> tuple[Array | None, int]:
-        """What the rows count: their weights times those of their labels."""
-        if self.class_weights is None or not self.problem.classes:
-            return rows, 0
-        chosen = np.take(self.class_weights, self.array, mode="clip")
-        return (chosen, 0) if rows is None else product_of_weights(chosen, rows)
-
-    def _put_into_rows(self, rows: Array | None, reduction: str) -> None:
-        """The weights of rows and classes for a kernel, without the power of two in what a mean divides by."""
-        weights, exponent = self.class_weights, self.exponent
-        down = self.divisor.exponent if reduction == "mean" else 0
-        if self.base == 0:
-            counted = self.counted
-            if counted is None and exponent != down:  # only other rows of the mean are ignored
-                counted = np.ones(self.problem.row_shape, self.problem.dtype)
-            self.row_weights = None if counted is None else scaled(counted, exponent - down)
-            if weights is not None and reduction == "mean" and np.isnan(self.divisor.value):
-                # 0/0, as in PyTorch, for a row whose class weighs 0; but nothing for one that is left out.
-                out = False if rows is None else rows == 0
-                nothing, nowhere = self.problem.dtype.type(0), self.problem.dtype.type(np.nan)
-                self.row_weights = np.where(np.broadcast_to(out, self.problem.row_shape), nothing, nowhere)
-            self.class_weights = None
-            return
-        up = 0
-        if weights is not None and reduction == "mean":
-            up = exponent_of(weights)
-            self.class_weights = scaled(weights, -up)
-        if rows is None and up != down:
-            rows = np.ones(self.problem.row_shape, self.problem.dtype)
-        self.row_weights = None if rows is None else scaled(rows, up - down)
-
-    @property
-    def plain(self) -> bool:
-        """Whether every row has one class, and nothing but that counts."""
-        return not self.soft and self.base == 0
-
-    def kernel_rows(self, array: Array | None) -> Array | None:
-        """One number for each row, in the order of the block."""
-        return None if array is None else self.problem.per_row(array, self.problem.dtype)
-
-    def totals(self) -> Array | None:
-        """The sum of the shares of each row times its weight, which is what the Hessian is multiplied by."""
-        problem = self.problem
-        if self.plain:
-            return self.row_weights
-        weights = self.class_weights
-        if weights is None:
-            weights = np.ones(problem.classes, problem.dtype)
-        given: Array
-        if self.soft:
-            high, low = problem.row_output(None), problem.row_output(None)
-            block, zero, one = problem.convert(self.array), problem.dtype.type(0), problem.dtype.type(1)
-            arguments = block, weights, zero, one, high.block, low.block
-            run(kernels.reductions.share_totals, problem.rows, block.size, problem.room(1), *arguments)
-            given = high.result.astype(np.float64) + low.result
-        elif problem.classes:
-            given = np.take(weights, self.array, mode="clip").astype(np.float64)
-        else:
-            given = np.zeros(problem.row_shape)
-        shares: Array = float(self.base) * total(weights) + float(self.gain) * given
-        return shares if self.row_weights is None else shares * self.row_weights
-
-    def factors(self, reduction: str) -> Array | None:
-        """What the softmax Jacobian of each row has to be multiplied by, in the order of the block; None for 1."""
-        problem = self.problem
-        if self.plain and self.row_weights is None:
-            if reduction != "mean" or not problem.rows:
-                return None
-            return np.full(problem.rows, 1 / self.divisor.value, problem.dtype)
-        with np.errstate(all="ignore"):
-            factors = self.totals()
-            assert factors is not None
-            if reduction == "mean" and problem.rows:
-                factors = np.divide(factors, self.divisor.value, dtype=np.float64)
-            if self.row_weights is not None:
-                factors = np.where(self.row_weights == 0, 0, factors)
-            return self.kernel_rows(factors)
-
-
-def cross_entropy_rows(
-    function: str,
-    logits: Any,
-    targets: Any,
-    axis: int,
-    reduction: str,
-    out: Any,
-    gradient: bool,
-    options: dict[str, Any],
-    divisor: Divisor | None = None,
-) -> tuple[Problem, Any, Any, Divisor]:
-    """The loss of each row, the gradient (None if it is not asked for), and what a mean divides by.
-
-    A `divisor` is given where these rows are only some of those of the mean. Losses that are to be reduced are in
-    the dtype of the computation, and have no power of two of the divisor in them.
-    """
-    problem = Problem(function, logits, axis, name="logits")
-    given = RowTargets(problem, targets, reduction, options, divisor)
-    divisor = given.divisor
-    source = problem.block()
-    row_weights = given.kernel_rows(given.row_weights)
-    labels = None if given.soft else problem.per_row(given.array, np.int64)
-    distributions = problem.convert(given.array) if given.soft else None
-    output = problem.output(out) if gradient else None
-    rows = problem.row_output(None)
-    results = (None if output is None else output.block, rows.block)
-    scale = gradient_scale(divisor, reduction, problem.dtype)
-    if given.plain and long_rows.is_long(problem):
-        assert labels is not None
-        long_rows.long_cross_entropy(source, labels, row_weights, *results, scale)
-        slope = None if output is None else output.finish()
-        return problem, row_losses(rows, reduction), slope, divisor
-    if given.plain:
-        kernel = kernels.losses.cross_entropy
-        arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)
-    else:
-        kernel = kernels.losses.soft_cross_entropy
-        mix = labels, given.class_weights, given.base, given.gain
-        arguments = (source, distributions, *mix, row_weights, *results, *scale)
-    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
-    slope = None if output is None else output.finish()
-    return problem, row_losses(rows, reduction), slope, divisor
-
-
-def counted(function: str, labels: Array, classes: int, dtype: np.dtype[Any], options: dict[str, Any]) -> Array:
-    """What some rows add to the divisor of a cross-entropy's mean, as a `arrays.weights.SUM`."""
-    logits = np.broadcast_to(np.zeros((), dtype), (*labels.shape, classes))  # of which only the shape is needed
-    given = RowTargets(Problem(function, logits, -1, name="logits"), labels, "sum", options)
-    return part_of_weight(np.ones(labels.shape) if given.counted is None else given.counted, given.exponent)
-
-
-# Small calls with the default options are made of overhead: what is left of it here are the checks.
-UNSMOOTHED = 0.0
-MEAN = "mean"
-_SMALL: dict[tuple[np.dtype[Any], bool], Any] = {}
-_INDEX: np.dtype[Any] = np.dtype(np.int64)
-
-
-def _small(logits: Any, targets: Any, out: Any, gradient: bool) -> tuple[Any, Any] | None:
-    """The mean loss of a small matrix and its gradient, or None: nothing that needs to be converted or refused."""
-    if type(logits) is not np.ndarray:
-        return None
-    kernel = _SMALL.get((logits.dtype, gradient))
-    if (
-        kernel is None
-        or not 0 < logits.size <= SMALL
-        or logits.ndim != 2
-        or not logits.flags.carray
-        or not is_plain(targets, logits.shape[:1], _INDEX)
-    ):
-        return None
-    dtype, count = logits.dtype, len(logits)
-    slope = out
-    if out is None:
-        slope = np.empty_like(logits) if gradient else None
-    elif not (
-        is_plain(out, logits.shape, dtype)
-        and (out is logits or lie_apart(out, logits))
-        and lie_apart(out, targets)
-    ):
-        return None
-    rows = np.empty(count, dtype)
-    loss = kernel(logits, targets, slope, rows, *inverse_of(count, dtype))
-    return None if loss < 0 else (dtype.type(loss / count), slope)
-
-
-def _cross_entropy(
-    function: str,
-    logits: Any,
-    targets: Any,
-    axis: int,
-    reduction: str,
-    out: Any,
-    gradient: bool,
-    options: dict[str, Any],
-) -> tuple[Any, Any]:
-    """Loss and gradient (None if it is not asked for)."""
-    if is_lazy(logits, targets, *options.values()):
-        lazy: tuple[Any, Any] = lazily("loss")(function, logits, targets, axis, reduction, out, gradient, options)
-        return lazy
-    problem, rows, slope, divisor = cross_entropy_rows(
-        function, logits, targets, axis, reduction, out, gradient, options
-    )
-    if problem.x.dtype == problem.dtype:
-        kernels.jit.remember(_SMALL, (problem.dtype, gradient), kernels.losses.cross_entropy_small)
-    return reduced(problem, rows, reduction, divisor), slope
-
-
-def curvature_rows(
-    function: str,
-    logits: Any,
-    targets: Any,
-    tangent: Any,
-    axis: int,
-    reduction: str,
-    out: Any,
-    options: dict[str, Any],
-    divisor: Divisor | None = None,
-) -> Any:
-    """cross_entropy_hvp, cross_entropy_hessian_diag or cross_entropy_hessian.
-
-    A `divisor` is given where these rows are only some of those of the mean.
-    """
-    dense = function == "cross_entropy_hessian"
-    problem = Problem(function, logits, axis, name="logits", last=dense)
-    operand = None if tangent is None else problem.operand("tangent", tangent)
-    factors = RowTargets(problem, targets, reduction, options, divisor).factors(reduction)
-    source = problem.block()
-    if dense:
-        output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
-        work = source.size * max(1, problem.classes // 4)
-        arguments: tuple[Any, ...] = (source, output.block, None, None, factors)
-        run(kernels.derivatives.softmax_jacobian, problem.rows, work, problem.room(1), *arguments)
-    elif operand is None:
-        output = problem.output(out)
-        arguments = source, output.block, factors
-        run(kernels.derivatives.softmax_variance, problem.rows, source.size, problem.room(1), *arguments)
-    else:
-        second = problem.convert(operand)
-        output = problem.output(out)
-        arguments = source, second, output.block, output.keep(second), None, None, factors
-        run(kernels.derivatives.softmax_product, problem.rows, 2 * source.size, problem.room(2), *arguments)
-    return output.finish()
-
-
-def _curvature(
-    function: str,
-    logits: Any,
-    targets: Any,
-    tangent: Any,
-    axis: int,
-    reduction: str,
-    out: Any,
-    options: dict[str, Any],
-) -> Any:
-    arrays = function, logits, targets, tangent, axis, reduction, out, options
-    if is_lazy(logits, targets, tangent, *options.values()):
-        return lazily("curvature")(*arrays)
-    return curvature_rows(*arrays)
-
-
-def squared_error_rows(
-    function: str,
-    logits: Any,
-    targets: Any,
-    axis: int,
-    sample_weight: Any,
-    reduction: str,
-    out: Any,
-    gradient: bool,
-    divisor: Divisor | None = None,
-) -> tuple[Problem, Any, Any, Divisor]:
-    """As `cross_entropy_rows`."""
-    problem = Problem(function, logits, axis, name="logits")
-    check_reduction(function, reduction)
-    array = problem.target_like("targets", targets)
-    weights = weight_array(problem, "sample_weight", sample_weight, problem.row_shape)
-    row_weights = None if weights is None else problem.per_row(weights, problem.dtype)
-    if row_weights is not None and reduction == "mean":
-        divisor = weight_divisor(row_weights, 0, problem.rows) if divisor is None else divisor
-        row_weights = scaled(row_weights, -divisor.exponent)
-    elif divisor is None:
-        divisor = count_divisor(problem.rows)
-    source = problem.block()
-    second = problem.convert(array)
-    output = problem.output(out) if gradient else None
-    rows = problem.row_output(None)
-    target, keep = (None, None) if output is None else (output.block, output.keep(second))
-    scale = gradient_scale(divisor, reduction, problem.dtype)
-    arguments = source, second, row_weights, target, rows.block, keep, *scale
-    run(kernels.losses.squared_error, problem.rows, 2 * source.size, problem.room(2), *arguments)
-    slope = None if output is None else output.finish()
-    return problem, row_losses(rows, reduction), slope, divisor
-
-
-def _squared_error(
-    function: str,
-    logits: Any,
-    targets: Any,
-    axis: int,
-    sample_weight: Any,
-    reduction: str,
-    out: Any,
-    gradient: bool,
-) -> tuple[Any, Any]:
-    if is_lazy(logits, targets, sample_weight):
-        options = {"sample_weight": sample_weight}
-        lazy: tuple[Any, Any] = lazily("loss")(function, logits, targets, axis, reduction, out, gradient, options)
-        return lazy
-    problem, rows, slope, divisor = squared_error_rows(
-        function, logits, targets, axis, sample_weight, reduction, out, gradient
-    )
-    return reduced(problem, rows, reduction, divisor), slope
+from fastsoftmax.arrays.blocks import LAST
+from fastsoftmax.arrays.losses import curvature, loss, small_cross_entropy
+from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions
 
 
 def cross_entropy(
@@ -515,24 +86,13 @@ def cross_entropy(
     >>> fs.cross_entropy(logits, np.array([0, 2]), reduction="none")
     array([0.40760596, 1.09861229])
     """
-    if (
-        axis is LAST
-        and reduction is MEAN
-        and class_weight is None
-        and sample_weight is None
-        and ignore_index is None
-        and label_smoothing is UNSMOOTHED
-    ):
-        small = _small(logits, targets, None, False)
-        if small is not None:
-            return small[0]
-    options = {
-        "class_weight": class_weight,
-        "sample_weight": sample_weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-    }
-    return _cross_entropy("cross_entropy", logits, targets, axis, reduction, None, False, options)[0]
+    small = small_cross_entropy(
+        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction, None, False
+    )
+    if small is not None:
+        return small[0]
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    return loss("cross_entropy", logits, targets, axis, options)
 
 
 def cross_entropy_grad(
@@ -595,24 +155,13 @@ def cross_entropy_grad(
     >>> fs.cross_entropy_grad(np.array([[0.0, -50.0]]), np.array([0]))
     array([[-1.92874985e-22,  1.92874985e-22]])
     """
-    if (
-        axis is LAST
-        and reduction is MEAN
-        and class_weight is None
-        and sample_weight is None
-        and ignore_index is None
-        and label_smoothing is UNSMOOTHED
-    ):
-        small = _small(logits, targets, out, True)
-        if small is not None:
-            return small[1]
-    options = {
-        "class_weight": class_weight,
-        "sample_weight": sample_weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-    }
-    return _cross_entropy("cross_entropy_grad", logits, targets, axis, reduction, out, True, options)[1]
+    small = small_cross_entropy(
+        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction, out, True
+    )
+    if small is not None:
+        return small[1]
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    return loss("cross_entropy_grad", logits, targets, axis, options, out)
 
 
 def cross_entropy_with_grad(
@@ -662,24 +211,13 @@ def cross_entropy_with_grad(
     >>> grad
     array([[ 0.25, -0.75,  0.25,  0.25]])
     """
-    if (
-        axis is LAST
-        and reduction is MEAN
-        and class_weight is None
-        and sample_weight is None
-        and ignore_index is None
-        and label_smoothing is UNSMOOTHED
-    ):
-        small = _small(logits, targets, out, True)
-        if small is not None:
-            return small
-    options = {
-        "class_weight": class_weight,
-        "sample_weight": sample_weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-    }
-    return _cross_entropy("cross_entropy_with_grad", logits, targets, axis, reduction, out, True, options)
+    both = small_cross_entropy(
+        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction, out, True
+    )
+    if both is None:
+        options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+        both = loss("cross_entropy_with_grad", logits, targets, axis, options, out)
+    return both
 
 
 def cross_entropy_hvp(
@@ -691,8 +229,8 @@ def cross_entropy_hvp(
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    label_smoothing: float = UNSMOOTHED,
+    reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
     r"""Hessian-vector product of `cross_entropy` with respect to the logits.
@@ -746,13 +284,8 @@ def cross_entropy_hvp(
     >>> fs.cross_entropy_hvp(np.zeros((1, 2)), np.array([0]), np.array([[1.0, 0.0]]))
     array([[ 0.25, -0.25]])
     """
-    options = {
-        "class_weight": class_weight,
-        "sample_weight": sample_weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-    }
-    return _curvature("cross_entropy_hvp", logits, targets, tangent, axis, reduction, out, options)
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    return curvature("cross_entropy_hvp", logits, targets, tangent, axis, options, out)
 
 
 def cross_entropy_hessian_diag(
@@ -763,8 +296,8 @@ def cross_entropy_hessian_diag(
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    label_smoothing: float = UNSMOOTHED,
+    reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
     r"""Diagonal of the Hessian of `cross_entropy` with respect to the logits.
@@ -810,13 +343,8 @@ def cross_entropy_hessian_diag(
     >>> fs.cross_entropy_hessian_diag(np.zeros((1, 2)), np.array([0]))
     array([[0.25, 0.25]])
     """
-    options = {
-        "class_weight": class_weight,
-        "sample_weight": sample_weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-    }
-    return _curvature("cross_entropy_hessian_diag", logits, targets, None, axis, reduction, out, options)
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    return curvature("cross_entropy_hessian_diag", logits, targets, None, axis, options, out)
 
 
 def cross_entropy_hessian(
@@ -827,8 +355,8 @@ def cross_entropy_hessian(
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    label_smoothing: float = UNSMOOTHED,
+    reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
     r"""Hessian of `cross_entropy` with respect to the logits of each row.
@@ -875,13 +403,8 @@ def cross_entropy_hessian(
     array([[[ 0.25, -0.25],
             [-0.25,  0.25]]])
     """
-    options = {
-        "class_weight": class_weight,
-        "sample_weight": sample_weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-    }
-    return _curvature("cross_entropy_hessian", logits, targets, None, axis, reduction, out, options)
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    return curvature("cross_entropy_hessian", logits, targets, None, axis, options, out)
 
 
 def squared_error(
@@ -940,7 +463,8 @@ def squared_error(
     >>> float(fs.squared_error(np.zeros((1, 2)), np.array([[1.0, 0.0]])))
     0.25
     """
-    return _squared_error("squared_error", logits, targets, axis, sample_weight, reduction, None, False)[0]
+    options = LossOptions(sample_weight=sample_weight, reduction=reduction)
+    return loss("squared_error", logits, targets, axis, options)
 
 
 def squared_error_grad(
@@ -949,7 +473,7 @@ def squared_error_grad(
     axis: int = -1,
     *,
     sample_weight: Any = None,
-    reduction: str = "mean",
+    reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
     r"""Gradient of `squared_error` with respect to the logits.
@@ -994,7 +518,8 @@ def squared_error_grad(
     >>> fs.squared_error_grad(np.zeros((1, 2)), np.array([[1.0, 0.0]]))
     array([[-0.25,  0.25]])
     """
-    return _squared_error("squared_error_grad", logits, targets, axis, sample_weight, reduction, out, True)[1]
+    options = LossOptions(sample_weight=sample_weight, reduction=reduction)
+    return loss("squared_error_grad", logits, targets, axis, options, out)
 
 
 def squared_error_with_grad(
@@ -1003,7 +528,7 @@ def squared_error_with_grad(
     axis: int = -1,
     *,
     sample_weight: Any = None,
-    reduction: str = "mean",
+    reduction: str = MEAN,
     out: Any = None,
 ) -> tuple[Any, Any]:
     """`squared_error` and `squared_error_grad` in one pass over the logits.
@@ -1040,4 +565,6 @@ def squared_error_with_grad(
     >>> float(loss), grad
     (0.25, array([[-0.25,  0.25]]))
     """
-    return _squared_error("squared_error_with_grad", logits, targets, axis, sample_weight, reduction, out, True)
+    options = LossOptions(sample_weight=sample_weight, reduction=reduction)
+    both: tuple[Any, Any] = loss("squared_error_with_grad", logits, targets, axis, options, out)
+    return both

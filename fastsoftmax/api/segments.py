@@ -6,18 +6,11 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax import kernels
+from fastsoftmax._spec import FUNCTIONS, LIKE
 from fastsoftmax.arrays.blocks import Array, Output, Problem, is_masked, named, real_array
+from fastsoftmax.arrays.options import LossOptions, mean_divisor, reduced, spared, weight_array
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
-from fastsoftmax.arrays.weights import (
-    check_reduction,
-    count_divisor,
-    gradient_scale,
-    ignored_index,
-    reduced,
-    scaled,
-    weight_array,
-    weight_divisor,
-)
+from fastsoftmax.arrays.weights import scaled
 
 SEGMENT_WORK = 4
 """What a segment costs beside its elements, in units of one element."""
@@ -189,7 +182,9 @@ def _product(function: str, x: Any, indptr: Any, name: str, vector: Any, out: An
     return output.finish()
 
 
-def _check_targets(segments: _Segments, targets: Any, ignore_index: Any, out: Any) -> tuple[Array, Array | None]:
+def _check_targets(
+    segments: _Segments, targets: Any, options: LossOptions, out: Any
+) -> tuple[Array, Array | None]:
     """Positions inside the segments as the kernels take them, and which of them are ignored."""
     function = segments.problem.function
     array = real_array(function, "targets", targets)
@@ -198,7 +193,7 @@ def _check_targets(segments: _Segments, targets: Any, ignore_index: Any, out: An
         raise ValueError(f"{prefix} has shape {array.shape}, expected {(segments.count,)}: one for each segment")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{prefix} has dtype {array.dtype}, expected integers")
-    spared = ignored_index(function, ignore_index)
+    spared = options.ignored_index(function)
     ignored = None if spared is None else np.equal(array, spared)
     labels = np.ascontiguousarray(array, np.int64)
     labels = _apart(labels if labels.flags.aligned else labels.copy(), out)
@@ -216,43 +211,30 @@ def _check_targets(segments: _Segments, targets: Any, ignore_index: Any, out: An
     return labels, ignored
 
 
-def _cross_entropy(
-    function: str,
-    x: Any,
-    indptr: Any,
-    targets: Any,
-    sample_weight: Any,
-    ignore_index: Any,
-    reduction: str,
-    out: Any,
-    gradient: bool,
-) -> tuple[Any, Any]:
-    """Loss and gradient (None if it is not asked for)."""
-    check_reduction(function, reduction)
+def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: LossOptions, out: Any = None) -> Any:
+    """The loss, and the gradient if that is a result of `function`."""
+    options.check_reduction(function)
     segments = _Segments(function, x, indptr, out)
     problem, count = segments.problem, segments.count
-    labels, ignored = _check_targets(segments, targets, ignore_index, out)
-    weights = weight_array(problem, "sample_weight", sample_weight, (count,))
-    if ignored is not None and ignored.any():
-        spared = problem.dtype.type(0)
-        weights = np.where(ignored, spared, 1 if weights is None else weights).astype(problem.dtype)
-    divisor = count_divisor(count)
-    if weights is not None and reduction == "mean":
-        divisor = weight_divisor(weights, 0, count)
+    labels, ignored = _check_targets(segments, targets, options, out)
+    weights = weight_array(problem, "sample_weight", options.sample_weight, (count,))
+    weights = spared(weights, ignored, problem.dtype)
+    divisor = mean_divisor(weights if options.is_mean else None, 0, count)
+    if weights is not None:
         weights = scaled(weights, -divisor.exponent)
     source = segments.block(problem.x)
-    output, target = segments.output(out) if gradient else (None, None)
+    output, target = segments.output(out) if LIKE in FUNCTIONS[function].result else (None, None)
     rows = np.empty(count, problem.dtype)
-    scale = gradient_scale(divisor, reduction, problem.dtype)
-    arguments = source, labels, weights, target, rows, *scale
+    arguments = source, labels, weights, target, rows, *options.scale(divisor, problem.dtype)
     segments.run(kernels.segments.segment_cross_entropy, 2 * segments.work, *arguments)
     if segments.huge(source):
         segments.run_huge(kernels.segments.piece_cross_entropy, *arguments)
     slope = None if output is None else output.finish()
-    if rows.dtype != problem.result_dtype and reduction == "none":
+    if rows.dtype != problem.result_dtype and options.reduction == "none":
         with np.errstate(all="ignore"):
             rows = rows.astype(problem.result_dtype)
-    return reduced(problem, rows, reduction, divisor), slope
+    value = reduced(rows, options, divisor, problem.result_dtype)
+    return value if output is None else (value, slope)
 
 
 def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
@@ -576,8 +558,8 @@ def segment_cross_entropy(
     >>> fs.segment_cross_entropy(x, indptr, [0, 2], reduction="none")
     array([1.38629436, 0.91629073])
     """
-    function = "segment_cross_entropy"
-    return _cross_entropy(function, x, indptr, targets, sample_weight, ignore_index, reduction, None, False)[0]
+    options = LossOptions(sample_weight=sample_weight, ignore_index=ignore_index, reduction=reduction)
+    return _cross_entropy("segment_cross_entropy", x, indptr, targets, options)
 
 
 def segment_cross_entropy_with_grad(
@@ -637,5 +619,6 @@ def segment_cross_entropy_with_grad(
     >>> round(float(loss), 12), grad
     (1.38629436112, array([ 0.5, -0.5, -0.5,  0.5]))
     """
-    function = "segment_cross_entropy_with_grad"
-    return _cross_entropy(function, x, indptr, targets, sample_weight, ignore_index, reduction, out, True)
+    options = LossOptions(sample_weight=sample_weight, ignore_index=ignore_index, reduction=reduction)
+    both: tuple[Any, Any] = _cross_entropy("segment_cross_entropy_with_grad", x, indptr, targets, options, out)
+    return both

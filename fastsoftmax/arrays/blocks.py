@@ -326,11 +326,15 @@ class Problem:
     def target_like(self, name: str, value: Any) -> Array:
         """A second argument of the shape of x, without influence on the dtype."""
         array = real_array(self.function, name, value)
+        self.check_shape(name, array)
+        return array
+
+    def check_shape(self, name: str, array: Any) -> None:
+        """ValueError unless `array` has the shape of x."""
         if array.shape != self.shape:
             raise ValueError(
                 f"{named(self.function, name)} has shape {array.shape}, expected that of {self.name}, {self.shape}"
             )
-        return array
 
     def operand(self, name: str, value: Any) -> Array:
         """A second argument of the shape of x. A wider float widens the result."""

@@ -1,4 +1,4 @@
-"""What the options of every loss mean: weights, reductions, and what a mean divides by."""
+"""The arithmetic of weighted losses: sums, weights of any size, and what a mean divides by."""
 
 import math
 from functools import lru_cache
@@ -7,17 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsoftmax import kernels
-from fastsoftmax.arrays.blocks import Array, Output, Problem, inverse_pair, named, real_array
+from fastsoftmax.arrays.blocks import Array, inverse_pair
 
-_REDUCTIONS = ("mean", "sum", "none")
 ROOM = 64
 """Weights whose sum overflows are added up 2**ROOM times smaller: enough for as many rows as memory can hold."""
-
-
-def check_reduction(function: str, reduction: Any) -> None:
-    """ValueError unless it is one of the three."""
-    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
-        raise ValueError(f"{named(function, 'reduction')} must be one of {_REDUCTIONS}, got {reduction!r}")
 
 
 # --- sums ---------------------------------------------------------------------------------------------------
@@ -171,14 +164,10 @@ def exponent_of(weights: Array) -> int:
     return math.frexp(largest)[1] if math.isfinite(largest) else 0
 
 
-def weight_array(problem: Problem, name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
-    """An array of weights of this shape in the dtype of the computation, or None."""
-    if value is None:
-        return None
-    array = real_array(problem.function, name, value)
-    if array.shape != shape:
-        raise ValueError(f"{named(problem.function, name)} has shape {array.shape}, expected {shape}")
-    return converted(array, problem.dtype)
+def normalized(weights: Array) -> tuple[Array, int]:
+    """Weights times a power of two by which the largest is about 1, and its exponent with the sign turned."""
+    exponent = exponent_of(weights)
+    return scaled(weights, -exponent), exponent
 
 
 def converted(weights: Array, dtype: np.dtype[Any]) -> Array:
@@ -187,15 +176,6 @@ def converted(weights: Array, dtype: np.dtype[Any]) -> Array:
         return weights.astype(dtype)
     with np.errstate(all="ignore"):
         return weights.astype(dtype)
-
-
-def ignored_index(function: str, ignore_index: Any) -> int | None:
-    """`ignore_index` as an integer, or None; TypeError if it is neither."""
-    if ignore_index is None:
-        return None
-    if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
-        raise TypeError(f"{named(function, 'ignore_index')} must be an integer or None, got {ignore_index!r}")
-    return int(ignore_index)
 
 
 # --- reductions ---------------------------------------------------------------------------------------------
@@ -207,23 +187,6 @@ def inverse_of(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
     if divisor == 0 or not math.isfinite(divisor):
         return dtype.type(np.nan), dtype.type(0)
     return inverse_pair(divisor, dtype)
-
-
-def gradient_scale(divisor: Divisor, reduction: str, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """What a reduction multiplies the gradients by, as a pair."""
-    return inverse_of(divisor.value if reduction == "mean" else 1.0, dtype)
-
-
-def row_losses(rows: Output, reduction: str) -> Any:
-    """The losses of the rows: in the dtype of the result if they are wanted, else in that of the computation."""
-    return rows.finish() if reduction == "none" else rows.result
-
-
-def reduced(problem: Problem, rows: Any, reduction: str, divisor: Divisor) -> Any:
-    """The loss as the user wants it, from an array with one number for each row."""
-    if reduction == "none":
-        return rows
-    return quotient(total(rows), divisor if reduction == "mean" else None, problem.result_dtype)
 
 
 def quotient(whole: float, divisor: Divisor | None, dtype: np.dtype[Any]) -> Any:

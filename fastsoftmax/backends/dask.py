@@ -1,45 +1,50 @@
 """The public functions for Dask arrays: lazy, chunk by chunk, with the results of the same arrays in memory.
 
-The functions of the API hand a call over to this module when one of its arrays is a Dask array. What a call with
-arrays in memory would refuse by shape, dtype or option is refused at once; nothing is computed until somebody asks
-for it. There are two ways through:
+`call` takes over when one of the arguments is a Dask array. What a call with arrays in memory would refuse by
+shape, dtype or option is refused at once; nothing is computed until somebody asks for it. There are two ways:
 
 whole rows
     No class axis is cut. Every chunk is a call of the in-memory function: a row gives the same bits.
 rows in pieces
     Otherwise the pieces of each row are summed up, the summaries merged in a tree, and every piece is finished
     from the merged one (`fastsoftmax.arrays.long_rows`): the bounds of the in-memory function hold, and no task
-    ever holds more than one chunk of each array. Only entropies, and Jacobians and Hessians, K by K for each row,
-    bring their classes together.
+    ever holds more than one chunk of each array. Functions that `fastsoftmax._spec` does not list with `pieces`
+    bring the classes of a row into one chunk.
 
 Dask's workers have the processors: inside a task everything is done by the thread that runs it.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
 
-from fastsoftmax.api import activations, derivatives, losses
-from fastsoftmax.api.entropy import softmax_entropy, softmax_entropy_with_grad
+from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, Function
+from fastsoftmax.api import activations, derivatives, entropy
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array
+from fastsoftmax.arrays.losses import curvature_rows, loss_rows
+from fastsoftmax.arrays.options import (
+    LossOptions,
+    RowTargets,
+    check_kind,
+    check_labels,
+    known_divisor,
+    part_of_divisor,
+    row_targets,
+)
 from fastsoftmax.arrays.threads import threads
 from fastsoftmax.arrays.weights import (
     SUM,
     Divisor,
-    check_reduction,
     converted,
-    count_divisor,
-    exponent_of,
     joined,
     joined_divisor,
     joined_loss,
+    normalized,
     part_of_sum,
-    part_of_weight,
-    scaled,
 )
 
 Lazy = Any  # dask.array.Array, for which Dask has no types
@@ -123,11 +128,19 @@ def _alone(task: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
 
 
 def _blocks(
-    task: Callable[..., Any], index: tuple[int, ...], kind: Any, /, *arrays: Any, grid: Any = None, **options: Any
+    task: Callable[..., Any],
+    index: tuple[int, ...],
+    kind: Any,
+    /,
+    *arrays: Any,
+    grid: Any = None,
+    how: Callable[..., Any] = _alone,
+    **options: Any,
 ) -> Lazy:
     """``task(*arrays, **options)`` for the chunks of arrays, each followed by its index.
 
-    `grid`: the sizes of the result's chunks along indices where they are others than those of the arrays.
+    `grid`: the sizes of the result's chunks along indices where they are others than those of the arrays. `how`
+    calls the task.
     """
     pairs: list[Any] = []
     known: set[int] = set()
@@ -136,7 +149,7 @@ def _blocks(
         known.update(() if array is None else place)
     grid = grid or {}
     return da.blockwise(
-        partial(_alone, task, **options),
+        partial(how, task, **options),
         index,
         *pairs,
         token=f"fastsoftmax-{task.__name__.strip('_')}",
@@ -147,6 +160,24 @@ def _blocks(
         dtype=kind,
         meta=np.empty((0,) * len(index), kind),
     )
+
+
+def _item(results: Any, place: int) -> Any:
+    """One of the results of a task, out of the lists that Dask hands over for a reduced index."""
+    while isinstance(results, list):
+        (results,) = results
+    return results[place]
+
+
+def _items(both: Lazy, *results: tuple[tuple[int, ...], Any]) -> tuple[Lazy, ...]:
+    """The results of tasks that return several, each with its index and dtype; whole rows only."""
+    every = tuple(range(both.ndim))
+
+    def item(place: int, index: tuple[int, ...], kind: Any) -> Lazy:
+        meta = np.empty((0,) * len(index), kind)
+        return da.blockwise(_item, index, both, every, place=place, dtype=kind, meta=meta, align_arrays=False)
+
+    return tuple(item(place, *result) for place, result in enumerate(results))
 
 
 def _same(parts: Array, axis: Any, keepdims: bool) -> Array:
@@ -192,6 +223,57 @@ def _cast(array: Array, dtype: Any) -> Array:
         return array.astype(dtype, copy=False)
 
 
+# --- whole rows -----------------------------------------------------------------------------------------------
+
+_API = {"activations": activations, "derivatives": derivatives, "entropy": entropy}
+
+
+def _in_memory(*arrays: Any, function: Function, axis: Any, **options: Any) -> Any:
+    """The public function, for the rows of a chunk."""
+    return getattr(_API[function.module], function.name)(*arrays, axis, **options)
+
+
+def _masked(x: Array, where: Any, **options: Any) -> Any:
+    return _in_memory(x, where=where, **options)
+
+
+def _whole_rows(
+    function: Function, problem: Problem, *arrays: Lazy, task: Any = _in_memory, grid: Any = None, **options: Any
+) -> Any:
+    """A function of rows that no chunk cuts; the arrays have the shape of x."""
+    every = tuple(range(len(problem.shape)))
+    rows, last = tuple(a for a in every if a not in problem.axes), len(every)
+    if options.get("keepdims"):
+        rows, grid = every, dict.fromkeys(problem.axes, 1)
+    if SQUARE in function.result:
+        grid = dict.fromkeys((last, last + 1), problem.classes)
+    indices = {LIKE: every, ROWS: rows, SQUARE: (*rows, last, last + 1)}
+    results = [(indices[result], problem.result_dtype) for result in function.result]
+    pairs = [item for array in arrays for item in (array, every)]
+    place = problem.axes if function.family == "forward" else problem.axes[0]
+    options |= {"function": function, "axis": place, "grid": grid}
+    if len(results) == 1:
+        return _blocks(task, *results[0], *pairs, **options)
+    return _items(_blocks(task, every, problem.result_dtype, *pairs, **options), *results)
+
+
+def _gathered(
+    function: Function, x: Any, *, axis: Any, out: Any, temperature: float, from_probs: bool = False
+) -> Any:
+    """A Jacobian, or the entropy of each row and its gradient: the classes of a row are brought into one chunk."""
+    x = _array(function.name, "x", x)
+    problem = _problem(function.name, x, axis)
+    inverse_temperature(function.name, temperature, problem.dtype)
+    _refuse_out(function.name, out)
+    x = x.rechunk({problem.axes[0]: -1})
+    return _whole_rows(function, problem, x, **_keywords(temperature, from_probs))
+
+
+def _keywords(temperature: float, from_probs: bool) -> dict[str, Any]:
+    """The options of a derivative; not all of them have the second one."""
+    return {"temperature": temperature, **({"from_probs": True} if from_probs else {})}
+
+
 # --- softmax, log_softmax, logsumexp --------------------------------------------------------------------------
 
 
@@ -221,10 +303,6 @@ def _hidden(x: Lazy, mask: Lazy) -> Lazy:
     return x if mask is None else _blocks(_hide, every, dtype, x, every, mask, every)
 
 
-def _forward(x: Array, where: Any, function: str, axes: Any, temperature: float) -> Any:
-    return getattr(activations, function)(x, axes, where=where, temperature=temperature)
-
-
 def _finish(
     x: Array, summaries: Array, where: Any, function: str, axes: Any, beta: Any, hidden: float, dtypes: Any
 ) -> Array:
@@ -236,77 +314,32 @@ def _finish(
     return result
 
 
-def forward(function: str, x: Any, axis: Any, where: Any, temperature: float, out: Any, hidden: float) -> Lazy:
-    """softmax or log_softmax; `hidden` is what masked entries get."""
-    x = _main(function, "x", x, where)
-    problem = _problem(function, x, axis, several=True)
-    mask = _mask(problem, where, x)
-    beta = inverse_temperature(function, temperature, problem.dtype)
-    _refuse_out(function, out)
-    axes, every = problem.axes, tuple(range(x.ndim))
-    options: dict[str, Any] = {"function": function, "axes": axes}
-    if _uncut(x, axes):
-        options |= {"temperature": temperature}
-        return _blocks(_forward, every, problem.result_dtype, x, every, mask, every, **options)
-    x = _hidden(x, mask)
-    summaries = _summaries(x, axes, problem.dtype, beta)
-    options |= {"beta": beta, "hidden": hidden, "dtypes": (problem.dtype, problem.result_dtype)}
-    return _blocks(_finish, every, problem.result_dtype, x, every, summaries, every, mask, every, **options)
-
-
-def _logsumexp(x: Array, where: Any, axes: Any, keepdims: bool) -> Any:
-    return activations.logsumexp(x, axes, where=where, keepdims=keepdims)
-
-
 def _finish_logsumexp(summaries: Array, shape: Any, dtype: Any) -> Array:
     values = long_rows.logsumexp(summaries.reshape(-1))
     return _cast(values.reshape([summaries.shape[a] for a in shape]), dtype)
 
 
-def logsumexp(x: Any, axis: Any, where: Any, keepdims: bool, out: Any) -> Lazy:
-    """As `fastsoftmax.logsumexp`."""
-    x = _main("logsumexp", "x", x, where)
-    problem = _problem("logsumexp", x, axis, several=True)
+def _forward(function: Function, x: Any, *, axis: Any, out: Any, where: Any, **options: Any) -> Lazy:
+    """softmax and log_softmax, with `temperature`, and logsumexp, with `keepdims`."""
+    x = _main(function.name, "x", x, where)
+    problem = _problem(function.name, x, axis, several=True)
     mask = _mask(problem, where, x)
-    _refuse_out("logsumexp", out)
-    axes, every = problem.axes, tuple(range(x.ndim))
-    index = every if keepdims else tuple(a for a in every if a not in axes)
-    grid = {a: 1 for a in axes if keepdims}
-    dtype = problem.result_dtype
+    beta = inverse_temperature(function.name, options.get("temperature", 1.0), problem.dtype)
+    _refuse_out(function.name, out)
+    axes, every, dtype = problem.axes, tuple(range(x.ndim)), problem.result_dtype
     if _uncut(x, axes):
-        options = {"axes": axes, "keepdims": keepdims, "grid": grid}
-        return _blocks(_logsumexp, index, dtype, x, every, mask, every, **options)
-    summaries = _summaries(_hidden(x, mask), axes, problem.dtype)
-    return _blocks(_finish_logsumexp, index, dtype, summaries, every, shape=index, dtype=dtype)
+        return _whole_rows(function, problem, x, mask, task=_masked, **options)
+    x = _hidden(x, mask)
+    summaries = _summaries(x, axes, problem.dtype, beta)
+    if ROWS in function.result:
+        index = every if options["keepdims"] else tuple(a for a in every if a not in axes)
+        return _blocks(_finish_logsumexp, index, dtype, summaries, every, shape=index, dtype=dtype)
+    options = {"function": function.name, "axes": axes, "beta": beta, "dtypes": (problem.dtype, dtype)}
+    options["hidden"] = -np.inf if function.name == "log_softmax" else 0.0
+    return _blocks(_finish, every, dtype, x, every, summaries, every, mask, every, **options)
 
 
 # --- derivatives ----------------------------------------------------------------------------------------------
-
-
-def _derivative(x: Array, function: str, axis: int, options: dict[str, Any]) -> Any:
-    return getattr(derivatives, function)(x, axis, **options)
-
-
-def jacobian(function: str, x: Any, axis: int, temperature: float, from_probs: bool, out: Any) -> Lazy:
-    """The Jacobian of each row, for which the classes of a row are brought into one chunk."""
-    x = _array(function, "x", x)
-    problem = _problem(function, x, axis, last=True)
-    inverse_temperature(function, temperature, problem.dtype)
-    _refuse_out(function, out)
-    (place,) = problem.axes
-    options: dict[str, Any] = {"temperature": temperature}
-    if from_probs:
-        options["from_probs"] = True
-    x = x.rechunk({place: -1})
-    every = tuple(range(x.ndim))
-    index = (*(a for a in every if a != place), x.ndim, x.ndim + 1)
-    grid = {x.ndim: problem.classes, x.ndim + 1: problem.classes}
-    options = {"function": function, "axis": place, "options": options}
-    return _blocks(_derivative, index, problem.result_dtype, x, every, grid=grid, **options)
-
-
-def _multiply(x: Array, vector: Array, function: str, axis: int, options: dict[str, Any]) -> Any:
-    return getattr(derivatives, function)(x, vector, axis, **options)
 
 
 def _pair(high: Array, low: Any, shape: tuple[int, ...], axes: Any) -> Array:
@@ -400,32 +433,30 @@ def _probs(x: Lazy, axis: int, dtype: Any, beta: Any = None) -> Lazy:
     return _blocks(_finish, every, dtype, x, every, summaries, every, None, None, **options)
 
 
-def product(
-    function: str, x: Any, name: str, vector: Any, axis: int, temperature: float, out: Any, from_probs: Any = None
+def _product(
+    function: Function, x: Any, vector: Any, *, axis: int, out: Any, temperature: float, from_probs: bool
 ) -> Lazy:
     """softmax_jvp, softmax_vjp, log_softmax_jvp or log_softmax_vjp."""
-    x = _main(function, "x", x, vector)
-    problem = _problem(function, x, axis)
-    vector = _array(function, name, vector, x.chunks if np.shape(vector) == x.shape else -1)
-    problem.operand(name, _stand_in(vector.shape, vector.dtype))
+    name, role = function.name, function.operands[1]
+    x = _main(name, "x", x, vector)
+    problem = _problem(name, x, axis)
+    vector = _array(name, role, vector, x.chunks if np.shape(vector) == x.shape else -1)
+    problem.operand(role, _stand_in(vector.shape, vector.dtype))
     vector = vector.rechunk(x.chunks)
-    beta = inverse_temperature(function, temperature, problem.dtype)
-    _refuse_out(function, out)
+    beta = inverse_temperature(name, temperature, problem.dtype)
+    _refuse_out(name, out)
     (place,) = problem.axes
     every = tuple(range(x.ndim))
-    dtype = problem.result_dtype
     if _uncut(x, (place,)):
-        keywords = {"temperature": temperature, **({"from_probs": True} if from_probs else {})}
-        options: dict[str, Any] = {"function": function, "axis": place, "options": keywords}
-        return _blocks(_multiply, every, dtype, x, every, vector, every, **options)
+        return _whole_rows(function, problem, x, vector, **_keywords(temperature, from_probs))
     probs = x if from_probs else _probs(x, place, problem.dtype, beta)
     certain = None if from_probs else _certain(probs, vector, place)
     arrays = (probs, every, vector, every, certain, every)
-    plain = function == "log_softmax_vjp"
+    plain = name == "log_softmax_vjp"
     dot = _total(_blocks(_dot, every, _PAIR, *arrays, grid={place: 1}, axis=place, plain=plain), place)
-    options = {"function": function, "temperature": float(temperature), "dtype": dtype}
-    needed = None if function == "log_softmax_jvp" else probs
-    return _blocks(_combine, every, dtype, needed, every, vector, every, certain, every, dot, every, **options)
+    options: dict[str, Any] = {"function": name, "temperature": float(temperature), "dtype": problem.result_dtype}
+    needed = (None if name == "log_softmax_jvp" else probs, *arrays[1:])
+    return _blocks(_combine, every, problem.result_dtype, *needed, dot, every, **options)
 
 
 # --- losses ---------------------------------------------------------------------------------------------------
@@ -434,152 +465,136 @@ def product(
 def _check_labels(labels: Array, function: str, classes: int, ignore_index: Any, block_info: Any = None) -> Array:
     """The labels, or an IndexError with the position among all of them."""
     origin = tuple(start for start, _ in block_info[0]["array-location"]) if block_info else ()
-    losses.check_labels(function, labels, classes, ignore_index, origin)
+    check_labels(function, labels, classes, ignore_index, origin)
     return labels
+
+
+def _divided(task: Callable[..., Any], *arrays: Any, constant: Divisor | None, **options: Any) -> Any:
+    """A task whose last argument is the divisor of a mean: what a task before it has found out, or a constant."""
+    *arguments, found = arrays
+    divisor = constant if found is None else Divisor(float(found["value"]), int(found["exponent"]))
+    return _alone(task, *arguments, divisor, **options)
+
+
+class _Request(NamedTuple):
+    """What every task of a loss is told: the public name, the dtype of the computation, the other options."""
+
+    function: str
+    classes: int
+    dtype: Any
+    options: LossOptions
+
+    def weighted(self, class_weight: Any, sample_weight: Any) -> LossOptions:
+        """All options, with weights of the rows of a chunk."""
+        return self.options._replace(class_weight=class_weight, sample_weight=sample_weight)
 
 
 class _Loss:
     """The arguments of a loss as Dask arrays, checked, with the classes as the last axis.
 
-    `divisor`: what a mean divides by, a `Divisor` or a Dask array of one; None if there is no mean.
+    `divisor`: what a mean divides by, a `Divisor` or a Dask array of one; None if there is no mean. `known` is
+    what the options without weights come to. `weights` are those of the classes and of the samples, each followed
+    by its index, as `_blocks` takes them.
     """
 
     def __init__(
-        self,
-        function: str,
-        logits: Any,
-        targets: Any,
-        axis: int,
-        reduction: str,
-        options: Any,
-        tangent: Any = None,
+        self, function: Function, logits: Any, targets: Any, tangent: Any, axis: int, options: LossOptions
     ) -> None:
-        x = _main(function, "logits", logits, targets)
-        problem = _problem(function, x, axis, name="logits")
+        name = function.name
+        if tangent is not None:
+            logits = _main(name, "logits", logits, tangent)
+        x = _main(name, "logits", logits, targets)
+        problem = _problem(name, x, axis, name="logits")
         (place,) = problem.axes
-        self.tangent = None
         if tangent is not None:  # which may widen the dtype that weights are added up in
-            tangent = _array(function, "tangent", tangent)
+            tangent = _array(name, "tangent", tangent)
             problem.operand("tangent", _stand_in(tangent.shape, tangent.dtype))
-        if (
-            not isinstance(logits, da.Array)
-            and isinstance(targets, da.Array)
-            and targets.shape == problem.row_shape
-        ):
+        in_memory = not isinstance(logits, da.Array) and isinstance(targets, da.Array)
+        if in_memory and targets.shape == problem.row_shape:
             x = x.rechunk((*targets.chunks[:place], -1, *targets.chunks[place:]))
-        check_reduction(function, reduction)
-        self.function, self.problem, self.place, self.reduction = function, problem, place, reduction
-        self.is_cross_entropy = function.startswith("cross_entropy")
-        targets = _array(function, "targets", targets)
-        if self.is_cross_entropy:
-            self.soft = losses.check_kind(problem, targets, options["ignore_index"])
-            self._check_options(options)
-        else:
-            problem.target_like("targets", _stand_in(targets.shape, targets.dtype))
-            self.soft = True
-        self.options = {key: options[key] for key in ("ignore_index", "label_smoothing") if key in options}
+        if not function.pieces:
+            x = x.rechunk({place: -1})
+        options.check_reduction(name)
+        self.function, self.problem, self.place = function, problem, place
+        targets = _array(name, "targets", targets)
+        soft = check_kind(problem, targets, options)
+        options_only = options._replace(class_weight=None, sample_weight=None)
+        self.request = _Request(name, problem.classes, problem.dtype, options_only)
+        self.known = self._without_rows(soft)
         self.x = da.moveaxis(x, place, -1)
         chunks = self.x.chunks
-        if tangent is not None:
-            self.tangent = da.moveaxis(tangent, place, -1).rechunk(chunks)
+        self.tangent = None if tangent is None else da.moveaxis(tangent, place, -1).rechunk(chunks)
         self.rows = tuple(range(x.ndim - 1))
-        self.every = (*self.rows, x.ndim - 1)
-        self.last = (x.ndim - 1,)
-        classes = (problem.classes,)
-        self.class_weight = _like(function, "class_weight", options.get("class_weight"), classes, chunks[-1:])
-        self.sample_weight = _like(
-            function, "sample_weight", options.get("sample_weight"), problem.row_shape, chunks[:-1]
-        )
-        if self.soft:
+        self.every, self.last = (*self.rows, x.ndim - 1), (x.ndim - 1,)
+        self.class_weight = _like(name, "class_weight", options.class_weight, (problem.classes,), chunks[-1:])
+        self.sample_weight = _like(name, "sample_weight", options.sample_weight, problem.row_shape, chunks[:-1])
+        if soft:
             self.targets = da.moveaxis(targets, place, -1).rechunk(chunks)
         else:
-            checks = {"classes": problem.classes, "ignore_index": options["ignore_index"]}
             checked = targets.map_blocks(
                 _check_labels,
                 dtype=targets.dtype,
                 meta=np.empty((0,) * targets.ndim, targets.dtype),
-                function=function,
-                **checks,
+                function=name,
+                classes=problem.classes,
+                ignore_index=options.ignore_index,
             )
             self.targets = checked.rechunk(chunks[:-1])
-        self.target_index = self.every if self.soft else self.rows
-        self.whole_weight = None if self.class_weight is None else self.class_weight.rechunk(-1)
-        self.divisor = self._divisor() if reduction == "mean" else None
+        self.target_index = self.every if soft else self.rows
+        self.labels = None if soft else self.targets
+        whole_weight = None if self.class_weight is None else self.class_weight.rechunk(-1)
+        self.weights = (whole_weight, self.last, self.sample_weight, self.rows)
+        self.divisor = self._divisor(options) if options.is_mean else None
 
     @property
     def uncut(self) -> bool:
         return _uncut(self.x, self.last)
 
-    def _check_options(self, options: dict[str, Any]) -> None:
-        """By the in-memory code, on targets without rows."""
-        classes = self.problem.classes
-        problem = Problem(self.function, np.empty((0, classes), self.problem.dtype), -1, name="logits")
-        targets = np.zeros((0, classes)) if self.soft else np.zeros(0, np.intp)
-        options = {key: options[key] for key in ("ignore_index", "label_smoothing")}
-        losses.RowTargets(problem, targets, self.reduction, options)
+    def _without_rows(self, soft: bool) -> RowTargets:
+        """What the options come to, by the in-memory code on targets without rows."""
+        function, classes, dtype, options = self.request
+        problem = Problem(function, np.empty((0, classes), dtype), -1, name="logits")
+        return row_targets(problem, np.zeros((0, classes)) if soft else np.zeros(0, np.intp), options)
 
-    def _divisor(self) -> Any:
-        ignored = self.options.get("ignore_index")
-        plain = self.class_weight is None and self.sample_weight is None and ignored is None
-        if plain or (self.is_cross_entropy and self.soft):
-            return count_divisor(self.problem.rows)
-        labels = None if self.soft else self.targets
-        parts = _blocks(
-            _counted,
-            self.rows,
-            SUM,
-            labels,
-            self.rows,
-            self.whole_weight if self.is_cross_entropy else None,
-            self.last,
-            self.sample_weight,
-            self.rows,
-            grid=dict.fromkeys(self.rows, 1),
-            function=self.function,
-            classes=self.problem.classes,
-            dtype=self.problem.dtype,
-            options=self.options,
-        )
-        parts = _joined(parts)
+    def _divisor(self, options: LossOptions) -> Any:
+        known = known_divisor(self.function.name, self.known.soft, options, self.problem.rows)
+        if known is not None:
+            return known
+        arrays, grid = (self.labels, self.rows, *self.weights), dict.fromkeys(self.rows, 1)
+        parts = _joined(_blocks(_counted, self.rows, SUM, *arrays, grid=grid, request=self.request))
         return _blocks(_joined_divisor, (), _DIVISOR, parts, self.rows, rows=self.problem.rows)
 
-    def divided(self) -> tuple[Any, Any]:
-        """The divisor, and its index in `_blocks`: a constant, or a Dask array of no dimension."""
-        return (self.divisor, ()) if isinstance(self.divisor, da.Array) else (None, None)
-
-    def constant(self) -> Divisor | None:
-        """The divisor if it is known already."""
-        return None if isinstance(self.divisor, da.Array) else self.divisor
+    def blocks(self, task: Any, index: tuple[int, ...], kind: Any, /, *arrays: Any, **options: Any) -> Lazy:
+        """`_blocks` of a task that takes the divisor as the last of its arrays."""
+        lazy = isinstance(self.divisor, da.Array)
+        found, constant = ((self.divisor, ()), None) if lazy else ((None, None), self.divisor)
+        return _blocks(task, index, kind, *arrays, *found, how=_divided, constant=constant, **options)
 
     @property
     def row_dtype(self) -> Any:
         """The dtype of the losses of the rows: sums of float16 are not made of numbers rounded to it."""
-        return self.problem.result_dtype if self.reduction == "none" else self.problem.dtype
+        return self.problem.result_dtype if self.request.options.reduction == "none" else self.problem.dtype
 
-    def reduced(self, losses: Lazy) -> Lazy:
-        """The loss as the user wants it, from one number for each row."""
-        if self.reduction == "none":
-            return losses
-        kind, grid = SUM, dict.fromkeys(self.rows, 1)
-        parts = _joined(_blocks(_part_of_sum, self.rows, kind, losses, self.rows, grid=grid))
-        dtype = self.problem.result_dtype
-        given = (parts, self.rows, *self.divided())
-        return _blocks(_joined_loss, (), dtype, *given, constant=self.constant(), dtype=dtype)
+    def finished(self, losses: Lazy, gradient: Lazy) -> Any:
+        """What the user asked for, from one number for each row and the gradient."""
+        if self.request.options.reduction != "none" and LOSS in self.function.result:
+            grid, dtype = dict.fromkeys(self.rows, 1), self.problem.result_dtype
+            parts = _joined(_blocks(_part_of_sum, self.rows, SUM, losses, self.rows, grid=grid))
+            losses = self.blocks(joined_loss, (), dtype, parts, self.rows, dtype=dtype)
+        results = [losses if result == LOSS else self.back(gradient) for result in self.function.result]
+        return results[0] if len(results) == 1 else tuple(results)
 
     def back(self, result: Lazy) -> Lazy:
         """With the classes where the user has them."""
         return da.moveaxis(result, -1, self.place)
 
 
-def _counted(
-    labels: Any, class_weight: Any, sample_weight: Any, function: str, classes: int, dtype: Any, options: Any
-) -> Array:
+def _counted(labels: Any, class_weight: Any, sample_weight: Any, request: _Request) -> Array:
     """What the rows of a chunk add to the divisor of a mean, with a length of 1 along every axis."""
-    if labels is None:
-        part = part_of_weight(converted(sample_weight, dtype))
-        return part.reshape((1,) * sample_weight.ndim)
-    options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
-    return losses.counted(function, labels, classes, dtype, options).reshape((1,) * labels.ndim)
+    shape = (sample_weight if labels is None else labels).shape
+    options = request.weighted(class_weight, sample_weight)
+    part = part_of_divisor(request.function, labels, shape, request.classes, request.dtype, options)
+    return part.reshape((1,) * len(shape))
 
 
 def _part_of_sum(losses: Array) -> Array:
@@ -599,131 +614,80 @@ def _joined_divisor(parts: Array, rows: int) -> Array:
     return np.array(joined_divisor(parts, rows), _DIVISOR)
 
 
-def _known_divisor(divisor: Any, constant: Any) -> Any:
-    """The divisor of a mean inside a task: what a task before it has found out, or what was known already."""
-    if divisor is None:
-        return constant
-    return Divisor(float(divisor["value"]), int(divisor["exponent"]))
-
-
-def _joined_loss(parts: Array, divisor: Any, constant: Any, dtype: Any) -> Any:
-    return joined_loss(parts, _known_divisor(divisor, constant), dtype)
-
-
-def _whole_rows(
+def _losses(
     x: Array,
     targets: Array,
     class_weight: Any,
     sample_weight: Any,
-    divisor: Any,
-    function: str,
-    reduction: str,
+    divisor: Divisor | None,
+    request: _Request,
     gradient: bool,
-    constant: Any,
-    options: dict[str, Any],
 ) -> Any:
     """The losses of the rows of a chunk, alone or with the gradient."""
-    divisor = _known_divisor(divisor, constant)
-    if function.startswith("cross_entropy"):
-        options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
-        _, rows, slope, _ = losses.cross_entropy_rows(
-            function, x, targets, -1, reduction, None, gradient, options, divisor
-        )
-    else:
-        _, rows, slope, _ = losses.squared_error_rows(
-            function, x, targets, -1, sample_weight, reduction, None, gradient, divisor
-        )
-    return (rows, slope) if gradient else rows
+    options = request.weighted(class_weight, sample_weight)
+    found = loss_rows(request.function, x, targets, -1, options, gradient=gradient, divisor=divisor)
+    return (found.rows, found.gradient) if gradient else found.rows
 
 
-def _item(pairs: Any, place: int) -> Any:
-    """One of the two results of `_whole_rows`, out of the lists that Dask hands over for a reduced index."""
-    while isinstance(pairs, list):
-        (pairs,) = pairs
-    return pairs[place]
-
-
-def loss(
-    function: str, logits: Any, targets: Any, axis: int, reduction: str, out: Any, gradient: bool, options: Any
-) -> tuple[Lazy, Lazy]:
-    """cross_entropy, squared_error and their gradients: the loss and, if it is asked for, the gradient."""
-    given = _Loss(function, logits, targets, axis, reduction, options)
-    _refuse_out(function, out)
-    if not given.uncut:
-        return _loss_in_pieces(given, gradient)
-    every, rows, dtype = given.every, given.rows, given.problem.result_dtype
-    row_dtype = given.row_dtype
-    arrays = (
-        given.x,
-        every,
-        given.targets,
-        given.target_index,
-        given.class_weight,
-        given.last,
-        given.sample_weight,
-        rows,
-        *given.divided(),
-    )
-    keywords = {
-        "function": function,
-        "reduction": reduction,
-        "gradient": gradient,
-        "constant": given.constant(),
-        "options": given.options,
-    }
+def _loss(function: Function, logits: Any, targets: Any, *, axis: int, out: Any, options: LossOptions) -> Any:
+    """A loss of each row, its gradient, or both."""
+    loss = _Loss(function, logits, targets, None, axis, options)
+    _refuse_out(function.name, out)
+    gradient = LIKE in function.result
+    if not loss.uncut:
+        return loss.finished(*_IN_PIECES[function.loss](loss, gradient))
+    every, rows, dtype = loss.every, loss.rows, loss.problem.result_dtype
+    arrays = (loss.x, every, loss.targets, loss.target_index, *loss.weights)
+    keywords = {"request": loss.request, "gradient": gradient}
     if not gradient:
-        return given.reduced(_blocks(_whole_rows, rows, row_dtype, *arrays, **keywords)), None
-    both = _blocks(_whole_rows, every, dtype, *arrays, **keywords)
-
-    def item(place: int, index: tuple[int, ...], kind: Any) -> Lazy:
-        meta = np.empty((0,) * len(index), kind)
-        return da.blockwise(_item, index, both, every, place=place, dtype=kind, meta=meta, align_arrays=False)
-
-    losses, slope = item(0, rows, row_dtype), item(1, every, dtype)
-    return given.reduced(losses), given.back(slope)
+        return loss.finished(loss.blocks(_losses, rows, loss.row_dtype, *arrays, **keywords), None)
+    both = loss.blocks(_losses, every, dtype, *arrays, **keywords)
+    return loss.finished(*_items(both, (rows, loss.row_dtype), (every, dtype)))
 
 
 # --- losses of rows in pieces ---------------------------------------------------------------------------------
 
 
 def _plan(
-    labels: Array,
-    class_weight: Any,
-    sample_weight: Any,
-    divisor: Any,
-    function: str,
-    classes: int,
-    dtype: Any,
-    reduction: str,
-    constant: Any,
-    options: Any,
+    labels: Any, whole: Any, class_weight: Any, sample_weight: Any, divisor: Divisor | None, request: _Request
 ) -> Array:
-    """How often each row counts, and the sum of its shares (see `kernels.losses`)."""
-    problem = Problem(function, _stand_in((*labels.shape, classes), dtype), -1, name="logits")
-    options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
-    given = losses.RowTargets(problem, labels, reduction, options, _known_divisor(divisor, constant))
-    result = np.ones(labels.shape, _PLAN)
+    """How often each row counts, and the sum of its shares (`kernels.losses`), which `whole` may be already."""
+    result = np.ones(next(rows.shape for rows in (labels, sample_weight, whole) if rows is not None), _PLAN)
+    if labels is None and sample_weight is None:
+        result = result[..., 0]
+    stand_in = _stand_in((*result.shape, request.classes), request.dtype)
+    problem, options = Problem(request.function, stand_in, -1), request.weighted(class_weight, sample_weight)
+    given = row_targets(problem, stand_in if labels is None else labels, options, divisor)
     if given.row_weights is not None:
         result["factor"] = given.row_weights
-    given.row_weights = None
-    whole = given.totals()
     if whole is not None:
-        result["whole"] = whole
+        result["whole"] = whole["high"][..., 0] + whole["low"][..., 0]
+    elif labels is not None:
+        given.row_weights = None
+        sums = given.totals()
+        result["whole"] = 1 if sums is None else sums
     return result
 
 
-def _soft_plan(whole: Array, sample_weight: Any, dtype: Any) -> Array:
-    result = np.ones(whole.shape[:-1], _PLAN)
-    result["whole"] = whole["high"][..., 0] + whole["low"][..., 0]
-    if sample_weight is not None:
-        result["factor"] = converted(sample_weight, dtype)
-    return result
+def _plan_of(loss: _Loss, whole: Lazy = None) -> Lazy:
+    """The `_plan` of all rows; `whole` are the sums of the shares of distributions."""
+    rows = loss.rows
+    if loss.labels is None and whole is None and loss.sample_weight is None:
+        x = loss.x
+        return da.ones([x.shape[a] for a in rows], chunks=tuple(x.chunks[a] for a in rows), dtype=_PLAN)
+    arrays = (loss.labels, rows, whole, loss.every, *loss.weights)
+    return loss.blocks(_plan, rows, _PLAN, *arrays, request=loss.request)
+
+
+def _row_sum(loss: _Loss, task: Any, *arrays: Any, **options: Any) -> Lazy:
+    """The sum of a task's pairs over the pieces of each row."""
+    (last,) = loss.last
+    return _total(_blocks(task, loss.every, _PAIR, *arrays, grid={last: 1}, **options), last)
 
 
 def _normal_weights(class_weight: Array, dtype: Any) -> Array:
-    """The weights of classes as `losses.RowTargets` has them beside the weights of the rows."""
-    weights = converted(class_weight, dtype)
-    return scaled(weights, -exponent_of(weights))
+    """The weights of classes as `RowTargets` has them beside the weights of the rows."""
+    return normalized(converted(class_weight, dtype))[0]
 
 
 def _shares(targets: Array, ids: Array, class_weight: Any, mix: Any) -> Any:
@@ -770,16 +734,16 @@ def _loss_piece(
     return _pair(*_sum(terms), x.shape, last)
 
 
-def _loss_rows(total: Array, plan: Array, dtype: Any) -> Array:
+def _loss_rows(total: Array, plan: Array, dtype: Any, unit: float = 1.0) -> Array:
+    """The sums of the rows in this unit, each as often as its row counts."""
     with np.errstate(all="ignore"):
-        value = plan["factor"] * (total["high"] + total["low"])[..., 0]
+        value = plan["factor"] * (unit * total["high"] + unit * total["low"])[..., 0]
         return np.where(plan["factor"] == 0, 0, value).astype(dtype)
 
 
-def _weight(plan: Array, divisor: Any, constant: Any) -> Array:
+def _weight(plan: Array, divisor: Divisor | None) -> Array:
     """What the derivatives of each row are multiplied by, 0 where it does not count, with an axis of classes."""
-    known = _known_divisor(divisor, constant)
-    value = 1.0 if known is None else known.value
+    value = 1.0 if divisor is None else divisor.value
     with np.errstate(all="ignore"):
         return np.where(plan["factor"] == 0, 0, plan["factor"] / value)[..., None]
 
@@ -805,8 +769,7 @@ def _gradient_piece(
     ids: Array,
     class_weight: Any,
     plan: Array,
-    divisor: Any,
-    constant: Any,
+    divisor: Divisor | None,
     mix: Any,
     dtypes: Any,
 ) -> Array:
@@ -814,7 +777,7 @@ def _gradient_piece(
     if (slabs := _slabs(x)) is not None:
         result = np.empty(x.shape, dtypes[1])
         for s in slabs:
-            given = (ids, class_weight, plan[s], divisor, constant, mix, dtypes)
+            given = (ids, class_weight, plan[s], divisor, mix, dtypes)
             result[s] = _gradient_piece(x[s], summaries[s], targets[s], *given)
         return result
     probs, greatest, lacking = _known(x, summaries, dtypes[0])
@@ -823,7 +786,7 @@ def _gradient_piece(
     with np.errstate(all="ignore"):
         crest = greatest & (lacking < 0.5)
         slope = np.where(crest, (whole - shares) - lacking * whole, probs * whole - shares)
-    return _spared(_weight(plan, divisor, constant), slope, dtypes[1])
+    return _spared(_weight(plan, divisor), slope, dtypes[1])
 
 
 def _difference(probs: Array, targets: Array, certain: Array) -> Array:
@@ -847,110 +810,54 @@ def _error_piece(probs: Array, targets: Array, certain: Array, square: bool) -> 
         return _pair(*_sum(_matrix(terms, last)), probs.shape, last)
 
 
-def _half(total: Array, plan: Array, dtype: Any) -> Array:
-    halved = np.empty_like(total)
-    halved["high"], halved["low"] = total["high"] / 2, total["low"] / 2
-    return _loss_rows(halved, plan, dtype)
-
-
 def _error_gradient(
-    probs: Array, targets: Array, certain: Array, dot: Array, plan: Array, divisor: Any, constant: Any, dtype: Any
+    probs: Array, targets: Array, certain: Array, dot: Array, plan: Array, divisor: Divisor | None, dtype: Any
 ) -> Array:
     """weight p (d - p.d)."""
     with np.errstate(all="ignore"):
         slope = ((_difference(probs, targets, certain) - _centre(certain)) - dot["high"]) - dot["low"]
-        return _spared(_weight(plan, divisor, constant), probs * slope, dtype)
+        return _spared(_weight(plan, divisor), probs * slope, dtype)
 
 
-def _weight_plan(sample_weight: Array, divisor: Any, constant: Any, dtype: Any) -> Array:
-    result = np.ones(sample_weight.shape, _PLAN)
-    known = _known_divisor(divisor, constant)
-    weights = converted(sample_weight, dtype)
-    result["factor"] = weights if known is None else scaled(weights, -known.exponent)
-    return result
+def _weighed_shares(loss: _Loss) -> tuple[tuple[Any, ...], Any, Lazy]:
+    """What `_shares` takes of a cross-entropy, arrays and options, and the plan of the rows."""
+    known, problem = loss.known, loss.problem
+    mix = float(known.base), float(known.gain), known.soft, known.plain
+    class_weight = loss.class_weight
+    if class_weight is not None and not known.soft and not known.plain and loss.divisor is not None:
+        normal = _blocks(_normal_weights, loss.last, problem.dtype, *loss.weights[:2], dtype=problem.dtype)
+        class_weight = normal.rechunk(class_weight.chunks)
+    ids = da.arange(problem.classes, chunks=(loss.x.chunks[-1],))
+    arrays = (loss.targets, loss.target_index, ids, loss.last, class_weight, loss.last)
+    whole = _row_sum(loss, _share_sum, *arrays, mix=mix) if known.soft else None
+    return arrays, mix, _plan_of(loss, whole)
 
 
-class _Pieces:
-    """What the losses of rows in pieces share: the class numbers of the pieces, the plan of the rows."""
-
-    def __init__(self, loss: _Loss) -> None:
-        self.loss = loss
-        problem, rows = loss.problem, loss.rows
-        self.ids = da.arange(problem.classes, chunks=(loss.x.chunks[-1],))
-        divided = {"constant": loss.constant(), "dtype": problem.dtype}
-        if not loss.is_cross_entropy and loss.sample_weight is None:
-            sizes = tuple(loss.x.shape[a] for a in rows), tuple(loss.x.chunks[a] for a in rows)
-            self.plan = da.ones(sizes[0], chunks=sizes[1], dtype=_PLAN)
-            return
-        if not loss.is_cross_entropy:
-            weights = (loss.sample_weight, rows, *loss.divided())
-            self.plan = _blocks(_weight_plan, rows, _PLAN, *weights, **divided)
-            return
-        smoothing = float(loss.options["label_smoothing"])
-        base = float(problem.dtype.type(smoothing / max(problem.classes, 1)))
-        self.mix = base, float(problem.dtype.type(1 - smoothing)), loss.soft, not loss.soft and base == 0
-        class_weight = loss.class_weight
-        if class_weight is not None and not loss.soft and base != 0 and loss.divisor is not None:
-            whole = loss.whole_weight
-            normal = _blocks(_normal_weights, loss.last, problem.dtype, whole, loss.last, dtype=problem.dtype)
-            class_weight = normal.rechunk(class_weight.chunks)
-        self.shares = (loss.targets, loss.target_index, self.ids, loss.last, class_weight, loss.last)
-        if loss.soft:
-            one = {loss.last[0]: 1}
-            parts = _blocks(_share_sum, loss.every, _PAIR, *self.shares, grid=one, mix=self.mix)
-            whole = _total(parts, loss.last[0])
-            weights = (whole, loss.every, loss.sample_weight, rows)
-            self.plan = _blocks(_soft_plan, rows, _PLAN, *weights, dtype=problem.dtype)
-            return
-        self.plan = _blocks(
-            _plan,
-            rows,
-            _PLAN,
-            loss.targets,
-            rows,
-            loss.whole_weight,
-            loss.last,
-            loss.sample_weight,
-            rows,
-            *loss.divided(),
-            function=loss.function,
-            classes=problem.classes,
-            reduction=loss.reduction,
-            options=loss.options,
-            **divided,
-        )
-
-    def row_sum(self, task: Any, *arrays: Any, **options: Any) -> Lazy:
-        """The sum of a task's pairs over the pieces of each row."""
-        (last,) = self.loss.last
-        return _total(_blocks(task, self.loss.every, _PAIR, *arrays, grid={last: 1}, **options), last)
-
-
-def _loss_in_pieces(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
-    pieces = _Pieces(loss)
+def _cross_entropy(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
     problem, every, rows = loss.problem, loss.every, loss.rows
-    dtype, row_dtype = problem.result_dtype, loss.row_dtype
-    given = (pieces.plan, rows, *loss.divided())
-    slope = None
-    if not loss.is_cross_entropy:
-        probs = _probs(loss.x, loss.last[0], problem.dtype)
-        certain = _certain(probs, loss.targets, loss.last[0])
-        pair = (probs, every, loss.targets, every, certain, every)
-        total = pieces.row_sum(_error_piece, *pair, square=True)
-        losses = _blocks(_half, rows, row_dtype, total, every, pieces.plan, rows, dtype=row_dtype)
-        if gradient:
-            dot = pieces.row_sum(_error_piece, *pair, square=False)
-            options: dict[str, Any] = {"constant": loss.constant(), "dtype": dtype}
-            slope = loss.back(_blocks(_error_gradient, every, dtype, *pair, dot, every, *given, **options))
-        return loss.reduced(losses), slope
-    summaries = _summaries(loss.x, loss.last, problem.dtype)
-    arrays = (loss.x, every, summaries, every, *pieces.shares)
-    total = pieces.row_sum(_loss_piece, *arrays, mix=pieces.mix, dtype=problem.dtype)
-    losses = _blocks(_loss_rows, rows, row_dtype, total, every, pieces.plan, rows, dtype=row_dtype)
-    if gradient:
-        options = {"constant": loss.constant(), "mix": pieces.mix, "dtypes": (problem.dtype, dtype)}
-        slope = loss.back(_blocks(_gradient_piece, every, dtype, *arrays, *given, **options))
-    return loss.reduced(losses), slope
+    shares, mix, plan = _weighed_shares(loss)
+    arrays = (loss.x, every, _summaries(loss.x, loss.last, problem.dtype), every, *shares)
+    total = _row_sum(loss, _loss_piece, *arrays, mix=mix, dtype=problem.dtype)
+    losses = _blocks(_loss_rows, rows, loss.row_dtype, total, every, plan, rows, dtype=loss.row_dtype)
+    if not gradient:
+        return losses, None
+    options = {"mix": mix, "dtypes": (problem.dtype, problem.result_dtype)}
+    return losses, loss.blocks(_gradient_piece, every, problem.result_dtype, *arrays, plan, rows, **options)
+
+
+def _squared_error(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
+    every, rows, (last,) = loss.every, loss.rows, loss.last
+    plan, probs = _plan_of(loss), _probs(loss.x, last, loss.problem.dtype)
+    arrays = (probs, every, loss.targets, every, _certain(probs, loss.targets, last), every)
+    total = _row_sum(loss, _error_piece, *arrays, square=True)
+    losses = _blocks(_loss_rows, rows, loss.row_dtype, total, every, plan, rows, dtype=loss.row_dtype, unit=0.5)
+    if not gradient:
+        return losses, None
+    dot, dtype = _row_sum(loss, _error_piece, *arrays, square=False), loss.problem.result_dtype
+    return losses, loss.blocks(_error_gradient, every, dtype, *arrays, dot, every, plan, rows, dtype=dtype)
+
+
+_IN_PIECES = {"cross_entropy": _cross_entropy, "squared_error": _squared_error}
 
 
 # --- second derivatives ---------------------------------------------------------------------------------------
@@ -962,20 +869,16 @@ def _curve(
     tangent: Any,
     class_weight: Any,
     sample_weight: Any,
-    divisor: Any,
-    function: str,
-    reduction: str,
-    constant: Any,
-    options: dict[str, Any],
+    divisor: Divisor | None,
+    request: _Request,
 ) -> Any:
     """Second derivatives of whole rows."""
-    options = {**options, "class_weight": class_weight, "sample_weight": sample_weight}
-    known = _known_divisor(divisor, constant)
-    return losses.curvature_rows(function, x, targets, tangent, -1, reduction, None, options, known)
+    options = request.weighted(class_weight, sample_weight)
+    return curvature_rows(request.function, x, targets, tangent, -1, options, divisor=divisor)
 
 
-def _scaled(value: Array, plan: Array, divisor: Any, constant: Any, dtype: Any) -> Array:
-    return _spared(plan["whole"][..., None] * _weight(plan, divisor, constant), value, dtype)
+def _scaled(value: Array, plan: Array, divisor: Divisor | None, dtype: Any) -> Array:
+    return _spared(plan["whole"][..., None] * _weight(plan, divisor), value, dtype)
 
 
 def _variance(x: Array, summaries: Array, dtype: Any) -> Any:
@@ -985,74 +888,47 @@ def _variance(x: Array, summaries: Array, dtype: Any) -> Any:
         return probs * np.where(greatest, lacking, 1 - probs)
 
 
-def curvature(
-    function: str, logits: Any, targets: Any, tangent: Any, axis: int, reduction: str, out: Any, options: Any
+def _curvature(
+    function: Function, logits: Any, targets: Any, tangent: Any, *, axis: int, out: Any, options: LossOptions
 ) -> Lazy:
     """cross_entropy_hvp, cross_entropy_hessian_diag or cross_entropy_hessian."""
-    dense = function == "cross_entropy_hessian"
-    if tangent is not None and not isinstance(logits, da.Array) and isinstance(tangent, da.Array):
-        logits = _main(function, "logits", logits, tangent)
-    if dense and isinstance(logits, da.Array):
-        logits = logits.rechunk({_problem(function, logits, axis, name="logits").axes[0]: -1})
-    loss = _Loss(function, logits, targets, axis, reduction, options, tangent)
-    _refuse_out(function, out)
-    problem, every, rows, tangent = loss.problem, loss.every, loss.rows, loss.tangent
+    loss = _Loss(function, logits, targets, tangent, axis, options)
+    _refuse_out(function.name, out)
+    problem, every, (last,), tangent = loss.problem, loss.every, loss.last, loss.tangent
     dtype = problem.result_dtype
     if loss.uncut:
-        index = (*rows, *loss.last, loss.last[0] + 1) if dense else every
-        arrays = (loss.x, every, loss.targets, loss.target_index, tangent, every, loss.class_weight, loss.last)
-        result = _blocks(
-            _curve,
-            index,
-            dtype,
-            *arrays,
-            loss.sample_weight,
-            rows,
-            *loss.divided(),
-            grid={index[-1]: problem.classes} if dense else None,
-            function=function,
-            reduction=reduction,
-            constant=loss.constant(),
-            options=loss.options,
-        )
-        return result if dense else loss.back(result)
-    pieces = _Pieces(loss)
+        arrays = (loss.x, every, loss.targets, loss.target_index, tangent, every, *loss.weights)
+        if SQUARE in function.result:
+            grid = {last + 1: problem.classes}
+            return loss.blocks(_curve, (*every, last + 1), dtype, *arrays, grid=grid, request=loss.request)
+        return loss.back(loss.blocks(_curve, every, dtype, *arrays, request=loss.request))
     if tangent is None:
         summaries = _summaries(loss.x, loss.last, problem.dtype)
         value = _blocks(_variance, every, np.float64, loss.x, every, summaries, every, dtype=problem.dtype)
     else:
-        probs = _probs(loss.x, loss.last[0], problem.dtype)
-        known = (probs, every, tangent, every, _certain(probs, tangent, loss.last[0]), every)
-        dot = pieces.row_sum(_dot, *known, axis=loss.last[0], plain=False)
-        simple = {"function": "softmax_jvp", "temperature": 1.0, "dtype": np.dtype(np.float64)}
+        probs = _probs(loss.x, last, problem.dtype)
+        known = (probs, every, tangent, every, _certain(probs, tangent, last), every)
+        dot = _row_sum(loss, _dot, *known, axis=last, plain=False)
+        simple: dict[str, Any] = {"function": "softmax_jvp", "temperature": 1.0, "dtype": np.dtype(np.float64)}
         value = _blocks(_combine, every, np.float64, *known, dot, every, **simple)
-    given = (value, every, pieces.plan, rows, *loss.divided())
-    return loss.back(_blocks(_scaled, every, dtype, *given, constant=loss.constant(), dtype=dtype))
+    plan = _weighed_shares(loss)[2]
+    return loss.back(loss.blocks(_scaled, every, dtype, value, every, plan, loss.rows, dtype=dtype))
 
 
-# --- entropy --------------------------------------------------------------------------------------------------
+# --- the way in -----------------------------------------------------------------------------------------------
+
+_FAMILIES: dict[str, Callable[..., Any]] = {
+    "forward": _forward,
+    "jacobian": _gathered,
+    "product": _product,
+    "entropy": _gathered,
+    "cross entropy": _loss,
+    "row loss": _loss,
+    "curvature": _curvature,
+}
 
 
-def _entropies(x: Array, axis: int, temperature: float) -> Any:
-    return softmax_entropy(x, axis, temperature=temperature)
-
-
-def _entropy_gradients(x: Array, axis: int, temperature: float) -> Any:
-    return softmax_entropy_with_grad(x, axis, temperature=temperature)[1]
-
-
-def entropy(function: str, x: Lazy, axis: int, temperature: float, out: Any) -> tuple[Lazy, Lazy]:
-    """The entropy of each row and its gradient, for which the classes of a row are brought into one chunk."""
-    x = _array(function, "x", x)
-    problem = _problem(function, x, axis)
-    inverse_temperature(function, temperature, problem.dtype)
-    _refuse_out(function, out)
-    (place,) = problem.axes
-    x = x.rechunk({place: -1})
-    every = tuple(range(x.ndim))
-    options = {"axis": place, "temperature": temperature}
-    rows = tuple(a for a in every if a != place)
-    return (
-        _blocks(_entropies, rows, problem.result_dtype, x, every, **options),
-        _blocks(_entropy_gradients, every, problem.result_dtype, x, every, **options),
-    )
+def call(name: str, *operands: Any, axis: Any, out: Any, **options: Any) -> Any:
+    """The public function of this name; losses take their options as `options`, a `LossOptions`."""
+    function = FUNCTIONS[name]
+    return _FAMILIES[function.family](function, *operands, axis=axis, out=out, **options)

@@ -32,19 +32,11 @@ import numpy as np
 
 import fastsoftmax
 from fastsoftmax import _spec
-from fastsoftmax.api import losses
 from fastsoftmax.arrays.blocks import Array, Problem, real_array
+from fastsoftmax.arrays.losses import curvature_rows, loss_rows
+from fastsoftmax.arrays.options import LossOptions, check_kind, check_labels, known_divisor, part_of_divisor
 from fastsoftmax.arrays.threads import threads
-from fastsoftmax.arrays.weights import (
-    SUM,
-    Divisor,
-    converted,
-    count_divisor,
-    joined_divisor,
-    joined_loss,
-    part_of_sum,
-    part_of_weight,
-)
+from fastsoftmax.arrays.weights import SUM, Divisor, joined_divisor, joined_loss, part_of_sum
 from fastsoftmax.backends import files
 from fastsoftmax.backends.files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source, Target, ZarrTarget
 
@@ -252,10 +244,11 @@ class Job:
         """Whether an operand has one number for each row."""
         return self.operands[name].ndim < self.x.ndim
 
-    @property
-    def loss_options(self) -> dict[str, Any]:
-        names = ("ignore_index", "label_smoothing")
-        return {name: self.given[name] for name in names if name in self.function.options}
+    def loss_options(self, sample_weight: Any) -> LossOptions:
+        """The options of a loss, with the weights of the rows that are computed."""
+        names = ("ignore_index", "label_smoothing", "reduction")
+        options = {name: self.given[name] for name in names if name in self.given}
+        return LossOptions(class_weight=self.class_weight, sample_weight=sample_weight, **options)
 
     def place(self, box: Box, rows: bool) -> Box:
         return files.rows_of(box, self.axis) if rows else box
@@ -349,10 +342,8 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
             elif key == "sample_weight":
                 real_array(name, key, empty)
                 _check_shape(key, operand.shape, problem.row_shape)
-            elif key == "targets" and function.entry.operands[1] == _spec.TARGETS:
-                losses.check_kind(problem, real_array(name, key, empty), given["ignore_index"])
             elif key == "targets":
-                problem.target_like(key, empty)
+                check_kind(problem, real_array(name, key, empty), job.loss_options(None))
             else:
                 problem.operand(key, empty)
         _try_options(job)
@@ -437,39 +428,26 @@ class Local:
 
     def _divisor(self) -> Divisor | None:
         """What the mean divides by, None for no mean; labels are checked before any logits are read."""
-        job = self.job
-        mean = job.reduction == "mean"
+        job, name = self.job, self.job.python_name
+        classes, dtype, shape = job.problem.classes, job.problem.dtype, job.problem.row_shape
         weights = job.operands.get("sample_weight")
-        boxes = list(cover(job.problem.row_shape, files.rows_of(self.extent, job.axis)))
-        if job.soft:
-            if not mean:
-                return None
-            if weights is None or job.python_name.startswith("cross_entropy"):
-                return count_divisor(job.problem.rows)
-            arrays = (converted(weights[box], job.problem.dtype) for box in boxes)
-            return self._joined([part_of_weight(array) for array in arrays])
-        counts = []
-        labels = job.operands["targets"]
-        ignored = job.given["ignore_index"]
-        for box in boxes:
-            part = labels[box]
-            origin = tuple(s.start for s in box)
-            try:
-                losses.check_labels(job.python_name, part, job.problem.classes, ignored, origin)
-            except IndexError as error:
-                raise RunError(str(error)) from None
-            if mean:
-                options = {
-                    **job.loss_options,
-                    "class_weight": job.class_weight,
-                    "sample_weight": None if weights is None else weights[box],
-                }
-                classes, dtype = job.problem.classes, job.problem.dtype
-                counts.append(losses.counted(job.python_name, part, classes, dtype, options))
-        return self._joined(counts) if mean else None
-
-    def _joined(self, parts: list[Array]) -> Divisor:
-        return joined_divisor(np.array(parts, SUM), self.job.problem.rows)
+        options = job.loss_options(weights)
+        divisor = known_divisor(name, job.soft, options, job.problem.rows)
+        parts = []
+        for box in cover(shape, files.rows_of(self.extent, job.axis)):
+            labels = None if job.soft else job.operands["targets"][box]
+            if labels is not None:
+                try:
+                    check_labels(name, labels, classes, options.ignore_index, tuple(s.start for s in box))
+                except IndexError as error:
+                    raise RunError(str(error)) from None
+            if options.is_mean and divisor is None:
+                part = options._replace(sample_weight=None if weights is None else weights[box])
+                extent = tuple(len(range(n)[s]) for n, s in zip(shape, box, strict=True))
+                parts.append(part_of_divisor(name, labels, extent, classes, dtype, part))
+        if not options.is_mean:
+            return None
+        return joined_divisor(np.array(parts, SUM), job.problem.rows) if divisor is None else divisor
 
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """The results of a block: {target: (place, array)}."""
@@ -480,10 +458,9 @@ class Local:
             return self._loss(box, x, block)
         rows = job.function.result == _spec.ROWS
         if job.function.entry.family == "curvature":
-            options = {**job.loss_options, "class_weight": job.class_weight}
-            options["sample_weight"] = block.get("sample_weight")
             arrays = job.python_name, x, block["targets"], block.get("tangent")
-            value = losses.curvature_rows(*arrays, job.axis, job.reduction, None, options, self.divisor)
+            loss_options = job.loss_options(block.get("sample_weight"))
+            value = curvature_rows(*arrays, job.axis, loss_options, divisor=self.divisor)
         else:
             options = {key: given[key] for key in ("temperature", "from_probs") if key in job.function.options}
             out = x if self.dtype_kept and ("grad" in job.targets or job.function.result == _spec.LIKE) else None
@@ -499,23 +476,16 @@ class Local:
         job = self.job
         gradient = "grad" in job.targets
         out = x if gradient and self.dtype_kept else None
-        weights = block.get("sample_weight")
-        if job.function.entry.family == "cross entropy":
-            options = {**job.loss_options, "class_weight": job.class_weight, "sample_weight": weights}
-            _, rows, slope, _ = losses.cross_entropy_rows(
-                "cross_entropy", x, block["targets"], job.axis, job.reduction, out, gradient, options, self.divisor
-            )
-        else:
-            _, rows, slope, _ = losses.squared_error_rows(
-                "squared_error", x, block["targets"], job.axis, weights, job.reduction, out, gradient, self.divisor
-            )
+        options = job.loss_options(block.get("sample_weight"))
+        arrays = job.python_name, x, block["targets"], job.axis, options, out
+        found = loss_rows(*arrays, gradient=gradient, divisor=self.divisor)
         if job.reduction != "none":
-            self.totals.append(part_of_sum(rows))
+            self.totals.append(part_of_sum(found.rows))
         results = {}
         if "output" in job.targets:
-            results["output"] = (files.rows_of(box, job.axis), np.asarray(rows))
+            results["output"] = (files.rows_of(box, job.axis), np.asarray(found.rows))
         if gradient:
-            results["grad"] = (box, slope)
+            results["grad"] = (box, found.gradient)
         return results
 
     def loss(self) -> float | None:

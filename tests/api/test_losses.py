@@ -9,8 +9,9 @@ import pytest
 from functions import skip_unless_fused
 
 import fastsoftmax as fs
-from fastsoftmax.api import losses
-from fastsoftmax.arrays import long_rows
+from fastsoftmax import _spec, kernels
+from fastsoftmax.arrays import long_rows, losses
+from fastsoftmax.arrays.options import LossOptions
 
 every_length = pytest.mark.parametrize("classes", cases.CLASSES)
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -522,3 +523,88 @@ def test_a_heavy_target_lifts_a_probability_that_is_no_normal_number():
     np.testing.assert_allclose(fs.cross_entropy_hessian_diag(logits, [0], **options), [[right, right]], rtol=5e-7)
     tangent = np.array([[1, 0]], np.float32)
     np.testing.assert_allclose(fs.cross_entropy_hvp(logits, [0], tangent, **options), [[right, -right]], rtol=5e-7)
+
+
+# --- a loss that the table of functions is told of ------------------------------------------------------------
+
+
+def distance_kernel(start, stop, room, x, labels, weights, y, rows, keep, scale, scale_low):
+    """Half the squared distance of the logits from the one-hot label, as plain Python."""
+    _, classes, inner = x.shape
+    for row in range(start, stop):
+        outer, place = divmod(row, inner)
+        weight = 1 if weights is None else weights[row]
+        difference = x[outer, :, place] - (np.arange(classes) == labels[row])
+        rows[row] = weight * (difference @ difference) / 2
+        if y is not None:
+            y[outer, :, place] = weight * difference * (scale + scale_low)
+
+
+@pytest.fixture
+def distance(monkeypatch):
+    """Loss and gradient of a loss that consists of an entry in the table and a kernel."""
+    for function in _spec._loss("distance", "squared error", "row loss", _spec.LABELS, pieces=False):
+        monkeypatch.setitem(_spec.FUNCTIONS, function.name, function)
+    monkeypatch.setattr(kernels.losses, "distance", distance_kernel, raising=False)
+
+    def both(logits, labels, axis, **options):
+        given = logits, labels, axis, LossOptions(**options)
+        loss, gradient = losses.loss("distance_with_grad", *given)
+        np.testing.assert_array_equal(losses.loss("distance", *given), loss)
+        np.testing.assert_array_equal(losses.loss("distance_grad", *given), gradient)
+        return loss, gradient
+
+    return both
+
+
+X = np.random.default_rng(5).normal(size=(6, 9, 12))
+IGNORED = -7
+
+
+def labelled(axis):
+    rng = np.random.default_rng(6)
+    shape = np.delete(X.shape, axis)
+    labels = np.where(rng.random(shape) < 0.2, IGNORED, rng.integers(0, X.shape[axis], shape))
+    return labels, rng.integers(0, 4, shape) / 4
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_loss_is_an_entry_and_a_kernel(distance, axis, reduction):
+    labels, weights = labelled(axis)
+    loss, gradient = distance(X, labels, axis, sample_weight=weights, ignore_index=IGNORED, reduction=reduction)
+    weights = np.where(labels == IGNORED, 0, weights)
+    moved = np.moveaxis(X, axis, -1)
+    difference = moved - (np.arange(X.shape[axis]) == labels[..., None])
+    rows, divisor = weights * (difference**2).sum(-1) / 2, weights.sum() if reduction == "mean" else 1
+    expected = rows if reduction == "none" else rows.sum() / divisor
+    np.testing.assert_allclose(loss, expected, rtol=1e-14)
+    slope = np.moveaxis(weights[..., None] * difference / divisor, -1, axis)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-13, atol=1e-16)
+
+
+@pytest.mark.parametrize("chunks", [(3, 9, 12), (3, 4, 5)], ids=["whole rows", "cut rows"])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_such_a_loss_takes_dask_arrays(distance, axis, chunks):
+    """Its kernel needs whole rows, so that classes are brought into one chunk."""
+    da = pytest.importorskip("dask.array")
+    labels, weights = labelled(axis)
+    options = {"sample_weight": weights, "ignore_index": IGNORED}
+    loss, gradient = losses.loss(
+        "distance_with_grad", da.from_array(X, chunks=chunks), labels, axis, LossOptions(**options)
+    )
+    expected, slope = distance(X, labels, axis, **options)
+    assert gradient.numblocks[axis] == 1
+    assert float(loss) == pytest.approx(float(expected), rel=1e-14)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-13)
+
+
+def test_a_loss_for_labels_takes_no_distributions(distance):
+    with pytest.raises(
+        ValueError, match=r"targets has shape \(6, 9, 12\), expected \(6, 9\) \(class indices\) for"
+    ):
+        distance(X, X, -1)
+    with pytest.raises(TypeError, match=r"are class indices and have dtype float64, expected integers"):
+        distance(X, X[..., 0], -1)
+    with pytest.raises(IndexError, match=r"targets\[0, 0\] is 12, expected a label from 0 to 11"):
+        distance(X, np.full((6, 9), 12), -1)

@@ -39,8 +39,7 @@ import numpy as np
 from fastsoftmax.kernels import traversal
 traversal.PAST_CACHES = 512
 import fastsoftmax as fs
-from fastsoftmax.api import losses
-from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays import long_rows, losses
 
 losses.SMALL, long_rows.LONG_ROW, long_rows.PIECE = 0, 300, 128
 rng = np.random.default_rng(0)

@@ -571,7 +571,7 @@ def test_labels_that_change_after_they_were_checked():
     """Another thread changes labels after the check. A kernel that did not check again would write anywhere."""
     code = """
 import fastsoftmax as fs
-from fastsoftmax.api import losses
+from fastsoftmax.arrays import losses
 
 rng = np.random.default_rng(0)
 x = rng.normal(size=(5_000, 50))

@@ -1,0 +1,205 @@
+"""The drivers of the losses: a public name and its arguments in, the result of that function out.
+
+What the functions of a family have in common is written here once; which kernel is theirs, what targets they take
+and what they return is said by `fastsoftmax._spec`. `loss_rows` and `curvature_rows` serve files and Dask as well,
+whose calls see some of the rows of a mean and are given what it divides by.
+"""
+
+from functools import cache
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax import kernels
+from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, SQUARE
+from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays.blocks import LAST, SMALL, Problem, is_plain, lie_apart
+from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions, RowTargets, reduced, row_losses, row_targets
+from fastsoftmax.arrays.threads import run
+from fastsoftmax.arrays.weights import Divisor, inverse_of
+
+# Small calls with the default options are made of overhead: what is left of it here are the checks.
+_SMALL: dict[tuple[np.dtype[Any], bool], Any] = {}
+_INDEX: np.dtype[Any] = np.dtype(np.int64)
+
+
+def small_cross_entropy(
+    logits: Any,
+    targets: Any,
+    axis: Any,
+    class_weight: Any,
+    sample_weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    out: Any,
+    gradient: bool,
+) -> tuple[Any, Any] | None:
+    """The mean loss of a small matrix and its gradient, or None: nothing that needs to be converted or refused."""
+    if not (
+        axis is LAST
+        and reduction is MEAN
+        and class_weight is None
+        and sample_weight is None
+        and ignore_index is None
+        and label_smoothing is UNSMOOTHED
+        and type(logits) is np.ndarray
+    ):
+        return None
+    kernel = _SMALL.get((logits.dtype, gradient))
+    if (
+        kernel is None
+        or not 0 < logits.size <= SMALL
+        or logits.ndim != 2
+        or not logits.flags.carray
+        or not is_plain(targets, logits.shape[:1], _INDEX)
+    ):
+        return None
+    dtype, count = logits.dtype, len(logits)
+    slope = out
+    if out is None:
+        slope = np.empty_like(logits) if gradient else None
+    elif not (
+        is_plain(out, logits.shape, dtype)
+        and (out is logits or lie_apart(out, logits))
+        and lie_apart(out, targets)
+    ):
+        return None
+    rows = np.empty(count, dtype)
+    loss = kernel(logits, targets, slope, rows, *inverse_of(count, dtype))
+    return None if loss < 0 else (dtype.type(loss / count), slope)
+
+
+class RowLosses(NamedTuple):
+    """The losses of some rows, as `options.row_losses` has them, and their gradient if it is asked for."""
+
+    problem: Problem
+    rows: Any
+    gradient: Any
+    divisor: Divisor
+
+
+@cache
+def _kernel(name: str) -> Any:
+    """A kernel by the name that `fastsoftmax._spec` has for it."""
+    return attrgetter(name)(kernels)
+
+
+def _cross_entropy(
+    given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
+) -> None:
+    problem, row_weights = given.problem, given.kernel_rows(given.row_weights)
+    results = (None if output is None else output.block, rows.block)
+    if problem.x.dtype == problem.dtype:
+        kernels.jit.remember(_SMALL, (problem.dtype, output is not None), kernels.losses.cross_entropy_small)
+    if given.plain and long_rows.is_long(problem):
+        long_rows.long_cross_entropy(source, labels, row_weights, *results, scale)
+        return
+    if given.plain:
+        kernel = kernels.losses.cross_entropy
+        arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)
+    else:
+        kernel = kernels.losses.soft_cross_entropy
+        mix = labels, given.class_weights, given.base, given.gain
+        arguments = (source, distributions, *mix, row_weights, *results, *scale)
+    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
+
+
+def _row_loss(
+    given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
+) -> None:
+    problem, row_weights = given.problem, given.kernel_rows(given.row_weights)
+    targets = labels if distributions is None else distributions
+    block, keep = (None, None) if output is None else (output.block, output.keep(targets))
+    arguments = source, targets, row_weights, block, rows.block, keep, *scale
+    kernel = _kernel(FUNCTIONS[problem.function].kernel)
+    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
+
+
+_FAMILIES = {"cross entropy": _cross_entropy, "row loss": _row_loss}
+
+
+def loss_rows(
+    function: str,
+    logits: Any,
+    targets: Any,
+    axis: int,
+    options: LossOptions,
+    out: Any = None,
+    *,
+    gradient: bool,
+    divisor: Divisor | None = None,
+) -> RowLosses:
+    """The loss of each row, its gradient, and what a mean divides by.
+
+    A `divisor` is given where these rows are only some of those of the mean. Losses that are to be reduced are in
+    the dtype of the computation, and have no power of two of the divisor in them.
+    """
+    problem = Problem(function, logits, axis, name="logits")
+    given = row_targets(problem, targets, options, divisor)
+    source = problem.block()
+    labels = None if given.soft else problem.per_row(given.array, np.int64)
+    distributions = problem.convert(given.array) if given.soft else None
+    output = problem.output(out) if gradient else None
+    rows = problem.row_output(None)
+    scale = options.scale(given.divisor, problem.dtype)
+    _FAMILIES[FUNCTIONS[function].family](given, source, labels, distributions, output, rows, scale)
+    slope = None if output is None else output.finish()
+    return RowLosses(problem, row_losses(rows, options), slope, given.divisor)
+
+
+def loss(function: str, logits: Any, targets: Any, axis: int, options: LossOptions, out: Any = None) -> Any:
+    """A public loss, its gradient or both, whichever `function` is."""
+    if backend := backend_for(logits, targets, *options):
+        return backend(function, logits, targets, axis=axis, out=out, options=options)
+    results = FUNCTIONS[function].result
+    found = loss_rows(function, logits, targets, axis, options, out, gradient=LIKE in results)
+    if LOSS not in results:
+        return found.gradient
+    value = reduced(found.rows, options, found.divisor, found.problem.result_dtype)
+    return (value, found.gradient) if LIKE in results else value
+
+
+def curvature_rows(
+    function: str,
+    logits: Any,
+    targets: Any,
+    tangent: Any,
+    axis: int,
+    options: LossOptions,
+    out: Any = None,
+    divisor: Divisor | None = None,
+) -> Any:
+    """Second derivatives of the cross-entropy of some rows; `tangent` is None for the functions without one."""
+    dense = SQUARE in FUNCTIONS[function].result
+    problem = Problem(function, logits, axis, name="logits", last=dense)
+    operand = None if tangent is None else problem.operand("tangent", tangent)
+    factors = row_targets(problem, targets, options, divisor).factors()
+    source = problem.block()
+    work, operands = source.size, 1
+    if dense:
+        output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
+        work *= max(1, problem.classes // 4)
+        arguments: tuple[Any, ...] = (source, output.block, None, None, factors)
+    elif operand is None:
+        output = problem.output(out)
+        arguments = source, output.block, factors
+    else:
+        second = problem.convert(operand)
+        output = problem.output(out)
+        arguments = source, second, output.block, output.keep(second), None, None, factors
+        work, operands = 2 * work, 2
+    kernel = _kernel(FUNCTIONS[function].kernel)
+    run(kernel, problem.rows, work, problem.room(operands), *arguments)
+    return output.finish()
+
+
+def curvature(
+    function: str, logits: Any, targets: Any, tangent: Any, axis: int, options: LossOptions, out: Any
+) -> Any:
+    """cross_entropy_hvp, cross_entropy_hessian_diag or cross_entropy_hessian."""
+    if backend := backend_for(logits, targets, tangent, *options):
+        return backend(function, logits, targets, tangent, axis=axis, out=out, options=options)
+    return curvature_rows(function, logits, targets, tangent, axis, options, out)

@@ -1,0 +1,350 @@
+"""The options of a loss, and what they come to together with its targets: for arrays, Dask, files and segments.
+
+What a mean divides by, the weights of the rows and the shares of the classes are computed here and nowhere else;
+`weights` holds the arithmetic. Compiled code compiles `smoothed_shares`, as it stands.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax import kernels
+from fastsoftmax._spec import DISTRIBUTIONS, FUNCTIONS, LABELS, TARGETS
+from fastsoftmax.arrays.blocks import Array, Output, Problem, named, number, real_array
+from fastsoftmax.arrays.threads import run
+from fastsoftmax.arrays.weights import (
+    Divisor,
+    converted,
+    count_divisor,
+    inverse_of,
+    normalized,
+    part_of_weight,
+    product_of_weights,
+    quotient,
+    scaled,
+    total,
+    weight_divisor,
+)
+
+REDUCTIONS = ("mean", "sum", "none")
+# The defaults of the public functions, which a small call recognises by identity.
+UNSMOOTHED, MEAN = 0.0, "mean"
+
+
+class LossOptions(NamedTuple):
+    """The options of a loss as the user gave them; a loss that lacks one of them leaves its default."""
+
+    class_weight: Any = None
+    sample_weight: Any = None
+    ignore_index: Any = None
+    label_smoothing: float = UNSMOOTHED
+    reduction: str = MEAN
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the loss is a mean; for a reduction that has been checked."""
+        return self.reduction == "mean"
+
+    def check_reduction(self, function: str) -> None:
+        """ValueError unless it is one of the three."""
+        if not isinstance(self.reduction, str) or self.reduction not in REDUCTIONS:
+            prefix = named(function, "reduction")
+            raise ValueError(f"{prefix} must be one of {REDUCTIONS}, got {self.reduction!r}")
+
+    def smoothing(self, function: str) -> float:
+        """`label_smoothing` as a float; an error unless it is from 0 to 1."""
+        if self.label_smoothing is UNSMOOTHED:
+            return UNSMOOTHED
+        value = number(function, "label_smoothing", self.label_smoothing, 0.0, inclusive=True)
+        if value > 1:
+            raise ValueError(f"{named(function, 'label_smoothing')} must be at most 1, got {value!r}")
+        return value
+
+    def ignored_index(self, function: str) -> int | None:
+        """`ignore_index` as an integer, or None; TypeError if it is neither."""
+        index = self.ignore_index
+        if index is None:
+            return None
+        if isinstance(index, bool) or not hasattr(index, "__index__"):
+            raise TypeError(f"{named(function, 'ignore_index')} must be an integer or None, got {index!r}")
+        return int(index)
+
+    def scale(self, divisor: Divisor, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+        """What the reduction multiplies the gradients by, as a pair."""
+        return inverse_of(divisor.value if self.reduction == "mean" else 1.0, dtype)
+
+
+# --- targets ------------------------------------------------------------------------------------------------
+
+
+def check_kind(problem: Problem, targets: Any, options: LossOptions) -> bool:
+    """Whether the targets of a loss are distributions; an error if they are not what the loss takes.
+
+    `targets` is an array of real numbers, or anything else that has its shape and dtype.
+    """
+    prefix, role = named(problem.function, "targets"), FUNCTIONS[problem.function].operands[1]
+    if role == DISTRIBUTIONS:
+        problem.check_shape("targets", targets)
+        return True
+    if role == TARGETS and targets.shape == problem.shape:
+        if options.ignore_index is not None:
+            raise ValueError(
+                f"{named(problem.function, 'ignore_index')} is for class indices, but targets of shape "
+                f"{targets.shape} are distributions"
+            )
+        return True
+    if targets.shape != problem.row_shape:
+        soft = "" if role == LABELS else f" or {problem.shape} (distributions)"
+        raise ValueError(
+            f"{prefix} has shape {targets.shape}, expected {problem.row_shape} (class indices){soft} for "
+            f"{problem.name} of shape {problem.shape}"
+        )
+    if targets.dtype.kind not in "iu":
+        raise TypeError(
+            f"{prefix} of shape {targets.shape} are class indices and have dtype {targets.dtype}, "
+            "expected integers"
+        )
+    options.ignored_index(problem.function)
+    return False
+
+
+def _all_below(labels: Array, classes: int) -> bool:
+    """Whether all labels are from 0 to classes - 1; a negative one is a large one to a reader without signs."""
+    unsigned = labels.dtype.str.replace("i", "u")
+    return int(labels.view(unsigned).max()) < classes
+
+
+def check_labels(
+    function: str, labels: Array, classes: int, ignore_index: Any, origin: tuple[int, ...] = ()
+) -> Array | None:
+    """Which class indices are ignored, None for none of them; `origin` is where these labels begin among all."""
+    ignored: Array | None = None if ignore_index is None else np.equal(labels, int(ignore_index))
+    if labels.size and not _all_below(labels, classes):
+        wrong = np.less(labels, 0) | np.greater_equal(labels, classes)
+        if ignored is not None:
+            wrong &= ~ignored
+        if wrong.any():
+            place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), labels.shape))
+            where = ", ".join(str(i + n) for i, n in zip(place, origin or (0,) * len(place), strict=True))
+            prefix = named(function, "targets")
+            raise IndexError(f"{prefix}[{where}] is {labels[place]}, expected a label from 0 to {classes - 1}")
+    return ignored
+
+
+def smoothed_shares(smoothing: float, classes: int) -> tuple[float, float]:
+    """The share of every class, and what is left of that of the target: base and gain of `RowTargets`.
+
+    This is compiled, too.
+    """
+    return smoothing / max(classes, 1), 1.0 - smoothing
+
+
+def counts_rows(function: str, soft: bool) -> bool:
+    """Whether a mean divides by the number of rows, whatever they weigh.
+
+    So it does for distributions where class indices could stand; else it divides by the sum of the weights.
+    """
+    return soft and FUNCTIONS[function].operands[1] == TARGETS
+
+
+def known_divisor(function: str, soft: bool, options: LossOptions, rows: int) -> Divisor | None:
+    """The divisor of a mean over so many rows, if it is known without a look at weights and labels."""
+    weighted = any(value is not None for value in options[:3])
+    return None if weighted and not counts_rows(function, soft) else count_divisor(rows)
+
+
+def spared(rows: Array | None, ignored: Array | None, dtype: np.dtype[Any]) -> Array | None:
+    """The weights of rows with 0 for those that are ignored; None if every row counts once."""
+    if ignored is None or not ignored.any():
+        return rows
+    return np.where(ignored, 0, 1 if rows is None else rows).astype(dtype)
+
+
+def mean_divisor(counted: Array | None, exponent: int, rows: int) -> Divisor:
+    """What a mean over so many rows divides by: weights times 2**exponent, None if every row counts once."""
+    return count_divisor(rows) if counted is None else weight_divisor(counted, exponent, rows)
+
+
+class RowTargets:
+    """What the targets and the options of a loss come to.
+
+    The share of class j in row n is ``class_weight_j * (base + gain * y_nj)``, and row n counts
+    ``row_weights_n`` times: see `kernels.losses`. Without smoothing, the class weights of class indices are put
+    into the weights of the rows. `divisor` is what a mean divides by, and its power of two is taken out of the
+    weights. It is given where these rows are only some of those of the mean.
+
+    `counted` is what the mean adds up: weights times 2**`exponent`, or None if every row counts once.
+
+    `array` has been checked (`row_targets`), and `ignored` says which of its class indices are left out.
+    """
+
+    __slots__ = (
+        "array",
+        "base",
+        "class_weights",
+        "counted",
+        "divisor",
+        "exponent",
+        "gain",
+        "mean",
+        "problem",
+        "row_weights",
+        "soft",
+    )
+
+    def __init__(
+        self,
+        problem: Problem,
+        array: Array,
+        ignored: Array | None,
+        options: LossOptions,
+        divisor: Divisor | None = None,
+    ) -> None:
+        self.problem, self.array, self.mean = problem, array, options.is_mean
+        self.soft = array.ndim == len(problem.shape)
+        base, gain = smoothed_shares(options.smoothing(problem.function), problem.classes)
+        self.base, self.gain = problem.dtype.type(base), problem.dtype.type(gain)
+        self.class_weights, self.row_weights, self.counted, self.exponent = None, None, None, 0
+        if divisor is None and ignored is None and options.class_weight is None and options.sample_weight is None:
+            self.divisor = count_divisor(problem.rows)
+            return
+        self.class_weights = weight_array(problem, "class_weight", options.class_weight, (problem.classes,))
+        rows = weight_array(problem, "sample_weight", options.sample_weight, problem.row_shape)
+        self.row_weights = rows
+        rows_only = counts_rows(problem.function, self.soft)
+        if not rows_only:
+            rows = spared(rows, ignored, problem.dtype)
+            self.counted, self.exponent = self._count(rows)
+        if divisor is None:
+            counted = self.kernel_rows(self.counted) if self.mean else None
+            divisor = mean_divisor(counted, self.exponent, problem.rows)
+        self.divisor = divisor
+        if not rows_only:
+            self._put_into_rows(rows)
+
+    def _count(self, rows: Array | None) -> tuple[Array | None, int]:
+        """What the rows count: their weights times those of their labels."""
+        if self.class_weights is None or not self.problem.classes:
+            return rows, 0
+        chosen = np.take(self.class_weights, self.array, mode="clip")
+        return (chosen, 0) if rows is None else product_of_weights(chosen, rows)
+
+    def _put_into_rows(self, rows: Array | None) -> None:
+        """The weights of rows and classes for a kernel, without the power of two in what a mean divides by."""
+        weights, exponent = self.class_weights, self.exponent
+        down = self.divisor.exponent
+        if self.base == 0:
+            counted = self.counted
+            if counted is None and exponent != down:  # only other rows of the mean are ignored
+                counted = np.ones(self.problem.row_shape, self.problem.dtype)
+            self.row_weights = None if counted is None else scaled(counted, exponent - down)
+            if weights is not None and self.mean and np.isnan(self.divisor.value):
+                # 0/0, as in PyTorch, for a row whose class weighs 0; but nothing for one that is left out.
+                out = False if rows is None else rows == 0
+                nothing, nowhere = self.problem.dtype.type(0), self.problem.dtype.type(np.nan)
+                self.row_weights = np.where(np.broadcast_to(out, self.problem.row_shape), nothing, nowhere)
+            self.class_weights = None
+            return
+        up = 0
+        if weights is not None and self.mean:
+            self.class_weights, up = normalized(weights)
+        if rows is None and up != down:
+            rows = np.ones(self.problem.row_shape, self.problem.dtype)
+        self.row_weights = None if rows is None else scaled(rows, up - down)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every row has one class, and nothing but that counts."""
+        return not self.soft and self.base == 0
+
+    def kernel_rows(self, array: Array | None) -> Array | None:
+        """One number for each row, in the order of the block."""
+        return None if array is None else self.problem.per_row(array, self.problem.dtype)
+
+    def totals(self) -> Array | None:
+        """The sum of the shares of each row times its weight, which is what the Hessian is multiplied by."""
+        problem = self.problem
+        if self.plain:
+            return self.row_weights
+        weights = self.class_weights
+        if weights is None:
+            weights = np.ones(problem.classes, problem.dtype)
+        given: Array
+        if self.soft:
+            high, low = problem.row_output(None), problem.row_output(None)
+            block, zero, one = problem.convert(self.array), problem.dtype.type(0), problem.dtype.type(1)
+            arguments = block, weights, zero, one, high.block, low.block
+            run(kernels.reductions.share_totals, problem.rows, block.size, problem.room(1), *arguments)
+            given = high.result.astype(np.float64) + low.result
+        elif problem.classes:
+            given = np.take(weights, self.array, mode="clip").astype(np.float64)
+        else:
+            given = np.zeros(problem.row_shape)
+        shares: Array = float(self.base) * total(weights) + float(self.gain) * given
+        return shares if self.row_weights is None else shares * self.row_weights
+
+    def factors(self) -> Array | None:
+        """What the softmax Jacobian of each row has to be multiplied by, in the order of the block; None for 1."""
+        problem = self.problem
+        divided = self.mean and problem.rows
+        if self.plain and self.row_weights is None:
+            return np.full(problem.rows, 1 / self.divisor.value, problem.dtype) if divided else None
+        with np.errstate(all="ignore"):
+            factors = self.totals()
+            assert factors is not None
+            if divided:
+                factors = np.divide(factors, self.divisor.value, dtype=np.float64)
+            if self.row_weights is not None:
+                factors = np.where(self.row_weights == 0, 0, factors)
+            return self.kernel_rows(factors)
+
+
+def row_targets(
+    problem: Problem, targets: Any, options: LossOptions, divisor: Divisor | None = None
+) -> RowTargets:
+    """The targets of a loss and its options, once they have been checked."""
+    options.check_reduction(problem.function)
+    array, ignored = real_array(problem.function, "targets", targets), None
+    if not check_kind(problem, array, options):
+        ignored = check_labels(problem.function, array, problem.classes, options.ignore_index)
+    return RowTargets(problem, array, ignored, options, divisor)
+
+
+def weight_array(problem: Problem, name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
+    """An array of weights of this shape in the dtype of the computation, or None."""
+    if value is None:
+        return None
+    array = real_array(problem.function, name, value)
+    if array.shape != shape:
+        raise ValueError(f"{named(problem.function, name)} has shape {array.shape}, expected {shape}")
+    return converted(array, problem.dtype)
+
+
+def part_of_divisor(
+    function: str,
+    labels: Array | None,
+    shape: tuple[int, ...],
+    classes: int,
+    dtype: np.dtype[Any],
+    options: LossOptions,
+) -> Array:
+    """What some rows add to the divisor of a mean, as a `weights.SUM`; no labels where they have distributions."""
+    logits = np.broadcast_to(np.zeros((), dtype), (*shape, classes))  # of which only the shape is needed
+    problem = Problem(function, logits, -1, name="logits")
+    given = row_targets(problem, logits if labels is None else labels, options._replace(reduction="sum"))
+    return part_of_weight(np.ones(shape) if given.counted is None else given.counted, given.exponent)
+
+
+# --- reductions ---------------------------------------------------------------------------------------------
+
+
+def row_losses(rows: Output, options: LossOptions) -> Any:
+    """The losses of the rows: in the dtype of the result if they are wanted, else in that of the computation."""
+    return rows.finish() if options.reduction == "none" else rows.result
+
+
+def reduced(rows: Any, options: LossOptions, divisor: Divisor, dtype: np.dtype[Any]) -> Any:
+    """The loss as the user wants it, from an array with one number for each row."""
+    if options.reduction == "none":
+        return rows
+    return quotient(total(rows), divisor if options.is_mean else None, dtype)

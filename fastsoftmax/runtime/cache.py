@@ -222,7 +222,7 @@ class KernelCache:
             return
         temporary = None
         try:
-            path = self.path(signature, numba_private.target_context(result))
+            path = self.path(signature, numba_private.compiled_for(result))
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not is_private(path.parent):
                 return

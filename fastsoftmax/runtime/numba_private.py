@@ -78,8 +78,8 @@ def processor(target_context: Any) -> Any:
     return target_context.codegen().magic_tuple()
 
 
-def target_context(result: Any) -> Any:
-    """What a compiled function was compiled for."""
+def compiled_for(result: Any) -> Any:
+    """The target context for which a function was compiled."""
     return result.target_context
 
 

@@ -281,12 +281,9 @@ def make(name: str, kinds: str = FLOATS, module: str = "fastsoftmax", more: Any 
                 operands = 3 if name in kernels.loops.BINARY else 2
                 loops = [*_loops(name, kinds), *more]
                 ufunc = from_loops(name, DOCS[name], operands, loops, _IDENTITIES.get(name))
-            except (AttributeError, ImportError, ValueError):  # see above
+            except (AttributeError, ImportError, NotImplementedError, ValueError):  # see above
                 ufunc = Plain(name, kinds)
-            try:
-                kernels.inside.register(name, ufunc, kinds)
-            except (AttributeError, ImportError):  # Numba's registry is not what it was: then only not in its code
-                pass
+            kernels.inside.register(name, ufunc, kinds)
             try:
                 ufunc.__module__ = module  # where a pickle finds it again
             except AttributeError:  # before NumPy 2.2, where a pickle looks into every module

@@ -21,6 +21,8 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
 
+from fastsoftmax.runtime.numba_state import chosen_threads
+
 PARALLEL_WORK = 1 << 17
 """Less work than this (in units of one element of a softmax, about 1 ns) is done by the caller alone."""
 
@@ -85,17 +87,6 @@ def _quota() -> int:
     return max(1, -int(-min(_granted(place) for place in places) // 1))
 
 
-def _numba_threads() -> int:
-    """What the host asked of ``numba.set_num_threads``; asking Numba first would start its threads."""
-    parallel = sys.modules.get("numba.np.ufunc.parallel")
-    try:
-        if parallel is not None and parallel._is_initialized:
-            return int(parallel.get_num_threads())
-    except Exception:  # private API that is gone, or threads lost in a fork
-        pass
-    return UNLIMITED
-
-
 def max_threads() -> int:
     """How many threads a call may use now.
 
@@ -109,7 +100,7 @@ def max_threads() -> int:
         available = len(os.sched_getaffinity(0))
     else:
         available = os.cpu_count() or 1
-    available = min(available, _quota(), _numba_threads())
+    available = min(available, _quota(), chosen_threads() or UNLIMITED)
     setting = os.environ.get("NUMBA_NUM_THREADS", "")
     if setting.isdigit() and int(setting) > 0:
         available = min(available, int(setting))

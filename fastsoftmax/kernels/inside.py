@@ -14,10 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numba import types
 from numba.core import errors
-from numba.core.registry import cpu_target
-from numba.core.typing.templates import infer_global
 from numba.extending import overload, register_jitable
-from numba.np.numpy_support import as_dtype
 
 from fastsoftmax.kernels import loops, scalar
 from fastsoftmax.kernels.elementary import MAGIC_32
@@ -32,10 +29,11 @@ from fastsoftmax.kernels.vector import (
     shift_to_exponent,
     split_exponent,
 )
+from fastsoftmax.runtime.numba_private import known_options, treat_alike
 
 F = TypeVar("F", bound=Callable[..., Any])
 # The user's loop decides how it is compiled; these options are for the few lines in between.
-_OPTIONS = {"forceinline": True, "nogil": True, "error_model": "numpy"}
+_OPTIONS = {"nogil": True, "error_model": "numpy", **known_options(forceinline=True)}
 
 
 def _bare(function: F) -> F:
@@ -48,7 +46,7 @@ def _check_kind(function: str, name: str, value: Any) -> Any:
     """The dtype of an argument; a typing error for what is no real number."""
     item = types.unliteral(value.dtype if isinstance(value, types.Array) else value)
     if item in (types.float32, types.float64) or isinstance(item, (types.Integer, types.Boolean)):
-        return as_dtype(item)
+        return np.dtype(str(item))
     raise errors.TypingError(
         f"{function}: {name} must be a number or an array of float32, float64, integers or bools, got {value}"
     )
@@ -207,8 +205,4 @@ def register(name: str, ufunc: Any, kinds: str) -> None:
     stand_in.__name__ = stand_in.__qualname__ = name
     make = _binary_overload if name in loops.BINARY else _unary_overload
     overload(stand_in, jit_options=_OPTIONS)(make(name, kinds))
-    context = cpu_target.typing_context
-    context.refresh()
-    infer_global(ufunc, context.resolve_value_type(stand_in))
-    context.refresh()
-    cpu_target.target_context.refresh()
+    treat_alike(ufunc, stand_in)

@@ -1,15 +1,18 @@
-"""The only place with Numba options.
+"""The options with which Numba compiles, for kernels and for what compiled callers call.
 
 nogil
     Kernels touch no Python object, so that threads (ours and the host's) run beside each other.
 error_model="numpy"
     x/0 is inf or nan as in NumPy, serial and parallel alike; also compiles a third faster.
+fastmath=False
+    fastmath turns the log-sum-exp of a row of -inf into nan and deletes compensated arithmetic. Only the fusion of
+    a product into a sum is wanted, and `vector.muladd` asks for it where it is harmless. The option has to be
+    given: what is compiled on behalf of a user's function otherwise inherits that function's fastmath.
 forceinline
-    Building blocks are small and sit in hot loops: a call there would cost more than the work.
-fastmath
-    Never. It turns the log-sum-exp of a row of -inf into nan and deletes compensated arithmetic. The one
-    liberty that we want, fusing a product into a sum, is asked for where it is harmless (`vector.muladd`).
-    It has to be said: what is compiled on behalf of a user's function otherwise inherits that one's fastmath.
+    Building blocks are small and sit in hot loops, where a call would cost more than the work: they are inlined
+    in any case. Everything else is inlined where LLVM finds it worthwhile, whatever the user's function says.
+no_cpython_wrapper, no_cfunc_wrapper
+    What is not called from Python or C needs no function for that, which takes time to compile.
 """
 
 from collections.abc import Callable
@@ -17,25 +20,32 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.ma  # Numba does so at its first call, where no lock keeps forks away
-from numba import config, njit, typeof
+from numba import config, njit
 
 from fastsoftmax.runtime.cache import KernelCache
+from fastsoftmax.runtime.numba_private import keep_in, known_options, machine_code
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
-    "no_cfunc_wrapper": True,
     "fastmath": False,
-    "forceinline": False,
+    **known_options(forceinline=False),
 }
-_BLOCK_OPTIONS: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True}
+NO_WRAPPERS = known_options(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def inline(function: F) -> F:
     """A building block: compiled into each kernel that uses it, never on its own."""
-    return cast(F, njit(**{**_OPTIONS, **_BLOCK_OPTIONS})(function))
+    return cast(F, njit(**{**OPTIONS, **NO_WRAPPERS, **known_options(forceinline=True)})(function))
+
+
+def _kept(function: F, **options: Any) -> F:
+    """`function` compiled with these options; its machine code is kept on disk."""
+    dispatcher = njit(**OPTIONS, **known_options(**options))(function)
+    keep_in(KernelCache(function), dispatcher)
+    return cast(F, dispatcher)
 
 
 def kernel(function: F) -> F:
@@ -45,43 +55,19 @@ def kernel(function: F) -> F:
     """
     if config.DISABLE_JIT:
         return np.errstate(all="ignore")(function)
-    dispatcher = njit(**_OPTIONS)(function)
-    if hasattr(dispatcher, "_cache"):
-        dispatcher._cache = KernelCache(function)
-    return cast(F, dispatcher)
+    return _kept(function, no_cfunc_wrapper=True)
 
 
 def loop(function: F) -> F:
-    """A loop that C calls: `entry_point` is its address. Kept on disk like a kernel."""
-    dispatcher = njit(**{**_OPTIONS, "no_cfunc_wrapper": False, "no_cpython_wrapper": True})(function)
-    if hasattr(dispatcher, "_cache"):
-        dispatcher._cache = KernelCache(function)
-    return cast(F, dispatcher)
-
-
-def entry_point(dispatcher: Any, signature: Any) -> int:
-    """Where the machine code of a `loop` for one signature lies, as C calls it; it stays for good."""
-    dispatcher.compile(signature)
-    compiled = dispatcher.overloads[tuple(signature.args)]
-    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))
-
-
-def machine_code(dispatcher: Any, *arguments: Any) -> Any:
-    """What `dispatcher` calls for arguments of these types: it takes those, and whatever else as if it were those.
-
-    Half of what a small call costs is the dispatcher's search for the types. Where a release of Numba keeps the
-    code elsewhere, the dispatcher itself.
-    """
-    try:
-        return dispatcher.overloads[tuple(typeof(argument) for argument in arguments)].entry_point
-    except Exception:  # documented above
-        return dispatcher
+    """A loop that C calls at `numba_private.c_address`. Kept on disk like a kernel."""
+    return _kept(function, no_cfunc_wrapper=False, no_cpython_wrapper=True)
 
 
 def remember(table: dict[Any, Any], key: Any, dispatcher: Any) -> None:
-    """From now on ``table[key]`` is `dispatcher`, and after its first call its `machine_code`, unless it is there.
+    """Put `dispatcher` into ``table[key]``, and after its first call its machine code, unless the key is there.
 
-    So nothing may be passed to it but what has the types of that call.
+    Half of what a small call costs is the dispatcher's search for the types of its arguments. The machine code
+    does not look, so that nothing may be passed to it but what has the types of that first call.
     """
 
     def first(*arguments: Any) -> Any:

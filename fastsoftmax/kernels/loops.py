@@ -18,7 +18,7 @@ from typing import Any
 from numba import types
 
 from fastsoftmax.kernels import scalar
-from fastsoftmax.kernels.jit import entry_point, inline, kernel, loop
+from fastsoftmax.kernels.jit import inline, kernel, loop
 from fastsoftmax.kernels.vector import (
     absolute,
     address,
@@ -47,6 +47,7 @@ from fastsoftmax.kernels.vector import (
     width,
     write,
 )
+from fastsoftmax.runtime.numba_private import c_address
 
 INF = float("inf")
 HALF_VECTORS = 16
@@ -263,7 +264,7 @@ def address_of(name: str, kind: str) -> int:
     """The machine code of a loop, for the dtype of this character: "f" or "d"; "e" for the half loops."""
     sizes = types.CPointer(types.intp)
     signature = types.void(types.CPointer(types.CPointer(_ITEMS[kind])), sizes, sizes, types.voidptr)
-    return entry_point(globals()[f"{name}_loop"], signature)
+    return c_address(globals()[f"{name}_loop"], signature)
 
 
 # --- the functions -------------------------------------------------------------------------------------------

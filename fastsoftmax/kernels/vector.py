@@ -27,6 +27,8 @@ from numba import config, types
 from numba.core import cgutils, errors
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
+from fastsoftmax.runtime.numba_private import index_error
+
 LANE_BYTES = 64
 
 
@@ -470,13 +472,14 @@ def size(array: Any) -> int:
 def _pointer(context: Any, builder: Any, memory_type: Any, value: Any, offset: Any, count: Any) -> Any:
     """The address of element `offset`; with bounds checking on, offset .. offset + count must be inside."""
     struct = cgutils.create_struct_proxy(memory_type)(context, builder, value)
-    if context.enable_boundscheck:
+    raises = index_error(context)
+    if raises is not None:
         outside = builder.or_(
             builder.icmp_signed("<", offset, offset.type(0)),
             builder.icmp_signed(">", builder.add(offset, count), struct.size),
         )
         with builder.if_then(outside, likely=False):
-            context.call_conv.return_user_exc(builder, IndexError, ("kernel access outside its array",))
+            raises(builder, "kernel access outside its array")
     return builder.gep(struct.data, [offset])
 
 
@@ -1378,12 +1381,13 @@ def _ragged_pointers(
     index = builder.add(lane_values(starts), place)
     mask = builder.icmp_signed("<", place, lane_values(lengths))
     struct = cgutils.create_struct_proxy(array)(context, builder, data)
-    if context.enable_boundscheck:
+    raises = index_error(context)
+    if raises is not None:
         negative = builder.icmp_signed("<", index, ir.Constant(wide, None))
         beyond = builder.icmp_signed(">=", index, _splat(builder, struct.size, lanes))
         outside = builder.bitcast(builder.and_(mask, builder.or_(negative, beyond)), ir.IntType(lanes))
         with builder.if_then(builder.icmp_signed("!=", outside, outside.type(0)), likely=False):
-            context.call_conv.return_user_exc(builder, IndexError, ("kernel access outside its array",))
+            raises(builder, "kernel access outside its array")
     size = _splat(builder, ir.IntType(64)(array.dtype.bitwidth // 8), lanes)
     address = _splat(builder, builder.ptrtoint(struct.data, ir.IntType(64)), lanes)
     address = builder.add(address, builder.mul(index, size))
@@ -1803,8 +1807,8 @@ def call_loop(
 _STATUS_BITS = {"x86_64": (1, 4, 8), "aarch64": (1, 2, 4)}
 
 
-def _machine(context: Any) -> str:
-    name = str(context.codegen()._tm.triple).partition("-")[0]
+def _machine(builder: Any) -> str:
+    name = str(builder.module.triple).partition("-")[0]
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
@@ -1835,7 +1839,7 @@ def _status_register(builder: Any, machine: str, write: Any = None) -> Any:
 
 def _float_status_typer(typingctx: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        machine = _machine(context)
+        machine = _machine(builder)
         return _status_register(builder, machine) if machine in _STATUS_BITS else ir.IntType(32)(0)
 
     return types.uint32(), codegen
@@ -1849,7 +1853,7 @@ def float_status() -> int:
 
 def _set_float_status_typer(typingctx: Any, status: Any, invalid: Any, divide: Any, overflow: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        machine = _machine(context)
+        machine = _machine(builder)
         if machine in _STATUS_BITS:
             status = values[0]
             for raised, bit in zip(values[1:], _STATUS_BITS[machine], strict=True):

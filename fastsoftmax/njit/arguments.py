@@ -16,18 +16,14 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.core.imputils import impl_ret_borrowed
-from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES, VECTOR_BYTES
+from fastsoftmax.kernels.jit import NO_WRAPPERS, OPTIONS
 from fastsoftmax.kernels.vector import fma
+from fastsoftmax.runtime.numba_private import impl_ret_borrowed, populate_array
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-# A caller's fastmath, error model and forced inlining would else hold for what it calls.
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "forceinline": False}
 
 
 def absent(argument: Any) -> bool:
@@ -92,7 +88,7 @@ def check_out(function: str, out: Any, dtype: Any, ndim: int) -> None:
 
 def compiled(function: F) -> F:
     """A function that callers compile in."""
-    return cast(F, njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))
+    return cast(F, njit(**OPTIONS, **NO_WRAPPERS)(function))
 
 
 def merged(function: F) -> F:
@@ -294,6 +290,18 @@ def transposed(typingctx: Any, array: Any, order: Any) -> Any:
         return impl_ret_borrowed(context, builder, result, view._getvalue())
 
     return result(array, order), codegen
+
+
+@intrinsic
+def tuple_setitem(typingctx: Any, items: Any, i: Any, value: Any) -> Any:
+    """A tuple with another value for item `i`, which is not checked."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        room = cgutils.alloca_once_value(builder, values[0])
+        builder.store(values[2], builder.gep(room, [values[1].type(0), values[1]], inbounds=True))
+        return builder.load(room)
+
+    return items(items, i, items.dtype), codegen
 
 
 @intrinsic

@@ -9,14 +9,12 @@ complete or not at all, and what somebody else can write to is not used, because
 are too many, those go that have not been used for longest. Whatever goes wrong here means "compile in memory":
 never an exception, never wrong code.
 
-Private Numba API is used in this file alone: the ``_cache`` attribute of a dispatcher (see `kernels.jit`) and
-``CompileResult._reduce`` and ``_rebuild``. Should a release change them, every lookup misses and every save is
-skipped.
+Numba calls `KernelCache`, which reads and writes compiled functions, through `numba_private`. Should a release
+change what that uses, every lookup misses and every save is skipped.
 """
 
 import hashlib
 import os
-import pickle
 import stat
 import sys
 import tempfile
@@ -26,6 +24,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from fastsoftmax.runtime import numba_private
 
 MAGIC = b"fastsoftmax-2\n"
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
@@ -151,7 +151,8 @@ def stamp() -> bytes:
 
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for source in (package / "runtime" / "cache.py", *sorted(package.joinpath("kernels").rglob("*.py"))):
+    runtime = (package / "runtime" / name for name in ("cache.py", "numba_private.py"))
+    for source in (*runtime, *sorted(package.joinpath("kernels").rglob("*.py"))):
         digest.update(str(source.relative_to(package)).encode() + b"\0" + source.read_bytes() + b"\0")
     config = {
         name: value
@@ -195,7 +196,7 @@ class KernelCache:
 
     def path(self, signature: Any, target_context: Any) -> Path:
         """The file for one signature on this processor."""
-        processor = target_context.codegen().magic_tuple()
+        processor = numba_private.processor(target_context)
         key = hashlib.sha256(stamp() + repr((self._name, str(signature), processor)).encode())
         return directory() / f"{self._name}-{key.hexdigest()[:40]}{SUFFIX}"
 
@@ -204,16 +205,14 @@ class KernelCache:
         if not self._enabled:
             return None
         try:
-            from numba.core.compiler import CompileResult
-
-            target_context.refresh()
+            numba_private.refresh(target_context)
             path = self.path(signature, target_context)
             if not is_private(path.parent):
                 return None
             payload = _read(path)
             if payload is None:
                 return None
-            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+            return numba_private.from_bytes(target_context, payload)
         except Exception:  # documented above: any failure is a miss
             return None
 
@@ -223,15 +222,13 @@ class KernelCache:
             return
         temporary = None
         try:
-            from numba.core.serialize import dumps
-
-            if result.lifted or result.library.has_dynamic_globals:
-                return
-            path = self.path(signature, result.target_context)
+            path = self.path(signature, numba_private.compiled_for(result))
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not is_private(path.parent):
                 return
-            payload = dumps(result._reduce())
+            payload = numba_private.to_bytes(result)
+            if payload is None:
+                return
             handle, temporary = tempfile.mkstemp(prefix=path.stem, suffix=UNFINISHED, dir=path.parent)
             with os.fdopen(handle, "wb") as file:
                 file.write(MAGIC + checksum(path.name, payload) + payload)

@@ -9,17 +9,15 @@ the child gets new locks: then it may fail, but it does not wait for a thread th
 
 ``logging`` takes its own lock before a fork, and does so before our turn if it was imported after this module.
 Whoever imports Numba needs that lock for a moment, so it is given back while we wait for him.
-
-Private API of Numba and llvmlite is used here: their locks and the stack of types under inference. Where a release
-has none of that name, there is nothing to take.
 """
 
 import os
 import sys
 import time
-from contextlib import suppress
 from threading import RLock, get_ident
 from typing import Any
+
+from fastsoftmax.runtime.numba_state import COMPILER, LLVM, LockPlace, forget_inference
 
 PATIENCE = 30.0
 """How many seconds a fork waits for other threads to finish compiling."""
@@ -27,36 +25,9 @@ PATIENCE = 30.0
 importing = RLock()
 """Held while kernels, and with them Numba, are imported."""
 
-
-class _Place:
-    """Where a lock is kept: attributes from a module on, which is not imported for that."""
-
-    def __init__(self, module: str, *attributes: str) -> None:
-        self._module = module
-        self._attributes = attributes
-
-    def _owner(self) -> Any:
-        owner: Any = sys.modules.get(self._module)
-        for name in self._attributes[:-1]:
-            owner = getattr(owner, name, None)
-        return owner
-
-    def lock(self) -> Any:
-        """The lock, or None."""
-        return getattr(self._owner(), self._attributes[-1], None)
-
-    def renew(self) -> None:
-        """Put a new lock in the place of one that is there."""
-        setattr(self._owner(), self._attributes[-1], RLock())
-
-
 # In the order in which a thread that compiles takes them.
-_PLACES = (
-    _Place(__name__, "importing"),
-    _Place("numba.core.compiler_lock", "global_compiler_lock", "_lock"),
-    _Place("llvmlite.binding.ffi", "lib", "_lock", "_lock"),
-)
-_held: dict[int, list[tuple[_Place, Any]]] = {}
+_PLACES = (LockPlace(__name__, "importing"), COMPILER, LLVM)
+_held: dict[int, list[tuple[LockPlace, Any]]] = {}
 
 
 def _lent_by_logging() -> Any:
@@ -98,18 +69,7 @@ def after_in_child() -> None:
     for place in _PLACES:
         if place not in kept and place.lock() is not None:
             place.renew()
-            _forget_inference()
-
-
-def _forget_inference() -> None:
-    """Numba refuses a signature that is being compiled already, as it seems; by the thread that is not here.
-
-    Nothing is imported: what another thread was importing stays locked here.
-    """
-    with suppress(Exception):
-        stack = sys.modules["numba.core.registry"].cpu_target.typing_context.callstack
-        stack._stack.clear()
-        stack._lock = RLock()
+            forget_inference()
 
 
 if hasattr(os, "register_at_fork"):

@@ -10,7 +10,7 @@ import pytest
 from numba import njit
 
 import fastsoftmax as fs
-from fastsoftmax.kernels.vector import muladd
+from fastsoftmax.kernels.simd.values import muladd
 
 
 def row_shape(shape, axis):

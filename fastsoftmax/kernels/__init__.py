@@ -10,8 +10,8 @@ over a second operand only where `keep` is None.
 
 How they are built
 ------------------
-`vector`
-    SIMD vectors as values in Numba code, and the memory operations on them. Knows LLVM.
+`simd`
+    SIMD vectors as values in Numba code, and the operations on them. Knows LLVM.
 `elementary`
     exp, log, log1p and double-word arithmetic for such vectors and for floats, with error bounds.
 `traversal`
@@ -52,8 +52,8 @@ _MODULES = frozenset(
         "reductions",
         "scalar",
         "segments",
+        "simd",
         "traversal",
-        "vector",
     }
 )
 

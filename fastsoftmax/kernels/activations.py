@@ -4,6 +4,8 @@ from typing import Any
 
 from fastsoftmax.kernels.elementary import below, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, scratch, store, store_part
+from fastsoftmax.kernels.simd.values import broadcast, number, select_equal
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     FEW,
@@ -13,18 +15,6 @@ from fastsoftmax.kernels.traversal import (
     reciprocal,
     short_statistics,
     traverse,
-)
-from fastsoftmax.kernels.vector import (
-    broadcast,
-    lane_count,
-    load,
-    load_part,
-    memory,
-    number,
-    scratch,
-    select_equal,
-    store,
-    store_part,
 )
 
 INF = float("inf")

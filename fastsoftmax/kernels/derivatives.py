@@ -12,6 +12,37 @@ from typing import Any
 
 from fastsoftmax.kernels.elementary import lift_of, most_power, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.simd.memory import (
+    lane_count,
+    load,
+    load_part,
+    load_scalar,
+    memory,
+    scatter,
+    scratch,
+    store,
+    store_part,
+    store_scalar,
+)
+from fastsoftmax.kernels.simd.reduce import fold_maximum, fold_two_sum
+from fastsoftmax.kernels.simd.rows import row_value
+from fastsoftmax.kernels.simd.transpose import store_turned
+from fastsoftmax.kernels.simd.values import (
+    absolute,
+    any_above,
+    broadcast,
+    filled,
+    fma,
+    if_none,
+    is_single,
+    maximum,
+    minimum,
+    muladd,
+    number,
+    select_equal,
+    select_less,
+    truncate,
+)
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     GREATEST,
@@ -38,36 +69,6 @@ from fastsoftmax.kernels.traversal import (
     traverse,
     two_to_the,
     weighted,
-)
-from fastsoftmax.kernels.vector import (
-    absolute,
-    any_above,
-    broadcast,
-    filled,
-    fma,
-    fold_maximum,
-    fold_two_sum,
-    if_none,
-    is_single,
-    lane_count,
-    load,
-    load_part,
-    load_scalar,
-    maximum,
-    memory,
-    minimum,
-    muladd,
-    number,
-    row_value,
-    scatter,
-    scratch,
-    select_equal,
-    select_less,
-    store,
-    store_part,
-    store_scalar,
-    store_turned,
-    truncate,
 )
 
 INF = float("inf")

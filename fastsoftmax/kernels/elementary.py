@@ -27,7 +27,7 @@ W. J. Cody and W. Waite, Software Manual for the Elementary Functions, 1980.
 from typing import Any
 
 from fastsoftmax.kernels.jit import inline
-from fastsoftmax.kernels.vector import (
+from fastsoftmax.kernels.simd.values import (
     absolute,
     filled,
     fma,

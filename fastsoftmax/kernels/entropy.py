@@ -14,6 +14,9 @@ from typing import Any
 
 from fastsoftmax.kernels.elementary import below, centred, exp_scaled, most_power, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, scratch, store, store_part
+from fastsoftmax.kernels.simd.reduce import fold_two_sum
+from fastsoftmax.kernels.simd.values import broadcast, maximum, muladd, number
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     log_of_others,
@@ -24,20 +27,6 @@ from fastsoftmax.kernels.traversal import (
     traverse,
     two_to_the,
     weighted,
-)
-from fastsoftmax.kernels.vector import (
-    broadcast,
-    fold_two_sum,
-    lane_count,
-    load,
-    load_part,
-    maximum,
-    memory,
-    muladd,
-    number,
-    scratch,
-    store,
-    store_part,
 )
 
 INF = float("inf")

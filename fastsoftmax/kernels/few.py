@@ -8,7 +8,7 @@ from typing import Any
 from fastsoftmax.kernels.activations import few_log_softmax, few_logsumexp, few_softmax
 from fastsoftmax.kernels.jit import kernel
 from fastsoftmax.kernels.losses import short_cross_entropy
-from fastsoftmax.kernels.vector import memory, scratch
+from fastsoftmax.kernels.simd.memory import memory, scratch
 
 
 @kernel

@@ -22,10 +22,10 @@ from numba.np.numpy_support import as_dtype
 from fastsoftmax.kernels import loops, scalar
 from fastsoftmax.kernels.elementary import MAGIC_32
 from fastsoftmax.kernels.jit import inline
-from fastsoftmax.kernels.vector import (
+from fastsoftmax.kernels.simd.memory import memory
+from fastsoftmax.kernels.simd.values import (
     absolute,
     maximum,
-    memory,
     number,
     select_equal,
     select_less,

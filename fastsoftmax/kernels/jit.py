@@ -8,7 +8,7 @@ forceinline
     Building blocks are small and sit in hot loops: a call there would cost more than the work.
 fastmath
     Never. It turns the log-sum-exp of a row of -inf into nan and deletes compensated arithmetic. The one
-    liberty that we want, fusing a product into a sum, is asked for where it is harmless (`vector.muladd`).
+    liberty that we want, fusing a product into a sum, is asked for where it is harmless (`muladd`).
     It has to be said: what is compiled on behalf of a user's function otherwise inherits that one's fastmath.
 """
 

@@ -18,6 +18,29 @@ from fastsoftmax.kernels.derivatives import centred_direction, direction, produc
 from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.reductions import sum_of
+from fastsoftmax.kernels.simd.memory import (
+    lane_count,
+    load,
+    load_part,
+    load_scalar,
+    memory,
+    scratch,
+    store,
+    store_part,
+    store_scalar,
+)
+from fastsoftmax.kernels.simd.reduce import fold_two_sum
+from fastsoftmax.kernels.simd.rows import class_value, lane_labels, one_hot, row_value
+from fastsoftmax.kernels.simd.values import (
+    absolute,
+    broadcast,
+    filled,
+    muladd,
+    number,
+    select_equal,
+    select_less,
+    truncate,
+)
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     FEW,
@@ -40,30 +63,6 @@ from fastsoftmax.kernels.traversal import (
     traverse,
     two_to_the,
     weighted,
-)
-from fastsoftmax.kernels.vector import (
-    absolute,
-    broadcast,
-    class_value,
-    filled,
-    fold_two_sum,
-    lane_count,
-    lane_labels,
-    load,
-    load_part,
-    load_scalar,
-    memory,
-    muladd,
-    number,
-    one_hot,
-    row_value,
-    scratch,
-    select_equal,
-    select_less,
-    store,
-    store_part,
-    store_scalar,
-    truncate,
 )
 
 INF = float("inf")

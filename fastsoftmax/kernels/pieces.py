@@ -22,15 +22,10 @@ from fastsoftmax.kernels.derivatives import (
 from fastsoftmax.kernels.elementary import reference
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.losses import loss_at, scaled_probs, scaled_reciprocal, slope_at
+from fastsoftmax.kernels.simd.memory import load, memory, store_part
+from fastsoftmax.kernels.simd.rows import row_value
+from fastsoftmax.kernels.simd.values import broadcast, filled
 from fastsoftmax.kernels.traversal import complement, reciprocal, top_term, traverse, two_to_the
-from fastsoftmax.kernels.vector import (
-    broadcast,
-    filled,
-    load,
-    memory,
-    row_value,
-    store_part,
-)
 
 
 @inline

@@ -10,21 +10,19 @@ import numpy as np
 
 from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.traversal import add, traverse
-from fastsoftmax.kernels.vector import (
-    broadcast,
-    class_value,
-    fold_two_sum,
+from fastsoftmax.kernels.simd.memory import (
     lane_count,
     load_double,
     load_part,
     load_scalar,
     memory,
-    muladd,
-    number,
     size,
     store_part,
 )
+from fastsoftmax.kernels.simd.reduce import fold_two_sum
+from fastsoftmax.kernels.simd.rows import class_value
+from fastsoftmax.kernels.simd.values import broadcast, muladd, number
+from fastsoftmax.kernels.traversal import add, traverse
 
 
 @inline

@@ -49,7 +49,7 @@ from fastsoftmax.kernels.elementary import (
     two_sum,
 )
 from fastsoftmax.kernels.jit import inline
-from fastsoftmax.kernels.vector import (
+from fastsoftmax.kernels.simd.values import (
     absolute,
     is_single,
     maximum,

@@ -35,6 +35,20 @@ from fastsoftmax.kernels.derivatives import (
 from fastsoftmax.kernels.elementary import reference, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.losses import cross_entropy_block, loss_at, scaled_probs, scaled_reciprocal, slope_at
+from fastsoftmax.kernels.simd.memory import (
+    integers,
+    lane_count,
+    load,
+    load_scalar,
+    memory,
+    scratch,
+    size,
+    store,
+    store_scalar,
+)
+from fastsoftmax.kernels.simd.reduce import fold_sum, fold_two_sum
+from fastsoftmax.kernels.simd.rows import gather_rows, neighbours, row_value, scatter_rows
+from fastsoftmax.kernels.simd.values import maximum, number, unless_none
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     TABLE,
@@ -50,27 +64,6 @@ from fastsoftmax.kernels.traversal import (
     target_of,
     top_term,
     two_to_the,
-)
-from fastsoftmax.kernels.vector import (
-    fold_sum,
-    fold_two_sum,
-    gather_rows,
-    integers,
-    lane_count,
-    load,
-    load_scalar,
-    maximum,
-    memory,
-    neighbours,
-    number,
-    row_value,
-    scatter_rows,
-    scratch,
-    size,
-    store,
-    store_integer,
-    store_scalar,
-    unless_none,
 )
 
 INF = float("inf")
@@ -137,7 +130,7 @@ def walk(
     targets = scratch(x, 1)
     starts, lengths, owners, waiting = integers(WAITING), integers(WAITING), integers(WAITING), integers(BUCKETS)
     for b in range(BUCKETS):
-        store_integer(waiting, b, 0)
+        store_scalar(waiting, b, 0)
     entries, segments = size(x), size(indptr) - 1
     n = _inside(load_scalar(bounds, start), 0, segments)
     last = _inside(load_scalar(bounds, stop), n, segments)
@@ -173,16 +166,16 @@ def walk(
             b = _bucket(length)
             at, count = b * step, load_scalar(waiting, b)
             if count < step:
-                store_integer(starts, at + count, begin)
-                store_integer(lengths, at + count, length)
-                store_integer(owners, at + count, n)
-                store_integer(waiting, b, count + 1)
+                store_scalar(starts, at + count, begin)
+                store_scalar(lengths, at + count, length)
+                store_scalar(owners, at + count, n)
+                store_scalar(waiting, b, count + 1)
                 n += 1
                 alone -= 1
                 continue
             # The bucket is full, and what waits in it has left the store buffer, out of which a vector of what was
             # stored piecemeal cannot be read.
-            store_integer(waiting, b, 0)
+            store_scalar(waiting, b, 0)
             longest, owner = _longest(lengths, at, count), 0
         else:  # no more will come: what waits in one bucket after the other
             count = load_scalar(waiting, leftover)
@@ -191,8 +184,8 @@ def walk(
             if count == 0:
                 continue
             for lane in range(count, step):
-                store_integer(starts, at + lane, 0)
-                store_integer(lengths, at + lane, 0)
+                store_scalar(starts, at + lane, 0)
+                store_scalar(lengths, at + lane, 0)
             longest, owner = _longest(lengths, at, count), 0
         for k in range(longest):
             store(tile, k * step, gather_rows(x, starts, lengths, at, k, number(x, -INF)))
@@ -203,7 +196,7 @@ def walk(
             for lane in range(count):
                 named = owner + lane if at == TOGETHER else load_scalar(owners, at + lane)
                 label = label_of(labels, named, load_scalar(lengths, at + lane))
-                store_integer(lane_labels, lane, label)
+                store_scalar(lane_labels, lane, label)
                 store_scalar(targets, lane, load_scalar(tile, label * step + lane))
         if weights is not None:
             if at == TOGETHER:

@@ -21,8 +21,9 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES, VECTOR_BYTES
-from fastsoftmax.kernels.vector import fma
+from fastsoftmax._vectors import VECTOR_BYTES
+from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES
+from fastsoftmax.kernels.simd.values import fma
 
 F = TypeVar("F", bound=Callable[..., Any])
 

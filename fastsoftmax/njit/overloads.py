@@ -21,8 +21,8 @@ from numba.extending import overload
 from fastsoftmax import kernels
 from fastsoftmax.api import activations, derivatives, entropy, losses
 from fastsoftmax.arrays.blocks import split_temperature
+from fastsoftmax.kernels.simd.values import if_none
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT, FEW
-from fastsoftmax.kernels.vector import if_none
 from fastsoftmax.njit import segments
 from fastsoftmax.njit.arguments import (
     OPTIONS,

@@ -151,7 +151,8 @@ def stamp() -> bytes:
 
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for source in (package / "runtime" / "cache.py", *sorted(package.joinpath("kernels").rglob("*.py"))):
+    beside = package / "runtime" / "cache.py", package / "_vectors.py"
+    for source in (*beside, *sorted(package.joinpath("kernels").rglob("*.py"))):
         digest.update(str(source.relative_to(package)).encode() + b"\0" + source.read_bytes() + b"\0")
     config = {
         name: value

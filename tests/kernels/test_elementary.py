@@ -16,7 +16,8 @@ from numba import njit
 
 from fastsoftmax.kernels import elementary
 from fastsoftmax.kernels.jit import kernel
-from fastsoftmax.kernels.vector import lane_count, load, load_part, memory, number, store, store_part
+from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, store, store_part
+from fastsoftmax.kernels.simd.values import number
 
 DTYPES = (np.float32, np.float64)
 # The proven bounds of the table in `elementary`, which `test_the_documented_bounds` compares with it.

@@ -91,7 +91,7 @@ def test_changed_sources_are_compiled(tmp_path):
     directory = tmp_path / "cache"
     assert call(directory, path=tmp_path) == COMPILED
     assert call(directory, path=tmp_path) == FROM_DISK
-    with (package / "kernels" / "vector.py").open("a") as source:
+    with (package / "kernels" / "simd" / "values.py").open("a") as source:
         source.write("\n# a change\n")
     assert call(directory, path=tmp_path) == COMPILED
     assert len(files(directory)) == 2

@@ -7,6 +7,7 @@ import ast
 import inspect
 import platform
 import re
+from fractions import Fraction
 
 import mpmath as mp
 import numpy as np
@@ -207,6 +208,47 @@ def test_many_float64(name, record):
     rng = np.random.default_rng(21)
     low, high = {"exp": (-746.0, 710.0), "log": (0.4, 2.5), "log1p": (-0.6, 1.5)}[name]
     sweep(name, "vector", rng.uniform(low, high, 1_000_000), record)
+
+
+# --- double-word arithmetic ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_sum_and_two_product_are_exact(dtype):
+    """The identities that everything compensated stands on: a + b = s + e and a b = p + e, exactly."""
+
+    @njit
+    def both(a, b):
+        return elementary.two_sum(a, b), elementary.two_product(a, b)
+
+    rng = np.random.default_rng(2)
+    for _ in range(500):
+        a, b = (dtype(rng.normal() * 2.0 ** rng.integers(-20, 20)) for _ in range(2))
+        (total, error), (product, rest) = both(a, b)
+        exact_a, exact_b = Fraction(float(a)), Fraction(float(b))
+        assert Fraction(float(total)) + Fraction(float(error)) == exact_a + exact_b
+        assert Fraction(float(product)) + Fraction(float(rest)) == exact_a * exact_b
+        assert total == a + b
+        assert product == a * b
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quotients_of_pairs(dtype):
+    """Twice the digits of the dtype, less two bits or so."""
+
+    @njit
+    def divide(a, a_low, b, b_low):
+        return elementary.quotient(a, a_low, b, b_low)
+
+    rng = np.random.default_rng(3)
+    unit = Fraction(float(np.finfo(dtype).eps)) / 2
+    for _ in range(500):
+        a, b = dtype(rng.uniform(0.1, 10)), dtype(rng.uniform(0.1, 10))
+        a_low, b_low = (dtype(n * float(unit) * rng.uniform(-1, 1)) for n in (a, b))
+        high, low = divide(a, a_low, b, b_low)
+        exact = (Fraction(float(a)) + Fraction(float(a_low))) / (Fraction(float(b)) + Fraction(float(b_low)))
+        error = abs(Fraction(float(high)) + Fraction(float(low)) - exact) / exact
+        assert error <= 8 * unit**2
 
 
 # --- what the source says about itself -----------------------------------------------------------------------

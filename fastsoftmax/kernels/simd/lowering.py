@@ -152,7 +152,7 @@ def _typer(function: Callable[..., Any], result: Callable[..., Any] | None) -> C
 def lowered(code: Callable[..., Any], result: Callable[..., Any] | None = None) -> Callable[[Any], Any]:
     """Compile the decorated function by `code`; its Python body is what it means.
 
-    `result` makes the type of the result (None: not taken) of those of the arguments where the annotation does not.
+    `result` makes the type of the result (None: not taken) of those of the arguments if the annotation does not.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:

@@ -207,8 +207,8 @@ def broadcast(value: Value) -> Any:
     return value if np.ndim(value) else np.full(VECTOR_BYTES // value.itemsize, value)
 
 
-@lowered(lambda build, vector, index: build.extract_element(vector, index), item_of)
-def lane(vector: AnyVector, index: int) -> Any:
+@lowered(lambda build, vector, index: build.extract_element(vector, index))
+def lane(vector: AnyVector, index: int) -> Item:
     """One lane of a vector, as a float."""
     return vector[index]
 

@@ -4,7 +4,7 @@ They are not NumPy's, whose order of summation depends on layout and version: th
 they are called from, and no row is lost in the sum of a million others.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,15 @@ def total(values: Any) -> Any:
     return sum_of(data, size(data))
 
 
+class ShareOptions(NamedTuple):
+    """The weights of the classes, base and gain of the shares, and the output for the low parts."""
+
+    class_weights: Any
+    base: Any
+    gain: Any
+    rows_low: Any
+
+
 @inline
 def share_total_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """sum_j w_j (base + gain y_j) as a pair."""
@@ -78,6 +87,6 @@ def share_totals(
     rows_low: Any,
 ) -> None:
     """rows + rows_low = sum_j class_weights_j (base + gain targets_j): the sum of shares, see `losses`."""
-    options = (memory(class_weights), base, gain, memory(rows_low))
+    options = ShareOptions(memory(class_weights), base, gain, memory(rows_low))
     shape, data, results, tile = targets.shape, memory(targets), memory(rows), memory(room)
     traverse(share_total_block, start, stop, shape, tile, data, None, None, results, options, given=True)

@@ -21,20 +21,26 @@ A block of work, ``bounds[b] .. bounds[b + 1]``, is a range of segments with abo
 
 from typing import Any
 
-from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_block
+from fastsoftmax.kernels.activations import ActivationOptions, log_softmax_block, logsumexp_block, softmax_block
 from fastsoftmax.kernels.derivatives import (
-    centre_of,
+    ProductOptions,
     excess_sum,
     extent,
-    mean_excess,
     power_for,
     product_of_logits,
-    shares_of,
+    row_centre,
     softmax_product_block,
 )
 from fastsoftmax.kernels.elementary import reference, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.losses import cross_entropy_block, loss_at, scaled_probs, scaled_reciprocal, slope_at
+from fastsoftmax.kernels.losses import (
+    CrossEntropyOptions,
+    cross_entropy_block,
+    loss_at,
+    scaled_probs,
+    scaled_reciprocal,
+    slope_at,
+)
 from fastsoftmax.kernels.simd.memory import (
     integers,
     lane_count,
@@ -52,6 +58,9 @@ from fastsoftmax.kernels.simd.values import maximum, number, unless_none
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     TABLE,
+    Picks,
+    Place,
+    RowStatistics,
     add,
     clear,
     either,
@@ -60,6 +69,7 @@ from fastsoftmax.kernels.traversal import (
     lane_sums,
     measure,
     measured,
+    row_at,
     statistics,
     target_of,
     top_term,
@@ -159,7 +169,7 @@ def walk(
                     measure(x, begin, length, 1, None, table, terms)
                     stats = measured(table, 0)
                     settings = options(labels, targets, weights, rest)
-                    block(either(terms, x), v, y, (begin, length, True, n, 1), stats, rows, settings)
+                    block(either(terms, x), v, y, row_at(begin, length, n), stats, rows, settings)
                 n += 1
                 alone -= 1
                 continue
@@ -208,7 +218,7 @@ def walk(
             tile,
             other,
             out,
-            (0, longest * step, None, 0, count),
+            Place(0, longest * step, None, 0, count),
             statistics(tile, 0, longest * step, None, None, unless_none(keep, tile)),
             unless_none(rows, lane_rows),
             options(unless_none(labels, lane_labels), targets, unless_none(weights, lane_weights), rest),
@@ -226,26 +236,26 @@ def walk(
 
 @inline
 def _none(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `log_softmax_block`: no temperature."""
-    return None
+    """The options of `log_softmax_block`."""
+    return ActivationOptions(None, None)
 
 
 @inline
 def _terms(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `softmax_block`: no temperature, and that terms are kept."""
-    return None, True
+    """The options of `softmax_block`, for which terms are kept."""
+    return ActivationOptions(None, True)
 
 
 @inline
 def _plain(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `softmax_product_block`: no temperature, logits, whether terms are kept, no weights."""
-    return None, None, rest, None
+    """The options of `softmax_product_block`; `rest` is whether terms are kept."""
+    return ProductOptions(None, None, rest, None)
 
 
 @inline
 def _weighed(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `cross_entropy_block`."""
-    return (labels, targets), weights, rest[0], rest[1]
+    """The options of `cross_entropy_block`; `rest` is what the gradient is multiplied by."""
+    return CrossEntropyOptions(Picks(labels, targets), weights, rest[0], rest[1])
 
 
 @kernel
@@ -362,7 +372,7 @@ def _greatest(maxima: Any, first: int, end: int) -> Any:
 
 
 @inline
-def _put_together(maxima: Any, sums: Any, first: int, end: int) -> Any:
+def _put_together(maxima: Any, sums: Any, first: int, end: int) -> RowStatistics:
     """`traversal.statistics` of the whole segment, from what its pieces have left in `maxima` and `sums`."""
     m = _greatest(maxima, first, end)
     shift, bias = reference(m, None)
@@ -375,7 +385,7 @@ def _put_together(maxima: Any, sums: Any, first: int, end: int) -> Any:
         total = add(total, load_scalar(sums, 3 * i + 1))
         low = low + load_scalar(sums, 3 * i + 2)
     rest, rest_low = two_sum(total[0], total[1] + low)
-    return m, shift, bias, top_term(m, shift, bias, None), ties, rest, rest_low
+    return RowStatistics(m, shift, bias, top_term(m, shift, bias, None), ties, rest, rest_low)
 
 
 @kernel
@@ -409,7 +419,7 @@ def piece_softmax(start: int, stop: int, room: Any, pieces: Any, maxima: Any, su
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
         stats = _put_together(tops, parts, first, end)
-        softmax_block(data, None, out, (begin, length, True, 0, 1), stats, None, (None, None))
+        softmax_block(data, None, out, row_at(begin, length, 0), stats, None, ActivationOptions(None, None))
 
 
 @kernel
@@ -421,7 +431,7 @@ def piece_log_softmax(
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
         stats = _put_together(tops, parts, first, end)
-        log_softmax_block(data, None, out, (begin, length, True, 0, 1), stats, None, None)
+        log_softmax_block(data, None, out, row_at(begin, length, 0), stats, None, ActivationOptions(None, None))
 
 
 @kernel
@@ -432,7 +442,7 @@ def piece_logsumexp(start: int, stop: int, room: Any, pieces: Any, maxima: Any, 
         begin, length, first, end, segment = _piece(table, i)
         if i == first:
             stats = _put_together(tops, parts, first, end)
-            logsumexp_block(tops, None, None, (begin, length, True, segment, 1), stats, out, None)
+            logsumexp_block(tops, None, None, row_at(begin, length, segment), stats, out, None)
 
 
 @kernel
@@ -444,19 +454,19 @@ def piece_extents(
     tops, out = memory(maxima), memory(extents)
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
-        bound, pivot = extent(data, vector, (begin, length, True), _greatest(tops, first, end), None)
+        bound, pivot = extent(data, vector, row_at(begin, length, 0), _greatest(tops, first, end), None)
         store_scalar(out, 2 * i, bound)
         store_scalar(out, 2 * i + 1, pivot)
 
 
 @inline
-def _centre(extents: Any, first: int, end: int, stats: Any) -> Any:
-    """`derivatives.centre_of` and `power_for` of the whole segment."""
+def _extent(extents: Any, first: int, end: int) -> Any:
+    """v at a greatest entry of the whole segment, and the power for its sums."""
     bound, pivot = number(extents, 0.0), number(extents, -INF)
     for i in range(first, end):
         bound = maximum(load_scalar(extents, 2 * i), bound)
         pivot = maximum(load_scalar(extents, 2 * i + 1), pivot)
-    return centre_of(pivot, stats), power_for(bound)
+    return pivot, power_for(bound)
 
 
 @kernel
@@ -469,9 +479,9 @@ def piece_dots(
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
         stats = _put_together(tops, parts, first, end)
-        _, power = _centre(ranges, first, end, stats)
-        span, unit = (begin, length, True), two_to_the(-power)
-        (high, low), _, _, _ = excess_sum(data, vector, span, stats, None, None, None, None, unit)
+        _, power = _extent(ranges, first, end)
+        place, unit = row_at(begin, length, 0), two_to_the(-power)
+        (high, low), _, _, _ = excess_sum(data, vector, place, stats, None, None, None, None, unit)
         store_scalar(out, 2 * i, high)
         store_scalar(out, 2 * i + 1, low)
 
@@ -502,12 +512,9 @@ def piece_softmax_product(
         for j in range(first, end):
             total = add(total, load_scalar(products, 2 * j))
             low = low + load_scalar(products, 2 * j + 1)
-        c, power = _centre(ranges, first, end, stats)
-        shares = shares_of(stats)
-        sums = total[0], total[1] + low
-        mean, mean_low = mean_excess(sums, -(c * two_to_the(-power)), stats, shares)
-        span, centre = (begin, length, True), (c, power, mean, mean_low, shares)
-        product_of_logits(data, vector, out, span, stats, None, None, None, centre, one, (one, zero))
+        pivot, power = _extent(ranges, first, end)
+        centre, place = row_centre(pivot, power, (total[0], total[1] + low), stats), row_at(begin, length, 0)
+        product_of_logits(data, vector, out, place, stats, None, None, None, centre, one, (one, zero))
 
 
 @kernel
@@ -535,14 +542,14 @@ def piece_cross_entropy(
         weight = row_value(data, True, factors, segment, 1)
         origin = load_scalar(table, first * COLUMNS)
         entries = load_scalar(table, (end - 1) * COLUMNS + 1) - origin
-        place = origin + label_of(targets, segment, entries)
-        here = begin <= place < begin + length
+        labelled = origin + label_of(targets, segment, entries)
+        here = begin <= labelled < begin + length
         target = number(data, 0.0)
         if here:
-            target = load_scalar(data, place)
+            target = load_scalar(data, labelled)
             store_scalar(losses, segment, loss_at(target, stats, weight, factors))
         if y is not None:
             inverse = scaled_reciprocal(stats, weight, scale, scale_low)
             scaled_probs(data, out, begin, length, stats, inverse, weight, None)
             if here:
-                store_scalar(out, place, slope_at(data, target, stats, weight, scale, scale_low))
+                store_scalar(out, labelled, slope_at(data, target, stats, weight, scale, scale_low))

@@ -18,10 +18,10 @@ import fastsoftmax as fs
 from fastsoftmax import kernels
 from fastsoftmax.arrays.blocks import SMALL
 from fastsoftmax.kernels import jit
-from fastsoftmax.kernels.activations import log_softmax_block, softmax_block
+from fastsoftmax.kernels.activations import ActivationOptions, log_softmax_block, softmax_block
 from fastsoftmax.kernels.simd.memory import memory, scratch
 from fastsoftmax.kernels.simd.values import unless_none
-from fastsoftmax.kernels.traversal import COLUMN_LIMIT, TABLE, either, measure, measured
+from fastsoftmax.kernels.traversal import COLUMN_LIMIT, TABLE, either, measure, measured, row_at
 
 X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="register names of x86")
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -107,7 +107,7 @@ def test_kernels_are_vectors(name, dtype):
 )
 def test_rows_are_read_in_order(block, kept, dtype):
     """The walk along a row has no gather and no scatter: indices that might wrap around bring them."""
-    options = (None, kept) if block is softmax_block else None
+    options = ActivationOptions(None, kept)
 
     @njit(**jit._OPTIONS)
     def rows(x, y):
@@ -118,9 +118,8 @@ def test_rows_are_read_in_order(block, kept, dtype):
         measure(source, 0, classes, x.shape[0], None, table, terms)
         for row in range(x.shape[0]):
             stats = measured(table, row)
-            block(
-                either(terms, source), None, target, (row * classes, classes, True, row, 1), stats, None, options
-            )
+            place = row_at(row * classes, classes, row)
+            block(either(terms, source), None, target, place, stats, None, options)
 
     x = np.random.default_rng(0).normal(size=(3, 100)).astype(dtype)
     y = np.empty_like(x)

@@ -17,6 +17,14 @@ the bits that they give a row. `indptr` and labels were checked, but somebody ma
 read of them is clamped, so that no access leaves its array.
 
 A block of work, ``bounds[b] .. bounds[b + 1]``, is a range of segments with about as many elements as any other.
+
+A long row of an array is cut by `kernels.pieces` and `arrays.long_rows` instead, which these kernels cannot
+replace, nor they these. There a piece is read without knowing the others, as the chunks of a Dask array or of a
+file must be: each is summed up in units of its own greatest entry, and `arrays.long_rows.merge` brings the sums to
+one unit, in NumPy and in any order. Here all pieces of a segment are at hand: its greatest entry is found first,
+so that the sums of all pieces have one unit and are simply added, inside of compiled code, where a user's function
+calls these kernels and `merge` cannot be called. The sums are added in another order, so that the last bits
+differ.
 """
 
 from typing import Any

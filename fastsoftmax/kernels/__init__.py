@@ -13,7 +13,7 @@ How they are built
 `simd`
     SIMD vectors as values in Numba code, and the operations on them. Knows LLVM.
 `elementary`
-    What exp, log and log1p are made of, and double-word arithmetic, for such vectors and floats, with error bounds.
+    What exp and log are made of, and double-word arithmetic, for such vectors and floats, with error bounds.
 `traversal`
     The two walks through a block, and the sums over a row that everything is made of.
 `activations`, `derivatives`, `entropy`, `losses`, `pieces`

@@ -218,3 +218,14 @@ def test_arrays_are_contiguous():
     assert count(np.zeros((3, 4))) == 12
     with pytest.raises(TypingError, match="memory does not take"):
         count(np.zeros((3, 4))[:, ::2])
+
+
+def test_what_is_no_memory_is_refused():
+    """Without an error from within: the first operand does not fit, and the types of others follow from it."""
+
+    @njit
+    def write(x):
+        store_part(x, 0, 1, load(memory(x), 0))
+
+    with pytest.raises(TypingError, match="store_part does not take"):
+        write(np.zeros(16))

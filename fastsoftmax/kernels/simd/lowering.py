@@ -123,22 +123,19 @@ _PLAIN = {int: types.intp, float: types.float64, bool: types.boolean, None: type
 def _typer(function: Callable[..., Any], result: Callable[..., Any] | None) -> Callable[..., Any]:
     """The Numba signature of an operation for the types of its arguments; None if it does not take them."""
     described = inspect.signature(function)
-
-    def parameter(annotation: Any, offered: Any, first: Any) -> Any:
-        if annotation in _PLAIN:
-            return _PLAIN[annotation]
-        if annotation is Any:
-            return offered
-        kind = get_args(annotation)[1]
-        if not kind.takes(offered, first):
-            return None
-        return item_of(first) if annotation is Item else offered
+    annotations = [one.annotation for one in described.parameters.values()]
 
     def typer(*args: Any) -> Any:
-        annotations = [one.annotation for one in described.parameters.values()]
-        wanted = [parameter(*pair, args[0]) for pair in zip(annotations, args, strict=True)]
-        if None in wanted:
-            return None
+        wanted: list[Any] = []
+        for annotation, offered in zip(annotations, args, strict=True):
+            if annotation in _PLAIN:
+                wanted.append(_PLAIN[annotation])
+            elif annotation is Any:
+                wanted.append(offered)
+            elif get_args(annotation)[1].takes(offered, args[0]):
+                wanted.append(item_of(args[0]) if annotation is Item else offered)
+            else:
+                return None
         annotation = described.return_annotation
         if result is not None:
             given = result(*args)

@@ -13,7 +13,7 @@ from numba import njit
 import fastsoftmax as fs
 from fastsoftmax import _spec
 from fastsoftmax.api import ufuncs
-from fastsoftmax.kernels.vector import muladd
+from fastsoftmax.kernels.simd.values import muladd
 
 
 def row_shape(shape, axis):

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsoftmax._vectors import VECTOR_BYTES
+
 if TYPE_CHECKING:
     from fractions import Fraction
 
 Array = NDArray[Any]
 Axis = int | Sequence[int] | None
 
-VECTOR_BYTES = 64
 # Shorter inner axes fill a vector badly, longer class axes make tiles too large: then the classes are moved last.
 INNER_LIMIT = 8
 TILE_CLASSES = 8192

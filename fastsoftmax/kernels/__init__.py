@@ -10,10 +10,10 @@ over a second operand only where `keep` is None.
 
 How they are built
 ------------------
-`vector`
-    SIMD vectors as values in Numba code, and the memory operations on them. Knows LLVM.
+`simd`
+    SIMD vectors as values in Numba code, and the operations on them. Knows LLVM.
 `elementary`
-    exp, log, log1p and double-word arithmetic for such vectors and for floats, with error bounds.
+    What exp and log are made of, and double-word arithmetic, for such vectors and floats, with error bounds.
 `traversal`
     The two walks through a block, and the sums over a row that everything is made of.
 `activations`, `derivatives`, `entropy`, `losses`, `pieces`
@@ -52,8 +52,8 @@ _MODULES = frozenset(
         "reductions",
         "scalar",
         "segments",
+        "simd",
         "traversal",
-        "vector",
     }
 )
 

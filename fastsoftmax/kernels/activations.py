@@ -1,9 +1,11 @@
 """softmax, log-softmax and log-sum-exp of the rows of a block (outer, classes, inner)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastsoftmax.kernels.elementary import below, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, scratch, store, store_part
+from fastsoftmax.kernels.simd.values import broadcast, number, select_equal
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     FEW,
@@ -11,23 +13,19 @@ from fastsoftmax.kernels.traversal import (
     log_of_others,
     probability_by,
     reciprocal,
+    row_at,
     short_statistics,
     traverse,
 )
-from fastsoftmax.kernels.vector import (
-    broadcast,
-    lane_count,
-    load,
-    load_part,
-    memory,
-    number,
-    scratch,
-    select_equal,
-    store,
-    store_part,
-)
 
 INF = float("inf")
+
+
+class ActivationOptions(NamedTuple):
+    """Options of the blocks that know a temperature: 1/T or None, and whether x holds terms, as in `traverse`."""
+
+    beta: Any
+    keep: Any
 
 
 @inline
@@ -40,32 +38,32 @@ def softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
     """
     offset, length, _, _, _ = place
     beta, keep = options
-    m, shift, bias, top, ties, rest, rest_low = stats
-    inverse = reciprocal(m, top, ties, rest, rest_low)
+    inverse = reciprocal(stats)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        store(y, offset + k, probability_by(load(x, offset + k), beta, shift, bias, inverse, keep))
+        store(y, offset + k, probability_by(load(x, offset + k), beta, stats, inverse, keep))
     if full < length:
         last = load_part(x, offset + full, length - full, filler(x, keep))
-        store_part(y, offset + full, length - full, probability_by(last, beta, shift, bias, inverse, keep))
+        store_part(y, offset + full, length - full, probability_by(last, beta, stats, inverse, keep))
 
 
 @kernel
 def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
     data, probs, tile = memory(x), memory(y), memory(room)
-    options = beta, True
+    options = ActivationOptions(beta, True)
     traverse(softmax_block, start, stop, x.shape, tile, data, None, probs, None, options, beta=beta, keep=True)
 
 
 @inline
 def few_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
     """`softmax` of so many short rows, one by one."""
+    options = ActivationOptions(beta, True)
     for row in range(rows):
         at = row * classes
         stats = short_statistics(x, at, classes, beta, y)
-        softmax_block(y, None, y, (at, classes, True, row, 1), stats, None, (beta, True))
+        softmax_block(y, None, y, row_at(at, classes, row), stats, None, options)
 
 
 @kernel
@@ -76,20 +74,20 @@ def softmax_small(x: Any, y: Any) -> None:
     if rows <= FEW and classes <= COLUMN_LIMIT:
         few_softmax(rows, classes, data, probs, None)
         return
-    tile, shape = scratch(data, COLUMN_LIMIT), (rows, classes, 1)
-    traverse(softmax_block, 0, rows, shape, tile, data, None, probs, None, (None, True), keep=True)
+    tile, shape, options = scratch(data, COLUMN_LIMIT), (rows, classes, 1), ActivationOptions(None, True)
+    traverse(softmax_block, 0, rows, shape, tile, data, None, probs, None, options, keep=True)
 
 
 @inline
-def log_softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, beta: Any) -> None:
+def log_softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """log p_k = (x_k - m) - log(1 + s'): two terms of one sign, so that the result is as accurate as they are.
 
     Error: log(1 + s') within 2.3 ulp (s' 1.2, damped by the logarithm; log_pair 1.1), x_k - m within 0.5, with a
     temperature within 1, the last subtraction 0.5: at most 4 ulp, measured 1.95.
     """
     offset, length, _, _, _ = place
-    m, _, _, top, ties, rest, rest_low = stats
-    high, low = log_of_others(top, ties, rest, rest_low)
+    beta, m = options.beta, stats.m
+    high, low = log_of_others(stats)
     log_rest = high + low
     step = lane_count(x)
     full = length // step * step
@@ -104,16 +102,18 @@ def log_softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any,
 def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
     data, result, tile = memory(x), memory(y), memory(room)
-    traverse(log_softmax_block, start, stop, x.shape, tile, data, None, result, None, beta, beta=beta)
+    options = ActivationOptions(beta, None)
+    traverse(log_softmax_block, start, stop, x.shape, tile, data, None, result, None, options, beta)
 
 
 @inline
 def few_log_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
     """`log_softmax` of so many short rows, one by one."""
+    options = ActivationOptions(beta, None)
     for row in range(rows):
         at = row * classes
         stats = short_statistics(x, at, classes, beta, None)
-        log_softmax_block(x, None, y, (at, classes, True, row, 1), stats, None, beta)
+        log_softmax_block(x, None, y, row_at(at, classes, row), stats, None, options)
 
 
 @kernel
@@ -124,21 +124,20 @@ def log_softmax_small(x: Any, y: Any) -> None:
     if rows <= FEW and classes <= COLUMN_LIMIT:
         few_log_softmax(rows, classes, data, result, None)
         return
-    tile, shape = scratch(data, COLUMN_LIMIT), (rows, classes, 1)
-    traverse(log_softmax_block, 0, rows, shape, tile, data, None, result, None, None)
+    tile, shape, options = scratch(data, COLUMN_LIMIT), (rows, classes, 1), ActivationOptions(None, None)
+    traverse(log_softmax_block, 0, rows, shape, tile, data, None, result, None, options)
 
 
 @inline
 def logsumexp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """lse = m + log(1 + s'); a row whose greatest entry is infinite gives that, unless it holds a NaN."""
-    _, _, _, row, count = place
-    m, _, _, top, ties, rest, rest_low = stats
-    high, low = log_of_others(top, ties, rest, rest_low)
+    m, rest = stats.m, stats.rest
+    high, low = log_of_others(stats)
     total, error = two_sum(m, high)
     value = total + (error + low)
     infinite = select_equal(rest, rest, m, rest)
     unbounded = select_equal(m - m, number(x, 0.0), number(x, 0.0), number(x, 1.0))
-    store_part(rows, row, count, broadcast(select_equal(unbounded, number(x, 1.0), infinite, value)))
+    store_part(rows, place.row, place.count, broadcast(select_equal(unbounded, number(x, 1.0), infinite, value)))
 
 
 @kernel
@@ -154,7 +153,7 @@ def few_logsumexp(rows: int, classes: int, x: Any, sums: Any) -> None:
     for row in range(rows):
         at = row * classes
         stats = short_statistics(x, at, classes, None, None)
-        logsumexp_block(x, None, None, (at, classes, True, row, 1), stats, sums, None)
+        logsumexp_block(x, None, None, row_at(at, classes, row), stats, sums, None)
 
 
 @kernel

@@ -8,14 +8,48 @@ log-softmax         J = beta (I - 1 p^T)            J v = beta (v - p.v), J^T g 
 =================== =============================== ==========================================
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
+from fastsoftmax.kernels.activations import ActivationOptions
 from fastsoftmax.kernels.elementary import lift_of, most_power, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.simd.memory import (
+    lane_count,
+    load,
+    load_part,
+    load_scalar,
+    memory,
+    scatter,
+    scratch,
+    store,
+    store_part,
+    store_scalar,
+)
+from fastsoftmax.kernels.simd.reduce import fold_maximum, fold_two_sum
+from fastsoftmax.kernels.simd.rows import row_value
+from fastsoftmax.kernels.simd.transpose import store_turned
+from fastsoftmax.kernels.simd.values import (
+    absolute,
+    any_above,
+    broadcast,
+    filled,
+    fma,
+    if_none,
+    is_single,
+    maximum,
+    minimum,
+    muladd,
+    number,
+    select_equal,
+    select_less,
+    truncate,
+)
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     GREATEST,
     TABLE,
+    Reciprocal,
+    RowStatistics,
     add,
     bounded,
     certain,
@@ -39,36 +73,6 @@ from fastsoftmax.kernels.traversal import (
     two_to_the,
     weighted,
 )
-from fastsoftmax.kernels.vector import (
-    absolute,
-    any_above,
-    broadcast,
-    filled,
-    fma,
-    fold_maximum,
-    fold_two_sum,
-    if_none,
-    is_single,
-    lane_count,
-    load,
-    load_part,
-    load_scalar,
-    maximum,
-    memory,
-    minimum,
-    muladd,
-    number,
-    row_value,
-    scatter,
-    scratch,
-    select_equal,
-    select_less,
-    store,
-    store_part,
-    store_scalar,
-    store_turned,
-    truncate,
-)
 
 INF = float("inf")
 NAN = float("nan")
@@ -76,6 +80,43 @@ TWO_TILES = 2 * COLUMN_LIMIT
 USUAL = 20.0
 MOST_USUAL = 2.0**18
 """Sums of e v are taken in units of two to `USUAL`. Rows with a greater v than `MOST_USUAL` are summed again."""
+
+
+class ProductOptions(NamedTuple):
+    """1/T or None, whether x holds probabilities (else None), `keep` of `traverse`, the weights of the rows."""
+
+    beta: Any
+    from_probs: Any
+    keep: Any
+    weights: Any
+
+
+class Errors(NamedTuple):
+    """What makes p - t of a logit and a target: what is known of the row, a certain class, and 1 - p of that."""
+
+    stats: Any
+    inverse: Any
+    crest: Any
+    lacking: Any
+
+
+class Centre(NamedTuple):
+    """What v is measured from: c; 2**LIFT times the mean of v - c in units of 2**power; `shares_of`."""
+
+    c: Any
+    power: Any
+    mean: Any
+    mean_low: Any
+    shares: Any
+
+
+class Tops(NamedTuple):
+    """What `_jacobian_rows` needs of a row: its highest probability, the diagonal there, `_powers`."""
+
+    highest: Any
+    at_highest: Any
+    raised: Any
+    power: Any
 
 
 @inline
@@ -102,8 +143,9 @@ def over_temperature(high: Any, low: Any, beta: Any) -> Any:
 
 
 @inline
-def dot(x: Any, v: Any, offset: int, length: int, folded: Any) -> Any:
+def dot(x: Any, v: Any, place: Any) -> Any:
     """sum_j p_j v_j of each row as a pair, for given probabilities x."""
+    offset, length, folded, _, _ = place
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
@@ -117,8 +159,9 @@ def dot(x: Any, v: Any, offset: int, length: int, folded: Any) -> Any:
 
 
 @inline
-def product_of_probs(x: Any, v: Any, y: Any, offset: int, length: int, mean: Any, weight: Any, beta: Any) -> None:
+def product_of_probs(x: Any, v: Any, y: Any, place: Any, mean: Any, weight: Any, beta: Any) -> None:
     """y = beta weight p (v - mean), 0 where the weight is; x holds probabilities, the mean is a pair."""
+    offset, length, _, _, _ = place
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
@@ -146,13 +189,12 @@ def product_of_probs(x: Any, v: Any, y: Any, offset: int, length: int, mean: Any
 def direction(value: Any, entry: Any, errors: Any, keep: Any) -> Any:
     """v_j: an entry of v, or of the squared error's p - t, which is (1 - t) - (1 - p) at a certain class.
 
-    `errors`, unless None, is (shift, bias, `reciprocal`, what a certain class is known by, 1 - p of it).
+    `errors` are `Errors` in the latter case, else None.
     """
     if errors is None:
         return entry
-    shift, bias, inverse, crest, lacking = errors
-    p = probability_by(value, None, shift, bias, inverse, keep)
-    return select_equal(value, crest, (number(p, 1.0) - entry) - lacking, p - entry)
+    p = probability_by(value, None, errors.stats, errors.inverse, keep)
+    return select_equal(value, errors.crest, (number(p, 1.0) - entry) - errors.lacking, p - entry)
 
 
 @inline
@@ -165,7 +207,7 @@ def _reach(value: Any, entry: Any, greatest: Any, bound: Any, pivot: Any) -> Any
 @inline
 def extent(x: Any, v: Any, place: Any, greatest: Any, keep: Any) -> Any:
     """max |v|, and v at a greatest entry, of each row; NaN is passed over."""
-    offset, length, folded = place
+    offset, length, folded, _, _ = place
     step = lane_count(x)
     full = length // step * step
     bound, pivot = broadcast(number(x, 0.0)), broadcast(number(x, -INF))
@@ -181,17 +223,16 @@ def extent(x: Any, v: Any, place: Any, greatest: Any, keep: Any) -> Any:
 @inline
 def has_certain(stats: Any) -> bool:
     """Whether any row has such a class: few do in most data, and what they need takes as long as 50 classes."""
-    _, _, _, top, _, _, _ = stats
-    one, zero = filled(top[0], 1.0), filled(top[0], 0.0)
-    found: bool = any_above(select_equal(certain(stats), top[0], one, zero), number(top[0], 0.5))
+    top = stats.top[0]
+    one, zero = filled(top, 1.0), filled(top, 0.0)
+    found: bool = any_above(select_equal(certain(stats), top, one, zero), number(top, 0.5))
     return found
 
 
 @inline
 def centre_of(pivot: Any, stats: Any) -> Any:
     """c: v at a greatest entry, if its class is certain."""
-    _, _, _, top, _, _, _ = stats
-    there = select_equal(certain(stats), top[0], pivot, number(pivot, 0.0))
+    there = select_equal(certain(stats), stats.top[0], pivot, number(pivot, 0.0))
     return select_less(absolute(there), number(pivot, INF), there, number(pivot, 0.0))
 
 
@@ -231,9 +272,9 @@ def excess_sum(
 
     Then v at a greatest entry (-inf if there is none here), max |v|, and with `errors` the sum of (v_j lift)**2.
     """
-    offset, length, folded = place
-    m, _, _, top, _, _, _ = stats
-    marks = greatest_of(m, keep), select_equal(certain(stats), top[0], number(m, 0.0), top[0])
+    offset, length, folded, _, _ = place
+    m, top = stats.m, stats.top[0]
+    marks = greatest_of(m, keep), select_equal(certain(stats), top, number(m, 0.0), top)
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
@@ -257,11 +298,10 @@ def _add_excess(
     value: Any, entry: Any, stats: Any, beta: Any, keep: Any, marks: Any, unit: Any, sums: Any, reach: Any
 ) -> Any:
     """The running sum of e v and the `_reach`, with one more vector of entries."""
-    m, shift, bias, _, _, _, _ = stats
     greatest, e_of_greatest = marks
     e = value
     if keep is None:
-        e = term(value, m, beta, shift, bias)
+        e = term(value, stats.m, beta, stats.shift, stats.bias)
     e = select_equal(value, greatest, e_of_greatest, e)
     product, low = two_product(e, entry * unit)
     high, error = two_sum(sums[0], product)
@@ -278,8 +318,8 @@ def _add_square(d: Any, lift: Any, errors: Any, squares: Any) -> Any:
 @inline
 def shares_of(stats: Any) -> Any:
     """`reciprocal` with the term of a greatest entry rounded, as `excess_sum` has it: the shares add up to 1."""
-    m, _, _, top, ties, rest, rest_low = stats
-    return reciprocal(m, (top[0], number(rest, 0.0)), ties, rest, rest_low)
+    m, shift, bias, top, ties, rest, rest_low = stats
+    return reciprocal(RowStatistics(m, shift, bias, (top[0], number(rest, 0.0)), ties, rest, rest_low))
 
 
 @inline
@@ -288,31 +328,32 @@ def mean_excess(sums: Any, from_c: Any, stats: Any, shares: Any) -> Any:
 
     sum_(j != m) e_j (v_j - c) cancels where all v_j are close to c, but not below their own last places.
     """
-    _, _, _, _, _, rest, rest_low = stats
-    scale, scale_low, _, _, _, _, _ = shares
-    others, error = two_product(rest, from_c)
+    others, error = two_product(stats.rest, from_c)
     high, low = two_sum(sums[0], others)
-    low = low + (sums[1] + muladd(rest_low, from_c, error))
+    low = low + (sums[1] + muladd(stats.rest_low, from_c, error))
     high, low = two_sum(high, low)
-    product, error = two_product(high, scale)
-    return two_sum(product, error + muladd(high, scale_low, low * scale))
+    product, error = two_product(high, shares.scale)
+    return two_sum(product, error + muladd(high, shares.scale_low, low * shares.scale))
 
 
 @inline
 def centred_direction(x: Any, v: Any, place: Any, stats: Any, beta: Any, keep: Any, errors: Any, lift: Any) -> Any:
-    """The centre of a row, and the sum of squares of `excess_sum`.
-
-    The centre is c, `power`, 2**LIFT times the mean of v - c in units of 2**power, as a pair, and `shares_of`.
-    """
-    _, _, folded = place
-    power = filled(stats[0], USUAL)
+    """The `Centre` of a row, and the sum of squares of `excess_sum`."""
+    folded = place.folded
+    power = filled(stats.m, USUAL)
     sums, pivot, bound, squares = excess_sum(x, v, place, stats, beta, keep, errors, lift, two_to_the(-power))
     if not _is_usual(bound, folded):
         power = power_for(fold_maximum(folded, bound))
         sums, pivot, bound, squares = excess_sum(x, v, place, stats, beta, keep, errors, lift, two_to_the(-power))
+    return row_centre(pivot, power, sums, stats), squares
+
+
+@inline
+def row_centre(pivot: Any, power: Any, sums: Any, stats: Any) -> Centre:
+    """The `Centre` of a row, from what `excess_sum` found in all of it."""
     c, shares = centre_of(pivot, stats), shares_of(stats)
     mean, mean_low = mean_excess(sums, -(c * two_to_the(-power)), stats, shares)
-    return (c, power, mean, mean_low, shares), squares
+    return Centre(c, power, mean, mean_low, shares)
 
 
 @inline
@@ -350,9 +391,8 @@ def product_of_logits(
     factor: Any,
 ) -> None:
     """y = beta factor p (v - p.v), 0 where the weight is; `factor` is a pair."""
-    offset, length, _ = place
+    offset, length, _, _, _ = place
     c, power, mean, mean_low, plain = centre
-    _, shift, bias, _, _, _, _ = stats
     high, low, power_of_t = over_temperature(factor[0], factor[1], beta)
     # What would make of the heaviest probability more than the greatest number is put back last.
     most = most_power(high) - number(x, 1.0)
@@ -366,7 +406,7 @@ def product_of_logits(
     crest = crest_of(stats, keep)
     at_crest = filled(mean, 0.0)
     if has_certain(stats):
-        product = muladd(plain[6], mean, plain[6] * mean_low)
+        product = muladd(plain.highest, mean, plain.highest * mean_low)
         at_crest = number(x, 0.0) - times_power(product, high, low, wanted - lift_of(power))
     mean, mean_low = mean * lower * late, mean_low * lower * late
     step = lane_count(x)
@@ -374,13 +414,13 @@ def product_of_logits(
     for k in range(0, full, step):
         value = load(x, offset + k)
         above = (muladd(direction(value, load(v, offset + k), errors, keep), unit, from_c) - mean) - mean_low
-        p = probability_by(value, beta, shift, bias, inverse, keep)
+        p = probability_by(value, beta, stats, inverse, keep)
         store(y, offset + k, spared(weight, select_equal(value, crest, at_crest, p * above)))
     if full < length:
         value = load_part(x, offset + full, length - full, filler(x, keep))
         entry = load_part(v, offset + full, length - full, number(x, 0.0))
         above = (muladd(direction(value, entry, errors, keep), unit, from_c) - mean) - mean_low
-        p = probability_by(value, beta, shift, bias, inverse, keep)
+        p = probability_by(value, beta, stats, inverse, keep)
         slope = select_equal(value, crest, at_crest, p * above)
         store_part(y, offset + full, length - full, spared(weight, slope))
 
@@ -393,24 +433,21 @@ def softmax_product_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     p_k 2.2, a difference, a product and a subtraction half an ulp each; measured 1.7. Of given probabilities,
     relative to p_k (|v_k| + sum_j p_j |v_j|).
     """
-    offset, length, folded, row, count = place
     beta, from_probs, keep, weights = options
-    weight = row_value(x, folded, weights, row, count)
-    _product(x, v, y, (offset, length, folded), stats, beta, from_probs, keep, weight)
+    weight = row_value(x, place.folded, weights, place.row, place.count)
+    _product(x, v, y, place, stats, beta, from_probs, keep, weight)
 
 
 @inline
 def _product(
-    x: Any, v: Any, y: Any, span: Any, stats: Any, beta: Any, from_probs: Any, keep: Any, weight: Any
+    x: Any, v: Any, y: Any, place: Any, stats: Any, beta: Any, from_probs: Any, keep: Any, weight: Any
 ) -> None:
-    offset, length, folded = span
     if from_probs is None:
-        centre, _ = centred_direction(x, v, span, stats, beta, keep, None, None)
+        centre, _ = centred_direction(x, v, place, stats, beta, keep, None, None)
         factor = weight, number(x, 0.0)
-        product_of_logits(x, v, y, span, stats, beta, keep, None, centre, weight, factor)
+        product_of_logits(x, v, y, place, stats, beta, keep, None, centre, weight, factor)
     else:
-        mean = dot(x, v, offset, length, folded)
-        product_of_probs(x, v, y, offset, length, mean, weight, beta)
+        product_of_probs(x, v, y, place, dot(x, v, place), weight, beta)
 
 
 @kernel
@@ -422,7 +459,7 @@ def softmax_product(
     `keep` is that of `traverse`: None for probabilities, and where y lies over v.
     """
     shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
-    options = beta, from_probs, keep, memory(weights)
+    options = ProductOptions(beta, from_probs, keep, memory(weights))
     traverse(
         softmax_product_block,
         start,
@@ -444,7 +481,7 @@ def softmax_product(
 def softmax_product_small(x: Any, v: Any, y: Any, from_probs: Any) -> None:
     """`softmax_product` for the rows of matrices: few arguments, because small calls are made of them."""
     keep = if_none(from_probs, True)
-    data, options = memory(x), (None, from_probs, keep, None)
+    data, options = memory(x), ProductOptions(None, from_probs, keep, None)
     rows, classes = x.shape
     tile, shape = scratch(data, TWO_TILES), (rows, classes, 1)
     vector, result = memory(v), memory(y)
@@ -456,11 +493,10 @@ def softmax_product_small(x: Any, v: Any, y: Any, from_probs: Any) -> None:
 def softmax_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, weights: Any) -> None:
     """y = weight p (1 - p), from the terms of the rows."""
     offset, length, folded, row, count = place
-    m, _, _, top, ties, rest, rest_low = stats
-    inverse = reciprocal(m, top, ties, rest, rest_low)
+    inverse = reciprocal(stats)
     weight = row_value(x, folded, weights, row, count)
     heavy = weighted(inverse, weight, number(x, 0.0), number(x, 0.0))
-    at_top = inverse[6] * complement(stats, heavy)
+    at_top = inverse.highest * complement(stats, heavy)
     greatest, one = number(x, GREATEST), number(x, 1.0)
     step = lane_count(x)
     full = length // step * step
@@ -485,10 +521,9 @@ def softmax_variance(start: int, stop: int, room: Any, x: Any, y: Any, weights: 
 @inline
 def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """y = beta (v - p.v): within 4 eps of beta sum_j p_j |v_k - v_j|, as in `softmax_product_block`."""
-    offset, length, folded, _, _ = place
+    offset, length, _, _, _ = place
     beta, keep = options
-    span = offset, length, folded
-    centre, _ = centred_direction(x, v, span, stats, beta, keep, None, None)
+    centre, _ = centred_direction(x, v, place, stats, beta, keep, None, None)
     c, power, mean, mean_low, _ = centre
     lift = lift_of(power)
     unit, lifted = two_to_the(-power), two_to_the(lift)
@@ -509,7 +544,7 @@ def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
 def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, keep: Any, beta: Any) -> None:
     """y = J v for the Jacobian of log-softmax at x. `keep` as for `softmax_product`."""
     shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
-    options = beta, keep
+    options = ActivationOptions(beta, keep)
     traverse(log_softmax_jvp_block, start, stop, shape, tile, data, vector, result, None, options, beta, keep=keep)
 
 
@@ -521,7 +556,6 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     """
     offset, length, folded, _, _ = place
     beta, keep = options
-    m, shift, bias, top, ties, rest, rest_low = stats
     zero, nowhere = number(x, 0.0), number(x, -INF)
     crest = crest_of(stats, keep)
     step = lane_count(x)
@@ -542,22 +576,22 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     there = select_equal(there, nowhere, zero, there)
     others, others_low = two_sum(others, others_low)
     whole, error = two_sum(others, there)
-    plain = reciprocal(m, top, ties, rest, rest_low)
+    plain = reciprocal(stats)
     high, low, power = over_temperature(whole, error + others_low, beta)
     lacking, lacking_low, _ = over_temperature(there, zero, beta)
     inverse = weighted(plain, high, low, power)
     at_top = whole
     if has_certain(stats):
         lack = times_power(lifted_complement(stats, plain), lacking, lacking_low, power - lift_of(power))
-        at_top = lack - plain[6] * times(others, beta)
+        at_top = lack - plain.highest * times(others, beta)
     for k in range(0, full, step):
         value = load(x, offset + k)
-        p = probability_by(value, beta, shift, bias, inverse, keep)
+        p = probability_by(value, beta, stats, inverse, keep)
         inside = times(load(v, offset + k), beta) - p
         store(y, offset + k, select_equal(value, crest, at_top, inside))
     if full < length:
         value = load_part(x, offset + full, length - full, filler(x, keep))
-        p = probability_by(value, beta, shift, bias, inverse, keep)
+        p = probability_by(value, beta, stats, inverse, keep)
         inside = times(load_part(v, offset + full, length - full, zero), beta) - p
         store_part(y, offset + full, length - full, select_equal(value, crest, at_top, inside))
 
@@ -566,7 +600,7 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
 def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, keep: Any, beta: Any) -> None:
     """y = J^T v for the Jacobian of log-softmax at x. `keep` as for `softmax_product`."""
     shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
-    options = beta, keep
+    options = ActivationOptions(beta, keep)
     traverse(log_softmax_vjp_block, start, stop, shape, tile, data, vector, result, None, options, beta, keep=keep)
 
 
@@ -607,7 +641,7 @@ def _powers(weight: Any, beta: Any) -> Any:
 def _jacobian_rows(
     y: Any, offset: int, classes: int, tops: Any, beta: Any, logarithmic: Any, weight: Any, plain: Any
 ) -> None:
-    """One Jacobian from the probabilities in its first row; `tops` are the numbers of that row of `_extremes`."""
+    """One Jacobian from the probabilities in its first row; `tops` are the `Tops` of that row."""
     highest, at_highest, raised, power = tops
     step = lane_count(y)
     full = classes // step * step
@@ -661,24 +695,21 @@ def _fill_probs(
     lift: Any,
 ) -> None:
     """Probabilities of x into y, those of logits by `inverse`, given ones times `lift`."""
-    _, shift, bias, _, _, _, _ = stats
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        p = _prob(load(x, offset + k), beta, shift, bias, inverse, lift, from_probs, keep)
+        p = _prob(load(x, offset + k), beta, stats, inverse, lift, from_probs, keep)
         store(y, y_offset + k, p)
     if full < length:
         last = load_part(x, offset + full, length - full, _filler(x, from_probs, keep))
-        p = _prob(last, beta, shift, bias, inverse, lift, from_probs, keep)
+        p = _prob(last, beta, stats, inverse, lift, from_probs, keep)
         store_part(y, y_offset + full, length - full, p)
 
 
 @inline
-def _prob(
-    value: Any, beta: Any, shift: Any, bias: Any, inverse: Any, lift: Any, from_probs: Any, keep: Any
-) -> Any:
+def _prob(value: Any, beta: Any, stats: Any, inverse: Any, lift: Any, from_probs: Any, keep: Any) -> Any:
     if from_probs is None:
-        return probability_by(value, beta, shift, bias, inverse, keep)
+        return probability_by(value, beta, stats, inverse, keep)
     return value * lift
 
 
@@ -691,12 +722,11 @@ def _filler(x: Any, from_probs: Any, keep: Any) -> Any:
 
 @inline
 def _extremes(stats: Any, beta: Any, from_probs: Any, logarithmic: Any, weight: Any, plain: Any) -> Any:
-    """`reciprocal` and factor of the probabilities as they are kept; then what `_jacobian_rows` needs of each row.
+    """`reciprocal` and factor of the probabilities as they are kept, and the `Tops` of each row.
 
-    That is the highest probability, the diagonal there, and the powers of `_powers`. Given probabilities are what
-    they are, and 1 - p is subtracted.
+    Given probabilities are what they are, and 1 - p is subtracted.
     """
-    m, _, _, top, ties, rest, rest_low = stats
+    m = stats.m
     zero = filled(m, 0.0)
     raised, power = zero, zero
     if plain is None:
@@ -706,19 +736,19 @@ def _extremes(stats: Any, beta: Any, from_probs: Any, logarithmic: Any, weight: 
         raised = zero
     lift = two_to_the(raised)
     if from_probs is not None:
-        return (m, m, m, m, m, m, m), lift, (filled(m, -1.0), zero, raised, power)
-    inverse = reciprocal(m, top, ties, rest, rest_low)
+        return Reciprocal(m, m, m, m, m, m, m), lift, Tops(filled(m, -1.0), zero, raised, power)
+    inverse = reciprocal(stats)
     high, low, of_t = over_temperature(weight, number(m, 0.0), beta)
     heavy = inverse
     if plain is None:
         heavy = weighted(inverse, zero + high, zero + low, of_t)
     if logarithmic is not None:
-        return heavy, lift, (heavy[6], complement(stats, heavy), raised, power)
-    at_highest = inverse[6] * complement(stats, heavy)
+        return heavy, lift, Tops(heavy.highest, complement(stats, heavy), raised, power)
+    at_highest = inverse.highest * complement(stats, heavy)
     kept = inverse
     if plain is None:
         kept = weighted(inverse, zero + number(m, 1.0), zero, raised)
-    return kept, lift, (kept[6], at_highest, raised, power)
+    return kept, lift, Tops(kept.highest, at_highest, raised, power)
 
 
 @inline
@@ -768,7 +798,7 @@ def _jacobian(
                     scatter(y, first * square + j, square, count, load(tile, j * step))
         for lane in range(count):
             at = (first + lane) * square
-            row = (
+            row = Tops(
                 load_scalar(numbers, lane),
                 load_scalar(numbers, step + lane),
                 load_scalar(numbers, 2 * step + lane),

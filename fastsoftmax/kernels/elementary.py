@@ -1,17 +1,16 @@
-r"""exp, log and log1p, for floats and for vectors of them, with their error bounds.
+r"""What exp, log and log1p are made of, for floats and for vectors of them, with their error bounds.
 
 u is the unit roundoff: 2**-24 in float32, 2**-53 in float64; one ulp of a result in [1, 2) is 2u. The bounds
 are in ulps of the result, derived below for machines with and without fused multiply-add, and measured
 against mpmath in ``tests/test_elementary.py``.
 
-========================= ============ =========== ======================================================
-function                  proven bound measured    domain
-========================= ============ =========== ======================================================
-`exp`                     1.1 ulp      1.01, 1.01  everywhere; denormal results within one denormal
-`exp_scaled`              1.1 ulp      as `exp`    results below the smallest normal number are 0
-`log`                     1.5 ulp      0.81, 0.80  everywhere, also denormal arguments
-`log1p`                   1.6 ulp      0.79, 0.83  everywhere
-========================= ============ =========== ======================================================
+=============== ============ =========== =====================================================
+function        proven bound measured    remarks
+=============== ============ =========== =====================================================
+`exp_scaled`    1.1 ulp      1.01, 1.01  results below the smallest normal number are 0
+`_log_terms`    1.5 ulp      0.81, 0.80  log(x) as their sum
+`_log_terms`    1.6 ulp      0.79, 0.83  log(1 + x), corrected by the rounding error of 1 + x
+=============== ============ =========== =====================================================
 
 The polynomials are minimax fits (Remez, relative error), made for this file: the worst approximation error
 is 0.065 u (exp, float32), 0.073 u (exp, float64), 0.014 u (log, float32) and 0.014 u (log, float64), which
@@ -27,7 +26,7 @@ W. J. Cody and W. Waite, Software Manual for the Elementary Functions, 1980.
 from typing import Any
 
 from fastsoftmax.kernels.jit import inline
-from fastsoftmax.kernels.vector import (
+from fastsoftmax.kernels.simd.values import (
     absolute,
     filled,
     fma,
@@ -252,23 +251,6 @@ def exp_scaled(t: Any, tail: Any, bias: Any) -> Any:
 
 
 @inline
-def exp(x: Any) -> Any:
-    """The exponential function, over the whole range: overflow to inf, gradual underflow to 0, nan to nan.
-
-    As `exp_scaled`, but the power of two is applied in two halves, so that a denormal result is rounded
-    once, from a value within 1.1 ulp.
-    """
-    low = number(x, -105.0) if is_single(x) else number(x, -746.0)
-    high = number(x, 89.0) if is_single(x) else number(x, 710.0)
-    t = select_less(x, low, low, select_less(high, x, high, x))
-    n = nearest(t * number(x, LOG2_E))
-    half = nearest(n * number(x, 0.5))
-    zero = number(x, 0.0)
-    e = exp_scaled(t, number(x, -0.0), biased(x, n))
-    return (e * shift_to_exponent(biased(x, zero) + half)) * shift_to_exponent(biased(x, zero) + (n - half))
-
-
-@inline
 def _log_terms(k: Any, m: Any, correction: Any) -> Any:
     r"""The terms a, f and c of ``log(2**k m) + correction`` = a - (c - f), for a correction of a few u.
 
@@ -309,33 +291,3 @@ def log_pair(x: Any, x_low: Any) -> Any:
     high, error = two_sum(f, -c)
     high, rest = two_sum(a, high)
     return high, error + rest
-
-
-@inline
-def log(x: Any) -> Any:
-    """The natural logarithm: log(0) = -inf, log(inf) = inf, nan for negative x and nan."""
-    tiny = number(x, 1.1754943508222875e-38) if is_single(x) else number(x, 2.2250738585072014e-308)
-    lift = number(x, 16777216.0) if is_single(x) else number(x, 18014398509481984.0)
-    lifted = number(x, 24.0) if is_single(x) else number(x, 54.0)
-    zero = number(x, 0.0)
-    k, m = split_exponent(select_less(x, tiny, x * lift, x))
-    a, f, c = _log_terms(k - select_less(x, tiny, lifted, zero), m, zero)
-    value = a - (c - f)
-    value = select_equal(x, number(x, INF), x, value)
-    value = select_less(x, zero, number(x, NAN), value)
-    value = select_equal(x, zero, number(x, -INF), value)
-    return select_equal(x, x, value, x)
-
-
-@inline
-def log1p(x: Any) -> Any:
-    """``log(1 + x)``, accurate where x is small: the rounding error of 1 + x corrects its logarithm."""
-    total, error = two_sum(number(x, 1.0), x)
-    k, m = split_exponent(total)
-    a, f, c = _log_terms(k, m, error / total)
-    value = a - (c - f)
-    value = select_equal(x, number(x, INF), x, value)
-    value = select_less(x, number(x, -1.0), number(x, NAN), value)
-    value = select_equal(x, number(x, -1.0), number(x, -INF), value)
-    value = select_equal(x, number(x, 0.0), x, value)
-    return select_equal(x, x, value, x)

@@ -10,10 +10,13 @@ The gradient is -p_k (log p_k + H)/T = p_k (d_k - E)/T: log(1 + s') has cancelle
 0 counts for nothing, however deep it is.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastsoftmax.kernels.elementary import below, centred, exp_scaled, most_power, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, scratch, store, store_part
+from fastsoftmax.kernels.simd.reduce import fold_two_sum
+from fastsoftmax.kernels.simd.values import broadcast, maximum, muladd, number
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     log_of_others,
@@ -25,31 +28,25 @@ from fastsoftmax.kernels.traversal import (
     two_to_the,
     weighted,
 )
-from fastsoftmax.kernels.vector import (
-    broadcast,
-    fold_two_sum,
-    lane_count,
-    load,
-    load_part,
-    maximum,
-    memory,
-    muladd,
-    number,
-    scratch,
-    store,
-    store_part,
-)
 
 INF = float("inf")
 HEADROOM = 12.0
 """Two to that is above every |d - E| where p (d - E) is a normal number: no p that counts is flushed."""
 
 
+class EntropyOptions(NamedTuple):
+    """1/T or None, and what `_parted` makes of it for the gradient: None where there is none."""
+
+    beta: Any
+    power: Any
+    inner: Any
+
+
 @inline
-def _add_depth(value: Any, beta: Any, shift: Any, bias: Any, depth: Any, sums: Any) -> Any:
+def _add_depth(value: Any, beta: Any, stats: Any, depth: Any, sums: Any) -> Any:
     """The sum of e_k d_k as a pair, with one more entry."""
-    t, tail = centred(value, shift, beta)
-    e = exp_scaled(t, tail, bias)
+    t, tail = centred(value, stats.shift, beta)
+    e = exp_scaled(t, tail, stats.bias)
     product, product_low = two_product(e, depth)
     high, error = two_sum(sums[0], spared(e, product))
     return high, sums[1] + (error + spared(e, product_low))
@@ -84,7 +81,7 @@ def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
     """
     offset, length, folded, row, count = place
     beta, power, inner = options
-    m, shift, bias, top, ties, rest, rest_low = stats
+    m = stats.m
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
@@ -92,28 +89,28 @@ def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
     for k in range(0, full, step):
         value = load(x, offset + k)
         depth = -below(value, m, beta)
-        sums = _add_depth(value, beta, shift, bias, depth, sums)
+        sums = _add_depth(value, beta, stats, depth, sums)
     if full < length:
         last = load_part(x, offset + full, length - full, number(x, -INF))
         depth = -below(last, m, beta)
-        sums = _add_depth(last, beta, shift, bias, depth, sums)
+        sums = _add_depth(last, beta, stats, depth, sums)
     dot, dot_low = fold_two_sum(folded, sums[0], sums[1])
-    whole, whole_low = total(top, ties, rest, rest_low)
+    whole, whole_low = total(stats)
     mean, mean_low = quotient(dot, dot_low, whole, whole_low)
-    high, low = log_of_others(top, ties, rest, rest_low)
+    high, low = log_of_others(stats)
     value, error = two_sum(high, mean)
     store_part(rows, row, count, broadcast(value + (error + (low + mean_low))))
     if y is not None:
         one, nothing = number(x, 1.0), number(x, 0.0)
-        inverse = weighted(reciprocal(m, top, ties, rest, rest_low), one, nothing, power)
+        inverse = weighted(reciprocal(stats), one, nothing, power)
         for k in range(0, full, step):
             value = load(x, offset + k)
-            p = probability(value, beta, shift, bias, inverse)
+            p = probability(value, beta, stats, inverse)
             depth = -below(value, m, beta)
             store(y, offset + k, _gradient(depth, mean, mean_low, p, inner))
         if full < length:
             last = load_part(x, offset + full, length - full, number(x, -INF))
-            p = probability(last, beta, shift, bias, inverse)
+            p = probability(last, beta, stats, inverse)
             depth = -below(last, m, beta)
             store_part(y, offset + full, length - full, _gradient(depth, mean, mean_low, p, inner))
 
@@ -123,7 +120,7 @@ def entropy(start: int, stop: int, room: Any, x: Any, y: Any, rows: Any, beta: A
     """rows = -sum_k p_k log p_k of p = softmax(x/T); y, unless None, = -p_k (log p_k + H)/T."""
     data, results = memory(x), memory(rows)
     power, inner = _parted(data, beta)
-    options = (beta, power, inner)
+    options = EntropyOptions(beta, power, inner)
     shape, tile, grad = x.shape, memory(room), memory(y)
     traverse(entropy_block, start, stop, shape, tile, data, None, grad, results, options, beta=beta)
 
@@ -133,5 +130,5 @@ def entropy_small(x: Any, rows: Any) -> None:
     """The entropies of the rows of a matrix: few arguments, for small calls."""
     data, results = memory(x), memory(rows)
     tile, shape = scratch(data, COLUMN_LIMIT), (x.shape[0], x.shape[1], 1)
-    options = (None, None, None)
+    options = EntropyOptions(None, None, None)
     traverse(entropy_block, 0, x.shape[0], shape, tile, data, None, None, results, options)

@@ -7,8 +7,9 @@ from typing import Any
 
 from fastsoftmax.kernels.activations import few_log_softmax, few_logsumexp, few_softmax
 from fastsoftmax.kernels.jit import kernel
-from fastsoftmax.kernels.losses import short_cross_entropy
-from fastsoftmax.kernels.vector import memory, scratch
+from fastsoftmax.kernels.losses import CrossEntropyOptions, short_cross_entropy
+from fastsoftmax.kernels.simd.memory import memory, scratch
+from fastsoftmax.kernels.traversal import Picks
 
 
 @kernel
@@ -35,6 +36,7 @@ def cross_entropy(
 ) -> None:
     """`losses.cross_entropy` of so many rows."""
     data, grad, results, classes = memory(x), memory(y), memory(losses), x.shape[1]
-    options = ((memory(labels), scratch(data, 1)), memory(weights), scale, scale_low)
+    picks = Picks(memory(labels), scratch(data, 1))
+    options = CrossEntropyOptions(picks, memory(weights), scale, scale_low)
     for row in range(rows):
         short_cross_entropy(data, grad, classes, results, row, options)

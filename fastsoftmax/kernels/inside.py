@@ -19,10 +19,10 @@ from numba.extending import overload, register_jitable
 from fastsoftmax.kernels import loops, scalar
 from fastsoftmax.kernels.elementary import MAGIC_32
 from fastsoftmax.kernels.jit import inline
-from fastsoftmax.kernels.vector import (
+from fastsoftmax.kernels.simd.memory import memory
+from fastsoftmax.kernels.simd.values import (
     absolute,
     maximum,
-    memory,
     number,
     select_equal,
     select_less,

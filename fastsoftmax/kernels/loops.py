@@ -19,33 +19,37 @@ from numba import types
 
 from fastsoftmax.kernels import scalar
 from fastsoftmax.kernels.jit import inline, kernel, loop
-from fastsoftmax.kernels.vector import (
-    absolute,
+from fastsoftmax.kernels.simd.memory import (
     address,
     after,
-    broadcast,
-    call_loop,
-    filled,
-    float_status,
-    fold_maximum,
-    item,
     item_size,
-    lane,
+    lane_count,
     load,
-    maximum,
     memory,
-    memory_at,
-    number,
-    read,
     scratch,
-    select_equal,
-    select_less,
-    set_float_status,
-    singles,
     size,
     store,
-    width,
+)
+from fastsoftmax.kernels.simd.reduce import fold_maximum
+from fastsoftmax.kernels.simd.ufunc import (
+    call_loop,
+    float_status,
+    item,
+    memory_at,
+    read,
+    set_float_status,
+    singles,
     write,
+)
+from fastsoftmax.kernels.simd.values import (
+    absolute,
+    broadcast,
+    filled,
+    lane,
+    maximum,
+    number,
+    select_equal,
+    select_less,
 )
 from fastsoftmax.runtime.numba_private import c_address
 
@@ -101,7 +105,7 @@ def _unary(function: Any, watch: Any, x: Any, x_stride: int, y: Any, y_stride: i
     zero = filled(read(x, 0, 0), 0.0)
     raised = (zero, zero, filled(zero, INF))
     while count > 0:
-        n = min(width(x), count)
+        n = min(lane_count(x), count)
         v = read(x, x_stride, n)
         value = function(v)
         raised = watch(v, value, raised)
@@ -117,7 +121,7 @@ def _binary(
 ) -> None:
     """y = function(x, v), number by number."""
     while count > 0:
-        n = min(width(x), count)
+        n = min(lane_count(x), count)
         write(y, y_stride, n, function(read(x, x_stride, n), read(v, v_stride, n)))
         x, v, y = after(x, n * x_stride), after(v, n * v_stride), after(y, n * y_stride)
         count -= n
@@ -180,7 +184,7 @@ def _binary_loop(function: Any, associative: bool, args: Any, dimensions: Any, s
     else:
         if associative and address(x) == address(y) and x_stride == 0 and y_stride == 0:
             # A sum of many: a vector of sums, which are added up at the end.
-            step = width(x)
+            step = lane_count(x)
             if count >= 4 * step:
                 total = read(v, v_stride, step)
                 v, count = after(v, step * v_stride), count - step
@@ -198,18 +202,18 @@ def _binary_loop(function: Any, associative: bool, args: Any, dimensions: Any, s
 @inline
 def _widen(x: Any, x_stride: int, wide: Any, count: int) -> None:
     """float16 to float32, side by side; whole vectors are written."""
-    for k in range(0, count, width(wide)):
-        store(wide, k, read(after(x, k * x_stride), x_stride, min(width(wide), count - k)))
+    for k in range(0, count, lane_count(wide)):
+        store(wide, k, read(after(x, k * x_stride), x_stride, min(lane_count(wide), count - k)))
 
 
 @inline
 def _narrow(wide: Any, y: Any, y_stride: int, count: int, greatest: Any) -> Any:
     """float32 to float16; the greatest finite magnitude that was seen."""
-    for k in range(0, count, width(wide)):
+    for k in range(0, count, lane_count(wide)):
         value = load(wide, k)
         size_ = absolute(value)
         greatest = maximum(select_less(size_, number(wide, INF), size_, number(wide, 0.0)), greatest)
-        write(after(y, k * y_stride), y_stride, min(width(wide), count - k), value)
+        write(after(y, k * y_stride), y_stride, min(lane_count(wide), count - k), value)
     return greatest
 
 
@@ -221,7 +225,7 @@ def unary_half_loop(args: Any, dimensions: Any, steps: Any, function: Any) -> No
     wide = scratch(singles(x), HALF_VECTORS)
     greatest = filled(load(wide, 0), 0.0)
     while count > 0:
-        n = min(HALF_VECTORS * width(wide), count)
+        n = min(HALF_VECTORS * lane_count(wide), count)
         _widen(x, x_stride, wide, n)
         call_loop(function, n, wide, 1, None, 0, wide, 1)
         greatest = _narrow(wide, y, y_stride, n, greatest)
@@ -241,14 +245,14 @@ def binary_half_loop(args: Any, dimensions: Any, steps: Any, function: Any) -> N
     if address(x) == address(y) and x_stride == 0 and y_stride == 0:
         _widen(x, 0, wide, 1)
         while count > 0:
-            n = min(HALF_VECTORS * width(wide), count)
+            n = min(HALF_VECTORS * lane_count(wide), count)
             _widen(v, v_stride, other, n)
             call_loop(function, n, wide, 0, other, 1, wide, 0)
             v, count = after(v, n * v_stride), count - n
         greatest = _narrow(wide, y, 0, 1, greatest)
     apart = _apart(x, x_stride, y, y_stride, count) and _apart(v, v_stride, y, y_stride, count)
     while count > 0:
-        n = min(HALF_VECTORS * width(wide), count) if apart else 1
+        n = min(HALF_VECTORS * lane_count(wide), count) if apart else 1
         _widen(x, x_stride, wide, n)
         _widen(v, v_stride, other, n)
         call_loop(function, n, wide, 1, other, 1, wide, 1)

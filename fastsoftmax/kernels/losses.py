@@ -12,16 +12,40 @@ A weight for each row multiplies loss and gradient; a row of weight 0 counts for
 a mean divides by multiplies the gradients as a pair, so that it rounds once.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastsoftmax.kernels.derivatives import centred_direction, direction, product_of_logits
+from fastsoftmax.kernels.derivatives import Errors, centred_direction, direction, product_of_logits
 from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.reductions import sum_of
+from fastsoftmax.kernels.simd.memory import (
+    lane_count,
+    load,
+    load_part,
+    load_scalar,
+    memory,
+    scratch,
+    store,
+    store_part,
+    store_scalar,
+)
+from fastsoftmax.kernels.simd.reduce import fold_two_sum
+from fastsoftmax.kernels.simd.rows import class_value, lane_labels, one_hot, row_value
+from fastsoftmax.kernels.simd.values import (
+    absolute,
+    broadcast,
+    filled,
+    muladd,
+    number,
+    select_equal,
+    select_less,
+    truncate,
+)
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     FEW,
     ONE_HOT_LIMIT,
+    Picks,
     add,
     complement,
     either,
@@ -34,6 +58,7 @@ from fastsoftmax.kernels.traversal import (
     probability_by,
     probability_of,
     reciprocal,
+    row_at,
     short_statistics,
     spared,
     target_of,
@@ -41,35 +66,47 @@ from fastsoftmax.kernels.traversal import (
     two_to_the,
     weighted,
 )
-from fastsoftmax.kernels.vector import (
-    absolute,
-    broadcast,
-    class_value,
-    filled,
-    fold_two_sum,
-    lane_count,
-    lane_labels,
-    load,
-    load_part,
-    load_scalar,
-    memory,
-    muladd,
-    number,
-    one_hot,
-    row_value,
-    scratch,
-    select_equal,
-    select_less,
-    store,
-    store_part,
-    store_scalar,
-    truncate,
-)
 
 INF = float("inf")
 NAN = float("nan")
 TINY = 2.0**-60
 """Below that log(1 + s) and s/(1 + s) are the same number."""
+
+
+class CrossEntropyOptions(NamedTuple):
+    """Labels and the entries there, the weights of the rows, and what gradients are multiplied by, as a pair."""
+
+    picks: Any
+    weights: Any
+    scale: Any
+    scale_low: Any
+
+
+class Shares(NamedTuple):
+    """What the shares of a distribution are made of: see `_share`."""
+
+    labels: Any
+    class_weights: Any
+    base: Any
+    gain: Any
+
+
+class SoftOptions(NamedTuple):
+    """The shares; the rest as in `CrossEntropyOptions`."""
+
+    shares: Any
+    weights: Any
+    scale: Any
+    scale_low: Any
+
+
+class SquaredErrorOptions(NamedTuple):
+    """As in `CrossEntropyOptions`; `keep` is that of `traverse`."""
+
+    weights: Any
+    scale: Any
+    scale_low: Any
+    keep: Any
 
 
 @inline
@@ -86,17 +123,17 @@ def _scatter_targets(
 @inline
 def tiny_loss(stats: Any, weight: Any, log_rest: Any, value: Any) -> Any:
     """weight log(1 + s'), which is `value` unless s' is no normal number and the product may be one."""
-    m, _, _, top, ties, rest, rest_low = stats
-    heavy = weighted(reciprocal(m, top, ties, rest, rest_low), weight, number(m, 0.0), number(m, 0.0))
-    lifted = select_less(number(m, 1.0), absolute(weight), complement(stats, heavy), value)
-    return select_less(log_rest, number(m, TINY), lifted, value)
+    zero, one = number(log_rest, 0.0), number(log_rest, 1.0)
+    heavy = weighted(reciprocal(stats), weight, zero, zero)
+    lifted = select_less(one, absolute(weight), complement(stats, heavy), value)
+    return select_less(log_rest, number(log_rest, TINY), lifted, value)
 
 
 @inline
 def loss_at(target: Any, stats: Any, weight: Any, weights: Any) -> Any:
     """-weight log p of the entry at the label; `weights` is None where all weights are 1."""
-    m, _, _, top, ties, rest, rest_low = stats
-    high, low = log_of_others(top, ties, rest, rest_low)
+    m = stats.m
+    high, low = log_of_others(stats)
     value = weight * ((m - target) + (high + low))
     if weights is not None:
         value = select_equal(target, m, tiny_loss(stats, weight, high, value), value)
@@ -106,21 +143,19 @@ def loss_at(target: Any, stats: Any, weight: Any, weights: Any) -> Any:
 @inline
 def slope_at(like: Any, target: Any, stats: Any, weight: Any, scale: Any, scale_low: Any) -> Any:
     """scale weight (p - 1): the gradient at the label."""
-    m, shift, bias, top, ties, rest, rest_low = stats
-    plain = reciprocal(m, top, ties, rest, rest_low)
+    plain = reciprocal(stats)
     factor, factor_low = weight * scale, weight * scale_low
-    slope = probability(target, None, shift, bias, plain) - number(like, 1.0)
+    slope = probability(target, None, stats, plain) - number(like, 1.0)
     inside = muladd(slope, factor, slope * factor_low)
     heavy = weighted(plain, factor, factor_low, number(like, 0.0))
-    return spared(weight, select_equal(target, m, -complement(stats, heavy), inside))
+    return spared(weight, select_equal(target, stats.m, -complement(stats, heavy), inside))
 
 
 @inline
 def scaled_reciprocal(stats: Any, weight: Any, scale: Any, scale_low: Any) -> Any:
     """`reciprocal` for scale weight p, the gradient at other entries."""
-    m, _, _, top, ties, rest, rest_low = stats
-    plain = reciprocal(m, top, ties, rest, rest_low)
-    return weighted(plain, weight * scale, weight * scale_low, number(m, 0.0))
+    plain = reciprocal(stats)
+    return weighted(plain, weight * scale, weight * scale_low, number(weight, 0.0))
 
 
 @inline
@@ -128,15 +163,14 @@ def scaled_probs(
     x: Any, y: Any, offset: int, length: int, stats: Any, inverse: Any, weight: Any, keep: Any
 ) -> None:
     """y = the probabilities times what `inverse` has in it, 0 where the weight is; `keep` as in `filler`."""
-    _, shift, bias, _, _, _, _ = stats
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        p = probability_by(load(x, offset + k), None, shift, bias, inverse, keep)
+        p = probability_by(load(x, offset + k), None, stats, inverse, keep)
         store(y, offset + k, spared(weight, p))
     if full < length:
         last = load_part(x, offset + full, length - full, filler(x, keep))
-        p = probability_by(last, None, shift, bias, inverse, keep)
+        p = probability_by(last, None, stats, inverse, keep)
         store_part(y, offset + full, length - full, spared(weight, p))
 
 
@@ -171,10 +205,10 @@ def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
 def short_cross_entropy(x: Any, y: Any, classes: int, rows: Any, row: int, options: Any) -> None:
     """`cross_entropy_block` of one row of at most `COLUMN_LIMIT` classes, by `short_statistics`."""
     at = row * classes
-    labels, targets = options[0]
+    labels, targets = options.picks
     store_scalar(targets, 0, target_of(x, at, classes, labels, row))
     stats = short_statistics(x, at, classes, None, y)
-    cross_entropy_block(either(y, x), None, y, (at, classes, True, row, 1), stats, rows, options)
+    cross_entropy_block(either(y, x), None, y, row_at(at, classes, row), stats, rows, options)
 
 
 @kernel
@@ -192,8 +226,8 @@ def cross_entropy(
 ) -> None:
     """rows = -weights log p[label]; y, unless None, = scale weights (p - onehot(label))."""
     data, targets, grad, results = memory(x), memory(labels), memory(y), memory(rows)
-    picks = targets, scratch(data, 2)
-    options = (picks, memory(weights), scale, scale_low)
+    picks = Picks(targets, scratch(data, 2))
+    options = CrossEntropyOptions(picks, memory(weights), scale, scale_low)
     traverse(
         cross_entropy_block,
         start,
@@ -222,8 +256,8 @@ def cross_entropy_small(x: Any, labels: Any, y: Any, rows: Any, scale: Any, scal
         label = load_scalar(targets, row)
         if label < 0 or label >= classes:
             return -1.0
-    picks = targets, scratch(data, 2)
-    options = (picks, None, scale, scale_low)
+    picks = Picks(targets, scratch(data, 2))
+    options = CrossEntropyOptions(picks, None, scale, scale_low)
     if count <= FEW and classes <= COLUMN_LIMIT:
         for row in range(count):
             short_cross_entropy(data, grad, classes, results, row, options)
@@ -275,8 +309,8 @@ def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, row
     """Loss and gradient for shares: sum_j share_j (m - x_j) + sum(share) log(1 + s'), p sum(share) - share."""
     offset, length, folded, row, count = place
     mix, row_weights, scale, scale_low = options
-    m, shift, bias, top, ties, rest, rest_low = stats
-    high, low = log_of_others(top, ties, rest, rest_low)
+    m = stats.m
+    high, low = log_of_others(stats)
     log_rest = high + low
     greatest = muladd(log_rest, number(x, 0.0), m)  # NaN for a row that is, so that every share sees it
     step = lane_count(x)
@@ -303,7 +337,7 @@ def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, row
     loss = muladd(weight, loss, spared(whole, common))
     store_part(rows, row, count, broadcast(spared(weight, loss)))
     if y is not None:
-        inverse = reciprocal(m, top, ties, rest, rest_low)
+        inverse = reciprocal(stats)
         crest = _crest(m, complement(stats, inverse))
         factor, factor_low = weight * scale, weight * scale_low
         power = exponent_of(factor)  # goes in before the subtraction, where a p may be flushed; the rest after it
@@ -314,13 +348,13 @@ def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, row
         for k in range(0, full, step):
             value = load(x, offset + k)
             share = _share(x, v, offset, k, step, folded, row, count, mix)
-            p = probability(value, None, shift, bias, heavy)
+            p = probability(value, None, stats, heavy)
             slope = _soft_slope(value, share, p, crest, lacking, whole, whole_low, unit)
             store(y, offset + k, spared(weight, muladd(slope, factor, slope * factor_low)))
         if full < length:
             last = load_part(x, offset + full, length - full, number(x, -INF))
             share = _share(x, v, offset, full, length - full, folded, row, count, mix)
-            p = probability(last, None, shift, bias, heavy)
+            p = probability(last, None, stats, heavy)
             slope = _soft_slope(last, share, p, crest, lacking, whole, whole_low, unit)
             slope = spared(weight, muladd(slope, factor, slope * factor_low))
             store_part(y, offset + full, length - full, slope)
@@ -347,8 +381,8 @@ def soft_cross_entropy(
 
     share_j = class_weights_j (base + gain y_j); y are the targets, or if these are None one-hot labels.
     """
-    mix = memory(labels), memory(class_weights), base, gain
-    options = (mix, memory(weights), scale, scale_low)
+    shares = Shares(memory(labels), memory(class_weights), base, gain)
+    options = SoftOptions(shares, memory(weights), scale, scale_low)
     data, v, results = memory(x), memory(targets), memory(rows)
     traverse(soft_cross_entropy_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options)
 
@@ -360,53 +394,33 @@ def squared_error_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
     Differences are squared in units of about the root of the weight, so that no square is flushed that counts.
     Error, in units of the last place of the loss: d is within 2 eps of p + |t|, its square within twice that.
     """
-    offset, length, folded, row, count = place
+    _, _, folded, row, count = place
     weights, scale, scale_low, keep = options
-    m, shift, bias, top, ties, rest, rest_low = stats
-    inverse = reciprocal(m, top, ties, rest, rest_low)
+    inverse = reciprocal(stats)
     lacking = complement(stats, inverse)
-    crest = select_less(lacking, number(x, 0.25), greatest_of(m, keep), number(x, NAN))
-    errors = shift, bias, inverse, crest, lacking
+    crest = select_less(lacking, number(x, 0.25), greatest_of(stats.m, keep), number(x, NAN))
+    errors = Errors(stats, inverse, crest, lacking)
     weight = row_value(x, folded, weights, row, count)
     power = truncate(exponent_of(weight) * number(x, 0.5))
     if weights is None:
         power = filled(weight, 0.0)
     unit = two_to_the(power)
-    span = offset, length, folded
-    loss = _squared_error_rows(x, v, y, span, stats, keep, errors, unit, weight, scale, scale_low)
+    if y is None:
+        squares = error_squares(x, v, place, keep, errors, unit)
+    else:
+        centre, squares = centred_direction(x, v, place, stats, None, keep, errors, unit)
+        factor = weight * scale, weight * scale_low
+        product_of_logits(x, v, y, place, stats, None, keep, errors, centre, weight, factor)
+    loss = number(x, 0.5) * (squares[0] + squares[1])
     if weights is not None:
         loss = loss * ((weight * two_to_the(-power)) * two_to_the(-power))
     store_part(rows, row, count, broadcast(spared(weight, loss)))
 
 
 @inline
-def _squared_error_rows(
-    x: Any,
-    v: Any,
-    y: Any,
-    span: Any,
-    stats: Any,
-    keep: Any,
-    errors: Any,
-    unit: Any,
-    weight: Any,
-    scale: Any,
-    scale_low: Any,
-) -> Any:
-    """1/2 sum (d unit)**2; the gradient into y, unless it is None."""
-    if y is None:
-        square, square_low = error_squares(x, v, span, keep, errors, unit)
-        return number(x, 0.5) * (square + square_low)
-    centre, squares = centred_direction(x, v, span, stats, None, keep, errors, unit)
-    factor = weight * scale, weight * scale_low
-    product_of_logits(x, v, y, span, stats, None, keep, errors, centre, weight, factor)
-    return number(x, 0.5) * (squares[0] + squares[1])
-
-
-@inline
-def error_squares(x: Any, v: Any, span: Any, keep: Any, errors: Any, unit: Any) -> Any:
+def error_squares(x: Any, v: Any, place: Any, keep: Any, errors: Any, unit: Any) -> Any:
     """sum_j (d_j unit)**2 as a pair."""
-    offset, length, folded = span
+    offset, length, folded, _, _ = place
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
@@ -439,6 +453,6 @@ def squared_error(
 
     `keep` is that of `traverse`: None without y, and where it lies over the targets.
     """
-    options = (memory(weights), scale, scale_low, keep)
+    options = SquaredErrorOptions(memory(weights), scale, scale_low, keep)
     shape, tile, data, v, results = x.shape, memory(room), memory(x), memory(targets), memory(rows)
     traverse(squared_error_block, start, stop, shape, tile, data, v, memory(y), results, options, keep=keep)

@@ -4,27 +4,25 @@ They are not NumPy's, whose order of summation depends on layout and version: th
 they are called from, and no row is lost in the sum of a million others.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.traversal import add, traverse
-from fastsoftmax.kernels.vector import (
-    broadcast,
-    class_value,
-    fold_two_sum,
+from fastsoftmax.kernels.simd.memory import (
     lane_count,
     load_double,
     load_part,
     load_scalar,
     memory,
-    muladd,
-    number,
     size,
     store_part,
 )
+from fastsoftmax.kernels.simd.reduce import fold_two_sum
+from fastsoftmax.kernels.simd.rows import class_value
+from fastsoftmax.kernels.simd.values import broadcast, muladd, number
+from fastsoftmax.kernels.traversal import add, traverse
 
 
 @inline
@@ -47,6 +45,15 @@ def total(values: Any) -> Any:
     """sum(values) in float64."""
     data = memory(values)
     return sum_of(data, size(data))
+
+
+class ShareOptions(NamedTuple):
+    """The weights of the classes, base and gain of the shares, and the output for the low parts."""
+
+    class_weights: Any
+    base: Any
+    gain: Any
+    rows_low: Any
 
 
 @inline
@@ -80,6 +87,6 @@ def share_totals(
     rows_low: Any,
 ) -> None:
     """rows + rows_low = sum_j class_weights_j (base + gain targets_j): the sum of shares, see `losses`."""
-    options = (memory(class_weights), base, gain, memory(rows_low))
+    options = ShareOptions(memory(class_weights), base, gain, memory(rows_low))
     shape, data, results, tile = targets.shape, memory(targets), memory(rows), memory(room)
     traverse(share_total_block, start, stop, shape, tile, data, None, None, results, options, given=True)

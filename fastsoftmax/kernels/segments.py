@@ -17,27 +17,58 @@ the bits that they give a row. `indptr` and labels were checked, but somebody ma
 read of them is clamped, so that no access leaves its array.
 
 A block of work, ``bounds[b] .. bounds[b + 1]``, is a range of segments with about as many elements as any other.
+
+A long row of an array is cut by `kernels.pieces` and `arrays.long_rows` instead, which these kernels cannot
+replace, nor they these. There a piece is read without knowing the others, as the chunks of a Dask array or of a
+file must be: each is summed up in units of its own greatest entry, and `arrays.long_rows.merge` brings the sums to
+one unit, in NumPy and in any order. Here all pieces of a segment are at hand: its greatest entry is found first,
+so that the sums of all pieces have one unit and are simply added, inside of compiled code, where a user's function
+calls these kernels and `merge` cannot be called. The sums are added in another order, so that the last bits
+differ.
 """
 
 from typing import Any
 
-from fastsoftmax.kernels.activations import log_softmax_block, logsumexp_block, softmax_block
+from fastsoftmax.kernels.activations import ActivationOptions, log_softmax_block, logsumexp_block, softmax_block
 from fastsoftmax.kernels.derivatives import (
-    centre_of,
+    ProductOptions,
     excess_sum,
     extent,
-    mean_excess,
     power_for,
     product_of_logits,
-    shares_of,
+    row_centre,
     softmax_product_block,
 )
 from fastsoftmax.kernels.elementary import reference, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.losses import cross_entropy_block, loss_at, scaled_probs, scaled_reciprocal, slope_at
+from fastsoftmax.kernels.losses import (
+    CrossEntropyOptions,
+    cross_entropy_block,
+    loss_at,
+    scaled_probs,
+    scaled_reciprocal,
+    slope_at,
+)
+from fastsoftmax.kernels.simd.memory import (
+    integers,
+    lane_count,
+    load,
+    load_scalar,
+    memory,
+    scratch,
+    size,
+    store,
+    store_scalar,
+)
+from fastsoftmax.kernels.simd.reduce import fold_sum, fold_two_sum
+from fastsoftmax.kernels.simd.rows import gather_rows, neighbours, row_value, scatter_rows
+from fastsoftmax.kernels.simd.values import maximum, number, unless_none
 from fastsoftmax.kernels.traversal import (
     COLUMN_LIMIT,
     TABLE,
+    Picks,
+    Place,
+    RowStatistics,
     add,
     clear,
     either,
@@ -46,31 +77,11 @@ from fastsoftmax.kernels.traversal import (
     lane_sums,
     measure,
     measured,
+    row_at,
     statistics,
     target_of,
     top_term,
     two_to_the,
-)
-from fastsoftmax.kernels.vector import (
-    fold_sum,
-    fold_two_sum,
-    gather_rows,
-    integers,
-    lane_count,
-    load,
-    load_scalar,
-    maximum,
-    memory,
-    neighbours,
-    number,
-    row_value,
-    scatter_rows,
-    scratch,
-    size,
-    store,
-    store_integer,
-    store_scalar,
-    unless_none,
 )
 
 INF = float("inf")
@@ -137,7 +148,7 @@ def walk(
     targets = scratch(x, 1)
     starts, lengths, owners, waiting = integers(WAITING), integers(WAITING), integers(WAITING), integers(BUCKETS)
     for b in range(BUCKETS):
-        store_integer(waiting, b, 0)
+        store_scalar(waiting, b, 0)
     entries, segments = size(x), size(indptr) - 1
     n = _inside(load_scalar(bounds, start), 0, segments)
     last = _inside(load_scalar(bounds, stop), n, segments)
@@ -166,23 +177,23 @@ def walk(
                     measure(x, begin, length, 1, None, table, terms)
                     stats = measured(table, 0)
                     settings = options(labels, targets, weights, rest)
-                    block(either(terms, x), v, y, (begin, length, True, n, 1), stats, rows, settings)
+                    block(either(terms, x), v, y, row_at(begin, length, n), stats, rows, settings)
                 n += 1
                 alone -= 1
                 continue
             b = _bucket(length)
             at, count = b * step, load_scalar(waiting, b)
             if count < step:
-                store_integer(starts, at + count, begin)
-                store_integer(lengths, at + count, length)
-                store_integer(owners, at + count, n)
-                store_integer(waiting, b, count + 1)
+                store_scalar(starts, at + count, begin)
+                store_scalar(lengths, at + count, length)
+                store_scalar(owners, at + count, n)
+                store_scalar(waiting, b, count + 1)
                 n += 1
                 alone -= 1
                 continue
             # The bucket is full, and what waits in it has left the store buffer, out of which a vector of what was
             # stored piecemeal cannot be read.
-            store_integer(waiting, b, 0)
+            store_scalar(waiting, b, 0)
             longest, owner = _longest(lengths, at, count), 0
         else:  # no more will come: what waits in one bucket after the other
             count = load_scalar(waiting, leftover)
@@ -191,8 +202,8 @@ def walk(
             if count == 0:
                 continue
             for lane in range(count, step):
-                store_integer(starts, at + lane, 0)
-                store_integer(lengths, at + lane, 0)
+                store_scalar(starts, at + lane, 0)
+                store_scalar(lengths, at + lane, 0)
             longest, owner = _longest(lengths, at, count), 0
         for k in range(longest):
             store(tile, k * step, gather_rows(x, starts, lengths, at, k, number(x, -INF)))
@@ -203,7 +214,7 @@ def walk(
             for lane in range(count):
                 named = owner + lane if at == TOGETHER else load_scalar(owners, at + lane)
                 label = label_of(labels, named, load_scalar(lengths, at + lane))
-                store_integer(lane_labels, lane, label)
+                store_scalar(lane_labels, lane, label)
                 store_scalar(targets, lane, load_scalar(tile, label * step + lane))
         if weights is not None:
             if at == TOGETHER:
@@ -215,7 +226,7 @@ def walk(
             tile,
             other,
             out,
-            (0, longest * step, None, 0, count),
+            Place(0, longest * step, None, 0, count),
             statistics(tile, 0, longest * step, None, None, unless_none(keep, tile)),
             unless_none(rows, lane_rows),
             options(unless_none(labels, lane_labels), targets, unless_none(weights, lane_weights), rest),
@@ -233,26 +244,26 @@ def walk(
 
 @inline
 def _none(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `log_softmax_block`: no temperature."""
-    return None
+    """The options of `log_softmax_block`."""
+    return ActivationOptions(None, None)
 
 
 @inline
 def _terms(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `softmax_block`: no temperature, and that terms are kept."""
-    return None, True
+    """The options of `softmax_block`, for which terms are kept."""
+    return ActivationOptions(None, True)
 
 
 @inline
 def _plain(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `softmax_product_block`: no temperature, logits, whether terms are kept, no weights."""
-    return None, None, rest, None
+    """The options of `softmax_product_block`; `rest` is whether terms are kept."""
+    return ProductOptions(None, None, rest, None)
 
 
 @inline
 def _weighed(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `cross_entropy_block`."""
-    return (labels, targets), weights, rest[0], rest[1]
+    """The options of `cross_entropy_block`; `rest` is what the gradient is multiplied by."""
+    return CrossEntropyOptions(Picks(labels, targets), weights, rest[0], rest[1])
 
 
 @kernel
@@ -369,7 +380,7 @@ def _greatest(maxima: Any, first: int, end: int) -> Any:
 
 
 @inline
-def _put_together(maxima: Any, sums: Any, first: int, end: int) -> Any:
+def _put_together(maxima: Any, sums: Any, first: int, end: int) -> RowStatistics:
     """`traversal.statistics` of the whole segment, from what its pieces have left in `maxima` and `sums`."""
     m = _greatest(maxima, first, end)
     shift, bias = reference(m, None)
@@ -382,7 +393,7 @@ def _put_together(maxima: Any, sums: Any, first: int, end: int) -> Any:
         total = add(total, load_scalar(sums, 3 * i + 1))
         low = low + load_scalar(sums, 3 * i + 2)
     rest, rest_low = two_sum(total[0], total[1] + low)
-    return m, shift, bias, top_term(m, shift, bias, None), ties, rest, rest_low
+    return RowStatistics(m, shift, bias, top_term(m, shift, bias, None), ties, rest, rest_low)
 
 
 @kernel
@@ -416,7 +427,7 @@ def piece_softmax(start: int, stop: int, room: Any, pieces: Any, maxima: Any, su
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
         stats = _put_together(tops, parts, first, end)
-        softmax_block(data, None, out, (begin, length, True, 0, 1), stats, None, (None, None))
+        softmax_block(data, None, out, row_at(begin, length, 0), stats, None, ActivationOptions(None, None))
 
 
 @kernel
@@ -428,7 +439,7 @@ def piece_log_softmax(
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
         stats = _put_together(tops, parts, first, end)
-        log_softmax_block(data, None, out, (begin, length, True, 0, 1), stats, None, None)
+        log_softmax_block(data, None, out, row_at(begin, length, 0), stats, None, ActivationOptions(None, None))
 
 
 @kernel
@@ -439,7 +450,7 @@ def piece_logsumexp(start: int, stop: int, room: Any, pieces: Any, maxima: Any, 
         begin, length, first, end, segment = _piece(table, i)
         if i == first:
             stats = _put_together(tops, parts, first, end)
-            logsumexp_block(tops, None, None, (begin, length, True, segment, 1), stats, out, None)
+            logsumexp_block(tops, None, None, row_at(begin, length, segment), stats, out, None)
 
 
 @kernel
@@ -451,19 +462,19 @@ def piece_extents(
     tops, out = memory(maxima), memory(extents)
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
-        bound, pivot = extent(data, vector, (begin, length, True), _greatest(tops, first, end), None)
+        bound, pivot = extent(data, vector, row_at(begin, length, 0), _greatest(tops, first, end), None)
         store_scalar(out, 2 * i, bound)
         store_scalar(out, 2 * i + 1, pivot)
 
 
 @inline
-def _centre(extents: Any, first: int, end: int, stats: Any) -> Any:
-    """`derivatives.centre_of` and `power_for` of the whole segment."""
+def _extent(extents: Any, first: int, end: int) -> Any:
+    """v at a greatest entry of the whole segment, and the power for its sums."""
     bound, pivot = number(extents, 0.0), number(extents, -INF)
     for i in range(first, end):
         bound = maximum(load_scalar(extents, 2 * i), bound)
         pivot = maximum(load_scalar(extents, 2 * i + 1), pivot)
-    return centre_of(pivot, stats), power_for(bound)
+    return pivot, power_for(bound)
 
 
 @kernel
@@ -476,9 +487,9 @@ def piece_dots(
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
         stats = _put_together(tops, parts, first, end)
-        _, power = _centre(ranges, first, end, stats)
-        span, unit = (begin, length, True), two_to_the(-power)
-        (high, low), _, _, _ = excess_sum(data, vector, span, stats, None, None, None, None, unit)
+        _, power = _extent(ranges, first, end)
+        place, unit = row_at(begin, length, 0), two_to_the(-power)
+        (high, low), _, _, _ = excess_sum(data, vector, place, stats, None, None, None, None, unit)
         store_scalar(out, 2 * i, high)
         store_scalar(out, 2 * i + 1, low)
 
@@ -509,12 +520,9 @@ def piece_softmax_product(
         for j in range(first, end):
             total = add(total, load_scalar(products, 2 * j))
             low = low + load_scalar(products, 2 * j + 1)
-        c, power = _centre(ranges, first, end, stats)
-        shares = shares_of(stats)
-        sums = total[0], total[1] + low
-        mean, mean_low = mean_excess(sums, -(c * two_to_the(-power)), stats, shares)
-        span, centre = (begin, length, True), (c, power, mean, mean_low, shares)
-        product_of_logits(data, vector, out, span, stats, None, None, None, centre, one, (one, zero))
+        pivot, power = _extent(ranges, first, end)
+        centre, place = row_centre(pivot, power, (total[0], total[1] + low), stats), row_at(begin, length, 0)
+        product_of_logits(data, vector, out, place, stats, None, None, None, centre, one, (one, zero))
 
 
 @kernel
@@ -542,14 +550,14 @@ def piece_cross_entropy(
         weight = row_value(data, True, factors, segment, 1)
         origin = load_scalar(table, first * COLUMNS)
         entries = load_scalar(table, (end - 1) * COLUMNS + 1) - origin
-        place = origin + label_of(targets, segment, entries)
-        here = begin <= place < begin + length
+        labelled = origin + label_of(targets, segment, entries)
+        here = begin <= labelled < begin + length
         target = number(data, 0.0)
         if here:
-            target = load_scalar(data, place)
+            target = load_scalar(data, labelled)
             store_scalar(losses, segment, loss_at(target, stats, weight, factors))
         if y is not None:
             inverse = scaled_reciprocal(stats, weight, scale, scale_low)
             scaled_probs(data, out, begin, length, stats, inverse, weight, None)
             if here:
-                store_scalar(out, place, slope_at(data, target, stats, weight, scale, scale_low))
+                store_scalar(out, labelled, slope_at(data, target, stats, weight, scale, scale_low))

@@ -13,11 +13,10 @@ columns
     class k of all its rows in vector k: by shuffles where `inner` is 1, as it lies where `inner` is
     larger. Nothing has to be folded, and a row of three costs little more per element than one of fifty.
 
-So a function is written once, as a building block ``block(x, v, y, place, stats, rows, options)`` with ``place =
-(offset, length, folded, row, count)``: ``x[offset : offset + length]`` is one row if `folded` is True, else (it is
-None) a tile with a row in each lane; `stats` are its `statistics`, floats or vectors; `v` is a second operand, `y`
-the output (filled in the same way), `rows` an output with one number for each row, of which this block owns
-``rows[row : row + count]``. Any of v, y and rows may be None.
+So a function is written once, as a building block ``block(x, v, y, place, stats, rows, options)``. `place` is the
+`Place` of its numbers in x; `stats` are the `RowStatistics` of its rows, floats or vectors; `v` is a second
+operand, `y` the output (both filled in the same way as x), `rows` an output with one number for each row, and
+`options` are a `NamedTuple` that the kernel hands on. Any of v, y and rows may be None.
 
 A block that needs nothing of x but its exponentials is given these in its place (`probability_of`): the statistics
 have made them, and leave them where y will be. To make them again took 9 of 22 cycles a vector.
@@ -36,7 +35,7 @@ Which walk is taken depends on `classes` and `inner` alone, and no row sees anot
 bits in every batch and on any number of threads.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastsoftmax.kernels.elementary import (
     LIFT_32,
@@ -56,45 +55,42 @@ from fastsoftmax.kernels.elementary import (
     two_sum,
 )
 from fastsoftmax.kernels.jit import inline
-from fastsoftmax.kernels.vector import (
-    absolute,
+from fastsoftmax.kernels.simd.memory import (
     after,
-    broadcast,
     fence,
-    filled,
-    fma,
-    fold_maximum,
-    fold_sum,
-    fold_two_sum,
     gather,
-    is_single,
     lane_count,
-    lane_labels,
     lanes_to_line,
     load,
-    load_dense,
     load_part,
     load_scalar,
-    load_turned,
-    maximum,
-    muladd,
-    number,
     prefetch,
     prefetch_written,
     scatter,
     scratch,
+    size,
+    store,
+    store_part,
+    store_past,
+    store_scalar,
+)
+from fastsoftmax.kernels.simd.reduce import fold_maximum, fold_sum, fold_two_sum
+from fastsoftmax.kernels.simd.rows import lane_labels
+from fastsoftmax.kernels.simd.transpose import load_dense, load_turned, store_dense, store_turned
+from fastsoftmax.kernels.simd.values import (
+    absolute,
+    broadcast,
+    filled,
+    fma,
+    is_single,
+    maximum,
+    muladd,
+    number,
     select_equal,
     select_less,
     select_other,
     shift_to_exponent,
-    size,
     split_exponent,
-    store,
-    store_dense,
-    store_part,
-    store_past,
-    store_scalar,
-    store_turned,
     unless_none,
 )
 
@@ -125,48 +121,108 @@ GREATEST = -1.0
 """What stands for the term of a greatest entry where terms are kept."""
 
 
+class Place(NamedTuple):
+    """Where a building block finds its numbers."""
+
+    offset: Any
+    """Where they begin in x, v and y."""
+    length: Any
+    """How many they are."""
+    folded: Any
+    """True if they are one row; None if they are a tile with a row in each lane."""
+    row: Any
+    """Where the results for the rows begin in `rows`."""
+    count: Any
+    """How many rows there are."""
+
+
+class RowStatistics(NamedTuple):
+    """All that a row's softmax is made of, in units of the `elementary.reference` of its greatest entry."""
+
+    m: Any
+    """The greatest entry."""
+    shift: Any
+    bias: Any
+    """The reference of m."""
+    top: Any
+    """The term exp(m/T) as a pair."""
+    ties: Any
+    """How many entries are equal to m."""
+    rest: Any
+    rest_low: Any
+    """The sum of all other terms, as a pair."""
+
+
+class Reciprocal(NamedTuple):
+    """1 / (sum of all terms), and what it takes to make probabilities of terms; see `reciprocal`."""
+
+    scale: Any
+    scale_low: Any
+    """The reciprocal as a pair, in units of `unit`."""
+    unit: Any
+    least: Any
+    """Smaller terms become `nothing`."""
+    nothing: Any
+    m: Any
+    highest: Any
+    """The greatest entry and its probability."""
+
+
+class Picks(NamedTuple):
+    """Labels, and memory of two vectors for the entries at the labels."""
+
+    labels: Any
+    targets: Any
+
+
+@inline
+def row_at(offset: int, length: int, row: int) -> Place:
+    """The place of a single row."""
+    return Place(offset, length, True, row, 1)
+
+
 @inline
 def _scaled(e: Any, inverse: Any) -> Any:
     """A term times `reciprocal`; 2**LIFT times too large until the last step, so that no low part is denormal."""
-    scale, scale_low, unit, least, nothing, _, _ = inverse
-    return select_less(e, least, nothing, muladd(e, scale, e * scale_low) * unit)
+    p = muladd(e, inverse.scale, e * inverse.scale_low) * inverse.unit
+    return select_less(e, inverse.least, inverse.nothing, p)
 
 
 @inline
-def probability(value: Any, beta: Any, shift: Any, bias: Any, inverse: Any) -> Any:
+def probability(value: Any, beta: Any, stats: Any, inverse: Any) -> Any:
     """The probability of an entry."""
-    t, tail = centred(value, shift, beta)
-    p = _scaled(exp_scaled(t, tail, bias), inverse)
-    return select_equal(value, inverse[5], inverse[6], p)
+    t, tail = centred(value, stats.shift, beta)
+    p = _scaled(exp_scaled(t, tail, stats.bias), inverse)
+    return select_equal(value, inverse.m, inverse.highest, p)
 
 
 @inline
 def probability_of(e: Any, inverse: Any) -> Any:
     """The same of an entry whose term has been kept; that of a greatest one is `GREATEST`."""
-    return select_equal(e, number(e, GREATEST), inverse[6], _scaled(e, inverse))
+    return select_equal(e, number(e, GREATEST), inverse.highest, _scaled(e, inverse))
 
 
 @inline
-def probability_by(value: Any, beta: Any, shift: Any, bias: Any, inverse: Any, keep: Any) -> Any:
+def probability_by(value: Any, beta: Any, stats: Any, inverse: Any, keep: Any) -> Any:
     """The one or the other, by whether terms are kept: the same bits."""
     if keep is None:
-        return probability(value, beta, shift, bias, inverse)
+        return probability(value, beta, stats, inverse)
     return probability_of(value, inverse)
 
 
 @inline
 def certain(stats: Any) -> Any:
     """The term of a class of more than half of the probability, NaN where there is none."""
-    _, _, _, top, ties, rest, _ = stats
-    others = rest + (ties - number(ties, 1.0)) * top[0]
-    return select_less(others, top[0], top[0], number(rest, NAN))
+    top = stats.top[0]
+    others = stats.rest + (stats.ties - number(top, 1.0)) * top
+    return select_less(others, top, top, number(top, NAN))
 
 
 @inline
 def crest_of(stats: Any, keep: Any) -> Any:
     """What the entry of a `certain` class is known by; NaN, which nothing is, where there is none."""
-    m, _, _, top, _, _, _ = stats
-    return select_equal(certain(stats), top[0], greatest_of(m, keep), number(m, NAN))
+    m = stats.m
+    return select_equal(certain(stats), stats.top[0], greatest_of(m, keep), number(m, NAN))
 
 
 @inline
@@ -269,14 +325,13 @@ def lane_sums(
 
 
 @inline
-def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: Any) -> Any:
-    r"""All that a row's softmax is made of: (m, shift, bias, top, ties, rest, rest_low).
+def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: Any) -> RowStatistics:
+    """The `RowStatistics` of each row.
 
-    m is the greatest entry, `shift` and `bias` its `reference`. In the units of that reference, top is the
-    term exp(m/T), as a pair, since all others are compared with it; `ties` the number of entries equal to m, and
-    rest + rest_low the sum of all other terms, added with TwoSum: its error is that of the terms (1.1 ulp each),
-    whatever their number and order. Keeping the greatest entries out of the sum keeps it accurate where it is tiny
-    beside them. The terms themselves replace those of `terms`, unless it is None.
+    top is a pair, since all other terms are compared with it. The others are added with TwoSum: the error of their
+    sum is that of the terms (1.1 ulp each), whatever their number and order. Keeping the greatest entries out of
+    the sum keeps it accurate where it is tiny beside them. The terms themselves replace those of `terms`, unless
+    that is None.
     """
     m = highest(x, offset, length, folded)
     shift, bias = reference(m, beta)
@@ -284,7 +339,7 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: 
     ties = fold_sum(folded, sums[0])
     high, low = fold_two_sum(folded, sums[1], sums[2])
     rest, rest_low = two_sum(high, low)
-    return m, shift, bias, top_term(m, shift, bias, beta), ties, rest, rest_low
+    return RowStatistics(m, shift, bias, top_term(m, shift, bias, beta), ties, rest, rest_low)
 
 
 @inline
@@ -312,7 +367,7 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> 
         high, error = two_sum(high, load_scalar(terms, k))
         low = low + error
     rest, rest_low = two_sum(high, low)
-    return m, shift, bias, top_term(m, shift, bias, beta), fold_sum(True, many), rest, rest_low
+    return RowStatistics(m, shift, bias, top_term(m, shift, bias, beta), fold_sum(True, many), rest, rest_low)
 
 
 @inline
@@ -370,7 +425,7 @@ def measured(table: Any, i: int) -> Any:
     """The `statistics` of row i of the group that `measure` saw last."""
     step = lane_count(table)
     top = load_scalar(table, 3 * step + i), load_scalar(table, 4 * step + i)
-    return (
+    return RowStatistics(
         load_scalar(table, i),
         load_scalar(table, step + i),
         load_scalar(table, 2 * step + i),
@@ -382,11 +437,11 @@ def measured(table: Any, i: int) -> Any:
 
 
 @inline
-def total(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+def total(stats: Any) -> Any:
     """The sum of all terms as a pair."""
-    product, product_low = two_product(ties, top[0])
-    high, error = two_sum(rest, product)
-    return high, error + (rest_low + muladd(ties, top[1], product_low))
+    product, product_low = two_product(stats.ties, stats.top[0])
+    high, error = two_sum(stats.rest, product)
+    return high, error + (stats.rest_low + muladd(stats.ties, stats.top[1], product_low))
 
 
 @inline
@@ -409,7 +464,7 @@ def two_to_the(exponent: Any) -> Any:
 
 
 @inline
-def reciprocal(m: Any, top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+def reciprocal(stats: Any) -> Reciprocal:
     """1 / (sum of all terms) as a pair, in units of `unit`, and what `probability_of` needs beside.
 
     A term below `least`, the sum times the smallest normal number (less the 4 u that the term may be too small),
@@ -417,7 +472,7 @@ def reciprocal(m: Any, top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     denormal results, 150 cycles for each; so it becomes `nothing`: 0, but NaN like the rest in a row whose sum is
     NaN.
     """
-    high, low = total(top, ties, rest, rest_low)
+    high, low = total(stats)
     lifted = number(high, UNIT_32) if is_single(high) else number(high, UNIT_64)
     inverse = number(high, 1.0) / high
     scale = inverse * lifted
@@ -425,25 +480,27 @@ def reciprocal(m: Any, top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
     unit = filled(high, 1 / UNIT_32) if is_single(high) else filled(high, 1 / UNIT_64)
     edge = high * shift_to_exponent(smallest_power(high))
     least = muladd(-edge, _margin(high), edge)
-    highest_p = muladd(top[0], scale, muladd(top[0], scale_low, top[1] * scale)) * unit
-    return scale, scale_low, unit, least, scale * number(high, 0.0), m, highest_p
+    top, top_low = stats.top
+    highest = muladd(top, scale, muladd(top, scale_low, top_low * scale)) * unit
+    return Reciprocal(scale, scale_low, unit, least, scale * number(high, 0.0), stats.m, highest)
 
 
 @inline
-def others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+def others(stats: Any) -> Any:
     """s', the terms of all entries but one of the greatest, over the greatest, as a pair: 0 for a single one."""
-    ratio, ratio_low = quick_quotient(rest, rest_low, top[0], top[1])
-    high, error = two_sum(ties - number(ties, 1.0), ratio)
+    ratio, ratio_low = quick_quotient(stats.rest, stats.rest_low, stats.top[0], stats.top[1])
+    high, error = two_sum(stats.ties - number(ratio, 1.0), ratio)
     return high, error + ratio_low
 
 
 @inline
 def _terms_of_others(stats: Any) -> Any:
     """The sum of all terms but one of the greatest, as a pair."""
-    _, _, _, top, ties, rest, rest_low = stats
-    product, error = two_product(ties - number(ties, 1.0), top[0])
-    high, low = two_sum(rest, product)
-    return high, low + (rest_low + muladd(ties - number(ties, 1.0), top[1], error))
+    top, top_low = stats.top
+    ties = stats.ties - number(top, 1.0)
+    product, error = two_product(ties, top)
+    high, low = two_sum(stats.rest, product)
+    return high, low + (stats.rest_low + muladd(ties, top_low, error))
 
 
 @inline
@@ -452,18 +509,16 @@ def complement(stats: Any, inverse: Any) -> Any:
 
     So it is accurate where p is close to 1, and 1 - p is not.
     """
-    scale, scale_low, unit, least, nothing, _, _ = inverse
     high, low = _terms_of_others(stats)
-    value = muladd(high, scale, muladd(high, scale_low, low * scale)) * unit
-    return select_less(high, least, nothing, value)
+    value = muladd(high, inverse.scale, muladd(high, inverse.scale_low, low * inverse.scale)) * inverse.unit
+    return select_less(high, inverse.least, inverse.nothing, value)
 
 
 @inline
 def lifted_complement(stats: Any, inverse: Any) -> Any:
     """2**LIFT times that, which is a normal number wherever a term is."""
-    scale, scale_low, _, _, _, _, _ = inverse
     high, low = _terms_of_others(stats)
-    return muladd(high, scale, muladd(high, scale_low, low * scale))
+    return muladd(high, inverse.scale, muladd(high, inverse.scale_low, low * inverse.scale))
 
 
 @inline
@@ -474,24 +529,25 @@ def exponent_of(value: Any) -> Any:
 
 
 @inline
-def weighted(inverse: Any, weight: Any, weight_low: Any, power: Any) -> Any:
+def weighted(inverse: Any, weight: Any, weight_low: Any, power: Any) -> Reciprocal:
     """`reciprocal` times ``(weight + weight_low) * 2**power``; powers of two go into `unit` while it is normal.
 
     So nothing is flushed of which the result is a normal number, down to probabilities of 2**-126-LIFT.
     """
-    scale, scale_low, unit, least, nothing, m, highest_p = inverse
     exponent = exponent_of(weight)
     less = two_to_the(-exponent)
     factor, factor_low = weight * less, weight_low * less
     all_of_it = exponent + power
     into_unit = bounded(all_of_it, lift_of(weight) - most_power(weight), most_power(weight))
     left = two_to_the(all_of_it - into_unit)
-    product, error = two_product(scale, factor)
-    low = error + muladd(scale, factor_low, scale_low * factor)
-    least = maximum(least / absolute(factor) * two_to_the(-all_of_it), shift_to_exponent(smallest_power(weight)))
-    highest_p = muladd(highest_p, factor, highest_p * factor_low) * two_to_the(into_unit) * left
-    nothing = select_equal(weight, weight, nothing, weight)  # NaN does not spare a p of 0
-    return product * left, low * left, unit * two_to_the(into_unit), least, nothing, m, highest_p
+    product, error = two_product(inverse.scale, factor)
+    low = error + muladd(inverse.scale, factor_low, inverse.scale_low * factor)
+    smallest = shift_to_exponent(smallest_power(weight))
+    least = maximum(inverse.least / absolute(factor) * two_to_the(-all_of_it), smallest)
+    highest = muladd(inverse.highest, factor, inverse.highest * factor_low) * two_to_the(into_unit) * left
+    nothing = select_equal(weight, weight, inverse.nothing, weight)  # NaN does not spare a p of 0
+    unit = inverse.unit * two_to_the(into_unit)
+    return Reciprocal(product * left, low * left, unit, least, nothing, inverse.m, highest)
 
 
 @inline
@@ -509,10 +565,10 @@ def add(sums: Any, value: Any) -> Any:
 
 
 @inline
-def log_of_others(top: Any, ties: Any, rest: Any, rest_low: Any) -> Any:
+def log_of_others(stats: Any) -> Any:
     """log(1 + s'), what the log-sum-exp has beyond the greatest entry, as a pair: accurate relative to itself."""
-    high, low = others(top, ties, rest, rest_low)
-    argument, error = two_sum(number(ties, 1.0), high)
+    high, low = others(stats)
+    argument, error = two_sum(number(high, 1.0), high)
     return log_pair(argument, error + low)
 
 
@@ -624,7 +680,7 @@ def either(option: Any, default: Any) -> Any:
 
 
 @inline
-def tile_statistics(tile: Any, offset: int, length: int, beta: Any, given: Any, keep: Any) -> Any:
+def tile_statistics(tile: Any, offset: int, length: int, beta: Any, given: Any, keep: Any) -> RowStatistics:
     """The `statistics` of a tile, of which the terms replace the entries unless `keep` is None.
 
     Zeros where `given` says that nobody needs them.
@@ -632,7 +688,7 @@ def tile_statistics(tile: Any, offset: int, length: int, beta: Any, given: Any, 
     zero = broadcast(number(tile, 0.0))
     if given is None:
         return statistics(tile, offset, length, None, beta, unless_none(keep, tile))
-    return zero, zero, zero, (zero, zero), zero, zero, zero
+    return RowStatistics(zero, zero, zero, (zero, zero), zero, zero, zero)
 
 
 @inline
@@ -656,8 +712,8 @@ def traverse(
 
     `room` is memory for tiles: a tile of x, and one of v if there is one, of at least one vector's rows each, of
     whole vectors of classes where `inner` is 1. `beta` is 1/T for the statistics; where `given` is not None, x
-    needs none, and they are zeros. `picks`, unless None, are labels and memory of two vectors, in the first of
-    which a block finds the entries at the labels of its rows. Where `keep` is not None, the x of the block holds
+    needs none, and they are zeros. `picks` are `Picks` unless None; in the first of their two vectors a
+    block finds the entries at the labels of its rows. Where `keep` is not None, the x of the block holds
     the terms of its rows, marked as for `probability_of`, in place of the logits: they are kept where y will be,
     which therefore must not lie over v; `given` is None then.
     """
@@ -672,8 +728,8 @@ def traverse(
             count = min(group, stop - first)
             if picks is not None:
                 for i in range(count):
-                    target = target_of(x, (first + i) * classes, classes, picks[0], first + i)
-                    store_scalar(picks[1], step + i, target)
+                    target = target_of(x, (first + i) * classes, classes, picks.labels, first + i)
+                    store_scalar(picks.targets, step + i, target)
             if given is None:
                 measure(x, first * classes, classes, count, beta, table, terms)
             for i in range(count):
@@ -684,9 +740,9 @@ def traverse(
                         if y is not None:
                             prefetch_written(y, k)
                 if picks is not None:
-                    store_scalar(picks[1], 0, load_scalar(picks[1], step + i))
+                    store_scalar(picks.targets, 0, load_scalar(picks.targets, step + i))
                 stats = measured(table, i)
-                block(either(terms, x), v, y, (row * classes, classes, True, row, 1), stats, rows, options)
+                block(either(terms, x), v, y, row_at(row * classes, classes, row), stats, rows, options)
         return
     stretch = max(classes, 1) * step
     half = size(room) if v is None else size(room) // 2
@@ -728,9 +784,10 @@ def traverse(
             lanes = min(step, count - done)
             at = done * classes
             if picks is not None:
-                tile_targets(tile, at, classes, picks[0], row + done, lanes, picks[1])
+                tile_targets(tile, at, classes, picks.labels, row + done, lanes, picks.targets)
             stats = tile_statistics(tile, at, classes * step, beta, given, keep)
-            block(tile, other, out, (at, classes * step, None, row + done, lanes), stats, rows, options)
+            place = Place(at, classes * step, None, row + done, lanes)
+            block(tile, other, out, place, stats, rows, options)
             done += lanes
         if y is not None:
             store_tile(tile, y, first, classes, inner, count, past)

@@ -18,9 +18,10 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES, VECTOR_BYTES
+from fastsoftmax._vectors import VECTOR_BYTES
+from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES
 from fastsoftmax.kernels.jit import NO_WRAPPERS, OPTIONS
-from fastsoftmax.kernels.vector import fma
+from fastsoftmax.kernels.simd.values import fma
 from fastsoftmax.runtime.numba_private import impl_ret_borrowed, populate_array
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -22,8 +22,8 @@ from fastsoftmax import kernels
 from fastsoftmax.api import activations, derivatives, entropy, losses
 from fastsoftmax.arrays.blocks import split_temperature
 from fastsoftmax.kernels.jit import OPTIONS
+from fastsoftmax.kernels.simd.values import if_none
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT, FEW
-from fastsoftmax.kernels.vector import if_none
 from fastsoftmax.njit import segments
 from fastsoftmax.njit.arguments import (
     absent,

@@ -16,7 +16,7 @@ from numba.extending import overload
 
 from fastsoftmax.api import segments as public
 from fastsoftmax.kernels import reductions, segments
-from fastsoftmax.kernels.vector import fma
+from fastsoftmax.kernels.simd.values import fma
 from fastsoftmax.njit.weights import divisor_for, scaled_for
 
 F = TypeVar("F", bound=Callable[..., Any])

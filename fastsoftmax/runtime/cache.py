@@ -152,7 +152,7 @@ def stamp() -> bytes:
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
     runtime = (package / "runtime" / name for name in ("cache.py", "numba_private.py"))
-    for source in (*runtime, *sorted(package.joinpath("kernels").rglob("*.py"))):
+    for source in (*runtime, package / "_vectors.py", *sorted(package.joinpath("kernels").rglob("*.py"))):
         digest.update(str(source.relative_to(package)).encode() + b"\0" + source.read_bytes() + b"\0")
     config = {
         name: value

@@ -5,14 +5,12 @@ import platform
 from importlib import metadata
 
 from fastsoftmax import __version__
+from fastsoftmax._vectors import VECTOR_BYTES
 from fastsoftmax.arrays.threads import max_threads
 from fastsoftmax.runtime import cache
 
 REQUIRED = ("numpy", "numba", "llvmlite")
 OPTIONAL = ("scipy", "scikit-learn", "matplotlib", "rich", "torch", "jax")
-VECTOR_BYTES = 64
-"""The size of the vectors that the kernels are written in; see `kernels.vector`, which would import Numba."""
-
 REGISTERS = (("avx512f", "AVX-512", 64), ("avx", "AVX", 32), ("neon", "NEON", 16), ("sse2", "SSE2", 16))
 """LLVM's names of processor features, widest first, with the bytes of their registers."""
 

@@ -4,7 +4,6 @@ import inspect
 import json
 import platform
 import re
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -18,9 +17,11 @@ from numba import njit
 import fastsoftmax as fs
 from fastsoftmax import kernels
 from fastsoftmax.arrays.blocks import SMALL
-from fastsoftmax.kernels import elementary, jit, vector
-from fastsoftmax.kernels.activations import log_softmax_block, softmax_block
-from fastsoftmax.kernels.traversal import COLUMN_LIMIT, TABLE, either, measure, measured
+from fastsoftmax.kernels import jit
+from fastsoftmax.kernels.activations import ActivationOptions, log_softmax_block, softmax_block
+from fastsoftmax.kernels.simd.memory import memory, scratch
+from fastsoftmax.kernels.simd.values import unless_none
+from fastsoftmax.kernels.traversal import COLUMN_LIMIT, TABLE, either, measure, measured, row_at
 
 X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="register names of x86")
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -106,20 +107,19 @@ def test_kernels_are_vectors(name, dtype):
 )
 def test_rows_are_read_in_order(block, kept, dtype):
     """The walk along a row has no gather and no scatter. LLVM makes them of indices that might wrap around."""
-    options = (None, kept) if block is softmax_block else None
+    options = ActivationOptions(None, kept)
 
     @njit(**jit._OPTIONS)
     def rows(x, y):
-        source, target = vector.memory(x), vector.memory(y)
+        source, target = memory(x), memory(y)
         classes = x.shape[1]
-        table = vector.scratch(source, TABLE)
-        terms = vector.unless_none(kept, target)
+        table = scratch(source, TABLE)
+        terms = unless_none(kept, target)
         measure(source, 0, classes, x.shape[0], None, table, terms)
         for row in range(x.shape[0]):
             stats = measured(table, row)
-            block(
-                either(terms, source), None, target, (row * classes, classes, True, row, 1), stats, None, options
-            )
+            place = row_at(row * classes, classes, row)
+            block(either(terms, source), None, target, place, stats, None, options)
 
     x = np.random.default_rng(0).normal(size=(3, 100)).astype(dtype)
     y = np.empty_like(x)
@@ -204,44 +204,3 @@ def test_numba_options():
     for path in child.PACKAGE.rglob("*.py"):
         if path.name != "jit.py" and path.parent.name != "bench":  # which holds what others write
             assert not re.search(r"^\s*@(numba\.)?n?jit\b|fastmath=", path.read_text(), re.MULTILINE), path
-
-
-# --- double-word arithmetic ----------------------------------------------------------------------------------
-
-
-@every_dtype
-def test_two_sum_and_two_product_are_exact(dtype):
-    """The identities that everything compensated stands on: a + b = s + e and a b = p + e, exactly."""
-
-    @njit
-    def both(a, b):
-        return elementary.two_sum(a, b), elementary.two_product(a, b)
-
-    rng = np.random.default_rng(2)
-    for _ in range(500):
-        a, b = (dtype(rng.normal() * 2.0 ** rng.integers(-20, 20)) for _ in range(2))
-        (total, error), (product, rest) = both(a, b)
-        exact_a, exact_b = Fraction(float(a)), Fraction(float(b))
-        assert Fraction(float(total)) + Fraction(float(error)) == exact_a + exact_b
-        assert Fraction(float(product)) + Fraction(float(rest)) == exact_a * exact_b
-        assert total == a + b
-        assert product == a * b
-
-
-@every_dtype
-def test_quotients_of_pairs(dtype):
-    """Twice the digits of the dtype, less two bits or so."""
-
-    @njit
-    def divide(a, a_low, b, b_low):
-        return elementary.quotient(a, a_low, b, b_low)
-
-    rng = np.random.default_rng(3)
-    unit = Fraction(float(np.finfo(dtype).eps)) / 2
-    for _ in range(500):
-        a, b = dtype(rng.uniform(0.1, 10)), dtype(rng.uniform(0.1, 10))
-        a_low, b_low = (dtype(n * float(unit) * rng.uniform(-1, 1)) for n in (a, b))
-        high, low = divide(a, a_low, b, b_low)
-        exact = (Fraction(float(a)) + Fraction(float(a_low))) / (Fraction(float(b)) + Fraction(float(b_low)))
-        error = abs(Fraction(float(high)) + Fraction(float(low)) - exact) / exact
-        assert error <= 8 * unit**2

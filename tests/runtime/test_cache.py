@@ -83,15 +83,16 @@ def test_a_directory_that_cannot_be(tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_changed_sources_are_compiled(tmp_path):
-    """A change in a building block that another file imports, which Numba's own cache does not notice."""
+@pytest.mark.parametrize("changed", ["kernels/simd/values.py", "_vectors.py"])
+def test_changed_sources_are_compiled(tmp_path, changed):
+    """What the file of a kernel imports: Numba's own cache would not notice."""
     package = shutil.copytree(
         child.PACKAGE, tmp_path / "fastsoftmax", ignore=shutil.ignore_patterns("__pycache__")
     )
     directory = tmp_path / "cache"
     assert call(directory, path=tmp_path) == COMPILED
     assert call(directory, path=tmp_path) == FROM_DISK
-    with (package / "kernels" / "vector.py").open("a") as source:
+    with (package / changed).open("a") as source:
         source.write("\n# a change\n")
     assert call(directory, path=tmp_path) == COMPILED
     assert len(files(directory)) == 2

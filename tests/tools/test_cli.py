@@ -102,9 +102,12 @@ def test_info_tells_what_a_vector_is_on_the_processor(monkeypatch, features, exp
 
 
 def test_info_states_the_vector_size_of_the_kernels():
-    from fastsoftmax.kernels import vector
+    from numba import types
 
-    assert vector.LANE_BYTES == info.VECTOR_BYTES
+    from fastsoftmax.kernels.simd.lowering import Lanes
+
+    for dtype in (types.float32, types.float64):
+        assert Lanes(dtype).count * dtype.bitwidth == 8 * info.VECTOR_BYTES
 
 
 def test_info_works_without_llvmlite(monkeypatch):

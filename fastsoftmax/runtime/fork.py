@@ -1,14 +1,14 @@
 """A fork waits until nobody is in the middle of compiling.
 
-A forked child has one thread and a copy of all locks. If another thread was compiling during the fork, or importing
-Numba, its lock stays locked in the child for ever, and the tables of Numba and LLVM that it guards are half changed.
-New locks alone would let the child use those tables. So the forking thread takes the locks first, as POSIX advises
-and Python's ``logging`` does. It waits until the current compilation ends, usually a second or two. After `PATIENCE`
-the fork goes ahead without the locks, because the compiling thread may itself be waiting for the fork. The child
-then gets new locks: it may fail, but it does not wait for a thread that it does not have.
+A forked child has one thread and a copy of all locks. If another thread was compiling during the fork, or
+importing Numba, its lock stays locked in the child for ever, and the tables of Numba and LLVM that it guards are
+half changed. New locks alone would let the child use those tables. So the forking thread takes the locks first, as
+POSIX advises and Python's ``logging`` does. It waits until the current compilation ends, usually a second or two.
+After `PATIENCE` the fork goes ahead without the locks, because the compiling thread may itself be waiting for the
+fork. The child then gets new locks: it may fail, but it does not wait for a thread that it does not have.
 
-``logging`` takes its own lock before a fork, and takes it before this module does if it was imported later. A thread
-that imports Numba needs that lock for a moment, so it is released while this module waits for that thread.
+``logging`` takes its own lock before a fork, and takes it before this module does if it was imported later. A
+thread that imports Numba needs that lock for a moment, so it is released while this module waits for that thread.
 """
 
 import os

@@ -5,8 +5,8 @@ from the disk cache), hands their addresses to NumPy, and tells Numba how to inl
 
 NumPy makes a ufunc out of C functions by ``PyUFunc_FromFuncAndDataAndSignatureAndIdentity``, which is part of its
 public C interface but not of its Python one: ctypes calls it through the table ``_UFUNC_API`` that every extension
-module goes through. Where that is not to be had, or under ``NUMBA_DISABLE_JIT=1``, where there is no C function,
-`Plain` stands in: the same results by the same names, without the methods of a ufunc.
+module uses. Where NumPy has no such table, or Numba no C functions (as under ``NUMBA_DISABLE_JIT=1``), `Plain`
+takes the ufunc's place: the same results by the same names, without the methods of a ufunc.
 """
 
 import ctypes
@@ -188,11 +188,11 @@ _FROM_FUNC_AND_DATA = 42  # its place in the table, fixed since NumPy 1.16
 _NO_IDENTITY, _IDENTITY_VALUE = -1, -3
 _made: dict[tuple[str, str, str], Any] = {}
 _lock = RLock()
-_alive: list[Any] = []  # what a ufunc refers to and does not own
+_alive: list[Any] = []  # memory that ufuncs point to and do not own
 
 
 class Plain:
-    """A function of arrays that looks like a ufunc from afar: for where a real one cannot be made."""
+    """A function of arrays that is called like a ufunc, for where a real one cannot be made."""
 
     def __init__(self, name: str, kinds: str) -> None:
         self.__name__ = name

@@ -1,14 +1,14 @@
 """A fork waits until nobody is in the middle of compiling.
 
-A forked child has one thread and a copy of all locks. If another thread was compiling at that moment, or
-importing Numba, its lock stays locked in the child for ever, and what it guards (Numba's tables, LLVM's) is half
-changed. New locks alone would let the child run into those. So the forking thread takes the locks first, which is
-what POSIX advises and Python's ``logging`` does: that takes as long as the compilation at hand, usually a second
-or two. After `PATIENCE` the fork goes ahead all the same, since a host that waits for its own fork would hang, and
-the child gets new locks: then it may fail, but it does not wait for a thread that it does not have.
+A forked child has one thread and a copy of all locks. If another thread was compiling during the fork, or
+importing Numba, its lock stays locked in the child for ever, and the tables of Numba and LLVM that it guards are
+half changed. New locks alone would let the child use those tables. So the forking thread takes the locks first, as
+POSIX advises and Python's ``logging`` does. It waits until the current compilation ends, usually a second or two.
+After `PATIENCE` the fork goes ahead without the locks, because the compiling thread may itself be waiting for the
+fork. The child then gets new locks: it may fail, but it does not wait for a thread that it does not have.
 
-``logging`` takes its own lock before a fork, and does so before our turn if it was imported after this module.
-Whoever imports Numba needs that lock for a moment, so it is given back while we wait for him.
+``logging`` takes its own lock before a fork, and takes it before this module does if it was imported later. A
+thread that imports Numba needs that lock for a moment, so it is released while this module waits for that thread.
 """
 
 import os
@@ -41,7 +41,7 @@ def _lent_by_logging() -> Any:
 
 
 def before() -> None:
-    """Take all locks, as far as they can be had in time."""
+    """Take all locks that become free in time."""
     deadline = time.monotonic() + PATIENCE
     held = _held[get_ident()] = []
     logging_lock = _lent_by_logging()
@@ -54,13 +54,13 @@ def before() -> None:
 
 
 def after_in_parent() -> None:
-    """Go on as before."""
+    """Release the locks that were taken."""
     for _, lock in reversed(_held.pop(get_ident(), [])):
         lock.release()
 
 
 def after_in_child() -> None:
-    """Go on as before; what could not be had in time belongs to a thread that is not here."""
+    """Release the locks that were taken, and replace the others: their owners do not exist in the child."""
     held = _held.pop(get_ident(), [])
     _held.clear()
     for _, lock in reversed(held):

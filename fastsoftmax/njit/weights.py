@@ -4,16 +4,13 @@ Each function makes the compiled one for a dtype.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastsoftmax import kernels
 from fastsoftmax.arrays.weights import ROOM, normal_divisor
-from fastsoftmax.njit.arguments import compiled, items, merged, readable, writable
-
-Run = Callable[..., Any]
+from fastsoftmax.njit.arguments import Run, compiled, items, merged, readable, writable
 
 
 def shifted_for(kind: Any) -> Run:

@@ -2,15 +2,13 @@
 
 import numpy as np
 import pytest
-from numba import njit, prange
+from numba import prange
 from numba.core.errors import TypingError
+from registered import njit
 from test_segments import NAMES, PRODUCTS, Ragged, call, equal
 
 import fastsoftmax as fs
 from fastsoftmax import kernels
-from fastsoftmax.njit.segments import register
-
-register()
 
 
 @njit

@@ -23,7 +23,6 @@ from fastsoftmax.njit.arguments import (
     compiled,
     convert,
     converter,
-    inverse,
     items,
     layout,
     literal_reduction,
@@ -55,11 +54,13 @@ from fastsoftmax.njit.rows import (
 )
 from fastsoftmax.njit.weights import (
     divisor_for,
-    equal_weights_for,
-    exponent_of_for,
-    products_for,
-    scaled_classes_for,
-    scaled_for,
+    equal_weights,
+    exponent_of,
+    products,
+    reduced_for,
+    scale_for,
+    scaled,
+    scaled_classes,
 )
 
 OPTIONS = ("class_weight", "sample_weight", "ignore_index", "label_smoothing")
@@ -281,9 +282,7 @@ class _Targets:
         samples_of = merged(lambda sample_weight, order, rows, few: None)
         if self.sampled:
             samples_of = _per_row(self.call.name, "sample_weight", self.call["sample_weight"], x, kind)
-        classes_of = merged(lambda class_weight: None)
-        if self.weighted:
-            classes_of = _class_weights(kind)
+        classes_of = _class_weights if self.weighted else merged(lambda class_weight, kind: None)
 
         @merged
         def terms(targets: Any, options: Any, order: Any, shape: Any) -> Any:
@@ -294,7 +293,7 @@ class _Targets:
             labels = labels_of(targets, by_row, shape, ignore_index, stack(np.int64, 1))
             distributions = distributions_of(targets, order, shape)
             samples = samples_of(sample_weight, by_row, rows, stack(kind, 1))
-            classes, weights, beside, divisor = weigh(labels, classes_of(class_weight), samples, rows)
+            classes, weights, beside, divisor = weigh(labels, classes_of(class_weight, kind), samples, rows)
             return Terms(labels, distributions, base, gain, classes, weights, beside, divisor)
 
         return terms
@@ -322,123 +321,86 @@ class _Targets:
         """
         by_class, by_sample, kind = with_classes and self.weighted, self.sampled, self.kind
         if self.soft or not (self.ignoring or by_sample or by_class):
-            return merged(lambda few, labels, class_weights, samples: (samples, 0))
+            return merged(lambda few, labels, classes, samples: (samples, 0))
         if by_class and by_sample:
-            return products_for(kind)
-        factor = merged(lambda class_weights, samples, label, i: 1.0)
-        if by_class or by_sample:
-            of_class = compiled(lambda class_weights, samples, label, i: class_weights[label])
-            factor = of_class if by_class else compiled(lambda class_weights, samples, label, i: samples[i])
+            return merged(lambda few, labels, classes, samples: products(few, labels, classes, samples, kind))
+        factor = merged(lambda classes, samples, label, i: 1.0)
+        if by_class:
+            factor = merged(lambda classes, samples, label, i: classes[label])
+        elif by_sample:
+            factor = merged(lambda classes, samples, label, i: samples[i])
 
         @compiled
-        def weigh(few: Any, labels: Any, class_weights: Any, samples: Any) -> Any:
+        def weigh(few: Any, labels: Any, classes: Any, samples: Any) -> Any:
             room = items(few, labels.size, kind)
             for i in range(labels.size):
                 room[i] = 0.0
                 if labels[i] >= 0:
-                    room[i] = factor(class_weights, samples, labels[i], i)
+                    room[i] = factor(classes, samples, labels[i], i)
             return readable(room, (room.size,), kind), 0
 
         return weigh
 
     def _weighing(self, mean: bool) -> Run:
         """The compiled ``labels, weights of classes, of samples, rows -> last four of `Terms```."""
-        kind = self.kind
-        divisor_of, scale = divisor_for(self.counting and mean, kind), scaled_for(kind)
+        kind, divisor_of = self.kind, divisor_for(self.counting and mean)
         if not self.counting:
 
             @merged
             def unweighted(labels: Any, classes: Any, samples: Any, rows: int) -> Any:
-                value, _ = divisor_of(None, 0, rows)
+                value, _ = divisor_of(None, 0, rows, kind)
                 return classes, samples, samples, value
 
             return unweighted
-        weights_of = self._weights(with_classes=True)
-        leave_out = merged(lambda weights, labels, samples, divisor: None)
-        if self.weighted and mean:
-            leave_out = self._left_out()
-        if not self.smooth:
-
-            @merged
-            def weighted(labels: Any, classes: Any, samples: Any, rows: int) -> Any:
-                counted, exponent = weights_of(stack(kind, 1), labels, classes, samples)
-                value, down = divisor_of(counted, exponent, rows)
-                weights = scale(stack(kind, 1), counted, rows, exponent - down)
-                leave_out(weights, labels, samples, value)
-                return classes, readable(weights, (rows,), kind), None, value
-
-            return weighted
-        beside_of, of_rows = self._weights(with_classes=False), self.sampled or self.ignoring
-        up_of = merged(lambda classes: 0)
-        normal = merged(lambda classes, exponent: classes)
-        rows_beside = scale if of_rows else merged(lambda few, weights, rows, exponent: None)
-        if self.weighted and mean:
-            up_of, normal = exponent_of_for(kind), scaled_classes_for(kind)
-            rows_beside = scale if of_rows else equal_weights_for(kind)
+        weights_of, beside_of = (
+            self._weights(with_classes=True),
+            merged(lambda few, labels, classes, samples: (None, 0)),
+        )
+        of_rows, by_class = self.sampled or self.ignoring, self.weighted and mean
+        leave_out = _leave_out if by_class else merged(lambda weights, labels, samples, divisor, kind: None)
+        rows_beside = merged(lambda few, weights, rows, exponent, kind: None)
+        up_of, normal = merged(lambda classes: 0), merged(lambda classes, exponent, kind: classes)
+        if self.smooth and of_rows:
+            beside_of, rows_beside = self._weights(with_classes=False), scaled
+        if self.smooth and by_class:
+            up_of, normal, rows_beside = exponent_of, scaled_classes, scaled if of_rows else equal_weights
 
         @merged
-        def smoothed(labels: Any, classes: Any, samples: Any, rows: int) -> Any:
+        def weighted(labels: Any, classes: Any, samples: Any, rows: int) -> Any:
             counted, exponent = weights_of(stack(kind, 1), labels, classes, samples)
-            beside, _ = beside_of(stack(kind, 1), labels, classes, samples)
-            value, down = divisor_of(counted, exponent, rows)
+            others, _ = beside_of(stack(kind, 1), labels, classes, samples)
+            value, down = divisor_of(counted, exponent, rows, kind)
             up = up_of(classes)
-            weights = scale(stack(kind, 1), counted, rows, exponent - down)
-            leave_out(weights, labels, samples, value)
-            beside = rows_beside(stack(kind, 1), beside, rows, up - down)
-            return normal(classes, -up), readable(weights, (rows,), kind), beside, value
+            weights = scaled(stack(kind, 1), counted, rows, exponent - down, kind)
+            leave_out(weights, labels, samples, value, kind)
+            beside = rows_beside(stack(kind, 1), others, rows, up - down, kind)
+            return normal(classes, -up, kind), readable(weights, (rows,), kind), beside, value
 
-        return smoothed
-
-    def _left_out(self) -> Run:
-        """The compiled 0/0 of a mean over no weight: nan for the rows that have not been left out."""
-        kind = self.kind
-        counts = merged(lambda samples, i: True)
-        if self.sampled:
-            counts = compiled(lambda samples, i: samples[i] != 0.0)
-
-        @compiled
-        def nowhere(weights: Any, labels: Any, samples: Any, divisor: float) -> None:
-            if np.isnan(divisor):
-                for i in range(labels.size):
-                    weights[i] = kind(np.nan) if labels[i] >= 0 and counts(samples, i) else kind(0.0)
-
-        return nowhere
+        return weighted
 
 
-def _class_weights(kind: Any) -> Run:
-    """The compiled weights of classes as kernels take them."""
+@compiled
+def _class_weights(class_weight: Any, kind: Any) -> Any:
+    """Weights of classes as kernels take them."""
+    return writable(convert(class_weight, (0,), (class_weight.size,), kind), (class_weight.size,), kind)
 
-    @compiled
-    def class_weights(class_weight: Any) -> Any:
-        block = convert(class_weight, (0,), (class_weight.size,), kind)
-        return writable(block, (class_weight.size,), kind)
 
-    return class_weights
+@compiled
+def _leave_out(weights: Any, labels: Any, samples: Any, divisor: float, kind: Any) -> None:
+    """The 0/0 of a mean over no weight: nan for the rows that have not been left out."""
+    if np.isnan(divisor):
+        for i in range(labels.size):
+            weights[i] = kind(np.nan) if labels[i] >= 0 and _counts(samples, i) else kind(0.0)
+
+
+@compiled
+def _counts(samples: Any, i: int) -> Any:
+    if samples is None:
+        return True
+    return samples[i] != 0.0
 
 
 # --- losses -------------------------------------------------------------------------------------------------
-
-
-def gradient_scale(reduction: str, kind: Any) -> Run:
-    """The compiled divisor -> what gradients are multiplied by, as a pair."""
-    if reduction != "mean":
-        return merged(lambda divisor: (kind(1.0), kind(0.0)))
-
-    @compiled
-    def scale(divisor: float) -> Any:
-        if not np.isfinite(divisor):
-            return kind(np.nan), kind(0.0)
-        return inverse(divisor, kind)
-
-    return scale
-
-
-def reduced(reduction: str, kind: Any) -> Run:
-    """The compiled ``losses of the rows, divisor -> their sum or mean``."""
-    total = kernels.reductions.total
-    if reduction == "mean":
-        return compiled(lambda block, divisor: kind(total(readable(block, (block.size,), kind)) / divisor))
-    return compiled(lambda block, divisor: kind(total(readable(block, (block.size,), kind))))
 
 
 def _loss_result(function: str, x: Any, axes: tuple[int, ...], dtype: Any, reduction: str) -> tuple[Run, Run, Run]:
@@ -446,10 +408,10 @@ def _loss_result(function: str, x: Any, axes: tuple[int, ...], dtype: Any, reduc
     if reduction == "none":
         begin, block_for, finish = row_result(function, x, axes, dtype, False, None)
         return begin, block_for, merged(lambda x, result, order, block, _: finish(x, result, order, block, None))
-    kind, reduce = KINDS[dtype], reduced(reduction, KINDS[dtype])
+    kind, reduce = KINDS[dtype], reduced_for(reduction == "mean")
     begin = merged(lambda x, out: None)
     block_for = merged(lambda result, order, rows, few, source: items(few, rows, kind))
-    return begin, block_for, merged(lambda x, result, order, block, divisor: reduce(block, divisor))
+    return begin, block_for, merged(lambda x, result, order, block, divisor: reduce(block, divisor, kind))
 
 
 def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets, launch: Run) -> Built:
@@ -460,7 +422,7 @@ def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets
     source_for = converter(x, axes, dtype)
     begin, block_for, finish = _loss_result(call.name, x, axes, dtype, reduction)
     slope_for, target_for, deliver_to = slope(call, x, axes, dtype)
-    scale_of, returned = gradient_scale(reduction, kind), wanted(call)
+    scale_of, returned = scale_for(reduction == "mean"), wanted(call)
 
     @merged
     def run(x: Any, targets: Any, options: Any, out: Any) -> Any:
@@ -475,7 +437,7 @@ def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets
         y = target_for(slope, order, shape, kind, source, terms.distributions, terms.weights)
         near = stack(kind, NEAR)
         room = working_memory(near, shape, 2, kind)
-        launch(rows, room, source, terms, y, block, scale_of(terms.divisor))
+        launch(rows, room, source, terms, y, block, scale_of(terms.divisor, kind))
         deliver_to(slope, order, y)
         return returned(finish(x, losses, order, block, terms.divisor), slope)
 

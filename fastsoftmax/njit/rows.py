@@ -149,23 +149,28 @@ def check_same(function: str, name: str, x_name: str) -> Run:
 # --- results ------------------------------------------------------------------------------------------------
 
 
-def like(call: Call, x: Any, dtype: Any) -> Run:
-    """The compiled ``x, out -> result`` for a result of the shape of x."""
-    out = call["out"]
-    check_out(call.name, out, dtype, x.ndim)
-    kind = KINDS[dtype]
-    if absent(out):
-        if x.layout == "F" and x.ndim > 1:
-            return compiled(lambda x, out: np.empty(x.shape[::-1], kind).T)
-        return merged(lambda x, out: np.empty(x.shape, kind))
-    check = check_same(call.name, "out", "the result")
+def _given(function: str, shape_of: Run) -> Run:
+    """The compiled ``x, out -> out``, where ``shape_of(x)`` is the shape of the result."""
+    wrong = f"{function}: out has another shape than the result"
 
     @compiled
     def given(x: Any, out: Any) -> Any:
-        check(out, x)
+        if not same_shape(out.shape, shape_of(x)):
+            raise ValueError(wrong)
         return out
 
     return given
+
+
+def like(call: Call, x: Any, dtype: Any) -> Run:
+    """The compiled ``x, out -> result`` for a result of the shape of x."""
+    check_out(call.name, call["out"], dtype, x.ndim)
+    kind = KINDS[dtype]
+    if not absent(call["out"]):
+        return _given(call.name, merged(lambda x: x.shape))
+    if x.layout == "F" and x.ndim > 1:
+        return compiled(lambda x, out: np.empty(x.shape[::-1], kind).T)
+    return merged(lambda x, out: np.empty(x.shape, kind))
 
 
 def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
@@ -229,26 +234,21 @@ def pointwise(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run
 
 def square(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run) -> Run:
     """A matrix for each row of x."""
-    kind, out = KINDS[dtype], call["out"]
+    kind, out, axis = KINDS[dtype], call["out"], axes[0]
     lay_out = layout(x, axes, last=True)
     _, shape_of_rows, _ = row_layout(x, axes)
     natural = tuple(range(x.ndim + 1))
     check_out(call.name, out, dtype, x.ndim + 1)
-    wrong = f"{call.name}: out has another shape than the result"
-
-    @compiled
-    def given(shape: Any, out: Any) -> Any:
-        if not same_shape(out.shape, shape):
-            raise ValueError(wrong)
-        return out
-
-    result_for = compiled(lambda shape, out: np.empty(shape, kind)) if absent(out) else given
+    shape_of = compiled(lambda x: (*shape_of_rows(x.shape), x.shape[axis], x.shape[axis]))
+    result_for = _given(call.name, shape_of)
+    if absent(out):
+        result_for = compiled(lambda x, out: np.empty(shape_of(x), kind))
 
     @merged
     def run(x: Any, v: Any, beta: Any, flag: Any, weights: Any, out: Any) -> Any:
         order, shape = lay_out(x)
         rows, classes, _ = shape
-        result = result_for((*shape_of_rows(x.shape), classes, classes), out)
+        result = result_for(x, out)
         source = convert(x, order, shape, kind)
         y = target(result, natural, (rows, classes, classes), kind, source, None, None)
         near = stack(kind, NEAR)
@@ -266,43 +266,17 @@ def row_result(
     kind = KINDS[dtype]
     order_of_rows, shape_of_rows, kept_shape = row_layout(x, axes)
     check_out(function, out, dtype, x.ndim if keep else x.ndim - len(axes))
-    given = not absent(out)
-    wrong = f"{function}: out has another shape than the result"
-    shape_of_result = kept_shape if keep else shape_of_rows
+    shape = kept_shape if keep else shape_of_rows
+    given = _given(function, compiled(lambda x: shape(x.shape)))
     fresh = compiled(lambda x, out: np.empty(shape_of_rows(x.shape), kind))
-
-    @compiled
-    def fits(x: Any, out: Any) -> None:
-        if not same_shape(out.shape, shape_of_result(x.shape)):
-            raise ValueError(wrong)
-
-    @compiled
-    def fresh_and_checked(x: Any, out: Any) -> Any:
-        fits(x, out)
-        return fresh(x, out)
-
-    @compiled
-    def taken(x: Any, out: Any) -> Any:
-        fits(x, out)
-        return out
-
-    @compiled
-    def number_into(x: Any, result: Any, order: Any, block: Any, out: Any) -> Any:
-        out[...] = block[0]
-        return out
-
     if len(axes) == x.ndim:
         on_stack = compiled(lambda result, order, rows, few, source: few[:rows])
-        if given:
-            return fits, on_stack, number_into
-        begin = compiled(lambda x, out: None)
+        if not absent(out):
+            return given, on_stack, _number_into
+        begin, finish = merged(lambda x, out: None), compiled(lambda x, result, order, block, out: block[0])
         if keep:
-            return (
-                begin,
-                on_stack,
-                compiled(lambda x, result, order, block, out: np.full(kept_shape(x.shape), block[0])),
-            )
-        return begin, on_stack, compiled(lambda x, result, order, block, out: block[0])
+            finish = compiled(lambda x, result, order, block, out: np.full(kept_shape(x.shape), block[0]))
+        return begin, on_stack, finish
 
     @compiled
     def in_result(result: Any, order: Any, rows: int, few: Any, source: Any) -> Any:
@@ -313,18 +287,33 @@ def row_result(
         deliver(result, order_of_rows(order), block)
         return result
 
+    if not keep:
+        return fresh if absent(out) else given, in_result, array
+
     @compiled
     def kept_array(x: Any, result: Any, order: Any, block: Any, out: Any) -> Any:
         return array(x, result, order, block, out).reshape(kept_shape(x.shape))
+
+    if absent(out):
+        return fresh, in_result, kept_array
+
+    @compiled
+    def fresh_and_checked(x: Any, out: Any) -> Any:
+        given(x, out)
+        return fresh(x, out)
 
     @compiled
     def array_into(x: Any, result: Any, order: Any, block: Any, out: Any) -> Any:
         out[...] = kept_array(x, result, order, block, out)
         return out
 
-    if keep:
-        return fresh_and_checked if given else fresh, in_result, array_into if given else kept_array
-    return taken if given else fresh, in_result, array
+    return fresh_and_checked, in_result, array_into
+
+
+@compiled
+def _number_into(x: Any, result: Any, order: Any, block: Any, out: Any) -> Any:
+    out[...] = block[0]
+    return out
 
 
 # What a function with a gradient returns: the rows, the gradient, or both.
@@ -338,12 +327,17 @@ def wanted(call: Call) -> Run:
     return SECOND if call.function.result == (LIKE,) else FIRST
 
 
+# Where a gradient goes that is not wanted, as `slope` has it.
+NOWHERE: tuple[Run, Run, Run] = (
+    merged(lambda x, out: None),
+    merged(lambda result, order, shape, kind, a, b, c: None),
+    merged(lambda result, order, block: None),
+)
+
+
 def slope(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> tuple[Run, Run, Run]:
-    """Where the gradient goes: nowhere, if it is not wanted."""
-    if wanted(call) is FIRST:
-        nothing = merged(lambda x, out: None)
-        return nothing, merged(lambda r, order, shape, kind, a, b, c: None), merged(lambda r, order, block: None)
-    return (like(call, x, dtype), *exits(x, axes, call["out"]))
+    """Where the gradient goes: before the kernel, for the kernel, and from there into the result."""
+    return NOWHERE if wanted(call) is FIRST else (like(call, x, dtype), *exits(x, axes, call["out"]))
 
 
 # --- activations --------------------------------------------------------------------------------------------

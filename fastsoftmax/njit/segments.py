@@ -34,9 +34,8 @@ from fastsoftmax.njit.arguments import (
     usable,
     writable,
 )
-from fastsoftmax.njit.losses import gradient_scale, reduced
-from fastsoftmax.njit.rows import FIRST, Built, keep, wanted, widened
-from fastsoftmax.njit.weights import divisor_for, scaled_for
+from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, keep, wanted, widened
+from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
 
 HUGE, PIECE, COLUMNS = segments.HUGE, segments.PIECE, segments.COLUMNS
 FLAT = (0,)
@@ -299,21 +298,14 @@ def _loss(call: Call, dtype: Any) -> Built:
     reduction = literal_reduction(call.name, call["reduction"])
     row_pointers, labels_of, weights_of = _pointers(call), _labels(call, name), _weights(call, name, kind)
     kernel, piece_kernel, source_for = call.kernel(), _piece_kernel(call), converter(x, FLAT, dtype)
-    scale_of, returned = gradient_scale(reduction, kind), wanted(call)
-    mean = reduction == "mean" and not (absent(call["sample_weight"]) and absent(call["ignore_index"]))
-    divisor_of, scale = divisor_for(mean, kind), scaled_for(kind)
-    without = merged(lambda few, weights, exponent: weights)
-    if mean:
-        without = merged(lambda few, weights, exponent: scale(few, weights, weights.size, exponent))
-    reduce = merged(lambda rows, divisor: rows) if reduction == "none" else reduced(reduction, kind)
-    result_for = merged(lambda out, count: None)
-    target_for, deliver_to = (
-        merged(lambda r, order, shape, kind, a, b, c: None),
-        merged(lambda r, order, block: None),
-    )
+    scale_of, returned, mean = scale_for(reduction == "mean"), wanted(call), reduction == "mean"
+    counting = mean and not (absent(call["sample_weight"]) and absent(call["ignore_index"]))
+    divisor_of = divisor_for(counting)
+    rescaled = scaled if counting else merged(lambda few, weights, rows, exponent, kind: weights)
+    reduce = merged(lambda rows, divisor, kind: rows) if reduction == "none" else reduced_for(mean)
+    result_for, target_for, deliver_to = NOWHERE
     if returned is not FIRST:
-        result_for = _result(call, dtype)
-        target_for, deliver_to = exits(x, FLAT, call["out"])
+        result_for, (target_for, deliver_to) = _result(call, dtype), exits(x, FLAT, call["out"])
 
     @merged
     def run(x: Any, indptr: Any, targets: Any, sample_weight: Any, ignore_index: Any, out: Any) -> Any:
@@ -321,9 +313,9 @@ def _loss(call: Call, dtype: Any) -> Built:
         labels = labels_of(targets, table, ignore_index)
         weights = weights_of(targets, sample_weight, ignore_index)
         result = result_for(out, x.size)
-        divisor, exponent = divisor_of(readable(weights, labels.shape, kind), 0, labels.size)
-        weights = without(stack(kind, 1), weights, -exponent)
-        scale = scale_of(divisor)
+        divisor, exponent = divisor_of(readable(weights, labels.shape, kind), 0, labels.size, kind)
+        weights = rescaled(stack(kind, 1), weights, labels.size, -exponent, kind)
+        scale = scale_of(divisor, kind)
         source, rows = source_for(x, FLAT, x.shape, kind), np.empty(labels.size, kind)
         y = target_for(result, FLAT, x.shape, kind, source, None, None)
         kernel(0, 1, None, table, _whole(table), source, labels, weights, y, rows, scale[0], scale[1])
@@ -335,6 +327,6 @@ def _loss(call: Call, dtype: Any) -> Built:
                 0, count, None, pieces, maxima, sums, source, labels, weights, y, rows, scale[0], scale[1]
             )
         deliver_to(result, FLAT, y)
-        return returned(reduce(rows, divisor), result)
+        return returned(reduce(rows, divisor, kind), result)
 
     return run, (*call.names, "sample_weight", "ignore_index", "out")

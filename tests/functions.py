@@ -107,7 +107,7 @@ def _of(*families, result=None):
     return tuple(found)
 
 
-ACTIVATIONS = _of("forward", "logsumexp")
+ACTIVATIONS = _of("forward")
 ENTROPIES = _of("entropy")
 JACOBIANS = _of("jacobian")
 PRODUCTS = _of("product")

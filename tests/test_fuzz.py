@@ -36,7 +36,7 @@ def named(*families):
     return tuple(name for name, entry in FUNCTIONS.items() if entry.family in families and not entry.is_ragged)
 
 
-ACTIVATIONS = named("forward", "logsumexp")
+ACTIVATIONS = named("forward")
 JACOBIANS, PRODUCTS, ENTROPIES = named("jacobian"), named("product"), named("entropy")
 CROSS_ENTROPIES, ROW_LOSSES = named("cross entropy", "curvature"), named("row loss")
 LABELLED = tuple(name for name in ROW_LOSSES if _spec.LABELS in FUNCTIONS[name].operands)

@@ -18,6 +18,8 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from fastsoftmax import kernels
+from fastsoftmax._spec import Function
 from fastsoftmax._vectors import VECTOR_BYTES
 from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES
 from fastsoftmax.kernels.jit import NO_WRAPPERS, OPTIONS
@@ -25,6 +27,59 @@ from fastsoftmax.kernels.simd.values import fma
 from fastsoftmax.runtime.numba_private import impl_ret_borrowed, populate_array
 
 F = TypeVar("F", bound=Callable[..., Any])
+Run = Callable[..., Any]
+KINDS = {types.float32: np.float32, types.float64: np.float64}
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class FormattedValueError(ValueError):
+    """A ValueError of compiled code whose text is put together when it is raised.
+
+    Formatting the values in compiled code would cost its callers a second of compilation.
+    """
+
+    def __init__(self, text: str, *values: Any) -> None:
+        super().__init__(text.format(*values))
+
+
+class FormattedIndexError(IndexError):
+    """The same for an IndexError."""
+
+    def __init__(self, text: str, *values: Any) -> None:
+        super().__init__(text.format(*values))
+
+
+class Call:
+    """A call that is being compiled: its function, and what is known of the arguments.
+
+    ``call[name]`` is the type of an argument, or the default if it was left out; None if there is no such
+    parameter. `names` are those of the operands, in the order of ``function.operands``.
+    """
+
+    def __init__(self, function: Function, arguments: dict[str, Any]) -> None:
+        self.function = function
+        self.name = function.name
+        self.arguments = arguments
+        self.names = list(arguments)[: len(function.operands)]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments.get(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arguments
+
+    def name_of(self, role: str) -> str:
+        """The parameter of an operand; the role itself if there is no such operand."""
+        return dict(zip(self.function.operands, self.names, strict=True)).get(role, role)
+
+    def replaced(self, **arguments: Any) -> "Call":
+        """The same call with other arguments."""
+        return Call(self.function, self.arguments | arguments)
+
+    def kernel(self, prefix: str = "") -> Any:
+        """The kernel that computes it."""
+        module, _, name = self.function.kernel.partition(".")
+        return getattr(getattr(kernels, module), prefix + name)
 
 
 def absent(argument: Any) -> bool:
@@ -53,6 +108,30 @@ def real_array(function: str, name: str, argument: Any) -> Any:
     if isinstance(dtype, (types.Integer, types.Boolean)):
         return types.float64
     raise TypingError(f"{function}: {name} has dtype {dtype}, expected float32, float64, integers or bools")
+
+
+def check_number(function: str, name: str, argument: Any) -> None:
+    """TypingError unless it is a number."""
+    value = constant(argument)
+    if not isinstance(value, (int, float, types.Integer, types.Float, types.Boolean)):
+        raise TypingError(f"{function}: {name} must be a number, got {argument}")
+
+
+def literal_reduction(function: str, reduction: Any) -> str:
+    """Which of the reductions it is."""
+    value = constant(reduction)
+    if not isinstance(value, str):
+        raise TypingError(f"{function}: reduction must be a string literal, got {reduction}")
+    if value not in REDUCTIONS:
+        raise TypingError(f"{function}: reduction must be one of {REDUCTIONS}, got {value!r}")
+    return value
+
+
+def check_ignore_index(function: str, ignore_index: Any) -> None:
+    """TypingError unless it is an integer or None."""
+    index = constant(ignore_index)
+    if index is not None and (isinstance(index, bool) or not isinstance(index, (int, types.Integer))):
+        raise TypingError(f"{function}: ignore_index must be an integer or None, got {ignore_index}")
 
 
 def literal_axes(function: str, axis: Any, ndim: int, several: bool) -> tuple[int, ...]:

@@ -1,135 +1,118 @@
-"""The functions of ragged rows inside a user's own ``@njit`` code.
+"""The functions of ragged rows inside a user's ``@njit`` code: see `rows` for what a builder is.
 
-`register` tells Numba about them. An overload looks at the types when a caller is compiled, and leaves a function
-that checks, copies and calls what the Python function calls, on one thread: with the same bits, and the same
-errors but for what the types have decided before.
+They have the errors of the Python functions, but for what the types have decided before.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core.errors import TypingError
-from numba.extending import overload
 
-from fastsoftmax.api import segments as public
-from fastsoftmax.kernels import reductions, segments
-from fastsoftmax.kernels.simd.values import fma
-from fastsoftmax.njit.weights import divisor_for, scaled_for
+from fastsoftmax._spec import INDPTR, LOGITS, POSITIONS, ROWS
+from fastsoftmax.kernels import segments
+from fastsoftmax.njit.arguments import (
+    KINDS,
+    Call,
+    FormattedIndexError,
+    FormattedValueError,
+    Run,
+    absent,
+    apart,
+    check_ignore_index,
+    check_out,
+    compiled,
+    contiguous,
+    converter,
+    deliver,
+    exits,
+    literal_reduction,
+    merged,
+    readable,
+    real_array,
+    stack,
+    usable,
+    writable,
+)
+from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, keep, wanted, widened
+from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
 
-F = TypeVar("F", bound=Callable[..., Any])
-Run = Callable[..., Any]
-
-# A caller's fastmath, error model and forced inlining would else hold for what it calls.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "forceinline": False}
-_KINDS = {types.float32: np.float32, types.float64: np.float64}
-_REDUCTIONS = ("mean", "sum", "none")
 HUGE, PIECE, COLUMNS = segments.HUGE, segments.PIECE, segments.COLUMNS
+FLAT = (0,)
+
+# --- types --------------------------------------------------------------------------------------------------
 
 
-def _compiled(function: F) -> F:
-    """A function that callers compile in."""
-    return cast(F, njit(**_OPTIONS)(function))
-
-
-# --- types ---------------------------------------------------------------------------------------------------
-
-
-def _absent(argument: Any) -> bool:
-    return argument is None or isinstance(argument, types.NoneType)
-
-
-def _vector(function: str, name: str, argument: Any) -> Any:
+def _vector(call: Call, name: str) -> Any:
     """The dtype in which a vector of real numbers is computed."""
+    _check_vector(call, name)
+    return real_array(call.name, name, call[name])
+
+
+def _check_vector(call: Call, name: str) -> None:
+    argument = call[name]
     if not isinstance(argument, types.Array) or argument.ndim != 1:
-        raise TypingError(f"{function}: {name} must be an array of one dimension, got {argument}")
-    if argument.dtype in _KINDS:
-        return argument.dtype
-    if isinstance(argument.dtype, (types.Integer, types.Boolean)):
-        return types.float64
-    raise TypingError(
-        f"{function}: {name} has dtype {argument.dtype}, expected float32, float64, integers or bools"
-    )
+        raise TypingError(f"{call.name}: {name} must be an array of one dimension, got {argument}")
 
 
-def _integers(function: str, name: str, argument: Any) -> None:
-    if not isinstance(argument, types.Array) or argument.ndim != 1:
-        raise TypingError(f"{function}: {name} must be an array of one dimension, got {argument}")
-    if not isinstance(argument.dtype, types.Integer):
-        raise TypingError(f"{function}: {name} has dtype {argument.dtype}, expected integers")
+def _check_integers(call: Call, name: str) -> None:
+    _check_vector(call, name)
+    if not isinstance(call[name].dtype, types.Integer):
+        raise TypingError(f"{call.name}: {name} has dtype {call[name].dtype}, expected integers")
 
 
-def _output(function: str, out: Any, dtype: Any) -> None:
-    if _absent(out):
-        return
-    if not isinstance(out, types.Array) or out.ndim != 1:
-        raise TypingError(f"{function}: out must be an array of one dimension, got {out}")
-    if out.dtype != dtype:
-        raise TypingError(f"{function}: out has dtype {out.dtype}, expected {dtype}")
-    if not out.mutable:
-        raise TypingError(f"{function}: out is read-only")
+def _result(call: Call, dtype: Any) -> Run:
+    """The compiled ``out, count -> result``, a vector of so many numbers."""
+    out, kind = call["out"], KINDS[dtype]
+    if absent(out):
+        return merged(lambda out, count: np.empty(count, kind))
+    _check_vector(call, "out")
+    check_out(call.name, out, dtype, 1)
+    wrong = f"{call.name}: out has shape ({{}},), expected ({{}},)"
 
-
-def _conversion(kind: Any, argument: Any) -> Run:
-    """The compiled ``array -> the same as a contiguous one of this dtype``."""
-    if _KINDS.get(argument.dtype) is kind:
-        return _compiled(lambda array: np.ascontiguousarray(array))
-    return _compiled(lambda array: np.ascontiguousarray(array).astype(kind))
-
-
-def _delivery(function: str, out: Any) -> tuple[Run, Run]:
-    """Two compiled functions: ``(out, count)`` complains, ``(result, out)`` gives the user's result."""
-    if _absent(out):
-        return _compiled(lambda out, count: None), _compiled(lambda result, out: result)
-
-    @_compiled
-    def check(out: Any, count: Any) -> None:
+    @compiled
+    def given(out: Any, count: int) -> Any:
         if out.size != count:
-            raise ValueError(f"{function}: out has shape ({out.size},), expected ({count},)")
-
-    @_compiled
-    def deliver(result: Any, out: Any) -> Any:
-        out[:] = result
+            raise FormattedValueError(wrong, out.size, count)
         return out
 
-    return check, deliver
+    return given
 
 
-# --- compiled into the caller ----------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
-def _pointers(function: str) -> Run:
-    """The compiled `segments._row_pointers`."""
+def _pointers(call: Call) -> Run:
+    """The compiled `segments._row_pointers`, always in memory of their own."""
+    empty = f"{call.name}: indptr has shape (0,), expected one dimension and at least one entry"
+    first = f"{call.name}: indptr[0] is {{}}, expected 0"
+    falls = f"{call.name}: indptr[{{}}] is {{}}, expected at least indptr[{{}}], which is {{}}"
+    end = f"{call.name}: indptr[{{}}] is {{}}, expected {{}}, the length of x"
 
-    @_compiled
+    @compiled
     def check(indptr: Any, entries: int) -> Any:
         if indptr.size == 0:
-            raise ValueError(f"{function}: indptr has shape (0,), expected one dimension and at least one entry")
+            raise ValueError(empty)
         if indptr[0] != 0:
-            raise ValueError(f"{function}: indptr[0] is {indptr[0]}, expected 0")
+            raise FormattedValueError(first, indptr[0])
         last = indptr.size - 1
         for n in range(last):
             if indptr[n + 1] < indptr[n]:
-                raise ValueError(
-                    f"{function}: indptr[{n + 1}] is {indptr[n + 1]}, expected at least indptr[{n}], "
-                    f"which is {indptr[n]}"
-                )
+                raise FormattedValueError(falls, n + 1, indptr[n + 1], n, indptr[n])
         if indptr[last] != entries:
-            raise ValueError(f"{function}: indptr[{last}] is {indptr[last]}, expected {entries}, the length of x")
+            raise FormattedValueError(end, last, indptr[last], entries)
         return indptr.astype(np.int64)
 
     return check
 
 
-@_compiled
+@compiled
 def _whole(indptr: Any) -> Any:
     """All segments as one block of work."""
     return np.array([0, indptr.size - 1])
 
 
-@_compiled
+@compiled
 def _pieces(indptr: Any) -> Any:
     """The table of pieces of huge segments, as `segments._pieces` makes it; empty if there is no such segment."""
     count = 0
@@ -146,162 +129,157 @@ def _pieces(indptr: Any) -> Any:
             for begin in range(indptr[n], indptr[n + 1], PIECE):
                 table[i] = begin, min(begin + PIECE, indptr[n + 1]), first, last, n
                 i += 1
-    return table
+    return table.reshape(-1)
 
 
-@_compiled
+@compiled
 def _statistics(pieces: Any, x: Any) -> Any:
-    count = len(pieces)
+    count = pieces.size // COLUMNS
     maxima, sums = np.empty(count, x.dtype), np.empty(3 * count, x.dtype)
-    segments.piece_maxima(0, count, None, pieces.reshape(-1), x, maxima)
-    segments.piece_sums(0, count, None, pieces.reshape(-1), maxima, x, sums)
+    segments.piece_maxima(0, count, None, pieces, x, maxima)
+    segments.piece_sums(0, count, None, pieces, maxima, x, sums)
     return maxima, sums
 
 
-def _inverse(kind: Any) -> Run:
-    """The compiled ``divisor -> 1/divisor as a pair``, as `arrays.weights.gradient_scale` has it."""
-
-    @_compiled
-    def inverse(divisor: float) -> Any:
-        if not np.isfinite(divisor):
-            return kind(np.nan), kind(0)
-        high = kind(1.0 / divisor)
-        if not np.isfinite(high):
-            return high, kind(0)
-        return high, kind(fma(-np.float64(high), divisor, 1.0) / divisor)
-
-    return inverse
+@compiled
+def _row_target(result: Any, count: int, kind: Any, source: Any) -> Any:
+    """Where a kernel writes one number for each segment: not over x, which is read for segments further on."""
+    if usable(result, kind) and contiguous(result, FLAT) and apart(result, source):
+        return writable(result, (count,), kind)
+    return np.empty(count, kind)
 
 
-# --- the overloads ---------------------------------------------------------------------------------------------
+# --- builders -----------------------------------------------------------------------------------------------
 
 
-def _forward(function: str, kernel: Any, piece_kernel: Any) -> Run:
-    """softmax or log-softmax."""
-
-    def choose(x: Any, indptr: Any, *, out: Any = None) -> Run:
-        dtype = _vector(function, "x", x)
-        _integers(function, "indptr", indptr)
-        _output(function, out, dtype)
-        kind = _KINDS[dtype]
-        convert, row_pointers = _conversion(kind, x), _pointers(function)
-        check, deliver = _delivery(function, out)
-
-        def run(x: Any, indptr: Any, out: Any = None) -> Any:
-            source = convert(x)
-            table = row_pointers(indptr, source.size)
-            check(out, source.size)
-            result = np.empty(source.size, kind)
-            kernel(0, 1, None, table, _whole(table), source, result)
-            pieces = _pieces(table)
-            if len(pieces) > 0:
-                maxima, sums = _statistics(pieces, source)
-                piece_kernel(0, len(pieces), None, pieces.reshape(-1), maxima, sums, source, result)
-            return deliver(result, out)
-
-        return run
-
-    return choose
+def ragged(call: Call) -> Built:
+    """A function of ragged rows."""
+    dtype = _vector(call, call.names[0])
+    _check_integers(call, call.names[1])
+    if POSITIONS in call.function.operands:
+        return _loss(call, dtype)
+    return _forward(call, dtype) if call.function.operands == (LOGITS, INDPTR) else _product(call, dtype)
 
 
-def _logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Run:
-    function = "segment_logsumexp"
-    dtype = _vector(function, "x", x)
-    _integers(function, "indptr", indptr)
-    _output(function, out, dtype)
-    kind = _KINDS[dtype]
-    convert, row_pointers = _conversion(kind, x), _pointers(function)
-    check, deliver = _delivery(function, out)
+def _piece_kernel(call: Call) -> Any:
+    """The kernel of huge segments."""
+    _, _, name = call.function.kernel.partition(".")
+    return getattr(segments, name.replace("segment_", "piece_", 1))
 
-    def run(x: Any, indptr: Any, out: Any = None) -> Any:
-        source = convert(x)
-        table = row_pointers(indptr, source.size)
-        check(out, table.size - 1)
-        rows = np.empty(table.size - 1, kind)
-        segments.segment_logsumexp(0, 1, None, table, _whole(table), source, rows)
+
+def _forward(call: Call, dtype: Any) -> Built:
+    """softmax, log-softmax, log-sum-exp."""
+    kind, x = KINDS[dtype], call[call.names[0]]
+    kernel, pieces_of = call.kernel(), _piece_kernel(call)
+    row_pointers, result_for, source_for = _pointers(call), _result(call, dtype), converter(x, FLAT, dtype)
+    target_for, deliver_to = exits(x, FLAT, call["out"])
+    count_of = merged(lambda x, table: x.size)
+    block_for = merged(lambda result, source: target_for(result, FLAT, source.shape, kind, source, None, None))
+    run_pieces = merged(lambda n, pieces, m, s, x, y: pieces_of(0, n, None, pieces, m, s, x, y))
+    if call.function.result == (ROWS,):
+        deliver_to = deliver
+        count_of = merged(lambda x, table: table.size - 1)
+        block_for = merged(lambda result, source: _row_target(result, result.size, kind, source))
+        run_pieces = merged(lambda n, pieces, m, s, x, y: pieces_of(0, n, None, pieces, m, s, y))
+
+    @merged
+    def run(x: Any, indptr: Any, out: Any) -> Any:
+        table = row_pointers(indptr, x.size)
+        result = result_for(out, count_of(x, table))
+        source = source_for(x, FLAT, x.shape, kind)
+        y = block_for(result, source)
+        kernel(0, 1, None, table, _whole(table), source, y)
         pieces = _pieces(table)
-        if len(pieces) > 0:
+        if pieces.size > 0:
             maxima, sums = _statistics(pieces, source)
-            segments.piece_logsumexp(0, len(pieces), None, pieces.reshape(-1), maxima, sums, rows)
-        return deliver(rows, out)
+            run_pieces(maxima.size, pieces, maxima, sums, source, y)
+        deliver_to(result, FLAT, y)
+        return result
 
-    return run
+    return run, (*call.names, "out")
 
 
-def _product(function: str, name: str, x: Any, indptr: Any, vector: Any, out: Any) -> Run:
-    """The body of both products, which differ in the name of an argument."""
-    dtype = _vector(function, "x", x)
-    _integers(function, "indptr", indptr)
-    if _vector(function, name, vector) == types.float64 == vector.dtype:
-        dtype = types.float64
-    _output(function, out, dtype)
-    kind = _KINDS[dtype]
-    convert, convert_vector, row_pointers = _conversion(kind, x), _conversion(kind, vector), _pointers(function)
-    check, deliver = _delivery(function, out)
+def _product(call: Call, dtype: Any) -> Built:
+    """The product of the Jacobian of each segment, or of its transpose, with a vector."""
+    name = call.names[2]
+    x, v = call[call.names[0]], call[name]
+    _vector(call, name)
+    dtype = widened(dtype, v)
+    kind, kernel, piece_kernel, kept = KINDS[dtype], call.kernel(), _piece_kernel(call), keep(call["out"])
+    row_pointers, result_for = _pointers(call), _result(call, dtype)
+    source_for, second_for = converter(x, FLAT, dtype), converter(v, FLAT, dtype)
+    target_for, deliver_to = exits(x, FLAT, call["out"])
+    wrong = f"{call.name}: {name} has shape ({{}},), expected that of x, ({{}},)"
 
-    @_compiled
-    def run(x: Any, indptr: Any, vector: Any, out: Any) -> Any:
-        source = convert(x)
-        table = row_pointers(indptr, source.size)
-        if vector.size != source.size:
-            raise ValueError(
-                f"{function}: {name} has shape ({vector.size},), expected that of x, ({source.size},)"
-            )
-        check(out, source.size)
-        second = convert_vector(vector)
-        result = np.empty(source.size, kind)
-        segments.segment_softmax_product(0, 1, None, table, _whole(table), source, second, result, True)
+    @compiled
+    def check(v: Any, x: Any) -> None:
+        if v.size != x.size:
+            raise FormattedValueError(wrong, v.size, x.size)
+
+    @merged
+    def run(x: Any, indptr: Any, v: Any, out: Any) -> Any:
+        table = row_pointers(indptr, x.size)
+        check(v, x)
+        result = result_for(out, x.size)
+        source, second = source_for(x, FLAT, x.shape, kind), second_for(v, FLAT, x.shape, kind)
+        y = target_for(result, FLAT, x.shape, kind, source, second, None)
+        kernel(0, 1, None, table, _whole(table), source, second, y, kept)
         pieces = _pieces(table)
-        if len(pieces) > 0:
+        if pieces.size > 0:
             maxima, sums = _statistics(pieces, source)
-            count, flat = len(pieces), pieces.reshape(-1)
+            count = maxima.size
             extents, dots = np.empty(2 * count, kind), np.empty(2 * count, kind)
-            segments.piece_extents(0, count, None, flat, maxima, source, second, extents)
-            segments.piece_dots(0, count, None, flat, maxima, sums, extents, source, second, dots)
-            segments.piece_softmax_product(
-                0, count, None, flat, maxima, sums, extents, source, second, dots, result
-            )
-        return deliver(result, out)
+            segments.piece_extents(0, count, None, pieces, maxima, source, second, extents)
+            segments.piece_dots(0, count, None, pieces, maxima, sums, extents, source, second, dots)
+            piece_kernel(0, count, None, pieces, maxima, sums, extents, source, second, dots, y)
+        deliver_to(result, FLAT, y)
+        return result
 
-    return cast(Run, run)
-
-
-def _jvp(x: Any, indptr: Any, tangent: Any, *, out: Any = None) -> Run:
-    product = _product("segment_softmax_jvp", "tangent", x, indptr, tangent, out)
-
-    def run(x: Any, indptr: Any, tangent: Any, out: Any = None) -> Any:
-        return product(x, indptr, tangent, out)
-
-    return run
+    return run, (*call.names, "out")
 
 
-def _vjp(x: Any, indptr: Any, cotangent: Any, *, out: Any = None) -> Run:
-    product = _product("segment_softmax_vjp", "cotangent", x, indptr, cotangent, out)
+def _labels(call: Call, name: str) -> Run:
+    """The compiled ``targets, table, ignore_index -> labels``, checked and in memory of their own."""
+    shape = f"{call.name}: {name} has shape ({{}},), expected ({{}},): one for each segment"
+    empty = f"{call.name}: {name}[{{}}] is {{}}, expected an ignored one, since segment {{}} is empty"
+    outside = f"{call.name}: {name}[{{}}] is {{}}, expected a position from 0 to {{}}, "
+    outside += "within segment {} of length {}"
+    ignored = merged(lambda label, ignore_index: label == ignore_index)
+    if absent(call["ignore_index"]):
+        ignored = merged(lambda label, ignore_index: False)
 
-    def run(x: Any, indptr: Any, cotangent: Any, out: Any = None) -> Any:
-        return product(x, indptr, cotangent, out)
+    @compiled
+    def labels_of(targets: Any, table: Any, ignore_index: Any) -> Any:
+        count = table.size - 1
+        if targets.size != count:
+            raise FormattedValueError(shape, targets.size, count)
+        labels = targets.astype(np.int64)
+        for n in range(count):
+            length = table[n + 1] - table[n]
+            if not (0 <= labels[n] < length or ignored(targets[n], ignore_index)):
+                if length == 0:
+                    raise FormattedIndexError(empty, n, targets[n], n)
+                raise FormattedIndexError(outside, n, targets[n], length - 1, n, length)
+        return labels
 
-    return run
+    return labels_of
 
 
-def _row_weights(function: str, kind: Any, sample_weight: Any, ignore_index: Any) -> Run:
-    """The compiled ``(targets, sample_weight, ignore_index) -> weights of the segments``, None for 1."""
-    if _absent(sample_weight) and _absent(ignore_index):
-        return _compiled(lambda targets, sample_weight, ignore_index: None)
-    if not _absent(ignore_index) and not isinstance(types.unliteral(ignore_index), types.Integer):
-        raise TypingError(f"{function}: ignore_index must be an integer or None, got {ignore_index}")
-    given, ignoring = not _absent(sample_weight), not _absent(ignore_index)
+def _weights(call: Call, name: str, kind: Any) -> Run:
+    """The compiled ``targets, sample_weight, ignore_index -> weights of the segments``; None for 1."""
+    given, ignoring = not absent(call["sample_weight"]), not absent(call["ignore_index"])
+    if not (given or ignoring):
+        return merged(lambda targets, sample_weight, ignore_index: None)
     if given:
-        _vector(function, "sample_weight", sample_weight)
+        _vector(call, "sample_weight")
+    wrong = f"{call.name}: sample_weight has shape ({{}},), expected ({{}},)"
 
-    @_compiled
-    def row_weights(targets: Any, sample_weight: Any, ignore_index: Any) -> Any:
+    @compiled
+    def weights_of(targets: Any, sample_weight: Any, ignore_index: Any) -> Any:
         weights = np.ones(targets.size, kind)
         if given:
             if sample_weight.size != targets.size:
-                raise ValueError(
-                    f"{function}: sample_weight has shape ({sample_weight.size},), expected ({targets.size},)"
-                )
+                raise FormattedValueError(wrong, sample_weight.size, targets.size)
             weights[:] = sample_weight
         if ignoring:
             for n in range(targets.size):
@@ -309,180 +287,46 @@ def _row_weights(function: str, kind: Any, sample_weight: Any, ignore_index: Any
                     weights[n] = 0
         return weights
 
-    return cast(Run, row_weights)
+    return weights_of
 
 
-def _loss(
-    function: str,
-    gradient: bool,
-    x: Any,
-    indptr: Any,
-    targets: Any,
-    sample_weight: Any,
-    ignore_index: Any,
-    reduction: Any,
-    out: Any,
-) -> Run:
-    """The body of the losses; without a gradient the second result is None."""
-    dtype = _vector(function, "x", x)
-    _integers(function, "indptr", indptr)
-    _integers(function, "targets", targets)
-    _output(function, out, dtype)
-    how = getattr(reduction, "literal_value", reduction)
-    if how not in _REDUCTIONS:
-        raise TypingError(f"{function}: reduction must be one of {_REDUCTIONS}, as a literal, got {reduction}")
-    kind = _KINDS[dtype]
-    convert, row_pointers, inverse = _conversion(kind, x), _pointers(function), _inverse(kind)
-    row_weights = _row_weights(function, kind, sample_weight, ignore_index)
-    weighted = not (_absent(sample_weight) and _absent(ignore_index))
-    ignored: Run = _compiled(lambda target, ignore_index: target == ignore_index)
-    if _absent(ignore_index):
-        ignored = _compiled(lambda target, ignore_index: False)
-    check, deliver = _delivery(function, out)
+def _loss(call: Call, dtype: Any) -> Built:
+    """The cross-entropy with a position within each segment, perhaps with its gradient."""
+    kind, name, x = KINDS[dtype], call.names[2], call[call.names[0]]
+    _check_integers(call, name)
+    check_ignore_index(call.name, call["ignore_index"])
+    reduction = literal_reduction(call.name, call["reduction"])
+    row_pointers, labels_of, weights_of = _pointers(call), _labels(call, name), _weights(call, name, kind)
+    kernel, piece_kernel, source_for = call.kernel(), _piece_kernel(call), converter(x, FLAT, dtype)
+    scale_of, returned, mean = scale_for(reduction == "mean"), wanted(call), reduction == "mean"
+    counting = mean and not (absent(call["sample_weight"]) and absent(call["ignore_index"]))
+    divisor_of = divisor_for(counting)
+    rescaled = scaled if counting else merged(lambda few, weights, rows, exponent, kind: weights)
+    reduce = merged(lambda rows, divisor, kind: rows) if reduction == "none" else reduced_for(mean)
+    result_for, target_for, deliver_to = NOWHERE
+    if returned is not FIRST:
+        result_for, (target_for, deliver_to) = _result(call, dtype), exits(x, FLAT, call["out"])
 
-    @_compiled
-    def check_targets(targets: Any, table: Any, ignore_index: Any) -> Any:
-        count = table.size - 1
-        if targets.size != count:
-            raise ValueError(
-                f"{function}: targets has shape ({targets.size},), expected ({count},): one for each segment"
-            )
-        labels = targets.astype(np.int64)
-        for n in range(count):
-            length = table[n + 1] - table[n]
-            if not 0 <= labels[n] < length:
-                if ignored(targets[n], ignore_index):
-                    continue
-                if length == 0:
-                    raise IndexError(
-                        f"{function}: targets[{n}] is {targets[n]}, expected an ignored one, since segment {n} "
-                        "is empty"
-                    )
-                raise IndexError(
-                    f"{function}: targets[{n}] is {targets[n]}, expected a position from 0 to {length - 1}, "
-                    f"within segment {n} of length {length}"
-                )
-        return labels
-
-    divisor_of, scale = divisor_for(weighted and how == "mean", kind), scaled_for(kind)
-    without: Run = _compiled(lambda weights, exponent: weights)
-    if weighted and how == "mean":
-        without = _compiled(lambda weights, exponent: scale(weights[:0], weights, weights.size, exponent))
-
-    reduce: Run
-    if how == "none":
-        reduce = _compiled(lambda rows, divisor: rows)
-    elif how == "sum":
-        reduce = _compiled(lambda rows, divisor: kind(reductions.total(rows)))
-    else:
-        reduce = _compiled(lambda rows, divisor: kind(reductions.total(rows) / divisor))
-    make: Run = _compiled(lambda source: np.empty(source.size, kind))
-    finish = deliver
-    if not gradient:
-        make, finish = _compiled(lambda source: None), _compiled(lambda result, out: None)
-
-    @_compiled
+    @merged
     def run(x: Any, indptr: Any, targets: Any, sample_weight: Any, ignore_index: Any, out: Any) -> Any:
-        source = convert(x)
-        table = row_pointers(indptr, source.size)
-        labels = check_targets(targets, table, ignore_index)
-        weights = row_weights(targets, sample_weight, ignore_index)
-        check(out, source.size)
-        whole, exponent = divisor_of(weights, 0, labels.size)
-        weights = without(weights, -exponent)
-        scale, scale_low = inverse(whole if how == "mean" else 1.0)
-        result, rows = make(source), np.empty(labels.size, kind)
-        segments.segment_cross_entropy(
-            0, 1, None, table, _whole(table), source, labels, weights, result, rows, scale, scale_low
-        )
+        table = row_pointers(indptr, x.size)
+        labels = labels_of(targets, table, ignore_index)
+        weights = weights_of(targets, sample_weight, ignore_index)
+        result = result_for(out, x.size)
+        divisor, exponent = divisor_of(readable(weights, labels.shape, kind), 0, labels.size, kind)
+        weights = rescaled(stack(kind, 1), weights, labels.size, -exponent, kind)
+        scale = scale_of(divisor, kind)
+        source, rows = source_for(x, FLAT, x.shape, kind), np.empty(labels.size, kind)
+        y = target_for(result, FLAT, x.shape, kind, source, None, None)
+        kernel(0, 1, None, table, _whole(table), source, labels, weights, y, rows, scale[0], scale[1])
         pieces = _pieces(table)
-        if len(pieces) > 0:
+        if pieces.size > 0:
             maxima, sums = _statistics(pieces, source)
-            segments.piece_cross_entropy(
-                0,
-                len(pieces),
-                None,
-                pieces.reshape(-1),
-                maxima,
-                sums,
-                source,
-                labels,
-                weights,
-                result,
-                rows,
-                scale,
-                scale_low,
+            count = maxima.size
+            piece_kernel(
+                0, count, None, pieces, maxima, sums, source, labels, weights, y, rows, scale[0], scale[1]
             )
-        return reduce(rows, whole), finish(result, out)
+        deliver_to(result, FLAT, y)
+        return returned(reduce(rows, divisor, kind), result)
 
-    return cast(Run, run)
-
-
-def _cross_entropy(
-    x: Any,
-    indptr: Any,
-    targets: Any,
-    *,
-    sample_weight: Any = None,
-    ignore_index: Any = None,
-    reduction: Any = "mean",
-) -> Run:
-    function = "segment_cross_entropy"
-    loss = _loss(function, False, x, indptr, targets, sample_weight, ignore_index, reduction, None)
-
-    def run(
-        x: Any,
-        indptr: Any,
-        targets: Any,
-        sample_weight: Any = None,
-        ignore_index: Any = None,
-        reduction: Any = "mean",
-    ) -> Any:
-        return loss(x, indptr, targets, sample_weight, ignore_index, None)[0]
-
-    return run
-
-
-def _cross_entropy_with_grad(
-    x: Any,
-    indptr: Any,
-    targets: Any,
-    *,
-    sample_weight: Any = None,
-    ignore_index: Any = None,
-    reduction: Any = "mean",
-    out: Any = None,
-) -> Run:
-    function = "segment_cross_entropy_with_grad"
-    loss = _loss(function, True, x, indptr, targets, sample_weight, ignore_index, reduction, out)
-
-    def run(
-        x: Any,
-        indptr: Any,
-        targets: Any,
-        sample_weight: Any = None,
-        ignore_index: Any = None,
-        reduction: Any = "mean",
-        out: Any = None,
-    ) -> Any:
-        return loss(x, indptr, targets, sample_weight, ignore_index, out)
-
-    return run
-
-
-@lru_cache(maxsize=1)
-def register() -> None:
-    """Tell Numba about the functions of this file; once is enough, and more does no harm."""
-    softmax = _forward("segment_softmax", segments.segment_softmax, segments.piece_softmax)
-    log_softmax = _forward("segment_log_softmax", segments.segment_log_softmax, segments.piece_log_softmax)
-    for function, choose in (
-        (public.segment_softmax, softmax),
-        (public.segment_log_softmax, log_softmax),
-        (public.segment_logsumexp, _logsumexp),
-        (public.segment_softmax_jvp, _jvp),
-        (public.segment_softmax_vjp, _vjp),
-        (public.segment_cross_entropy, _cross_entropy),
-        (public.segment_cross_entropy_with_grad, _cross_entropy_with_grad),
-    ):
-        options = {**_OPTIONS, "parallel": False}
-        overload(function, prefer_literal=True, strict=False, jit_options=options)(choose)
+    return run, (*call.names, "sample_weight", "ignore_index", "out")

@@ -1,16 +1,15 @@
 """The functions of ragged rows inside @njit: the bits of the Python functions, and their errors."""
 
+import child
 import numpy as np
 import pytest
-from numba import njit, prange
+from numba import prange
 from numba.core.errors import TypingError
+from registered import njit
 from test_segments import NAMES, PRODUCTS, Ragged, call, equal
 
 import fastsoftmax as fs
 from fastsoftmax import kernels
-from fastsoftmax.njit.segments import register
-
-register()
 
 
 @njit
@@ -134,6 +133,77 @@ def test_other_arrays():
     indptr, targets = np.array([0, 2, 5]), np.array([1, 2])
     x = np.arange(5.0)
     assert summed(x, indptr, targets) == fs.segment_cross_entropy(x, indptr, targets, reduction="sum")
+
+
+ALLOCATIONS = """
+import numpy as np
+from numba.core.runtime import rtsys
+from numba import njit
+import fastsoftmax as fs
+import fastsoftmax.njit.overloads
+
+@njit
+def plain(x, indptr, out):
+    return fs.segment_softmax(x, indptr)
+
+@njit
+def into(x, indptr, out):
+    return fs.segment_softmax(x, indptr, out=out)
+
+def count(function, x, out):
+    function(x, indptr, out)
+    before = rtsys.get_allocation_stats().alloc
+    function(x, indptr, out)
+    return rtsys.get_allocation_stats().alloc - before
+
+indptr, memory = 10 * np.arange(101), np.zeros(2000)
+x, apart, partly = memory[:1000], memory[1000:], memory[3:1003]
+print(count(plain, x, apart) - count(into, x, apart), end=" ")
+print(count(into, x, x) - count(into, x, apart), end=" ")
+print(count(into, x, partly) - count(into, x, apart))
+"""
+
+
+def test_out_is_written_directly():
+    """One array less than without `out`, where it lies apart or over x; no fewer where it is over a part of x."""
+    assert child.run(ALLOCATIONS, NUMBA_NRT_STATS=1) == "1 0 1\n"
+
+
+@pytest.mark.slow
+def test_out_lies_anywhere():
+    """Rows over the vector, products over their second operand, gradients."""
+    segments = problem(np.float64)
+    x, indptr, v, labels = segments.x, segments.indptr, segments.v, segments.targets
+    count = len(indptr) - 1
+    expected = segments.call("segment_logsumexp")
+
+    @njit
+    def rows(x, indptr, out):
+        return fs.segment_logsumexp(x, indptr, out=out)
+
+    @njit
+    def product(x, indptr, v, out):
+        return fs.segment_softmax_vjp(x, indptr, v, out=out)
+
+    @njit
+    def loss(x, indptr, labels, out):
+        return fs.segment_cross_entropy_with_grad(x, indptr, labels, ignore_index=-1, reduction="sum", out=out)
+
+    for make in (lambda x: np.empty(count), lambda x: np.empty(2 * count)[::2], lambda x: x[:count]):
+        copy = x.copy()
+        equal(rows(copy, indptr, make(copy)), expected)
+    dense = np.arange(5.0), np.array([0, 0, 2, 2, 2, 5])  # as many segments as entries, and out is x itself
+    expected = fs.segment_logsumexp(*dense)
+    equal(rows(*dense, dense[0]), expected)
+    expected = segments.call("segment_softmax_vjp")
+    for operand in (x.copy(), v.copy(), np.empty(len(x))):
+        source, second = operand if operand[0] == x[0] else x, operand if operand[0] == v[0] else v
+        equal(product(source, indptr, second, operand), expected)
+    expected = fs.segment_cross_entropy_with_grad(x, indptr, labels, ignore_index=-1, reduction="sum")
+    for out in (np.empty(len(x)), x.copy()):
+        found = loss(out if out[0] == x[0] else x, indptr, labels, out)
+        assert found[0] == expected[0]
+        equal(out, expected[1])
 
 
 @pytest.mark.slow

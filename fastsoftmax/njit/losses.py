@@ -1,0 +1,596 @@
+"""Losses, their gradients and second derivatives inside a user's ``@njit`` code: see `rows` for what a builder is.
+
+`_Targets` is what `losses.RowTargets` is to Python callers.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.core.errors import TypingError
+
+from fastsoftmax import kernels
+from fastsoftmax._spec import DISTRIBUTIONS, LABELS, SQUARE, TANGENT, TARGETS
+from fastsoftmax.kernels.traversal import COLUMN_LIMIT, FEW
+from fastsoftmax.njit.arguments import (
+    KINDS,
+    Call,
+    FormattedIndexError,
+    Run,
+    absent,
+    check_ignore_index,
+    check_number,
+    compiled,
+    convert,
+    converter,
+    items,
+    layout,
+    literal_reduction,
+    merged,
+    readable,
+    real_array,
+    row_layout,
+    same_shape,
+    stack,
+    straight,
+    transposed,
+    working_memory,
+    writable,
+)
+from fastsoftmax.njit.rows import (
+    FIRST,
+    NEAR,
+    Built,
+    check_same,
+    keep,
+    one_axis,
+    pointwise,
+    row_result,
+    same_ndim,
+    slope,
+    square,
+    wanted,
+    widened,
+)
+from fastsoftmax.njit.weights import (
+    divisor_for,
+    equal_weights,
+    exponent_of,
+    products,
+    reduced_for,
+    scale_for,
+    scaled,
+    scaled_classes,
+)
+
+OPTIONS = ("class_weight", "sample_weight", "ignore_index", "label_smoothing")
+
+
+class Terms(NamedTuple):
+    """Targets and options as kernels take them; None for what is not there.
+
+    The share of class j in row n is ``classes_j * (base + gain * y_nj)``. Row n counts `weights` times: those are
+    multiplied by the weights of the labels, and `beside` are not. `divisor` is what is left to divide a mean by.
+    """
+
+    labels: Any
+    distributions: Any
+    base: Any
+    gain: Any
+    classes: Any
+    weights: Any
+    beside: Any
+    divisor: Any
+
+
+# --- targets and weights ------------------------------------------------------------------------------------
+
+
+def _per_row(function: str, name: str, argument: Any, x: Any, kind: Any) -> Run:
+    """The compiled ``argument, order of rows, number of rows, room for a few -> one number for each row``."""
+    rest = x.ndim - 1
+    number = rest == 0 and isinstance(argument, (types.Integer, types.Float, types.Boolean))
+    if not number:
+        real_array(function, name, argument)
+        if argument.ndim != rest:
+            raise TypingError(f"{function}: {name} has {argument.ndim} dimensions, expected {rest}")
+    if rest:
+        return merged(lambda argument, order, rows, few: convert(argument, order, (rows,), kind))
+    item = _item(argument)
+
+    @compiled
+    def one(argument: Any, order: Any, rows: int, few: Any) -> Any:
+        few[0] = item(argument)
+        return readable(few, (1,), kind)
+
+    return one
+
+
+def _item(argument: Any) -> Run:
+    """The compiled number that a scalar or a 0-d array is."""
+    if isinstance(argument, types.Array):
+        return merged(lambda argument: argument[()])
+    return merged(lambda argument: argument)
+
+
+def _row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tuple[int, ...]) -> Run:
+    """The compiled check that an argument has one item for each row."""
+    if absent(argument) or not isinstance(argument, types.Array) or x.ndim == 1:
+        return merged(lambda argument, x: None)
+    _, shape_of_rows, _ = row_layout(x, axes)
+    wrong = f"{function}: {name} does not have the shape of the rows of logits"
+
+    @compiled
+    def check(argument: Any, x: Any) -> None:
+        if not same_shape(argument.shape, shape_of_rows(x.shape)):
+            raise ValueError(wrong)
+
+    return check
+
+
+def _labels(function: str, name: str, x: Any, targets: Any, ignoring: bool) -> Run:
+    """The compiled labels of the rows, checked: -1 for those that are ignored."""
+    ndim = x.ndim - 1
+    place = ", ".join([f"{{0[{i}]}}" for i in range(ndim)])
+    wrong = f"{function}: {name}[{place}] is {{1}}, expected a label from 0 to {{2}}"
+    ignored = merged(lambda label, ignore_index: False)
+    if ignoring:
+        ignored = merged(lambda label, ignore_index: label == ignore_index)
+
+    if ndim == 0:
+        item = _item(targets)
+
+        @compiled
+        def single(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
+            label = item(targets)
+            few[0] = label
+            if ignored(label, ignore_index):
+                few[0] = -1
+            elif label < 0 or label >= shape[1]:
+                raise FormattedIndexError(wrong, 0, label, shape[1] - 1)
+            return readable(few, (1,), np.int64)
+
+        return single
+
+    @compiled
+    def complain(targets: Any, classes: int, ignore_index: Any) -> None:
+        for place in np.ndindex(targets.shape):
+            label = targets[place]
+            if not ignored(label, ignore_index) and (label < 0 or label >= classes):
+                raise FormattedIndexError(wrong, place, label, classes - 1)
+
+    @compiled
+    def checked(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
+        labels = convert(targets, order, (shape[0] * shape[2],), np.int64)
+        outside = 0
+        for i in range(labels.size):
+            outside += labels[i] < 0 or labels[i] >= shape[1]
+        if outside:
+            complain(targets, shape[1], ignore_index)
+        return labels
+
+    @compiled
+    def checked_or_ignored(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
+        labels = np.empty(shape[0] * shape[2], np.int64)
+        moved = transposed(targets, order)
+        for i, place in enumerate(np.ndindex(moved.shape)):
+            label = moved[place]
+            labels[i] = label
+            if ignored(label, ignore_index):
+                labels[i] = -1
+            elif label < 0 or label >= shape[1]:
+                complain(targets, shape[1], ignore_index)
+        return readable(labels, (labels.size,), np.int64)
+
+    return checked_or_ignored if ignoring else checked
+
+
+class _Targets:
+    """What the targets and options of a loss come to.
+
+    ``check(logits, targets, options)`` is compiled and raises what shapes deserve. `terms` makes the compiled
+    function that makes `Terms`, and raises what labels and smoothing deserve. `options` are those of `OPTIONS`.
+    """
+
+    def __init__(self, call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> None:
+        self.call, self.x, self.axes, self.dtype, self.kind = call, x, axes, dtype, KINDS[dtype]
+        self.name = call.names[1]
+        self.targets = call[self.name]
+        self.soft = isinstance(self.targets, types.Array) and self.targets.ndim == x.ndim
+        smoothing = call["label_smoothing"]
+        self.smooth = smoothing is not None and not isinstance(smoothing, float)
+        if self.smooth:
+            check_number(call.name, "label_smoothing", smoothing)
+        self._check_types()
+        self.weighted, self.sampled = not absent(call["class_weight"]), not absent(call["sample_weight"])
+        self.ignoring = not absent(call["ignore_index"])
+        # As in PyTorch, a mean of cross-entropies with distributions divides by the number of rows.
+        by_rows = self.soft and call.function.family != "row loss"
+        self.counting = not by_rows and (self.weighted or self.sampled or self.ignoring)
+        self.check = self._checks()
+
+    def _check_types(self) -> None:
+        function, name, x, targets = self.call.name, self.name, self.x, self.targets
+        role, ignore_index = self.call.function.operands[1], self.call["ignore_index"]
+        check_ignore_index(function, ignore_index)
+        if role == DISTRIBUTIONS:
+            same_ndim(self.call, name)
+        if self.soft and role != LABELS:
+            real_array(function, name, targets)
+            if not absent(ignore_index):
+                raise TypingError(f"{function}: ignore_index is for class indices, but {name} are distributions")
+            return
+        if isinstance(targets, types.Integer) and x.ndim == 1:
+            return
+        real_array(function, name, targets)
+        if targets.ndim != x.ndim - 1:
+            expected = f"{x.ndim - 1} (class indices)"
+            if role == TARGETS:
+                expected += f" or {x.ndim} (distributions)"
+            raise TypingError(f"{function}: {name} has {targets.ndim} dimensions, expected {expected}")
+        if not isinstance(targets.dtype, types.Integer):
+            raise TypingError(
+                f"{function}: {name} with {targets.ndim} dimensions are class indices and have dtype "
+                f"{targets.dtype}, expected integers"
+            )
+
+    def _checks(self) -> Run:
+        """The compiled checks of shapes."""
+        function, x, axes, axis = self.call.name, self.x, self.axes, self.axes[0]
+        shapes = _row_shape_check(function, self.name, self.targets, x, axes)
+        if self.soft:
+            shapes = check_same(function, self.name, "logits")
+        samples = _row_shape_check(function, "sample_weight", self.call["sample_weight"], x, axes)
+        given = self.call["class_weight"]
+        classes = merged(lambda x, class_weight: None)
+        if self.weighted:
+            real_array(function, "class_weight", given)
+            if given.ndim != 1:
+                raise TypingError(f"{function}: class_weight has {given.ndim} dimensions, expected 1")
+            classes = self._class_check(axis)
+
+        @merged
+        def check(x: Any, targets: Any, options: Any) -> None:
+            shapes(targets, x)
+            classes(x, options[0])
+            samples(options[1], x)
+
+        return check
+
+    def _class_check(self, axis: int) -> Run:
+        wrong = f"{self.call.name}: class_weight does not have one item for each class"
+
+        @compiled
+        def check(x: Any, class_weight: Any) -> None:
+            if class_weight.size != x.shape[axis]:
+                raise ValueError(wrong)
+
+        return check
+
+    def terms(self, mean: bool) -> Run:
+        """The compiled maker of `Terms`: from targets, options as `OPTIONS` lists them, and the layout."""
+        kind, x, axes = self.kind, self.x, self.axes
+        order_of_rows, _, _ = row_layout(x, axes)
+        shares, weigh = self._shares(), self._weighing(mean)
+        labels_of = merged(lambda targets, order, shape, ignore_index, few: None)
+        distributions_of = merged(lambda targets, order, shape: None)
+        if self.soft:
+            fits = converter(self.targets, axes, self.dtype) if straight(x, axes) else convert
+            distributions_of = merged(lambda targets, order, shape: fits(targets, order, shape, kind))
+        else:
+            labels_of = _labels(self.call.name, self.name, x, self.targets, self.ignoring)
+        samples_of = merged(lambda sample_weight, order, rows, few: None)
+        if self.sampled:
+            samples_of = _per_row(self.call.name, "sample_weight", self.call["sample_weight"], x, kind)
+        classes_of = _class_weights if self.weighted else merged(lambda class_weight, kind: None)
+
+        @merged
+        def terms(targets: Any, options: Any, order: Any, shape: Any) -> Any:
+            class_weight, sample_weight, ignore_index, smoothing = options
+            rows = shape[0] * shape[2]
+            base, gain = shares(smoothing, shape[1])
+            by_row = order_of_rows(order)
+            labels = labels_of(targets, by_row, shape, ignore_index, stack(np.int64, 1))
+            distributions = distributions_of(targets, order, shape)
+            samples = samples_of(sample_weight, by_row, rows, stack(kind, 1))
+            classes, weights, beside, divisor = weigh(labels, classes_of(class_weight, kind), samples, rows)
+            return Terms(labels, distributions, base, gain, classes, weights, beside, divisor)
+
+        return terms
+
+    def _shares(self) -> Run:
+        """The compiled ``label_smoothing, classes -> base, gain``: see `Terms`."""
+        kind = self.kind
+        if not self.smooth:
+            return merged(lambda smoothing, classes: (kind(0.0), kind(1.0)))
+        wrong = f"{self.call.name}: label_smoothing must be from 0 to 1"
+
+        @compiled
+        def shares(label_smoothing: Any, classes: int) -> Any:
+            smoothing = np.float64(label_smoothing)
+            if not 0.0 <= smoothing <= 1.0:
+                raise ValueError(wrong)
+            return kind(smoothing / max(classes, 1)), kind(1.0 - smoothing)
+
+        return shares
+
+    def _weights(self, with_classes: bool) -> Run:
+        """The compiled weight of each row, with or without that of its class; None if all count alike.
+
+        With the exponent of a power of two, as `arrays.weights.product_of_weights` has it.
+        """
+        by_class, by_sample, kind = with_classes and self.weighted, self.sampled, self.kind
+        if self.soft or not (self.ignoring or by_sample or by_class):
+            return merged(lambda few, labels, classes, samples: (samples, 0))
+        if by_class and by_sample:
+            return merged(lambda few, labels, classes, samples: products(few, labels, classes, samples, kind))
+        factor = merged(lambda classes, samples, label, i: 1.0)
+        if by_class:
+            factor = merged(lambda classes, samples, label, i: classes[label])
+        elif by_sample:
+            factor = merged(lambda classes, samples, label, i: samples[i])
+
+        @compiled
+        def weigh(few: Any, labels: Any, classes: Any, samples: Any) -> Any:
+            room = items(few, labels.size, kind)
+            for i in range(labels.size):
+                room[i] = 0.0
+                if labels[i] >= 0:
+                    room[i] = factor(classes, samples, labels[i], i)
+            return readable(room, (room.size,), kind), 0
+
+        return weigh
+
+    def _weighing(self, mean: bool) -> Run:
+        """The compiled ``labels, weights of classes, of samples, rows -> last four of `Terms```."""
+        kind, divisor_of = self.kind, divisor_for(self.counting and mean)
+        if not self.counting:
+
+            @merged
+            def unweighted(labels: Any, classes: Any, samples: Any, rows: int) -> Any:
+                value, _ = divisor_of(None, 0, rows, kind)
+                return classes, samples, samples, value
+
+            return unweighted
+        weights_of, beside_of = (
+            self._weights(with_classes=True),
+            merged(lambda few, labels, classes, samples: (None, 0)),
+        )
+        of_rows, by_class = self.sampled or self.ignoring, self.weighted and mean
+        leave_out = _leave_out if by_class else merged(lambda weights, labels, samples, divisor, kind: None)
+        rows_beside = merged(lambda few, weights, rows, exponent, kind: None)
+        up_of, normal = merged(lambda classes: 0), merged(lambda classes, exponent, kind: classes)
+        if self.smooth and of_rows:
+            beside_of, rows_beside = self._weights(with_classes=False), scaled
+        if self.smooth and by_class:
+            up_of, normal, rows_beside = exponent_of, scaled_classes, scaled if of_rows else equal_weights
+
+        @merged
+        def weighted(labels: Any, classes: Any, samples: Any, rows: int) -> Any:
+            counted, exponent = weights_of(stack(kind, 1), labels, classes, samples)
+            others, _ = beside_of(stack(kind, 1), labels, classes, samples)
+            value, down = divisor_of(counted, exponent, rows, kind)
+            up = up_of(classes)
+            weights = scaled(stack(kind, 1), counted, rows, exponent - down, kind)
+            leave_out(weights, labels, samples, value, kind)
+            beside = rows_beside(stack(kind, 1), others, rows, up - down, kind)
+            return normal(classes, -up, kind), readable(weights, (rows,), kind), beside, value
+
+        return weighted
+
+
+@compiled
+def _class_weights(class_weight: Any, kind: Any) -> Any:
+    """Weights of classes as kernels take them."""
+    return writable(convert(class_weight, (0,), (class_weight.size,), kind), (class_weight.size,), kind)
+
+
+@compiled
+def _leave_out(weights: Any, labels: Any, samples: Any, divisor: float, kind: Any) -> None:
+    """The 0/0 of a mean over no weight: nan for the rows that have not been left out."""
+    if np.isnan(divisor):
+        for i in range(labels.size):
+            weights[i] = kind(np.nan) if labels[i] >= 0 and _counts(samples, i) else kind(0.0)
+
+
+@compiled
+def _counts(samples: Any, i: int) -> Any:
+    if samples is None:
+        return True
+    return samples[i] != 0.0
+
+
+# --- losses -------------------------------------------------------------------------------------------------
+
+
+def _loss_result(function: str, x: Any, axes: tuple[int, ...], dtype: Any, reduction: str) -> tuple[Run, Run, Run]:
+    """Where the losses of the rows go, and what the user gets of them: `row_result`, or one number."""
+    if reduction == "none":
+        begin, block_for, finish = row_result(function, x, axes, dtype, False, None)
+        return begin, block_for, merged(lambda x, result, order, block, _: finish(x, result, order, block, None))
+    kind, reduce = KINDS[dtype], reduced_for(reduction == "mean")
+    begin = merged(lambda x, out: None)
+    block_for = merged(lambda result, order, rows, few, source: items(few, rows, kind))
+    return begin, block_for, merged(lambda x, result, order, block, divisor: reduce(block, divisor, kind))
+
+
+def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets, launch: Run) -> Built:
+    """A loss, its gradient or both; ``launch(rows, room, x, terms, y, losses, scale)`` calls the kernel."""
+    reduction, kind = literal_reduction(call.name, call["reduction"]), KINDS[dtype]
+    check, terms_of = given.check, given.terms(reduction == "mean")
+    lay_out = layout(x, axes, last=False)
+    source_for = converter(x, axes, dtype)
+    begin, block_for, finish = _loss_result(call.name, x, axes, dtype, reduction)
+    slope_for, target_for, deliver_to = slope(call, x, axes, dtype)
+    scale_of, returned = scale_for(reduction == "mean"), wanted(call)
+
+    @merged
+    def run(x: Any, targets: Any, options: Any, out: Any) -> Any:
+        check(x, targets, options)
+        order, shape = lay_out(x)
+        rows = shape[0] * shape[2]
+        terms = terms_of(targets, options, order, shape)
+        slope = slope_for(x, out)
+        losses = begin(x, None)
+        source = source_for(x, order, shape, kind)
+        block = block_for(losses, order, rows, stack(kind, 1), source)
+        y = target_for(slope, order, shape, kind, source, terms.distributions, terms.weights)
+        near = stack(kind, NEAR)
+        room = working_memory(near, shape, 2, kind)
+        launch(rows, room, source, terms, y, block, scale_of(terms.divisor, kind))
+        deliver_to(slope, order, y)
+        return returned(finish(x, losses, order, block, terms.divisor), slope)
+
+    return run, (*call.names, OPTIONS, "out")
+
+
+def cross_entropy(call: Call) -> Built:
+    """The cross-entropy with labels or distributions."""
+    x, axes, dtype = one_axis(call)
+    given = _Targets(call, x, axes, dtype)
+    plain, few, mixed = call.kernel(), kernels.few.cross_entropy, call.kernel("soft_")
+
+    @merged
+    def launch(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
+        if rows <= FEW and x.shape[2] == 1 and x.shape[1] <= COLUMN_LIMIT:
+            few(rows, x, terms.labels, terms.weights, y, losses, scale[0], scale[1])
+        else:
+            plain(0, rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1])
+
+    @merged
+    def launch_mixed(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
+        to, labels, classes, beside = terms.distributions, terms.labels, terms.classes, terms.beside
+        mixed(0, rows, room, x, to, labels, classes, terms.base, terms.gain, beside, y, losses, scale[0], scale[1])
+
+    @merged
+    def launch_either(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
+        if terms.base == 0.0:
+            launch(rows, room, x, terms, y, losses, scale)
+        else:
+            launch_mixed(rows, room, x, terms, y, losses, scale)
+
+    chosen = launch_mixed if given.soft else launch_either if given.smooth else launch
+    return _loss(call, x, axes, dtype, given, chosen)
+
+
+def row_loss(call: Call) -> Built:
+    """A loss whose kernel takes targets, a weight for each row, and what the gradient is multiplied by."""
+    x, axes, dtype = one_axis(call)
+    given = _Targets(call, x, axes, dtype)
+    kernel, kept = call.kernel(), None if wanted(call) is FIRST else keep(call["out"])
+    to = merged(lambda terms: terms.distributions) if given.soft else merged(lambda terms: terms.labels)
+
+    @merged
+    def launch(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
+        kernel(0, rows, room, x, to(terms), terms.weights, y, losses, kept, scale[0], scale[1])
+
+    return _loss(call, x, axes, dtype, given, launch)
+
+
+# --- second derivatives -------------------------------------------------------------------------------------
+
+
+def curvature(call: Call) -> Built:
+    """The Hessian, its diagonal or its product with a tangent: what softmax has, times a factor for each row."""
+    x, axes, dtype = one_axis(call)
+    name, kernel, kept = call.name_of(TANGENT), call.kernel(), keep(call["out"])
+    tangent = call[name]
+    if tangent is not None:
+        same_ndim(call, name)
+        dtype = widened(dtype, tangent)
+    reduction = literal_reduction(call.name, call["reduction"])
+    given, kind = _Targets(call, x, axes, dtype), KINDS[dtype]
+    check, terms_of, factors_of = (
+        given.check,
+        given.terms(reduction == "mean"),
+        _factors(given, reduction == "mean"),
+    )
+    check_tangent = merged(lambda tangent, x: None)
+    last = call.function.result == (SQUARE,)
+    if last:
+        apply = square(
+            call,
+            x,
+            axes,
+            dtype,
+            merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, None, None, w)),
+        )
+    elif tangent is None:
+        apply = pointwise(
+            call, x, axes, dtype, merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, w))
+        )
+    else:
+        check_tangent = check_same(call.name, name, call.names[0])
+        launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, kept, None, None, w))
+        apply = pointwise(call, x, axes, dtype, launch, operand=tangent)
+    lay_out = layout(x, axes, last)
+
+    @merged
+    def run(x: Any, targets: Any, tangent: Any, options: Any, out: Any) -> Any:
+        check_tangent(tangent, x)
+        check(x, targets, options)
+        order, shape = lay_out(x)
+        terms = terms_of(targets, options, order, shape)
+        factors = factors_of(stack(kind, 1), shape, terms)
+        return apply(x, tangent, None, None, factors, out)
+
+    return run, (*call.names[:2], name, OPTIONS, "out")
+
+
+def _factors(given: _Targets, mean: bool) -> Run:
+    """The compiled ``room for a few, shape of the blocks, terms -> factor of each row``; None for 1."""
+    kind, soft, smooth = given.kind, given.soft, given.smooth
+    if not (soft or smooth or given.counting or mean):
+        return merged(lambda few, shape, terms: None)
+    total, share_totals = kernels.reductions.total, kernels.reductions.share_totals
+    of_rows = given.sampled or (not soft and (given.ignoring or (smooth and given.weighted and mean)))
+    present, one = (lambda values, i: np.float64(values[i])), (lambda values, i: 1.0)
+    weight_at, beside_at = merged(present if given.counting else one), merged(present if of_rows else one)
+    class_at = merged(present if given.weighted else one)
+    all_classes = merged(lambda class_weights, classes: class_weights)
+    if not given.weighted:
+        all_classes = compiled(lambda class_weights, classes: np.ones(classes, kind))
+
+    @compiled
+    def divided(share: float, weight: float, divisor: float) -> Any:
+        if weight == 0.0:
+            return kind(0.0)
+        return kind(share * weight / divisor if mean else share * weight)
+
+    @compiled
+    def of_weights(factors: Any, shape: Any, terms: Any) -> None:
+        for i in range(factors.size):
+            factors[i] = divided(1.0, weight_at(terms.weights, i), terms.divisor)
+
+    @compiled
+    def of_labels(factors: Any, shape: Any, terms: Any) -> None:
+        if terms.base == 0.0:
+            of_weights(factors, shape, terms)
+            return
+        every = all_classes(terms.classes, shape[1])
+        base = np.float64(terms.base) * total(readable(every, (every.size,), kind))
+        for i in range(factors.size):
+            share = base + np.float64(terms.gain) * class_at(every, max(terms.labels[i], 0))
+            factors[i] = divided(share, beside_at(terms.beside, i), terms.divisor)
+
+    @compiled
+    def of_distributions(factors: Any, shape: Any, terms: Any) -> None:
+        every = all_classes(terms.classes, shape[1])
+        base = np.float64(terms.base) * total(readable(every, (every.size,), kind))
+        low = np.empty(factors.size, kind)
+        near = stack(kind, NEAR)
+        room = working_memory(near, shape, 1, kind)
+        share_totals(0, factors.size, room, terms.distributions, every, kind(0.0), kind(1.0), factors, low)
+        for i in range(factors.size):
+            share = base + np.float64(terms.gain) * (np.float64(factors[i]) + low[i])
+            factors[i] = divided(share, beside_at(terms.beside, i), terms.divisor)
+
+    fill = of_distributions if soft else of_labels if smooth else of_weights
+
+    @merged
+    def factors_of(few: Any, shape: Any, terms: Any) -> Any:
+        factors = items(few, shape[0] * shape[2], kind)
+        fill(factors, shape, terms)
+        return readable(factors, (factors.size,), kind)
+
+    return factors_of

@@ -56,8 +56,6 @@ from fastsoftmax.runtime.numba_private import c_address
 INF = float("inf")
 HALF_VECTORS = 16
 HALF_LIMIT = 65520.0  # what is smaller rounds to a finite float16
-UNARY = ("exp", "expm1", "log", "log1p", "expit", "logit", "log_expit", "softplus", "entr")
-BINARY = ("logaddexp", "xlogy", "rel_entr")
 
 
 # --- exceptions ----------------------------------------------------------------------------------------------
@@ -273,146 +271,52 @@ def address_of(name: str, kind: str) -> int:
 
 # --- the functions -------------------------------------------------------------------------------------------
 
+UNARY = {
+    "exp": _overflowing,
+    "expm1": _overflowing,
+    "log": _positive,
+    "log1p": _above_minus_one,
+    **dict.fromkeys(("expit", "logit", "log_expit", "softplus", "entr"), _silent),
+}
+"""The functions of one number, with the exceptions that their ufuncs raise."""
 
-@kernel
-def exp(x: Any, y: Any) -> None:
-    """y = exp(x)."""
-    _unary(scalar.exp, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
-
-
-@loop
-def exp_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = exp(x), called by NumPy."""
-    _unary_loop(scalar.exp, _overflowing, args, dimensions, steps)
-
-
-@kernel
-def expm1(x: Any, y: Any) -> None:
-    """y = expm1(x)."""
-    _unary(scalar.expm1, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
+BINARY = {"logaddexp": True, "xlogy": False, "rel_entr": False}
+"""The functions of two numbers, and whether they are associative."""
 
 
-@loop
-def expm1_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = expm1(x), called by NumPy."""
-    _unary_loop(scalar.expm1, _overflowing, args, dimensions, steps)
+def _define(name: str, arguments: str, contiguous: Any, called: Any) -> None:
+    """Compile the two forms of a function under their names, by which the disk cache knows them, too."""
+    for form, ending, compiled in ((contiguous, "", kernel), (called, "_loop", loop)):
+        form.__name__ = form.__qualname__ = f"{name}{ending}"
+        form.__doc__ = f"y = {name}({arguments}){', called by NumPy' if ending else ''}."
+        globals()[form.__name__] = compiled(form)
 
 
-@kernel
-def log(x: Any, y: Any) -> None:
-    """y = log(x)."""
-    _unary(scalar.log, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
+def _define_unary(name: str, watch: Any) -> None:
+    function = getattr(scalar, name)
+
+    def contiguous(x: Any, y: Any) -> None:
+        _unary(function, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
+
+    def called(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+        _unary_loop(function, watch, args, dimensions, steps)
+
+    _define(name, "x", contiguous, called)
 
 
-@loop
-def log_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = log(x), called by NumPy."""
-    _unary_loop(scalar.log, _positive, args, dimensions, steps)
+def _define_binary(name: str, associative: bool) -> None:
+    function = getattr(scalar, name)
+
+    def contiguous(x: Any, v: Any, y: Any) -> None:
+        _side_by_side(function, memory(x), memory(v), memory(y))
+
+    def called(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+        _binary_loop(function, associative, args, dimensions, steps)
+
+    _define(name, "x, v", contiguous, called)
 
 
-@kernel
-def log1p(x: Any, y: Any) -> None:
-    """y = log1p(x)."""
-    _unary(scalar.log1p, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
-
-
-@loop
-def log1p_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = log1p(x), called by NumPy."""
-    _unary_loop(scalar.log1p, _above_minus_one, args, dimensions, steps)
-
-
-@kernel
-def expit(x: Any, y: Any) -> None:
-    """y = expit(x)."""
-    _unary(scalar.expit, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
-
-
-@loop
-def expit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = expit(x), called by NumPy."""
-    _unary_loop(scalar.expit, _silent, args, dimensions, steps)
-
-
-@kernel
-def logit(x: Any, y: Any) -> None:
-    """y = logit(x)."""
-    _unary(scalar.logit, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
-
-
-@loop
-def logit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = logit(x), called by NumPy."""
-    _unary_loop(scalar.logit, _silent, args, dimensions, steps)
-
-
-@kernel
-def log_expit(x: Any, y: Any) -> None:
-    """y = log_expit(x)."""
-    _unary(scalar.log_expit, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
-
-
-@loop
-def log_expit_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = log_expit(x), called by NumPy."""
-    _unary_loop(scalar.log_expit, _silent, args, dimensions, steps)
-
-
-@kernel
-def softplus(x: Any, y: Any) -> None:
-    """y = softplus(x)."""
-    _unary(scalar.softplus, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
-
-
-@loop
-def softplus_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = softplus(x), called by NumPy."""
-    _unary_loop(scalar.softplus, _silent, args, dimensions, steps)
-
-
-@kernel
-def entr(x: Any, y: Any) -> None:
-    """y = entr(x)."""
-    _unary(scalar.entr, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
-
-
-@loop
-def entr_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = entr(x), called by NumPy."""
-    _unary_loop(scalar.entr, _silent, args, dimensions, steps)
-
-
-@kernel
-def logaddexp(x: Any, v: Any, y: Any) -> None:
-    """y = logaddexp(x, v)."""
-    _side_by_side(scalar.logaddexp, memory(x), memory(v), memory(y))
-
-
-@loop
-def logaddexp_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = logaddexp(x, v), called by NumPy."""
-    _binary_loop(scalar.logaddexp, True, args, dimensions, steps)
-
-
-@kernel
-def xlogy(x: Any, v: Any, y: Any) -> None:
-    """y = xlogy(x, v)."""
-    _side_by_side(scalar.xlogy, memory(x), memory(v), memory(y))
-
-
-@loop
-def xlogy_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = xlogy(x, v), called by NumPy."""
-    _binary_loop(scalar.xlogy, False, args, dimensions, steps)
-
-
-@kernel
-def rel_entr(x: Any, v: Any, y: Any) -> None:
-    """y = rel_entr(x, v)."""
-    _side_by_side(scalar.rel_entr, memory(x), memory(v), memory(y))
-
-
-@loop
-def rel_entr_loop(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-    """y = rel_entr(x, v), called by NumPy."""
-    _binary_loop(scalar.rel_entr, False, args, dimensions, steps)
+for _name, _watch in UNARY.items():
+    _define_unary(_name, _watch)
+for _name, _associative in BINARY.items():
+    _define_binary(_name, _associative)

@@ -172,7 +172,7 @@ def test_every_float32(name, record):
 
 def test_the_documented_bounds():
     """In the table of the module, and in the docstring of each ufunc."""
-    assert set(BOUNDS) == set(NAMES) == set(loops.UNARY + loops.BINARY)
+    assert set(BOUNDS) == set(NAMES) == {*loops.UNARY, *loops.BINARY}
     for name, bound in BOUNDS.items():
         assert re.search(rf"^`{name}`\s+{bound} ulp", scalar.__doc__, re.MULTILINE), name
         assert f"Error at most {bound} ulp" in ufuncs.DOCS[name], name

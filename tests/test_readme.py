@@ -10,7 +10,6 @@ from fastsoftmax.njit import overloads
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = {page.name: page for page in (README, *sorted((ROOT / "docs" / "guide").glob("*.md")))}
-every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
 def blocks(page):
@@ -41,11 +40,26 @@ def test_commands():
     assert commands[1].endswith("pytest")
 
 
-@every_page
+DOCUMENTS = {
+    str(page.relative_to(ROOT)): page
+    for page in (*PAGES.values(), *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "tests/README.md")))
+}
+every_document = pytest.mark.parametrize("page", DOCUMENTS.values(), ids=DOCUMENTS)
+
+
+@every_document
 def test_links_lead_somewhere(page):
     """To files of the checkout."""
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_map_of_tests_names_files():
+    """tests/README.md says which of them to run after a change."""
+    names = set(re.findall(r"\btests/[\w/]+\.py", DOCUMENTS["tests/README.md"].read_text()))
+    assert len(names) > 20
+    for name in names:
+        assert (ROOT / name).exists(), name
 
 
 def test_readme_links_to_every_page():

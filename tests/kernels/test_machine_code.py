@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import cases
 import numpy as np
@@ -72,12 +71,12 @@ def compiled(level):
         (name, np.dtype(dtype).name, signature_of(name, dtype)) for name in KERNELS for dtype in cases.DTYPES
     ]
     environment = {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": LEVELS[level][0]}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the helpers of these tests
     done = subprocess.run(
         [sys.executable, "-c", COMPILE],
         input=pickle.dumps(wanted),
         capture_output=True,
         check=True,
-        cwd=Path(__file__).parents[1],
         env={**os.environ, **environment},
     )
     return json.loads(done.stdout)

@@ -321,14 +321,10 @@ def weight_array(problem: Problem, name: str, value: Any, shape: tuple[int, ...]
 
 
 def part_of_divisor(
-    function: str,
-    labels: Array | None,
-    shape: tuple[int, ...],
-    classes: int,
-    dtype: np.dtype[Any],
-    options: LossOptions,
+    function: str, labels: Array | None, classes: int, dtype: np.dtype[Any], options: LossOptions
 ) -> Array:
-    """What some rows add to the divisor of a mean, as a `weights.SUM`; no labels where they have distributions."""
+    """What some rows add to the divisor of a mean, as a `weights.SUM`; rows with distributions have weights."""
+    shape = (options.sample_weight if labels is None else labels).shape
     logits = np.broadcast_to(np.zeros((), dtype), (*shape, classes))  # of which only the shape is needed
     problem = Problem(function, logits, -1, name="logits")
     given = row_targets(problem, logits if labels is None else labels, options._replace(reduction="sum"))

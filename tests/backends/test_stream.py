@@ -912,7 +912,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 def test_a_full_disk_leaves_nothing(reserve):
     """Found out when the space is reserved, or, where that is not possible, when a write fails."""
     np.save("x.npy", logits((2000, 11)))
-    before = "_files.NpyTarget._reserve = lambda self, size: None" if not reserve else ""
+    before = "files.NpyTarget._reserve = lambda self, size: None" if not reserve else ""
     script = LIMITED.format(limit=40_000) + SCRIPT.format(pause=0, before=before)
     environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent), FASTSOFTMAX_CACHE_DIR="")
     done = subprocess.run(

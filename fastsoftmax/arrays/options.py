@@ -1,7 +1,7 @@
 """The options of a loss, and what they come to together with its targets: for arrays, Dask, files and segments.
 
 What a mean divides by, the weights of the rows and the shares of the classes are computed here and nowhere else;
-`weights` holds the arithmetic. Compiled code compiles `smoothed_shares`, as it stands.
+`weights` holds the arithmetic.
 """
 
 from typing import Any, NamedTuple
@@ -134,7 +134,7 @@ def check_labels(
 def smoothed_shares(smoothing: float, classes: int) -> tuple[float, float]:
     """The share of every class, and what is left of that of the target: base and gain of `RowTargets`.
 
-    This is compiled, too.
+    Numba can compile it as it stands.
     """
     return smoothing / max(classes, 1), 1.0 - smoothing
 

@@ -1,7 +1,7 @@
 """The options of a loss, and what they come to together with its targets: for arrays, Dask, files and segments.
 
 What a mean divides by, the weights of the rows and the shares of the classes are computed here and nowhere else;
-`weights` holds the arithmetic. Compiled code compiles `smoothed_shares`, as it stands.
+`weights` holds the arithmetic.
 """
 
 from typing import Any, NamedTuple
@@ -134,7 +134,7 @@ def check_labels(
 def smoothed_shares(smoothing: float, classes: int) -> tuple[float, float]:
     """The share of every class, and what is left of that of the target: base and gain of `RowTargets`.
 
-    This is compiled, too.
+    Numba can compile it as it stands.
     """
     return smoothing / max(classes, 1), 1.0 - smoothing
 
@@ -321,14 +321,10 @@ def weight_array(problem: Problem, name: str, value: Any, shape: tuple[int, ...]
 
 
 def part_of_divisor(
-    function: str,
-    labels: Array | None,
-    shape: tuple[int, ...],
-    classes: int,
-    dtype: np.dtype[Any],
-    options: LossOptions,
+    function: str, labels: Array | None, classes: int, dtype: np.dtype[Any], options: LossOptions
 ) -> Array:
-    """What some rows add to the divisor of a mean, as a `weights.SUM`; no labels where they have distributions."""
+    """What some rows add to the divisor of a mean, as a `weights.SUM`; rows with distributions have weights."""
+    shape = (options.sample_weight if labels is None else labels).shape
     logits = np.broadcast_to(np.zeros((), dtype), (*shape, classes))  # of which only the shape is needed
     problem = Problem(function, logits, -1, name="logits")
     given = row_targets(problem, logits if labels is None else labels, options._replace(reduction="sum"))

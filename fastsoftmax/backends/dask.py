@@ -492,7 +492,7 @@ class _Request(NamedTuple):
 class _Loss:
     """The arguments of a loss as Dask arrays, checked, with the classes as the last axis.
 
-    `divisor`: what a mean divides by, a `Divisor` or a Dask array of one; None if there is no mean. `known` is
+    `divisor` is what a mean divides by, a `Divisor` or a Dask array of one; None if there is no mean. `known` is
     what the options without weights come to. `weights` are those of the classes and of the samples, each followed
     by its index, as `_blocks` takes them.
     """
@@ -591,10 +591,9 @@ class _Loss:
 
 def _counted(labels: Any, class_weight: Any, sample_weight: Any, request: _Request) -> Array:
     """What the rows of a chunk add to the divisor of a mean, with a length of 1 along every axis."""
-    shape = (sample_weight if labels is None else labels).shape
     options = request.weighted(class_weight, sample_weight)
-    part = part_of_divisor(request.function, labels, shape, request.classes, request.dtype, options)
-    return part.reshape((1,) * len(shape))
+    part = part_of_divisor(request.function, labels, request.classes, request.dtype, options)
+    return part.reshape((1,) * (sample_weight if labels is None else labels).ndim)
 
 
 def _part_of_sum(losses: Array) -> Array:

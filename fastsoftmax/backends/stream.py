@@ -429,12 +429,12 @@ class Local:
     def _divisor(self) -> Divisor | None:
         """What the mean divides by, None for no mean; labels are checked before any logits are read."""
         job, name = self.job, self.job.python_name
-        classes, dtype, shape = job.problem.classes, job.problem.dtype, job.problem.row_shape
+        classes, dtype = job.problem.classes, job.problem.dtype
         weights = job.operands.get("sample_weight")
         options = job.loss_options(weights)
         divisor = known_divisor(name, job.soft, options, job.problem.rows)
         parts = []
-        for box in cover(shape, files.rows_of(self.extent, job.axis)):
+        for box in cover(job.problem.row_shape, files.rows_of(self.extent, job.axis)):
             labels = None if job.soft else job.operands["targets"][box]
             if labels is not None:
                 try:
@@ -443,8 +443,7 @@ class Local:
                     raise RunError(str(error)) from None
             if options.is_mean and divisor is None:
                 part = options._replace(sample_weight=None if weights is None else weights[box])
-                extent = tuple(len(range(n)[s]) for n, s in zip(shape, box, strict=True))
-                parts.append(part_of_divisor(name, labels, extent, classes, dtype, part))
+                parts.append(part_of_divisor(name, labels, classes, dtype, part))
         if not options.is_mean:
             return None
         return joined_divisor(np.array(parts, SUM), job.problem.rows) if divisor is None else divisor

@@ -29,6 +29,7 @@ from fastsoftmax.runtime import numba_private
 
 MAGIC = b"fastsoftmax-2\n"
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
+KERNELS = "fastsoftmax.kernels."
 SUFFIX = ".code"
 UNFINISHED = ".code-part"
 """What a file is called while it is written; one that is older than `STALE` was left behind by a dead process."""
@@ -165,13 +166,29 @@ def stamp() -> bytes:
     return digest.digest()
 
 
+def _bound(function: Callable[..., Any]) -> list[str] | None:
+    """The functions and constants in the cells of a closure, by name; None if the digest does not cover them all."""
+    names = []
+    for cell in function.__closure__ or ():
+        value = cell.cell_contents
+        python = getattr(value, "py_func", value)
+        if getattr(python, "__closure__", 0) is None and python.__module__.startswith(KERNELS):
+            names.append(f"{python.__module__}.{python.__qualname__}")
+        elif isinstance(value, (bool, int, float, str)):
+            names.append(repr(value))
+        else:
+            return None
+    return names
+
+
 class KernelCache:
     """The cache of one kernel, in the place of Numba's: ``dispatcher._cache``."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
-        # The key covers the sources of the kernels: not a closure's cells, not functions of other modules.
-        self._covered = function.__closure__ is None and function.__module__.startswith("fastsoftmax.kernels.")
+        # The key covers the sources of the kernels, not functions of other modules.
+        self._bound = _bound(function)
+        self._covered = self._bound is not None and function.__module__.startswith(KERNELS)
         self._enabled = self._covered
 
     @property
@@ -197,7 +214,7 @@ class KernelCache:
     def path(self, signature: Any, target_context: Any) -> Path:
         """The file for one signature on this processor."""
         processor = numba_private.processor(target_context)
-        key = hashlib.sha256(stamp() + repr((self._name, str(signature), processor)).encode())
+        key = hashlib.sha256(stamp() + repr((self._name, self._bound, str(signature), processor)).encode())
         return directory() / f"{self._name}-{key.hexdigest()[:40]}{SUFFIX}"
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:

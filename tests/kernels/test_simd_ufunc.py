@@ -8,7 +8,7 @@ import pytest
 import simd_bodies
 from numba import njit, types
 
-from fastsoftmax.kernels.jit import entry_point, loop
+from fastsoftmax.kernels.jit import loop
 from fastsoftmax.kernels.simd.memory import lane_count, load, memory, size, store
 from fastsoftmax.kernels.simd.ufunc import (
     call_loop,
@@ -20,6 +20,7 @@ from fastsoftmax.kernels.simd.ufunc import (
     singles,
     write,
 )
+from fastsoftmax.runtime.numba_private import c_address
 
 
 def drive_read(x, table, out, counts):
@@ -85,7 +86,7 @@ def test_float16_is_rounded_to_nearest_when_written():
 
 
 def address_of(function, *kinds):
-    return entry_point(loop(function), types.void(*kinds))
+    return c_address(loop(function), types.void(*kinds))
 
 
 def pointer(array):

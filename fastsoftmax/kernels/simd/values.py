@@ -1,4 +1,4 @@
-"""Operations on vectors that treat every lane alike. They also take floats: one body serves both."""
+"""Operations on each lane of vectors. They also take floats, with the same body."""
 
 import operator
 from collections.abc import Callable
@@ -72,14 +72,14 @@ def muladd(a: Any, b: Any, c: Any) -> Any:
 
 @elementwise(lambda build, a, b, c: build.call_on("fma", a, b, c))
 def fma(a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c`` rounded once, on every machine: for errors of products, which need it."""
+    """``a * b + c`` rounded once on every machine, for the exact errors of products."""
     wide = np.longdouble
     return (wide(a) * wide(b) + wide(c)).astype(np.result_type(a, b, c))
 
 
 @elementwise(lambda build, a, b: build.choose(">", a, b, a, b))
 def maximum(a: Any, b: Any) -> Any:
-    """The greater of the two, and `b` where `a` is NaN: one instruction, with NaN left for the sums to find."""
+    """The greater of the two, and `b` where `a` is NaN. It is one instruction, because it need not keep NaN."""
     return np.where(a > b, a, b)
 
 
@@ -107,7 +107,7 @@ def select_equal(a: Any, b: Any, x: Any, y: Any) -> Any:
     )
 )
 def select_other(a: Any, b: Any, c: Any, d: Any, x: Any, y: Any) -> Any:
-    """``y if a < b or c == d else x``: the form that costs two comparisons and nothing else."""
+    """``y if a < b or c == d else x``. In this form it costs only two comparisons."""
     return np.where((a < b) | (c == d), y, x)
 
 
@@ -122,7 +122,7 @@ def _any_above(build: Any, a: Any, limit: Any) -> Any:
 
 @lowered(_any_above)
 def any_above(a: Value, limit: Item) -> bool:
-    """Whether any lane is greater than a float: for a branch that is rarely taken."""
+    """Whether any lane is greater than a float, for branches that are rarely taken."""
     return bool(np.any(a > limit))
 
 
@@ -177,7 +177,7 @@ def split_exponent(a: Value) -> Any:
 
 @lowered(lambda build, a: build.constant(build.result, item_of(build.signature.args[0]).bitwidth == 32))
 def is_single(a: Value) -> bool:
-    """Whether `a` is float32: known when compiling, so that only one branch of an ``if`` remains."""
+    """Whether `a` is float32. It is known when compiling, so that only one branch of an ``if`` remains."""
     return bool(np.asarray(a).dtype == np.float32)
 
 
@@ -215,7 +215,7 @@ def lane(vector: AnyVector, index: int) -> Item:
 
 @lowered(lambda build, option, value: value, lambda option, value: types.none if _is_none(option) else value)
 def unless_none(option: Any, value: Any) -> Any:
-    """`value`, or None if `option` is None: decided by the type, where an ``if`` would need one type for both."""
+    """`value`, or None if `option` is None. The type decides; both branches of an ``if`` would need one type."""
     return None if option is None else value
 
 

@@ -95,7 +95,7 @@ WAITING = TOGETHER + 16
 
 @inline
 def _bucket(length: int) -> int:
-    """The bucket of a short segment by length: 0 | 1, 2 | 3, 4 | 5, 6 | 7, 8 | 9 .. 16 | 17 .. 24 | ... | .. 64."""
+    """The bucket of a short segment: lengths 0 | 1, 2 | 3, 4 | 5, 6 | 7, 8 | 9 .. 16 | 17 .. 24 | ... | .. 64."""
     return (length + 1) // 2 if length <= 8 else 4 + (length - 1) // 8
 
 
@@ -190,8 +190,8 @@ def walk(
                 n += 1
                 alone -= 1
                 continue
-            # The bucket is full. Its numbers have left the store buffer by now, which could not serve a vector load
-            # of numbers that were stored one by one.
+            # The bucket is full. Its numbers have left the store buffer by now, which could not serve a vector
+            # load of numbers that were stored one by one.
             store_scalar(waiting, b, 0)
             longest, owner = _longest(lengths, at, count), 0
         else:  # all segments are read: empty the buckets one by one

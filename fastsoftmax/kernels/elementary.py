@@ -50,7 +50,7 @@ LN2_HIGH_32 = 0.693115234375
 LN2_LOW_32 = 3.1946184945309415e-05
 LN2_HIGH_64 = 0.693147180559663
 LN2_LOW_64 = 2.8235290563031577e-13
-# x + MAGIC rounds x to a whole number k and leaves k + EXPONENT_BIAS in the low bits.
+# x + MAGIC rounds x to a whole number k, which the low bits of the sum hold.
 MAGIC_32 = 12582912.0  # 1.5 * 2**23
 MAGIC_64 = 6755399441055744.0  # 1.5 * 2**52
 # STEP is the step of the reference of a row (`reference`): a power of two above twice the range of exp, which LIFT
@@ -163,7 +163,7 @@ def reference(row_max: Any, beta: Any) -> Any:
         inverse = number(row_max, 1 / STEP_32) if is_single(row_max) else number(row_max, 1 / STEP_64)
         shift = truncate(row_max * inverse) * step
         n = nearest((row_max - shift) * number(row_max, LOG2_E))
-        n = select_equal(row_max, shift, zero, n)  # also +-inf, where the difference is nan
+        n = select_equal(row_max, shift, zero, n)  # also for +-inf, whose difference is nan
     else:
         scaled = row_max * beta[0]
         shift = select_less(absolute(scaled * beta[1] * beta[2]), step, zero, scaled)
@@ -174,7 +174,7 @@ def reference(row_max: Any, beta: Any) -> Any:
 
 @inline
 def _square_sum(r: Any) -> Any:
-    """r P(r), of which exp(r) = 1 + (r + r (r P(r))) for |r| < 0.35."""
+    """r P(r) in exp(r) = 1 + (r + r (r P(r))), for |r| < 0.35."""
     if is_single(r):
         p = muladd(number(r, 0.0013814320699690491616), r, number(r, 0.0083688510676732644966))
         p = muladd(p, r, number(r, 0.041668401081271447449))
@@ -244,7 +244,7 @@ def exp_pair(t: Any, tail: Any, bias: Any) -> Any:
 
 @inline
 def exp_scaled(t: Any, tail: Any, bias: Any) -> Any:
-    """``exp(t + tail) * 2**-N``: 0 below the smallest normal number, nan if t is. Arguments as `exp_parts`."""
+    """``exp(t + tail) * 2**-N``: 0 below the smallest normal number, nan if t is nan. Arguments as `exp_parts`."""
     factor, q = exp_parts(t, tail, bias)
     return select_less(q, smallest_power(t), number(t, 0.0), factor * shift_to_exponent(q))
 

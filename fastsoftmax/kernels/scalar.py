@@ -111,7 +111,7 @@ def _halves(n: Any) -> Any:
 def _exp_parts(t: Any, tail: Any) -> Any:
     """``exp(t + tail)`` as (n, factor, factor_low): 2**n times a pair in [0.7, 1.42], to 0.2 u.
 
-    As `elementary.exp_pair`: all roundings but those of r**2 P(r) are kept.
+    As in `elementary.exp_pair`, the pair contains all rounding errors except those of r**2 P(r).
     """
     n, exact = _reduce(t)
     exact = exact + tail
@@ -200,7 +200,7 @@ def _normal(x: Any) -> Any:
 
 @inline
 def _times(x: Any, high: Any, low: Any) -> Any:
-    """``x * (high + low)``, rounded once but for an overflow."""
+    """``x * (high + low)``, rounded once unless it overflows."""
     product, error = two_product(x, high)
     rest = muladd(x, low, error)
     value = select_equal(rest, number(x, 0.0), product, product + rest)  # keeps the sign of a zero
@@ -261,7 +261,7 @@ def expm1(x: Any) -> Any:
 def log(x: Any) -> Any:
     """The natural logarithm: log(0) = -inf, log(inf) = inf, nan for negative x.
 
-    Error: as of `elementary._log_terms`, 1.5 ulp.
+    Error: that of `elementary._log_terms`, 1.5 ulp.
     """
     zero = number(x, 0.0)
     lifted, k_extra = _normal(x)
@@ -277,7 +277,7 @@ def log(x: Any) -> Any:
 def log1p(x: Any) -> Any:
     """``log(1 + x)``, accurate where x is small: the rounding error of 1 + x corrects its logarithm.
 
-    Error: as of `elementary._log_terms`, with a correction, 1.6 ulp.
+    Error: that of `elementary._log_terms` with a correction, 1.6 ulp.
     """
     one = number(x, 1.0)
     total, error = two_sum(one, x)
@@ -315,8 +315,8 @@ def expit(x: Any) -> Any:
 def logit(p: Any) -> Any:
     """log(p / (1 - p)): -inf for 0, inf for 1, nan outside of [0, 1].
 
-    1 - p and the quotient are pairs to 2 u**2, so that the result is accurate relative to itself also around
-    p = 1/2, where it is 0: the error is that of the logarithm, 1.1 u, and a rounding.
+    1 - p and the quotient are pairs to 2 u**2, so that the relative error is small around p = 1/2, too, where the
+    result is 0: the error is that of the logarithm, 1.1 u, and a rounding.
     """
     zero, one = number(p, 0.0), number(p, 1.0)
     rest, rest_low = two_sum(one, -p)

@@ -108,7 +108,7 @@ ONE_HOT_LIMIT = 16
 """Up to this many classes, comparing all classes with the label is faster than a look-up for each row."""
 STATISTICS = 8
 TABLE = 72
-"""Vectors of memory for a group: its statistics, three partial sums for each row, and room to turn them."""
+"""Vectors of memory for a group: its statistics, three partial sums for each row, and room to transpose them."""
 UNIT_32 = 2.0**LIFT_32
 UNIT_64 = 2.0**LIFT_64
 PAST_CACHES = 1 << 23
@@ -122,16 +122,16 @@ GREATEST = -1.0
 
 
 class Place(NamedTuple):
-    """Where a building block finds its numbers."""
+    """The place of a building block's numbers."""
 
     offset: Any
-    """Where they begin in x, v and y."""
+    """Their first offset in x, v and y."""
     length: Any
-    """How many they are."""
+    """Their number."""
     folded: Any
-    """True if they are one row; None if they are a tile with a row in each lane."""
+    """True if they are a single row; None if they are a tile with a row in each lane."""
     row: Any
-    """Where the results for the rows begin in `rows`."""
+    """The first offset of the rows' results in `rows`."""
     count: Any
     """How many rows there are."""
 
@@ -161,7 +161,7 @@ class Reciprocal(NamedTuple):
     """The reciprocal as a pair, in units of `unit`."""
     unit: Any
     least: Any
-    """Smaller terms become `nothing`."""
+    """Terms below `least` become `nothing`."""
     nothing: Any
     m: Any
     highest: Any

@@ -114,7 +114,7 @@ def _item(argument: Any) -> Run:
 
 
 def _row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tuple[int, ...]) -> Run:
-    """The compiled check that an argument has one item for each row."""
+    """The compiled check that an array has one item for each row."""
     if absent(argument) or not isinstance(argument, types.Array) or x.ndim == 1:
         return merged(lambda argument, x: None)
     _, shape_of_rows, _ = row_layout(x, axes)

@@ -48,7 +48,7 @@ def equal_weights(few: Any, weights: Any, rows: int, exponent: int, kind: Any) -
 
 @compiled
 def exponent_of(weights: Any) -> int:
-    """As `arrays.weights.exponent_of`."""
+    """The compiled form of `arrays.weights.exponent_of`."""
     largest = 0.0
     for i in range(weights.size):
         size = np.float64(abs(weights[i]))

@@ -122,7 +122,7 @@ _PLAIN = {int: types.intp, float: types.float64, bool: types.boolean, None: type
 
 
 def _typer(function: Callable[..., Any], result: Callable[..., Any] | None) -> Callable[..., Any]:
-    """The Numba signature of an operation for the types of its arguments; None if it does not take them."""
+    """The function from types of arguments to an operation's Numba signature; None if it does not take them."""
     described = inspect.signature(function)
     annotations = [one.annotation for one in described.parameters.values()]
 
@@ -184,7 +184,7 @@ def elementwise(code: Callable[..., Any]) -> Callable[[Any], Any]:
     return lowered(lambda build, *values: code(build, *build.alike(values)), common)
 
 
-# --- code: what LLVM gets --------------------------------------------------------------------------------------
+# --- LLVM code -------------------------------------------------------------------------------------------------
 
 
 def vector_of(element: Any, lanes: int) -> Any:

@@ -120,7 +120,7 @@ def lane_labels(like: Floats, labels: Integers, row: int, count: int) -> Vector:
     return lanes
 
 
-# --- ragged rows: a start and a length of its own for every lane -----------------------------------------------
+# --- ragged rows: each lane has its own start and length -------------------------------------------------------
 
 
 def _ragged(build: Any, array: Any, starts: Any, lengths: Any, at: Any, k: Any) -> tuple[Any, Any]:

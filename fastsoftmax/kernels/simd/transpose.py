@@ -57,7 +57,7 @@ def _collected(build: Any, vectors: Sequence[Any], places: Sequence[tuple[int, i
     """The vector whose lane i is lane ``places[i][1]`` of vector ``places[i][0]``."""
     lanes = len(places)
     result = vectors[0]
-    picks = [place for _, place in places]  # right for vector 0; the lanes of others are replaced below
+    picks = [place for _, place in places]  # right for vector 0; the picks from other vectors are replaced below
     for number in range(1, len(vectors)):
         picks = [
             lanes + at if source == number else pick for pick, (source, at) in zip(picks, places, strict=True)

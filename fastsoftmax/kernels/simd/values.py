@@ -33,7 +33,7 @@ _SQRT_HALF_BITS = {
 
 
 def _arithmetic(operation: Any, instruction: str) -> None:
-    """Teach Numba an infix operator on `Lanes`, with a float on either side too."""
+    """Register an infix operator on `Lanes`, or on `Lanes` and a float, with Numba."""
 
     @type_callable(operation)
     def _type(context: Any) -> Callable[[Any, Any], Any]:
@@ -151,7 +151,7 @@ def _shift_to_exponent(build: Any, a: Any) -> Any:
 
 @elementwise(_shift_to_exponent)
 def shift_to_exponent(a: Any) -> Any:
-    """The number whose exponent field is the low bits of `a`: ``2**(k - bias)`` for `a` holding ``magic + k``."""
+    """The number whose exponent field is the low bits of `a`: ``2**(k - bias)`` for ``a = magic + k``."""
     bits: Any = np.asarray(a)
     shift: Any = np.int32(23) if bits.dtype == np.float32 else np.int64(52)
     return np.left_shift(bits.view(shift.dtype), shift).view(bits.dtype)
@@ -193,7 +193,7 @@ def number(like: Any, value: float) -> Any:
 
 @lowered(lambda build, like, value: build.alike((_number(build, like, value), like))[0])
 def filled(like: Value, value: float) -> Same:
-    """`value` in the form of `like`: in every lane of a vector, or as a float."""
+    """`value` in every lane if `like` is a vector, or as a float if it is one."""
     return np.full_like(like, value)
 
 

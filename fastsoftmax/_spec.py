@@ -1,21 +1,21 @@
-"""What exists: one entry for each public function, from which every other list of functions is made.
+"""The table of public functions. Every other list of functions is made from it.
 
 The overloads for compiled code, Dask's dispatch, ``fastsoftmax run``, ``fastsoftmax warmup``, the list of the
 benchmarks, the tables of the tests, the pages of the reference and README's table of functions follow from this
-table. Parameters and defaults are not repeated here: they stand in the public signatures (`inspect.signature`).
+table. Parameters and defaults are read from the public signatures (`inspect.signature`) and not repeated here.
 This module imports nothing of the package.
 
 The words of the table:
 
 family
-    Functions of one family are computed by one driver, and differ in their kernel alone.
+    Functions of one family share a driver and differ only in their kernels.
 operands
-    What the positional arrays are: ``logits``; ``tangent`` and ``cotangent``, of the shape of the logits; the
-    ``targets`` of a loss, which are ``labels`` (one class index for each row), ``distributions`` (of the shape of
-    the logits) or either of them; ``indptr`` and ``positions`` (labels counted from the beginning of a segment).
+    The roles of the positional arrays: ``logits``; ``tangent`` and ``cotangent``, of the shape of the logits;
+    ``labels`` (one class index for each row); ``distributions`` (of the shape of the logits); ``targets`` (labels
+    or distributions); ``indptr``; and ``positions`` (labels counted from the beginning of a segment).
 result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
-    row. ``loss``: one number for each row, or for all by ``reduction=``. Two of them are a tuple.
+    row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. Two entries are a tuple.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ INDPTR, POSITIONS = "indptr", "positions"
 
 
 class Group(NamedTuple):
-    """Functions that are documented together: the page of the reference, and the line of README's table."""
+    """Functions that share a page of the reference and a line of README's table."""
 
     title: str
     page: str
@@ -39,8 +39,8 @@ class Function(NamedTuple):
 
     `module` is the module of ``fastsoftmax.api`` that holds it, `kernel` the function of ``fastsoftmax.kernels``
     that computes it ("module.function"). `loss` names the loss whose gradient or second derivative it is. `pieces`
-    says whether Dask computes rows whose classes are cut without bringing them together. `bench` are the variants
-    that the benchmarks time: "" for the plain call, others say what is different.
+    says whether Dask computes rows that are split over several chunks without joining the chunks. `bench` lists
+    the variants that the benchmarks time: "" is the plain call, other entries say what is different.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Function(NamedTuple):
 
     @property
     def command(self) -> str | None:
-        """Its name for ``fastsoftmax run``, where a gradient is an option of its function; None if it has none."""
+        """Its name for ``fastsoftmax run``; None for ragged functions and gradients, which are options there."""
         return None if self.is_ragged or self.name.endswith("_grad") else self.name.replace("_", "-")
 
 
@@ -116,7 +116,7 @@ def _loss(
 
 
 def _ragged(name: str, operands: tuple[str, ...], result: tuple[str, ...], loss: str = "") -> Function:
-    """A function of segments: `kernel` is that of the short ones."""
+    """A function of segments. `kernel` is the kernel for segments that are not huge."""
     kernel = name.removesuffix("_with_grad").replace("_jvp", "_product").replace("_vjp", "_product")
     return Function(name, *_RAGGED, "segments", (LOGITS, INDPTR, *operands), result, f"segments.{kernel}", loss)
 
@@ -174,4 +174,4 @@ FUNCTIONS = {
         _ragged("segment_cross_entropy_with_grad", (POSITIONS,), (LOSS, LIKE), "segment_cross_entropy"),
     )
 }
-"""{name: what it is}, in the order of the documentation."""
+"""{name: `Function`}, in the order of the documentation."""

@@ -1,35 +1,35 @@
-"""The kernels: what turns blocks of numbers into blocks of numbers.
+"""The kernels: compiled functions that read blocks of numbers and write blocks of numbers.
 
 The contract of a kernel
 ------------------------
-``kernel(start, stop, room, *blocks, *options)`` computes rows start .. stop, with `room` to work in. Every block
-is C-contiguous, native and aligned, inputs are typed read-only, all floats have one dtype (float32 or float64),
-shapes agree, outputs are allocated, labels were checked. A kernel never validates, allocates, reshapes or raises;
-it holds no GIL and starts no thread. It may write an output over an input that lies at exactly the same place;
-over a second operand only where `keep` is None.
+``kernel(start, stop, room, *blocks, *options)`` computes rows start .. stop; `room` is its working memory. Every
+block is C-contiguous, in native byte order and aligned; inputs are typed read-only; all floats have one dtype
+(float32 or float64); shapes agree; outputs are allocated; labels were checked. A kernel never validates,
+allocates, reshapes or raises; it holds no GIL and starts no thread. An output may lie at exactly the same place
+as the first input. It may lie over a second operand only where `keep` is None.
 
 How they are built
 ------------------
 `simd`
-    SIMD vectors as values in Numba code, and the operations on them. Knows LLVM.
+    SIMD vectors as values in Numba code, and the operations on them, written in LLVM.
 `elementary`
-    What exp and log are made of, and double-word arithmetic, for such vectors and floats, with error bounds.
+    The parts of exp and log, and double-word arithmetic, for such vectors and floats, with error bounds.
 `traversal`
-    The two walks through a block, and the sums over a row that everything is made of.
+    The two walks through a block, and the sums over a row that every function needs.
 `activations`, `derivatives`, `entropy`, `losses`, `pieces`
-    The functions: one building block each, from which `jit.kernel` makes an entry point.
+    The functions. Each has one building block, and `jit.kernel` compiles its entry point.
 `few`
-    The same bits as from the walk in columns, sooner for a few short rows: for compiled callers.
+    Kernels for a few short rows, for compiled callers. They give the same bits as the walk in columns, faster.
 `segments`
-    The same blocks over ragged rows.
+    The same building blocks over ragged rows.
 `reductions`
-    Sums over rows: what losses are reduced by.
+    Sums over rows, for means and sums of losses.
 `scalar`, `loops`, `inside`
-    Functions of single numbers; the loops over arrays that ufuncs are made of; ufuncs in code that Numba compiles.
+    Functions of single numbers; the inner loops of the ufuncs; the ufuncs in code that Numba compiles.
 `jit`
     Numba's options and the disk cache.
 
-The modules are imported on first use, because they import Numba, which takes longer than NumPy does.
+The modules are imported on first use, because they import Numba, which takes longer than importing NumPy.
 """
 
 from importlib import import_module

@@ -22,7 +22,7 @@ INF = float("inf")
 
 
 class ActivationOptions(NamedTuple):
-    """Options of the blocks that know a temperature: 1/T or None, and whether x holds terms, as in `traverse`."""
+    """1/T or None, and `keep` of `traverse`: whether x holds terms."""
 
     beta: Any
     keep: Any
@@ -30,7 +30,7 @@ class ActivationOptions(NamedTuple):
 
 @inline
 def softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """p_k = e_k / sum(e). Where `keep` is not None, x holds the terms that the sum was made of.
+    """p_k = e_k / sum(e). If `keep` is not None, x holds the terms e.
 
     Error: the term 1.1 ulp, which is up to 2.2 after a division that crosses a power of two; the product with the
     reciprocal, a pair, 0.5; the sum errs by less than 0.3 u, since its greatest term is exact to 0.2 u and the
@@ -58,7 +58,7 @@ def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None
 
 @inline
 def few_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
-    """`softmax` of so many short rows, one by one."""
+    """`softmax` of `rows` short rows, one by one."""
     options = ActivationOptions(beta, True)
     for row in range(rows):
         at = row * classes
@@ -68,7 +68,7 @@ def few_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
 
 @kernel
 def softmax_small(x: Any, y: Any) -> None:
-    """`softmax` of the rows of a matrix: few arguments, because small calls are made of them."""
+    """`softmax` of the rows of a matrix. It has few arguments, so that small calls are fast."""
     data, probs = memory(x), memory(y)
     rows, classes = x.shape
     if rows <= FEW and classes <= COLUMN_LIMIT:
@@ -80,7 +80,7 @@ def softmax_small(x: Any, y: Any) -> None:
 
 @inline
 def log_softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """log p_k = (x_k - m) - log(1 + s'): two terms of one sign, so that the result is as accurate as they are.
+    """log p_k = (x_k - m) - log(1 + s'). Neither term is positive, so the difference is as accurate as they are.
 
     Error: log(1 + s') within 2.3 ulp (s' 1.2, damped by the logarithm; log_pair 1.1), x_k - m within 0.5, with a
     temperature within 1, the last subtraction 0.5: at most 4 ulp, measured 1.95.
@@ -108,7 +108,7 @@ def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> 
 
 @inline
 def few_log_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
-    """`log_softmax` of so many short rows, one by one."""
+    """`log_softmax` of `rows` short rows, one by one."""
     options = ActivationOptions(beta, None)
     for row in range(rows):
         at = row * classes
@@ -130,7 +130,7 @@ def log_softmax_small(x: Any, y: Any) -> None:
 
 @inline
 def logsumexp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """lse = m + log(1 + s'); a row whose greatest entry is infinite gives that, unless it holds a NaN."""
+    """lse = m + log(1 + s'); m if m is infinite; NaN if the row holds a NaN."""
     m, rest = stats.m, stats.rest
     high, low = log_of_others(stats)
     total, error = two_sum(m, high)
@@ -149,7 +149,7 @@ def logsumexp(start: int, stop: int, room: Any, x: Any, rows: Any) -> None:
 
 @inline
 def few_logsumexp(rows: int, classes: int, x: Any, sums: Any) -> None:
-    """`logsumexp` of so many short rows, one by one."""
+    """`logsumexp` of `rows` short rows, one by one."""
     for row in range(rows):
         at = row * classes
         stats = short_statistics(x, at, classes, None, None)
@@ -158,7 +158,7 @@ def few_logsumexp(rows: int, classes: int, x: Any, sums: Any) -> None:
 
 @kernel
 def logsumexp_small(x: Any, rows: Any) -> None:
-    """`logsumexp` of the rows of a matrix: few arguments, for small calls."""
+    """`logsumexp` of the rows of a matrix. It has few arguments, so that small calls are fast."""
     data, results = memory(x), memory(rows)
     count, classes = x.shape
     if count <= FEW and classes <= COLUMN_LIMIT:

@@ -79,11 +79,11 @@ NAN = float("nan")
 TWO_TILES = 2 * COLUMN_LIMIT
 USUAL = 20.0
 MOST_USUAL = 2.0**18
-"""Sums of e v are taken in units of two to `USUAL`. Rows with a greater v than `MOST_USUAL` are summed again."""
+"""Sums of e v are taken in units of 2**USUAL. Rows with a |v| above `MOST_USUAL` are summed again in others."""
 
 
 class ProductOptions(NamedTuple):
-    """1/T or None, whether x holds probabilities (else None), `keep` of `traverse`, the weights of the rows."""
+    """1/T or None, whether x holds probabilities (else None), `keep` of `traverse`, and the row weights."""
 
     beta: Any
     from_probs: Any
@@ -92,7 +92,7 @@ class ProductOptions(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """What makes p - t of a logit and a target: what is known of the row, a certain class, and 1 - p of that."""
+    """The numbers of a row for p - t: its statistics and `reciprocal`, the mark of a certain class, its 1 - p."""
 
     stats: Any
     inverse: Any
@@ -101,7 +101,7 @@ class Errors(NamedTuple):
 
 
 class Centre(NamedTuple):
-    """What v is measured from: c; 2**LIFT times the mean of v - c in units of 2**power; `shares_of`."""
+    """c, from which v is measured; 2**LIFT times the mean of v - c in units of 2**power, a pair; `shares_of`."""
 
     c: Any
     power: Any
@@ -111,7 +111,7 @@ class Centre(NamedTuple):
 
 
 class Tops(NamedTuple):
-    """What `_jacobian_rows` needs of a row: its highest probability, the diagonal there, `_powers`."""
+    """The numbers of a row for `_jacobian_rows`: its highest probability, the diagonal there, and `_powers`."""
 
     highest: Any
     at_highest: Any
@@ -121,7 +121,7 @@ class Tops(NamedTuple):
 
 @inline
 def times(value: Any, beta: Any) -> Any:
-    """``value / T`` for beta as in `elementary.centred`; what is infinite stays that."""
+    """``value / T`` for beta as in `elementary.centred`; infinite values stay infinite."""
     if beta is None:
         return value
     scaled = value * beta[0] * beta[1]
@@ -132,19 +132,19 @@ def times(value: Any, beta: Any) -> Any:
 
 @inline
 def over_temperature(high: Any, low: Any, beta: Any) -> Any:
-    """(high + low)/T as a pair and a power of two: what `traversal.weighted` takes."""
+    """(high + low)/T as a pair and a power of two, as `traversal.weighted` takes them."""
     if beta is None:
         return high, filled(high, 0.0) + low, number(low, 0.0)
     product, error = two_product(high, beta[2])
     return product, muladd(high, beta[3], muladd(low, beta[2], error)), beta[4]
 
 
-# --- given probabilities --------------------------------------------------------------------------------------
+# --- probabilities as input -----------------------------------------------------------------------------------
 
 
 @inline
 def dot(x: Any, v: Any, place: Any) -> Any:
-    """sum_j p_j v_j of each row as a pair, for given probabilities x."""
+    """sum_j p_j v_j of each row as a pair, for probabilities x."""
     offset, length, folded, _, _ = place
     step = lane_count(x)
     full = length // step * step
@@ -160,7 +160,7 @@ def dot(x: Any, v: Any, place: Any) -> Any:
 
 @inline
 def product_of_probs(x: Any, v: Any, y: Any, place: Any, mean: Any, weight: Any, beta: Any) -> None:
-    """y = beta weight p (v - mean), 0 where the weight is; x holds probabilities, the mean is a pair."""
+    """y = beta weight p (v - mean), 0 where the weight is 0; x holds probabilities, the mean is a pair."""
     offset, length, _, _, _ = place
     step = lane_count(x)
     full = length // step * step
@@ -176,20 +176,20 @@ def product_of_probs(x: Any, v: Any, y: Any, place: Any, mean: Any, weight: Any,
 
 # --- logits ---------------------------------------------------------------------------------------------------
 #
-# v_k - sum_j p_j v_j is sum_j p_j (v_k - v_j). Where one class is all but certain, its own v and the mean agree in
-# nearly all digits; so v is measured from c, the v of that class, and what is subtracted is the mean of v_j - c,
-# in which the certain class has no part. Elsewhere c is 0: the mean is the quotient of two sums in two numbers
-# each, over the same terms, so that its error is that of weights which add up to 1, and cancels like the mean.
+# v_k - sum_j p_j v_j is sum_j p_j (v_k - v_j). If the probability of one class is close to 1, its v and the mean
+# agree in nearly all digits. So if a class is certain (p above 1/2), v is measured from c, the v of that class,
+# and the mean of v_j - c is subtracted, to which that class adds 0. Else c is 0. The mean is the quotient of two
+# sums, both pairs, over the same terms: its weights have errors but add up to 1, so that errors cancel as it does.
 #
-# All of it is done in units of 2**power, at least the greatest |v|, which are put back together with 1/T and the
-# weight of the row: a large v, a small T or a large weight may lift a probability that is no normal number.
+# All of this is done in units of 2**power, at least the greatest |v|. They are multiplied in together with 1/T and
+# the weight: a large v, a small T or a large weight may lift a probability that is no normal number.
 
 
 @inline
 def direction(value: Any, entry: Any, errors: Any, keep: Any) -> Any:
-    """v_j: an entry of v, or of the squared error's p - t, which is (1 - t) - (1 - p) at a certain class.
+    """An entry of v, or with `errors` of the squared error's p - t, which is (1 - t) - (1 - p) at a certain class.
 
-    `errors` are `Errors` in the latter case, else None.
+    `errors` are `Errors` for the squared error, else None.
     """
     if errors is None:
         return entry
@@ -199,14 +199,14 @@ def direction(value: Any, entry: Any, errors: Any, keep: Any) -> Any:
 
 @inline
 def _reach(value: Any, entry: Any, greatest: Any, bound: Any, pivot: Any) -> Any:
-    """max |v| so far, and v at a greatest entry."""
+    """Update max |v| (`bound`), and the greatest v at a greatest entry (`pivot`)."""
     nowhere = number(bound, -INF)
     return maximum(absolute(entry), bound), maximum(select_equal(value, greatest, entry, nowhere), pivot)
 
 
 @inline
 def extent(x: Any, v: Any, place: Any, greatest: Any, keep: Any) -> Any:
-    """max |v|, and v at a greatest entry, of each row; NaN is passed over."""
+    """max |v|, and v at a greatest entry, of each row; NaN is ignored."""
     offset, length, folded, _, _ = place
     step = lane_count(x)
     full = length // step * step
@@ -222,7 +222,7 @@ def extent(x: Any, v: Any, place: Any, greatest: Any, keep: Any) -> Any:
 
 @inline
 def has_certain(stats: Any) -> bool:
-    """Whether any row has such a class: few do in most data, and what they need takes as long as 50 classes."""
+    """Whether any row has a `certain` class. Few have one in most data, and its extra work costs 50 classes."""
     top = stats.top[0]
     one, zero = filled(top, 1.0), filled(top, 0.0)
     found: bool = any_above(select_equal(certain(stats), top, one, zero), number(top, 0.5))
@@ -231,7 +231,7 @@ def has_certain(stats: Any) -> bool:
 
 @inline
 def centre_of(pivot: Any, stats: Any) -> Any:
-    """c: v at a greatest entry, if its class is certain."""
+    """c: v at a greatest entry if its class is certain and v is finite, else 0."""
     there = select_equal(certain(stats), stats.top[0], pivot, number(pivot, 0.0))
     return select_less(absolute(there), number(pivot, INF), there, number(pivot, 0.0))
 
@@ -243,7 +243,7 @@ def _least_usual(like: Any) -> Any:
 
 @inline
 def power_for(bound: Any) -> Any:
-    """The power of two in units of which sums are taken, from max |v|: `USUAL` unless that is large or tiny."""
+    """The power of the units of the sums, from max |v|: `USUAL` unless max |v| is large or tiny."""
     usual = number(bound, USUAL)
     power = -maximum(-(exponent_of(bound) + number(bound, 2.0)), -most_power(bound))
     power = select_less(
@@ -254,7 +254,7 @@ def power_for(bound: Any) -> Any:
 
 @inline
 def _is_usual(bound: Any, folded: Any) -> bool:
-    """Whether `power_for` is `USUAL` for all rows: for the one along which the lanes are, or for that of each."""
+    """Whether `power_for` is `USUAL` for all rows: for the single row (`folded`), or for the row in each lane."""
     most, least, zero = number(bound, MOST_USUAL), _least_usual(bound), number(bound, 0.0)
     if any_above(bound, most):
         return False
@@ -268,7 +268,7 @@ def _is_usual(bound: Any, folded: Any) -> bool:
 def excess_sum(
     x: Any, v: Any, place: Any, stats: Any, beta: Any, keep: Any, errors: Any, lift: Any, unit: Any
 ) -> Any:
-    """sum_j e_j v_j in units, over the entries of a row or of a part of it but for a certain class, as a pair.
+    """sum_j e_j v_j ``unit`` as a pair, over the entries of a row, or of a part of it, except a certain class.
 
     Then v at a greatest entry (-inf if there is none here), max |v|, and with `errors` the sum of (v_j lift)**2.
     """
@@ -297,7 +297,7 @@ def excess_sum(
 def _add_excess(
     value: Any, entry: Any, stats: Any, beta: Any, keep: Any, marks: Any, unit: Any, sums: Any, reach: Any
 ) -> Any:
-    """The running sum of e v and the `_reach`, with one more vector of entries."""
+    """Add one vector of entries to the running sum of e v and to the `_reach`."""
     greatest, e_of_greatest = marks
     e = value
     if keep is None:
@@ -317,16 +317,16 @@ def _add_square(d: Any, lift: Any, errors: Any, squares: Any) -> Any:
 
 @inline
 def shares_of(stats: Any) -> Any:
-    """`reciprocal` with the term of a greatest entry rounded, as `excess_sum` has it: the shares add up to 1."""
+    """`reciprocal` with the greatest term rounded, as `excess_sum` uses it, so that the weights add up to 1."""
     m, shift, bias, top, ties, rest, rest_low = stats
     return reciprocal(RowStatistics(m, shift, bias, (top[0], number(rest, 0.0)), ties, rest, rest_low))
 
 
 @inline
 def mean_excess(sums: Any, from_c: Any, stats: Any, shares: Any) -> Any:
-    """2**LIFT sum_j p_j (v_j - c) as a pair, from the sum of e_j v_j and -c, both in units.
+    """2**LIFT sum_j p_j (v_j - c) as a pair, from the sum of e_j v_j and -c, both in units of 2**power.
 
-    sum_(j != m) e_j (v_j - c) cancels where all v_j are close to c, but not below their own last places.
+    sum_(j != m) e_j (v_j - c) cancels where all v_j are close to c, but not below the last places of the v_j.
     """
     others, error = two_product(stats.rest, from_c)
     high, low = two_sum(sums[0], others)
@@ -350,7 +350,7 @@ def centred_direction(x: Any, v: Any, place: Any, stats: Any, beta: Any, keep: A
 
 @inline
 def row_centre(pivot: Any, power: Any, sums: Any, stats: Any) -> Centre:
-    """The `Centre` of a row, from what `excess_sum` found in all of it."""
+    """The `Centre` of a row, from the results of `excess_sum` for the whole row."""
     c, shares = centre_of(pivot, stats), shares_of(stats)
     mean, mean_low = mean_excess(sums, -(c * two_to_the(-power)), stats, shares)
     return Centre(c, power, mean, mean_low, shares)
@@ -358,7 +358,7 @@ def row_centre(pivot: Any, power: Any, sums: Any, stats: Any) -> Centre:
 
 @inline
 def in_steps(power: Any) -> Any:
-    """Two to the power as three factors, which are normal numbers, the greatest changes first."""
+    """2**power as three factors that are normal numbers, the largest part first."""
     most = most_power(power)
     first = bounded(power, -most, most)
     second = bounded(power - first, -most, most)
@@ -367,7 +367,7 @@ def in_steps(power: Any) -> Any:
 
 @inline
 def times_power(value: Any, high: Any, low: Any, power: Any) -> Any:
-    """``value * (high + low) * 2**power``, of which nothing underflows or overflows but the result."""
+    """``value * (high + low) * 2**power``, where only the result may underflow or overflow."""
     exponent = exponent_of(high)
     less = two_to_the(-exponent)
     left = exponent + power
@@ -390,11 +390,11 @@ def product_of_logits(
     weight: Any,
     factor: Any,
 ) -> None:
-    """y = beta factor p (v - p.v), 0 where the weight is; `factor` is a pair."""
+    """y = beta factor p (v - p.v), 0 where the weight is 0; `factor` is a pair."""
     offset, length, _, _, _ = place
     c, power, mean, mean_low, plain = centre
     high, low, power_of_t = over_temperature(factor[0], factor[1], beta)
-    # What would make of the heaviest probability more than the greatest number is put back last.
+    # The part of the power that could make the weighted probabilities overflow is multiplied in last.
     most = most_power(high) - number(x, 1.0)
     wanted = power + power_of_t
     lifted = -maximum(-wanted, -(most - maximum(exponent_of(high), number(x, 0.0))))
@@ -402,7 +402,7 @@ def product_of_logits(
     late, lower = two_to_the(wanted - lifted), two_to_the(-lift_of(power))
     unit = two_to_the(-power) * late
     from_c = -(c * unit)
-    # A certain class lies at c, and its mean may be no normal number before it is multiplied.
+    # For a certain class v - c is 0, and the mean may be no normal number before all factors are in.
     crest = crest_of(stats, keep)
     at_crest = filled(mean, 0.0)
     if has_certain(stats):
@@ -430,8 +430,8 @@ def softmax_product_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     """y = weight beta p (v - p.v).
 
     Error: relative to p_k sum_j p_j |v_k - v_j| at most 4 eps (`centred_direction`): the terms e_j 1.1 ulp each,
-    p_k 2.2, a difference, a product and a subtraction half an ulp each; measured 1.7. Of given probabilities,
-    relative to p_k (|v_k| + sum_j p_j |v_j|).
+    p_k 2.2, a difference, a product and a subtraction half an ulp each; measured 1.7. If x holds probabilities,
+    the error is relative to p_k (|v_k| + sum_j p_j |v_j|).
     """
     beta, from_probs, keep, weights = options
     weight = row_value(x, place.folded, weights, place.row, place.count)
@@ -479,7 +479,7 @@ def softmax_product(
 
 @kernel
 def softmax_product_small(x: Any, v: Any, y: Any, from_probs: Any) -> None:
-    """`softmax_product` for the rows of matrices: few arguments, because small calls are made of them."""
+    """`softmax_product` for the rows of matrices. It has few arguments, so that small calls are fast."""
     keep = if_none(from_probs, True)
     data, options = memory(x), ProductOptions(None, from_probs, keep, None)
     rows, classes = x.shape
@@ -491,7 +491,7 @@ def softmax_product_small(x: Any, v: Any, y: Any, from_probs: Any) -> None:
 
 @inline
 def softmax_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, weights: Any) -> None:
-    """y = weight p (1 - p), from the terms of the rows."""
+    """y = weight p (1 - p); x holds the terms of the rows."""
     offset, length, folded, row, count = place
     inverse = reciprocal(stats)
     weight = row_value(x, folded, weights, row, count)
@@ -552,7 +552,7 @@ def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, ke
 def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """y = beta (v - p sum(v)): within 4 eps of beta ((1 - p_k) |v_k| + p_k sum_(j != k) |v_j|).
 
-    At a class of more than half of the probability (1 - p) v - p (the sum of the others), with the accurate 1 - p.
+    At a certain class it is computed as (1 - p) v - p (the sum of the other v), with the accurate 1 - p.
     """
     offset, length, folded, _, _ = place
     beta, keep = options
@@ -606,18 +606,18 @@ def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, ke
 
 # --- Jacobians ----------------------------------------------------------------------------------------------
 #
-# The probabilities of row n go where the first row of its Jacobian will be. Its rows are then built from the
-# last to the first, so that they are overwritten when nobody needs them any more.
+# The probabilities of row n are stored in the first row of its Jacobian. Its rows are computed from the last to
+# the first, so that the probabilities are overwritten last.
 
 
-# Where a weight or a temperature is in it, the probabilities are lifted by 2**raised, about the root of what they
-# will be multiplied by: no p_i is flushed of which a product is a normal number. An entry is the greater p times
-# `drop`, times the lesser one, times `rest`, so that the matrix is symmetric to the last bit.
+# With a weight or a temperature, the probabilities are lifted by 2**raised, about the root of the factor of the
+# Jacobian, so that no p_i with a normal product is flushed to 0. An entry is the greater p times `drop`, times the
+# lesser one, times `rest`, so that the matrix is symmetric to the last bit.
 
 
 @inline
 def _factors(weight: Any, beta: Any, raised: Any, power: Any) -> Any:
-    """Of weight/T = rest 2**power and the p's 2**raised: drop, rest (a pair), and what takes 2**raised away."""
+    """The factors of an entry (three) and of the diagonal (three) for weight/T = rest 2**power and p 2**raised."""
     rest, rest_low, _ = over_temperature(weight, number(weight, 0.0), beta)
     less = two_to_the(-exponent_of(rest))
     rest, rest_low = rest * less, rest_low * less
@@ -630,7 +630,7 @@ def _factors(weight: Any, beta: Any, raised: Any, power: Any) -> Any:
 
 @inline
 def _powers(weight: Any, beta: Any) -> Any:
-    """`raised` and `power` of `_factors`, whole numbers."""
+    """`raised` and `power` of `_factors`, which are whole numbers."""
     rest, _, power = over_temperature(weight, number(weight, 0.0), beta)
     power = power + exponent_of(rest)
     raised = truncate((most_power(weight) + power) * number(weight, 0.5))
@@ -671,7 +671,7 @@ def _jacobian_rows(
 
 @inline
 def _entry(p_j: Any, p_i: Any, drop: Any, rest: Any, rest_low: Any, logarithmic: Any, plain: Any) -> Any:
-    """What stands beside the diagonal."""
+    """The entries beside the diagonal."""
     if logarithmic is not None:
         return -p_j
     if plain is not None:
@@ -694,7 +694,7 @@ def _fill_probs(
     inverse: Any,
     lift: Any,
 ) -> None:
-    """Probabilities of x into y, those of logits by `inverse`, given ones times `lift`."""
+    """Store the probabilities of x in y: from logits by `inverse`, or times `lift` if x holds probabilities."""
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
@@ -722,9 +722,9 @@ def _filler(x: Any, from_probs: Any, keep: Any) -> Any:
 
 @inline
 def _extremes(stats: Any, beta: Any, from_probs: Any, logarithmic: Any, weight: Any, plain: Any) -> Any:
-    """`reciprocal` and factor of the probabilities as they are kept, and the `Tops` of each row.
+    """The `reciprocal` for the kept probabilities, the factor of probabilities in x, and the `Tops` of each row.
 
-    Given probabilities are what they are, and 1 - p is subtracted.
+    If x holds probabilities, 1 - p is a plain subtraction everywhere.
     """
     m = stats.m
     zero = filled(m, 0.0)

@@ -1,8 +1,8 @@
-r"""What exp, log and log1p are made of, for floats and for vectors of them, with their error bounds.
+r"""The parts of exp, log and log1p, for floats and for vectors of them, with their error bounds.
 
 u is the unit roundoff: 2**-24 in float32, 2**-53 in float64; one ulp of a result in [1, 2) is 2u. The bounds
 are in ulps of the result, derived below for machines with and without fused multiply-add, and measured
-against mpmath in ``tests/test_elementary.py``.
+against mpmath in ``tests/kernels/test_elementary.py``.
 
 =============== ============ =========== =====================================================
 function        proven bound measured    remarks
@@ -13,8 +13,8 @@ function        proven bound measured    remarks
 =============== ============ =========== =====================================================
 
 The polynomials are minimax fits (Remez, relative error), made for this file: the worst approximation error
-is 0.065 u (exp, float32), 0.073 u (exp, float64), 0.014 u (log, float32) and 0.014 u (log, float64), which
-the tests check from the coefficients as they stand here, rounded to the dtype.
+is 0.065 u (exp, float32), 0.073 u (exp, float64), 0.014 u (log, float32) and 0.014 u (log, float64). The
+tests compute these errors from the coefficients below, rounded to the dtype.
 
 References
 ----------
@@ -45,16 +45,16 @@ INF = float("inf")
 NAN = float("nan")
 LOG2_E = 1.4426950408889634
 # ln 2 in two parts. The first has so few bits (14 and 41) that its product with every n that occurs
-# (10 and 12 bits) is exact, fused or not; the second is what is missing, rounded.
+# (10 and 12 bits) is exact, fused or not; the second is ln 2 minus the first, rounded.
 LN2_HIGH_32 = 0.693115234375
 LN2_LOW_32 = 3.1946184945309415e-05
 LN2_HIGH_64 = 0.693147180559663
 LN2_LOW_64 = 2.8235290563031577e-13
-# x + MAGIC rounds x to a whole number k and leaves k + EXPONENT_BIAS in the low bits.
+# x + MAGIC rounds x to a whole number k, which the low bits of the sum hold.
 MAGIC_32 = 12582912.0  # 1.5 * 2**23
 MAGIC_64 = 6755399441055744.0  # 1.5 * 2**52
-# The step of the references of a row (`reference`): a power of two above twice the range of exp, which `LIFT`
-# extends. With the greatest of 2**31 terms at 2**LIFT, their sum is finite.
+# STEP is the step of the reference of a row (`reference`): a power of two above twice the range of exp, which LIFT
+# extends. If the greatest of 2**31 terms is 2**LIFT, their sum is finite.
 STEP_32 = 512.0
 STEP_64 = 2048.0
 LIFT_32 = 96.0
@@ -63,7 +63,7 @@ LIFT_64 = 512.0
 
 @inline
 def two_sum(a: Any, b: Any) -> Any:
-    """``a + b`` and its rounding error, exactly, whichever is larger (Knuth)."""
+    """``a + b`` and its exact rounding error, whichever of the two is larger (Knuth)."""
     total = a + b
     b_part = total - a
     return total, (a - (total - b_part)) + (b - b_part)
@@ -71,7 +71,7 @@ def two_sum(a: Any, b: Any) -> Any:
 
 @inline
 def two_product(a: Any, b: Any) -> Any:
-    """``a * b`` and its rounding error, exactly."""
+    """``a * b`` and its exact rounding error."""
     product = a * b
     return product, fma(a, b, -product)
 
@@ -107,7 +107,7 @@ def most_power(like: Any) -> Any:
 
 @inline
 def biased(like: Any, n: Any) -> Any:
-    """The rounding constant for which `exp_scaled` returns ``exp(t) * 2**-n``; n is whole and below 2**20."""
+    """The rounding constant with which `exp_scaled` returns ``exp(t) * 2**-n``; n is whole and below 2**20."""
     magic = number(like, MAGIC_32) if is_single(like) else number(like, MAGIC_64)
     bias = number(like, 127.0) if is_single(like) else number(like, 1023.0)
     return (magic + bias) - n
@@ -119,9 +119,8 @@ def centred(value: Any, shift: Any, beta: Any) -> Any:
 
     beta = (pre, gain, high, low, power): 1/T = pre gain (high + low), where pre <= 1 and gain >= 1 are powers of
     two and pre gain = 2**power, so that nothing overflows or loses digits whatever T is. c is in units of 1/pre.
-    The difference is exact
-    for every entry that counts (`reference`); it is divided by T afterwards, so that the rounding errors are those
-    of a number below 700 (3900), not of value/T.
+    The difference is exact for every entry whose term is not 0 (`reference`). It is divided by T afterwards, so
+    that the rounding errors are those of a number below 700 (3900), not of value/T.
     """
     if beta is None:
         return value - shift, filled(value, -0.0)
@@ -132,7 +131,7 @@ def centred(value: Any, shift: Any, beta: Any) -> Any:
 
 @inline
 def below(value: Any, m: Any, beta: Any) -> Any:
-    """``(value - m)/T``: half an ulp, with a temperature one; -inf stays that."""
+    """``(value - m)/T`` to half an ulp, with a temperature to one ulp; -inf stays -inf."""
     if beta is None:
         return value - m
     difference = muladd(value, beta[0], -(m * beta[0])) * beta[1]
@@ -143,19 +142,19 @@ def below(value: Any, m: Any, beta: Any) -> Any:
 
 @inline
 def reference(row_max: Any, beta: Any) -> Any:
-    r"""What the entries of a row with maximum m are measured against: c and the constant for 2**-N.
+    r"""The reference of a row with maximum m: c, from which its entries are measured, and the constant for 2**-N.
 
     A softmax that subtracts m rounds x - m, and exp turns that error of |x - m| u into a relative one: up to
-    100 u in float32. Here nothing is rounded. c is m truncated to a multiple of `STEP` (512 or 2048), more
+    100 u in float32. Here nothing is rounded. c is m truncated to a multiple of STEP (512 or 2048), more
     than twice the range in which exp(x - m) is not 0, so that x - c is exact for every such x: either c = 0,
     or x is within a factor of two of c (Sterbenz) or beyond it on the same side (then x - c is a multiple of
-    the ulp of x, and smaller than x). What remains of m goes into a power of two, N = round((m - c) log2 e),
-    so that the terms exp(x - c) 2**-N are at most sqrt(2); changing N is exact too, and another 2**96 (2**512)
-    in it, `LIFT`, keeps terms that are so much further below the greatest than the smallest normal number is below
-    1: a weight may lift their probabilities above that.
+    the ulp of x, and smaller than x). The difference m - c goes into a power of two, N = round((m - c) log2 e),
+    so that the terms exp(x - c) 2**-N are at most sqrt(2). Changing N is exact too. N is lowered by LIFT, so that
+    terms are 2**96 (2**512) times larger and do not underflow that much sooner: a weight may lift their
+    probabilities above the smallest normal number.
 
-    With a temperature c is 0 where |m|/T is below `STEP`, and else m: for every |m| of at least twice the range,
-    x - m is exact by the same argument. (Multiples of T times `STEP` would have to be rounded.)
+    With a temperature, c is 0 where |m|/T is below STEP, and m elsewhere: for every |m| of at least twice the
+    range, x - m is exact by the same argument. (Multiples of T times STEP would have to be rounded.)
     """
     lift = lift_of(row_max)
     zero = number(row_max, 0.0)
@@ -164,7 +163,7 @@ def reference(row_max: Any, beta: Any) -> Any:
         inverse = number(row_max, 1 / STEP_32) if is_single(row_max) else number(row_max, 1 / STEP_64)
         shift = truncate(row_max * inverse) * step
         n = nearest((row_max - shift) * number(row_max, LOG2_E))
-        n = select_equal(row_max, shift, zero, n)  # also +-inf, where the difference is nan
+        n = select_equal(row_max, shift, zero, n)  # also for +-inf, whose difference is nan
     else:
         scaled = row_max * beta[0]
         shift = select_less(absolute(scaled * beta[1] * beta[2]), step, zero, scaled)
@@ -175,7 +174,7 @@ def reference(row_max: Any, beta: Any) -> Any:
 
 @inline
 def _square_sum(r: Any) -> Any:
-    """r P(r), of which exp(r) = 1 + (r + r (r P(r))) for |r| < 0.35."""
+    """r P(r) in exp(r) = 1 + (r + r (r P(r))), for |r| < 0.35."""
     if is_single(r):
         p = muladd(number(r, 0.0013814320699690491616), r, number(r, 0.0083688510676732644966))
         p = muladd(p, r, number(r, 0.041668401081271447449))
@@ -198,8 +197,8 @@ def _square_sum(r: Any) -> Any:
 def exp_parts(t: Any, tail: Any, bias: Any) -> Any:
     r"""``exp(t + tail) * 2**-N`` as a factor in [0.7, 1.42] and a power of two, as `exp_scaled` takes them.
 
-    `bias` is that of `biased`; |t| <= 700 (3200) where the power is not below the smallest. ``tail`` (-0.0 for
-    none, which costs nothing) corrects t, as after a rounded product.
+    `bias` comes from `biased`. |t| <= 700 (3200) where the power is not below `smallest_power`. `tail` is the
+    error of t, as of a rounded product; -0.0, for no error, costs nothing.
 
     Error: n ln2 is subtracted in two steps, the first exact, the second rounded at |r| < 0.35 by u/4; the
     coefficient errors of ln 2 add n 2**-14 u < u/32. 1 + (r + r**2 P(r)): the bracket is below 0.42, its
@@ -223,10 +222,10 @@ def smallest_power(like: Any) -> Any:
 
 @inline
 def exp_pair(t: Any, tail: Any, bias: Any) -> Any:
-    """`exp_scaled` to 0.2 u, as a pair: for numbers of which there is one in a row. Its result is not 0.
+    """`exp_scaled` as a pair, to 0.2 u, for numbers of which a row has one. The result must be a normal number.
 
-    The rounding errors of r, of the bracket and of 1 + bracket go into the second number; what is left is that of
-    r**2 P(r), which is below 0.08.
+    The rounding errors of r, of the bracket and of 1 + bracket go into the second number. Only the error of
+    r**2 P(r), which is below 0.08, is left.
     """
     q = muladd(t, number(t, LOG2_E), bias)
     n = q - bias
@@ -245,7 +244,7 @@ def exp_pair(t: Any, tail: Any, bias: Any) -> Any:
 
 @inline
 def exp_scaled(t: Any, tail: Any, bias: Any) -> Any:
-    """``exp(t + tail) * 2**-N``: 0 below the smallest normal number, nan if t is. Arguments as `exp_parts`."""
+    """``exp(t + tail) * 2**-N``: 0 below the smallest normal number, nan if t is nan. Arguments as `exp_parts`."""
     factor, q = exp_parts(t, tail, bias)
     return select_less(q, smallest_power(t), number(t, 0.0), factor * shift_to_exponent(q))
 
@@ -254,7 +253,7 @@ def exp_scaled(t: Any, tail: Any, bias: Any) -> Any:
 def _log_terms(k: Any, m: Any, correction: Any) -> Any:
     r"""The terms a, f and c of ``log(2**k m) + correction`` = a - (c - f), for a correction of a few u.
 
-    m in [sqrt(1/2), sqrt(2)); a = k ln2 but for its low part; f = m - 1 is exact, s = f/(2 + f), and
+    m in [sqrt(1/2), sqrt(2)); a = k ln2 without the low part of ln2; f = m - 1 is exact, s = f/(2 + f), and
     log(1 + f) = f - (f**2/2 - s (f**2/2 + R(s**2))).
 
     Error of the sum: f (exact) or k ln2 (its high part exact) plus terms that are below 0.21 of it for k = 0 and
@@ -285,7 +284,7 @@ def _log_terms(k: Any, m: Any, correction: Any) -> Any:
 
 @inline
 def log_pair(x: Any, x_low: Any) -> Any:
-    """``log(x + x_low)`` of a normal, finite x > 0 and an x_low of a few ulps of it, as a pair: to 1.1 u."""
+    """``log(x + x_low)`` as a pair, to 1.1 u, for a normal, finite x > 0 and an x_low of a few ulps of x."""
     k, m = split_exponent(x)
     a, f, c = _log_terms(k, m, x_low / x)
     high, error = two_sum(f, -c)

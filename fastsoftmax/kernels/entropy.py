@@ -5,9 +5,9 @@ entry below the greatest:
 
     log p_k = -d_k - log(1 + s'),  so that  H = -sum_k p_k log p_k = log(1 + s') + E  with  E = sum_k p_k d_k
 
-Nothing here is negative, so that nothing cancels: a row of which one class is all but certain keeps its digits.
-The gradient is -p_k (log p_k + H)/T = p_k (d_k - E)/T: log(1 + s') has cancelled on paper. An entry of probability
-0 counts for nothing, however deep it is.
+No term is negative, so nothing cancels, and the entropy is accurate even if the probability of one class is close
+to 1. The gradient is -p_k (log p_k + H)/T = p_k (d_k - E)/T, where log(1 + s') has been cancelled symbolically. An
+entry of probability 0 adds 0, even if its depth is infinite.
 """
 
 from typing import Any, NamedTuple
@@ -31,11 +31,11 @@ from fastsoftmax.kernels.traversal import (
 
 INF = float("inf")
 HEADROOM = 12.0
-"""Two to that is above every |d - E| where p (d - E) is a normal number: no p that counts is flushed."""
+"""2**HEADROOM exceeds every |d - E| where p (d - E) is a normal number, so no p with such a product is flushed."""
 
 
 class EntropyOptions(NamedTuple):
-    """1/T or None, and what `_parted` makes of it for the gradient: None where there is none."""
+    """1/T or None, and the result of `_parted`; it is None without a gradient."""
 
     beta: Any
     power: Any
@@ -44,7 +44,7 @@ class EntropyOptions(NamedTuple):
 
 @inline
 def _add_depth(value: Any, beta: Any, stats: Any, depth: Any, sums: Any) -> Any:
-    """The sum of e_k d_k as a pair, with one more entry."""
+    """Add one entry to the sum of e_k d_k, a pair."""
     t, tail = centred(value, stats.shift, beta)
     e = exp_scaled(t, tail, stats.bias)
     product, product_low = two_product(e, depth)
@@ -54,29 +54,29 @@ def _add_depth(value: Any, beta: Any, stats: Any, depth: Any, sums: Any) -> Any:
 
 @inline
 def _gradient(depth: Any, mean: Any, mean_low: Any, p: Any, inner: Any) -> Any:
-    """p (d - E)/T; p and `inner` share 1/T."""
+    """p (d - E)/T; one part of 1/T is in p, the other is `inner`."""
     above = (depth - mean) - mean_low
     return spared(p, p * muladd(above, inner[0], above * inner[1]))
 
 
 @inline
 def _parted(x: Any, beta: Any) -> Any:
-    """1/T 2**HEADROOM as a power of two and a pair: the power goes into p, as far as p remains a number."""
+    """1/T 2**HEADROOM as a power of two for p, bounded so that p stays finite, and a pair for d - E."""
     room, zero = number(x, HEADROOM), number(x, 0.0)
     if beta is None:
         return room, (two_to_the(-room), zero)
     wanted = beta[4] + room
     power = -maximum(-wanted, -most_power(room))
-    left = two_to_the(-maximum(power - beta[4], zero))  # what is above that meets no gradient but 0
+    left = two_to_the(-maximum(power - beta[4], zero))  # a larger 1/T has only gradients of 0
     return power, (beta[2] * left, beta[3] * left)
 
 
 @inline
 def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """rows = H, y = its gradient unless it is None.
+    """rows = H; y, unless None, = its gradient.
 
     Error of H: a term e 1.1 ulp, which is up to 2.2 u, its depth 1 u, their product and all sums are pairs; the
-    log 4.6 u at most, and 0.5 ulp for the last rounding: at most 4 ulp, one more with a temperature. Of the
+    log 4.6 u at most, and 0.5 ulp for the last rounding: at most 4 ulp, one more with a temperature. Error of the
     gradient, in eps = 2 u of p (d + E): p 3.5 u, the depth 1 u, E 3.2 u, three roundings: less than 4.
     """
     offset, length, folded, row, count = place
@@ -127,7 +127,7 @@ def entropy(start: int, stop: int, room: Any, x: Any, y: Any, rows: Any, beta: A
 
 @kernel
 def entropy_small(x: Any, rows: Any) -> None:
-    """The entropies of the rows of a matrix: few arguments, for small calls."""
+    """The entropies of the rows of a matrix. It has few arguments, so that small calls are fast."""
     data, results = memory(x), memory(rows)
     tile, shape = scratch(data, COLUMN_LIMIT), (x.shape[0], x.shape[1], 1)
     options = EntropyOptions(None, None, None)

@@ -1,6 +1,6 @@
-"""A few short rows, as functions for compiled callers: without blocks, working memory and threads.
+"""Kernels for a few short rows, for compiled callers: they need no working memory.
 
-One by one (`traversal.short_statistics`), with the bits that the walk in columns gives.
+They compute one row at a time (`traversal.short_statistics`), with the same bits as the walk in columns.
 """
 
 from typing import Any
@@ -14,19 +14,19 @@ from fastsoftmax.kernels.traversal import Picks
 
 @kernel
 def softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
-    """`activations.softmax` of so many rows."""
+    """`activations.softmax` of `rows` rows."""
     few_softmax(rows, x.shape[1], memory(x), memory(y), beta)
 
 
 @kernel
 def log_softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
-    """`activations.log_softmax` of so many rows."""
+    """`activations.log_softmax` of `rows` rows."""
     few_log_softmax(rows, x.shape[1], memory(x), memory(y), beta)
 
 
 @kernel
 def logsumexp(rows: int, x: Any, sums: Any) -> None:
-    """`activations.logsumexp` of so many rows."""
+    """`activations.logsumexp` of `rows` rows."""
     few_logsumexp(rows, x.shape[1], memory(x), memory(sums))
 
 
@@ -34,7 +34,7 @@ def logsumexp(rows: int, x: Any, sums: Any) -> None:
 def cross_entropy(
     rows: int, x: Any, labels: Any, weights: Any, y: Any, losses: Any, scale: Any, scale_low: Any
 ) -> None:
-    """`losses.cross_entropy` of so many rows."""
+    """`losses.cross_entropy` of `rows` rows."""
     data, grad, results, classes = memory(x), memory(y), memory(losses), x.shape[1]
     picks = Picks(memory(labels), scratch(data, 1))
     options = CrossEntropyOptions(picks, memory(weights), scale, scale_low)

@@ -1,11 +1,11 @@
-"""The ufuncs inside a user's own compiled code: on numbers, where LLVM vectorises the loop around, and on arrays.
+"""The ufuncs inside a user's own compiled code: on numbers, where LLVM vectorises the user's loop, and on arrays.
 
-A ufunc made from C is nothing that Numba knows. `register` tells it: on numbers the bodies of `scalar`, inlined
-into the user's function, on arrays the kernels of `loops`, so that results have the same bits as outside.
+Numba does not know ufuncs made from C. `register` provides their overloads: for numbers the bodies of `scalar`,
+inlined into the user's function; for arrays the kernels of `loops`. Results have the same bits as in Python.
 
-The dtype is the ufunc's too, by NumPy's rule: its loop for just these dtypes, else the first to which all of them
-can be cast safely. So int16 becomes float32 and int32 float64, alone and beside a float32. The float16 of int8,
-uint8 and bools Numba cannot hold on CPUs: here it is a float32 that has the value of that float16.
+The dtype follows NumPy's rule: the ufunc's loop for exactly these dtypes, else the first loop to which all of them
+can be cast safely. So int16 becomes float32 and int32 float64, alone and beside a float32. int8, uint8 and bools
+become float16, which Numba does not support on CPUs: here the result is a float32 with the value of that float16.
 """
 
 from collections.abc import Callable
@@ -32,18 +32,18 @@ from fastsoftmax.kernels.simd.values import (
 from fastsoftmax.runtime.numba_private import known_options, treat_alike
 
 F = TypeVar("F", bound=Callable[..., Any])
-# The user's loop decides how it is compiled; these options are for the few lines in between.
+# The user's function has its own options; these are for the few lines of the overload.
 _OPTIONS = {"nogil": True, "error_model": "numpy", **known_options(forceinline=True)}
 
 
 def _bare(function: F) -> F:
-    """`function` without annotations, which Numba would compare between an overload and its implementation."""
+    """`function` without annotations, because Numba compares those of an overload and its implementation."""
     function.__annotations__ = {}
     return function
 
 
 def _check_kind(function: str, name: str, value: Any) -> Any:
-    """The dtype of an argument; a typing error for what is no real number."""
+    """The dtype of an argument; TypingError unless it is a real number or an array of them."""
     item = types.unliteral(value.dtype if isinstance(value, types.Array) else value)
     if item in (types.float32, types.float64) or isinstance(item, (types.Integer, types.Boolean)):
         return np.dtype(str(item))
@@ -53,7 +53,7 @@ def _check_kind(function: str, name: str, value: Any) -> Any:
 
 
 def _computed(function: str, kinds: str, **arguments: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """The float type that a call is computed in, and what makes a number of the result of it.
+    """The float type that a call is computed in, and the function that rounds a number of the result.
 
     `kinds` are the characters of the ufunc's dtypes, in the order of its loops.
     """
@@ -74,9 +74,9 @@ def _as_it_is(value: Any) -> Any:
 def _as_half(x: Any) -> Any:
     """A float32 rounded to the value of a float16: to nearest, halves to even, gradual underflow, overflow to inf.
 
-    With 2**e the power of two in abs(x), or 2**-14, below which float16's denormal numbers are, the unit is
-    2**(e - 10). That is the last place of a float32 between 2**(e + 13) and 2**(e + 14), where adding
-    3/2 2**(e + 13) leads to, which is an even number of units.
+    Let 2**e be the power of two in abs(x), or 2**-14 for float16's denormal numbers. The last place of the result
+    is 2**(e - 10), which is also that of a float32 between 2**(e + 13) and 2**(e + 14). Adding 3/2 2**(e + 13), an
+    even number of units, moves abs(x) there, which rounds it.
     """
     zero, one, size = number(x, 0.0), number(x, 1.0), absolute(x)
     k, m = split_exponent(size)
@@ -88,7 +88,7 @@ def _as_half(x: Any) -> Any:
 
 
 def _check_out(function: str, out: Any, dtype: Any) -> None:
-    """A result fits its own dtype or a wider one."""
+    """TypingError unless `out` is None or a writable array of `dtype` or of float64."""
     absent = out is None or isinstance(out, (types.NoneType, types.Omitted))
     wider = (dtype, types.float64)
     if not absent and not (isinstance(out, types.Array) and out.dtype in wider and out.mutable):
@@ -97,7 +97,7 @@ def _check_out(function: str, out: Any, dtype: Any) -> None:
 
 
 def _contiguous(value: Any, dtype: Any) -> Any:
-    """What makes a C-contiguous array of this dtype out of an argument; of a number, with no dimension."""
+    """The function that turns an argument into a C-contiguous array of this dtype, 0-d for a number."""
     number = np.dtype(str(dtype)).type
     if not isinstance(value, types.Array):
         return register_jitable(lambda x: np.full((), x, number))
@@ -109,7 +109,7 @@ def _contiguous(value: Any, dtype: Any) -> Any:
 
 
 def _finish(out: Any, rounded: Any) -> Any:
-    """What rounds a new C-contiguous result and puts it where the user wants it."""
+    """The function that rounds a new C-contiguous result and returns it, or copies it to `out`."""
 
     @register_jitable
     def round_all(result: Any) -> Any:
@@ -192,11 +192,11 @@ def _binary_overload(name: str, kinds: str) -> Callable[..., Any]:
 
 
 def register(name: str, ufunc: Any, kinds: str) -> None:
-    """Make `ufunc` callable in code that Numba compiles, from now on, also by a function that is being compiled.
+    """Make `ufunc` callable in code that Numba compiles from now on, also in functions that are being compiled.
 
-    `kinds` are the characters of its dtypes, in the order of its loops. The overload is that of a stand-in: Numba
-    turns a call of a ufunc on arrays into a loop over numbers of its own, which LLVM does not vectorise as well as
-    the kernels are.
+    `kinds` are the characters of its dtypes, in the order of its loops. The overload is for a stand-in, because
+    Numba turns a call of a ufunc on arrays into its own loop over numbers, which LLVM vectorises less well than
+    the kernels.
     """
 
     def stand_in(*args: Any) -> None:

@@ -1,16 +1,16 @@
-"""Elementwise functions over arrays: what ufuncs call for their inner loops, and kernels for contiguous arrays.
+"""Elementwise functions over arrays: the inner loops of the ufuncs, and kernels for contiguous arrays.
 
-``function(x, y)`` computes y from x (``function(x, v, y)`` of two arguments), all contiguous and of one dtype; x
-or v may be a single number. ``function_loop`` does it by NumPy's protocol for the inner loop of a ufunc, with any
-strides. `unary_half_loop` and `binary_half_loop` do it for float16, with the loop for float32 that they get as
-NumPy's `data`.
+``function(x, y)`` computes y from x (``function(x, v, y)`` from two arguments). All arrays are contiguous and have
+one dtype; x or v may be a single number. ``function_loop`` follows NumPy's protocol for the inner loop of a ufunc,
+with any strides. `unary_half_loop` and `binary_half_loop` do so for float16. They call the loop for float32 whose
+address they get as NumPy's `data`.
 
 Vectors are computed whole, and a vector's lanes do not depend on each other: an element gives the same bits
-wherever it stands, in every form.
+at every position and in every form.
 
 Floating-point exceptions are those of the function, not of its computation: `exp` and `expm1` raise overflow,
-`log` and `log1p` division by zero and invalid, as in NumPy; the others none, as in SciPy; all of them overflow
-where a finite result is too large for float16. Underflow is not raised.
+`log` and `log1p` division by zero and invalid, as in NumPy; the others none, as in SciPy; all of them raise
+overflow where a finite result is too large for float16. Underflow is not raised.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ from fastsoftmax.runtime.numba_private import c_address
 
 INF = float("inf")
 HALF_VECTORS = 16
-HALF_LIMIT = 65520.0  # what is smaller rounds to a finite float16
+HALF_LIMIT = 65520.0  # smaller numbers round to a finite float16
 
 
 # --- exceptions ----------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def _silent(x: Any, value: Any, raised: Any) -> Any:
 @inline
 def _overflowing(x: Any, value: Any, raised: Any) -> Any:
     """Overflow where a finite argument gives inf."""
-    # The least of these arguments, not yet 1 where there are any: a single masked instruction.
+    # Keep the least argument that overflows instead of a flag: a single masked instruction.
     invalid, divide, least = raised
     smaller = select_less(x, least, x, least)
     return invalid, divide, select_less(scalar.greatest(x), x, smaller, least)
@@ -94,12 +94,12 @@ def _above_minus_one(x: Any, value: Any, raised: Any) -> Any:
     return _above(-1.0, x, raised)
 
 
-# --- the walk ------------------------------------------------------------------------------------------------
+# --- loops ---------------------------------------------------------------------------------------------------
 
 
 @inline
 def _unary(function: Any, watch: Any, x: Any, x_stride: int, y: Any, y_stride: int, count: int) -> Any:
-    """y = function(x), number by number; what `watch` found, for each lane."""
+    """y = function(x); returns the exceptions that `watch` found, for each lane."""
     zero = filled(read(x, 0, 0), 0.0)
     raised = (zero, zero, filled(zero, INF))
     while count > 0:
@@ -117,7 +117,7 @@ def _unary(function: Any, watch: Any, x: Any, x_stride: int, y: Any, y_stride: i
 def _binary(
     function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any, y_stride: int, count: int
 ) -> None:
-    """y = function(x, v), number by number."""
+    """y = function(x, v)."""
     while count > 0:
         n = min(lane_count(x), count)
         write(y, y_stride, n, function(read(x, x_stride, n), read(v, v_stride, n)))
@@ -127,7 +127,7 @@ def _binary(
 
 @inline
 def _side_by_side(function: Any, x: Any, v: Any, y: Any) -> None:
-    """y = function(x, v) of contiguous numbers, of which x or v may have one only."""
+    """y = function(x, v) of contiguous numbers; x or v may be a single number."""
     count = size(y)
     x_stride = 1 if size(x) == count else 0
     v_stride = 1 if size(v) == count else 0
@@ -138,7 +138,7 @@ def _side_by_side(function: Any, x: Any, v: Any, y: Any) -> None:
 def _in_order(
     function: Any, x: Any, x_stride: int, v: Any, v_stride: int, y: Any, y_stride: int, count: int
 ) -> None:
-    """The same one after the other, for a y that is read again as an x or v: reductions and accumulations."""
+    """y = function(x, v) one by one, for a y that is read again as x or v: in reductions and accumulations."""
     for _ in range(count):
         value = function(lane(read(x, x_stride, 1), 0), lane(read(v, v_stride, 1), 0))
         write(y, y_stride, 1, broadcast(value))
@@ -147,7 +147,7 @@ def _in_order(
 
 @inline
 def _apart(x: Any, x_stride: int, y: Any, y_stride: int, count: int) -> Any:
-    """Whether y can be written a vector at a time while x is read: it lies elsewhere, or exactly there."""
+    """Whether y can be written in vectors while x is read: they do not overlap, or lie at the same place."""
     begin, end = address(x), address(y)
     if begin == end and x_stride == y_stride:
         return y_stride != 0
@@ -156,7 +156,7 @@ def _apart(x: Any, x_stride: int, y: Any, y_stride: int, count: int) -> Any:
     return min(begin, x_last) >= max(end, y_last) + bytes_ or max(begin, x_last) + bytes_ <= min(end, y_last)
 
 
-# --- by the protocol of ufuncs -------------------------------------------------------------------------------
+# --- NumPy's protocol for ufuncs -----------------------------------------------------------------------------
 
 
 @inline
@@ -181,7 +181,7 @@ def _binary_loop(function: Any, associative: bool, args: Any, dimensions: Any, s
         _binary(function, x, x_stride, v, v_stride, y, y_stride, count)
     else:
         if associative and address(x) == address(y) and x_stride == 0 and y_stride == 0:
-            # A sum of many: a vector of sums, which are added up at the end.
+            # A reduction: each lane reduces a part of v, and the lanes are combined at the end.
             step = lane_count(x)
             if count >= 4 * step:
                 total = read(v, v_stride, step)
@@ -199,14 +199,14 @@ def _binary_loop(function: Any, associative: bool, args: Any, dimensions: Any, s
 
 @inline
 def _widen(x: Any, x_stride: int, wide: Any, count: int) -> None:
-    """float16 to float32, side by side; whole vectors are written."""
+    """float16 to contiguous float32; whole vectors are written."""
     for k in range(0, count, lane_count(wide)):
         store(wide, k, read(after(x, k * x_stride), x_stride, min(lane_count(wide), count - k)))
 
 
 @inline
 def _narrow(wide: Any, y: Any, y_stride: int, count: int, greatest: Any) -> Any:
-    """float32 to float16; the greatest finite magnitude that was seen."""
+    """float32 to float16; returns the greatest finite magnitude so far."""
     for k in range(0, count, lane_count(wide)):
         value = load(wide, k)
         size_ = absolute(value)
@@ -263,7 +263,7 @@ _ITEMS = {"e": types.uint16, "f": types.float32, "d": types.float64}
 
 
 def address_of(name: str, kind: str) -> int:
-    """The machine code of a loop, for the dtype of this character: "f" or "d"; "e" for the half loops."""
+    """The address of a loop for the dtype of this character: "f" or "d", or "e" for the half loops."""
     sizes = types.CPointer(types.intp)
     signature = types.void(types.CPointer(types.CPointer(_ITEMS[kind])), sizes, sizes, types.voidptr)
     return c_address(globals()[f"{name}_loop"], signature)
@@ -285,7 +285,7 @@ BINARY = {"logaddexp": True, "xlogy": False, "rel_entr": False}
 
 
 def _define(name: str, arguments: str, contiguous: Any, called: Any) -> None:
-    """Compile the two forms of a function under their names, by which the disk cache knows them, too."""
+    """Compile the two forms of a function under their names, which the disk cache uses as keys."""
     for form, ending, compiled in ((contiguous, "", kernel), (called, "_loop", loop)):
         form.__name__ = form.__qualname__ = f"{name}{ending}"
         form.__doc__ = f"y = {name}({arguments}){', called by NumPy' if ending else ''}."

@@ -2,14 +2,14 @@ r"""Cross-entropy and squared error of the rows of a block, with their gradients
 
 With p = softmax(x), m the greatest logit and s' as in `traversal.others`:
 
-- cross-entropy of label t: L = (m - x_t) + log(1 + s'), two terms of one sign; gradient p - onehot(t), at a
+- cross-entropy with label t: L = (m - x_t) + log(1 + s'), two terms of one sign; gradient p - onehot(t), at a
   greatest entry -s'/(1 + s') instead of p - 1;
-- of a distribution y: L = sum_j y_j (m - x_j) + sum(y) log(1 + s'), where y_j = 0 counts for nothing even against
-  an infinite logit; gradient p sum(y) - y, at a greatest entry (sum(y) - y) - sum(y) s'/(1 + s');
+- cross-entropy with a distribution y: L = sum_j y_j (m - x_j) + sum(y) log(1 + s'), where y_j = 0 adds 0 even if
+  the logit is infinite; gradient p sum(y) - y, at a greatest entry (sum(y) - y) - sum(y) s'/(1 + s');
 - squared error to t: L = 1/2 sum_j (p_j - t_j)^2; gradient p (d - p.d) with d = p - t.
 
-A weight for each row multiplies loss and gradient; a row of weight 0 counts for nothing, whatever it holds. What
-a mean divides by multiplies the gradients as a pair, so that it rounds once.
+A weight for each row multiplies loss and gradient; both are 0 where the weight is 0, even if the row holds NaN.
+The gradients of a mean are multiplied by 1/divisor as a pair, so that they are rounded once.
 """
 
 from typing import Any, NamedTuple
@@ -70,11 +70,11 @@ from fastsoftmax.kernels.traversal import (
 INF = float("inf")
 NAN = float("nan")
 TINY = 2.0**-60
-"""Below that log(1 + s) and s/(1 + s) are the same number."""
+"""For s below TINY, log(1 + s) and s/(1 + s) are the same number."""
 
 
 class CrossEntropyOptions(NamedTuple):
-    """Labels and the entries there, the weights of the rows, and what gradients are multiplied by, as a pair."""
+    """Labels and the entries there, the row weights, and the factor of the gradients as a pair."""
 
     picks: Any
     weights: Any
@@ -83,7 +83,7 @@ class CrossEntropyOptions(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """What the shares of a distribution are made of: see `_share`."""
+    """The numbers from which `_share` computes the shares of the classes."""
 
     labels: Any
     class_weights: Any
@@ -92,7 +92,7 @@ class Shares(NamedTuple):
 
 
 class SoftOptions(NamedTuple):
-    """The shares; the rest as in `CrossEntropyOptions`."""
+    """The shares; the other fields as in `CrossEntropyOptions`."""
 
     shares: Any
     weights: Any
@@ -113,7 +113,7 @@ class SquaredErrorOptions(NamedTuple):
 def _scatter_targets(
     y: Any, offset: int, labels: Any, row: int, count: int, stride: int, classes: int, room: Any, value: Any
 ) -> None:
-    """Write `value`, one lane for each row, at the label of that row."""
+    """Store `value`, which has a lane for each row, in y at the labels of the rows."""
     store(room, 0, broadcast(value))
     for lane in range(count):
         at = label_of(labels, row + lane, classes) * stride + lane
@@ -122,7 +122,7 @@ def _scatter_targets(
 
 @inline
 def tiny_loss(stats: Any, weight: Any, log_rest: Any, value: Any) -> Any:
-    """weight log(1 + s'), which is `value` unless s' is no normal number and the product may be one."""
+    """weight log(1 + s'): `value`, but from `complement` if |weight| > 1 and s' may be no normal number."""
     zero, one = number(log_rest, 0.0), number(log_rest, 1.0)
     heavy = weighted(reciprocal(stats), weight, zero, zero)
     lifted = select_less(one, absolute(weight), complement(stats, heavy), value)
@@ -131,7 +131,7 @@ def tiny_loss(stats: Any, weight: Any, log_rest: Any, value: Any) -> Any:
 
 @inline
 def loss_at(target: Any, stats: Any, weight: Any, weights: Any) -> Any:
-    """-weight log p of the entry at the label; `weights` is None where all weights are 1."""
+    """-weight log p of the entry at the label; `weights` is None if all weights are 1."""
     m = stats.m
     high, low = log_of_others(stats)
     value = weight * ((m - target) + (high + low))
@@ -153,7 +153,7 @@ def slope_at(like: Any, target: Any, stats: Any, weight: Any, scale: Any, scale_
 
 @inline
 def scaled_reciprocal(stats: Any, weight: Any, scale: Any, scale_low: Any) -> Any:
-    """`reciprocal` for scale weight p, the gradient at other entries."""
+    """`reciprocal` times scale weight, for scale weight p: the gradient at entries other than the label."""
     plain = reciprocal(stats)
     return weighted(plain, weight * scale, weight * scale_low, number(weight, 0.0))
 
@@ -162,7 +162,7 @@ def scaled_reciprocal(stats: Any, weight: Any, scale: Any, scale_low: Any) -> An
 def scaled_probs(
     x: Any, y: Any, offset: int, length: int, stats: Any, inverse: Any, weight: Any, keep: Any
 ) -> None:
-    """y = the probabilities times what `inverse` has in it, 0 where the weight is; `keep` as in `filler`."""
+    """y = the probabilities times the weight in `inverse`, 0 where `weight` is 0; `keep` as in `filler`."""
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
@@ -176,7 +176,7 @@ def scaled_probs(
 
 @inline
 def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """Loss and gradient for labels; x holds the terms of the rows if there is a gradient."""
+    """Loss and gradient for labels. If there is a gradient, x holds the terms of the rows."""
     offset, length, folded, row, count = place
     picks, weights, scale, scale_low = options
     labels, targets = picks
@@ -246,9 +246,9 @@ def cross_entropy(
 
 @kernel
 def cross_entropy_small(x: Any, labels: Any, y: Any, rows: Any, scale: Any, scale_low: Any) -> Any:
-    """`cross_entropy` of the rows of a matrix, and the sum of their losses: for small calls.
+    """`cross_entropy` of the rows of a matrix; returns the sum of their losses. It is for small calls.
 
-    The sum is -1 if a label is out of range, and then nothing is written.
+    If a label is out of range, it returns -1 and writes nothing.
     """
     data, targets, grad, results = memory(x), memory(labels), memory(y), memory(rows)
     count, classes = x.shape
@@ -272,8 +272,8 @@ def cross_entropy_small(x: Any, labels: Any, y: Any, rows: Any, scale: Any, scal
 
 # --- distributions ------------------------------------------------------------------------------------------
 #
-# Every other target is a share for each class, share_j = w_j (base + gain y_j): w the weights of the classes, base
-# and gain from label smoothing, y the given distribution or the one-hot form of the label.
+# All other targets are a share for each class, share_j = w_j (base + gain y_j): w are the class weights, base and
+# gain come from label smoothing, and y is the distribution or the one-hot form of the label.
 
 
 @inline
@@ -288,7 +288,7 @@ def _share(x: Any, v: Any, offset: int, k: int, lanes: int, folded: Any, row: in
 
 @inline
 def _crest(m: Any, lacking: Any) -> Any:
-    """The greatest entry if its probability is above 1/2, so that 1 - p has the digits that p lacks; else NaN."""
+    """The greatest entry if its probability is above 1/2, where 1 - p has a smaller error than p; else NaN."""
     return select_less(lacking, number(m, 0.5), m, number(m, NAN))
 
 
@@ -296,9 +296,9 @@ def _crest(m: Any, lacking: Any) -> Any:
 def _soft_slope(
     value: Any, share: Any, p: Any, crest: Any, lacking: Any, whole: Any, whole_low: Any, unit: Any
 ) -> Any:
-    """p sum(shares) - share in units, (sum(shares) - share) - (1 - p) sum(shares) at the crest.
+    """p sum(shares) - share, and (sum(shares) - share) - (1 - p) sum(shares) at the crest, both times `unit`.
 
-    p and `lacking` = 1 - p come multiplied by the sum and in these units.
+    p and `lacking` (1 - p) are already multiplied by the sum and by `unit`.
     """
     above = (whole - share) + whole_low
     return select_equal(value, crest, muladd(above, unit, -lacking), muladd(-share, unit, p))
@@ -312,7 +312,7 @@ def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, row
     m = stats.m
     high, low = log_of_others(stats)
     log_rest = high + low
-    greatest = muladd(log_rest, number(x, 0.0), m)  # NaN for a row that is, so that every share sees it
+    greatest = muladd(log_rest, number(x, 0.0), m)  # NaN if the row has one, for all shares
     step = lane_count(x)
     full = length // step * step
     zero = broadcast(number(x, 0.0))
@@ -328,7 +328,7 @@ def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, row
         shares = add(shares, share)
         losses = add(losses, spared(share, share * (greatest - last)))
     loss, loss_low = fold_two_sum(folded, losses[0], losses[1])
-    loss = select_equal(loss_low, loss_low, loss + loss_low, loss)  # inf stays inf, though its error is nan
+    loss = select_equal(loss_low, loss_low, loss + loss_low, loss)  # the error of inf is nan
     high, low = fold_two_sum(folded, shares[0], shares[1])
     whole, whole_low = two_sum(high, low)
     weight = row_value(x, folded, row_weights, row, count)
@@ -340,7 +340,7 @@ def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, row
         inverse = reciprocal(stats)
         crest = _crest(m, complement(stats, inverse))
         factor, factor_low = weight * scale, weight * scale_low
-        power = exponent_of(factor)  # goes in before the subtraction, where a p may be flushed; the rest after it
+        power = exponent_of(factor)  # this part first, so that no p is flushed
         unit, less = two_to_the(power), two_to_the(-power)
         factor, factor_low = factor * less, factor_low * less
         heavy = weighted(inverse, whole, whole_low, power)
@@ -379,7 +379,7 @@ def soft_cross_entropy(
 ) -> None:
     """rows = -weights sum_j share_j log p_j; y, unless None, = scale weights (p sum(share) - share).
 
-    share_j = class_weights_j (base + gain y_j); y are the targets, or if these are None one-hot labels.
+    share_j = class_weights_j (base + gain y_j), where y is `targets`, or the one-hot labels if `targets` is None.
     """
     shares = Shares(memory(labels), memory(class_weights), base, gain)
     options = SoftOptions(shares, memory(weights), scale, scale_low)
@@ -391,7 +391,7 @@ def soft_cross_entropy(
 def squared_error_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient of the squared error: 1/2 sum d**2, and the product of `derivatives` with d = p - t.
 
-    Differences are squared in units of about the root of the weight, so that no square is flushed that counts.
+    d is multiplied by about the root of the weight before it is squared, so that no square underflows too soon.
     Error, in units of the last place of the loss: d is within 2 eps of p + |t|, its square within twice that.
     """
     _, _, folded, row, count = place
@@ -451,7 +451,7 @@ def squared_error(
 ) -> None:
     """rows = weights/2 |p - targets|^2; y, unless None, = scale times its gradient.
 
-    `keep` is that of `traverse`: None without y, and where it lies over the targets.
+    `keep` is that of `traverse`: None if y is None or lies over the targets.
     """
     options = SquaredErrorOptions(memory(weights), scale, scale_low, keep)
     shape, tile, data, v, results = x.shape, memory(room), memory(x), memory(targets), memory(rows)

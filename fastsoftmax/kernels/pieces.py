@@ -1,8 +1,8 @@
-r"""Rows that lie in several pieces: what a piece contributes to its row, and its results once the row is known.
+r"""Rows that are cut into pieces: the sums over a piece, and its results from the merged sums of the row.
 
-A piece is summed up by the numbers of `traversal.statistics`. Those of all pieces of a row merge into those of the
-row (`fastsoftmax.arrays.long_rows.merge`), from which every piece finishes its own entries in the way, and to the
-accuracy, of the kernels in `activations`.
+The sums of a piece are its `traversal.statistics`. `fastsoftmax.arrays.long_rows.merge` turns those of all pieces
+of a row into those of the row. From these the results of every piece are computed, by the building blocks of
+whole rows and with their accuracy.
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from fastsoftmax.kernels.traversal import RowStatistics, complement, reciprocal,
 
 
 class PieceOptions(NamedTuple):
-    """What is known of the whole rows, one row of `given` for each number, `step` apart; 1/T or None."""
+    """The sums of the whole rows: each is a row of `given`, and these are `step` apart. beta is 1/T or None."""
 
     given: Any
     step: Any
@@ -35,7 +35,7 @@ class PieceOptions(NamedTuple):
 
 
 class LossPieceOptions(NamedTuple):
-    """The same without a temperature, and what the gradient is multiplied by, as a pair."""
+    """As `PieceOptions` without a temperature, and the factor of the gradient as a pair."""
 
     given: Any
     step: Any
@@ -44,7 +44,7 @@ class LossPieceOptions(NamedTuple):
 
 
 class ProductPieceOptions(NamedTuple):
-    """As in `PieceOptions`, and whether x holds probabilities (else None)."""
+    """As `PieceOptions`, and whether x holds probabilities (else None)."""
 
     given: Any
     step: Any
@@ -54,7 +54,7 @@ class ProductPieceOptions(NamedTuple):
 
 @inline
 def summary_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """The numbers of `statistics`, one row of `rows` for each of them."""
+    """The numbers of `statistics`, each in a row of `rows`."""
     row, count, step = place.row, place.count, options
     store_part(rows, row, count, broadcast(stats.m))
     store_part(rows, row + step, count, broadcast(stats.shift))
@@ -76,7 +76,7 @@ def summary(start: int, stop: int, room: Any, x: Any, rows: Any, beta: Any) -> N
 
 @inline
 def _given(x: Any, place: Any, options: Any, number: int) -> Any:
-    """One of the numbers that are given for the rows of a block."""
+    """Row `number` of the sums of whole rows, for the rows of a block."""
     return row_value(x, place.folded, options.given, place.row + number * options.step, place.count)
 
 
@@ -92,7 +92,7 @@ def _known(x: Any, place: Any, options: Any, beta: Any) -> RowStatistics:
 
 @inline
 def softmax_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """`activations.softmax_block` with the sum of the whole row."""
+    """`activations.softmax_block` with the sums of the whole row."""
     known = _known(x, place, options, options.beta)
     softmax_block(x, v, y, place, known, rows, ActivationOptions(options.beta, None))
 
@@ -108,7 +108,7 @@ def softmax(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, beta: 
 
 @inline
 def log_softmax_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """`activations.log_softmax_block` with the sum of the whole row."""
+    """`activations.log_softmax_block` with the sums of the whole row."""
     known = _known(x, place, options, options.beta)
     log_softmax_block(x, v, y, place, known, rows, ActivationOptions(options.beta, None))
 
@@ -124,7 +124,7 @@ def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, be
 
 @inline
 def totals_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """`activations.logsumexp_block` with the sum of the whole row, and 1 - p of a greatest entry."""
+    """`activations.logsumexp_block` with the sums of the whole row, and 1 - p of a greatest entry."""
     known = _known(x, place, options, None)
     logsumexp_block(x, v, y, place, known, rows, None)
     lacking = complement(known, reciprocal(known))
@@ -142,7 +142,7 @@ def totals(start: int, stop: int, room: Any, x: Any, rows: Any, given: Any) -> N
 
 @inline
 def labelled_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """What `losses.cross_entropy_block` gives for the entry at the label: the loss, and the gradient there."""
+    """The loss and the gradient at the label, as in `losses.cross_entropy_block`."""
     row, count = place.row, place.count
     known, weight = _known(x, place, options, None), _given(x, place, options, 4)
     target = load(x, place.offset)
@@ -172,7 +172,7 @@ def gradient_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
 
 @kernel
 def gradient(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, scale: Any, scale_low: Any) -> None:
-    """y = scale weight p: the gradient of the cross-entropy but at the label; given as for `labelled`."""
+    """y = scale weight p: the gradient of the cross-entropy beside the label; given as for `labelled`."""
     options = LossPieceOptions(memory(given), given.shape[1], scale, scale_low)
     data, result, tile = memory(x), memory(y), memory(room)
     traverse(gradient_part, start, stop, x.shape, tile, data, None, result, None, options, given=True)
@@ -180,7 +180,7 @@ def gradient(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, scale
 
 @inline
 def extent_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """max |v|, and the greatest v at an entry that is the greatest of its row: -inf if the piece has none."""
+    """max |v|, and the greatest v at a greatest entry of the row: -inf if the piece has no such entry."""
     row, count = place.row, place.count
     bound, pivot = extent(x, v, place, _given(x, place, options, 0), None)
     store_part(rows, row, count, broadcast(bound))
@@ -197,7 +197,7 @@ def extents(start: int, stop: int, room: Any, x: Any, v: Any, rows: Any, given: 
 
 @inline
 def dot_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """What the piece adds to p.v of given probabilities, or to `derivatives.excess_sum` of logits, as a pair."""
+    """The piece's part of p.v if x holds probabilities, else of `derivatives.excess_sum`, as a pair."""
     row, count, beta = place.row, place.count, options.beta
     if options.from_probs is None:
         known = _known(x, place, options, beta)
@@ -215,7 +215,7 @@ def dots(
 ) -> None:
     """rows (2, N) = the parts of the mean of v, as pairs; given (6, N): as for `softmax`, and those of `extents`.
 
-    Where x holds probabilities, `given` is of no use.
+    If x holds probabilities, `given` is not used.
     """
     options = ProductPieceOptions(memory(given), given.shape[1], beta, from_probs)
     data, vector, results, tile = memory(x), memory(v), memory(rows), memory(room)
@@ -240,7 +240,7 @@ def product_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opti
 def softmax_product(
     start: int, stop: int, room: Any, x: Any, v: Any, y: Any, given: Any, beta: Any, from_probs: Any
 ) -> None:
-    """y = J v for the Jacobian of softmax; given (8, N): as for `dots`, and the sum of these as a pair."""
+    """y = J v for the Jacobian of softmax; given (8, N): as for `dots`, and the sum of all `dots` of the row."""
     options = ProductPieceOptions(memory(given), given.shape[1], beta, from_probs)
     data, vector, result, tile = memory(x), memory(v), memory(y), memory(room)
     traverse(product_part, start, stop, x.shape, tile, data, vector, result, None, options, given=True)

@@ -1,7 +1,7 @@
-"""Sums over many rows, in twice the precision: what a mean adds up and divides by.
+"""Sums over many rows in twice the precision, for means and their divisors.
 
-They are not NumPy's, whose order of summation depends on layout and version: these give the same bits wherever
-they are called from, and no row is lost in the sum of a million others.
+NumPy's order of summation depends on layout and version. These sums give the same bits wherever they are called,
+and no row is lost to rounding in the sum of a million others.
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from fastsoftmax.kernels.traversal import add, traverse
 
 @inline
 def sum_of(data: Any, count: int) -> Any:
-    """The sum of `count` numbers in float64: the error of a compensated sum is that of its last rounding."""
+    """The sum of `count` numbers in float64, compensated: its error is that of the last rounding."""
     full = count // 8 * 8
     zero = broadcast(np.float64(0.0))
     sums = (zero, zero)
@@ -37,7 +37,7 @@ def sum_of(data: Any, count: int) -> Any:
     for k in range(full, count):
         high, error = two_sum(high, np.float64(load_scalar(data, k)))
         low += error
-    return high + low if low == low else high  # inf stays inf, though its error is nan
+    return high + low if low == low else high  # the error of inf is nan
 
 
 @kernel
@@ -48,7 +48,7 @@ def total(values: Any) -> Any:
 
 
 class ShareOptions(NamedTuple):
-    """The weights of the classes, base and gain of the shares, and the output for the low parts."""
+    """The class weights, base and gain of the shares (see `losses`), and the output for the low parts."""
 
     class_weights: Any
     base: Any

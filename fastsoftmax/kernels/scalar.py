@@ -1,12 +1,12 @@
 r"""Elementary functions of one or two numbers, for floats and for vectors of them, with their error bounds.
 
-These are the bodies of the ufuncs, and what a user's own compiled loop calls: without a branch, without a table
-and without a call, so that LLVM vectorises the loop around them.
+These are the bodies of the ufuncs. A user's own compiled loop calls them, too. They have no branch, no table and
+no call, so that LLVM vectorises the loop around them.
 
 u is the unit roundoff: 2**-24 in float32, 2**-53 in float64; one ulp of a result in [1, 2) is 2u. A relative error
 of e u is at most e ulp, and one of the last rounding is 0.5 ulp. Bounds hold for normal results, and for results
 below the smallest normal number within one of the smallest denormal. They are derived in the docstrings below, for
-machines with and without fused multiply-add, and measured against mpmath in ``tests/test_ufuncs.py``.
+machines with and without fused multiply-add, and measured against mpmath in ``tests/api/test_ufuncs.py``.
 
 ============ ============ =========== ====================================================================
 function     proven bound measured    remarks
@@ -80,7 +80,7 @@ __all__ = [
 
 @inline
 def _reduce(t: Any) -> Any:
-    """The whole number n nearest to t log2(e), and ``t - n ln 2`` but for its low part, which is exact."""
+    """The whole number n nearest to t log2(e), and t - n (the high part of ln 2), which is exact."""
     magic = number(t, MAGIC_32) if is_single(t) else number(t, MAGIC_64)
     n = muladd(t, number(t, LOG2_E), magic) - magic
     high = number(t, -LN2_HIGH_32) if is_single(t) else number(t, -LN2_HIGH_64)
@@ -89,13 +89,13 @@ def _reduce(t: Any) -> Any:
 
 @inline
 def _low_ln2(t: Any, sign: float) -> Any:
-    """What the first part of ln 2 lacks."""
+    """The low part of ln 2, with this sign."""
     return number(t, sign * LN2_LOW_32) if is_single(t) else number(t, sign * LN2_LOW_64)
 
 
 @inline
 def _bias(like: Any) -> Any:
-    """The constant to which a whole number k is added so that `shift_to_exponent` makes 2**k of it."""
+    """The constant for which ``shift_to_exponent(k + constant)`` is 2**k for a whole number k."""
     return number(like, MAGIC_32 + 127.0) if is_single(like) else number(like, MAGIC_64 + 1023.0)
 
 
@@ -111,7 +111,7 @@ def _halves(n: Any) -> Any:
 def _exp_parts(t: Any, tail: Any) -> Any:
     """``exp(t + tail)`` as (n, factor, factor_low): 2**n times a pair in [0.7, 1.42], to 0.2 u.
 
-    As `elementary.exp_pair`: all roundings but those of r**2 P(r) are kept.
+    As in `elementary.exp_pair`, the pair contains all rounding errors except those of r**2 P(r).
     """
     n, exact = _reduce(t)
     exact = exact + tail
@@ -124,13 +124,13 @@ def _exp_parts(t: Any, tail: Any) -> Any:
 
 @inline
 def _least(x: Any) -> Any:
-    """Where exp is 0 from there down."""
+    """A number below which exp is 0."""
     return number(x, -105.0) if is_single(x) else number(x, -746.0)
 
 
 @inline
 def greatest(x: Any) -> Any:
-    """The last number whose exp is finite."""
+    """The greatest number whose exp is finite."""
     return number(x, 88.72283172607422) if is_single(x) else number(x, 709.782712893384)
 
 
@@ -152,11 +152,11 @@ def _log_sum(z: Any) -> Any:
 
 @inline
 def _log_parts(k: Any, m: Any, low: Any) -> Any:
-    r"""f and c of ``log(2**k (m + low)) = k ln2 + (f - c)``, but for the high part of k ln2; low: None or some u.
+    r"""f and c of ``log(2**k (m + low)) = k ln2 + (f - c)``, where ln2 is its high part; low is None or a few u.
 
     f = m - 1 is exact, s = f/(2 + f), log(1 + f) = f - s (f - R(s**2)), with R from `elementary._log_terms`.
-    The second number counts with the derivative 1/(1 + f), for which 1 - f + f**2 is within 0.05: where f is not
-    small, low is only some u of the result, and where it is, 0.05 becomes f**3.
+    low is multiplied by the derivative 1/(1 + f), which 1 - f + f**2 approximates within 0.05. That is enough:
+    where f is not small, low is only a few u of the result; where f is small, the error is f**3.
     """
     f = m - number(m, 1.0)
     s = f / (number(m, 2.0) + f)
@@ -169,15 +169,15 @@ def _log_parts(k: Any, m: Any, low: Any) -> Any:
 
 @inline
 def _times_ln2(k: Any, rest: Any) -> Any:
-    """``k ln2 + rest``, where the product with the high part of ln2 is exact."""
+    """``k ln2 + rest`` with the high part of ln2, of which the product with k is exact."""
     return muladd(k, number(k, LN2_HIGH_32) if is_single(k) else number(k, LN2_HIGH_64), rest)
 
 
 @inline
 def _log_pair(x: Any, x_low: Any, k_extra: Any) -> Any:
-    """``log(x + x_low) + k_extra ln2`` as a pair, to 1.1 u; x is normal, positive, finite; x_low None or some u.
+    """``log(x + x_low) + k_extra ln2`` as a pair, to 1.1 u. x is normal, positive and finite.
 
-    Where x_low is given, x is below 2**60.
+    x_low is None or a few u of x; unless it is None, x must be below 2**60.
     """
     k, m = split_exponent(x)
     low = unless_none(x_low, x_low)
@@ -191,7 +191,7 @@ def _log_pair(x: Any, x_low: Any, k_extra: Any) -> Any:
 
 @inline
 def _normal(x: Any) -> Any:
-    """``x`` and 0, or, where x is below the smallest normal number, x 2**k and -k."""
+    """``x`` and 0; where x is below the smallest normal number, x 2**k and -k."""
     tiny = number(x, 1.1754943508222875e-38) if is_single(x) else number(x, 2.2250738585072014e-308)
     lift = number(x, 16777216.0) if is_single(x) else number(x, 18014398509481984.0)
     k = number(x, -24.0) if is_single(x) else number(x, -54.0)
@@ -200,7 +200,7 @@ def _normal(x: Any) -> Any:
 
 @inline
 def _times(x: Any, high: Any, low: Any) -> Any:
-    """``x * (high + low)``, rounded once but for an overflow."""
+    """``x * (high + low)``, rounded once unless it overflows."""
     product, error = two_product(x, high)
     rest = muladd(x, low, error)
     value = select_equal(rest, number(x, 0.0), product, product + rest)  # keeps the sign of a zero
@@ -213,8 +213,8 @@ def exp(x: Any) -> Any:
 
     Error: r rounds at |r| < 0.35 by u/4, the bracket r + r**2 P(r) < 0.42 by 0.35 u, the last addition by 1/2 ulp;
     with a factor of at least 0.7, where one ulp is u, 1.1 ulp as in `elementary.exp_parts`. The scaling is exact:
-    twice the factor times 2**(n - 1), which is no less than the smallest normal number, since n is made greater
-    where it could be, and the last product, rounded once, makes that good.
+    twice the factor times 2**(n - 1). For small x, where that power would not be normal, n is raised by `lift`,
+    and the last product, by `lower`, takes the lift back and rounds once.
     """
     small = number(x, -86.0) if is_single(x) else number(x, -707.0)
     lift = number(x, 40.0) if is_single(x) else number(x, 100.0)
@@ -234,11 +234,11 @@ def exp(x: Any) -> Any:
 def expm1(x: Any) -> Any:
     """``exp(x) - 1``, accurate where x is small.
 
-    2 (S - 1/2 + S (r + r**2 P(r))) with S = 2**(n - 1): S - 1/2, exact below n = 25 (54) and rounded by u/2 above,
-    and S r, which is smaller, are added exactly, as a pair; the other terms are below 0.2 of the sum, with a
+    It is 2 (S - 1/2 + S (r + r**2 P(r))) with S = 2**(n - 1). S - 1/2, exact below n = 25 (54) and rounded by u/2
+    above, and the smaller S r are added exactly, as a pair. The other terms are below 0.2 of the sum, with a
     relative error below 2.5 u: 0.5 ulp for the last rounding, 0.5 for these terms, 0.5 for S - 1/2.
     """
-    low = number(x, -18.0) if is_single(x) else number(x, -38.0)  # -1 from here on
+    low = number(x, -18.0) if is_single(x) else number(x, -38.0)  # the result is -1 below
     t = maximum(low, x)
     bias = _bias(x) - number(x, 1.0)
     q = muladd(t, number(x, LOG2_E), bias)
@@ -261,7 +261,7 @@ def expm1(x: Any) -> Any:
 def log(x: Any) -> Any:
     """The natural logarithm: log(0) = -inf, log(inf) = inf, nan for negative x.
 
-    Error: as of `elementary._log_terms`, 1.5 ulp.
+    Error: that of `elementary._log_terms`, 1.5 ulp.
     """
     zero = number(x, 0.0)
     lifted, k_extra = _normal(x)
@@ -277,12 +277,12 @@ def log(x: Any) -> Any:
 def log1p(x: Any) -> Any:
     """``log(1 + x)``, accurate where x is small: the rounding error of 1 + x corrects its logarithm.
 
-    Error: as of `elementary._log_terms`, with a correction, 1.6 ulp.
+    Error: that of `elementary._log_terms` with a correction, 1.6 ulp.
     """
     one = number(x, 1.0)
     total, error = two_sum(one, x)
     k, m = split_exponent(total)
-    most = number(x, 100.0)  # from there on the 1 does not count
+    most = number(x, 100.0)  # above 2**100 the 1 does not change the result
     low = error * shift_to_exponent(_bias(x) - select_less(k, most, k, most))
     f, c = _log_parts(k, m, low)
     value = select_less(x, number(x, INF), _times_ln2(k, f - c), x)
@@ -295,14 +295,14 @@ def log1p(x: Any) -> Any:
 def expit(x: Any) -> Any:
     """The logistic function 1 / (1 + exp(-x)).
 
-    With e = exp(-abs(x)) as a pair to 0.2 u: 1/(1 + e) or e/(1 + e), both by `quotient`, so that errors of e (0.2
-    u, twice) and of the last rounding (0.5 ulp) are all there are. The power of two in e is applied last, in
-    halves.
+    With e = exp(-abs(x)) as a pair to 0.2 u, it is 1/(1 + e) or e/(1 + e), both by `quotient`. The only errors are
+    those of e (0.2 u, twice) and of the last rounding (0.5 ulp). The power of two in e is applied last, as two
+    factors (`_halves`).
     """
     low, zero, one = _least(x), number(x, 0.0), number(x, 1.0)
     t = -absolute(x)
     n, factor, factor_low = _exp_parts(select_less(t, low, low, t), number(x, -0.0))
-    scale = shift_to_exponent(maximum(n, number(x, -60.0)) + _bias(x))  # what is below does not count beside 1
+    scale = shift_to_exponent(maximum(n, number(x, -60.0)) + _bias(x))  # smaller e do not change 1 + e
     total, error = two_sum(one, factor * scale)
     negative = select_less(x, zero, factor, one)
     negative_low = select_less(x, zero, factor_low, zero)
@@ -313,10 +313,10 @@ def expit(x: Any) -> Any:
 
 @inline
 def logit(p: Any) -> Any:
-    """log(p / (1 - p)): -inf for 0, inf for 1, nan outside.
+    """log(p / (1 - p)): -inf for 0, inf for 1, nan outside of [0, 1].
 
-    1 - p and the quotient are pairs to 2 u**2, so that the result is accurate relative to itself also around
-    p = 1/2, where it is 0: the error is that of the logarithm, 1.1 u, and a rounding.
+    1 - p and the quotient are pairs to 2 u**2, so that the relative error is small around p = 1/2, too, where the
+    result is 0: the error is that of the logarithm, 1.1 u, and a rounding.
     """
     zero, one = number(p, 0.0), number(p, 1.0)
     rest, rest_low = two_sum(one, -p)
@@ -334,7 +334,7 @@ def _log1p_exp(t: Any, tail: Any) -> Any:
     """``log(1 + exp(t + tail))`` of t <= 0 as a pair, to 1.4 u."""
     low, zero = _least(t), number(t, 0.0)
     n, factor, factor_low = _exp_parts(select_less(t, low, zero, t), tail)
-    # Where the second number could be denormal, the first is enough: nothing is added to it any more.
+    # Where the second number could be denormal, 1 + e does not need it.
     tiny = number(t, -90.0) if is_single(t) else number(t, -900.0)
     factor_low = select_less(n, tiny, zero, factor_low)
     first, second = _halves(n)
@@ -348,7 +348,7 @@ def _log1p_exp(t: Any, tail: Any) -> Any:
 def softplus(x: Any) -> Any:
     """log(1 + exp(x)) = max(x, 0) + log(1 + exp(-abs(x))).
 
-    Two terms of one sign, added as pairs: 1.4 u of the logarithm and a rounding.
+    Both terms are >= 0 and are added as pairs: the error is 1.4 u of the logarithm and a rounding.
     """
     zero = number(x, 0.0)
     high, low = _log1p_exp(-absolute(x), number(x, -0.0))
@@ -359,7 +359,7 @@ def softplus(x: Any) -> Any:
 
 @inline
 def log_expit(x: Any) -> Any:
-    """log(1 / (1 + exp(-x))) = -softplus(-x), and as accurate."""
+    """log(1 / (1 + exp(-x))) = -softplus(-x), with the same error."""
     return -softplus(-x)
 
 
@@ -367,9 +367,9 @@ def log_expit(x: Any) -> Any:
 def logaddexp(x: Any, y: Any) -> Any:
     """log(exp(x) + exp(y)) = max(x, y) + log(1 + exp(-abs(x - y))).
 
-    The difference is a pair, so that exp does not magnify its rounding. 1.4 u of the logarithm and a rounding,
-    where the two terms have one sign or one of them is at least twice the other; where they cancel, which is
-    around max(x, y) = -log(2), at most 1.4 u log(2) and a rounding in absolute terms.
+    The difference is a pair, so that exp does not magnify its rounding. The error is 1.4 u of the logarithm and a
+    rounding where the two terms have one sign or one of them is at least twice the other. Where they cancel,
+    around max(x, y) = -log(2), the absolute error is at most 1.4 u log(2) and a rounding.
     """
     zero = number(x, 0.0)
     larger = select_less(x, y, y, x)
@@ -378,7 +378,7 @@ def logaddexp(x: Any, y: Any) -> Any:
     high, rest = _log1p_exp(difference, select_less(difference, _least(x), zero, tail))
     total, error = two_sum(larger, high)
     value = total + (error + rest)
-    # Infinities have no differences: the larger one it is, unless both are -inf, or one argument is nan.
+    # The difference of infinities is nan. There the result is the larger one, unless an argument is nan.
     value = select_equal(absolute(larger), number(x, INF), larger, value)
     value = select_equal(smaller, number(x, -INF), larger + zero, value)
     return select_equal(x, x, select_equal(y, y, value, y), x)
@@ -388,7 +388,7 @@ def logaddexp(x: Any, y: Any) -> Any:
 def xlogy(x: Any, y: Any) -> Any:
     """x log(y), and 0 for x = 0 unless y is nan.
 
-    The logarithm is a pair to 1.1 u, multiplied without a rounding of its own.
+    The logarithm is a pair to 1.1 u, and it is not rounded before the product.
     """
     zero = number(x, 0.0)
     lifted, k = _normal(y)
@@ -411,8 +411,8 @@ def entr(x: Any) -> Any:
 def rel_entr(x: Any, y: Any) -> Any:
     """x log(x / y) of positive x and y, 0 for x = 0 and y >= 0, else inf.
 
-    Fractions are divided as pairs, exponents subtracted: no quotient overflows, and where x is close to y, the
-    result is accurate relative to itself. Error as `logit`, with a product.
+    Mantissas are divided as pairs, exponents are subtracted: no quotient overflows, and where x is close to y, the
+    result has a small relative error. The error is that of `logit` and of a product.
     """
     zero, infinity = number(x, 0.0), number(x, INF)
     x_lifted, x_extra = _normal(x)

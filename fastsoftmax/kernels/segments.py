@@ -1,30 +1,29 @@
-r"""The functions of ragged rows: segment n is ``x[indptr[n] : indptr[n + 1]]``, as the rows of a CSR matrix are.
+r"""The functions of ragged rows: segment n is ``x[indptr[n] : indptr[n + 1]]``, like a row of a CSR matrix.
 
-Three walks, chosen by the length of the segment alone, so that it has the same bits in any company:
+There are three ways, chosen by the length of the segment alone, so that its bits do not depend on other segments:
 
 lanes
-    Up to `COLUMN_LIMIT` elements: 16 (or 8) segments side by side in a tile, one in each lane, padded with -inf,
-    which adds an exact 0 to every sum. So that little is padded, segments wait in buckets until as many of about
-    one length have come together, unless they stand together anyway; their order is of no importance.
+    Up to `COLUMN_LIMIT` elements: a tile holds 16 (or 8) segments, one in each lane, padded with -inf, which adds
+    an exact 0 to every sum. To save padding, segments are collected in buckets of about equal length until a tile
+    is full, unless neighbours already have about equal lengths. Their order does not matter.
 row
-    Longer ones: the vector runs along the segment, as it does along the row of a block.
+    Longer segments: the vectors run along the segment, as along a row of a block.
 pieces
-    More than `HUGE` elements: cut into pieces of `PIECE`, which threads take one by one. Their greatest entries,
-    then their sums, are put together in the order of the pieces. See `piece_maxima`.
+    More than `HUGE` elements: the segment is cut into pieces of `PIECE` elements, which threads take one by one.
+    Their greatest entries, then their sums, are merged in the order of the pieces. See `piece_maxima`.
 
-In the first two the building blocks are those of the other functions: a segment of at most `HUGE` elements gets
-the bits that they give a row. `indptr` and labels were checked, but somebody may write to them meanwhile: what is
-read of them is clamped, so that no access leaves its array.
+The first two use the building blocks of the other functions: a segment of at most `HUGE` elements gets the same
+bits as a row of an array. `indptr` and labels were checked, but another thread may have changed them since. So
+all values read from them are clipped, and no access leaves its array.
 
-A block of work, ``bounds[b] .. bounds[b + 1]``, is a range of segments with about as many elements as any other.
+Segments are run in blocks of work, ``bounds[b] .. bounds[b + 1]``, with about equal numbers of elements.
 
-A long row of an array is cut by `kernels.pieces` and `arrays.long_rows` instead, which these kernels cannot
-replace, nor they these. There a piece is read without knowing the others, as the chunks of a Dask array or of a
-file must be: each is summed up in units of its own greatest entry, and `arrays.long_rows.merge` brings the sums to
-one unit, in NumPy and in any order. Here all pieces of a segment are at hand: its greatest entry is found first,
-so that the sums of all pieces have one unit and are simply added, inside of compiled code, where a user's function
-calls these kernels and `merge` cannot be called. The sums are added in another order, so that the last bits
-differ.
+Long rows of arrays are cut by `kernels.pieces` and `arrays.long_rows`. Neither these nor the kernels here can
+replace the other. There a piece is read without the others, as the chunks of a Dask array or of a file must be.
+Its sums have the unit of its own greatest entry, and `arrays.long_rows.merge` converts them to one unit, in NumPy
+and in any order. Here all pieces of a segment are available. Its greatest entry is found first, so that all sums
+have one unit and are simply added. This happens in compiled code, because users' compiled functions call these
+kernels and cannot call `merge`. The order of the additions differs, and with it the last bits.
 """
 
 from typing import Any
@@ -86,17 +85,17 @@ from fastsoftmax.kernels.traversal import (
 
 INF = float("inf")
 HUGE = 1 << 20
-"""Segments of more elements are cut into pieces. Shorter ones stay in the cache between the passes over them."""
+"""Longer segments are cut into pieces. Shorter ones stay in the cache between the passes over them."""
 PIECE = 1 << 16
 BUCKETS = 12
 TOGETHER = BUCKETS * 16
-"""Where, behind the buckets, neighbours stand that are of about one length."""
+"""The place of neighbours of about equal length, behind the buckets."""
 WAITING = TOGETHER + 16
 
 
 @inline
 def _bucket(length: int) -> int:
-    """Which bucket a short segment waits in: 0 | 1, 2 | 3, 4 | 5, 6 | 7, 8 | 9 .. 16 | 17 .. 24 | ... | .. 64."""
+    """The bucket of a short segment: lengths 0 | 1, 2 | 3, 4 | 5, 6 | 7, 8 | 9 .. 16 | 17 .. 24 | ... | .. 64."""
     return (length + 1) // 2 if length <= 8 else 4 + (length - 1) // 8
 
 
@@ -130,11 +129,11 @@ def walk(
     rest: Any = None,
     keep: Any = None,
 ) -> None:
-    """Run `block` over the segments of blocks start .. stop but the huge ones.
+    """Run `block` over the segments of blocks of work start .. stop, except huge ones.
 
     `block` is a building block as `traversal` describes it; its options are ``options(labels, targets, weights,
-    rest)``, where `targets` holds the entries at the labels. `rows` is an output with one number for each segment,
-    `labels` and `weights` are such inputs. `keep` is that of `traverse`.
+    rest)``, where `targets` holds the entries at the labels. `rows` is an output with one number for each segment;
+    `labels` and `weights` are inputs with one number for each. `keep` is that of `traverse`.
     """
     step = lane_count(x)
     tile = scratch(x, COLUMN_LIMIT)
@@ -155,7 +154,7 @@ def walk(
     alone, leftover = 0, 0
     while n < last or leftover < BUCKETS:
         if n < last and alone == 0:
-            # A vector of neighbours of about one length needs no bucket.
+            # A vector of neighbours of about equal length needs no bucket.
             alone = last - n
             if alone < step:
                 continue
@@ -191,11 +190,11 @@ def walk(
                 n += 1
                 alone -= 1
                 continue
-            # The bucket is full, and what waits in it has left the store buffer, out of which a vector of what was
-            # stored piecemeal cannot be read.
+            # The bucket is full. Its numbers have left the store buffer by now, which could not serve a vector
+            # load of numbers that were stored one by one.
             store_scalar(waiting, b, 0)
             longest, owner = _longest(lengths, at, count), 0
-        else:  # no more will come: what waits in one bucket after the other
+        else:  # all segments are read: empty the buckets one by one
             count = load_scalar(waiting, leftover)
             at = leftover * step
             leftover += 1
@@ -250,19 +249,19 @@ def _none(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
 
 @inline
 def _terms(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `softmax_block`, for which terms are kept."""
+    """The options of `softmax_block`, with kept terms."""
     return ActivationOptions(None, True)
 
 
 @inline
 def _plain(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `softmax_product_block`; `rest` is whether terms are kept."""
+    """The options of `softmax_product_block`; `rest` says whether terms are kept."""
     return ProductOptions(None, None, rest, None)
 
 
 @inline
 def _weighed(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `cross_entropy_block`; `rest` is what the gradient is multiplied by."""
+    """The options of `cross_entropy_block`; `rest` is the factor of the gradient as a pair."""
     return CrossEntropyOptions(Picks(labels, targets), weights, rest[0], rest[1])
 
 
@@ -283,7 +282,7 @@ def segment_log_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: A
 
 @kernel
 def segment_logsumexp(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, rows: Any) -> None:
-    """rows = log-sum-exp of every segment, -inf of an empty one."""
+    """rows = log-sum-exp of every segment, -inf for an empty one."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
     walk(logsumexp_block, _none, start, stop, data, None, None, memory(rows), table, cuts)
 
@@ -349,17 +348,17 @@ def misplaced(start: int, stop: int, room: Any, indptr: Any, bounds: Any, labels
 
 # --- pieces of huge segments ----------------------------------------------------------------------------------
 #
-# A table of pieces holds, one row for each: where it begins and ends, the first and behind the last piece of its
-# segment, and the number of the segment. Kernels count pieces. Each of these passes over x needs the results of
-# the one before for all pieces of a segment: `piece_maxima`, `piece_sums`, (for a product) `piece_dots`, and the
-# one that writes.
+# The table of pieces has a row for each piece: its begin and end in x, the first piece of its segment and the one
+# behind the last, and the number of the segment. `start` and `stop` of these kernels count pieces. The passes over
+# x are `piece_maxima`, `piece_sums`, for a product also `piece_extents` and `piece_dots`, and the one that writes.
+# Each needs the results of the passes before for all pieces of a segment.
 
 COLUMNS = 5
 
 
 @inline
 def _piece(pieces: Any, i: int) -> Any:
-    """Begin, length, first piece and end of the pieces of its segment, segment."""
+    """Begin and length of piece i, first piece of its segment and the one behind the last, and the segment."""
     at = i * COLUMNS
     begin = load_scalar(pieces, at)
     return (
@@ -381,7 +380,7 @@ def _greatest(maxima: Any, first: int, end: int) -> Any:
 
 @inline
 def _put_together(maxima: Any, sums: Any, first: int, end: int) -> RowStatistics:
-    """`traversal.statistics` of the whole segment, from what its pieces have left in `maxima` and `sums`."""
+    """`traversal.statistics` of the whole segment, from the `maxima` and `sums` of its pieces."""
     m = _greatest(maxima, first, end)
     shift, bias = reference(m, None)
     zero = number(maxima, 0.0)
@@ -398,7 +397,7 @@ def _put_together(maxima: Any, sums: Any, first: int, end: int) -> RowStatistics
 
 @kernel
 def piece_maxima(start: int, stop: int, room: Any, pieces: Any, x: Any, maxima: Any) -> None:
-    """maxima = the greatest entry of every piece; NaN is passed over."""
+    """maxima = the greatest entry of every piece; NaN is ignored."""
     data, table, out = memory(x), memory(pieces), memory(maxima)
     for i in range(start, stop):
         begin, length, _, _, _ = _piece(table, i)
@@ -407,7 +406,7 @@ def piece_maxima(start: int, stop: int, room: Any, pieces: Any, x: Any, maxima: 
 
 @kernel
 def piece_sums(start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: Any, sums: Any) -> None:
-    """sums = what the entries of every piece add to `ties`, `rest` and `rest_low` of their segment."""
+    """sums = the parts of `ties`, `rest` and `rest_low` of its segment that come from each piece."""
     data, table, tops, out = memory(x), memory(pieces), memory(maxima), memory(sums)
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
@@ -422,7 +421,7 @@ def piece_sums(start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: An
 
 @kernel
 def piece_softmax(start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, x: Any, y: Any) -> None:
-    """y = softmax; errors as in `activations.softmax_block`: the sum of the sums of the pieces is a pair too."""
+    """y = softmax; errors as in `activations.softmax_block`, because the sums of the pieces are added as pairs."""
     data, table, tops, parts, out = memory(x), memory(pieces), memory(maxima), memory(sums), memory(y)
     for i in range(start, stop):
         begin, length, first, end, _ = _piece(table, i)
@@ -457,7 +456,7 @@ def piece_logsumexp(start: int, stop: int, room: Any, pieces: Any, maxima: Any, 
 def piece_extents(
     start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: Any, v: Any, extents: Any
 ) -> None:
-    """extents = max |v| of every piece, and v at a greatest entry of its segment, -inf if the piece has none."""
+    """extents = max |v| of every piece, and v at a greatest entry of its segment (-inf if the piece has none)."""
     data, vector, table = memory(x), memory(v), memory(pieces)
     tops, out = memory(maxima), memory(extents)
     for i in range(start, stop):
@@ -469,7 +468,7 @@ def piece_extents(
 
 @inline
 def _extent(extents: Any, first: int, end: int) -> Any:
-    """v at a greatest entry of the whole segment, and the power for its sums."""
+    """v at a greatest entry of the whole segment, and the power of the units of its sums."""
     bound, pivot = number(extents, 0.0), number(extents, -INF)
     for i in range(first, end):
         bound = maximum(load_scalar(extents, 2 * i), bound)
@@ -481,7 +480,7 @@ def _extent(extents: Any, first: int, end: int) -> Any:
 def piece_dots(
     start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, extents: Any, x: Any, v: Any, dots: Any
 ) -> None:
-    """dots = what every piece adds to `derivatives.excess_sum` of its segment, as pairs."""
+    """dots = the part of each piece in `derivatives.excess_sum` of its segment, as pairs."""
     data, vector, table = memory(x), memory(v), memory(pieces)
     tops, parts, ranges, out = memory(maxima), memory(sums), memory(extents), memory(dots)
     for i in range(start, stop):

@@ -1,38 +1,38 @@
-r"""How a kernel walks through a block, and the sums over a row that every function needs.
+r"""The two walks of a kernel through a block, and the sums over a row that every function needs.
 
 A block has shape (outer, classes, inner), C-contiguous; its rows run along `classes`. Two walks serve every
-shape, and both hand the same building block a stretch of whole vectors:
+shape. Both call the same building block, with whole vectors:
 
 rows
-    `classes` is contiguous and longer than `COLUMN_LIMIT`. The vector runs along the row, the last one
-    masked; at the end the lanes are folded into one. What a row needs once (folding, exp of its maximum) takes
-    longer than 50 classes do, for it is a chain of operations that wait for each other; so it is done for 16 (or
-    8) rows side by side, a row in each lane.
+    `classes` is contiguous and longer than `COLUMN_LIMIT`. The vectors run along the row, the last one masked; at
+    the end their lanes are folded into one. The work done once for a row (folding, exp of its maximum) is a chain
+    of dependent operations and takes longer than 50 classes do. So it is done for 16 (or 8) rows at once, with a
+    row in each lane.
 columns
-    Otherwise every lane is a row of its own. A tile of 16 (or 8) rows is brought into working memory with
-    class k of all its rows in vector k: by shuffles where `inner` is 1, as it lies where `inner` is
-    larger. Nothing has to be folded, and a row of three costs little more per element than one of fifty.
+    Otherwise every lane is a row. A tile of 16 (or 8) rows is copied into working memory with class k of all its
+    rows in vector k: by shuffles where `inner` is 1, in the same order where `inner` is larger. No lanes are
+    folded, and a row of three costs little more per element than one of fifty.
 
 So a function is written once, as a building block ``block(x, v, y, place, stats, rows, options)``. `place` is the
 `Place` of its numbers in x; `stats` are the `RowStatistics` of its rows, floats or vectors; `v` is a second
-operand, `y` the output (both filled in the same way as x), `rows` an output with one number for each row, and
-`options` are a `NamedTuple` that the kernel hands on. Any of v, y and rows may be None.
+operand and `y` the output (both laid out as x is); `rows` is an output with one number for each row; `options`
+is a `NamedTuple` that the kernel passes on. Any of v, y and rows may be None.
 
-A block that needs nothing of x but its exponentials is given these in its place (`probability_of`): the statistics
-have made them, and leave them where y will be. To make them again took 9 of 22 cycles a vector.
+A block that uses only the exponentials of x gets these instead of x (`probability_of`): the statistics compute
+them anyway and store them where y will be. Computing them again took 9 of 22 cycles a vector.
 
-Large results over an inner axis are written past the caches, which takes a tenth less time; up to `STRIP_LIMIT`
-classes, narrow tiles whose lines are asked for 16 vectors ahead take another fifth less, since then memory works
-while we compute. With more classes that is slower than wide tiles: where the inner size is a power of two, as in
+Large results over an inner axis are written past the caches, which takes a tenth less time. Up to `STRIP_LIMIT`
+classes, narrow tiles that are prefetched 16 vectors ahead take another fifth less, since memory then works while
+we compute. With more classes they are slower than wide tiles: where the inner size is a power of two, as in
 images, the lines of all classes fall into the same set of the cache, which holds 12 of them.
 
-What was tried and did not help (10 million float32, two threads of a Sapphire Rapids): writing past the caches for
-rows, by way of a buffer, which made a bare copy a quarter faster and softmax a tenth slower; fetching ahead along
-rows of more than 256 classes, or the next wide tile; other sizes of wide tiles; walking along rows of 49 to 64
-classes; two tiles side by side, so that one's chain of operations is hidden behind the other's loops.
+These did not help (10 million float32, two threads of a Sapphire Rapids): writing rows past the caches through a
+buffer, which made a bare copy a quarter faster and softmax a tenth slower; prefetching along rows of more than
+256 classes, or the next wide tile; other sizes of wide tiles; the walk in rows for 49 to 64 classes; two tiles at
+once, so that the loops of one hide the chain of operations of the other.
 
-Which walk is taken depends on `classes` and `inner` alone, and no row sees another one: a row gives the same
-bits in every batch and on any number of threads.
+The walk depends only on `classes` and `inner`, and rows do not depend on each other: a row gives the same bits in
+every batch and on any number of threads.
 """
 
 from typing import Any, NamedTuple
@@ -97,47 +97,47 @@ from fastsoftmax.kernels.simd.values import (
 INF = float("inf")
 NAN = float("nan")
 COLUMN_LIMIT = 64
-"""Rows of at most so many contiguous classes are walked in columns (there both walks take the same time)."""
+"""Rows of up to this many contiguous classes are walked in columns (at the limit both walks are equally fast)."""
 GROUP_LIMIT = 2048
-"""Longer rows are walked one by one: a group of them would not stay in the cache."""
+"""Longer rows are walked one by one, because a group of them would not fit into the cache."""
 AHEAD_LIMIT = 256
-"""Longer rows the processor fetches ahead by itself: asked for them, it is slower."""
+"""Longer rows are not prefetched: the processor does so by itself, and our prefetches would slow it down."""
 FEW = 4
-"""So many short rows are sooner done one by one than in the lanes of a vector."""
+"""Up to this many short rows are faster one by one than in the lanes of a vector."""
 ONE_HOT_LIMIT = 16
-"""Up to so many classes, the one at the label is sooner found by comparing all of them than row by row."""
+"""Up to this many classes, comparing all classes with the label is faster than a look-up for each row."""
 STATISTICS = 8
 TABLE = 72
-"""Vectors of memory for a group: its statistics, three partial sums for each row, and room to turn them."""
+"""Vectors of memory for a group: its statistics, three partial sums for each row, and room to transpose them."""
 UNIT_32 = 2.0**LIFT_32
 UNIT_64 = 2.0**LIFT_64
 PAST_CACHES = 1 << 23
-"""A result of so many numbers is written past the caches where a tile is written in long pieces."""
+"""Results of at least this many numbers are written past the caches where a tile is written in long runs."""
 STRIP_LIMIT = 16
-"""Of up to so many classes, an inner axis is walked in tiles of at most 32 vectors, which are asked for ahead."""
+"""Up to this many classes, an inner axis is walked in tiles of at most 32 vectors, which are prefetched."""
 STRIPS_AHEAD = 16
-"""How many vectors ahead, along the inner axis: at least a tile's width."""
+"""How many vectors ahead along the inner axis these tiles are prefetched: at least a tile's width."""
 GREATEST = -1.0
-"""What stands for the term of a greatest entry where terms are kept."""
+"""This number replaces the term of a greatest entry where terms are kept."""
 
 
 class Place(NamedTuple):
-    """Where a building block finds its numbers."""
+    """The place of a building block's numbers."""
 
     offset: Any
-    """Where they begin in x, v and y."""
+    """Their first offset in x, v and y."""
     length: Any
-    """How many they are."""
+    """Their number."""
     folded: Any
-    """True if they are one row; None if they are a tile with a row in each lane."""
+    """True if they are a single row; None if they are a tile with a row in each lane."""
     row: Any
-    """Where the results for the rows begin in `rows`."""
+    """The first offset of the rows' results in `rows`."""
     count: Any
     """How many rows there are."""
 
 
 class RowStatistics(NamedTuple):
-    """All that a row's softmax is made of, in units of the `elementary.reference` of its greatest entry."""
+    """The sums that determine a row's softmax, in units of the `elementary.reference` of its greatest entry."""
 
     m: Any
     """The greatest entry."""
@@ -154,14 +154,14 @@ class RowStatistics(NamedTuple):
 
 
 class Reciprocal(NamedTuple):
-    """1 / (sum of all terms), and what it takes to make probabilities of terms; see `reciprocal`."""
+    """1 / (sum of all terms), and the numbers that turn terms into probabilities; see `reciprocal`."""
 
     scale: Any
     scale_low: Any
     """The reciprocal as a pair, in units of `unit`."""
     unit: Any
     least: Any
-    """Smaller terms become `nothing`."""
+    """Terms below `least` become `nothing`."""
     nothing: Any
     m: Any
     highest: Any
@@ -183,7 +183,7 @@ def row_at(offset: int, length: int, row: int) -> Place:
 
 @inline
 def _scaled(e: Any, inverse: Any) -> Any:
-    """A term times `reciprocal`; 2**LIFT times too large until the last step, so that no low part is denormal."""
+    """A term times `reciprocal`. The lift by 2**LIFT is removed last, so that no low part is denormal."""
     p = muladd(e, inverse.scale, e * inverse.scale_low) * inverse.unit
     return select_less(e, inverse.least, inverse.nothing, p)
 
@@ -198,13 +198,13 @@ def probability(value: Any, beta: Any, stats: Any, inverse: Any) -> Any:
 
 @inline
 def probability_of(e: Any, inverse: Any) -> Any:
-    """The same of an entry whose term has been kept; that of a greatest one is `GREATEST`."""
+    """The probability of an entry, from its kept term e, which is `GREATEST` for a greatest entry."""
     return select_equal(e, number(e, GREATEST), inverse.highest, _scaled(e, inverse))
 
 
 @inline
 def probability_by(value: Any, beta: Any, stats: Any, inverse: Any, keep: Any) -> Any:
-    """The one or the other, by whether terms are kept: the same bits."""
+    """`probability_of` if terms are kept, else `probability`: the same bits."""
     if keep is None:
         return probability(value, beta, stats, inverse)
     return probability_of(value, inverse)
@@ -212,7 +212,7 @@ def probability_by(value: Any, beta: Any, stats: Any, inverse: Any, keep: Any) -
 
 @inline
 def certain(stats: Any) -> Any:
-    """The term of a class of more than half of the probability, NaN where there is none."""
+    """The term of the certain class: one whose probability is above 1/2. NaN if there is none."""
     top = stats.top[0]
     others = stats.rest + (stats.ties - number(top, 1.0)) * top
     return select_less(others, top, top, number(top, NAN))
@@ -220,14 +220,14 @@ def certain(stats: Any) -> Any:
 
 @inline
 def crest_of(stats: Any, keep: Any) -> Any:
-    """What the entry of a `certain` class is known by; NaN, which nothing is, where there is none."""
+    """The value in x that marks a `certain` class; NaN, which equals nothing, if there is none."""
     m = stats.m
     return select_equal(certain(stats), stats.top[0], greatest_of(m, keep), number(m, NAN))
 
 
 @inline
 def greatest_of(m: Any, keep: Any) -> Any:
-    """What a greatest entry of the row is known by: the logit, or where terms are kept `GREATEST`."""
+    """The value in x that marks a greatest entry of the row: `GREATEST` if terms are kept, else the logit m."""
     if keep is None:
         return m
     return filled(m, GREATEST)
@@ -235,7 +235,7 @@ def greatest_of(m: Any, keep: Any) -> Any:
 
 @inline
 def filler(x: Any, keep: Any) -> Any:
-    """What the lanes behind the end of a row hold: a logit or a term that counts for nothing."""
+    """The value of the lanes behind the end of a row: a logit (-inf) or a kept term (0) that adds nothing."""
     if keep is None:
         return number(x, -INF)
     return number(x, 0.0)
@@ -243,12 +243,12 @@ def filler(x: Any, keep: Any) -> Any:
 
 @inline
 def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
-    """The greatest entry of each row, -inf if there is none; NaN is passed over (the sums find it)."""
+    """The greatest entry of each row, -inf if there is none. NaN is ignored here; the sums become NaN."""
     step = lane_count(x)
     full = length // step * step
     wide = length // (4 * step) * (4 * step)
     m = broadcast(number(x, -INF))
-    a, b, c = m, m, m  # four at a time, since each maximum waits for the one before
+    a, b, c = m, m, m  # four chains, because each maximum waits for the one before
     for k in range(0, wide, 4 * step):
         m = maximum(load(x, offset + k), m)
         a = maximum(load(x, offset + k + step), a)
@@ -264,7 +264,7 @@ def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
 
 @inline
 def term(value: Any, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
-    """exp(value/T) in the units of the row's `reference`, 0 for a greatest entry and below the smallest number."""
+    """exp(value/T) in units of the row's `reference`; 0 for a greatest entry and below the smallest number."""
     t, tail = centred(value, shift, beta)
     factor, q = exp_parts(t, tail, bias)
     scale = shift_to_exponent(q)
@@ -273,7 +273,7 @@ def term(value: Any, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
 
 @inline
 def top_term(m: Any, shift: Any, bias: Any, beta: Any) -> Any:
-    """exp(m/T) in the units of the row's `reference`, as a pair."""
+    """exp(m/T) in units of the row's `reference`, as a pair."""
     t, tail = centred(m, shift, beta)
     return exp_pair(t, tail, bias)
 
@@ -288,7 +288,7 @@ def _add_term(value: Any, m: Any, e: Any, sums: Any) -> Any:
 
 @inline
 def mark(value: Any, m: Any, e: Any) -> Any:
-    """The term e of an entry as it is kept."""
+    """The term e of an entry as it is kept: `GREATEST` for a greatest entry."""
     return select_equal(value, m, number(value, GREATEST), e)
 
 
@@ -296,10 +296,10 @@ def mark(value: Any, m: Any, e: Any) -> Any:
 def lane_sums(
     x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any, terms: Any, at: int
 ) -> Any:
-    """The entries equal to m, and the terms of the others as a pair, in each lane of the vectors of a row.
+    """For each lane: how many entries are equal to m, and the sum of the terms of the others as a pair.
 
-    The terms go to `terms` from `at` on, unless it is None; it may be x itself. Entries are counted in stretches
-    of 2**23 vectors, because a float32 does not count beyond 2**24.
+    The terms are stored in `terms` from `at` on, unless it is None; it may be x itself. Entries are counted in
+    stretches of 2**23 vectors, because a float32 cannot count beyond 2**24.
     """
     step = lane_count(x)
     full = length // step * step
@@ -328,10 +328,10 @@ def lane_sums(
 def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: Any) -> RowStatistics:
     """The `RowStatistics` of each row.
 
-    top is a pair, since all other terms are compared with it. The others are added with TwoSum: the error of their
-    sum is that of the terms (1.1 ulp each), whatever their number and order. Keeping the greatest entries out of
-    the sum keeps it accurate where it is tiny beside them. The terms themselves replace those of `terms`, unless
-    that is None.
+    top is a pair, because all other terms are compared with it. The others are added with TwoSum: the error of
+    their sum is that of the terms (1.1 ulp each), whatever their number and order. The greatest entries are not in
+    that sum, so that it is accurate where it is tiny beside them. The terms are stored in `terms`, at the places
+    of their entries, unless it is None.
     """
     m = highest(x, offset, length, folded)
     shift, bias = reference(m, beta)
@@ -346,8 +346,8 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: 
 def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> Any:
     """The `statistics` of one row of at most `COLUMN_LIMIT` classes, with the bits of the walk in columns.
 
-    There a row would keep one lane busy. Here its terms fill a vector, and only their sum is taken one after the
-    other, as that lane does it. The terms go where the row is in `kept`, unless it is None.
+    In that walk a single row would use one lane. Here its terms fill a vector, and only their sum is computed one
+    by one, in the order of that lane. The terms are stored in `kept`, unless it is None.
     """
     m = highest(x, offset, length, True)
     shift, bias = reference(m, beta)
@@ -372,10 +372,10 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> 
 
 @inline
 def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, terms: Any) -> None:
-    """The `statistics` of `count` rows that follow each other, lane by lane into `table`, for `measured`.
+    """Store the `statistics` of `count` consecutive rows in `table`, one row in each lane, for `measured`.
 
-    Their terms go to the same places of `terms`, unless it is None. The other lanes hold what was in the table:
-    nobody looks at them, and to clear their rows for each group was a call of memset where vectors have 32 bytes.
+    Their terms are stored at the same places of `terms`, unless it is None. Other lanes keep old numbers, which
+    are never read: clearing them for each group would be a call of memset on machines with vectors of 32 bytes.
     """
     step = lane_count(x)
     square = step * step
@@ -422,7 +422,7 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, 
 
 @inline
 def measured(table: Any, i: int) -> Any:
-    """The `statistics` of row i of the group that `measure` saw last."""
+    """The `statistics` of row i of the last group of `measure`."""
     step = lane_count(table)
     top = load_scalar(table, 3 * step + i), load_scalar(table, 4 * step + i)
     return RowStatistics(
@@ -452,25 +452,24 @@ def _margin(like: Any) -> Any:
 
 @inline
 def bounded(value: Any, least: Any, most: Any) -> Any:
-    """`value`, moved into least .. most."""
+    """`value`, clipped to least .. most."""
     return maximum(-maximum(-value, -most), least)
 
 
 @inline
 def two_to_the(exponent: Any) -> Any:
-    """A power of two; where it would be no normal number, the nearest that is."""
+    """2**exponent, or the nearest power of two that is a normal number."""
     most = most_power(exponent)
     return shift_to_exponent(biased(exponent, number(exponent, 0.0)) + bounded(exponent, -most, most))
 
 
 @inline
 def reciprocal(stats: Any) -> Reciprocal:
-    """1 / (sum of all terms) as a pair, in units of `unit`, and what `probability_of` needs beside.
+    """1 / (sum of all terms) as a pair, in units of `unit`, and what else `probability_of` needs.
 
-    A term below `least`, the sum times the smallest normal number (less the 4 u that the term may be too small),
-    has a probability below that. Were it multiplied all the same, the processor would fall into its slow path for
-    denormal results, 150 cycles for each; so it becomes `nothing`: 0, but NaN like the rest in a row whose sum is
-    NaN.
+    `least` is the sum times the smallest normal number, less the 4 u that a term may be too small. A smaller term
+    has a probability below the smallest normal number. Its product would take the processor's slow path for
+    denormal results, 150 cycles for each; so its probability is `nothing`: 0, or NaN in a row whose sum is NaN.
     """
     high, low = total(stats)
     lifted = number(high, UNIT_32) if is_single(high) else number(high, UNIT_64)
@@ -487,7 +486,7 @@ def reciprocal(stats: Any) -> Reciprocal:
 
 @inline
 def others(stats: Any) -> Any:
-    """s', the terms of all entries but one of the greatest, over the greatest, as a pair: 0 for a single one."""
+    """s', the sum of all terms but one of the greatest, divided by the greatest, as a pair."""
     ratio, ratio_low = quick_quotient(stats.rest, stats.rest_low, stats.top[0], stats.top[1])
     high, error = two_sum(stats.ties - number(ratio, 1.0), ratio)
     return high, error + ratio_low
@@ -505,9 +504,9 @@ def _terms_of_others(stats: Any) -> Any:
 
 @inline
 def complement(stats: Any, inverse: Any) -> Any:
-    """1 - p of a greatest entry, times the weight that `inverse` has in it: the others' terms times `reciprocal`.
+    """1 - p of a greatest entry, times the weight in `inverse`: the sum of the others' terms times `inverse`.
 
-    So it is accurate where p is close to 1, and 1 - p is not.
+    This is accurate where p is close to 1 and the subtraction 1 - p is not.
     """
     high, low = _terms_of_others(stats)
     value = muladd(high, inverse.scale, muladd(high, inverse.scale_low, low * inverse.scale)) * inverse.unit
@@ -516,14 +515,14 @@ def complement(stats: Any, inverse: Any) -> Any:
 
 @inline
 def lifted_complement(stats: Any, inverse: Any) -> Any:
-    """2**LIFT times that, which is a normal number wherever a term is."""
+    """2**LIFT times `complement`, which is a normal number wherever a term is."""
     high, low = _terms_of_others(stats)
     return muladd(high, inverse.scale, muladd(high, inverse.scale_low, low * inverse.scale))
 
 
 @inline
 def exponent_of(value: Any) -> Any:
-    """About the binary exponent of |value|, such that two to the minus that is a normal number."""
+    """About the binary exponent of |value|, bounded so that 2**-exponent is a normal number."""
     exponent, _ = split_exponent(absolute(value))
     return bounded(exponent, -most_power(value), most_power(value))
 
@@ -532,7 +531,7 @@ def exponent_of(value: Any) -> Any:
 def weighted(inverse: Any, weight: Any, weight_low: Any, power: Any) -> Reciprocal:
     """`reciprocal` times ``(weight + weight_low) * 2**power``; powers of two go into `unit` while it is normal.
 
-    So nothing is flushed of which the result is a normal number, down to probabilities of 2**-126-LIFT.
+    So no entry with a normal result is flushed to 0, down to probabilities of 2**-126-LIFT.
     """
     exponent = exponent_of(weight)
     less = two_to_the(-exponent)
@@ -545,28 +544,28 @@ def weighted(inverse: Any, weight: Any, weight_low: Any, power: Any) -> Reciproc
     smallest = shift_to_exponent(smallest_power(weight))
     least = maximum(inverse.least / absolute(factor) * two_to_the(-all_of_it), smallest)
     highest = muladd(inverse.highest, factor, inverse.highest * factor_low) * two_to_the(into_unit) * left
-    nothing = select_equal(weight, weight, inverse.nothing, weight)  # NaN does not spare a p of 0
+    nothing = select_equal(weight, weight, inverse.nothing, weight)  # a NaN weight makes NaN of a p of 0
     unit = inverse.unit * two_to_the(into_unit)
     return Reciprocal(product * left, low * left, unit, least, nothing, inverse.m, highest)
 
 
 @inline
 def spared(weight: Any, value: Any) -> Any:
-    """`value`, or 0 where the weight is 0: whatever is there, it counts for nothing."""
+    """`value`, or 0 where the weight is 0, even if the value is NaN or infinite."""
     zero = number(weight, 0.0)
     return select_equal(weight, zero, zero, value)
 
 
 @inline
 def add(sums: Any, value: Any) -> Any:
-    """A running sum with its compensation, and one more value."""
+    """The running sum (a pair) plus one value."""
     high, error = two_sum(sums[0], value)
     return high, sums[1] + error
 
 
 @inline
 def log_of_others(stats: Any) -> Any:
-    """log(1 + s'), what the log-sum-exp has beyond the greatest entry, as a pair: accurate relative to itself."""
+    """log(1 + s'), the log-sum-exp minus the greatest entry, as a pair with a small relative error."""
     high, low = others(stats)
     argument, error = two_sum(number(high, 1.0), high)
     return log_pair(argument, error + low)
@@ -574,10 +573,10 @@ def log_of_others(stats: Any) -> Any:
 
 @inline
 def load_tile(x: Any, tile: Any, first: int, classes: int, inner: int, count: int) -> None:
-    """Class k of `count` rows, the first of them at flat offset `first`, into vector k of `tile`.
+    """Copy class k of `count` rows, the first of them at flat offset `first`, to vector k of `tile`.
 
-    Where the rows lie side by side, `count` may be several vectors' worth: then the tile holds one stretch of
-    `classes` vectors after the other, and memory is read in longer pieces.
+    Where `inner` is above 1, `count` may be several vectors' worth: then the tile holds one stretch of `classes`
+    vectors after the other, and memory is read in longer runs.
     """
     step = lane_count(x)
     zero = number(x, 0.0)
@@ -605,7 +604,7 @@ def load_tile(x: Any, tile: Any, first: int, classes: int, inner: int, count: in
 
 @inline
 def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: int, past: bool) -> None:
-    """The way back of `load_tile`; `past` the caches what begins on a cache line, as whole vectors must then."""
+    """The inverse of `load_tile`. `past`: write past the caches; then whole vectors must begin on cache lines."""
     step = lane_count(y)
     if inner == 1:
         if count < step or classes == 1:
@@ -634,7 +633,7 @@ def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: i
 
 @inline
 def clear(table: Any) -> None:
-    """Make zeros of a table for `measure`, and of what `measured` gives before anything is measured."""
+    """Fill a table for `measure` with zeros, which `measured` returns if nothing was measured."""
     step = lane_count(table)
     for k in range(TABLE):
         store(table, k * step, broadcast(number(table, 0.0)))
@@ -642,20 +641,20 @@ def clear(table: Any) -> None:
 
 @inline
 def label_of(labels: Any, row: int, classes: int) -> Any:
-    """A label that is surely inside its row: read once, and 0 if it is not (the caller has checked it)."""
+    """The label of a row, read once; 0 if it is out of range, as when it was changed after the caller's check."""
     label = load_scalar(labels, row)
     return label if 0 <= label < classes else 0
 
 
 @inline
 def target_of(x: Any, offset: int, classes: int, labels: Any, row: int) -> Any:
-    """The entry at the label of a row that begins at `offset`."""
+    """The entry of x at the label of a row that begins at `offset`."""
     return load_scalar(x, offset + label_of(labels, row, classes))
 
 
 @inline
 def tile_targets(tile: Any, offset: int, classes: int, labels: Any, row: int, count: int, targets: Any) -> None:
-    """The entries at the labels of the rows of a tile, into the vector `targets`."""
+    """Store the entries at the labels of a tile's rows in the vector `targets`."""
     step = lane_count(tile)
     if classes <= ONE_HOT_LIMIT:
         label = lane_labels(tile, labels, row, count)
@@ -673,7 +672,7 @@ def tile_targets(tile: Any, offset: int, classes: int, labels: Any, row: int, co
 
 @inline
 def either(option: Any, default: Any) -> Any:
-    """`option`, or `default` if that is None: decided by the type."""
+    """`option`, or `default` if `option` is None, which its type decides."""
     if option is None:
         return default
     return option
@@ -681,9 +680,9 @@ def either(option: Any, default: Any) -> Any:
 
 @inline
 def tile_statistics(tile: Any, offset: int, length: int, beta: Any, given: Any, keep: Any) -> RowStatistics:
-    """The `statistics` of a tile, of which the terms replace the entries unless `keep` is None.
+    """The `statistics` of a tile; its terms replace its entries unless `keep` is None.
 
-    Zeros where `given` says that nobody needs them.
+    They are zeros if `given` is not None: then the block does not use them.
     """
     zero = broadcast(number(tile, 0.0))
     if given is None:
@@ -710,12 +709,12 @@ def traverse(
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
-    `room` is memory for tiles: a tile of x, and one of v if there is one, of at least one vector's rows each, of
-    whole vectors of classes where `inner` is 1. `beta` is 1/T for the statistics; where `given` is not None, x
-    needs none, and they are zeros. `picks` are `Picks` unless None; in the first of their two vectors a
-    block finds the entries at the labels of its rows. Where `keep` is not None, the x of the block holds
-    the terms of its rows, marked as for `probability_of`, in place of the logits: they are kept where y will be,
-    which therefore must not lie over v; `given` is None then.
+    `room` is memory for tiles: a tile of x, and one of v if there is one, each for at least one vector's rows,
+    with whole vectors of classes where `inner` is 1. `beta` is 1/T for the statistics. If `given` is not None, the
+    block does not use statistics, and they are zeros. `picks` are `Picks` or None; their first vector holds the
+    entries at the labels of the block's rows. If `keep` is not None, the block gets the terms of its rows, as for
+    `probability_of`, instead of the logits. They are kept where y will be, so y must not lie over v, and `given`
+    must be None.
     """
     _, classes, inner = shape
     step = lane_count(x)

@@ -1,11 +1,11 @@
-"""What `arrays.blocks` is to Python callers, for compiled ones: any array in, blocks (outer, classes, inner) out.
+"""`arrays.blocks` for compiled callers: it turns any array into a block (outer, classes, inner).
 
-While the caller is compiled, types decide: dtype, axes, which options are there. At run time shapes and strides
-decide, by the rules of `arrays.blocks.Problem`, so that a kernel gets the same blocks on either way and results
-agree to the last bit. All of it is serial and allocates results, copies of what is no block yet, and working
-memory.
+While the caller is compiled, types decide on the dtype, the axes and the options in use. At run time shapes and
+strides decide, by the rules of `arrays.blocks.Problem`, so that kernels get the same blocks as from Python and
+results agree to the last bit. This code is serial. It allocates results, working memory, and copies of arrays
+that are no blocks.
 
-The functions above `compiled` run while types are inferred; those below are compiled into the caller.
+The functions in the first part run while types are inferred; those in the second are compiled into the caller.
 """
 
 from collections.abc import Callable
@@ -33,9 +33,9 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 class FormattedValueError(ValueError):
-    """A ValueError of compiled code whose text is put together when it is raised.
+    """A ValueError of compiled code whose text is formatted in Python when it is raised.
 
-    Formatting the values in compiled code would cost its callers a second of compilation.
+    Formatting in compiled code would cost callers a second of compilation.
     """
 
     def __init__(self, text: str, *values: Any) -> None:
@@ -43,17 +43,17 @@ class FormattedValueError(ValueError):
 
 
 class FormattedIndexError(IndexError):
-    """The same for an IndexError."""
+    """An IndexError like `FormattedValueError`."""
 
     def __init__(self, text: str, *values: Any) -> None:
         super().__init__(text.format(*values))
 
 
 class Call:
-    """A call that is being compiled: its function, and what is known of the arguments.
+    """A call that is being compiled: its function and the types of its arguments.
 
     ``call[name]`` is the type of an argument, or the default if it was left out; None if there is no such
-    parameter. `names` are those of the operands, in the order of ``function.operands``.
+    parameter. `names` are the parameters of the operands, in the order of ``function.operands``.
     """
 
     def __init__(self, function: Function, arguments: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ class Call:
         return name in self.arguments
 
     def name_of(self, role: str) -> str:
-        """The parameter of an operand; the role itself if there is no such operand."""
+        """The parameter of the operand with this role; the role itself if there is none."""
         return dict(zip(self.function.operands, self.names, strict=True)).get(role, role)
 
     def replaced(self, **arguments: Any) -> "Call":
@@ -77,18 +77,18 @@ class Call:
         return Call(self.function, self.arguments | arguments)
 
     def kernel(self, prefix: str = "") -> Any:
-        """The kernel that computes it."""
+        """The kernel of the function; `prefix` selects a variant."""
         module, _, name = self.function.kernel.partition(".")
         return getattr(getattr(kernels, module), prefix + name)
 
 
 def absent(argument: Any) -> bool:
-    """Whether an argument is None or was left out with that default."""
+    """Whether an argument is None or was left out and defaults to None."""
     return argument is None or isinstance(argument, types.NoneType)
 
 
 def constant(argument: Any) -> Any:
-    """The value of a literal or of a default; the type itself of what is known at run time only."""
+    """The value of a literal or of a default; the type itself if the value is known at run time only."""
     if isinstance(argument, types.Literal):
         return argument.literal_value
     if isinstance(argument, types.NoneType):
@@ -111,14 +111,14 @@ def real_array(function: str, name: str, argument: Any) -> Any:
 
 
 def check_number(function: str, name: str, argument: Any) -> None:
-    """TypingError unless it is a number."""
+    """TypingError unless the argument is a number."""
     value = constant(argument)
     if not isinstance(value, (int, float, types.Integer, types.Float, types.Boolean)):
         raise TypingError(f"{function}: {name} must be a number, got {argument}")
 
 
 def literal_reduction(function: str, reduction: Any) -> str:
-    """Which of the reductions it is."""
+    """The value of `reduction`, which must be a string literal and one of `REDUCTIONS`."""
     value = constant(reduction)
     if not isinstance(value, str):
         raise TypingError(f"{function}: reduction must be a string literal, got {reduction}")
@@ -128,14 +128,14 @@ def literal_reduction(function: str, reduction: Any) -> str:
 
 
 def check_ignore_index(function: str, ignore_index: Any) -> None:
-    """TypingError unless it is an integer or None."""
+    """TypingError unless `ignore_index` is an integer or None."""
     index = constant(ignore_index)
     if index is not None and (isinstance(index, bool) or not isinstance(index, (int, types.Integer))):
         raise TypingError(f"{function}: ignore_index must be an integer or None, got {ignore_index}")
 
 
 def literal_axes(function: str, axis: Any, ndim: int, several: bool) -> tuple[int, ...]:
-    """The axis or axes, as positions."""
+    """The axis or axes as non-negative positions."""
     value = constant(axis)
     if several and value is None:
         return tuple(range(ndim))
@@ -153,7 +153,7 @@ def literal_axes(function: str, axis: Any, ndim: int, several: bool) -> tuple[in
 
 
 def check_out(function: str, out: Any, dtype: Any, ndim: int) -> None:
-    """What the type of `out` says about it."""
+    """TypingError unless `out` is absent or a writable array of this dtype and number of dimensions."""
     if absent(out):
         return
     if not isinstance(out, types.Array):
@@ -167,21 +167,21 @@ def check_out(function: str, out: Any, dtype: Any, ndim: int) -> None:
 
 
 def compiled(function: F) -> F:
-    """A function that callers compile in."""
+    """A function that is compiled into its callers."""
     return cast(F, njit(**OPTIONS, **NO_WRAPPERS)(function))
 
 
 def merged(function: F) -> F:
     """A function whose statements become part of its caller.
 
-    For those around a kernel: every function of its own on the way to the user's would be one more in which LLVM
-    optimises the whole kernel again.
+    For functions around a kernel: every separate function between the kernel and the user's would be one more in
+    which LLVM optimises the whole kernel again.
     """
     return cast(F, njit(**OPTIONS, inline="always")(function))
 
 
 def layout(x: Any, axes: tuple[int, ...], last: bool) -> Any:
-    """The compiled ``x -> (order, (outer, classes, inner))`` for arrays of this type, after `Problem._lay_out`."""
+    """The compiled ``x -> (order, (outer, classes, inner))``, by the rules of `arrays.blocks.Problem._lay_out`."""
     ndim = x.ndim
     natural = tuple(range(ndim))
     moved = tuple([a for a in natural if a not in axes]) + axes
@@ -218,10 +218,10 @@ def layout(x: Any, axes: tuple[int, ...], last: bool) -> Any:
 
 
 def row_layout(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any, Any]:
-    """How results with one number for each row lie: three compiled functions.
+    """The layout of results with one number for each row: three compiled functions.
 
-    ``order -> the order of their axes in which the block counts its rows``, ``shape of x -> their shape`` and the
-    same with the axes of the classes kept, of length 1. The last two need axes to work on, see `without`.
+    ``order -> the order of the result's axes in which the block counts its rows``, ``shape of x -> shape of the
+    result``, and the latter with the axes of the classes kept, of length 1.
     """
     rest = tuple([a for a in range(x.ndim) if a not in axes])
     natural = tuple(range(len(rest)))
@@ -258,20 +258,20 @@ def row_layout(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any, Any]:
 
 
 def straight(array: Any, axes: tuple[int, ...]) -> bool:
-    """Whether the type alone says that an array is the block of its rows, in this order: C, classes last."""
+    """Whether the type alone shows that an array is a block: aligned, C-contiguous, with the classes last."""
     last = tuple(range(array.ndim - len(axes), array.ndim))
     return bool(array.layout == "C" and array.aligned and axes == last)
 
 
 def converter(array: Any, axes: tuple[int, ...], dtype: Any) -> Any:
-    """`convert`, or what remains of it for arrays that are blocks."""
+    """`convert`, or a view if the type shows that the array is a block of this dtype."""
     if straight(array, axes) and array.dtype == dtype:
         return merged(lambda array, order, shape, kind: readable(array, shape, kind))
     return convert
 
 
 def exits(x: Any, axes: tuple[int, ...], out: Any) -> tuple[Any, Any]:
-    """`target` and `deliver`, or what remains of them for results that are blocks."""
+    """`target` and `deliver`, or simpler forms if the types show that the result is a block."""
     if not straight(x, axes) or not (absent(out) or straight(out, axes)):
         return target, deliver
     if absent(out):
@@ -280,7 +280,7 @@ def exits(x: Any, axes: tuple[int, ...], out: Any) -> tuple[Any, Any]:
     return target_of_block, deliver_block
 
 
-# --- from here on compiled into the caller ------------------------------------------------------------------
+# --- compiled into the caller -------------------------------------------------------------------------------
 
 
 def _address(context: Any, builder: Any, array_type: Any, value: Any) -> Any:
@@ -290,7 +290,7 @@ def _address(context: Any, builder: Any, array_type: Any, value: Any) -> Any:
 
 @intrinsic
 def extent(typingctx: Any, array: Any) -> Any:
-    """First address and number of bytes of a contiguous array; nothing for None."""
+    """First address and number of bytes of a contiguous array; zeros for None."""
     result = types.UniTuple(types.intp, 2)
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -332,13 +332,13 @@ def _view(read_only: bool, array: Any, shape: Any, dtype: Any) -> Any:
 
 @intrinsic
 def writable(typingctx: Any, array: Any, shape: Any, dtype: Any) -> Any:
-    """The memory of a contiguous array as a C-contiguous one of this shape and its dtype; None of None."""
+    """The memory of a contiguous array as a writable, C-contiguous one of this shape and dtype; None for None."""
     return _view(False, array, shape, dtype)
 
 
 @intrinsic
 def readable(typingctx: Any, array: Any, shape: Any, dtype: Any) -> Any:
-    """The same, read-only: as kernels take their inputs."""
+    """`writable`, but read-only, as kernels take their inputs."""
     return _view(True, array, shape, dtype)
 
 
@@ -374,7 +374,7 @@ def transposed(typingctx: Any, array: Any, order: Any) -> Any:
 
 @intrinsic
 def tuple_setitem(typingctx: Any, items: Any, i: Any, value: Any) -> Any:
-    """A tuple with another value for item `i`, which is not checked."""
+    """A tuple with another value for item `i`; `i` is not checked."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         room = cgutils.alloca_once_value(builder, values[0])
@@ -386,7 +386,7 @@ def tuple_setitem(typingctx: Any, items: Any, i: Any, value: Any) -> Any:
 
 @intrinsic
 def usable(typingctx: Any, array: Any, dtype: Any) -> Any:
-    """Whether a kernel can take an array as it lies, if it is contiguous: decided by its type."""
+    """Whether the type of an array allows a kernel to use it without a copy, if it is contiguous."""
     fits = array.dtype == dtype.dtype and array.aligned
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -397,7 +397,7 @@ def usable(typingctx: Any, array: Any, dtype: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def stack(typingctx: Any, dtype: Any, vectors: Any) -> Any:
-    """Working memory of so many vectors that lives as long as the function that asks for it."""
+    """Working memory for `vectors` vectors on the stack; it lives as long as the function that asks for it."""
     result = types.Array(dtype.dtype, 1, "C")
     itemsize = dtype.dtype.bitwidth // 8
     size = vectors.literal_value * VECTOR_BYTES // itemsize
@@ -433,7 +433,7 @@ def row_count(x: Any, axes: Any) -> int:
 
 @compiled
 def contiguous(array: Any, order: Any) -> bool:
-    """Whether the items follow each other in memory if the axes are taken in this order."""
+    """Whether an array is contiguous if its axes are taken in this order."""
     if array.size == 0:
         return True
     expected = array.itemsize
@@ -448,11 +448,11 @@ def contiguous(array: Any, order: Any) -> bool:
 
 @compiled
 def memory_order(x: Any, natural: Any) -> Any:
-    """The order of the axes in memory, if x is contiguous in any order; else the natural one."""
+    """The order of the axes in which x is contiguous; the natural order if there is none."""
     if contiguous(x, natural):
         return natural
     order = natural
-    for i in range(1, len(natural)):  # insertion keeps equal strides as they are
+    for i in range(1, len(natural)):  # insertion sort is stable for equal strides
         j = i
         while j > 0 and x.strides[order[j - 1]] < x.strides[order[j]]:
             earlier, later = order[j - 1], order[j]
@@ -471,7 +471,7 @@ def apart(block: Any, other: Any) -> Any:
 
 @compiled
 def harmless(block: Any, source: Any) -> Any:
-    """Whether a kernel may read `source` and write `block`: they lie apart, or item by item in the same place."""
+    """Whether a kernel may read `source` and write `block`: they share no memory or lie at the same place."""
     if source is None:
         return True
     return apart(block, source) or (extent(block) == extent(source) and block.size == source.size)
@@ -488,7 +488,7 @@ def same_shape(a: Any, b: Any) -> bool:
 
 @compiled
 def convert(array: Any, order: Any, shape: Any, dtype: Any) -> Any:
-    """An array as a block of this shape, read-only: as it lies, if a kernel can take it so, else a copy."""
+    """An array as a read-only block of this shape: a view if a kernel can use its memory, else a copy."""
     if usable(array, dtype) and contiguous(array, order):
         return readable(array, shape, dtype)
     copy = np.empty(array.size, dtype)
@@ -500,9 +500,9 @@ def convert(array: Any, order: Any, shape: Any, dtype: Any) -> Any:
 
 @compiled
 def target(result: Any, order: Any, shape: Any, dtype: Any, source: Any, second: Any, third: Any) -> Any:
-    """Where a kernel writes a block: into the result, if it can lie there, else into memory for `deliver`.
+    """The block that a kernel writes: the memory of the result if possible, else new memory, for `deliver`.
 
-    It can lie over an operand, item by item, or beside it.
+    The result must be `usable` and contiguous in this order, and `harmless` to the operands.
     """
     if (
         usable(result, dtype)
@@ -535,7 +535,7 @@ def deliver_block(result: Any, order: Any, block: Any) -> None:
 
 @compiled
 def deliver(result: Any, order: Any, block: Any) -> None:
-    """Bring a block into the result, unless it lies there."""
+    """Copy a block into the result, unless it lies there."""
     if extent(result)[0] != extent(block)[0]:
         moved = transposed(result, order)
         flat = writable(block, (block.size,), result.dtype)
@@ -545,7 +545,7 @@ def deliver(result: Any, order: Any, block: Any) -> None:
 
 @compiled
 def working_memory(near: Any, shape: Any, operands: int, dtype: Any) -> Any:
-    """What `Problem.room` provides: `near`, from the stack, is enough where inner is 1."""
+    """The memory of `arrays.blocks.Problem.room`; `near`, on the stack, is enough if inner is 1."""
     _, classes, inner = shape
     if inner == 1:
         return near
@@ -557,13 +557,13 @@ def working_memory(near: Any, shape: Any, operands: int, dtype: Any) -> Any:
 
 @compiled
 def items(near: Any, count: int, dtype: Any) -> Any:
-    """Memory for so many items: `near`, from the stack, if they fit in."""
+    """Memory for `count` items: `near`, on the stack, if they fit."""
     return near[:count] if count <= near.size else np.empty(count, dtype)
 
 
 @compiled
 def broadcasts(where: Any, shape: Any) -> bool:
-    """Whether an array of no more dimensions broadcasts to this shape."""
+    """Whether an array broadcasts to this shape, which has no fewer dimensions."""
     for i in range(where.ndim):
         n = where.shape[where.ndim - 1 - i]
         if n != 1 and n != shape[len(shape) - 1 - i]:
@@ -573,7 +573,7 @@ def broadcasts(where: Any, shape: Any) -> bool:
 
 @compiled
 def hide(block: Any, x: Any, where: Any, order: Any) -> None:
-    """Fill a block with x, and with -inf where `where` is false."""
+    """Fill a block with x, or with -inf where `where` is false."""
     moved, kept = transposed(x, order), transposed(np.broadcast_to(where, x.shape), order)
     flat = block.reshape(block.size)
     for i, place in enumerate(np.ndindex(moved.shape)):
@@ -592,7 +592,7 @@ def cover(block: Any, shape: Any, where: Any, order: Any, value: float) -> None:
 
 @compiled
 def inverse(value: float, dtype: Any) -> Any:
-    """1/value as a pair, to the bit as `arrays.blocks.as_pair` has it: the remainder of a division is exact."""
+    """1/value as a pair, with the bits of `arrays.blocks.inverse_pair`: the remainder of a division is exact."""
     high = dtype(1.0 / value)
     if not np.isfinite(high):
         return high, dtype(0.0)

@@ -1,6 +1,6 @@
-"""Losses, their gradients and second derivatives inside a user's ``@njit`` code: see `rows` for what a builder is.
+"""Losses, their gradients and second derivatives inside a user's ``@njit`` code; `rows` explains builders.
 
-`_Targets` is what `losses.RowTargets` is to Python callers.
+`_Targets` does for compiled callers what `arrays.options.RowTargets` does for Python callers.
 """
 
 from typing import Any, NamedTuple
@@ -67,10 +67,10 @@ OPTIONS = ("class_weight", "sample_weight", "ignore_index", "label_smoothing")
 
 
 class Terms(NamedTuple):
-    """Targets and options as kernels take them; None for what is not there.
+    """Targets and options as kernels take them; None for those that are absent.
 
-    The share of class j in row n is ``classes_j * (base + gain * y_nj)``. Row n counts `weights` times: those are
-    multiplied by the weights of the labels, and `beside` are not. `divisor` is what is left to divide a mean by.
+    The share of class j in row n is ``classes_j * (base + gain * y_nj)``. `weights` are the row weights times the
+    class weights of the labels; `beside` are row weights alone. A mean is divided by `divisor`.
     """
 
     labels: Any
@@ -87,7 +87,7 @@ class Terms(NamedTuple):
 
 
 def _per_row(function: str, name: str, argument: Any, x: Any, kind: Any) -> Run:
-    """The compiled ``argument, order of rows, number of rows, room for a few -> one number for each row``."""
+    """The compiled ``argument, order of rows, number of rows, memory for one -> one number for each row``."""
     rest = x.ndim - 1
     number = rest == 0 and isinstance(argument, (types.Integer, types.Float, types.Boolean))
     if not number:
@@ -107,14 +107,14 @@ def _per_row(function: str, name: str, argument: Any, x: Any, kind: Any) -> Run:
 
 
 def _item(argument: Any) -> Run:
-    """The compiled number that a scalar or a 0-d array is."""
+    """The compiled function that returns a scalar, or the item of a 0-d array."""
     if isinstance(argument, types.Array):
         return merged(lambda argument: argument[()])
     return merged(lambda argument: argument)
 
 
 def _row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tuple[int, ...]) -> Run:
-    """The compiled check that an argument has one item for each row."""
+    """The compiled check that an array has one item for each row."""
     if absent(argument) or not isinstance(argument, types.Array) or x.ndim == 1:
         return merged(lambda argument, x: None)
     _, shape_of_rows, _ = row_layout(x, axes)
@@ -129,7 +129,7 @@ def _row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tupl
 
 
 def _labels(function: str, name: str, x: Any, targets: Any, ignoring: bool) -> Run:
-    """The compiled labels of the rows, checked: -1 for those that are ignored."""
+    """The compiled function that checks and returns the labels of the rows: -1 for ignored rows."""
     ndim = x.ndim - 1
     place = ", ".join([f"{{0[{i}]}}" for i in range(ndim)])
     wrong = f"{function}: {name}[{place}] is {{1}}, expected a label from 0 to {{2}}"
@@ -186,10 +186,10 @@ def _labels(function: str, name: str, x: Any, targets: Any, ignoring: bool) -> R
 
 
 class _Targets:
-    """What the targets and options of a loss come to.
+    """The targets and options of a loss that is being compiled; `options` are those of `OPTIONS`.
 
-    ``check(logits, targets, options)`` is compiled and raises what shapes deserve. `terms` makes the compiled
-    function that makes `Terms`, and raises what labels and smoothing deserve. `options` are those of `OPTIONS`.
+    ``check(logits, targets, options)`` is compiled and raises the errors of shapes. `terms` returns the compiled
+    function that makes `Terms` and raises the errors of labels and smoothing.
     """
 
     def __init__(self, call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> None:
@@ -268,7 +268,7 @@ class _Targets:
         return check
 
     def terms(self, mean: bool) -> Run:
-        """The compiled maker of `Terms`: from targets, options as `OPTIONS` lists them, and the layout."""
+        """The compiled ``targets, options, order, shape -> Terms``, with options as in `OPTIONS`."""
         kind, x, axes = self.kind, self.x, self.axes
         order_of_rows, _, _ = row_layout(x, axes)
         shares, weigh = self._shares(), self._weighing(mean)
@@ -299,7 +299,7 @@ class _Targets:
         return terms
 
     def _shares(self) -> Run:
-        """The compiled ``label_smoothing, classes -> base, gain``: see `Terms`."""
+        """The compiled ``label_smoothing, classes -> base, gain`` for `Terms`."""
         kind = self.kind
         if not self.smooth:
             return merged(lambda smoothing, classes: (kind(0.0), kind(1.0)))
@@ -315,9 +315,9 @@ class _Targets:
         return shares
 
     def _weights(self, with_classes: bool) -> Run:
-        """The compiled weight of each row, with or without that of its class; None if all count alike.
+        """The compiled weights of the rows, with or without those of the classes; None if there are none.
 
-        With the exponent of a power of two, as `arrays.weights.product_of_weights` has it.
+        They come with the exponent of a power of two, as from `arrays.weights.product_of_weights`.
         """
         by_class, by_sample, kind = with_classes and self.weighted, self.sampled, self.kind
         if self.soft or not (self.ignoring or by_sample or by_class):
@@ -342,7 +342,7 @@ class _Targets:
         return weigh
 
     def _weighing(self, mean: bool) -> Run:
-        """The compiled ``labels, weights of classes, of samples, rows -> last four of `Terms```."""
+        """The compiled ``labels, class weights, sample weights, rows -> last four of `Terms```."""
         kind, divisor_of = self.kind, divisor_for(self.counting and mean)
         if not self.counting:
 
@@ -381,13 +381,13 @@ class _Targets:
 
 @compiled
 def _class_weights(class_weight: Any, kind: Any) -> Any:
-    """Weights of classes as kernels take them."""
+    """Class weights as kernels take them."""
     return writable(convert(class_weight, (0,), (class_weight.size,), kind), (class_weight.size,), kind)
 
 
 @compiled
 def _leave_out(weights: Any, labels: Any, samples: Any, divisor: float, kind: Any) -> None:
-    """The 0/0 of a mean over no weight: nan for the rows that have not been left out."""
+    """Set the row weights to nan if the mean is 0/0, but to 0 in rows that are ignored or have sample weight 0."""
     if np.isnan(divisor):
         for i in range(labels.size):
             weights[i] = kind(np.nan) if labels[i] >= 0 and _counts(samples, i) else kind(0.0)
@@ -404,7 +404,7 @@ def _counts(samples: Any, i: int) -> Any:
 
 
 def _loss_result(function: str, x: Any, axes: tuple[int, ...], dtype: Any, reduction: str) -> tuple[Run, Run, Run]:
-    """Where the losses of the rows go, and what the user gets of them: `row_result`, or one number."""
+    """`row_result` for the losses of the rows, or its equivalent for a reduction to one number."""
     if reduction == "none":
         begin, block_for, finish = row_result(function, x, axes, dtype, False, None)
         return begin, block_for, merged(lambda x, result, order, block, _: finish(x, result, order, block, None))
@@ -474,7 +474,7 @@ def cross_entropy(call: Call) -> Built:
 
 
 def row_loss(call: Call) -> Built:
-    """A loss whose kernel takes targets, a weight for each row, and what the gradient is multiplied by."""
+    """A loss whose kernel takes targets, a weight for each row, and the factor of the gradient."""
     x, axes, dtype = one_axis(call)
     given = _Targets(call, x, axes, dtype)
     kernel, kept = call.kernel(), None if wanted(call) is FIRST else keep(call["out"])
@@ -491,7 +491,7 @@ def row_loss(call: Call) -> Built:
 
 
 def curvature(call: Call) -> Built:
-    """The Hessian, its diagonal or its product with a tangent: what softmax has, times a factor for each row."""
+    """The Hessian, its diagonal or its product with a tangent: that of softmax, times a factor for each row."""
     x, axes, dtype = one_axis(call)
     name, kernel, kept = call.name_of(TANGENT), call.kernel(), keep(call["out"])
     tangent = call[name]
@@ -538,7 +538,7 @@ def curvature(call: Call) -> Built:
 
 
 def _factors(given: _Targets, mean: bool) -> Run:
-    """The compiled ``room for a few, shape of the blocks, terms -> factor of each row``; None for 1."""
+    """The compiled ``memory for one, shape of the blocks, terms -> factor of each row``; None if all are 1."""
     kind, soft, smooth = given.kind, given.soft, given.smooth
     if not (soft or smooth or given.counting or mean):
         return merged(lambda few, shape, terms: None)

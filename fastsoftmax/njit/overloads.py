@@ -1,10 +1,9 @@
 """The public functions inside a user's own ``@njit`` code.
 
 Numba calls `register` before it first compiles anything (``[project.entry-points.numba_extensions]`` in
-``pyproject.toml``), so that nobody has to. Importing this file is what registers every function of `_spec`; the
-rest is done when a call is compiled. Then the builder of the function's family looks at the types, complains or
-picks what is needed, and returns a compiled function with the names of the arguments that it takes, some of them
-in a tuple.
+``pyproject.toml``), so that users need not. Importing this file registers every function of `_spec`. When a call
+is compiled, the builder of the function's family checks the types and returns a compiled function for them, with
+the names of the arguments that it takes, some of them in a tuple.
 """
 
 import inspect
@@ -31,11 +30,11 @@ BUILDERS = {
 
 
 def register() -> None:
-    """Numba's entry point. Importing this file has done its part."""
+    """Numba's entry point. It does nothing, because importing this file has registered the functions."""
 
 
 def _written(names: Any, signature: inspect.Signature) -> str:
-    """A tuple of arguments as source text, with None for those that the function does not have."""
+    """A tuple of arguments as source text, with None for parameters that the function does not have."""
     if isinstance(names, str):
         return names if names in signature.parameters else "None"
     return f"({', '.join([_written(name, signature) for name in names])})"
@@ -44,8 +43,8 @@ def _written(names: Any, signature: inspect.Signature) -> str:
 def _overload(function: Function) -> None:
     """Tell Numba about a function.
 
-    The overload has the public signature, which decides what a caller may write. Its implementation has the same
-    parameters, of which none is keyword-only: Numba knows none in compiled code.
+    The overload has the public signature, which decides how callers may pass arguments. Its implementation has the
+    same parameters, but none is keyword-only, because Numba does not support that in compiled code.
     """
     public = getattr(import_module(f"fastsoftmax.api.{function.module}"), function.name)
     signature = inspect.signature(public)
@@ -56,7 +55,7 @@ def _overload(function: Function) -> None:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         run, names = build(Call(function, dict(bound.arguments)))
-        # Numba reads names of parameters from the code itself: there is no way to them but by compiling text.
+        # Numba reads the names of parameters from the code object, so the function is made from source text.
         text = f"lambda {', '.join(signature.parameters)}: run{_written(names, signature)}"
         implementation = eval(text, {"run": run, "__name__": __name__})
         implementation.__name__ = implementation.__qualname__ = function.name

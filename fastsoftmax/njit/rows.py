@@ -1,8 +1,8 @@
-"""Activations, their derivatives and entropies inside a user's ``@njit`` code; where results of all shapes go.
+"""Activations, their derivatives and entropies inside a user's ``@njit`` code, and the memory of all results.
 
-A builder, like `forward`, looks at the types of a call, complains or picks what is needed, and returns a compiled
-function with the names of the arguments that it takes: see `overloads`. That function lays out the arrays at run
-time and calls the kernel that the Python function calls, on one thread.
+A builder, like `forward`, checks the types of a call and returns a compiled function for them, with the names of
+the arguments that it takes: see `overloads`. At run time that function lays out the arrays and calls the same
+kernel as the Python function, on one thread.
 """
 
 import math
@@ -54,7 +54,7 @@ Built = tuple[Run, tuple[str | tuple[str, ...], ...]]
 
 
 def _flag(call: Call, name: str) -> Any:
-    """The value of a flag, or the type of one that is known at run time only; False if there is no such flag."""
+    """The value of a flag, or its type if the value is known at run time only; False if there is no such flag."""
     value = constant(call[name]) if name in call else False
     if not isinstance(value, (bool, types.Boolean)):
         raise TypingError(f"{call.name}: {name} must be a bool, got {call[name]}")
@@ -66,7 +66,7 @@ def _is_tempered(call: Call) -> bool:
 
 
 def _beta(call: Call, kind: Any) -> Run:
-    """The compiled `arrays.blocks.inverse_temperature`: None where no temperature was given."""
+    """The compiled form of `arrays.blocks.inverse_temperature`: None if no temperature was passed."""
     if not _is_tempered(call):
         return merged(lambda temperature: None)
     check_number(call.name, "temperature", call["temperature"])
@@ -100,7 +100,7 @@ def same_ndim(call: Call, name: str) -> Any:
 
 
 def widened(dtype: Any, operand: Any) -> Any:
-    """The dtype of a computation with a second operand: a wider float counts, an integer does not."""
+    """The dtype of a computation with a second operand: float64 if the operand is float64, else unchanged."""
     return types.float64 if operand.dtype == types.float64 else dtype
 
 
@@ -125,7 +125,7 @@ def one_axis(call: Call) -> tuple[Any, tuple[int, ...], Any]:
 
 
 def _several_axes(call: Call, x: Any) -> tuple[int, ...]:
-    """The axes of an activation, for a 0-d x those of its one item as a row."""
+    """The axes of an activation; a 0-d x is treated as a row of one item."""
     if x.ndim:
         return literal_axes(call.name, call["axis"], x.ndim, several=True)
     axis = constant(call["axis"])
@@ -135,7 +135,7 @@ def _several_axes(call: Call, x: Any) -> tuple[int, ...]:
 
 
 def check_same(function: str, name: str, x_name: str) -> Run:
-    """The compiled check that two arrays have one shape."""
+    """The compiled check that two arrays have the same shape."""
     wrong = f"{function}: {name} has another shape than {x_name}"
 
     @compiled
@@ -150,7 +150,7 @@ def check_same(function: str, name: str, x_name: str) -> Run:
 
 
 def _given(function: str, shape_of: Run) -> Run:
-    """The compiled ``x, out -> out``, where ``shape_of(x)`` is the shape of the result."""
+    """The compiled ``x, out -> out`` for an `out` of the user, whose shape must be ``shape_of(x)``."""
     wrong = f"{function}: out has another shape than the result"
 
     @compiled
@@ -174,7 +174,7 @@ def like(call: Call, x: Any, dtype: Any) -> Run:
 
 
 def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
-    """`launch` with beta None where T = 1, and the flag as a type, True or None: one kernel for each."""
+    """`launch` with beta None if T = 1, and with True or None for the flag, so that each has its own kernel."""
     if not isinstance(flag, bool):
         set_, unset = _switched(launch, tempered, True), _switched(launch, tempered, False)
 
@@ -201,12 +201,12 @@ def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
 
 
 def keep(out: Any) -> bool | None:
-    """`Output.keep`, before it is known where `out` lies."""
+    """`arrays.blocks.Output.keep` from the type of `out` alone: None if there is an `out`."""
     return True if absent(out) else None
 
 
 def pointwise(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run, operand: Any = None) -> Run:
-    """A result of the shape of x, from x, perhaps a second operand, and perhaps a weight for each row."""
+    """The compiled function of a result like x. `operand` is the type of a second operand, if there is one."""
     kind = KINDS[dtype]
     lay_out = layout(x, axes, last=False)
     result_for = like(call, x, dtype)
@@ -233,7 +233,7 @@ def pointwise(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run
 
 
 def square(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run) -> Run:
-    """A matrix for each row of x."""
+    """The compiled function of a result with a matrix for each row of x."""
     kind, out, axis = KINDS[dtype], call["out"], axes[0]
     lay_out = layout(x, axes, last=True)
     _, shape_of_rows, _ = row_layout(x, axes)
@@ -262,7 +262,7 @@ def square(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run) -
 def row_result(
     function: str, x: Any, axes: tuple[int, ...], dtype: Any, keep: bool, out: Any
 ) -> tuple[Run, Run, Run]:
-    """Where one number for each row goes: before the kernel, for the kernel, and as the user gets it."""
+    """Memory for one number for each row: make the result, get the kernel's output, and finish the result."""
     kind = KINDS[dtype]
     order_of_rows, shape_of_rows, kept_shape = row_layout(x, axes)
     check_out(function, out, dtype, x.ndim if keep else x.ndim - len(axes))
@@ -316,18 +316,18 @@ def _number_into(x: Any, result: Any, order: Any, block: Any, out: Any) -> Any:
     return out
 
 
-# What a function with a gradient returns: the rows, the gradient, or both.
+# The return value of a function with a gradient: the rows, the gradient, or both.
 FIRST, SECOND, BOTH = merged(lambda a, b: a), merged(lambda a, b: b), merged(lambda a, b: (a, b))
 
 
 def wanted(call: Call) -> Run:
-    """Which of the rows and of their gradient the function returns."""
+    """Whether the function returns the rows, their gradient or both."""
     if len(call.function.result) == 2:
         return BOTH
     return SECOND if call.function.result == (LIKE,) else FIRST
 
 
-# Where a gradient goes that is not wanted, as `slope` has it.
+# The functions of `slope` if the gradient is not returned.
 NOWHERE: tuple[Run, Run, Run] = (
     merged(lambda x, out: None),
     merged(lambda result, order, shape, kind, a, b, c: None),
@@ -336,7 +336,7 @@ NOWHERE: tuple[Run, Run, Run] = (
 
 
 def slope(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> tuple[Run, Run, Run]:
-    """Where the gradient goes: before the kernel, for the kernel, and from there into the result."""
+    """Memory for the gradient: make the result, get the kernel's output, and copy that into the result."""
     return NOWHERE if wanted(call) is FIRST else (like(call, x, dtype), *exits(x, axes, call["out"]))
 
 
@@ -344,7 +344,7 @@ def slope(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> tuple[Run, R
 
 
 def _launch_forward(call: Call) -> Run:
-    """The kernel of a function of x, or the one for few short rows if it has one: it has the same bits."""
+    """The kernel of a function of x. For few short rows it is that of `kernels.few`, which gives the same bits."""
     kernel: Any = call.kernel()
     few: Any = getattr(kernels.few, call.name, None)
     whole = merged(lambda n, room, x, v, y, beta, flag, weights: kernel(0, n, room, x, y))
@@ -382,7 +382,7 @@ def forward(call: Call) -> Built:
 
 
 def _one_item(call: Call, x: Any, dtype: Any, of_rows: bool) -> Run:
-    """The same of a 0-d array: as a row of one."""
+    """The function of a 0-d array, which is treated as a row of one item."""
     check_out(call.name, call["out"], dtype, 0)
     row = types.Array(x.dtype, 1, "C", readonly=not x.mutable, aligned=x.aligned)
     flat, _ = forward(call.replaced(**{call.names[0]: row}, axis=-1, keepdims=False, out=None))
@@ -527,7 +527,7 @@ def product(call: Call) -> Built:
 
 
 def entropies(call: Call) -> Built:
-    """A number for each row, perhaps with its gradient."""
+    """The entropy of each row, perhaps with its gradient."""
     x, axes, dtype = one_axis(call)
     kind = KINDS[dtype]
     beta, kernel = _beta(call, kind), call.kernel()

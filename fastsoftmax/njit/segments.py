@@ -1,6 +1,6 @@
-"""The functions of ragged rows inside a user's ``@njit`` code: see `rows` for what a builder is.
+"""The functions of ragged rows inside a user's ``@njit`` code; `rows` explains builders.
 
-They have the errors of the Python functions, but for what the types have decided before.
+They raise the errors of the Python functions, except that wrong types raise a TypingError.
 """
 
 from typing import Any
@@ -62,7 +62,7 @@ def _check_integers(call: Call, name: str) -> None:
 
 
 def _result(call: Call, dtype: Any) -> Run:
-    """The compiled ``out, count -> result``, a vector of so many numbers."""
+    """The compiled ``out, count -> result``, a vector of `count` numbers."""
     out, kind = call["out"], KINDS[dtype]
     if absent(out):
         return merged(lambda out, count: np.empty(count, kind))
@@ -83,7 +83,7 @@ def _result(call: Call, dtype: Any) -> Run:
 
 
 def _pointers(call: Call) -> Run:
-    """The compiled `segments._row_pointers`, always in memory of their own."""
+    """The compiled form of `api.segments._row_pointers`; it always returns a copy."""
     empty = f"{call.name}: indptr has shape (0,), expected one dimension and at least one entry"
     first = f"{call.name}: indptr[0] is {{}}, expected 0"
     falls = f"{call.name}: indptr[{{}}] is {{}}, expected at least indptr[{{}}], which is {{}}"
@@ -114,7 +114,7 @@ def _whole(indptr: Any) -> Any:
 
 @compiled
 def _pieces(indptr: Any) -> Any:
-    """The table of pieces of huge segments, as `segments._pieces` makes it; empty if there is no such segment."""
+    """The table of pieces of huge segments, as from `api.segments._pieces`; empty if there is no such segment."""
     count = 0
     for n in range(indptr.size - 1):
         length = indptr[n + 1] - indptr[n]
@@ -143,7 +143,7 @@ def _statistics(pieces: Any, x: Any) -> Any:
 
 @compiled
 def _row_target(result: Any, count: int, kind: Any, source: Any) -> Any:
-    """Where a kernel writes one number for each segment: not over x, which is read for segments further on."""
+    """The kernel's output of one number for each segment: not over x, which is read for later segments."""
     if usable(result, kind) and contiguous(result, FLAT) and apart(result, source):
         return writable(result, (count,), kind)
     return np.empty(count, kind)
@@ -239,7 +239,7 @@ def _product(call: Call, dtype: Any) -> Built:
 
 
 def _labels(call: Call, name: str) -> Run:
-    """The compiled ``targets, table, ignore_index -> labels``, checked and in memory of their own."""
+    """The compiled ``targets, table, ignore_index -> labels``, which checks and copies the labels."""
     shape = f"{call.name}: {name} has shape ({{}},), expected ({{}},): one for each segment"
     empty = f"{call.name}: {name}[{{}}] is {{}}, expected an ignored one, since segment {{}} is empty"
     outside = f"{call.name}: {name}[{{}}] is {{}}, expected a position from 0 to {{}}, "
@@ -266,7 +266,7 @@ def _labels(call: Call, name: str) -> Run:
 
 
 def _weights(call: Call, name: str, kind: Any) -> Run:
-    """The compiled ``targets, sample_weight, ignore_index -> weights of the segments``; None for 1."""
+    """The compiled ``targets, sample_weight, ignore_index -> weights of the segments``; None if all are 1."""
     given, ignoring = not absent(call["sample_weight"]), not absent(call["ignore_index"])
     if not (given or ignoring):
         return merged(lambda targets, sample_weight, ignore_index: None)

@@ -1,6 +1,6 @@
-"""What `arrays.weights` is to Python callers, for compiled ones: weights of any size, and what a mean divides by.
+"""`arrays.weights` for compiled callers: weights of any size, and the divisor of a mean.
 
-All but `divisor_for` is compiled. `kind` is the dtype of the weights.
+The functions are compiled, or return compiled functions. `kind` is the dtype of the weights.
 """
 
 import math
@@ -17,14 +17,14 @@ _total, _normal = kernels.reductions.total, compiled(normal_divisor)
 
 @compiled
 def _shifted(value: Any, exponent: int, kind: Any) -> Any:
-    """value * 2**exponent; nothing but 0 becomes 0."""
+    """value * 2**exponent; the smallest number instead of 0 if that underflows."""
     result = kind(math.ldexp(np.float64(value), exponent))
     return np.nextafter(kind(0), kind(1)) if result == 0.0 and value != 0.0 else result
 
 
 @compiled
 def scaled(few: Any, weights: Any, rows: int, exponent: int, kind: Any) -> Any:
-    """weights * 2**exponent, as memory to write to: `few`, if they fit in."""
+    """weights * 2**exponent, in writable memory: in `few` if they fit."""
     room = items(few, rows, kind)
     for i in range(rows):
         room[i] = _shifted(weights[i], exponent, kind) if exponent else weights[i]
@@ -33,14 +33,14 @@ def scaled(few: Any, weights: Any, rows: int, exponent: int, kind: Any) -> Any:
 
 @compiled
 def scaled_classes(classes: Any, exponent: int, kind: Any) -> Any:
-    """The same for the weights of classes, in memory of their own."""
+    """class weights * 2**exponent, in new memory."""
     room = scaled(np.empty(0, kind), classes, classes.size, exponent, kind)
     return writable(room, (room.size,), kind)
 
 
 @compiled
 def equal_weights(few: Any, weights: Any, rows: int, exponent: int, kind: Any) -> Any:
-    """The weights 2**exponent of rows that have none of their own."""
+    """The weight 2**exponent for each row, if rows have no weights."""
     room = items(few, rows, kind)
     room[:] = _shifted(kind(1.0), exponent, kind)
     return room
@@ -48,7 +48,7 @@ def equal_weights(few: Any, weights: Any, rows: int, exponent: int, kind: Any) -
 
 @compiled
 def exponent_of(weights: Any) -> int:
-    """As `arrays.weights.exponent_of`."""
+    """The compiled form of `arrays.weights.exponent_of`."""
     largest = 0.0
     for i in range(weights.size):
         size = np.float64(abs(weights[i]))
@@ -67,7 +67,7 @@ def _split_product(a: Any, b: Any, kind: Any) -> Any:
 
 @compiled
 def products(few: Any, labels: Any, class_weights: Any, samples: Any, kind: Any) -> Any:
-    """The products of weights of classes and samples, as `arrays.weights.product_of_weights` has them."""
+    """The products of class and sample weights, and their exponent, as in `arrays.weights.product_of_weights`."""
     room = items(few, labels.size, kind)
     fits = True
     for i in range(labels.size):
@@ -102,14 +102,14 @@ def _weight_divisor(counted: Any, exponent: int, rows: int, kind: Any) -> Any:
 
 
 def divisor_for(counting: bool) -> Run:
-    """The compiled (what rows count for, its exponent, how many, kind) -> `Divisor` of their mean."""
+    """The compiled ``counted weights, their exponent, rows, kind -> divisor of the mean, its exponent``."""
     if counting:
         return _weight_divisor
     return merged(lambda counted, exponent, rows, kind: (np.float64(rows) if rows else np.nan, 0))
 
 
 def scale_for(mean: bool) -> Run:
-    """The compiled ``divisor, kind -> `` what gradients are multiplied by, as a pair."""
+    """The compiled ``divisor, kind -> factor of the gradients``, a pair."""
     return _gradient_scale if mean else merged(lambda divisor, kind: (kind(1.0), kind(0.0)))
 
 
@@ -121,7 +121,7 @@ def _gradient_scale(divisor: float, kind: Any) -> Any:
 
 
 def reduced_for(mean: bool) -> Run:
-    """The compiled ``losses of the rows, divisor, kind -> `` their sum or mean."""
+    """The compiled ``losses of the rows, divisor, kind -> sum or mean``."""
     if mean:
         return compiled(lambda block, divisor, kind: kind(_total(readable(block, (block.size,), kind)) / divisor))
     return compiled(lambda block, divisor, kind: kind(_total(readable(block, (block.size,), kind))))

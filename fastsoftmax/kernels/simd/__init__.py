@@ -1,14 +1,14 @@
-"""Vectors as values: the few SIMD operations that the kernels are written in.
+"""SIMD vectors as values, and the operations that the kernels are written with.
 
 Numba has no vector type, and LLVM's loop vectoriser gives up on the loops that matter here: a maximum, a
-compensated sum, an in-place pass, a row of ten. `lowering.Lanes` closes the gap. It is a Numba type that is an
-LLVM vector of 64 bytes (16 float32 or 8 float64), with ``+ - * /`` and the operations below. A kernel written with
-it is vectorised as it stands, on every machine, and its tails are masked instead of scalar.
+compensated sum, an in-place pass, a row of ten. So `lowering.Lanes` is a Numba type for an LLVM vector of 64 bytes
+(16 float32 or 8 float64), with ``+ - * /`` and the operations below. A kernel written with it is vectorised on
+every machine, whatever the optimiser does, and the ends of rows are masked vectors instead of scalar loops.
 
 Each operation's Python body is its meaning on NumPy arrays. It runs under ``NUMBA_DISABLE_JIT=1``, where a vector
-is an array of 16 or 8 numbers that a debugger can show. `lowering` says how the LLVM code is attached.
+is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how the LLVM code is attached.
 
-`values`: every lane alike; these take floats too
+`values`: operations on each lane; they take floats, too
     muladd            a b + c, fused where the machine fuses
     fma               a b + c, rounded once on every machine
     maximum           the greater; b where a is NaN
@@ -17,70 +17,70 @@ is an array of 16 or 8 numbers that a debugger can show. `lowering` says how the
     select_equal      x if a == b else y
     select_other      y if a < b or c == d else x
     any_above         whether any lane is greater than a float
-    absolute          without the sign
-    truncate          without the fraction
+    absolute          the absolute value
+    truncate          rounded towards zero
     nearest           the nearest whole number
     shift_to_exponent the low bits as an exponent: a power of two
     split_exponent    k and m with a = 2**k m
-    is_single         whether it is float32, known when compiling
-    number            a constant in the dtype of something
-    filled            a constant in the form of something
+    is_single         whether a value is float32, known when compiling
+    number            a constant in the dtype of an operand
+    filled            a constant in the dtype and shape of an operand
     broadcast         a float in every lane
     lane              one lane
     unless_none       a value, or None if an option is None
-    if_none           a value, or None unless an option is None
+    if_none           a value, or None if an option is not None
 
 `memory`: arrays by flat offset
-    memory            what a building block gets of an array
+    memory            an array as building blocks take it
     after             the memory from an offset on
-    size              how many numbers
-    lane_count        how many of them a vector holds
-    item_size         how many bytes each takes
-    address           where the first one lies
-    load              a whole vector
-    store             a whole vector
-    store_past        a whole vector, past the caches
-    fence             what was stored past the caches is there for other threads
-    lanes_to_line     how many numbers to the next cache line
-    prefetch          ask for a cache line that will be read
-    prefetch_written  ask for a cache line that will be written
-    load_scalar       one number
-    store_scalar      one number
-    load_part         the first lanes of a vector
-    store_part        the first lanes of a vector
-    gather            the first lanes, from places a stride apart
-    scatter           the first lanes, to places a stride apart
-    load_double       eight numbers as float64
+    size              the number of items
+    lane_count        the number of items in a vector
+    item_size         the number of bytes of an item
+    address           the address of the first item
+    load              read a whole vector
+    store             write a whole vector
+    store_past        write a whole vector past the caches
+    fence             make vectors stored past the caches visible to other threads
+    lanes_to_line     the number of items before the next cache line
+    prefetch          prefetch a cache line that will be read
+    prefetch_written  prefetch a cache line that will be written
+    load_scalar       read one number
+    store_scalar      write one number
+    load_part         read the first lanes of a vector
+    store_part        write the first lanes of a vector
+    gather            read the first lanes from places a stride apart
+    scatter           write the first lanes to places a stride apart
+    load_double       read eight numbers as float64
     scratch           vectors on the stack
     integers          64-bit integers on the stack
 
 `transpose`: rows into columns, and back
-    load_turned       a square of whole rows' parts
-    store_turned      the way back
-    load_dense        rows of a few classes that follow each other
-    store_dense       the way back
+    load_turned       a vector's lanes of classes, of as many rows
+    store_turned      the inverse
+    load_dense        consecutive rows of a few classes
+    store_dense       the inverse
 
 `reduce`: lanes into one
     fold_maximum      the greatest lane
     fold_sum          the sum of the lanes
     fold_two_sum      the sum of the lanes of pairs, as a pair
 
-`rows`: what belongs to the rows and classes of a block
+`rows`: weights and labels of the rows and classes of a block, and ragged rows
     row_value         one number for each row, or 1
     class_value       one number for each class, or 1
     one_hot           1 at the label of the row
     lane_labels       the labels as floats
     gather_rows       element k of the row of each lane, rows of unequal length
-    scatter_rows      the way back
+    scatter_rows      the inverse
     neighbours        starts and lengths of the next rows
 
-`ufunc`: the loops that C calls
-    item              an entry of the arguments
+`ufunc`: operations for loops that C calls
+    item              an entry of the loop's arguments
     memory_at         the memory at an address
-    singles           memory of float32 that is not there, for `scratch`
+    singles           empty memory of float32, for `scratch`
     read              numbers a stride apart; float16 as float32
-    write             the way back
+    write             the inverse
     call_loop         call another such loop
-    float_status      the floating-point exceptions so far
+    float_status      read the floating-point exceptions
     set_float_status  set them
 """

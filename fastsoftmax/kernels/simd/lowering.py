@@ -1,8 +1,8 @@
-"""How an operation on vectors becomes machine code: its types, and the decorator that declares it.
+"""Machine code for the operations on vectors: their types, and the decorator that declares them.
 
 The Python body of an operation is its meaning on NumPy arrays, its annotations are its types, and
 ``@lowered(code)`` attaches the LLVM code. `code` gets a `Build`, which writes LLVM instructions, and the values of
-the arguments: a `Memory` as `NumbersValue`, None as None, all else as LLVM has it.
+the arguments: a `Memory` as `NumbersValue`, None as None, others as LLVM values.
 """
 
 import inspect
@@ -21,7 +21,7 @@ INT32, INT64, BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 
 
 class Lanes(types.Type):  # type: ignore[misc]
-    """A SIMD vector of `dtype`, `VECTOR_BYTES` long: in LLVM a vector, in Python an array of so many numbers."""
+    """A SIMD vector of `dtype`, `VECTOR_BYTES` long: in LLVM a vector, in Python an array of `count` numbers."""
 
     def __init__(self, dtype: types.Float) -> None:
         self.dtype = dtype
@@ -37,10 +37,10 @@ class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 class Memory(types.Type):  # type: ignore[misc]
-    """The numbers of a C-contiguous array: an address and how many there are, without a reference to them.
+    """The numbers of a C-contiguous array: their address and number, without a reference to the array.
 
-    Numba counts references to the arrays that functions hand on: in a loop over rows, calls of its runtime that
-    spill every vector register. The kernel's caller holds the arrays for as long as it runs.
+    Numba counts references to arrays that are passed on. In a loop over rows these are calls of its runtime, which
+    spill every vector register. The kernel's caller holds the arrays while the kernel runs.
     """
 
     def __init__(self, dtype: types.Number) -> None:
@@ -58,10 +58,10 @@ class _MemoryModel(models.StructModel):  # type: ignore[misc]
 
 
 class Kind(NamedTuple):
-    """What an annotation stands for.
+    """The meaning of an annotation.
 
-    `takes` says whether a parameter takes a type, given that of the first parameter; `gives` is the type of the
-    result, given those of all parameters.
+    ``takes(offered, first)``: whether a parameter accepts the type `offered` if the first parameter has the type
+    `first`. ``gives(*types)``: the type of the result for these types of the parameters.
     """
 
     takes: Callable[[Any, Any], bool]
@@ -69,7 +69,7 @@ class Kind(NamedTuple):
 
 
 def _own(takes: Callable[[Any], bool]) -> Any:
-    """A kind of its own, whatever the first parameter is."""
+    """The kind that does not depend on the first parameter."""
     return Kind(lambda offered, first: takes(offered), lambda first, *_: first)
 
 
@@ -79,7 +79,7 @@ def _derived(of: Callable[[Any], Any]) -> Any:
 
 
 def item_of(like: Any) -> Any:
-    """The dtype of a memory or a vector; a float is its own."""
+    """The dtype of a memory or a vector; a float type itself."""
     return getattr(like, "dtype", like)
 
 
@@ -94,7 +94,7 @@ def is_floats(kind: Any) -> bool:
 
 
 def lanes_of(like: Any) -> Any:
-    """The vector that numbers of this dtype are computed in; float16, which Numba calls uint16, as float32."""
+    """The vector type in which numbers of this dtype are computed: float32 for float16 (uint16 in Numba)."""
     dtype = item_of(like)
     return Lanes(types.float32 if dtype == types.uint16 else dtype)
 
@@ -122,7 +122,7 @@ _PLAIN = {int: types.intp, float: types.float64, bool: types.boolean, None: type
 
 
 def _typer(function: Callable[..., Any], result: Callable[..., Any] | None) -> Callable[..., Any]:
-    """The Numba signature of an operation for the types of its arguments; None if it does not take them."""
+    """The function from types of arguments to an operation's Numba signature; None if it does not take them."""
     described = inspect.signature(function)
     annotations = [one.annotation for one in described.parameters.values()]
 
@@ -148,9 +148,9 @@ def _typer(function: Callable[..., Any], result: Callable[..., Any] | None) -> C
 
 
 def lowered(code: Callable[..., Any], result: Callable[..., Any] | None = None) -> Callable[[Any], Any]:
-    """Compile the decorated function by `code`; its Python body is what it means.
+    """Compile the decorated function by `code`; its Python body is its meaning.
 
-    `result` makes the type of the result (None: not taken) of those of the arguments if the annotation does not.
+    `result`, in place of the annotation, computes the result's type from the arguments' types; None rejects them.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -180,15 +180,15 @@ def lowered(code: Callable[..., Any], result: Callable[..., Any] | None = None) 
 
 
 def elementwise(code: Callable[..., Any]) -> Callable[[Any], Any]:
-    """`lowered` for an operation that treats every lane alike; a float beside a vector goes into each lane."""
+    """`lowered` for an operation on each lane; a float beside a vector is copied to each lane."""
     return lowered(lambda build, *values: code(build, *build.alike(values)), common)
 
 
-# --- code: what LLVM gets --------------------------------------------------------------------------------------
+# --- LLVM code -------------------------------------------------------------------------------------------------
 
 
 def vector_of(element: Any, lanes: int) -> Any:
-    """LLVM's vector of so many elements."""
+    """LLVM's vector type of `lanes` elements."""
     return ir.VectorType(element, lanes)
 
 
@@ -209,7 +209,7 @@ def element_bits(kind: Any) -> int:
 
 
 class Build:
-    """LLVM's instructions (those of the builder, by their names) and what vectors need beside."""
+    """LLVM's instructions (those of the builder, by their names) and helpers for vectors."""
 
     def __init__(self, context: Any, builder: Any, signature: Any) -> None:
         self.context, self.builder, self.signature = context, builder, signature
@@ -219,7 +219,7 @@ class Build:
         return getattr(self.builder, name)
 
     def run(self, code: Callable[..., Any], values: Sequence[Any]) -> Any:
-        """The value of an operation: what `code` makes of the values of its arguments."""
+        """The value that `code` computes from the values of the arguments."""
         kinds = self.signature.args
         result = code(self, *(self._argument(kind, value) for kind, value in zip(kinds, values, strict=True)))
         if self.signature.return_type in (types.void, types.none):
@@ -247,7 +247,7 @@ class Build:
         return self.shuffle(self.insert_element(undefined, scalar, INT32(0)), undefined, [0] * count)
 
     def alike(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Vectors in place of the floats among operands, if any is a vector."""
+        """The operands, with floats as vectors if any operand is a vector."""
         counts = [value.type.count for value in values if isinstance(value.type, ir.VectorType)]
         if not counts:
             return values
@@ -302,13 +302,13 @@ class Build:
         return self.call_named(full_name, ir.VoidType(), (value, pointers, align, mask))
 
     def memory(self, dtype: Any, data: Any, size: Any) -> Any:
-        """Memory as a value."""
+        """Memory as a value, from its address and size."""
         value = ir.Constant(self.context.get_value_type(Memory(dtype)), ir.Undefined)
         value = self.insert_value(self.insert_value(value, data, 0), size, 1)
         return NumbersValue(self, Memory(dtype), value)
 
     def room(self, dtype: Any, size: int) -> Any:
-        """So many numbers on the stack of the function that the operation is inlined into, uninitialised."""
+        """Uninitialised memory for `size` numbers on the stack of the function that gets the operation inlined."""
         element = self.context.get_value_type(dtype)
         with self.goto_entry_block():  # not cgutils.alloca_once, which fills the room with zeros
             block = self.alloca(ir.ArrayType(element, size))
@@ -316,7 +316,7 @@ class Build:
         return self.memory(dtype, self.bitcast(block, element.as_pointer()), INT64(size))
 
     def check(self, outside: Callable[[], Any]) -> None:
-        """Raise an IndexError where this holds, if Numba's bounds checking is on."""
+        """Raise an IndexError where `outside` holds, if Numba's bounds checking is on."""
         raises = index_error(self.context)
         if raises is not None:
             with self.if_then(outside(), likely=False):
@@ -324,7 +324,7 @@ class Build:
 
 
 class NumbersValue:
-    """A `Memory` argument in LLVM code, and the ways to read and write it, by offset.
+    """A `Memory` argument in LLVM code, which is read and written by offset.
 
     Offsets are checked where Numba's bounds checking is on.
     """
@@ -336,12 +336,12 @@ class NumbersValue:
 
     @property
     def lanes(self) -> int:
-        """How many of the numbers a vector has."""
+        """How many of the numbers a vector holds."""
         return int(lanes_of(self.kind).count)
 
     @property
     def vector(self) -> Any:
-        """LLVM's vector of such numbers."""
+        """LLVM's vector type of such numbers."""
         return vector_of(self.element, self.lanes)
 
     @property
@@ -355,11 +355,11 @@ class NumbersValue:
         return self.build.extract_value(self.value, 1)
 
     def unchecked(self, offset: Any) -> Any:
-        """The address of number `offset`, which may lie outside."""
+        """The address of number `offset`, which may lie outside of the memory."""
         return self.build.gep(self.data, [offset])
 
     def pointer(self, offset: Any, count: Any) -> Any:
-        """The address of number `offset`, of `count` that are to be inside."""
+        """The address of number `offset`; it and `count` - 1 behind must lie inside."""
         build = self.build
         build.check(
             lambda: build.or_(
@@ -374,7 +374,7 @@ class NumbersValue:
         return self.pointer(offset, offset.type(1))
 
     def vectors(self, offset: Any, count: Any, kind: Any) -> Any:
-        """The address of number `offset` as that of vectors of this kind."""
+        """The address of number `offset` as a pointer to vectors of this kind."""
         return self.build.bitcast(self.pointer(offset, count), kind.as_pointer())
 
     def load(self, offset: Any, kind: Any = None) -> Any:
@@ -389,7 +389,7 @@ class NumbersValue:
         return self.build.store(value, pointer, align=align or self.item_bytes)
 
     def load_part(self, offset: Any, count: Any, filler: Any) -> Any:
-        """`count` lanes from `offset` on, those of `filler` behind."""
+        """`count` lanes from `offset` on, and the other lanes from `filler`."""
         pointer = self.vectors(offset, count, filler.type)
         return self.build.masked("load", pointer, self.build.first_lanes(count, filler.type.count), filler)
 

@@ -1,4 +1,4 @@
-"""Arrays as `memory`, and the ways to read and write it, by flat offset from its first number."""
+"""Arrays as `memory`, which is read and written by flat offset from its first number."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def _memory(build: Any, array: Any) -> Any:
 
 @lowered(_memory, _memory_of)
 def memory(array: Any) -> Any:
-    """What a building block gets of an array (or of this already), by flat offset; None of None."""
+    """An array as building blocks take it, by flat offset; memory and None stay as they are."""
     return None if array is None else array.reshape(-1)
 
 
@@ -68,13 +68,13 @@ def lane_count(array: Halves) -> int:
 
 @lowered(lambda build, array: build.result(array.item_bytes))
 def item_size(array: Numbers) -> int:
-    """How many bytes a number takes."""
+    """The number of bytes of an item."""
     return int(array.itemsize)
 
 
 @lowered(lambda build, array: build.ptrtoint(array.data, build.result))
 def address(array: Numbers) -> int:
-    """Where the first number lies."""
+    """The address of the first number."""
     return int(array.ctypes.data)
 
 
@@ -117,7 +117,7 @@ def _lanes_to_line(build: Any, array: Any, offset: Any) -> Any:
 
 @lowered(_lanes_to_line)
 def lanes_to_line(array: Numbers, offset: int) -> int:
-    """How many numbers after `offset` the next cache line begins."""
+    """The number of items from `offset` to the beginning of the next cache line."""
     return int(-(array.ctypes.data // array.itemsize + offset) % (VECTOR_BYTES // array.itemsize))
 
 
@@ -128,12 +128,12 @@ def _prefetch(build: Any, array: Any, offset: Any, written: int) -> None:
 
 @lowered(lambda build, array, offset: _prefetch(build, array, offset, 0))
 def prefetch(array: Numbers, offset: int) -> None:
-    """Ask for the cache line of an element that will be read; it may lie outside."""
+    """Prefetch the cache line of an element that will be read; it may lie outside of the array."""
 
 
 @lowered(lambda build, array, offset: _prefetch(build, array, offset, 1))
 def prefetch_written(array: Numbers, offset: int) -> None:
-    """The same of an element that will be written."""
+    """Prefetch the cache line of an element that will be written; it may lie outside of the array."""
 
 
 @lowered(lambda build, array, offset: build.load(array.number(offset)))
@@ -154,7 +154,7 @@ def store_scalar(array: Numbers, offset: int, value: Item) -> None:
     lambda build, array, offset, count, filler: array.load_part(offset, count, build.splat(filler, array.lanes))
 )
 def load_part(array: Floats, offset: int, count: int, filler: Item) -> Vector:
-    """The first `count` lanes from `offset` on, and `filler` in the others; no memory behind is touched."""
+    """The first `count` lanes from `offset` on, and `filler` in the others, whose memory is not touched."""
     assert 0 <= offset <= array.size - count
     lanes = np.full(VECTOR_BYTES // array.itemsize, filler, array.dtype)
     lanes[:count] = array[offset : offset + count]
@@ -163,7 +163,7 @@ def load_part(array: Floats, offset: int, count: int, filler: Item) -> Vector:
 
 @lowered(lambda build, array, offset, count, value: array.store_part(offset, count, value))
 def store_part(array: Floats, offset: int, count: int, value: Vector) -> None:
-    """Write the first `count` lanes from `offset` on; no memory behind is touched."""
+    """Write the first `count` lanes from `offset` on; the memory behind is not touched."""
     assert 0 <= offset <= array.size - count
     array[offset : offset + count] = value[:count]
 
@@ -210,9 +210,9 @@ def _scratch(build: Any, array: Any, vectors: Any) -> Any:
 
 @lowered(_scratch)
 def scratch(array: Floats, vectors: Literal) -> Same:
-    """Room for so many vectors on the stack, of the dtype of `array`, uninitialised.
+    """Memory for `vectors` vectors on the stack, of the dtype of `array`, uninitialised.
 
-    It lasts as long as the building block that asks for it, also when that is inlined: a block must not return it.
+    It lives as long as the function that asks for it, even if that is inlined, and must not be returned.
     """
     return np.empty(vectors * (VECTOR_BYTES // array.itemsize), array.dtype)
 
@@ -222,5 +222,5 @@ def scratch(array: Floats, vectors: Literal) -> Same:
     lambda count: Memory(types.int64),
 )
 def integers(count: Literal) -> Any:
-    """Room for so many 64-bit integers on the stack, uninitialised."""
+    """Memory for `count` 64-bit integers on the stack, uninitialised."""
     return np.empty(count, np.int64)

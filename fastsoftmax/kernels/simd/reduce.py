@@ -1,7 +1,7 @@
-"""The lanes of a vector folded into one, as a float.
+"""Operations that fold the lanes of a vector into one float.
 
-A block runs along a row, where the lanes are to be folded, or along columns, where every lane is a row of its own:
-then `folded` is None, and each operation leaves the vector as it is.
+In the walk in rows, lanes are folded. In the walk in columns every lane is a row: then `folded` is None, and each
+operation returns the vector unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from fastsoftmax.kernels.simd.lowering import INT32, Lanes, common, lowered
 
 
 def _folding(combine: Callable[..., Any]) -> Callable[[Any], Any]:
-    """`lowered` for an operation that combines all lanes by `combine`, halving."""
+    """`lowered` for an operation that combines all lanes by `combine`, half of them at a time."""
 
     def result(folded: Any, *vectors: Any) -> Any:
         if common(*vectors) is None or not isinstance(vectors[0], Lanes):
@@ -63,7 +63,7 @@ def fold_sum(folded: Any, vector: Any) -> Any:
 
 @_folding(_two_sum)
 def fold_two_sum(folded: Any, high: Any, low: Any) -> Any:
-    """The sum of all lanes of ``high + low``, in double-word arithmetic: a pair again."""
+    """The sum of all lanes of ``high + low``, in double-word arithmetic, as a pair."""
     if folded is None:
         return high, low
     exact = high.astype(np.longdouble).sum() + low.astype(np.longdouble).sum()

@@ -1,6 +1,6 @@
-"""What belongs to the rows and the classes of a block: weights, labels, and the places of rows of unequal length.
+"""Weights and labels of the rows and classes of a block, and the places of rows of unequal length.
 
-A block is a single row (`folded`), which its vectors run along, or as many rows as a vector has lanes, of which
+A block is either a single row (`folded`), and its vectors run along the row; or it has a row for each lane, and
 each vector holds one class.
 """
 
@@ -42,9 +42,9 @@ def _row_value_type(like: Any, folded: Any, array: Any, row: Any, count: Any) ->
 
 @lowered(_row_value, _row_value_type)
 def row_value(like: Floats, folded: Any, array: Any, row: int, count: int) -> Any:
-    """What an array with one number for each row holds for the rows of a block: 1 if it is None.
+    """The numbers of the rows of a block in an array with one number for each row; 1 if the array is None.
 
-    A float if the block is a single row (`folded`), else a vector with 0 in the lanes from `count` on.
+    It is a float if the block is a single row (`folded`), else a vector with 0 in the lanes from `count` on.
     """
     if array is None:
         return like.dtype.type(1)
@@ -63,10 +63,10 @@ def _class_value(build: Any, like: Any, folded: Any, array: Any, k: Any, count: 
 
 @lowered(_class_value, lambda like, folded, *_: like.dtype if _is_none(folded) else lanes_of(like))
 def class_value(like: Floats, folded: Any, array: Any, k: int, count: int) -> Any:
-    """What an array with one number for each class holds for the vector at place k of a block: 1 if it is None.
+    """The numbers of an array with one number for each class at vector k of a block; 1 if the array is None.
 
-    Along a row (`folded`) the numbers of `count` classes, and 0 in the lanes from `count` on; else the number of
-    the one class that the vector holds.
+    Along a row (`folded`) these are the numbers of `count` classes, and 0 in the other lanes; else it is the
+    number of the one class of the vector.
     """
     width = VECTOR_BYTES // like.itemsize
     if folded is None:
@@ -77,7 +77,7 @@ def class_value(like: Floats, folded: Any, array: Any, k: int, count: int) -> An
 
 
 def _labels(build: Any, labels: Any, row: Any, count: Any, lanes: int) -> Any:
-    """The labels of so many rows, -1 in the other lanes."""
+    """The labels of `count` rows, -1 in the other lanes."""
     return labels.load_part(row, count, build.constant(vector_of(INT64, lanes), -1))
 
 
@@ -96,7 +96,7 @@ def _one_hot(build: Any, like: Any, folded: Any, labels: Any, row: Any, count: A
 
 @lowered(_one_hot)
 def one_hot(like: Floats, folded: Any, labels: Any, row: int, count: int, k: int) -> Vector:
-    """1 where the class of a vector at place k of a block is the label of its row, else 0; 0 without labels."""
+    """1 where the class in the vector at place k is the label of its row, else 0; 0 if `labels` is None."""
     width = VECTOR_BYTES // like.itemsize
     hit = np.zeros(width, like.dtype)
     if labels is None:
@@ -114,17 +114,17 @@ def one_hot(like: Floats, folded: Any, labels: Any, row: int, count: int, k: int
     )
 )
 def lane_labels(like: Floats, labels: Integers, row: int, count: int) -> Vector:
-    """The labels of so many rows as floats, one in each lane, to compare with small numbers; -1 in other lanes."""
+    """The labels of `count` rows as floats, one in each lane, to compare with small numbers; -1 in other lanes."""
     lanes = np.full(VECTOR_BYTES // like.itemsize, -1, like.dtype)
     lanes[:count] = labels[row : row + count]
     return lanes
 
 
-# --- ragged rows: a start and a length of its own for every lane -----------------------------------------------
+# --- ragged rows: each lane has its own start and length -------------------------------------------------------
 
 
 def _ragged(build: Any, array: Any, starts: Any, lengths: Any, at: Any, k: Any) -> tuple[Any, Any]:
-    """Addresses of element k of the row of each lane, and the mask of the lanes whose row is longer than k."""
+    """The address of element k of the row of each lane, and the mask of the lanes whose row is longer than k."""
     lanes = array.lanes
     wide = vector_of(INT64, lanes)
     place = build.splat(k, lanes)
@@ -168,7 +168,7 @@ def gather_rows(array: Floats, starts: Integers, lengths: Integers, at: int, k: 
     )
 )
 def scatter_rows(array: Floats, starts: Integers, lengths: Integers, at: int, k: int, value: Vector) -> None:
-    """The way back of `gather_rows`: nothing is written where the row is not longer than k."""
+    """The inverse of `gather_rows`; nothing is written for rows that are not longer than k."""
     for lane in range(len(value)):
         if k < lengths[at + lane]:
             assert 0 <= starts[at + lane] + k < array.size
@@ -199,9 +199,9 @@ def _neighbours(
 def neighbours(
     like: Floats, indptr: Integers, n: int, entries: int, starts: Integers, lengths: Integers, at: int
 ) -> tuple[int, int]:
-    """Starts and lengths of the segments from n on, one for each lane of `like`, kept inside of 0 .. `entries`.
+    """Store starts and lengths of the segments from n on, one for each lane of `like`, clipped to 0 .. `entries`.
 
-    They are written from `at` on; the result is the least and the greatest length.
+    They are stored from `at` on. Returns the least and the greatest length.
     """
     count = VECTOR_BYTES // like.itemsize
     begin = np.clip(indptr[n : n + count], 0, entries)

@@ -1,7 +1,7 @@
 """Rows into columns, and back.
 
-A gather costs as many memory accesses as it has lanes. Here whole vectors are loaded and stored, and turned by
-shuffles: for rows of many classes log2(lanes) shuffles a vector, for rows of a few one for each class.
+A gather costs one memory access for each lane. Here whole vectors are loaded and stored, and transposed by
+shuffles: log2(lanes) shuffles a vector for rows of many classes, one for each class for rows of a few.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from fastsoftmax.kernels.simd.memory import load_part, store_part
 def _transposed(build: Any, rows: Sequence[Any]) -> Sequence[Any]:
     """The columns of the square matrix with these rows.
 
-    First inside the four 16-byte pieces of the vectors, by interleaving neighbouring rows, which every SIMD
-    machine does in one instruction; then whole pieces, by taking the even or the odd ones of two vectors.
+    First the four 16-byte quarters of the vectors are transposed by interleaving neighbouring rows, which every
+    SIMD machine does in one instruction; then whole quarters are moved, the even or the odd ones of two vectors.
     """
     lanes = len(rows)
     piece = lanes // 4
@@ -57,7 +57,7 @@ def _collected(build: Any, vectors: Sequence[Any], places: Sequence[tuple[int, i
     """The vector whose lane i is lane ``places[i][1]`` of vector ``places[i][0]``."""
     lanes = len(places)
     result = vectors[0]
-    picks = [place for _, place in places]  # right for vector 0; the lanes of others are replaced below
+    picks = [place for _, place in places]  # right for vector 0; the picks from other vectors are replaced below
     for number in range(1, len(vectors)):
         picks = [
             lanes + at if source == number else pick for pick, (source, at) in zip(picks, places, strict=True)
@@ -68,7 +68,7 @@ def _collected(build: Any, vectors: Sequence[Any], places: Sequence[tuple[int, i
 
 
 def _vectors(build: Any, array: Any, start: Any, numbers: int) -> Sequence[Any]:
-    """The addresses of so many vectors that follow each other in memory."""
+    """The addresses of `numbers` consecutive vectors."""
     first = array.vectors(start, start.type(numbers * array.lanes), array.vector)
     return [build.gep(first, [start.type(i)]) for i in range(numbers)]
 
@@ -83,7 +83,7 @@ def _write(build: Any, array: Any, start: Any, values: Sequence[Any]) -> None:
 
 
 def _parts(build: Any, array: Any, offset: Any, stride: Any, count: Any) -> tuple[Sequence[Any], Any]:
-    """The addresses of the parts of as many rows as a vector has lanes, and the mask of a part."""
+    """The addresses of `count` classes of as many rows as a vector has lanes, and the mask of these classes."""
     starts = [build.add(offset, build.mul(stride, stride.type(i))) for i in range(array.lanes)]
     return [array.vectors(start, count, array.vector) for start in starts], build.first_lanes(count, array.lanes)
 
@@ -97,10 +97,10 @@ def _load_turned(build: Any, array: Any, offset: Any, stride: Any, count: Any, t
 
 @lowered(_load_turned)
 def load_turned(array: Floats, offset: int, stride: int, count: int, tile: Same, target: int) -> None:
-    """`count` classes, a vector's lanes at most, of as many rows as it has lanes, as vectors of one class each.
+    """Read `count` classes (at most a vector's lanes) of as many rows as a vector has lanes, transposed.
 
-    Row i begins at ``offset + i * stride``; the vectors go to `tile` from `target` on. As many are written as
-    there are lanes, those from `count` on with zeros.
+    Row i begins at ``offset + i * stride``. Vectors of one class each are stored in `tile` from `target` on: as
+    many as there are lanes, with zeros from vector `count` on.
     """
     lanes = VECTOR_BYTES // array.itemsize
     rows = np.zeros((lanes, lanes), array.dtype)
@@ -119,7 +119,7 @@ def _store_turned(build: Any, array: Any, offset: Any, stride: Any, count: Any, 
 
 @lowered(_store_turned)
 def store_turned(array: Floats, offset: int, stride: int, count: int, tile: Same, source: int) -> None:
-    """The way back of `load_turned`."""
+    """The inverse of `load_turned`."""
     lanes = VECTOR_BYTES // array.itemsize
     rows = tile[source : source + lanes * lanes].reshape(lanes, lanes).T
     for i in range(lanes):
@@ -127,7 +127,7 @@ def store_turned(array: Floats, offset: int, stride: int, count: int, tile: Same
 
 
 def _moves(build: Any, classes: Any, lanes: int, code: Callable[[int], None]) -> None:
-    """``code(classes)`` for the number of classes at run time, from 2 to half a vector."""
+    """A switch at run time: ``code(classes)`` for a number of classes from 2 to half a vector's lanes."""
     after = build.append_basic_block("moved")
     switch = build.switch(classes, after)
     for number in range(2, lanes // 2 + 1):
@@ -152,7 +152,7 @@ def _load_dense(build: Any, array: Any, offset: Any, classes: Any, tile: Any, ta
 
 @lowered(_load_dense)
 def load_dense(array: Floats, offset: int, classes: int, tile: Same, target: int) -> None:
-    """`load_turned` of rows of 2 to half a vector's classes that follow each other: one vector for each class."""
+    """`load_turned` of consecutive rows of 2 to half a vector's lanes of classes: one vector for each class."""
     lanes = VECTOR_BYTES // array.itemsize
     rows = array[offset : offset + lanes * classes].reshape(lanes, classes)
     tile[target : target + lanes * classes] = rows.T.reshape(-1)
@@ -171,7 +171,7 @@ def _store_dense(build: Any, array: Any, offset: Any, classes: Any, tile: Any, s
 
 @lowered(_store_dense)
 def store_dense(array: Floats, offset: int, classes: int, tile: Same, source: int) -> None:
-    """The way back of `load_dense`."""
+    """The inverse of `load_dense`."""
     lanes = VECTOR_BYTES // array.itemsize
     columns = tile[source : source + lanes * classes].reshape(classes, lanes)
     array[offset : offset + lanes * classes] = columns.T.reshape(-1)

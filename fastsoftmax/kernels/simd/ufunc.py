@@ -1,7 +1,7 @@
-"""What the inner loop of a ufunc needs, which C calls: strided numbers, float16, floating-point exceptions.
+"""Operations for the inner loops of ufuncs, which C calls: strided numbers, float16, floating-point exceptions.
 
-Such a loop gets ``char **args, intp *dimensions, intp *steps, void *data``. The type of `args` says what the
-numbers are. Most of these operations have no meaning in Python: under NUMBA_DISABLE_JIT there are no such loops.
+Such a loop gets ``char **args, intp *dimensions, intp *steps, void *data``. The type of `args` is that of the
+numbers. Most of these operations have no meaning in Python: under NUMBA_DISABLE_JIT there are no such loops.
 """
 
 from typing import Any
@@ -39,18 +39,18 @@ def item(pointer: Pointer, index: int) -> Item:
     lambda pointer: Memory(pointer.dtype),
 )
 def memory_at(pointer: Pointer) -> Any:
-    """The memory from an address on, however much there is."""
+    """The memory from an address on, of unknown size."""
     raise NotImplementedError
 
 
 @lowered(lambda build, array: build.result(None), lambda array: Memory(types.float32))
 def singles(array: Numbers) -> Any:
-    """No memory, of float32: for `scratch`."""
+    """Empty memory of float32, for `scratch`."""
     raise NotImplementedError
 
 
 def _from_half(build: Any, short: Any, vector: Any) -> Any:
-    """float16 as float32: the exponent is 112 too small after the shift, which a product puts right."""
+    """float16 as float32: after the shift the exponent is 112 too small, which a product corrects."""
     bits = build.zext(short, vector_of(INT32, vector.count))
 
     def of(value: int) -> Any:
@@ -74,10 +74,10 @@ def _to_half(build: Any, value: Any) -> Any:
 
     sign = build.lshr(build.and_(bits, of(0x80000000)), of(16))
     magnitude = build.and_(bits, of(0x7FFFFFFF))
-    # Normal: another bias, and a rounding that may carry into the exponent, up to inf.
+    # Normal: change the bias, and round, which may carry into the exponent, up to inf.
     odd = build.and_(build.lshr(magnitude, of(13)), of(1))
     normal = build.lshr(build.add(build.add(magnitude, of(0xC8000FFF)), odd), of(13))
-    # Denormal: adding 1/2 rounds at the right place.
+    # Denormal: adding 1/2 rounds at the last place of float16.
     positive = build.bitcast(magnitude, value.type)
     small = build.bitcast(build.fadd(positive, build.constant(value.type, 0.5)), bits.type)
     small = build.sub(small, of(0x3F000000))
@@ -89,7 +89,7 @@ def _to_half(build: Any, value: Any) -> Any:
 
 
 def _is_whole(build: Any, array: Any, stride: Any, count: Any) -> Any:
-    """Whether numbers lie side by side and fill a vector."""
+    """Whether numbers are contiguous and fill a vector."""
     return build.and_(
         build.icmp_signed("==", stride, stride.type(1)), build.icmp_signed("==", count, count.type(array.lanes))
     )
@@ -174,7 +174,7 @@ def _machine(build: Any) -> str:
 
 
 def _status_register(build: Any, machine: str, write: Any = None) -> Any:
-    """Write the floating-point status if given, else read it: as a 32-bit integer."""
+    """Read the floating-point status as a 32-bit integer, or write it if `write` is not None."""
     if machine == "x86_64":
         room = cgutils.alloca_once(build.builder, INT32)
         if write is not None:
@@ -198,7 +198,7 @@ def _float_status(build: Any) -> Any:
 
 @lowered(_float_status, lambda: types.uint32)
 def float_status() -> int:
-    """The floating-point exceptions that were raised so far, in the form that `set_float_status` takes."""
+    """The floating-point exceptions raised so far, in the form that `set_float_status` takes."""
     raise NotImplementedError
 
 
@@ -212,9 +212,9 @@ def _set_float_status(build: Any, status: Any, *raised: Any) -> None:
 
 @lowered(lambda build, status, *raised: _set_float_status(build, build.trunc(status, INT32), *raised))
 def set_float_status(status: int, invalid: bool, divide: bool, overflow: bool) -> None:
-    """Make `status` and these the floating-point exceptions that were raised.
+    """Set the raised floating-point exceptions to `status` and these.
 
-    Vector code computes what it then discards: its own exceptions mean nothing. On processors that are not listed
-    above, they stay.
+    Vector code also computes numbers that it discards, so its own exceptions mean nothing. On processors not
+    listed above, they stay.
     """
     raise NotImplementedError

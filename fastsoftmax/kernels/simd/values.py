@@ -1,4 +1,4 @@
-"""Operations on vectors that treat every lane alike. They also take floats: one body serves both."""
+"""Operations on each lane of vectors. They also take floats, with the same body."""
 
 import operator
 from collections.abc import Callable
@@ -33,7 +33,7 @@ _SQRT_HALF_BITS = {
 
 
 def _arithmetic(operation: Any, instruction: str) -> None:
-    """Teach Numba an infix operator on `Lanes`, with a float on either side too."""
+    """Register an infix operator on `Lanes`, or on `Lanes` and a float, with Numba."""
 
     @type_callable(operation)
     def _type(context: Any) -> Callable[[Any, Any], Any]:
@@ -72,14 +72,14 @@ def muladd(a: Any, b: Any, c: Any) -> Any:
 
 @elementwise(lambda build, a, b, c: build.call_on("fma", a, b, c))
 def fma(a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c`` rounded once, on every machine: for errors of products, which need it."""
+    """``a * b + c`` rounded once on every machine, for the exact errors of products."""
     wide = np.longdouble
     return (wide(a) * wide(b) + wide(c)).astype(np.result_type(a, b, c))
 
 
 @elementwise(lambda build, a, b: build.choose(">", a, b, a, b))
 def maximum(a: Any, b: Any) -> Any:
-    """The greater of the two, and `b` where `a` is NaN: one instruction, with NaN left for the sums to find."""
+    """The greater of the two, and `b` where `a` is NaN. It is one instruction, because it need not keep NaN."""
     return np.where(a > b, a, b)
 
 
@@ -107,7 +107,7 @@ def select_equal(a: Any, b: Any, x: Any, y: Any) -> Any:
     )
 )
 def select_other(a: Any, b: Any, c: Any, d: Any, x: Any, y: Any) -> Any:
-    """``y if a < b or c == d else x``: the form that costs two comparisons and nothing else."""
+    """``y if a < b or c == d else x``. In this form it costs only two comparisons."""
     return np.where((a < b) | (c == d), y, x)
 
 
@@ -122,7 +122,7 @@ def _any_above(build: Any, a: Any, limit: Any) -> Any:
 
 @lowered(_any_above)
 def any_above(a: Value, limit: Item) -> bool:
-    """Whether any lane is greater than a float: for a branch that is rarely taken."""
+    """Whether any lane is greater than a float, for branches that are rarely taken."""
     return bool(np.any(a > limit))
 
 
@@ -151,7 +151,7 @@ def _shift_to_exponent(build: Any, a: Any) -> Any:
 
 @elementwise(_shift_to_exponent)
 def shift_to_exponent(a: Any) -> Any:
-    """The number whose exponent field is the low bits of `a`: ``2**(k - bias)`` for `a` holding ``magic + k``."""
+    """The number whose exponent field is the low bits of `a`: ``2**(k - bias)`` for ``a = magic + k``."""
     bits: Any = np.asarray(a)
     shift: Any = np.int32(23) if bits.dtype == np.float32 else np.int64(52)
     return np.left_shift(bits.view(shift.dtype), shift).view(bits.dtype)
@@ -177,7 +177,7 @@ def split_exponent(a: Value) -> Any:
 
 @lowered(lambda build, a: build.constant(build.result, item_of(build.signature.args[0]).bitwidth == 32))
 def is_single(a: Value) -> bool:
-    """Whether `a` is float32: known when compiling, so that only one branch of an ``if`` remains."""
+    """Whether `a` is float32. It is known when compiling, so that only one branch of an ``if`` remains."""
     return bool(np.asarray(a).dtype == np.float32)
 
 
@@ -193,7 +193,7 @@ def number(like: Any, value: float) -> Any:
 
 @lowered(lambda build, like, value: build.alike((_number(build, like, value), like))[0])
 def filled(like: Value, value: float) -> Same:
-    """`value` in the form of `like`: in every lane of a vector, or as a float."""
+    """`value` in every lane if `like` is a vector, or as a float if it is one."""
     return np.full_like(like, value)
 
 
@@ -215,7 +215,7 @@ def lane(vector: AnyVector, index: int) -> Item:
 
 @lowered(lambda build, option, value: value, lambda option, value: types.none if _is_none(option) else value)
 def unless_none(option: Any, value: Any) -> Any:
-    """`value`, or None if `option` is None: decided by the type, where an ``if`` would need one type for both."""
+    """`value`, or None if `option` is None. The type decides; both branches of an ``if`` would need one type."""
     return None if option is None else value
 
 

@@ -230,6 +230,8 @@ def cases(draw, names, dtypes, full):
     limit = 40 if name in SQUARE else MOST
     shape = draw(st.lists(LENGTHS, min_size=1, max_size=4))
     axis = draw(st.integers(0, len(shape) - 1))
+    if name in LABELLED:
+        shape[axis] = max(shape[axis], 1)  # no label is right where there are no classes
     while np.prod(shape) > MOST or (name in SQUARE and (shape[axis] > limit or np.prod(shape) > 2000)):
         shape[int(np.argmax(shape))] //= 3
     kind = draw(st.sampled_from(["normal", "wide", "equal", "special"]))

@@ -167,7 +167,7 @@ def stamp() -> bytes:
 
 
 def _bound(function: Callable[..., Any]) -> list[str] | None:
-    """The functions and constants in the cells of a closure, by name; None if the digest does not cover them all."""
+    """What the cells of a closure hold, by name or value; None unless it is constants and functions of kernels."""
     names = []
     for cell in function.__closure__ or ():
         value = cell.cell_contents

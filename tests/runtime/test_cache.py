@@ -554,6 +554,28 @@ def test_closures_are_not_kept(monkeypatch, tmp_path):
     assert not files(tmp_path)
 
 
+def test_closures_over_kernels_and_numbers_are_kept_apart(monkeypatch, tmp_path):
+    """The sources cover what is in their cells, so that its names and values in the key are enough."""
+    monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path))
+    scalar = kernels.scalar
+
+    def call(function, factor):
+        def chosen(x):
+            return function(x) * factor
+
+        chosen.__module__, chosen.__qualname__ = "fastsoftmax.kernels.loops", "chosen"
+        return kernels.jit.kernel(chosen)(np.float64(0.5))
+
+    choices = [(scalar.exp, 1.0), (scalar.expm1, 1.0), (scalar.exp, 2.0)]
+    expected = [np.exp(0.5), np.expm1(0.5), 2 * np.exp(0.5)]
+    for _ in range(2):
+        np.testing.assert_allclose([call(*choice) for choice in choices], expected, rtol=1e-15)
+        assert len(files(tmp_path)) == 3
+    call(kernels.jit.inline(lambda x: x), 1.0)  # a function of this file
+    call(scalar.exp, np.float32(1.0))  # a value of another kind
+    assert len(files(tmp_path)) == 3
+
+
 def test_numba_without_our_attribute(monkeypatch):
     """A dispatcher that has no `_cache` is used as it is."""
     from fastsoftmax.kernels import jit

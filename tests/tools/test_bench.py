@@ -297,7 +297,11 @@ def test_rows_end_in_time(short, monkeypatch):
 def test_cells():
     everything = Choice().cells()
     jacobians = [cell for cell in everything if "jacobian" in cell[2]]
-    assert len(everything) == len(set(everything)) == 2 * ((len(FUNCTIONS) - 2) * len(cases.SHAPES) + 2 * len(cases.JACOBIAN_SHAPES))
+    assert (
+        len(everything)
+        == len(set(everything))
+        == 2 * ((len(FUNCTIONS) - 2) * len(cases.SHAPES) + 2 * len(cases.JACOBIAN_SHAPES))
+    )
     assert {shape for shape, _, _ in jacobians} == set(cases.JACOBIAN_SHAPES)
     assert Choice(("softmax", "softmax_jacobian"), ((2, 3, 4),), ("float32",)).cells() == [
         ((2, 3, 4), "float32", "softmax")

@@ -104,21 +104,22 @@ def test_nothing_at_all_is_compiled_afterwards(tmp_path, monkeypatch):
     assert warm(tmp_path / "cache", monkeypatch, names, ["float32", "float64"]).strip() == "[]"
 
 
-@pytest.mark.parametrize("name", [name for name, job in warmup.JOBS.items() if set(job.names) <= set(fs.__all__)])
-def test_jobs_call_what_they_are_for(name):
-    """Each function of a job is called for every shape, and in rows or segments so long that they are cut."""
-    job = warmup.JOBS[name]
-    for function, calls in zip(job.names, job.calls, strict=True):
-        made = list(calls(np.dtype("float64")))
-        assert {call.func for call in made} == {getattr(fs, function)}
-        shapes = {np.shape(call.args[0]) for call in made}
-        entry = _spec.FUNCTIONS[function]
-        if entry.is_ragged:
-            assert max(shapes)[0] > kernels.segments.HUGE
-            assert len(shapes) == 2
-        else:
-            cut = {warmup.LONG_ROW} if entry.pieces and "distributions" not in name else set()
-            assert shapes == {shape for shape, _ in warmup.SHAPES} | cut
+@pytest.mark.parametrize("entry", _spec.FUNCTIONS.values(), ids=_spec.FUNCTIONS)
+def test_jobs_call_what_they_are_for(entry):
+    """A function is called for every shape, and with rows or segments so long that they are cut."""
+    calls = [
+        call
+        for job in warmup.JOBS.values()
+        for name, make in zip(job.names, job.calls, strict=True)
+        for call in (make(np.dtype("float64")) if name == entry.name else ())
+    ]
+    assert {call.func for call in calls} == {getattr(fs, entry.name)}
+    shapes = {np.shape(call.args[0]) for call in calls}
+    if entry.is_ragged:
+        assert len(shapes) == 2
+        assert max(shapes)[0] > kernels.segments.HUGE
+    else:
+        assert shapes == {shape for shape, _ in warmup.SHAPES} | ({warmup.LONG_ROW} if entry.pieces else set())
 
 
 def test_jobs_use_every_option():

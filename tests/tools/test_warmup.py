@@ -122,7 +122,7 @@ def test_jobs_call_what_they_are_for(name):
 
 
 def test_jobs_use_every_option():
-    """Every option with machine code of its own is in `_choices`; the others do not change the machine code."""
+    """Every option with machine code of its own is in `_choices`; the others only affect a kernel's arguments."""
     parameters = {
         parameter.name
         for entry in _spec.FUNCTIONS.values()

@@ -117,7 +117,7 @@ def _all_below(labels: Array, classes: int) -> bool:
 def check_labels(
     function: str, labels: Array, classes: int, ignore_index: Any, origin: tuple[int, ...] = ()
 ) -> Array | None:
-    """Which labels are ignored, or None; IndexError for a wrong one. `origin` is the first one's position."""
+    """Which labels are ignored, or None; IndexError for a wrong one. `origin` is where they begin among all."""
     ignored: Array | None = None if ignore_index is None else np.equal(labels, int(ignore_index))
     if labels.size and not _all_below(labels, classes):
         wrong = np.less(labels, 0) | np.greater_equal(labels, classes)
@@ -161,7 +161,7 @@ def spared(rows: Array | None, ignored: Array | None, dtype: np.dtype[Any]) -> A
 
 
 def mean_divisor(counted: Array | None, exponent: int, rows: int) -> Divisor:
-    """The divisor of a mean of so many rows with weights counted * 2**exponent (None: all are 1)."""
+    """The divisor of a mean of so many rows with the weights `counted` * 2**exponent (None: all are 1)."""
     return count_divisor(rows) if counted is None else weight_divisor(counted, exponent, rows)
 
 

@@ -86,7 +86,7 @@ MAKERS = {
     _spec.LABELS: (labels_for,),
     _spec.TARGETS: (labels_for, distributions_for),
 }
-"""What makes the second argument, by its role."""
+"""Functions that make the second argument, by its role."""
 
 
 def _of(*families, result=None):

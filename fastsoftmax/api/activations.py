@@ -50,7 +50,7 @@ def _small(kernel: Callable[..., None], x: Any, out: Any) -> Any:
 def _forward(
     function: str, x: Any, axis: Axis, where: Any, temperature: float, out: Any, hidden: float, small: Small
 ) -> Any:
-    """softmax or log_softmax of any arguments; `hidden` is what masked entries get."""
+    """softmax or log_softmax for any arguments; `hidden` is the result of masked entries."""
     if backend := backend_for(x, where):
         return backend(function, x, axis=axis, out=out, where=where, temperature=temperature)
     problem = Problem(function, x, axis, several=True)

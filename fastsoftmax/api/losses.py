@@ -33,19 +33,18 @@ def cross_entropy(
     axis : int, default -1
         The axis of the classes.
     class_weight : array_like, optional
-        Shape (K,): what each class counts. Weights -y_j log p_j, so that a row with a class index is multiplied
-        by the weight of its class.
+        Shape (K,): the weight of each class, a factor of -y_j log p_j. So the loss of a row with a class index is
+        multiplied by the weight of its class.
     sample_weight : array_like, optional
-        One number for each row, which multiplies its loss. A row of weight 0 counts for nothing, whatever it
-        holds.
+        One number for each row, which multiplies its loss. A row of weight 0 has loss 0, whatever its logits.
     ignore_index : int, optional
-        A class index, valid or not, whose rows count for nothing, whatever they hold. For class indices only.
+        Rows with this class index, valid or not, have no influence, whatever their logits. Not for distributions.
     label_smoothing : float, default 0.0
         From 0 to 1: the share of the uniform distribution that is mixed into every target.
     reduction : {"mean", "sum", "none"}, default "mean"
-        The mean over all rows, their sum, or the loss of each row. With class indices and weights, the mean
-        divides by the sum of the weights of the rows that count, and is nan where that is 0; with distributions,
-        by the number of rows. Weights that have a power of two in common give the same mean, whatever their size.
+        The mean over all rows, their sum, or the loss of each row. With class indices and weights, the sum is
+        divided by the sum of the weights of the rows that count (nan if that is 0), and a common power of two of
+        all weights does not change the mean. With distributions, it is divided by the number of rows.
 
     Returns
     -------
@@ -69,8 +68,8 @@ def cross_entropy(
 
     Notes
     -----
-    The loss of a row is within 4 ulp, also for a confident row, whose loss is tiny. A target of 0 against a
-    logit of -inf counts 0. The logits are read once and nothing of their size is allocated.
+    The loss of a row is within 4 ulp, also for a confident row, whose loss is tiny. A class with target 0 and
+    logit -inf adds 0. The logits are read once and nothing of their size is allocated.
 
     References
     ----------
@@ -118,7 +117,7 @@ def cross_entropy_grad(
     logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
         As for `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
-        Of the loss whose gradient is wanted; "sum" and "none" have the same one.
+        The reduction of the loss; "sum" and "none" have the same gradient.
     out : ndarray, optional
         Where to put the result: of its shape and dtype. May be `logits` itself.
 
@@ -138,11 +137,11 @@ def cross_entropy_grad(
 
     Notes
     -----
-    Within 4 ulp for class indices, also at the target of a confident row: there it is minus the sum of the other
-    probabilities, summed by themselves, and not p - 1.
+    The error is within 4 ulp for class indices, also at the target of a confident row: there the gradient is
+    computed as minus the sum of the other probabilities, not as p - 1.
 
-    Rows that are ignored, and those of sample weight 0, have exactly 0. Where the mean divides by 0 because the
-    classes of all other rows weigh 0, these are 0/0, nan, as in PyTorch; so are their Hessians.
+    The gradient is exactly 0 in rows that are ignored or have sample weight 0. If the classes of all other rows
+    have weight 0, the mean divides by 0, and the gradients and Hessians of those rows are nan, as in PyTorch.
 
     References
     ----------
@@ -249,7 +248,7 @@ def cross_entropy_hvp(
     axis, class_weight, sample_weight, ignore_index, label_smoothing
         As for `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
-        Of the loss whose Hessian is wanted; "sum" and "none" have the same one.
+        The reduction of the loss; "sum" and "none" have the same Hessian.
     out : ndarray, optional
         Where to put the result: of its shape and dtype. May be `logits` or `tangent` itself.
 
@@ -269,8 +268,8 @@ def cross_entropy_hvp(
 
     Notes
     -----
-    Written as p_k sum_j p_j (v_k - v_j), times the weight of the row, entry k is within 4 eps of the sum of the
-    sizes of these terms, which is 4 ulp where they have one sign: also in a confident row.
+    Entry k is p_k sum_j p_j (v_k - v_j), times the weight of the row. Its error is at most 4 eps times the sum of
+    the absolute values of these terms, also in a confident row; that is 4 ulp if all terms have the same sign.
 
     References
     ----------
@@ -309,7 +308,7 @@ def cross_entropy_hessian_diag(
     logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
         As for `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
-        Of the loss whose Hessian is wanted; "sum" and "none" have the same one.
+        The reduction of the loss; "sum" and "none" have the same Hessian.
     out : ndarray, optional
         Where to put the result: of its shape and dtype. May be `logits` itself.
 
@@ -329,7 +328,7 @@ def cross_entropy_hessian_diag(
 
     Notes
     -----
-    Within 4 ulp: at a probability close to 1, 1 - p is the sum of the others.
+    The error is within 4 ulp: where p is close to 1, 1 - p is computed as the sum of the other probabilities.
 
     References
     ----------
@@ -368,7 +367,7 @@ def cross_entropy_hessian(
     logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
         As for `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
-        Of the loss whose Hessian is wanted; "sum" and "none" have the same one.
+        The reduction of the loss; "sum" and "none" have the same Hessian.
     out : ndarray, optional
         Where to put the result: of its shape and dtype.
 
@@ -388,7 +387,7 @@ def cross_entropy_hessian(
 
     Notes
     -----
-    Every entry is within 4 eps of itself, where that is a normal number; each matrix is symmetric to the last bit.
+    Each entry that is a normal number has a relative error of at most 4 eps; the matrices are exactly symmetric.
 
     References
     ----------
@@ -423,8 +422,7 @@ def squared_error(
     axis : int, default -1
         The axis of the classes.
     sample_weight : array_like, optional
-        One number for each row, which multiplies its loss. A row of weight 0 counts for nothing, whatever it
-        holds.
+        One number for each row, which multiplies its loss. A row of weight 0 has loss 0, whatever its logits.
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean over all rows (with weights: divided by the sum of the weights), their sum, or the loss of each.
 
@@ -448,8 +446,8 @@ def squared_error(
 
     Notes
     -----
-    The loss of a row is within 4 eps of sum_k \|d_k\| (p_k + \|t_k\|)/2 with d = p - t, which is 4 ulp where p and
-    t have not cancelled. Where p is close to 1, d is (1 - t) - (1 - p), so that a confident row keeps its digits.
+    The error of a loss is at most 4 eps times sum_k \|d_k\| (p_k + \|t_k\|)/2 with d = p - t, which is 4 ulp where
+    p and t do not cancel. Where p is close to 1, d is computed as (1 - t) - (1 - p), from an accurate 1 - p.
 
     References
     ----------
@@ -487,7 +485,7 @@ def squared_error_grad(
     logits, targets, axis, sample_weight
         As for `squared_error`.
     reduction : {"mean", "sum", "none"}, default "mean"
-        Of the loss whose gradient is wanted; "sum" and "none" have the same one.
+        The reduction of the loss; "sum" and "none" have the same gradient.
     out : ndarray, optional
         Where to put the result: of its shape and dtype. May be `logits` itself.
 
@@ -503,8 +501,8 @@ def squared_error_grad(
 
     Notes
     -----
-    Written as p_k sum_j p_j (d_k - d_j) with d = p - t, entry k is within 4 eps of the sum of the sizes of these
-    terms, with the d as accurate as in `squared_error`: also in a confident row.
+    Entry k is p_k sum_j p_j (d_k - d_j) with d = p - t, computed as in `squared_error`. Its error is at most 4 eps
+    times the sum of the absolute values of these terms, also in a confident row.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""segment_softmax and its kin: ragged rows in CSR form."""
+"""segment_softmax and the other functions of ragged rows in CSR form."""
 
 from bisect import bisect_left
 from typing import Any
@@ -13,13 +13,13 @@ from fastsoftmax.arrays.threads import BLOCK_WORK, run
 from fastsoftmax.arrays.weights import scaled
 
 SEGMENT_WORK = 4
-"""What a segment costs beside its elements, in units of one element."""
+"""The cost of a segment beyond that of its elements, in units of the cost of one element."""
 
 LEAST_BLOCK = 1 << 14
 
 
 def _row_pointers(function: str, indptr: Any, entries: int) -> Array:
-    """`indptr` as 64-bit integers, once it is sure that they cut so many entries into segments."""
+    """`indptr` as 64-bit integers; an error unless it cuts so many entries into segments."""
     prefix = named(function, "indptr")
     if is_masked(indptr):
         raise TypeError(f"{prefix} is a masked array, expected integers without a mask")
@@ -43,9 +43,9 @@ def _row_pointers(function: str, indptr: Any, entries: int) -> Array:
 
 
 def _cuts(indptr: Array) -> Array:
-    """Where to cut the segments, so that every block has about the same number of elements and no segment twice.
+    """Where blocks of segments begin and end, so that all blocks have about the same number of elements.
 
-    A segment is in one block, whatever its length; the others of that block are then in another one.
+    No segment is divided: a long one makes its block longer, and the next segments go to the next block.
     """
     count = len(indptr) - 1
 
@@ -78,7 +78,7 @@ def _pieces(indptr: Array) -> Array | None:
 
 
 def _no_room() -> None:
-    """The tiles of these kernels are small and lie on the stack."""
+    """These kernels need no working memory: their tiles are small and are on the stack."""
 
 
 def _apart(array: Array, out: Any) -> Array:
@@ -87,7 +87,7 @@ def _apart(array: Array, out: Any) -> Array:
 
 
 class _Segments:
-    """One call: its operands, checked segments, and the ways to run a kernel over them."""
+    """One call: its operands, the checked segments, and methods that run kernels over them."""
 
     __slots__ = ("_sums", "_table", "count", "cuts", "indptr", "problem", "work")
 
@@ -106,12 +106,12 @@ class _Segments:
         return self.problem.convert(array).reshape(-1)
 
     def output(self, out: Any) -> tuple[Output, Array]:
-        """Where one number for each element goes, and that as the kernels take it."""
+        """Where one number for each element is written: as an `Output`, and as an array for the kernels."""
         output = self.problem.output(out)
         return output, output.block.reshape(-1)
 
     def row_output(self, out: Any) -> Output:
-        """Where one number for each segment goes: not over inputs, which are read for segments further on."""
+        """Where one number for each segment is written: never over an input, which later segments still read."""
         output = Output(self.problem, out, (self.count,), "out")
         if any(np.may_share_memory(output.result, array) for array in (self.problem.x, *self.problem.inputs)):
             output.result = np.empty(self.count, self.problem.dtype)
@@ -129,7 +129,7 @@ class _Segments:
         return bool(found.any())
 
     def huge(self, source: Array) -> bool:
-        """Whether there are huge segments; if so, take the sums over them that `run_huge` needs."""
+        """Whether there are huge segments; if so, compute the sums over them, which `run_huge` needs."""
         table = _pieces(self.indptr)
         if table is None:
             return False
@@ -146,7 +146,7 @@ class _Segments:
         self._over_pieces(kernel, *self._sums, *args)
 
     def product(self, source: Array, vector: Array, target: Array) -> None:
-        """The product with the Jacobian, of the huge segments."""
+        """The product with the Jacobian, for the huge segments."""
         count = len(self._table) // kernels.segments.COLUMNS
         extents, dots = np.empty(2 * count, self.problem.dtype), np.empty(2 * count, self.problem.dtype)
         self._over_pieces(kernels.segments.piece_extents, self._sums[0], source, vector, extents)
@@ -159,7 +159,7 @@ class _Segments:
 
 
 def _forward(function: str, x: Any, indptr: Any, out: Any) -> Any:
-    """softmax or log-softmax; `function` without ``segment_`` names the kernels."""
+    """segment_softmax or segment_log_softmax; `function` is that name without ``segment_``."""
     segments = _Segments(f"segment_{function}", x, indptr, out)
     source = segments.block(segments.problem.x)
     output, target = segments.output(out)
@@ -250,7 +250,7 @@ def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
         in float32 and returned as float16; integers and bools become float64.
     indptr : array_like of int
         Shape (N + 1,), any integer dtype: segment n is ``x[indptr[n]:indptr[n + 1]]``. It begins with 0, ends with
-        ``len(x)`` and never falls. Segments may be empty.
+        ``len(x)`` and never decreases. Segments may be empty.
     out : ndarray, optional
         Where to put the result: of its shape and dtype. May be `x` itself.
 
@@ -262,8 +262,8 @@ def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     Raises
     ------
     ValueError
-        If `x` or `indptr` has another number of dimensions, for an `indptr` that does not cut `x` into segments
-        (the message names the position), and for an unfit `out`.
+        If `x` or `indptr` is not one-dimensional, for an `indptr` that does not cut `x` into segments (the message
+        names the position), and for an unfit `out`.
     TypeError
         For dtypes other than those above, an `indptr` that is not of integers, and masked arrays.
 
@@ -275,9 +275,9 @@ def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
 
     Notes
     -----
-    Errors and edge rows are those of `softmax`: within 3 ulp, NaN for a segment that holds NaN or +inf or nothing
-    but -inf, other segments unaffected. A segment of at most 2**20 elements gets the same bits as from `softmax`.
-    Threads share the elements evenly, whatever the lengths of the segments.
+    The error is within 3 ulp, as for `softmax`. A segment that contains NaN or +inf, or only -inf, gives NaN;
+    others are not affected. A segment of at most 2**20 elements gives the same bits as `softmax`. Threads share
+    the elements evenly, whatever the lengths of the segments.
 
     The rows of a SciPy matrix in CSR form: ``A.data = fs.segment_softmax(A.data, A.indptr)``.
 
@@ -333,7 +333,7 @@ def segment_log_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
 
     Notes
     -----
-    Within 4 ulp, also where the probability is close to 1 and its logarithm close to 0. A segment of one has 0.
+    The error is within 4 ulp, also where the logarithm is close to 0. A segment of one finite element gives 0.
 
     References
     ----------
@@ -378,8 +378,8 @@ def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
 
     Notes
     -----
-    Errors and edge rows are those of `logsumexp`: within 2 ulp where nothing cancels; a segment of nothing but
-    -inf gives -inf, one that holds +inf gives inf, one that holds NaN gives NaN.
+    The error is within 2 ulp where nothing cancels, as for `logsumexp`. A segment of only -inf gives -inf, one
+    that contains +inf gives inf, and one that contains NaN gives NaN.
 
     References
     ----------
@@ -451,7 +451,7 @@ def segment_softmax_vjp(x: Any, indptr: Any, cotangent: Any, *, out: Any = None)
 
     .. math:: (J^\top g)_i = p_i \Bigl(g_i - \sum_{j \in s} p_j g_j\Bigr), \qquad i \in s
 
-    The same map as `segment_softmax_jvp`, because J is symmetric.
+    This is the same map as `segment_softmax_jvp`, because J is symmetric.
 
     Parameters
     ----------
@@ -504,7 +504,7 @@ def segment_cross_entropy(
 
     .. math:: L_n = -\log p_{\mathrm{indptr}_n + t_n}
 
-    The negative log-likelihood of a choice among sets of varying size.
+    This is the negative log-likelihood of choices from sets of different sizes.
 
     Parameters
     ----------
@@ -514,11 +514,11 @@ def segment_cross_entropy(
         t, shape (N,), any integer dtype: the position of the target inside its segment, from 0 to the length of
         the segment - 1.
     sample_weight : array_like, optional
-        Shape (N,): multiplies the losses. A segment of weight 0 counts for nothing, whatever it holds.
+        Shape (N,): the factor of each loss. A segment of weight 0 has no influence, whatever it contains.
     ignore_index : int, optional
-        A target, valid or not, whose segments count for nothing, whatever they hold.
+        Segments with this target, valid or not, have no influence, whatever they contain.
     reduction : {"mean", "sum", "none"}, default "mean"
-        The mean over all segments that count (with weights: divided by their sum), the sum, or the loss of each.
+        The mean over all segments that are not ignored (with weights: their weighted mean), the sum, or each loss.
 
     Returns
     -------
@@ -532,8 +532,8 @@ def segment_cross_entropy(
     TypeError
         As `segment_softmax`, and for targets that are not integers.
     IndexError
-        For a target outside of its segment, which in an empty segment is any: the message names its value and
-        position. An ignored one may be anything, also that of an empty segment.
+        For a target outside of its segment; the message names its value and position. Every target of an empty
+        segment is outside. A target that is ignored is not checked.
 
     See Also
     --------
@@ -542,8 +542,8 @@ def segment_cross_entropy(
     Notes
     -----
     The loss of a segment is within 4 ulp, also of a confident one, whose loss is tiny. There are no weights of
-    classes and no label smoothing: a position means something else in every segment. If no segment counts, the
-    mean is nan and the sum 0.
+    classes and no label smoothing: a position has another meaning in each segment. If no segment counts, the mean
+    is nan and the sum 0.
 
     References
     ----------
@@ -576,7 +576,7 @@ def segment_cross_entropy_with_grad(
 
     .. math:: \frac{\partial L_n}{\partial x_i} = p_i - [\, i = \mathrm{indptr}_n + t_n \,], \qquad i \in s_n
 
-    which ``reduction="mean"`` divides as it divides the loss.
+    With ``reduction="mean"`` it is divided by the same number as the loss.
 
     Parameters
     ----------

@@ -4,9 +4,9 @@ They are made on first use: ``fastsoftmax.exp`` compiles the loops of `exp` for 
 from the disk cache), hands their addresses to NumPy, and tells Numba how to inline the function.
 
 NumPy makes a ufunc out of C functions by ``PyUFunc_FromFuncAndDataAndSignatureAndIdentity``, which is part of its
-public C interface but not of its Python one: ctypes calls it through the table ``_UFUNC_API`` that every extension
-module uses. Where NumPy has no such table, or Numba no C functions (as under ``NUMBA_DISABLE_JIT=1``), `Plain`
-takes the ufunc's place: the same results by the same names, without the methods of a ufunc.
+public C interface but not of its Python one. ctypes calls it through the table ``_UFUNC_API``, which every
+extension module uses. Where NumPy has no such table, or Numba makes no C functions (as under
+``NUMBA_DISABLE_JIT=1``), `Plain` replaces the ufunc: it gives the same results, but has no methods of a ufunc.
 """
 
 import ctypes
@@ -180,7 +180,7 @@ Examples
 }
 
 NAMES = tuple(name for name in DOCS if name != "rel_entr")
-"""What `fastsoftmax` offers; `rel_entr` is in `fastsoftmax.special` only."""
+"""The ufuncs in `fastsoftmax`; `rel_entr` is in `fastsoftmax.special` only."""
 
 FLOATS = "efd"
 _IDENTITIES = {"logaddexp": -np.inf}
@@ -192,7 +192,7 @@ _alive: list[Any] = []  # memory that ufuncs point to and do not own
 
 
 class Plain:
-    """A function of arrays that is called like a ufunc, for where a real one cannot be made."""
+    """A function of arrays that is called like a ufunc; it is used where a ufunc cannot be made."""
 
     def __init__(self, name: str, kinds: str) -> None:
         self.__name__ = name
@@ -243,7 +243,7 @@ def _interface() -> Any:
 def from_loops(
     name: str, doc: str, operands: int, loops: list[tuple[str, int, int | None]], identity: float | None = None
 ) -> Any:
-    """A ufunc out of C loops: for each the dtype of all operands, its address, and the address of its data."""
+    """A ufunc made of C loops, each with the dtype of its operands, its address, and the address of its data."""
     functions = (ctypes.c_void_p * len(loops))(*[address for _, address, _ in loops])
     data = (ctypes.c_void_p * len(loops))(*[extra for _, _, extra in loops])
     numbers = bytes(np.dtype(kind).num for kind, _, _ in loops for _ in range(operands))
@@ -258,7 +258,7 @@ def from_loops(
 
 
 def _loops(name: str, kinds: str) -> list[tuple[str, int, int | None]]:
-    """The compiled loops of a function, in this order of dtypes."""
+    """The compiled loops of a function for these dtypes, in this order."""
     address_of = kernels.loops.address_of
     half = f"{'binary' if name in kernels.loops.BINARY else 'unary'}_half"
     return [
@@ -281,12 +281,12 @@ def make(name: str, kinds: str = FLOATS, module: str = "fastsoftmax", more: Any 
                 operands = 3 if name in kernels.loops.BINARY else 2
                 loops = [*_loops(name, kinds), *more]
                 ufunc = from_loops(name, DOCS[name], operands, loops, _IDENTITIES.get(name))
-            except (AttributeError, ImportError, NotImplementedError, ValueError):  # see above
+            except (AttributeError, ImportError, NotImplementedError, ValueError):  # see the module's docstring
                 ufunc = Plain(name, kinds)
             kernels.inside.register(name, ufunc, kinds)
             try:
-                ufunc.__module__ = module  # where a pickle finds it again
-            except AttributeError:  # before NumPy 2.2, where a pickle looks into every module
+                ufunc.__module__ = module  # where a pickle looks it up
+            except AttributeError:  # before NumPy 2.2, where a pickle searches all modules
                 pass
             _made[key] = ufunc
         return _made[key]

@@ -1,1 +1,1 @@
-"""From any array to the blocks that kernels take, and back: layout, options, threads, rows that are cut."""
+"""From arrays of any layout to the blocks that kernels take, and back; options of losses, threads, long rows."""

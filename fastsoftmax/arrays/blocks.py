@@ -1,8 +1,8 @@
-"""Any array in, blocks out: here a Python call finds its dtype, axes, memory layout and overlaps.
+"""From the arrays of a call to blocks for kernels, and back: dtype, axes, memory layout and overlap.
 
 Every kernel works on C-contiguous blocks of shape (outer, classes, inner). A `Problem` turns the user's arrays
 into such blocks, without a copy where their memory allows it, and the blocks back into what the user expects.
-This file knows NumPy and nothing else.
+This file depends on NumPy and `_vectors` only.
 """
 
 import math
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Axis = int | Sequence[int] | None
 
-# Shorter inner axes fill a vector badly, longer class axes make tiles too large: then the classes are moved last.
+# Classes are moved last if the inner axis is shorter (vectors not full) or there are more of them (large tiles).
 INNER_LIMIT = 8
 TILE_CLASSES = 8192
-# Tiles of rows that lie side by side are widened up to this, so that memory is read in long pieces.
+# Tiles of rows that lie side by side are made up to this large, so that memory is read in long stretches.
 TILE_BYTES = 1 << 18
-# Contiguous rows longer than this are never walked in columns and need no tile.
+# Contiguous rows longer than this are computed one by one and need no tile.
 TILED_ROW = 256
-# Calls with at most so many elements are done by one thread, and the least of them are made of overhead: the API
-# modules have a shorter way for what is usual there.
-# The defaults are recognised by identity: what an argument is equal to may be an array, or of a type to refuse.
+# One thread computes calls with at most so many elements. For tiny arrays, checks cost more than the computation,
+# so the API modules have a shorter path for the usual arguments.
+# Defaults are recognised by identity: == may return an array, or be true for a type that has to be refused.
 SMALL = 1 << 16
 LAST = -1
 UNTEMPERED = 1.0
-# How far the binary exponent of a temperature may lie below and above what powers of two of the dtype can hold.
-# Even smaller and greater ones are moved there: every difference of logits over T is infinite, or 0, all the same.
+# How far the binary exponent of a temperature may lie below and above the exponents of the dtype. Others are
+# clipped: every difference of logits, divided by T, is infinite, or 0, for the clipped T as well.
 BEYOND = (-126, 120)
 
 _COMPUTED_IN: dict[str, np.dtype[Any]] = {
@@ -69,7 +69,7 @@ def real_array(function: str, name: str, value: Any) -> Array:
 
 
 def number(function: str, name: str, value: Any, least: float, inclusive: bool) -> float:
-    """`value` as a finite float above `least`; TypeError or ValueError if it is none."""
+    """`value` as a finite float above `least` (or equal, if `inclusive`); else TypeError or ValueError."""
     try:
         if isinstance(value, (str, bytes)):
             raise TypeError
@@ -92,36 +92,36 @@ def as_pair(value: "Fraction", dtype: np.dtype[Any]) -> tuple[Any, Any]:
 
 
 def inverse_pair(value: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """1/value as a pair; OverflowError if that is none of `dtype`."""
-    from fractions import Fraction  # not above: it would take longer to import than all modules of this package
+    """1/value as a pair; OverflowError if it is too large for float64."""
+    from fractions import Fraction  # here, because its import takes longer than that of this package
 
     return as_pair(1 / Fraction(value), dtype)
 
 
 def is_masked(value: Any) -> bool:
-    """Whether it is a masked array: none where nobody has imported ``numpy.ma``, which is not done for that."""
+    """Whether it is a masked array; no array is one unless somebody has imported ``numpy.ma``."""
     return isinstance(value, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
 def is_plain(x: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    """Whether it is an array of this shape and dtype that a kernel can take as it lies."""
+    """Whether it is an array of this shape and dtype that a kernel can take without a copy."""
     return type(x) is np.ndarray and x.shape == shape and x.dtype == dtype and x.flags.carray
 
 
 def _on_lines(size: int, dtype: np.dtype[Any]) -> Array:
-    """Memory that begins with a cache line, so that no vector of a tile crosses one."""
+    """Memory that begins at the start of a cache line, so that no vector of a tile lies in two of them."""
     room = np.empty(size * dtype.itemsize + VECTOR_BYTES, np.uint8)
     start = -room.ctypes.data % VECTOR_BYTES
     return room[start : start + size * dtype.itemsize].view(dtype)
 
 
 def lie_apart(a: Array, b: Array) -> bool:
-    """Whether two arrays cannot share memory; the question that costs less first."""
+    """Whether two arrays cannot share memory; the cheaper check comes first."""
     return (a is not b and a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b)
 
 
 def small_rows(known: dict[np.dtype[Any], Any], x: Any) -> Any:
-    """One number for each row of a small array by the kernel for its dtype, or None: as `is_plain` has it."""
+    """One number for each row of a small array, by the kernel for its dtype; None if the array does not fit it."""
     if type(x) is not np.ndarray:
         return None
     kernel = known.get(x.dtype)
@@ -138,7 +138,7 @@ def small_rows(known: dict[np.dtype[Any], Any], x: Any) -> Any:
 def split_temperature(value: float, least: int, most: int) -> tuple[float, int, int]:
     """T as fraction * 2**(exponent + left), a fraction in (1/2, 1] and an exponent from `least` to `most`.
 
-    This is compiled, too.
+    Compiled code uses this function, too.
     """
     fraction, exponent = math.frexp(value)
     if fraction == 0.5:
@@ -181,7 +181,7 @@ def any_axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     """`axis` as a tuple of positions: an integer, several of them, or None for all."""
     if axis is None:
         return tuple(range(ndim))
-    if ndim == 0 and isinstance(axis, int) and axis in (-1, 0):  # as NumPy's reductions have it
+    if ndim == 0 and isinstance(axis, int) and axis in (-1, 0):  # as in NumPy's reductions
         return ()
     if not isinstance(axis, (tuple, list)):
         return (one_axis(function, axis, ndim),)
@@ -197,18 +197,18 @@ def _read_only(block: Array) -> Array:
 
 
 class Problem:
-    """One call: the layout that its arrays share, and the way there and back.
+    """One call: the layout that its arrays share, and the conversions to blocks and back.
 
     Parameters
     ----------
     function
         The public function, for error messages.
     x
-        The argument that gives shape, dtype and layout.
+        The argument that determines shape, dtype and layout.
     axis
         The axis or axes of the classes.
     name
-        What `x` is called in that function.
+        The name of `x` in that function.
     several
         Whether `axis` may be a tuple or None.
     last
@@ -253,7 +253,7 @@ class Problem:
         self._lay_out(last)
 
     def _lay_out(self, last: bool) -> None:
-        """Choose the order of the axes in the block: that of the memory where a kernel can run along it."""
+        """Choose the order of the axes in the block: their order in memory, if a kernel can use it."""
         x, axes = self.x, self.axes
         natural = tuple(range(x.ndim))
         order = natural
@@ -287,10 +287,10 @@ class Problem:
         return _read_only(native.reshape(self.outer, self.classes, self.inner))
 
     def room(self, operands: int) -> Callable[[], Array]:
-        """What makes the working memory that a kernel with so many operands needs, once for each thread."""
+        """A function that allocates the working memory of one thread, for a kernel with so many operands."""
         vector = VECTOR_BYTES // self.dtype.itemsize
         column = max(self.classes, 1) * vector
-        if self.inner == 1:  # classes come a vector at a time
+        if self.inner == 1:  # classes are read in whole vectors, so their number is rounded up
             size = -(-column // vector**2) * vector**2 if self.classes <= TILED_ROW else 0
         else:
             wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
@@ -302,7 +302,7 @@ class Problem:
         return self.convert(self.x)
 
     def masked(self, where: Any) -> Array | None:
-        """The entries that `where` leaves out, as an array of the shape of x; None if it is None."""
+        """The entries that `where` excludes, as an array of the shape of x; None if it is None or True."""
         if where is None or where is True:
             return None
         array = np.asarray(where)
@@ -317,7 +317,7 @@ class Problem:
             ) from None
 
     def hide(self, masked: Array, output: "Output | None" = None) -> None:
-        """Replace the entries of x that are masked by -inf: in `output`, if that can hold them, or in a copy."""
+        """Replace the masked entries of x by -inf, in the memory of `output` if there is one, else in a copy."""
         hidden = np.empty(self.shape, self.dtype) if output is None else output.result
         with np.errstate(all="ignore"):
             np.copyto(hidden, self.x, casting="same_kind" if self.x.dtype.kind == "f" else "unsafe")
@@ -325,7 +325,7 @@ class Problem:
         self.x = hidden
 
     def target_like(self, name: str, value: Any) -> Array:
-        """A second argument of the shape of x, without influence on the dtype."""
+        """A second argument of the shape of x, which has no influence on the dtype."""
         array = real_array(self.function, name, value)
         self.check_shape(name, array)
         return array
@@ -346,7 +346,7 @@ class Problem:
         return array
 
     def row_order(self) -> tuple[int, ...]:
-        """The order of the axes of `row_shape` in which the block counts its rows."""
+        """The order of the axes of `row_shape` in the block."""
         rest = [a for a in self.order if a not in self.axes]
         return tuple([sum(b < a for b in rest) for a in rest])
 
@@ -357,17 +357,17 @@ class Problem:
         return _read_only(moved.reshape(-1) if moved.flags.aligned else moved.copy().reshape(-1))
 
     def output(self, out: Any, shape: tuple[int, ...] | None = None, name: str = "out") -> "Output":
-        """Where the result goes: `out` if a kernel can write there, else memory of our own."""
+        """Where the result is written: `out` if a kernel can write there, else new memory."""
         return Output(self, out, self.shape if shape is None else shape, name)
 
     def row_output(self, out: Any, keepdims: bool = False) -> "Output":
-        """Where one number for each row goes."""
+        """Where one number for each row is written."""
         kept = tuple(1 if a in self.axes else n for a, n in enumerate(self.shape))
         return Output(self, out, kept if keepdims else self.row_shape, "out", rows=True)
 
 
 class Output:
-    """The result of a call: `block` for the kernel to write, `finish` for what the user gets."""
+    """The result of a call: the kernel writes to `block`, and `finish` returns what the user gets."""
 
     __slots__ = ("block", "out", "problem", "result", "shape")
 
@@ -416,7 +416,7 @@ class Output:
             raise ValueError(f"{prefix} is read-only")
 
     def _safe(self, target: Array) -> bool:
-        """Whether no input is overwritten before it is read: it lies elsewhere, or exactly here."""
+        """Whether no input is overwritten before it is read: each lies elsewhere, or exactly at `target`."""
         for source in (self.problem.x.transpose(self.problem.order), *self.problem.inputs):
             if np.may_share_memory(source, target) and not (
                 source.shape == target.shape
@@ -427,7 +427,7 @@ class Output:
         return True
 
     def keep(self, operand: Array) -> bool | None:
-        """Whether a kernel may keep terms where the result will be: True, or None if it lies over an operand."""
+        """Whether a kernel may store terms in the result: True, or None if it shares memory with an operand."""
         return None if np.may_share_memory(self.block, operand) else True
 
     def finish(self) -> Any:

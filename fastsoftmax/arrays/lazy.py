@@ -1,6 +1,6 @@
-"""Who takes over where an argument is an array of another library: back ends register themselves here.
+"""Which back end computes a call with arrays of another library; back ends register themselves here.
 
-A library is asked for in `sys.modules` only: those who have its arrays have imported it.
+A library is looked up in `sys.modules` only: whoever has one of its arrays has imported it.
 """
 
 import sys
@@ -13,15 +13,15 @@ _loaders: dict[str, Callable[[], Call]] = {}
 
 
 def register(module: str, load: Callable[[], Call]) -> None:
-    """Let what `load` returns take over the calls with arrays of the class ``Array`` of this module.
+    """Register a back end for calls with arrays of the class ``Array`` of this module.
 
-    It is called as ``call(public name, *operands, axis=axis, out=out, **options)``.
+    `load` returns a function that is called as ``call(name, *operands, axis=axis, out=out, **options)``.
     """
     _loaders[module] = load
 
 
 def backend_for(*values: Any) -> Call | None:
-    """What takes over a call with these arguments; None if they are for this library's own code."""
+    """The back end for a call with these arguments; None if the in-memory functions compute it."""
     for name, load in _loaders.items():
         module = sys.modules.get(name)
         if module is not None:

@@ -1,16 +1,16 @@
-r"""Rows whose classes lie in several pieces, each in its own array, task or machine. NumPy and kernels only.
+r"""Softmax of rows whose classes are in several pieces: arrays, tasks or machines. Uses NumPy and kernels only.
 
-Every piece is summed up (`summarize`), the summaries of a row are merged, in any order and grouping (`merge`), and
-from the merged one every piece finishes its own entries (`softmax`, `log_softmax`) and anybody what the row has
-only one of (`logsumexp`, `remainder`).
+Each piece gets a summary (`summarize`), and the summaries of a row are merged, in any order and grouping
+(`merge`). The results for each piece (`softmax`, `log_softmax`) and for the row (`logsumexp`, `remainder`) follow
+from the merged summary.
 
-A summary is the pair (max, sum) of the online softmax in a form that loses nothing. The greatest entries are only
-counted. The terms of all others are a sum in two numbers, in units of exp(c) 2**N, where c is a multiple of `STEP`
-and N a whole number (`kernels.elementary.reference`). So two summaries with the same c differ by a power of two;
-where their c are neighbours, by exp(-STEP) as well, which is known to twice the working precision; and where they
-lie further apart, one is nothing beside the other. A merge therefore errs by some u**2, however often it happens,
-and the results keep the bounds that they have for a row in one piece. With a temperature c is any number, and the
-factor is computed: it errs by u at most, once for each merge of pieces whose c differ.
+A summary is the pair (max, sum) of the online softmax, stored more exactly. The greatest entries are only counted.
+The sum of all other terms is two numbers, in units of exp(c) 2**N, where c is a multiple of `STEP` and N a whole
+number (`kernels.elementary.reference`). The units of two summaries with the same c differ by a power of two. If
+their c are neighbours, they differ by exp(-STEP) as well, which is known to twice the working precision; if the c
+lie further apart, one sum is negligible. So the error of a merge is some u**2, however many merges there are, and
+the results have the same bounds as for a row in one piece. With a temperature c is any number, and the factor is
+computed with an error of at most u, once for each merge of pieces whose c differ.
 
 References
 ----------
@@ -28,19 +28,19 @@ from fastsoftmax.arrays.threads import run
 Beta = tuple[Any, ...] | None
 
 LONG_ROW = 1 << 20
-"""Rows of more classes in one array are cut too, so that several threads can take part: at fixed places."""
+"""Longer rows of one array are cut too, at fixed places, so that several threads can share them."""
 PIECE = 1 << 16
 
 FIELDS = ("m", "shift", "bias", "top", "top_low", "ties", "rest", "rest_low")
-# By dtype: the distance of references (kernels.elementary), exp of minus that as (high + low) * 2**exponent, and
-# what splits a number into halves whose products are exact.
+# By dtype: the distance of references (kernels.elementary), exp(-distance) as (high + low) * 2**exponent, and the
+# factor that splits a number into halves whose products are exact.
 _STEPS: dict[str, tuple[float, float, float, int, float]] = {
     "f": (512.0, 0.6329392790794373, 2.5509768519782483e-08, -738, 2.0**12 + 1),
     "d": (2048.0, 0.6419604215159698, -3.568337570005182e-17, -2954, 2.0**27 + 1),
 }
 
 
-# ln 2 in two parts, of which the first times a whole number below 2**20 is exact.
+# ln 2 in two parts; the product of the first and a whole number below 2**20 is exact.
 LOG2_E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.6931471803691238, 1.9082149292705877e-10
 
 
@@ -85,7 +85,7 @@ def two_product(a: Array, b: Any, splitter: float) -> tuple[Array, Array]:
 
 
 def pair_sum(high: Array, low: Array) -> tuple[Array, Array]:
-    """The sum along the last axis as a pair, to some u**2 of the sum of the absolute values."""
+    """The sum along the last axis as a pair, with an error of some u**2 times the sum of the absolute values."""
     while high.shape[-1] > 1:
         half = high.shape[-1] // 2
         total, error = two_sum(high[..., :half], high[..., half : 2 * half])
@@ -102,7 +102,7 @@ def pair_sum(high: Array, low: Array) -> tuple[Array, Array]:
 
 
 def _whole(part: Array, splitter: float) -> tuple[Array, Array]:
-    """The sum of all terms of each piece, the greatest too, as a pair."""
+    """The sum of all terms of each piece, including the greatest, as a pair."""
     product, error = two_product(part["ties"], part["top"], splitter)
     high, rest = two_sum(part["rest"], product)
     return high, rest + (part["rest_low"] + (part["ties"] * part["top_low"] + error))
@@ -131,7 +131,7 @@ def merge(parts: Array, beta: Beta = None) -> Array:
     with np.errstate(all="ignore"):
         greatest = parts["m"] == lead["m"]
         high, low = _whole(parts, splitter)
-        empty = parts["m"] == -np.inf  # nothing but -inf: no term, unless there is a NaN, which is in rest
+        empty = parts["m"] == -np.inf  # only -inf: no terms, except NaN, which is in rest
         high = np.where(empty, parts["rest"], high)
         low = np.where(empty, parts["rest_low"], low)
         powers = np.where(np.isfinite(parts["bias"]), lead["bias"] - parts["bias"], 0)
@@ -178,7 +178,7 @@ def softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
 
 
 def log_softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
-    """Their logarithms."""
+    """Log-probabilities of one piece (rows, classes), from the merged summary of each row."""
     return _finished("log_softmax", matrix, summaries, beta)
 
 
@@ -215,9 +215,9 @@ def _summary(row: Array, beta: Beta) -> Array:
 
 
 def _over_pieces(kernel: Any, arrays: list[Array], given: Array, *options: Any, results: int = 0) -> Array:
-    """A kernel over the pieces of rows of the same length, with the numbers of the whole row for each of them.
+    """Run a kernel over the pieces of rows of the same length; `given` has the numbers of the whole row for each.
 
-    So many `results` of each piece are returned, (results, pieces), if the kernel has any.
+    Returns so many `results` for each piece, with shape (results, pieces), if the kernel has any.
     """
     found = []
     for parts in zip(*map(_cut, arrays), strict=True):
@@ -233,7 +233,7 @@ def _over_pieces(kernel: Any, arrays: list[Array], given: Array, *options: Any, 
 
 
 def is_long(problem: Problem) -> bool:
-    """Whether its rows are cut; for the functions below."""
+    """Whether its rows are cut, by the functions below."""
     return problem.inner == 1 and problem.classes > LONG_ROW
 
 
@@ -249,7 +249,7 @@ def long_cross_entropy(
 ) -> None:
     """`kernels.losses.cross_entropy` of the rows of a block (rows, classes, 1); y may be x itself, or None."""
     for i, row in enumerate(x[..., 0]):
-        place = min(max(int(labels[i]), 0), row.size - 1)  # checked, but somebody may write to them meanwhile
+        place = min(max(int(labels[i]), 0), row.size - 1)  # checked, but another thread may have changed them
         weight = np.full((1, 1), 1 if weights is None else weights[i], row.dtype)
         given = np.concatenate([_given(_summary(row, None)), weight])
         problem, target = _block(row[place : place + 1].reshape(1, 1))

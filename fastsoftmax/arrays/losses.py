@@ -1,8 +1,8 @@
-"""The drivers of the losses: a public name and its arguments in, the result of that function out.
+"""The drivers of the losses: they take a public function's name and arguments, and return its result.
 
-What the functions of a family have in common is written here once; which kernel is theirs, what targets they take
-and what they return is said by `fastsoftmax._spec`. `loss_rows` and `curvature_rows` serve files and Dask as well,
-whose calls see some of the rows of a mean and are given what it divides by.
+This file has the code that the functions of a family share; `fastsoftmax._spec` says which kernel they have, which
+targets they take and what they return. Files and Dask use `loss_rows` and `curvature_rows`, too: each of their
+calls gets some of the rows of a mean, and its divisor.
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions, RowTargets
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import Divisor, inverse_of
 
-# Small calls with the default options are made of overhead: what is left of it here are the checks.
+# For small calls with the default options, overhead costs more than the computation: only checks are left.
 _SMALL: dict[tuple[np.dtype[Any], bool], Any] = {}
 _INDEX: np.dtype[Any] = np.dtype(np.int64)
 
@@ -37,7 +37,7 @@ def small_cross_entropy(
     out: Any,
     gradient: bool,
 ) -> tuple[Any, Any] | None:
-    """The mean loss of a small matrix and its gradient, or None: nothing that needs to be converted or refused."""
+    """The mean loss of a small matrix and its gradient; None for options, and for arrays to convert or refuse."""
     if not (
         axis is LAST
         and reduction is MEAN
@@ -73,7 +73,7 @@ def small_cross_entropy(
 
 
 class RowLosses(NamedTuple):
-    """The losses of some rows, as `options.row_losses` has them, and their gradient if it is asked for."""
+    """The losses of some rows, as `options.row_losses` returns them, and their gradient if it was requested."""
 
     problem: Problem
     rows: Any
@@ -83,7 +83,7 @@ class RowLosses(NamedTuple):
 
 @cache
 def _kernel(name: str) -> Any:
-    """A kernel by the name that `fastsoftmax._spec` has for it."""
+    """A kernel by its name in `fastsoftmax._spec`."""
     return attrgetter(name)(kernels)
 
 
@@ -132,10 +132,10 @@ def loss_rows(
     gradient: bool,
     divisor: Divisor | None = None,
 ) -> RowLosses:
-    """The loss of each row, its gradient, and what a mean divides by.
+    """The loss of each row, its gradient, and the divisor of the mean.
 
-    A `divisor` is given where these rows are only some of those of the mean. Losses that are to be reduced are in
-    the dtype of the computation, and have no power of two of the divisor in them.
+    A `divisor` is passed if the mean has other rows, too. Losses that will be reduced are in the dtype of the
+    computation, and already divided by the power of two of the divisor.
     """
     problem = Problem(function, logits, axis, name="logits")
     given = row_targets(problem, targets, options, divisor)
@@ -151,7 +151,7 @@ def loss_rows(
 
 
 def loss(function: str, logits: Any, targets: Any, axis: int, options: LossOptions, out: Any = None) -> Any:
-    """A public loss, its gradient or both, whichever `function` is."""
+    """The result of the public function of this name: a loss, its gradient, or both."""
     if backend := backend_for(logits, targets, *options):
         return backend(function, logits, targets, axis=axis, out=out, options=options)
     results = FUNCTIONS[function].result

@@ -1,7 +1,7 @@
-"""The options of a loss, and what they come to together with its targets: for arrays, Dask, files and segments.
+"""The options of a loss, and what follows from them and the targets: for arrays, Dask, files and segments.
 
-What a mean divides by, the weights of the rows and the shares of the classes are computed here and nowhere else;
-`weights` holds the arithmetic.
+The divisor of a mean, the weights of the rows and the shares of the classes are computed here and nowhere else;
+`weights` has the arithmetic.
 """
 
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ UNSMOOTHED, MEAN = 0.0, "mean"
 
 
 class LossOptions(NamedTuple):
-    """The options of a loss as the user gave them; a loss that lacks one of them leaves its default."""
+    """The options of a loss as the user passed them; an option that a loss does not have keeps its default."""
 
     class_weight: Any = None
     sample_weight: Any = None
@@ -42,11 +42,11 @@ class LossOptions(NamedTuple):
 
     @property
     def is_mean(self) -> bool:
-        """Whether the loss is a mean; for a reduction that has been checked."""
+        """Whether the loss is a mean. The reduction has to be checked before."""
         return self.reduction == "mean"
 
     def check_reduction(self, function: str) -> None:
-        """ValueError unless it is one of the three."""
+        """ValueError unless the reduction is one of `REDUCTIONS`."""
         if not isinstance(self.reduction, str) or self.reduction not in REDUCTIONS:
             prefix = named(function, "reduction")
             raise ValueError(f"{prefix} must be one of {REDUCTIONS}, got {self.reduction!r}")
@@ -70,7 +70,7 @@ class LossOptions(NamedTuple):
         return int(index)
 
     def scale(self, divisor: Divisor, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-        """What the reduction multiplies the gradients by, as a pair."""
+        """The factor of the gradients that follows from the reduction, as a pair."""
         return inverse_of(divisor.value if self.reduction == "mean" else 1.0, dtype)
 
 
@@ -78,9 +78,9 @@ class LossOptions(NamedTuple):
 
 
 def check_kind(problem: Problem, targets: Any, options: LossOptions) -> bool:
-    """Whether the targets of a loss are distributions; an error if they are not what the loss takes.
+    """Whether the targets of a loss are distributions; an error if the loss does not take such targets.
 
-    `targets` is an array of real numbers, or anything else that has its shape and dtype.
+    `targets` is an array of real numbers, or any object with a shape and a dtype.
     """
     prefix, role = named(problem.function, "targets"), FUNCTIONS[problem.function].operands[1]
     if role == DISTRIBUTIONS:
@@ -109,7 +109,7 @@ def check_kind(problem: Problem, targets: Any, options: LossOptions) -> bool:
 
 
 def _all_below(labels: Array, classes: int) -> bool:
-    """Whether all labels are from 0 to classes - 1; a negative one is a large one to a reader without signs."""
+    """Whether all labels are from 0 to classes - 1; as an unsigned integer, a negative one is large."""
     unsigned = labels.dtype.str.replace("i", "u")
     return int(labels.view(unsigned).max()) < classes
 
@@ -117,7 +117,7 @@ def _all_below(labels: Array, classes: int) -> bool:
 def check_labels(
     function: str, labels: Array, classes: int, ignore_index: Any, origin: tuple[int, ...] = ()
 ) -> Array | None:
-    """Which class indices are ignored, None for none of them; `origin` is where these labels begin among all."""
+    """Which labels are ignored, or None; IndexError for a wrong one. `origin` is where they begin among all."""
     ignored: Array | None = None if ignore_index is None else np.equal(labels, int(ignore_index))
     if labels.size and not _all_below(labels, classes):
         wrong = np.less(labels, 0) | np.greater_equal(labels, classes)
@@ -132,50 +132,50 @@ def check_labels(
 
 
 def smoothed_shares(smoothing: float, classes: int) -> tuple[float, float]:
-    """The share of every class, and what is left of that of the target: base and gain of `RowTargets`.
+    """The share of every class, and the remaining share of the target: base and gain of `RowTargets`.
 
-    Numba can compile it as it stands.
+    Compiled code uses this function, too.
     """
     return smoothing / max(classes, 1), 1.0 - smoothing
 
 
 def counts_rows(function: str, soft: bool) -> bool:
-    """Whether a mean divides by the number of rows, whatever they weigh.
+    """Whether a mean divides by the number of rows, whatever their weights.
 
-    So it does for distributions where class indices could stand; else it divides by the sum of the weights.
+    It does for distributions, if the loss also takes class indices; else it divides by the sum of the weights.
     """
     return soft and FUNCTIONS[function].operands[1] == TARGETS
 
 
 def known_divisor(function: str, soft: bool, options: LossOptions, rows: int) -> Divisor | None:
-    """The divisor of a mean over so many rows, if it is known without a look at weights and labels."""
+    """The divisor of a mean over so many rows; None if it depends on weights or labels."""
     weighted = any(value is not None for value in options[:3])
     return None if weighted and not counts_rows(function, soft) else count_divisor(rows)
 
 
 def spared(rows: Array | None, ignored: Array | None, dtype: np.dtype[Any]) -> Array | None:
-    """The weights of rows with 0 for those that are ignored; None if every row counts once."""
+    """The weights of the rows, 0 for those that are ignored; None if every row has weight 1."""
     if ignored is None or not ignored.any():
         return rows
     return np.where(ignored, 0, 1 if rows is None else rows).astype(dtype)
 
 
 def mean_divisor(counted: Array | None, exponent: int, rows: int) -> Divisor:
-    """What a mean over so many rows divides by: weights times 2**exponent, None if every row counts once."""
+    """The divisor of a mean of so many rows with the weights `counted` * 2**exponent (None: all are 1)."""
     return count_divisor(rows) if counted is None else weight_divisor(counted, exponent, rows)
 
 
 class RowTargets:
-    """What the targets and the options of a loss come to.
+    """What follows from the targets and the options of a loss: shares of classes, weights of rows, divisor.
 
-    The share of class j in row n is ``class_weight_j * (base + gain * y_nj)``, and row n counts
-    ``row_weights_n`` times: see `kernels.losses`. Without smoothing, the class weights of class indices are put
-    into the weights of the rows. `divisor` is what a mean divides by, and its power of two is taken out of the
-    weights. It is given where these rows are only some of those of the mean.
+    The share of class j in row n is ``class_weight_j * (base + gain * y_nj)``, and the loss of row n is multiplied
+    by ``row_weights_n``: see `kernels.losses`. For class indices without smoothing, `row_weights` includes the
+    class weights. The weights are divided by the power of two of `divisor`, the divisor of a mean. It is passed if
+    the mean has other rows, too.
 
-    `counted` is what the mean adds up: weights times 2**`exponent`, or None if every row counts once.
+    The divisor is the sum of `counted` times 2**`exponent`; `counted` is None if every row has weight 1.
 
-    `array` has been checked (`row_targets`), and `ignored` says which of its class indices are left out.
+    `array` has been checked (`row_targets`), and `ignored` says which of its class indices are ignored.
     """
 
     __slots__ = (
@@ -223,23 +223,23 @@ class RowTargets:
             self._put_into_rows(rows)
 
     def _count(self, rows: Array | None) -> tuple[Array | None, int]:
-        """What the rows count: their weights times those of their labels."""
+        """The weights of the rows times those of their labels, and the exponent of a power of two."""
         if self.class_weights is None or not self.problem.classes:
             return rows, 0
         chosen = np.take(self.class_weights, self.array, mode="clip")
         return (chosen, 0) if rows is None else product_of_weights(chosen, rows)
 
     def _put_into_rows(self, rows: Array | None) -> None:
-        """The weights of rows and classes for a kernel, without the power of two in what a mean divides by."""
+        """Set the weights of rows and classes for a kernel, divided by the power of two of the divisor."""
         weights, exponent = self.class_weights, self.exponent
         down = self.divisor.exponent
         if self.base == 0:
             counted = self.counted
-            if counted is None and exponent != down:  # only other rows of the mean are ignored
+            if counted is None and exponent != down:  # rows are ignored only in other parts of the mean
                 counted = np.ones(self.problem.row_shape, self.problem.dtype)
             self.row_weights = None if counted is None else scaled(counted, exponent - down)
             if weights is not None and self.mean and np.isnan(self.divisor.value):
-                # 0/0, as in PyTorch, for a row whose class weighs 0; but nothing for one that is left out.
+                # 0/0, as in PyTorch, for a row whose class has weight 0; but 0 for a row that is ignored.
                 out = False if rows is None else rows == 0
                 nothing, nowhere = self.problem.dtype.type(0), self.problem.dtype.type(np.nan)
                 self.row_weights = np.where(np.broadcast_to(out, self.problem.row_shape), nothing, nowhere)
@@ -254,7 +254,7 @@ class RowTargets:
 
     @property
     def plain(self) -> bool:
-        """Whether every row has one class, and nothing but that counts."""
+        """Whether the targets are class indices, without label smoothing."""
         return not self.soft and self.base == 0
 
     def kernel_rows(self, array: Array | None) -> Array | None:
@@ -262,7 +262,7 @@ class RowTargets:
         return None if array is None else self.problem.per_row(array, self.problem.dtype)
 
     def totals(self) -> Array | None:
-        """The sum of the shares of each row times its weight, which is what the Hessian is multiplied by."""
+        """The sum of the shares of each row times its weight: the factor of the Hessian."""
         problem = self.problem
         if self.plain:
             return self.row_weights
@@ -284,7 +284,7 @@ class RowTargets:
         return shares if self.row_weights is None else shares * self.row_weights
 
     def factors(self) -> Array | None:
-        """What the softmax Jacobian of each row has to be multiplied by, in the order of the block; None for 1."""
+        """The factor of the softmax Jacobian of each row, in the order of the block; None if it is 1."""
         problem = self.problem
         divided = self.mean and problem.rows
         if self.plain and self.row_weights is None:
@@ -302,7 +302,7 @@ class RowTargets:
 def row_targets(
     problem: Problem, targets: Any, options: LossOptions, divisor: Divisor | None = None
 ) -> RowTargets:
-    """The targets of a loss and its options, once they have been checked."""
+    """The targets and the options of a loss as `RowTargets`, after all checks."""
     options.check_reduction(problem.function)
     array, ignored = real_array(problem.function, "targets", targets), None
     if not check_kind(problem, array, options):
@@ -323,9 +323,9 @@ def weight_array(problem: Problem, name: str, value: Any, shape: tuple[int, ...]
 def part_of_divisor(
     function: str, labels: Array | None, classes: int, dtype: np.dtype[Any], options: LossOptions
 ) -> Array:
-    """What some rows add to the divisor of a mean, as a `weights.SUM`; rows with distributions have weights."""
+    """The part of some rows in the divisor of a mean, as a `weights.SUM`; rows with distributions have weights."""
     shape = (options.sample_weight if labels is None else labels).shape
-    logits = np.broadcast_to(np.zeros((), dtype), (*shape, classes))  # of which only the shape is needed
+    logits = np.broadcast_to(np.zeros((), dtype), (*shape, classes))  # only their shape is used
     problem = Problem(function, logits, -1, name="logits")
     given = row_targets(problem, logits if labels is None else labels, options._replace(reduction="sum"))
     return part_of_weight(np.ones(shape) if given.counted is None else given.counted, given.exponent)
@@ -335,12 +335,12 @@ def part_of_divisor(
 
 
 def row_losses(rows: Output, options: LossOptions) -> Any:
-    """The losses of the rows: in the dtype of the result if they are wanted, else in that of the computation."""
+    """The losses of the rows: in the dtype of the result if they are returned, else in that of the computation."""
     return rows.finish() if options.reduction == "none" else rows.result
 
 
 def reduced(rows: Any, options: LossOptions, divisor: Divisor, dtype: np.dtype[Any]) -> Any:
-    """The loss as the user wants it, from an array with one number for each row."""
+    """The loss after the reduction, from an array with one number for each row."""
     if options.reduction == "none":
         return rows
     return quotient(total(rows), divisor if options.is_mean else None, dtype)

@@ -1,13 +1,13 @@
-"""How many threads, and blocks of rows for them.
+"""How many threads a call uses, and how its rows are divided among them.
 
-Kernels are serial and release the GIL. `run` cuts their rows into blocks; the calling thread and helpers, threads
-that wait for work, take one after the other until none is left. This survives everything in which Numba's own
-parallel loops die or stall: a fork, several Python threads at once, a host that runs OpenMP, a system that grants
-no thread (then the caller does it all), a busy machine (where GNU OpenMP spins for milliseconds), Ctrl-C (blocks
-take a millisecond). Work is handed over through one queue, which costs 4 us; waking an idle thread is up to the
-system. The helpers end before a fork, so that the host still forks as the process with one thread that it was.
+Kernels are serial and release the GIL. `run` cuts their rows into blocks. The calling thread and helpers (threads
+that wait for work) take blocks until none is left. This works also where Numba's own parallel loops crash or
+stall: after a fork, with several Python threads at once, beside OpenMP, if the system starts no thread (the caller
+does all work then), on a busy machine (where GNU OpenMP spins for milliseconds), and with Ctrl-C (a block takes a
+millisecond). Work is handed over through one queue, which costs 4 us, besides what the system needs to wake a
+thread. The helpers end before a fork, so that a process with one thread also forks with one thread.
 
-No row depends on another, and no kernel on how its rows were cut: results have the same bits for every number
+Rows do not depend on each other, and results do not depend on the blocks: they have the same bits for any number
 of threads.
 """
 
@@ -27,19 +27,19 @@ PARALLEL_WORK = 1 << 17
 """Less work than this (in units of one element of a softmax, about 1 ns) is done by the caller alone."""
 
 BLOCK_WORK = 1 << 18
-"""How much work a thread takes at a time: enough to hide the cost of taking, little enough to stop soon."""
+"""The work of a block: enough to hide the cost of taking it, and so little that a call can stop soon."""
 
 ROW_MULTIPLE = 64
-"""Blocks are whole multiples of so many rows, so that vectors of rows are full and cache lines not shared."""
+"""Blocks have a multiple of so many rows, so that vectors of rows are full and threads share no cache line."""
 
 RETIREMENT = 0.05
-"""How many seconds a fork waits for helpers to end; one that is busy is not waited for any longer."""
+"""How many seconds a fork waits for helpers to end; it goes on even if one is still busy then."""
 
 UNLIMITED = 1 << 20
 CGROUPS = "/sys/fs/cgroup"
 
 _Limit = tuple[int | None, tuple[tuple["_Block", int | None], ...]]
-"""The limit in force, and the blocks of `threads` around, each with the limit outside of it."""
+"""The current limit, and the `threads` blocks that are open, each with the limit outside of it."""
 
 _limit: ContextVar[_Limit] = ContextVar("fastsoftmax_threads", default=(None, ()))
 
@@ -50,7 +50,7 @@ def _read(path: str) -> str:
 
 
 def _granted(place: str) -> float:
-    """CPUs granted by one cgroup, of version 2 or 1; a large number if it says nothing."""
+    """CPUs granted by one cgroup, of version 2 or 1; a large number if it sets no limit."""
     try:
         quota, period = _read(f"{place}/cpu.max").split()
     except (OSError, ValueError):
@@ -67,7 +67,7 @@ def _granted(place: str) -> float:
 
 @lru_cache(maxsize=1)
 def _quota() -> int:
-    """CPUs granted by the cgroups of this process, rounded up: the least of its own and of those around it."""
+    """CPUs granted by the cgroups of this process, rounded up: the smallest of its own and of those above it."""
     places = {CGROUPS, f"{CGROUPS}/cpu"}
     try:
         lines = _read("/proc/self/cgroup").splitlines()
@@ -108,7 +108,7 @@ def max_threads() -> int:
 
 
 class _Block(ContextDecorator):
-    """What `threads` returns: it holds no state of its own, so that one object serves any number of blocks."""
+    """What `threads` returns. It has no state, so that one object can be entered any number of times."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -117,7 +117,7 @@ class _Block(ContextDecorator):
         return f"threads({self._n})"
 
     def _inside(self, around: int | None) -> int:
-        """The limit in this block, given the one around it."""
+        """The limit in this block, from the limit around it."""
         return self._n if around is None else min(self._n, around)
 
     def __enter__(self) -> None:
@@ -127,8 +127,8 @@ class _Block(ContextDecorator):
     def __exit__(self, *error: object) -> None:
         """Leave the innermost block of this object.
 
-        Blocks in suspended generators may end in any order: those that go on hold without this one. Where the
-        context is one in which the block was not entered, as when a generator is closed elsewhere, nothing holds.
+        Blocks in suspended generators may end in any order: the limits of the other blocks are computed again. If
+        this context did not enter the block (for example a generator that is closed elsewhere), nothing changes.
         """
         _, blocks = _limit.get()
         places = [place for place, (block, _) in enumerate(blocks) if block is self]
@@ -145,10 +145,10 @@ class _Block(ContextDecorator):
 def threads(n: int) -> _Block:
     """Use at most `n` threads inside the ``with`` block.
 
-    Holds for calls from this thread (and this asyncio task) only; blocks nest, and none allows more than the
-    machine or the block around it. ``threads(1)`` makes every call serial. Results do not depend on it. The object
-    can be kept and entered again, also inside itself and in several threads and tasks at once, and it decorates
-    functions.
+    The limit holds for calls from this thread (and this asyncio task) only. Blocks can be nested; none allows more
+    threads than the machine or the block around it. ``threads(1)`` makes every call serial. Results do not depend
+    on the limit. The object can be entered again, also inside itself and in several threads and tasks at once, and
+    it can decorate functions.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def threads(n: int) -> _Block:
     ValueError
         If `n` is less than 1.
     TypeError
-        If `n` is no integer.
+        If `n` is not an integer.
 
     Examples
     --------
@@ -184,10 +184,10 @@ def threads(n: int) -> _Block:
 
 
 class _Crew:
-    """All who work on one call: the caller, and the helpers that come in time.
+    """The threads that work on one call: the caller, and the helpers that start in time.
 
-    A helper may come late, when all is done. So it is counted when it begins, and from `dismiss` on nobody begins.
-    The locks are bare, because only these are taken and released without a gap for Ctrl-C to fall into.
+    A helper may start after all work is done. So it is counted when it starts, and none starts after `dismiss`.
+    Plain locks are used, because Ctrl-C cannot interrupt their methods halfway.
     """
 
     __slots__ = ("_dismissed", "_last", "_lock", "_pid", "_take", "_working", "blocks", "error")
@@ -203,7 +203,7 @@ class _Crew:
         self._pid = os.getpid()
 
     def help(self) -> None:
-        """Work until nothing is left: what a helper does."""
+        """Take blocks until none is left. Helpers call this."""
         with self._lock:
             take = self._take
             if take is None:
@@ -223,12 +223,12 @@ class _Crew:
                     self._last.release()
 
     def cancel(self) -> None:
-        """Leave nothing to take: whoever works stops after the block at hand."""
+        """Remove all remaining blocks, so that every thread stops after its current one."""
         for _ in self.blocks:
             pass
 
     def dismiss(self) -> None:
-        """Return when nobody works any more, also on Ctrl-C, which is raised then."""
+        """Wait until no helper works, also after Ctrl-C, which is raised at the end."""
         interrupted: KeyboardInterrupt | None = None
         while True:
             try:
@@ -245,7 +245,7 @@ class _Crew:
 
 
 class _Helpers:
-    """Threads that wait for crews to help. Idle ones cost nothing, and none keeps the interpreter from ending."""
+    """Threads that wait for a crew to help. Idle ones cost nothing, and none keeps the interpreter running."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[_Crew | None] = SimpleQueue()
@@ -258,7 +258,7 @@ class _Helpers:
             crew.help()
 
     def ask(self, crew: _Crew, count: int) -> None:
-        """Ask `count` helpers, or as many of them as the system grants threads."""
+        """Ask `count` helpers, or fewer if the system starts no more threads."""
         if len(self._threads) < count:
             with self._lock:
                 try:
@@ -272,8 +272,8 @@ class _Helpers:
             self._queue.put(crew)
 
     def retire(self) -> None:
-        """End the threads when they have done what they were asked, but do not wait long for that."""
-        if not self._lock.acquire(timeout=RETIREMENT):  # by a signal handler that forks, in the middle of `ask`
+        """End the threads after the work that they were asked to do, but do not wait long for that."""
+        if not self._lock.acquire(timeout=RETIREMENT):  # a signal handler forks in the middle of `ask`
             return
         self._retired = True
         threads, self._threads = self._threads, []
@@ -289,10 +289,10 @@ _known_to_threadpoolctl = False
 
 
 def _introduce() -> None:
-    """Make ``threadpoolctl.threadpool_limits`` hold for calls from its thread, as `threads` does.
+    """Make ``threadpoolctl.threadpool_limits`` limit the calls from its thread, as `threads` does.
 
-    That library controls shared libraries, which it finds by their names among those that are loaded. This one has
-    none of its own, so the controller goes by the one of NumPy that is always there.
+    threadpoolctl controls shared libraries, which it finds by their names among those that are loaded. fastsoftmax
+    has none, so its controller is registered for one of NumPy's, which is always loaded.
     """
     global _known_to_threadpoolctl
     library = sys.modules.get("threadpoolctl")
@@ -314,7 +314,7 @@ def _introduce() -> None:
     }
     try:
         library.register(type("FastsoftmaxController", (library.LibController,), members))
-    except AttributeError:  # a release before 3.2, which knows its own libraries only
+    except AttributeError:  # a release before 3.2, which can register no others
         pass
 
 
@@ -328,7 +328,7 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Whoever else worked is not here, and may have held the lock."""
+    """The other threads do not exist in the child, and one of them may have held the lock."""
     global _helpers
     _helpers = _Helpers()
 
@@ -338,9 +338,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def run(kernel: Callable[..., None], rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:
-    """Call ``kernel(start, stop, room, *args)`` until all rows are done, on as many threads as the work is worth.
+    """Call ``kernel(start, stop, room, *args)`` until all rows are done, on as many threads as pay off.
 
-    Every thread calls `room` once, for memory of its own to work in.
+    Every thread calls `room` once, for working memory of its own.
     """
     _introduce()
     count = 1 if work < PARALLEL_WORK else min(max_threads(), rows, work // (PARALLEL_WORK // 2))
@@ -357,8 +357,8 @@ def run(kernel: Callable[..., None], rows: int, work: int, room: Callable[[], An
         for start in blocks:
             kernel(start, min(start + step, rows), memory, *args)
 
-    # No rows: compiles the kernel, if need be, before helpers call it. They would wait for the compiler's lock,
-    # which the caller may have taken long before (a host that computes a constant while Numba compiles for it).
+    # A call without rows compiles the kernel, if need be, before helpers call it. They would wait for the
+    # compiler's lock, which the caller may hold (if Numba is compiling a function and computes a constant of it).
     memory = room()
     kernel(0, 0, memory, *args)
     crew = _Crew(lambda: take(room()), blocks)
@@ -374,4 +374,4 @@ def run(kernel: Callable[..., None], rows: int, work: int, room: Callable[[], An
         try:
             raise crew.error
         finally:
-            crew.error = None  # else they would keep each other, and the arrays, until the next garbage collection
+            crew.error = None  # else a reference cycle keeps the arrays until the next garbage collection

@@ -1,4 +1,4 @@
-"""The arithmetic of weighted losses: sums, weights of any size, and what a mean divides by."""
+"""The arithmetic of weighted losses: sums, weights of any size, and the divisors of means."""
 
 import math
 from functools import lru_cache
@@ -10,13 +10,13 @@ from fastsoftmax import kernels
 from fastsoftmax.arrays.blocks import Array, inverse_pair
 
 ROOM = 64
-"""Weights whose sum overflows are added up 2**ROOM times smaller: enough for as many rows as memory can hold."""
+"""Weights whose sum overflows are first divided by 2**ROOM: enough for all rows that fit into memory."""
 
 
 # --- sums ---------------------------------------------------------------------------------------------------
 
 SUM = np.dtype([("high", np.float64), ("low", np.float64), ("exponent", np.int64)])
-"""The sum over some of the rows, (high + low) * 2**exponent: sums of parts are rounded once, as one of all is."""
+"""The sum over some of the rows, (high + low) * 2**exponent: a sum of such parts is rounded only once."""
 
 
 def total(values: Any) -> float:
@@ -27,7 +27,7 @@ def total(values: Any) -> float:
 
 
 def part_of_sum(values: Any, exponent: int = 0) -> Array:
-    """The sum of the values of some rows, which are to be multiplied by 2**exponent, as a `SUM`."""
+    """The sum of the values of some rows, times 2**exponent, as a `SUM`."""
     high = total(values)
     low = total(np.append(np.ravel(values), -high)) if math.isfinite(high) else 0.0
     return np.array((high, low, exponent), SUM)
@@ -50,11 +50,11 @@ _NORMAL = {"f": 126, "d": 1022}
 
 
 class Divisor(NamedTuple):
-    """What a mean divides by: ``value * 2**exponent``.
+    """The divisor of a mean: ``value * 2**exponent``.
 
-    Weights cancel in a mean. They are multiplied by 2**-exponent, after which they are about 1 on average, and
-    `value` is what is left to divide by. So a mean does not depend on the size of its weights: neither the inverse
-    of their sum nor their products with small losses leave the range of the dtype.
+    A common factor of the weights cancels in a mean. So they are first multiplied by 2**-exponent, which makes
+    them about 1 on average, and the sum is divided by `value`. Then, whatever the size of the weights, neither the
+    inverse of their sum nor their products with small losses leave the range of the dtype.
     """
 
     value: float
@@ -64,8 +64,8 @@ class Divisor(NamedTuple):
 def normal_divisor(whole: float, exponent: int, rows: float) -> tuple[float, int]:
     """The `Divisor` of so many rows whose weights add up to ``whole * 2**exponent``; nan for 0.
 
-    A mean over rows that weigh nothing is nan, and so is PyTorch's. Weights that are about 1 already stay as they
-    are, which saves their multiplication. This is compiled, too.
+    A mean over rows that all have weight 0 is nan, as in PyTorch. Weights of about 1 are not scaled, which saves a
+    multiplication. Compiled code uses this function, too.
     """
     if whole == 0.0:
         return math.nan, 0
@@ -80,12 +80,12 @@ def normal_divisor(whole: float, exponent: int, rows: float) -> tuple[float, int
 
 
 def count_divisor(rows: int) -> Divisor:
-    """The divisor of a mean over rows that all count once."""
+    """The divisor of a mean over rows of weight 1."""
     return Divisor(float(rows) if rows else math.nan)
 
 
 def weight_divisor(weights: Array, exponent: int, rows: int) -> Divisor:
-    """The divisor of a mean over rows with these weights, times 2**exponent."""
+    """The divisor of a mean over rows whose weights are these times 2**exponent."""
     whole = total(weights)
     if math.isinf(whole) and np.isfinite(weights).all():
         whole, exponent = total(scaled(weights, -ROOM)), exponent + ROOM
@@ -101,13 +101,13 @@ def part_of_weight(weights: Array, exponent: int = 0) -> Array:
 
 
 def joined_loss(parts: Array, divisor: Divisor | None, dtype: np.dtype[Any]) -> Any:
-    """The sum of losses, or their mean if there is a divisor, from the parts that `part_of_sum` gives."""
+    """The sum of losses, or their mean if there is a divisor, from the results of `part_of_sum`."""
     whole = joined(parts)
     return quotient(float(whole["high"] + whole["low"]), divisor, dtype)
 
 
 def joined_divisor(parts: Array, rows: int) -> Divisor:
-    """The divisor of a mean over so many rows, from the parts that `part_of_weight` gives."""
+    """The divisor of a mean over so many rows, from the results of `part_of_weight`."""
     whole = joined(parts)
     if np.isinf(whole["high"]) and np.isfinite(parts["high"]).all():
         smaller = parts.copy()
@@ -118,13 +118,13 @@ def joined_divisor(parts: Array, rows: int) -> Divisor:
 
 
 def _filled(array: Array, before: Array) -> Array:
-    """`array` with the smallest number where a nonzero weight has become 0: its row counts all the same."""
+    """`array` with the smallest positive number where a nonzero weight became 0: its row still counts."""
     lost = (array == 0) & (before != 0)
     return np.where(lost, np.nextafter(array.dtype.type(0), array.dtype.type(1)), array) if lost.any() else array
 
 
 def scaled(weights: Array, exponent: int) -> Array:
-    """weights * 2**exponent, in their dtype; nothing but 0 becomes 0."""
+    """weights * 2**exponent, in their dtype; only 0 becomes 0."""
     if exponent == 0:
         return weights
     with np.errstate(all="ignore"):
@@ -136,7 +136,7 @@ def scaled(weights: Array, exponent: int) -> Array:
 
 
 def product_of_weights(a: Array, b: Array) -> tuple[Array, int]:
-    """a * b as numbers and the exponent of a power of two, by which neither overflows; 0 where b is 0."""
+    """a * b as numbers and the exponent of a power of two, so that nothing overflows; 0 where b is 0."""
     most, least = _limits(a.dtype)
     with np.errstate(all="ignore"):
         product = a * b
@@ -159,13 +159,13 @@ def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
 
 
 def exponent_of(weights: Array) -> int:
-    """The exponent of the largest weight; 0 if that is 0 or no number."""
+    """The exponent of the largest weight; 0 if that is 0, infinite or NaN."""
     largest = float(np.abs(weights).max(initial=0))
     return math.frexp(largest)[1] if math.isfinite(largest) else 0
 
 
 def normalized(weights: Array) -> tuple[Array, int]:
-    """Weights times a power of two by which the largest is about 1, and its exponent with the sign turned."""
+    """Weights divided by a power of two, so that the largest is about 1, and the exponent of this power."""
     exponent = exponent_of(weights)
     return scaled(weights, -exponent), exponent
 
@@ -183,7 +183,7 @@ def converted(weights: Array, dtype: np.dtype[Any]) -> Array:
 
 @lru_cache(maxsize=64)
 def inverse_of(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """1/divisor as a pair; nan for 0 and for what is no number."""
+    """1/divisor as a pair; nan if the divisor is 0, infinite or NaN."""
     if divisor == 0 or not math.isfinite(divisor):
         return dtype.type(np.nan), dtype.type(0)
     return inverse_pair(divisor, dtype)

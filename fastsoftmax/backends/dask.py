@@ -1,17 +1,17 @@
 """The public functions for Dask arrays: lazy, chunk by chunk, with the results of the same arrays in memory.
 
-`call` takes over when one of the arguments is a Dask array. What a call with arrays in memory would refuse by
-shape, dtype or option is refused at once; nothing is computed until somebody asks for it. There are two ways:
+`call` is used if one of the arguments is a Dask array. Wrong shapes, dtypes and options are refused at once, as
+for arrays in memory; nothing is computed until the result is asked for. There are two methods:
 
 whole rows
-    No class axis is cut. Every chunk is a call of the in-memory function: a row gives the same bits.
+    No class axis is cut. Each chunk is a call of the in-memory function: every row has the same bits.
 rows in pieces
-    Otherwise the pieces of each row are summed up, the summaries merged in a tree, and every piece is finished
-    from the merged one (`fastsoftmax.arrays.long_rows`): the bounds of the in-memory function hold, and no task
-    ever holds more than one chunk of each array. Functions that `fastsoftmax._spec` does not list with `pieces`
-    bring the classes of a row into one chunk.
+    Otherwise each piece of a row gets a summary, the summaries are merged in a tree, and the results of a piece
+    follow from the merged one (`fastsoftmax.arrays.long_rows`). The bounds of the in-memory function hold, and no
+    task holds more than one chunk of each array. Functions without `pieces` in `fastsoftmax._spec` first bring the
+    classes of a row into one chunk.
 
-Dask's workers have the processors: inside a task everything is done by the thread that runs it.
+Dask's workers already use all processors, so a task does all its work in one thread.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ from fastsoftmax.arrays.weights import (
 Lazy = Any  # dask.array.Array, for which Dask has no types
 
 SLAB = 1 << 18
-"""Elements of a piece that are done at a time where that takes float64 arrays of its size."""
+"""Elements of a piece that are computed at a time, where this needs float64 arrays of that size."""
 
 _PAIR = np.dtype([("high", np.float64), ("low", np.float64)])
 _DIVISOR = np.dtype([("value", np.float64), ("exponent", np.int64)])
@@ -62,12 +62,12 @@ _PLAN = np.dtype([("factor", np.float64), ("whole", np.float64)])
 
 
 def _stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of this shape and dtype that takes no memory: what checks look at."""
+    """An array of this shape and dtype that takes no memory; it is used for checks."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _array(function: str, name: str, value: Any, chunks: Any = -1) -> Lazy:
-    """Any argument as a Dask array of a dtype that the kernels take; what is none yet is cut into `chunks`."""
+    """An argument as a Dask array of a dtype that the kernels take; an array in memory is cut into `chunks`."""
     if not isinstance(value, da.Array):
         return da.from_array(real_array(function, name, value), chunks=chunks)
     real_array(function, name, np.empty(0, value.dtype))
@@ -79,7 +79,7 @@ def _array(function: str, name: str, value: Any, chunks: Any = -1) -> Lazy:
 
 
 def _like(function: str, name: str, value: Any, shape: tuple[int, ...], chunks: Any) -> Lazy:
-    """An argument of this shape, cut like the others; None stays None."""
+    """An argument of this shape, cut into these chunks; None stays None."""
     if value is None:
         return None
     given = np.shape(value)
@@ -139,7 +139,7 @@ def _blocks(
 ) -> Lazy:
     """``task(*arrays, **options)`` for the chunks of arrays, each followed by its index.
 
-    `grid`: the sizes of the result's chunks along indices where they are others than those of the arrays. `how`
+    `grid` has the sizes of the result's chunks along indices where they differ from those of the arrays. `how`
     calls the task.
     """
     pairs: list[Any] = []
@@ -163,7 +163,7 @@ def _blocks(
 
 
 def _item(results: Any, place: int) -> Any:
-    """One of the results of a task, out of the lists that Dask hands over for a reduced index."""
+    """One of the results of a task, taken out of the lists that Dask makes for a reduced index."""
     while isinstance(results, list):
         (results,) = results
     return results[place]
@@ -185,7 +185,7 @@ def _same(parts: Array, axis: Any, keepdims: bool) -> Array:
 
 
 def _tree(parts: Lazy, combine: Any, axes: tuple[int, ...]) -> Lazy:
-    """One item for each piece combined along the axes, which stay with length 1."""
+    """Combine the items of all pieces along the axes, which are kept with length 1."""
     return da.reduction(
         parts,
         chunk=_same,
@@ -208,7 +208,7 @@ def _matrix(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _restored(matrix: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
-    """The way back of `_matrix`."""
+    """The inverse of `_matrix`."""
     order = [a for a in range(len(shape)) if a not in axes] + list(axes)
     return matrix.reshape([shape[a] for a in order]).transpose(np.argsort(order))
 
@@ -240,7 +240,7 @@ def _masked(x: Array, where: Any, **options: Any) -> Any:
 def _whole_rows(
     function: Function, problem: Problem, *arrays: Lazy, task: Any = _in_memory, grid: Any = None, **options: Any
 ) -> Any:
-    """A function of rows that no chunk cuts; the arrays have the shape of x."""
+    """A function of rows that lie in one chunk each; the arrays have the shape of x."""
     every = tuple(range(len(problem.shape)))
     rows, last = tuple(a for a in every if a not in problem.axes), len(every)
     if options.get("keepdims"):
@@ -270,7 +270,7 @@ def _gathered(
 
 
 def _keywords(temperature: float, from_probs: bool) -> dict[str, Any]:
-    """The options of a derivative; not all of them have the second one."""
+    """The options of a derivative; not all of them have `from_probs`."""
     return {"temperature": temperature, **({"from_probs": True} if from_probs else {})}
 
 
@@ -297,7 +297,7 @@ def _hide(x: Array, where: Array) -> Array:
 
 
 def _hidden(x: Lazy, mask: Lazy) -> Lazy:
-    """x with -inf for what takes no part."""
+    """x with -inf for masked entries."""
     every = tuple(range(x.ndim))
     dtype = x.dtype if x.dtype.kind == "f" else np.float64
     return x if mask is None else _blocks(_hide, every, dtype, x, every, mask, every)
@@ -355,9 +355,9 @@ def _sum(values: Array) -> tuple[Array, Array]:
 
 
 def _certain_piece(probs: Array, vector: Array, axis: int) -> Array:
-    """Of a piece: how many classes have more than half of the probability (1 or 0), v there, the others' share.
+    """For a piece: the number of classes with p > 1/2 (1 or 0), v of that class, and the sum of the other p.
 
-    See `kernels.derivatives` for why v is measured from that of such a class.
+    `kernels.derivatives` explains why v is measured from its value at such a class.
     """
     at = probs > 0.5
     result = np.empty([1 if a == axis else n for a, n in enumerate(probs.shape)], _CERTAIN)
@@ -377,14 +377,14 @@ def _add_certain(parts: Array, axis: Any, keepdims: bool) -> Array:
 
 
 def _certain(probs: Lazy, vector: Lazy, axis: int) -> Lazy:
-    """The certain class of each row, if it has one."""
+    """The certain class of each row, which is the class with p > 1/2, if there is one."""
     every = tuple(range(vector.ndim))
     parts = _blocks(_certain_piece, every, _CERTAIN, probs, every, vector, every, grid={axis: 1}, axis=axis)
     return _tree(parts, _add_certain, (axis,))
 
 
 def _dot(probs: Array, vector: Array, certain: Any, axis: int, plain: bool) -> Array:
-    """sum_j p_j (v_j - c) over a piece, c the v of a certain class; `plain`: sum_j v_j of the other classes."""
+    """sum_j p_j (v_j - c) over a piece, where c is v of the certain class; `plain`: sum_j v_j of the others."""
     values = vector.astype(np.float64)
     with np.errstate(all="ignore"):
         if plain:
@@ -470,14 +470,14 @@ def _check_labels(labels: Array, function: str, classes: int, ignore_index: Any,
 
 
 def _divided(task: Callable[..., Any], *arrays: Any, constant: Divisor | None, **options: Any) -> Any:
-    """A task whose last argument is the divisor of a mean: what a task before it has found out, or a constant."""
+    """A task whose last argument is the divisor of a mean: the result of an earlier task, or a constant."""
     *arguments, found = arrays
     divisor = constant if found is None else Divisor(float(found["value"]), int(found["exponent"]))
     return _alone(task, *arguments, divisor, **options)
 
 
 class _Request(NamedTuple):
-    """What every task of a loss is told: the public name, the dtype of the computation, the other options."""
+    """The arguments of every task of a loss: its public name, the dtype of the computation, the options."""
 
     function: str
     classes: int
@@ -492,9 +492,9 @@ class _Request(NamedTuple):
 class _Loss:
     """The arguments of a loss as Dask arrays, checked, with the classes as the last axis.
 
-    `divisor` is what a mean divides by, a `Divisor` or a Dask array of one; None if there is no mean. `known` is
-    what the options without weights come to. `weights` are those of the classes and of the samples, each followed
-    by its index, as `_blocks` takes them.
+    `divisor` is that of the mean, a `Divisor` or a Dask array of one; None if there is no mean. `known` is the
+    `RowTargets` of the options without weights. `weights` are those of the classes and of the samples, each
+    followed by its index, as `_blocks` takes them.
     """
 
     def __init__(
@@ -506,7 +506,7 @@ class _Loss:
         x = _main(name, "logits", logits, targets)
         problem = _problem(name, x, axis, name="logits")
         (place,) = problem.axes
-        if tangent is not None:  # which may widen the dtype that weights are added up in
+        if tangent is not None:  # a tangent may widen the dtype in which weights are added
             tangent = _array(name, "tangent", tangent)
             problem.operand("tangent", _stand_in(tangent.shape, tangent.dtype))
         in_memory = not isinstance(logits, da.Array) and isinstance(targets, da.Array)
@@ -551,7 +551,7 @@ class _Loss:
         return _uncut(self.x, self.last)
 
     def _without_rows(self, soft: bool) -> RowTargets:
-        """What the options come to, by the in-memory code on targets without rows."""
+        """The `RowTargets` of the options, from targets without rows."""
         function, classes, dtype, options = self.request
         problem = Problem(function, np.empty((0, classes), dtype), -1, name="logits")
         return row_targets(problem, np.zeros((0, classes)) if soft else np.zeros(0, np.intp), options)
@@ -572,11 +572,11 @@ class _Loss:
 
     @property
     def row_dtype(self) -> Any:
-        """The dtype of the losses of the rows: sums of float16 are not made of numbers rounded to it."""
+        """The dtype of the losses of the rows. Losses that are reduced are not rounded to float16 first."""
         return self.problem.result_dtype if self.request.options.reduction == "none" else self.problem.dtype
 
     def finished(self, losses: Lazy, gradient: Lazy) -> Any:
-        """What the user asked for, from one number for each row and the gradient."""
+        """The result of the call, from the loss of each row and the gradient."""
         if self.request.options.reduction != "none" and LOSS in self.function.result:
             grid, dtype = dict.fromkeys(self.rows, 1), self.problem.result_dtype
             parts = _joined(_blocks(_part_of_sum, self.rows, SUM, losses, self.rows, grid=grid))
@@ -585,12 +585,12 @@ class _Loss:
         return results[0] if len(results) == 1 else tuple(results)
 
     def back(self, result: Lazy) -> Lazy:
-        """With the classes where the user has them."""
+        """`result` with the axis of the classes where the user has it."""
         return da.moveaxis(result, -1, self.place)
 
 
 def _counted(labels: Any, class_weight: Any, sample_weight: Any, request: _Request) -> Array:
-    """What the rows of a chunk add to the divisor of a mean, with a length of 1 along every axis."""
+    """The part of a chunk in the divisor of a mean, with a length of 1 along every axis."""
     options = request.weighted(class_weight, sample_weight)
     part = part_of_divisor(request.function, labels, request.classes, request.dtype, options)
     return part.reshape((1,) * (sample_weight if labels is None else labels).ndim)
@@ -605,7 +605,7 @@ def _join(parts: Array, axis: Any, keepdims: bool) -> Array:
 
 
 def _joined(parts: Lazy) -> Lazy:
-    """All parts of a sum over the rows as one."""
+    """The sum of all parts of a sum over the rows."""
     return _tree(parts, _join, tuple(range(parts.ndim))) if parts.ndim else parts
 
 
@@ -650,7 +650,7 @@ def _loss(function: Function, logits: Any, targets: Any, *, axis: int, out: Any,
 def _plan(
     labels: Any, whole: Any, class_weight: Any, sample_weight: Any, divisor: Divisor | None, request: _Request
 ) -> Array:
-    """How often each row counts, and the sum of its shares (`kernels.losses`), which `whole` may be already."""
+    """The weight of each row, and the sum of its shares (`kernels.losses`); `whole` is that sum if it is known."""
     result = np.ones(next(rows.shape for rows in (labels, sample_weight, whole) if rows is not None), _PLAN)
     if labels is None and sample_weight is None:
         result = result[..., 0]
@@ -685,7 +685,7 @@ def _row_sum(loss: _Loss, task: Any, *arrays: Any, **options: Any) -> Lazy:
 
 
 def _normal_weights(class_weight: Array, dtype: Any) -> Array:
-    """The weights of classes as `RowTargets` has them beside the weights of the rows."""
+    """The class weights as in `RowTargets`, where they are not part of the weights of the rows."""
     return normalized(converted(class_weight, dtype))[0]
 
 
@@ -703,7 +703,7 @@ def _share_sum(targets: Array, ids: Array, class_weight: Any, mix: Any) -> Array
 
 
 def _slabs(x: Array) -> list[slice] | None:
-    """Rows that are done at a time, so that temporary float64 arrays stay small; None if x is small itself."""
+    """Rows to compute at a time, so that temporary float64 arrays stay small; None if x is small itself."""
     if x.size <= SLAB or len(x) == 1 or x.ndim == 1:
         return None
     step = max(1, SLAB * len(x) // x.size)
@@ -734,14 +734,14 @@ def _loss_piece(
 
 
 def _loss_rows(total: Array, plan: Array, dtype: Any, unit: float = 1.0) -> Array:
-    """The sums of the rows in this unit, each as often as its row counts."""
+    """The losses of the rows: their sums times `unit` and the weights of the rows."""
     with np.errstate(all="ignore"):
         value = plan["factor"] * (unit * total["high"] + unit * total["low"])[..., 0]
         return np.where(plan["factor"] == 0, 0, value).astype(dtype)
 
 
 def _weight(plan: Array, divisor: Divisor | None) -> Array:
-    """What the derivatives of each row are multiplied by, 0 where it does not count, with an axis of classes."""
+    """The factor of the derivatives of each row, 0 if the row does not count, with an axis of classes."""
     value = 1.0 if divisor is None else divisor.value
     with np.errstate(all="ignore"):
         return np.where(plan["factor"] == 0, 0, plan["factor"] / value)[..., None]
@@ -753,7 +753,7 @@ def _spared(weight: Array, value: Array, dtype: Any) -> Array:
 
 
 def _known(x: Array, summaries: Array, dtype: Any) -> tuple[Array, Array, Array]:
-    """Of a piece: p; where the greatest entry of the row is; 1 - p of that entry."""
+    """For a piece: p, whether an entry is the greatest of its row, and 1 - p of the greatest entry."""
     last = (x.ndim - 1,)
     x = _cast(x, dtype)
     probs = long_rows.softmax(_matrix(x, last), summaries.reshape(-1)).reshape(x.shape)
@@ -772,7 +772,7 @@ def _gradient_piece(
     mix: Any,
     dtypes: Any,
 ) -> Array:
-    """weight (p sum(shares) - share), with 1 - p in place of p where that has the digits."""
+    """weight (p sum(shares) - share), computed from 1 - p where p > 1/2."""
     if (slabs := _slabs(x)) is not None:
         result = np.empty(x.shape, dtypes[1])
         for s in slabs:
@@ -789,19 +789,19 @@ def _gradient_piece(
 
 
 def _difference(probs: Array, targets: Array, certain: Array) -> Array:
-    """d = p - t, as (1 - t) - (1 - p) at a certain class."""
+    """d = p - t, computed as (1 - t) - (1 - p) at the certain class."""
     with np.errstate(all="ignore"):
         return np.where(probs > 0.5, (1.0 - targets) - certain["lacking"], probs.astype(np.float64) - targets)
 
 
 def _centre(certain: Array) -> Array:
-    """The difference at the certain class, from the target there; 0 where there is none."""
+    """d at the certain class; 0 if there is none."""
     with np.errstate(all="ignore"):
         return np.where(certain["found"] > 0, (1.0 - certain["entry"]) - certain["lacking"], 0)
 
 
 def _error_piece(probs: Array, targets: Array, certain: Array, square: bool) -> Array:
-    """sum_j d_j**2 or sum_j p_j (d_j - c) over a piece, c the d of a certain class."""
+    """sum_j d_j**2 or sum_j p_j (d_j - c) over a piece, where c is d of the certain class."""
     last = (probs.ndim - 1,)
     with np.errstate(all="ignore"):
         difference = _difference(probs, targets, certain)
@@ -819,7 +819,7 @@ def _error_gradient(
 
 
 def _weighed_shares(loss: _Loss) -> tuple[tuple[Any, ...], Any, Lazy]:
-    """What `_shares` takes of a cross-entropy, arrays and options, and the plan of the rows."""
+    """The arrays and the options of `_shares` for a cross-entropy, and the plan of the rows."""
     known, problem = loss.known, loss.problem
     mix = float(known.base), float(known.gain), known.soft, known.plain
     class_weight = loss.class_weight

@@ -195,7 +195,7 @@ def _release(mapping: Any) -> None:
 
 
 def _header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, order, dtype and length of the header that a .npy file starts with; ValueError in our words."""
+    """Shape, order, dtype and length of the header of a .npy file; ValueError with a readable message."""
     version = tuple(start[6:8])
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError("its version is none of 1.0, 2.0 and 3.0")

@@ -1,9 +1,9 @@
 """``fastsoftmax run``: a public function over files, larger than memory or not, in blocks of two megabytes.
 
-While one block is computed, the next one is read and the last one written, each into memory that is used again.
-Files are read and written, not mapped, so that the process never holds more than its blocks. Only where a block
-lies in many short stretches of its file (the orders of two files differ) is a mapping used, and its pages are
-given back after every block.
+While one block is computed, the next one is read and the previous one is written; their memory is reused. Files
+are read and written, not mapped, so that the process never holds more than its blocks. Only where a block lies in
+many short stretches of its file (the orders of two files differ) is a mapping used, and its pages are given back
+after every block.
 
 A result is written beside its target, under another name that ends in ``.part``. The results are renamed when all
 of them are complete; until then an existing target stays as it was. The loss is printed before the results are
@@ -123,9 +123,9 @@ def boxes(
     fortran: bool = False,
     chunks: tuple[int, ...] | None = None,
 ) -> tuple[int, ...]:
-    """The extent of boxes of about `limit` bytes that cut the array across its slowest axes, but never `keep`.
+    """The extent of boxes of about `limit` bytes: the array is cut along its slowest axes, but never along `keep`.
 
-    Where the array is stored in chunks, the boxes are made of whole ones.
+    If the array is stored in chunks, the boxes consist of whole chunks.
     """
     sizes = [max(1, n) for n in shape]
     axes = [a for a in range(len(shape)) if a != keep]
@@ -260,7 +260,7 @@ class Job:
 
 
 def _choose(arguments: Any) -> tuple[Command, dict[str, Any]]:
-    """The function, and the options that it takes; RunError for any other that was given."""
+    """The function, and the options that it takes; RunError if another option was passed."""
     function = COMMANDS[arguments.function]
     taken = {*function.operands, *function.options}
     given = {}
@@ -277,7 +277,7 @@ def _choose(arguments: Any) -> tuple[Command, dict[str, Any]]:
 
 
 def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> dict[str, Path]:
-    """Which results go where."""
+    """The path of each result; RunError if it cannot be written there."""
     results: dict[str, Path] = {}
     if function.is_loss and given["reduction"] != "none" and sys.stdout is None:
         raise RunError("the loss is printed, but standard output is closed")
@@ -318,7 +318,7 @@ def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -
 
 
 def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
-    """Everything that can be known from headers and options."""
+    """The job, checked as far as headers and options allow."""
     name = arguments.function.replace("-", "_")
     try:
         x = files.source(arguments.input)
@@ -396,7 +396,7 @@ def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], s
 
 
 class Rooms:
-    """Memory for the blocks that are read ahead, computed and written, which is used again and again."""
+    """Memory for the blocks that are read ahead, computed and written; it is reused."""
 
     def __init__(self, sizes: dict[str, int], ahead: int) -> None:
         count = 2 * ahead + 1
@@ -427,7 +427,7 @@ class Local:
         self.divisor = self._divisor() if "targets" in job.operands else None
 
     def _divisor(self) -> Divisor | None:
-        """What the mean divides by, None for no mean; labels are checked before any logits are read."""
+        """The divisor of the mean, or None. Labels are checked here, before any logits are read."""
         job, name = self.job, self.job.python_name
         classes, dtype = job.problem.classes, job.problem.dtype
         weights = job.operands.get("sample_weight")
@@ -614,7 +614,7 @@ class Distributed:
             self.results = self.client.gather(futures)
         except BaseException as error:
             self.client.cancel(futures, force=True)
-            if isinstance(error, RunError):  # to the worker the run could not begin, but it has begun here
+            if isinstance(error, RunError):  # a worker sets the status of a run that did not begin
                 raise RunError(str(error), BROKEN) from None
             raise
 

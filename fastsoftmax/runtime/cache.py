@@ -1,16 +1,16 @@
-"""Where compiled code lives between processes.
+"""Where compiled code is kept between processes.
 
 Numba's own disk cache trusts the time stamp of one source file, so that an edited building block leaves
 stale machine code behind, and shares an index file without a lock, so that two processes can pair one
 signature with the other's code. This cache keeps one file per function and signature. Its name is a hash of
 everything that decides what the code is: all sources in `kernels`, the versions of Python, NumPy, Numba and
-llvmlite, the processor, and Numba's configuration. Its content carries a checksum, it appears under its name
-complete or not at all, and what somebody else can write to is not used, because the files are pickles. When there
-are too many, those go that have not been used for longest. Whatever goes wrong here means "compile in memory":
-never an exception, never wrong code.
+llvmlite, the processor, and Numba's configuration. Its content has a checksum, and it gets its name when it is
+complete. What another user can write to is not used, because the files are pickles. If there are too many, the
+least recently used ones are removed. If anything fails here, kernels are compiled in memory: there is no exception
+and no wrong code.
 
-Numba calls `KernelCache`, which reads and writes compiled functions, through `numba_private`. Should a release
-change what that uses, every lookup misses and every save is skipped.
+Numba calls `KernelCache`, which reads and writes compiled functions by means of `numba_private`. If a release
+changes what that uses, every lookup misses and every save is skipped.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ HEADER = len(MAGIC) + hashlib.sha256().digest_size
 KERNELS = "fastsoftmax.kernels."
 SUFFIX = ".code"
 UNFINISHED = ".code-part"
-"""What a file is called while it is written; one that is older than `STALE` was left behind by a dead process."""
+"""The suffix of a file while it is written; one older than `STALE` was left by a process that has ended."""
 
 LIMIT = 256 << 20
-"""How many bytes all files may have: a few hundred kernels, of several versions of everything."""
+"""How many bytes all files may have: enough for a few hundred kernels in several versions."""
 
 DAY = 86_400.0
 STALE = 3600.0
@@ -92,7 +92,7 @@ def _files(suffix: str) -> list[tuple[Path, os.stat_result]]:
 
 
 def tidy(newest: Path) -> None:
-    """Keep within `LIMIT`, `newest` in any case, and remove what dead processes have left behind."""
+    """Remove the oldest files beyond `LIMIT`, but not `newest`, and files that ended processes have left."""
     now = time.time()
     for path, status in _files(UNFINISHED):
         if now - status.st_mtime > STALE:
@@ -121,13 +121,13 @@ def is_private(path: Path) -> bool:
 
 
 def checksum(name: str, payload: bytes) -> bytes:
-    """What a file says of itself: a file under another's name is as wrong as a damaged one."""
+    """The checksum in a file. It covers the name, so that a file under another name counts as damaged."""
     return hashlib.sha256(name.encode() + b"\0" + payload).digest()
 
 
 def _read(path: Path) -> bytes | None:
-    """What was saved under this name, or None if that is not what the file holds."""
-    # Not to wait for a writer, should it be a pipe.
+    """What was saved under this name, or None if the file is damaged or not private."""
+    # O_NONBLOCK: if it is a pipe, do not wait for a writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(handle)
@@ -139,13 +139,13 @@ def _read(path: Path) -> bytes | None:
             return None
         if time.time() - status.st_mtime > DAY:
             with suppress(OSError):
-                os.utime(path)  # used today: others go first
+                os.utime(path)  # used today, so others are removed first
     return payload
 
 
 @lru_cache(maxsize=1)
 def stamp() -> bytes:
-    """A hash of everything but function, signature and processor that decides what the machine code is."""
+    """A hash of all that determines the machine code, except function, signature and processor."""
     import llvmlite
     import numba
     import numpy as np
@@ -182,7 +182,7 @@ def _bound(function: Callable[..., Any]) -> list[str] | None:
 
 
 class KernelCache:
-    """The cache of one kernel, in the place of Numba's: ``dispatcher._cache``."""
+    """The cache of one kernel; it replaces Numba's, ``dispatcher._cache``."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"

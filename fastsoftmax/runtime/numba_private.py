@@ -3,8 +3,8 @@
 Public is what the manuals of Numba and llvmlite describe: the names in ``numba``, ``numba.types``,
 ``numba.extending``, ``numba.core.errors`` and ``numba.core.cgutils``; the arguments `context` and `builder` of a
 code generator, as far as they make types, constants, tuples and arrays; ``llvmlite.ir`` and ``llvmlite.binding``.
-All modules may use that. Everything else can change with any release, and stands here: one function for each use,
-whose docstring says what happens instead where Numba has nothing of that name.
+All modules may use that. Everything else can change with any release, and is used only here. There is one function
+for each use; its docstring says what happens if Numba lacks the name.
 
 Numba is imported when a function is called, not before: `runtime.cache` has to work without it.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def known_options(**options: Any) -> dict[str, Any]:
-    """Those of these undocumented options of ``njit`` that Numba knows; else none of them, and code is slower."""
+    """The options that Numba knows among these undocumented ones of ``njit``; without them code is slower."""
     try:
         from numba.core.cpu import CPUTargetOptions
     except ImportError:
@@ -26,9 +26,9 @@ def known_options(**options: Any) -> dict[str, Any]:
 
 
 def machine_code(dispatcher: Any, *arguments: Any) -> Any:
-    """What `dispatcher` calls for arguments of these types; else the dispatcher itself, which is slower.
+    """The compiled function for arguments of these types; else the dispatcher itself, which is slower.
 
-    It takes all arguments for ones of these types, without looking.
+    The compiled function does not check the types of its arguments.
     """
     try:
         from numba import typeof
@@ -39,7 +39,7 @@ def machine_code(dispatcher: Any, *arguments: Any) -> Any:
 
 
 def c_address(dispatcher: Any, signature: Any) -> int:
-    """Where the machine code for one signature lies, as C calls it; it stays there. Else NotImplementedError."""
+    """The address, which does not change, of the C function for one signature; else NotImplementedError."""
     try:
         dispatcher.compile(signature)
         compiled = dispatcher.overloads[tuple(signature.args)]
@@ -49,7 +49,7 @@ def c_address(dispatcher: Any, signature: Any) -> int:
 
 
 def treat_alike(value: Any, function: Any) -> None:
-    """In compiled code, let `value` be what `function` is; else compiled code cannot use `value`."""
+    """Make `value` mean `function` in compiled code; else compiled code cannot use `value`."""
     try:
         from numba.core.registry import cpu_target
         from numba.core.typing.templates import infer_global
@@ -64,7 +64,7 @@ def treat_alike(value: Any, function: Any) -> None:
 
 
 # --- the disk cache -----------------------------------------------------------------------------------------
-# Whatever these raise, `KernelCache` compiles in memory.
+# If one of these raises an exception, `KernelCache` compiles in memory.
 
 
 def keep_in(cache: Any, dispatcher: Any) -> None:
@@ -84,7 +84,7 @@ def compiled_for(result: Any) -> Any:
 
 
 def to_bytes(result: Any) -> bytes | None:
-    """A compiled function, for `from_bytes`; None for one that another process could not use."""
+    """A compiled function as bytes for `from_bytes`; None if another process could not use it."""
     from numba.core.serialize import dumps
 
     if result.lifted or result.library.has_dynamic_globals:
@@ -93,14 +93,14 @@ def to_bytes(result: Any) -> bytes | None:
 
 
 def from_bytes(target_context: Any, payload: bytes) -> Any:
-    """The compiled function of which `to_bytes` made this."""
+    """The compiled function from the bytes that `to_bytes` made."""
     from numba.core.compiler import CompileResult
 
     return CompileResult._rebuild(target_context, *pickle.loads(payload))
 
 
 def refresh(target_context: Any) -> None:
-    """Let a compiled function that is loaded use what was registered since."""
+    """Let a compiled function that is loaded use what has been registered meanwhile."""
     target_context.refresh()
 
 
@@ -108,9 +108,9 @@ def refresh(target_context: Any) -> None:
 
 
 def index_error(context: Any) -> Callable[[Any, str], None] | None:
-    """With ``boundscheck``, what writes the code that raises an IndexError with this message; else None.
+    """With ``boundscheck``, a function that generates code to raise an IndexError with a message; else None.
 
-    Also None if Numba says neither: then nothing is checked.
+    Also None if Numba lacks one of the names: then nothing is checked.
     """
     raises = getattr(getattr(context, "call_conv", None), "return_user_exc", None)
     if raises is None or not getattr(context, "enable_boundscheck", False):
@@ -119,7 +119,7 @@ def index_error(context: Any) -> Callable[[Any, str], None] | None:
 
 
 def impl_ret_borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """`value` with one more reference to its memory, as an intrinsic returns it; else the reference by hand."""
+    """`value` with one more reference to its memory, as an intrinsic returns it; else it is added directly."""
     try:
         from numba.core.imputils import impl_ret_borrowed as borrowed
     except ImportError:
@@ -130,7 +130,7 @@ def impl_ret_borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
 
 
 def populate_array(array: Any, **parts: Any) -> None:
-    """Set all fields of an array, given data, shape, strides, itemsize and meminfo; else field by field."""
+    """Set all fields of an array from data, shape, strides, itemsize and meminfo; else field by field."""
     try:
         from numba.np.arrayobj import populate_array as populate
     except ImportError:

@@ -1,8 +1,8 @@
 """The private state of Numba and llvmlite in this process: locks, types under inference, threads.
 
 With `numba_private`, the only module that uses what their manuals do not describe. Neither library is imported
-here, because one that is not imported yet has no state. Where a release has nothing of that name, there is no lock
-to take, nothing to forget, and no number of threads.
+here, because one that is not imported yet has no state. If a release lacks a name, there is no lock to take,
+nothing to forget, and no number of threads.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class LockPlace:
-    """Where a lock is kept: attributes from a module on."""
+    """Where a lock is stored: a module and a chain of attributes."""
 
     def __init__(self, module: str, *attributes: str) -> None:
         self._module = module
@@ -30,7 +30,7 @@ class LockPlace:
         return lock if hasattr(lock, "acquire") else None
 
     def renew(self) -> None:
-        """Put a new lock in the place of one that is there."""
+        """Replace the lock by a new one."""
         setattr(self._owner(), self._attributes[-1], RLock())
 
 
@@ -50,7 +50,7 @@ def forget_inference() -> None:
 
 
 def chosen_threads() -> int | None:
-    """What the host asked of ``numba.set_num_threads``, or None. To ask Numba itself would start its threads."""
+    """The number of ``numba.set_num_threads``; None before Numba's threads start, since asking starts them."""
     parallel = sys.modules.get("numba.np.ufunc.parallel")
     try:
         if parallel is not None and parallel._is_initialized:

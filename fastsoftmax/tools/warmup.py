@@ -1,8 +1,8 @@
-"""Everything compiled into the disk cache ahead of time: ``fastsoftmax warmup``.
+"""``fastsoftmax warmup``: compile all kernels into the disk cache ahead of time.
 
 A job calls one or more functions that share kernels, in one dtype, with every combination of options for which
-Numba compiles code of its own. Jobs run in processes of their own; that they write to one cache at a time is
-safe, since a file appears there complete or not at all (see `runtime.cache`).
+Numba compiles separate code. Each job runs in a process of its own. Several can write to one cache at a time,
+since a file gets its name when it is complete (see `runtime.cache`).
 """
 
 import inspect
@@ -28,7 +28,7 @@ from fastsoftmax.runtime import cache
 from fastsoftmax.tools import info
 
 SHAPES = (((3, 4), -1), ((3, 100), -1), ((2, 3, 16), 1))
-"""Shapes and axes: rows in columns, rows along the row, classes before another axis."""
+"""Shapes and axes: short rows (a vector of rows at a time), longer rows, classes before another axis."""
 
 LONG_ROW = (1, long_rows.LONG_ROW + 1)
 """A row that is cut into pieces."""
@@ -37,7 +37,7 @@ Calls = Iterator[Callable[[], Any]]
 
 
 def _choices(dtype: Any, x: Any, rows: tuple[int, ...], axis: int) -> dict[str, tuple[Any, ...]]:
-    """Values of the options, the default first, for each of which there is machine code of its own."""
+    """Values of the options, the default first; each value has machine code of its own."""
     return {
         "where": (None, x < 0.9),
         "temperature": (1.0, 2.0),
@@ -57,7 +57,7 @@ def _combined(function: Any, choices: dict[str, tuple[Any, ...]]) -> Iterator[di
 
 
 def _operands(entry: _spec.Function, targets: str, x: Any, labels: Any) -> tuple[Any, ...]:
-    """The arrays that a function is called with; `targets` says what those of a loss are."""
+    """The arrays that a function is called with; `targets` is the role of those of a loss."""
     roles = [targets if role == _spec.TARGETS else role for role in entry.operands]
     return tuple(x if role == _spec.LOGITS else labels if role == _spec.LABELS else np.exp(x) for role in roles)
 
@@ -71,7 +71,7 @@ def _dense(entry: _spec.Function, targets: str, dtype: Any) -> Calls:
         operands = _operands(entry, targets, x, np.zeros(rows, np.int64))
         for options in _combined(function, _choices(dtype, x, rows, axis)):
             yield partial(function, *operands, **place, **options)
-        if entry.family == "product":  # which may write over what it reads
+        if entry.family == "product":  # whose output may be an operand
             yield partial(function, *operands, **place, out=operands[1])
     if entry.pieces and targets != _spec.DISTRIBUTIONS:
         x = np.zeros(LONG_ROW, dtype)
@@ -94,12 +94,12 @@ def _ragged(entry: _spec.Function, dtype: Any) -> Calls:
 
 
 def _ufunc(name: str, dtype: Any) -> Calls:
-    """Its loops are compiled, for all dtypes, when it is first asked for."""
+    """The loops of a ufunc are compiled, for all dtypes, when it is first looked up."""
     yield partial(getattr, special if name not in ufuncs.NAMES else fs, name)
 
 
 class Job(NamedTuple):
-    """Calls that compile the same kernels: the public functions that they are for, and what makes them."""
+    """Calls that compile the same kernels: names of public functions, and for each what makes its calls."""
 
     names: tuple[str, ...]
     calls: tuple[Callable[[Any], Calls], ...]
@@ -137,12 +137,12 @@ def do(job: str, dtype: str) -> None:
     for calls in JOBS[job].calls:
         for call in calls(np.dtype(dtype)):
             call()
-            call()  # which may take other kernels, those for small calls
+            call()  # the second call may use other kernels, those for small calls
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """What is called after each job: a bar if rich is there and the output is a terminal, else lines."""
+    """A function to call after each job; it shows a bar, or lines without rich or a terminal."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -167,18 +167,18 @@ def run(functions: Iterable[str] | None, dtypes: Sequence[str], jobs: int | None
     Returns
     -------
     list of str
-        What went wrong, nothing if all is well.
+        The errors; empty if there are none.
     """
     wanted = None if functions is None else set(functions)
     chosen = [
         (name, dtype)
         for name, job in JOBS.items()
         if wanted is None or wanted & set(job.names)
-        for dtype in (dtypes[:1] if name in ufuncs.DOCS else dtypes)  # a ufunc has all its loops at once
+        for dtype in (dtypes[:1] if name in ufuncs.DOCS else dtypes)  # one job of a ufunc compiles all dtypes
     ]
     workers = min(len(chosen), jobs or info.usable_cpus())
     failures = []
-    # Spawned, not forked: a fork takes along what threads of this process may have locked.
+    # Spawned, not forked: a forked child has copies of locks that other threads may hold.
     context = multiprocessing.get_context("spawn")
     with _progress(len(chosen)) as advance, ProcessPoolExecutor(workers, mp_context=context) as pool:
         pending = {pool.submit(do, *item): ", ".join(item) for item in chosen}

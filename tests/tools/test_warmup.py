@@ -75,7 +75,7 @@ def test_every_public_function_is_in_a_job():
 
 
 def warm(directory, monkeypatch, functions, dtypes):
-    """What a usual program has to compile after a warm-up, which is run as its users do."""
+    """The kernels that a usual program compiles after a warm-up, which runs as a command."""
     monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(directory))
     monkeypatch.setenv("PYTHONPATH", str(child.PACKAGE.parent))
     assert main(["warmup", "--functions", *functions, "--dtypes", *dtypes, "--jobs", "2"]) == 0
@@ -95,7 +95,7 @@ def test_nothing_is_compiled_afterwards(tmp_path, monkeypatch, capsys):
     compiled = child.run(
         USUAL_CALLS, Path(__file__).parents[1], "logsumexp", "float32", FASTSOFTMAX_CACHE_DIR=tmp_path / "none"
     )
-    assert "logsumexp" in compiled  # without a warm-up it would be seen
+    assert "logsumexp" in compiled  # without a warm-up it is compiled
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_jobs_call_what_they_are_for(entry):
 
 
 def test_jobs_use_every_option():
-    """A new option with machine code of its own has to be known here; the others choose what a kernel is given."""
+    """Every option with machine code of its own is in `_choices`; the others only affect a kernel's arguments."""
     parameters = {
         parameter.name
         for entry in _spec.FUNCTIONS.values()

@@ -103,7 +103,7 @@ def cases(libraries: tuple[str, ...] = tuple(ALL)) -> dict[str, dict[str, Setup]
 
 
 class DisagreementError(AssertionError):
-    """A library's result is not ours."""
+    """A library's result differs from ours."""
 
 
 TOLERANCE = 1e3

@@ -1,12 +1,12 @@
-"""Who is compared, and what a user of each would write.
+"""The libraries that are compared, and the code that a user of each would write.
 
 A library is a class with a method for each public function that it has. The method is given the operands, as
 arrays of that library, does what a user would do once (compile, ask for gradients), and returns the call that is
-timed. A method with a parameter `out` can write into an array that is there. Where there is no method, or it
-raises `NotOfferedError`, the library's cell in the tables is empty.
+timed. A method with a parameter `out` can write into an existing array. Where there is no method, or it raises
+`NotOfferedError`, the library's cell in the tables is empty.
 
-Every library gets as many threads as ours. Results into ``out=`` and results in fresh memory are timed apart,
-because the memory costs more than the work: the system has to fill its pages with zeros.
+Every library gets as many threads as ours. Results into ``out=`` and results in fresh memory are timed separately,
+because fresh memory costs more than the computation: the system has to fill its pages with zeros.
 """
 
 import inspect
@@ -30,7 +30,7 @@ CASES = {
     for entry in _spec.FUNCTIONS.values()
     for variant in entry.bench
 }
-"""What is timed, with its entry in the table of functions and the variant: ``softmax, out=``."""
+"""The timed calls, such as ``softmax, out=``, each with its entry in the table of functions and its variant."""
 
 _ARRAYS = {
     _spec.LOGITS: "logits",
@@ -517,7 +517,7 @@ class PlainNumba(Library):
         return loop
 
     def _fill(self, name: str, *sources: Any, out: Any = None, shape: Any = None) -> Call:
-        """The call of a loop that fills `out`, or an array of its own, of the shape of the first source."""
+        """The call of a loop that fills `out`, or else a new array of the shape of the first source."""
         loop, x = self._loop(name), sources[0]
         shape = x.shape if shape is None else shape
 
@@ -560,5 +560,5 @@ ALL: dict[str, Library] = {
     library.name: library
     for library in (FastSoftmax(), NumPy(), SciPy(), ScikitLearn(), PyTorch(), Jax(), PlainNumba())
 }
-"""Ours first, in the order of the tables."""
+"""All libraries, ours first, in the order of the tables."""
 PEERS = tuple(name for name in ALL if name != OURS)

@@ -68,7 +68,7 @@ def results(test_module):
     """What all drivers of a test module leave, compiled unless NUMBA_DISABLE_JIT is set: {"name dtype": lists}."""
     found = {}
     for name, driver in import_module(test_module).DRIVERS.items():
-        run = driver if config.DISABLE_JIT else njit(**jit._OPTIONS)(driver)
+        run = driver if config.DISABLE_JIT else njit(**jit.OPTIONS)(driver)
         for dtype in (np.float32, np.float64):
             found[f"{name} {np.dtype(dtype).name}"] = called(run, dtype)
     return found

@@ -66,7 +66,7 @@ def signature_of(name, dtype):
 def assembly(name, dtype):
     """The assembly of a kernel. It is compiled here, because code from the disk cache cannot be read."""
     kernel, signature = getattr(module_of(name), name), signature_of(name, dtype)
-    fresh = njit(**jit._OPTIONS)(kernel.py_func)
+    fresh = njit(**jit.OPTIONS)(kernel.py_func)
     fresh.compile(signature)
     return fresh.inspect_asm(signature)
 
@@ -109,7 +109,7 @@ def test_rows_are_read_in_order(block, kept, dtype):
     """The walk along a row has no gather and no scatter. LLVM makes them of indices that might wrap around."""
     options = ActivationOptions(None, kept)
 
-    @njit(**jit._OPTIONS)
+    @njit(**jit.OPTIONS)
     def rows(x, y):
         source, target = memory(x), memory(y)
         classes = x.shape[1]
@@ -198,9 +198,9 @@ def test_python_bodies_mean_the_same():
 
 def test_numba_options():
     """None of them may turn a nan into a number or drop a compensation; all of them are in one place."""
-    assert not jit._OPTIONS.get("fastmath")
-    assert jit._OPTIONS["error_model"] == "numpy"
-    assert jit._OPTIONS["nogil"]
+    assert not jit.OPTIONS.get("fastmath")
+    assert jit.OPTIONS["error_model"] == "numpy"
+    assert jit.OPTIONS["nogil"]
     for path in child.PACKAGE.rglob("*.py"):
         if path.name != "jit.py" and path.parent.name != "bench":  # which holds what others write
             assert not re.search(r"^\s*@(numba\.)?n?jit\b|fastmath=", path.read_text(), re.MULTILINE), path

@@ -57,7 +57,7 @@ import test_kernels
 found = {}
 for name, kind, signature in pickle.load(sys.stdin.buffer):
     kernel = getattr(test_kernels.module_of(name), name)
-    fresh = njit(**jit._OPTIONS)(kernel.py_func)
+    fresh = njit(**jit.OPTIONS)(kernel.py_func)
     fresh.compile(signature)
     found[f"{name} {kind}"] = fresh.inspect_asm(signature)
 json.dump(found, sys.stdout)
@@ -175,7 +175,7 @@ def test_no_loop_calculates_number_by_number(name, dtype, level):
 def test_a_loop_that_everybody_writes_would_be_noticed():
     """The search finds libm, scalar arithmetic, gathers and narrow vectors in a plain loop."""
 
-    @njit(**jit._OPTIONS)
+    @njit(**jit.OPTIONS)
     def everybody(x, y):
         for i in range(x.shape[0]):
             y[i] = np.exp(x[i]) / 3

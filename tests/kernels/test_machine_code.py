@@ -87,9 +87,9 @@ def code_of(level, name, dtype):
 
 
 def body_of(code, name):
-    """The code of the kernel, without that which converts its arguments from Python."""
+    """The code of the kernel, without what converts its arguments from Python or C."""
     functions = re.findall(r"^\s*\.type\s+(\S+),@function\n(.*?)^\.Lfunc_end", code, re.MULTILINE | re.DOTALL)
-    (body,) = (text for symbol, text in functions if name in symbol and "cpython" not in symbol)
+    (body,) = (text for symbol, text in functions if name in symbol and not re.search("cpython|cfunc", symbol))
     return body
 
 

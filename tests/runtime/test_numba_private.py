@@ -258,7 +258,7 @@ assert recorder.buffer
 """,
     "index_error": """
 import fastsoftmax as fs
-from fastsoftmax.kernels import vector
+from fastsoftmax.kernels.simd import lowering
 from fastsoftmax.runtime import numba_private
 checks = []
 
@@ -266,7 +266,7 @@ def index_error(context):
     checks.append((numba_private.index_error(context), numba_private.index_error(Without(context, gone))))
     return checks[-1][1]
 
-vector.index_error = index_error
+lowering.index_error = index_error
 gone = "call_conv"
 right(fs.logsumexp(X), LOGSUMEXP)
 gone = "enable_boundscheck"

@@ -11,6 +11,7 @@ from numba.core.errors import TypingError
 
 from fastsoftmax import kernels
 from fastsoftmax._spec import DISTRIBUTIONS, LABELS, SQUARE, TANGENT, TARGETS
+from fastsoftmax.arrays.options import smoothed_shares
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT, FEW
 from fastsoftmax.njit.arguments import (
     KINDS,
@@ -304,13 +305,15 @@ class _Targets:
         if not self.smooth:
             return merged(lambda smoothing, classes: (kind(0.0), kind(1.0)))
         wrong = f"{self.call.name}: label_smoothing must be from 0 to 1"
+        split = compiled(smoothed_shares)
 
         @compiled
         def shares(label_smoothing: Any, classes: int) -> Any:
             smoothing = np.float64(label_smoothing)
             if not 0.0 <= smoothing <= 1.0:
                 raise ValueError(wrong)
-            return kind(smoothing / max(classes, 1)), kind(1.0 - smoothing)
+            base, gain = split(smoothing, classes)
+            return kind(base), kind(gain)
 
         return shares
 

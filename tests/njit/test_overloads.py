@@ -49,7 +49,7 @@ def mask(shape):
     return kept
 
 
-# A call as a user writes it, and its arguments for one shape and dtype. Every public function is here.
+# A call as a user writes it, and its arguments for one shape and dtype. Every public function is here or below.
 CALLS = {
     "softmax": (lambda x: fs.softmax(x), lambda s, d: (logits(s, d),)),
     "softmax, out, temperature": (
@@ -117,19 +117,28 @@ CALLS = {
         lambda s, d: (logits(s, d), positive(s, d), positive(s[1:], d), positive(s[:1], d), 0.3),
     ),
     "cross_entropy_hessian": (lambda x, y: fs.cross_entropy_hessian(x, y), lambda s, d: (logits(s, d), labels(s))),
-    "squared_error": (
+    "squared_error, none": (
         lambda x, y: fs.squared_error(x, y, reduction="none"),
         lambda s, d: (logits(s, d), positive(s, d)),
     ),
-    "squared_error_grad": (
+    "squared_error_grad, integers": (
         lambda x, y: fs.squared_error_grad(x, y),
         lambda s, d: (logits(s, d), labels((*s, 2))),
     ),
-    "squared_error_with_grad": (
+    "squared_error_with_grad, weights": (
         lambda x, y, w: fs.squared_error_with_grad(x, y, sample_weight=w),
         lambda s, d: (logits(s, d), positive(s, d), positive(s[:1], d)),
     ),
 }
+
+
+def usual(entry):
+    """The call of a loss of rows without options."""
+    function, labelled = getattr(fs, entry.name), _spec.LABELS in entry.operands
+    return (lambda x, y: function(x, y)), lambda s, d: (logits(s, d), labels(s) if labelled else positive(s, d))
+
+
+CALLS |= {name: usual(entry) for name, entry in _spec.FUNCTIONS.items() if entry.family == "row loss"}
 
 
 def copied(arguments):
@@ -190,7 +199,7 @@ SOME = {
     "softmax, where",
     "logsumexp",
     "cross_entropy_with_grad, all options",
-    "squared_error_with_grad",
+    "squared_error_with_grad, weights",
 }
 
 

@@ -222,7 +222,7 @@ class KernelCache:
         if not self._enabled:
             return None
         try:
-            numba_private.refresh(target_context)
+            numba_private.start_runtime(target_context)
             path = self.path(signature, target_context)
             if not is_private(path.parent):
                 return None

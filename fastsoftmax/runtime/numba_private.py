@@ -99,9 +99,16 @@ def from_bytes(target_context: Any, payload: bytes) -> Any:
     return CompileResult._rebuild(target_context, *pickle.loads(payload))
 
 
-def refresh(target_context: Any) -> None:
-    """Let a compiled function that is loaded use what has been registered meanwhile."""
-    target_context.refresh()
+def start_runtime(target_context: Any) -> None:
+    """Start the part of Numba that loaded code may call; else all that Numba has registered, which takes 0.3 s."""
+    try:
+        from numba.core.runtime import rtsys
+
+        start = rtsys.initialize
+    except (AttributeError, ImportError):
+        target_context.refresh()
+    else:
+        start(target_context)
 
 
 # --- the code generators of intrinsics ----------------------------------------------------------------------

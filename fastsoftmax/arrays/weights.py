@@ -152,10 +152,10 @@ def product_of_weights(a: Array, b: Array) -> tuple[Array, int]:
         return _filled(np.ldexp(product, power - exponent), product), exponent
 
 
-@lru_cache(maxsize=2)
-def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+@lru_cache(maxsize=3)
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
     """The greatest number and the smallest normal one."""
-    return np.finfo(dtype).max, np.finfo(dtype).tiny
+    return float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)
 
 
 def exponent_of(weights: Array) -> int:
@@ -191,5 +191,10 @@ def inverse_of(divisor: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
 
 def quotient(whole: float, divisor: Divisor | None, dtype: np.dtype[Any]) -> Any:
     """The sum of losses, or their mean if there is a divisor, rounded once."""
+    most, least = _limits(dtype)
+    if divisor is None or divisor.value != 0:
+        value = whole if divisor is None else whole / divisor.value
+        if value == 0 or least <= abs(value) <= most:  # no warning to suppress, which takes 2 us
+            return dtype.type(value)
     with np.errstate(all="ignore"):
         return dtype.type(whole if divisor is None else np.divide(whole, divisor.value))

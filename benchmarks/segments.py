@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme  # noqa: E402
 
 import fastsoftmax as fs  # noqa: E402
+from fastsoftmax.arrays.threads import max_threads  # noqa: E402
 from fastsoftmax.tools.bench import inputs  # noqa: E402
 from fastsoftmax.tools.bench.cases import DisagreementError, check  # noqa: E402
 from fastsoftmax.tools.bench.measure import measure  # noqa: E402
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float64"], action="append")
     parser.add_argument("--write", action="store_true", help="put the table into docs/guide/ragged.md")
     options = parser.parse_args()
-    inputs.prepare(inputs.threads())
+    inputs.prepare(max_threads())
     text = f"Median milliseconds; {caption(machine())}. Made by `python benchmarks/segments.py --write`.\n"
     for dtype in options.dtype or ["float32", "float64"]:
         text += "\n" + table(np.dtype(dtype), options.seconds) + "\n"

@@ -5,11 +5,13 @@ of docs/guide/speed.md and RESULTS.md come from report.py, which has the librari
 """
 
 import pytest
-from cases import DTYPES, FUNCTIONS, Inputs, NotOfferedError, cases, check
 
 from fastsoftmax.tools.bench import startup
+from fastsoftmax.tools.bench.cases import DTYPES, FUNCTIONS, cases, check
+from fastsoftmax.tools.bench.inputs import Inputs
+from fastsoftmax.tools.bench.libraries import NotOfferedError
+from fastsoftmax.tools.bench.session import YARDSTICK
 
-YARDSTICK = "yardstick"
 CASES = [
     pytest.param(function, shape, dtype, library, id=f"{function}-{'x'.join(map(str, shape))}-{dtype}-{library}")
     for function, setups in cases().items()

@@ -87,6 +87,11 @@ def _quota() -> int:
     return max(1, -int(-min(_granted(place) for place in places) // 1))
 
 
+def usable_cpus() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def max_threads() -> int:
     """How many threads a call may use now.
 
@@ -96,11 +101,7 @@ def max_threads() -> int:
     chosen, _ = _limit.get()
     if chosen == 1:
         return 1
-    if hasattr(os, "sched_getaffinity"):
-        available = len(os.sched_getaffinity(0))
-    else:
-        available = os.cpu_count() or 1
-    available = min(available, _quota(), chosen_threads() or UNLIMITED)
+    available = min(usable_cpus(), _quota(), chosen_threads() or UNLIMITED)
     setting = os.environ.get("NUMBA_NUM_THREADS", "")
     if setting.isdigit() and int(setting) > 0:
         available = min(available, int(setting))

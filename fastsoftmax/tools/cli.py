@@ -23,18 +23,22 @@ from typing import Any
 
 from fastsoftmax import _spec
 
-EXTRAS = {
-    "matplotlib": "matplotlib",
-    "rich": "rich",
-    "scipy": "SciPy",
-    "sklearn": "scikit-learn",
-}
+EXTRAS = {"matplotlib": "matplotlib", "rich": "rich", "scipy": "SciPy", "sklearn": "scikit-learn"}
 """{name by which a package of the extras is imported: name of the package}."""
 
 DTYPES = ("float32", "float64")
 
 BROKEN = 3
 """The exit status of work that broke off."""
+
+
+def _needs(command: str, error: ModuleNotFoundError) -> int:
+    """Name the missing package of a command whose extra has the same name."""
+    missing = EXTRAS.get((error.name or "").partition(".")[0])
+    if missing is None:
+        raise error
+    print(f"fastsoftmax {command} needs {missing}: pip install 'fastsoftmax[{command}]'", file=sys.stderr)
+    return 2
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
@@ -45,11 +49,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
     try:
         from fastsoftmax.tools import demo
     except ModuleNotFoundError as error:
-        missing = EXTRAS.get((error.name or "").partition(".")[0])
-        if missing is None:
-            raise
-        print(f"fastsoftmax demo needs {missing}: pip install 'fastsoftmax[demo]'", file=sys.stderr)
-        return 2
+        return _needs("demo", error)
     return 0 if demo.run(output) else 1
 
 
@@ -82,11 +82,7 @@ def _run_bench(arguments: argparse.Namespace) -> int:
     try:
         from fastsoftmax.tools.bench import command
     except ModuleNotFoundError as error:
-        missing = EXTRAS.get((error.name or "").partition(".")[0])
-        if missing is None:
-            raise
-        print(f"fastsoftmax bench needs {missing}: pip install 'fastsoftmax[bench]'", file=sys.stderr)
-        return 2
+        return _needs("bench", error)
     return command.main(arguments)
 
 
@@ -162,8 +158,7 @@ def _add_run(commands: Any) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="fastsoftmax",
-        description="Softmax, cross-entropy and their derivatives for NumPy arrays.",
+        prog="fastsoftmax", description="Softmax, cross-entropy and their derivatives for NumPy arrays."
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

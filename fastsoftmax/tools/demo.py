@@ -20,7 +20,6 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -35,11 +34,12 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 
 import fastsoftmax as fs
+from fastsoftmax.arrays.blocks import Array
+from fastsoftmax.arrays.threads import max_threads
 from fastsoftmax.tools import info
 from fastsoftmax.tools.bench.libraries import ALL
 from fastsoftmax.tools.bench.measure import Timing, measure
 
-Array = NDArray[Any]
 Call = Callable[[], tuple[float, Array]]
 
 CLASSES = 10
@@ -223,12 +223,7 @@ def draw(images: Array, labels: Array, probs: Array, path: Path) -> None:
     right = int(np.sum(probs.argmax(axis=1) == labels))
     write(left, 0.58, "Handwritten digits and their predicted distributions", size=21, weight="bold")
     write(left, 0.91, f"{right} of {len(labels)} held-out digits are classified correctly", size=12, color=MUTED)
-    meaning = {
-        "predicted, correct": BLUE,
-        "predicted, wrong": ORANGE,
-        "true class": GREEN,
-        "other classes": FAINT,
-    }
+    meaning = {"predicted, correct": BLUE, "predicted, wrong": ORANGE, "true class": GREEN, "other classes": FAINT}
     figure.legend(
         handles=[Patch(color=color, label=text) for text, color in meaning.items()],
         loc="lower right",
@@ -388,7 +383,7 @@ def run(output: Path, seconds_each: float = 0.5) -> bool:
             timed.append((f"{len(values):,} x {CLASSES} {values.dtype}", measure(calls, seconds_each)))
     check(
         "timing",
-        f"Loss and gradient by each library on {info.processor()}, at most {info.threads()} threads: "
+        f"Loss and gradient by each library on {info.processor()}, at most {max_threads()} threads: "
         f"medians of samples taken in turns, ratios to ours. The results are within {max(differences):.0f} eps of "
         "ours.",
         max(differences) <= EPSILONS,

@@ -6,7 +6,7 @@ from importlib import metadata
 
 from fastsoftmax import __version__
 from fastsoftmax._vectors import VECTOR_BYTES
-from fastsoftmax.arrays.threads import max_threads
+from fastsoftmax.arrays.threads import max_threads, usable_cpus
 from fastsoftmax.runtime import cache
 
 REQUIRED = ("numpy", "numba", "llvmlite")
@@ -50,18 +50,6 @@ def _vectors() -> tuple[str, str]:
     return name, f"{VECTOR_BYTES} bytes, no vector registers that LLVM knows"
 
 
-def usable_cpus() -> int:
-    """How many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def threads() -> int:
-    """The greatest number of threads that a call of the library uses."""
-    return max_threads()
-
-
 def report() -> str:
     """All facts, one on each line."""
     name, vectors = _vectors()
@@ -75,7 +63,7 @@ def report() -> str:
         ("processor", f"{processor()} ({platform.machine()}; LLVM: {name})"),
         ("vectors", vectors),
         ("cpus", f"{os.cpu_count()}, of which {usable_cpus()} usable by this process"),
-        ("threads", f"{threads()} at most (own pool over serial kernels)"),
+        ("threads", f"{max_threads()} at most (own pool over serial kernels)"),
         ("cache", f"{cache.directory()}: {files} files, {size:,} bytes"),
     ]
     facts += [

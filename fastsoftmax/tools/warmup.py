@@ -24,8 +24,8 @@ import fastsoftmax as fs
 from fastsoftmax import _spec, kernels, special
 from fastsoftmax.api import ufuncs
 from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays.threads import usable_cpus
 from fastsoftmax.runtime import cache
-from fastsoftmax.tools import info
 
 SHAPES = (((3, 4), -1), ((3, 100), -1), ((2, 3, 16), 1))
 """Shapes and axes: short rows (a vector of rows at a time), longer rows, classes before another axis."""
@@ -176,7 +176,7 @@ def run(functions: Iterable[str] | None, dtypes: Sequence[str], jobs: int | None
         if wanted is None or wanted & set(job.names)
         for dtype in (dtypes[:1] if name in ufuncs.DOCS else dtypes)  # one job of a ufunc compiles all dtypes
     ]
-    workers = min(len(chosen), jobs or info.usable_cpus())
+    workers = min(len(chosen), jobs or usable_cpus())
     failures = []
     # Spawned, not forked: a forked child has copies of locks that other threads may hold.
     context = multiprocessing.get_context("spawn")

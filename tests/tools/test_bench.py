@@ -13,7 +13,8 @@ import pytest
 from matplotlib.image import imread
 
 import fastsoftmax as fs
-from fastsoftmax.tools.bench import cases, command, inputs, libraries, measure, pictures, report, session, startup
+from fastsoftmax.arrays.threads import max_threads
+from fastsoftmax.tools.bench import cases, command, libraries, measure, pictures, report, session, startup
 from fastsoftmax.tools.bench.cases import FUNCTIONS, DisagreementError
 from fastsoftmax.tools.bench.inputs import Inputs
 from fastsoftmax.tools.bench.libraries import ALL, OURS, PEERS, Library
@@ -386,7 +387,7 @@ def test_a_busy_machine_is_told():
     facts = made_up_results().machine
     assert "busy" not in report.caption(facts)
     assert "S, busy with other work (load 3.2)" in report.caption(facts | {"load": 3.2})
-    assert report.machine()["threads"] == inputs.threads()
+    assert report.machine()["threads"] == max_threads()
 
 
 def test_json():
@@ -563,7 +564,7 @@ def test_report_writes_readme_and_results(tmp_path, monkeypatch):
 
 
 def test_benchmarks_directory_shows_the_cases(monkeypatch):
-    """benchmarks/cases.py and test_speed.py, as pytest would import them."""
+    """benchmarks/test_speed.py, as pytest would import it."""
     pytest.importorskip("pytest_benchmark")
     code = "import sys; sys.path.insert(0, 'benchmarks'); import test_speed; print(len(test_speed.CASES))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 import fastsoftmax as fs
+from fastsoftmax.arrays.threads import usable_cpus
 from fastsoftmax.tools import demo, info
 from fastsoftmax.tools.cli import main
 
@@ -68,7 +69,7 @@ def test_info_tells_versions_machine_threads_and_cache(capsys, cache, monkeypatc
     assert found["numba"] == numba.__version__
     assert found["llvmlite"] == llvmlite.__version__
     assert found["vectors"].startswith("64 bytes")
-    assert found["cpus"].endswith(f"{info.usable_cpus()} usable by this process")
+    assert found["cpus"].endswith(f"{usable_cpus()} usable by this process")
     assert found["threads"].startswith("1 at most")
     assert found["cache"] == f"{cache}: 2 files, 30 bytes"
     assert found["NUMBA_NUM_THREADS"] == "1"
@@ -126,7 +127,7 @@ def test_info_works_without_proc_and_affinity(monkeypatch):
         patch.setattr(builtins, "open", no_proc)
         assert info.processor()
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert info.usable_cpus() == os.cpu_count()
+    assert usable_cpus() == os.cpu_count()
 
 
 # --- cache --------------------------------------------------------------------------------------------------

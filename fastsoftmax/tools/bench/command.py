@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 import fastsoftmax as fs
+from fastsoftmax.arrays.threads import max_threads
 from fastsoftmax.tools.bench import inputs, pictures, report, session, startup
 from fastsoftmax.tools.bench.cases import FUNCTIONS
 from fastsoftmax.tools.bench.libraries import ALL, PEERS
@@ -100,8 +101,8 @@ def run(
     """
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     complaints = Complaints(lambda text: errors.print(text, markup=False))
-    with fs.threads(inputs.threads() if threads is None else threads):
-        inputs.prepare(inputs.threads())
+    with fs.threads(max_threads() if threads is None else threads):
+        inputs.prepare(max_threads())
         results = report.Results(report.machine())
         console.print(report.caption(results.machine), markup=False)
         missing = [library.name for library in ALL.values() if not library.installed()]

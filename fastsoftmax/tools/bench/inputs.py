@@ -1,4 +1,4 @@
-"""The arrays of a case, and the number of threads of all libraries."""
+"""The arrays of a case, and the threads of libraries that are not imported yet."""
 
 import math
 import os
@@ -6,11 +6,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fastsoftmax.tools import info
+from fastsoftmax.arrays.blocks import Array
 
-Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 CLASS_AXIS = 1
@@ -74,8 +72,3 @@ def prepare(threads: int) -> None:
     """Tell libraries that are not imported yet how many threads they may use; see `libraries` for the others."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "PJRT_NPROC"):
         os.environ[name] = str(threads)
-
-
-def threads() -> int:
-    """How many threads our library would use now. All libraries get this number."""
-    return info.threads()

@@ -20,7 +20,8 @@ import numpy as np
 
 import fastsoftmax as fs
 from fastsoftmax import _spec
-from fastsoftmax.tools.bench.inputs import CLASS_AXIS, Inputs, threads
+from fastsoftmax.arrays.threads import max_threads
+from fastsoftmax.tools.bench.inputs import CLASS_AXIS, Inputs
 
 Call = Callable[..., Any]
 Setup = Callable[[Inputs], Call]
@@ -218,7 +219,7 @@ class ScikitLearn(Library):
 
     def _loss(self, x: Any, labels: Any) -> tuple[Any, dict[str, Any]]:
         loss = import_module("sklearn._loss.loss").HalfMultinomialLoss(n_classes=x.shape[1])
-        return loss, {"y_true": labels.astype(x.dtype), "raw_prediction": x, "n_threads": threads()}
+        return loss, {"y_true": labels.astype(x.dtype), "raw_prediction": x, "n_threads": max_threads()}
 
     def cross_entropy(self, x: Any, labels: Any) -> Call:
         loss, arguments = self._loss(x, labels)
@@ -248,7 +249,7 @@ class PyTorch(Library):
         return import_module("torch")
 
     def wrap(self, array: Any) -> Any:
-        self.torch.set_num_threads(threads())
+        self.torch.set_num_threads(max_threads())
         return self.torch.from_numpy(array)
 
     def softmax(self, x: Any, out: Any = None) -> Call:
@@ -512,7 +513,7 @@ class PlainNumba(Library):
 
     def _loop(self, name: str) -> Call:
         numba = import_module("numba")
-        numba.set_num_threads(min(threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(max_threads(), numba.config.NUMBA_NUM_THREADS))
         loop: Call = _loops()[name]
         return loop
 

@@ -17,11 +17,7 @@ from fastsoftmax.tools.bench.session import Row, classes_of, describe
 
 INK, MUTED, FAINT = "#20242b", "#7a828e", "#c6ccd5"
 COLORS = dict(
-    zip(
-        (OURS, *PEERS),
-        ("#2f6db5", "#7a828e", "#2a9d74", "#c9a227", "#d9622b", "#8a4fbf", "#c76b98"),
-        strict=True,
-    )
+    zip((OURS, *PEERS), ("#2f6db5", "#7a828e", "#2a9d74", "#c9a227", "#d9622b", "#8a4fbf", "#c76b98"), strict=True)
 )
 MARKERS = dict(zip((OURS, *PEERS), "osv^D*P", strict=True))
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
 
+from fastsoftmax.arrays.threads import max_threads
 from fastsoftmax.tools import info
-from fastsoftmax.tools.bench import inputs
 from fastsoftmax.tools.bench.cases import FUNCTIONS
 from fastsoftmax.tools.bench.libraries import ALL, OURS, PEERS
 from fastsoftmax.tools.bench.measure import Timing
@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "processor": info.processor(),
         "system": platform.system(),
-        "threads": inputs.threads(),
+        "threads": max_threads(),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := info.version(name))},
     }

@@ -59,11 +59,7 @@ STARTS: dict[str, Start] = {
     ),
     "SciPy": Start(("scipy",), f"{NUMPY}; import scipy.special", f"{ARRAY}; scipy.special.softmax(x, 1)"),
     "PyTorch": Start(("torch",), "import torch", "torch.softmax(torch.ones(32, 10), 1)"),
-    "JAX": Start(
-        ("jax",),
-        f"{NUMPY}; import jax",
-        f"{ARRAY}; jax.block_until_ready(jax.jit(jax.nn.softmax)(x))",
-    ),
+    "JAX": Start(("jax",), f"{NUMPY}; import jax", f"{ARRAY}; jax.block_until_ready(jax.jit(jax.nn.softmax)(x))"),
 }
 
 

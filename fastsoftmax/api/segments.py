@@ -112,7 +112,7 @@ class _Segments:
 
     def row_output(self, out: Any) -> Output:
         """Where one number for each segment is written: never over an input, which later segments still read."""
-        output = Output(self.problem, out, (self.count,), "out")
+        output = Output(self.problem, out, (self.count,))
         if any(np.may_share_memory(output.result, array) for array in (self.problem.x, *self.problem.inputs)):
             output.result = np.empty(self.count, self.problem.dtype)
         return output

@@ -68,6 +68,11 @@ def real_array(function: str, name: str, value: Any) -> Array:
     return array
 
 
+def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of this shape and dtype that takes no memory; it is used for checks."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
 def number(function: str, name: str, value: Any, least: float, inclusive: bool) -> float:
     """`value` as a finite float above `least` (or equal, if `inclusive`); else TypeError or ValueError."""
     try:
@@ -356,14 +361,14 @@ class Problem:
         self.inputs.append(moved)
         return _read_only(moved.reshape(-1) if moved.flags.aligned else moved.copy().reshape(-1))
 
-    def output(self, out: Any, shape: tuple[int, ...] | None = None, name: str = "out") -> "Output":
+    def output(self, out: Any, shape: tuple[int, ...] | None = None) -> "Output":
         """Where the result is written: `out` if a kernel can write there, else new memory."""
-        return Output(self, out, self.shape if shape is None else shape, name)
+        return Output(self, out, self.shape if shape is None else shape)
 
     def row_output(self, out: Any, keepdims: bool = False) -> "Output":
         """Where one number for each row is written."""
         kept = tuple(1 if a in self.axes else n for a, n in enumerate(self.shape))
-        return Output(self, out, kept if keepdims else self.row_shape, "out", rows=True)
+        return Output(self, out, kept if keepdims else self.row_shape, rows=True)
 
 
 class Output:
@@ -371,7 +376,7 @@ class Output:
 
     __slots__ = ("block", "out", "problem", "result", "shape")
 
-    def __init__(self, problem: Problem, out: Any, shape: tuple[int, ...], name: str, rows: bool = False) -> None:
+    def __init__(self, problem: Problem, out: Any, shape: tuple[int, ...], rows: bool = False) -> None:
         self.problem = problem
         self.out = out
         self.shape = shape
@@ -388,7 +393,7 @@ class Output:
             order = tuple(range(len(shape)))
             block_shape = (problem.outer, *shape[-2:])
         if out is not None:
-            self._check(name)
+            self._check()
             if out.dtype == problem.dtype and out.dtype.isnative and out.flags.aligned:
                 target = out.transpose(order)
                 if target.flags.c_contiguous and self._safe(target):
@@ -403,9 +408,9 @@ class Output:
             self.result = memory.transpose(np.argsort(order))
             self.block = memory.reshape(block_shape)
 
-    def _check(self, name: str) -> None:
+    def _check(self) -> None:
         out, problem = self.out, self.problem
-        prefix = named(problem.function, name)
+        prefix = named(problem.function, "out")
         if not isinstance(out, np.ndarray) or is_masked(out):
             raise TypeError(f"{prefix} must be a numpy.ndarray, got {type(out).__name__}")
         if out.shape != self.shape:

@@ -92,7 +92,7 @@ def weight_divisor(weights: Array, exponent: int, rows: int) -> Divisor:
     return Divisor(*normal_divisor(whole, exponent, float(rows)))
 
 
-def part_of_weight(weights: Array, exponent: int = 0) -> Array:
+def part_of_weight(weights: Array, exponent: int) -> Array:
     """The sum of the weights of some rows, times 2**exponent, as a `SUM`."""
     part = part_of_sum(weights, exponent)
     if np.isinf(part["high"]) and np.isfinite(weights).all():

@@ -24,7 +24,7 @@ import numpy as np
 from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, Function
 from fastsoftmax.api import activations, derivatives, entropy
 from fastsoftmax.arrays import long_rows
-from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array
+from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array, stand_in
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
 from fastsoftmax.arrays.options import (
     LossOptions,
@@ -61,11 +61,6 @@ _PLAN = np.dtype([("factor", np.float64), ("whole", np.float64)])
 # --- arguments ----------------------------------------------------------------------------------------------
 
 
-def _stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of this shape and dtype that takes no memory; it is used for checks."""
-    return np.broadcast_to(np.zeros((), dtype), shape)
-
-
 def _array(function: str, name: str, value: Any, chunks: Any = -1) -> Lazy:
     """An argument as a Dask array of a dtype that the kernels take; an array in memory is cut into `chunks`."""
     if not isinstance(value, da.Array):
@@ -96,7 +91,7 @@ def _main(function: str, name: str, value: Any, other: Any) -> Lazy:
 
 
 def _problem(function: str, x: Lazy, axis: Any, **options: Any) -> Problem:
-    return Problem(function, _stand_in(x.shape, x.dtype), axis, **options)
+    return Problem(function, stand_in(x.shape, x.dtype), axis, **options)
 
 
 def _refuse_out(function: str, out: Any) -> None:
@@ -111,7 +106,7 @@ def _mask(problem: Problem, where: Any, x: Lazy) -> Lazy:
     if where is None or where is True:
         return None
     lazy = where if isinstance(where, da.Array) else da.from_array(np.asarray(where), chunks=-1)
-    problem.masked(_stand_in(lazy.shape, lazy.dtype))  # for its errors
+    problem.masked(stand_in(lazy.shape, lazy.dtype))  # for its errors
     return da.broadcast_to(lazy, x.shape).rechunk(x.chunks)
 
 
@@ -238,20 +233,20 @@ def _masked(x: Array, where: Any, **options: Any) -> Any:
 
 
 def _whole_rows(
-    function: Function, problem: Problem, *arrays: Lazy, task: Any = _in_memory, grid: Any = None, **options: Any
+    function: Function, problem: Problem, *arrays: Lazy, task: Any = _in_memory, **options: Any
 ) -> Any:
     """A function of rows that lie in one chunk each; the arrays have the shape of x."""
     every = tuple(range(len(problem.shape)))
     rows, last = tuple(a for a in every if a not in problem.axes), len(every)
     if options.get("keepdims"):
-        rows, grid = every, dict.fromkeys(problem.axes, 1)
+        rows, options["grid"] = every, dict.fromkeys(problem.axes, 1)
     if SQUARE in function.result:
-        grid = dict.fromkeys((last, last + 1), problem.classes)
+        options["grid"] = dict.fromkeys((last, last + 1), problem.classes)
     indices = {LIKE: every, ROWS: rows, SQUARE: (*rows, last, last + 1)}
     results = [(indices[result], problem.result_dtype) for result in function.result]
     pairs = [item for array in arrays for item in (array, every)]
     place = problem.axes if function.family == "forward" else problem.axes[0]
-    options |= {"function": function, "axis": place, "grid": grid}
+    options |= {"function": function, "axis": place}
     if len(results) == 1:
         return _blocks(task, *results[0], *pairs, **options)
     return _items(_blocks(task, every, problem.result_dtype, *pairs, **options), *results)
@@ -441,7 +436,7 @@ def _product(
     x = _main(name, "x", x, vector)
     problem = _problem(name, x, axis)
     vector = _array(name, role, vector, x.chunks if np.shape(vector) == x.shape else -1)
-    problem.operand(role, _stand_in(vector.shape, vector.dtype))
+    problem.operand(role, stand_in(vector.shape, vector.dtype))
     vector = vector.rechunk(x.chunks)
     beta = inverse_temperature(name, temperature, problem.dtype)
     _refuse_out(name, out)
@@ -508,7 +503,7 @@ class _Loss:
         (place,) = problem.axes
         if tangent is not None:  # a tangent may widen the dtype in which weights are added
             tangent = _array(name, "tangent", tangent)
-            problem.operand("tangent", _stand_in(tangent.shape, tangent.dtype))
+            problem.operand("tangent", stand_in(tangent.shape, tangent.dtype))
         in_memory = not isinstance(logits, da.Array) and isinstance(targets, da.Array)
         if in_memory and targets.shape == problem.row_shape:
             x = x.rechunk((*targets.chunks[:place], -1, *targets.chunks[place:]))
@@ -654,9 +649,9 @@ def _plan(
     result = np.ones(next(rows.shape for rows in (labels, sample_weight, whole) if rows is not None), _PLAN)
     if labels is None and sample_weight is None:
         result = result[..., 0]
-    stand_in = _stand_in((*result.shape, request.classes), request.dtype)
-    problem, options = Problem(request.function, stand_in, -1), request.weighted(class_weight, sample_weight)
-    given = row_targets(problem, stand_in if labels is None else labels, options, divisor)
+    x = stand_in((*result.shape, request.classes), request.dtype)
+    problem, options = Problem(request.function, x, -1), request.weighted(class_weight, sample_weight)
+    given = row_targets(problem, x if labels is None else labels, options, divisor)
     if given.row_weights is not None:
         result["factor"] = given.row_weights
     if whole is not None:

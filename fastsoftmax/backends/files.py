@@ -128,10 +128,9 @@ def _open_regular(path: Path) -> BinaryIO:
         raise RunError(f"{path} does not exist")
     try:
         if found == REGULAR:
-            file: Any = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115
+            file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                opened: BinaryIO = file
-                return opened
+                return file
             file.close()  # another file has taken its place since `kind` looked
             found = "no regular file"
     except OSError as error:
@@ -390,9 +389,6 @@ def source(path: Path) -> Source:
 
 class _Replacement:
     """A result that is written under a temporary name, and renamed when it is complete."""
-
-    path: Path
-    temporary: Path
 
     def __init__(self, path: Path) -> None:
         self.path = resolved(path)

@@ -32,7 +32,7 @@ import numpy as np
 
 import fastsoftmax
 from fastsoftmax import _spec
-from fastsoftmax.arrays.blocks import Array, Problem, real_array
+from fastsoftmax.arrays.blocks import Array, Problem, real_array, stand_in
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
 from fastsoftmax.arrays.options import LossOptions, check_kind, check_labels, known_divisor, part_of_divisor
 from fastsoftmax.arrays.threads import threads
@@ -322,8 +322,8 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
     name = arguments.function.replace("-", "_")
     try:
         x = files.source(arguments.input)
-        stand_in = np.broadcast_to(np.zeros((), x.dtype), x.shape)
-        problem = Problem(name, stand_in, arguments.axis, name="logits" if "targets" in function.operands else "x")
+        logits = "logits" if "targets" in function.operands else "x"
+        problem = Problem(name, stand_in(x.shape, x.dtype), arguments.axis, name=logits)
         (axis,) = problem.axes
         job = Job(arguments.function, function, x, axis, problem, given, reduction=given.get("reduction", "mean"))
         for key in FILES:
@@ -335,7 +335,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
                 job.class_weight = real_array(name, key, operand[...])
                 continue
             job.operands[key] = operand
-            empty = np.broadcast_to(np.zeros((), operand.dtype), operand.shape)
+            empty = stand_in(operand.shape, operand.dtype)
             if key == "where":
                 problem.masked(empty)
                 _check_shape(key, operand.shape, x.shape)
@@ -621,9 +621,6 @@ class Distributed:
     def loss(self) -> float | None:
         return self.value
 
-    def close(self) -> None:
-        self.client.close()
-
 
 # --- the command --------------------------------------------------------------------------------------------
 
@@ -704,7 +701,7 @@ def _run(
             worker: Local | Distributed = Local(job, extent)
         else:
             worker = Distributed(job, extent, arguments.scheduler)
-            stack.callback(worker.close)
+            stack.callback(worker.client.close)
         _open_targets(job, results, extent, stack)
         progress = Progress(job.name, job.problem.x.nbytes)
         try:

@@ -33,11 +33,9 @@ doi:10.1214/aos/1013203451, section 4.6, algorithm 6.
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastsoftmax.api.losses import cross_entropy_grad, cross_entropy_hessian, cross_entropy_hessian_diag
-
-Array = NDArray[Any]
+from fastsoftmax.arrays.blocks import Array
 
 __all__ = ["CatBoostMultiClass", "gradient_and_curvature", "lightgbm_objective", "xgboost_objective"]
 

@@ -9,27 +9,15 @@ longdouble are computed by NumPy, as SciPy does it. Masked arrays are a TypeErro
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastsoftmax.api import activations, ufuncs
-from fastsoftmax.arrays.blocks import is_masked
+from fastsoftmax.arrays.blocks import Axis, is_masked
 
-__all__ = [
-    "entr",
-    "expit",
-    "log_expit",
-    "log_softmax",
-    "logit",
-    "logsumexp",
-    "rel_entr",
-    "softmax",
-    "xlogy",
-]
-
-Axis = int | Sequence[int] | None
+__all__ = ["entr", "expit", "log_expit", "log_softmax", "logit", "logsumexp", "rel_entr", "softmax", "xlogy"]
 
 # Ufuncs, made on first use.
 entr: Any

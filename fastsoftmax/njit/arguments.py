@@ -9,7 +9,7 @@ The functions in the first part run while types are inferred; those in the secon
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir
@@ -22,14 +22,13 @@ from fastsoftmax import kernels
 from fastsoftmax._spec import Function
 from fastsoftmax._vectors import VECTOR_BYTES
 from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES
-from fastsoftmax.kernels.jit import NO_WRAPPERS, OPTIONS
+from fastsoftmax.arrays.options import REDUCTIONS
+from fastsoftmax.kernels.jit import NO_WRAPPERS, OPTIONS, F
 from fastsoftmax.kernels.simd.values import fma
 from fastsoftmax.runtime.numba_private import impl_ret_borrowed, populate_array
 
-F = TypeVar("F", bound=Callable[..., Any])
 Run = Callable[..., Any]
 KINDS = {types.float32: np.float32, types.float64: np.float64}
-REDUCTIONS = ("mean", "sum", "none")
 
 
 class FormattedValueError(ValueError):

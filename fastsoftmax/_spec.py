@@ -67,9 +67,7 @@ class Function(NamedTuple):
 
 GROUPS = {
     "activations": Group(
-        "Softmax",
-        "softmax",
-        "with `where=`, any axis, several axes or all; the first two with `temperature=`",
+        "Softmax", "softmax", "with `where=`, any axis, several axes or all; the first two with `temperature=`"
     ),
     "derivatives": Group(
         "Derivatives",

@@ -466,13 +466,7 @@ def squared_error(
 
 
 def squared_error_grad(
-    logits: Any,
-    targets: Any,
-    axis: int = -1,
-    *,
-    sample_weight: Any = None,
-    reduction: str = MEAN,
-    out: Any = None,
+    logits: Any, targets: Any, axis: int = -1, *, sample_weight: Any = None, reduction: str = MEAN, out: Any = None
 ) -> Any:
     r"""Gradient of `squared_error` with respect to the logits.
 
@@ -521,13 +515,7 @@ def squared_error_grad(
 
 
 def squared_error_with_grad(
-    logits: Any,
-    targets: Any,
-    axis: int = -1,
-    *,
-    sample_weight: Any = None,
-    reduction: str = MEAN,
-    out: Any = None,
+    logits: Any, targets: Any, axis: int = -1, *, sample_weight: Any = None, reduction: str = MEAN, out: Any = None
 ) -> tuple[Any, Any]:
     """`squared_error` and `squared_error_grad` in one pass over the logits.
 

@@ -184,11 +184,7 @@ def layout(x: Any, axes: tuple[int, ...], last: bool) -> Any:
     ndim = x.ndim
     natural = tuple(range(ndim))
     moved = tuple([a for a in natural if a not in axes]) + axes
-    if last or len(axes) != 1 or axes[0] == ndim - 1:
-        fixed = x.layout == "C" or last or len(axes) != 1
-    else:
-        fixed = False
-    if fixed:
+    if last or len(axes) != 1 or (x.layout == "C" and axes[0] == ndim - 1):
 
         @compiled
         def lay_out(x: Any) -> Any:
@@ -282,11 +278,6 @@ def exits(x: Any, axes: tuple[int, ...], out: Any) -> tuple[Any, Any]:
 # --- compiled into the caller -------------------------------------------------------------------------------
 
 
-def _address(context: Any, builder: Any, array_type: Any, value: Any) -> Any:
-    array = context.make_array(array_type)(context, builder, value)
-    return builder.ptrtoint(array.data, context.get_value_type(types.intp))
-
-
 @intrinsic
 def extent(typingctx: Any, array: Any) -> Any:
     """First address and number of bytes of a contiguous array; zeros for None."""
@@ -298,7 +289,8 @@ def extent(typingctx: Any, array: Any) -> Any:
             return context.make_tuple(builder, result, (zero, zero))
         struct = context.make_array(array)(context, builder, values[0])
         size = builder.mul(struct.nitems, struct.itemsize)
-        return context.make_tuple(builder, result, (_address(context, builder, array, values[0]), size))
+        first = builder.ptrtoint(struct.data, context.get_value_type(types.intp))
+        return context.make_tuple(builder, result, (first, size))
 
     return result(array), codegen
 

@@ -206,7 +206,7 @@ class _Targets:
         self.weighted, self.sampled = not absent(call["class_weight"]), not absent(call["sample_weight"])
         self.ignoring = not absent(call["ignore_index"])
         # As in PyTorch, a mean of cross-entropies with distributions divides by the number of rows.
-        by_rows = self.soft and call.function.family != "row loss"
+        by_rows = self.soft and call.function.operands[1] == TARGETS
         self.counting = not by_rows and (self.weighted or self.sampled or self.ignoring)
         self.check = self._checks()
 
@@ -355,10 +355,8 @@ class _Targets:
                 return classes, samples, samples, value
 
             return unweighted
-        weights_of, beside_of = (
-            self._weights(with_classes=True),
-            merged(lambda few, labels, classes, samples: (None, 0)),
-        )
+        weights_of = self._weights(with_classes=True)
+        beside_of = merged(lambda few, labels, classes, samples: (None, 0))
         of_rows, by_class = self.sampled or self.ignoring, self.weighted and mean
         leave_out = _leave_out if by_class else merged(lambda weights, labels, samples, divisor, kind: None)
         rows_beside = merged(lambda few, weights, rows, exponent, kind: None)
@@ -501,27 +499,17 @@ def curvature(call: Call) -> Built:
     if tangent is not None:
         same_ndim(call, name)
         dtype = widened(dtype, tangent)
-    reduction = literal_reduction(call.name, call["reduction"])
+    mean = literal_reduction(call.name, call["reduction"]) == "mean"
     given, kind = _Targets(call, x, axes, dtype), KINDS[dtype]
-    check, terms_of, factors_of = (
-        given.check,
-        given.terms(reduction == "mean"),
-        _factors(given, reduction == "mean"),
-    )
+    check, terms_of, factors_of = given.check, given.terms(mean), _factors(given, mean)
     check_tangent = merged(lambda tangent, x: None)
     last = call.function.result == (SQUARE,)
     if last:
-        apply = square(
-            call,
-            x,
-            axes,
-            dtype,
-            merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, None, None, w)),
-        )
+        launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, None, None, w))
+        apply = square(call, x, axes, dtype, launch)
     elif tangent is None:
-        apply = pointwise(
-            call, x, axes, dtype, merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, w))
-        )
+        launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, w))
+        apply = pointwise(call, x, axes, dtype, launch)
     else:
         check_tangent = check_same(call.name, name, call.names[0])
         launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, kept, None, None, w))

@@ -193,8 +193,8 @@ def _check_targets(
         raise ValueError(f"{prefix} has shape {array.shape}, expected {(segments.count,)}: one for each segment")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{prefix} has dtype {array.dtype}, expected integers")
-    spared = options.ignored_index(function)
-    ignored = None if spared is None else np.equal(array, spared)
+    index = options.ignored_index(function)
+    ignored = None if index is None else np.equal(array, index)
     labels = np.ascontiguousarray(array, np.int64)
     labels = _apart(labels if labels.flags.aligned else labels.copy(), out)
     if segments.any_misplaced(labels):

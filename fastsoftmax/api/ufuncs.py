@@ -198,7 +198,6 @@ class Plain:
         self.__name__ = name
         self.__doc__ = DOCS[name]
         self.nin = 2 if name in kernels.loops.BINARY else 1
-        self.nout = 1
         self._kinds = kinds
 
     def __repr__(self) -> str:
@@ -249,11 +248,10 @@ def from_loops(
     numbers = bytes(np.dtype(kind).num for kind, _, _ in loops for _ in range(operands))
     types = ctypes.create_string_buffer(numbers, len(numbers))
     texts = name.encode(), doc.strip().encode()
-    kept = (functions, data, types, texts)
     has = _NO_IDENTITY if identity is None else _IDENTITY_VALUE
     addresses = [ctypes.addressof(block) for block in (functions, data, types)]
     ufunc = _interface()(*addresses, len(loops), operands - 1, 1, has, *texts, 0, None, identity)
-    _alive.append(kept)
+    _alive.append((functions, data, types, texts))
     return ufunc
 
 

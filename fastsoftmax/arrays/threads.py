@@ -191,7 +191,7 @@ class _Crew:
     Plain locks are used, because Ctrl-C cannot interrupt their methods halfway.
     """
 
-    __slots__ = ("_dismissed", "_last", "_lock", "_pid", "_take", "_working", "blocks", "error")
+    __slots__ = ("_last", "_lock", "_pid", "_take", "_working", "blocks", "error")
 
     def __init__(self, take: Callable[[], None], blocks: Iterator[int]) -> None:
         self.blocks = blocks
@@ -200,7 +200,6 @@ class _Crew:
         self._lock = Lock()
         self._last = Lock()  # held while a helper works
         self._working = 0
-        self._dismissed = False
         self._pid = os.getpid()
 
     def help(self) -> None:

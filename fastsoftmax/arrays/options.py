@@ -10,7 +10,7 @@ import numpy as np
 
 from fastsoftmax import kernels
 from fastsoftmax._spec import DISTRIBUTIONS, FUNCTIONS, LABELS, TARGETS
-from fastsoftmax.arrays.blocks import Array, Output, Problem, named, number, real_array
+from fastsoftmax.arrays.blocks import Array, Output, Problem, named, number, real_array, stand_in
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import (
     Divisor,
@@ -325,7 +325,7 @@ def part_of_divisor(
 ) -> Array:
     """The part of some rows in the divisor of a mean, as a `weights.SUM`; rows with distributions have weights."""
     shape = (options.sample_weight if labels is None else labels).shape
-    logits = np.broadcast_to(np.zeros((), dtype), (*shape, classes))  # only their shape is used
+    logits = stand_in((*shape, classes), dtype)
     problem = Problem(function, logits, -1, name="logits")
     given = row_targets(problem, logits if labels is None else labels, options._replace(reduction="sum"))
     return part_of_weight(np.ones(shape) if given.counted is None else given.counted, given.exponent)

@@ -95,7 +95,6 @@ _FORWARD = ("activations", "activations", "forward", _X, (LIKE,))
 _JACOBIAN = ("derivatives", "derivatives", "jacobian", _X, (SQUARE,))
 _PRODUCT = ("derivatives", "derivatives", "product")
 _JVP, _VJP = (*_PRODUCT, (LOGITS, TANGENT), (LIKE,)), (*_PRODUCT, (LOGITS, COTANGENT), (LIKE,))
-_CURVATURE = ("cross-entropy", "losses", "curvature")
 _RAGGED = ("segments", "segments")
 _OUT = ("", "out=")
 
@@ -111,6 +110,12 @@ def _loss(
         Function(f"{name}_grad", *entry, (LIKE,), kernel, name, pieces),
         Function(f"{name}_with_grad", *entry, (LOSS, LIKE), kernel, name, pieces, bench),
     )
+
+
+def _curvature(name: str, kernel: str, *operands: str, result: str = LIKE) -> Function:
+    """A function of the second derivative of the cross-entropy."""
+    entry = ("cross-entropy", "losses", "curvature", (LOGITS, TARGETS, *operands), (result,))
+    return Function(name, *entry, f"derivatives.{kernel}", "cross_entropy", pieces=result == LIKE)
 
 
 def _ragged(name: str, operands: tuple[str, ...], result: tuple[str, ...], loss: str = "") -> Function:
@@ -136,32 +141,9 @@ FUNCTIONS = {
             "softmax_entropy_with_grad", "entropy", "entropy", "entropy", _X, (ROWS, LIKE), "entropy.entropy"
         ),
         *_loss("cross_entropy", "cross-entropy", "cross entropy", TARGETS, pieces=True, bench=_OUT),
-        Function(
-            "cross_entropy_hvp",
-            *_CURVATURE,
-            (LOGITS, TARGETS, TANGENT),
-            (LIKE,),
-            "derivatives.softmax_product",
-            "cross_entropy",
-            pieces=True,
-        ),
-        Function(
-            "cross_entropy_hessian_diag",
-            *_CURVATURE,
-            (LOGITS, TARGETS),
-            (LIKE,),
-            "derivatives.softmax_variance",
-            "cross_entropy",
-            pieces=True,
-        ),
-        Function(
-            "cross_entropy_hessian",
-            *_CURVATURE,
-            (LOGITS, TARGETS),
-            (SQUARE,),
-            "derivatives.softmax_jacobian",
-            "cross_entropy",
-        ),
+        _curvature("cross_entropy_hvp", "softmax_product", TANGENT),
+        _curvature("cross_entropy_hessian_diag", "softmax_variance"),
+        _curvature("cross_entropy_hessian", "softmax_jacobian", result=SQUARE),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
         _ragged("segment_softmax", (), (LIKE,)),
         _ragged("segment_log_softmax", (), (LIKE,)),

@@ -412,6 +412,13 @@ def stack(typingctx: Any, dtype: Any, vectors: Any) -> Any:
     return result(dtype, vectors), codegen
 
 
+def is_ignored(ignoring: bool) -> Run:
+    """The compiled ``label, ignore_index -> whether the row is ignored``; False without an `ignore_index`."""
+    if ignoring:
+        return merged(lambda label, ignore_index: label == ignore_index)
+    return merged(lambda label, ignore_index: False)
+
+
 @compiled
 def row_count(x: Any, axes: Any) -> int:
     """How many rows there are."""

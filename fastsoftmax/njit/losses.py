@@ -11,7 +11,7 @@ from numba.core.errors import TypingError
 
 from fastsoftmax import kernels
 from fastsoftmax._spec import DISTRIBUTIONS, LABELS, SQUARE, TANGENT, TARGETS
-from fastsoftmax.arrays.options import smoothed_shares
+from fastsoftmax.arrays.options import counts_rows, smoothed_shares
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT, FEW
 from fastsoftmax.njit.arguments import (
     KINDS,
@@ -24,6 +24,7 @@ from fastsoftmax.njit.arguments import (
     compiled,
     convert,
     converter,
+    is_ignored,
     items,
     layout,
     literal_reduction,
@@ -134,9 +135,7 @@ def _labels(function: str, name: str, x: Any, targets: Any, ignoring: bool) -> R
     ndim = x.ndim - 1
     place = ", ".join([f"{{0[{i}]}}" for i in range(ndim)])
     wrong = f"{function}: {name}[{place}] is {{1}}, expected a label from 0 to {{2}}"
-    ignored = merged(lambda label, ignore_index: False)
-    if ignoring:
-        ignored = merged(lambda label, ignore_index: label == ignore_index)
+    ignored = is_ignored(ignoring)
 
     if ndim == 0:
         item = _item(targets)
@@ -205,8 +204,7 @@ class _Targets:
         self._check_types()
         self.weighted, self.sampled = not absent(call["class_weight"]), not absent(call["sample_weight"])
         self.ignoring = not absent(call["ignore_index"])
-        # As in PyTorch, a mean of cross-entropies with distributions divides by the number of rows.
-        by_rows = self.soft and call.function.operands[1] == TARGETS
+        by_rows = counts_rows(call.name, self.soft)
         self.counting = not by_rows and (self.weighted or self.sampled or self.ignoring)
         self.check = self._checks()
 

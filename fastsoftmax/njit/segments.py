@@ -26,6 +26,7 @@ from fastsoftmax.njit.arguments import (
     converter,
     deliver,
     exits,
+    is_ignored,
     literal_reduction,
     merged,
     readable,
@@ -244,9 +245,7 @@ def _labels(call: Call, name: str) -> Run:
     empty = f"{call.name}: {name}[{{}}] is {{}}, expected an ignored one, since segment {{}} is empty"
     outside = f"{call.name}: {name}[{{}}] is {{}}, expected a position from 0 to {{}}, "
     outside += "within segment {} of length {}"
-    ignored = merged(lambda label, ignore_index: label == ignore_index)
-    if absent(call["ignore_index"]):
-        ignored = merged(lambda label, ignore_index: False)
+    ignored = is_ignored(not absent(call["ignore_index"]))
 
     @compiled
     def labels_of(targets: Any, table: Any, ignore_index: Any) -> Any:

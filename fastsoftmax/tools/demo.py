@@ -130,26 +130,24 @@ def gradient_error(objective: Objective, weights: Array) -> float:
 
 def contenders(scores: Array, labels: Array) -> dict[str, Call]:
     """Mean cross-entropy and its gradient by each library, each with a buffer of its own to write to."""
-    rows = np.arange(len(labels))
+    peers: dict[str, Any] = {**ALL}
+    rows, count = np.arange(len(labels)), len(labels)
+    ours, by_numpy, by_scipy, by_sklearn = (np.empty_like(scores) for _ in range(4))
 
-    def by_scipy(x: Array, y: Array, out: Array) -> tuple[float, Array]:
-        log_probs = log_softmax(x, axis=1)
-        loss = -np.mean(log_probs[rows, y])
-        np.exp(log_probs, out=out)
-        out[rows, y] -= 1.0
-        return float(loss), np.divide(out, len(y), out=out)
+    def with_scipy() -> tuple[float, Array]:
+        log_probs = log_softmax(scores, axis=1)
+        loss = -np.mean(log_probs[rows, labels])
+        np.exp(log_probs, out=by_scipy)
+        by_scipy[rows, labels] -= 1.0
+        return float(loss), np.divide(by_scipy, count, out=by_scipy)
 
-    found: dict[str, Call] = {}
-    for name in ("fastsoftmax", "NumPy", "SciPy", "scikit-learn"):
-        out = np.empty_like(scores)
-        if name == "fastsoftmax":
-            found[name] = partial(fs.cross_entropy_with_grad, scores, labels, out=out)
-        elif name == "SciPy":
-            found[name] = partial(by_scipy, scores, labels, out)
-        else:
-            with suppress(ImportError):  # scikit-learn's loss is private, and may be gone
-                peer: Any = ALL[name]
-                found[name] = peer.cross_entropy_with_grad(scores, labels, out)
+    found: dict[str, Call] = {
+        "fastsoftmax": partial(fs.cross_entropy_with_grad, scores, labels, out=ours),
+        "NumPy": peers["NumPy"].cross_entropy_with_grad(scores, labels, by_numpy),
+        "SciPy": with_scipy,
+    }
+    with suppress(ImportError):  # scikit-learn's loss is private, and may be gone
+        found["scikit-learn"] = peers["scikit-learn"].cross_entropy_with_grad(scores, labels, by_sklearn)
     return found
 
 

@@ -93,6 +93,11 @@ def is_floats(kind: Any) -> bool:
     return isinstance(kind, Memory) and isinstance(kind.dtype, types.Float)
 
 
+def is_none(kind: Any) -> bool:
+    """Whether an argument of this type is None."""
+    return isinstance(kind, types.NoneType)
+
+
 def lanes_of(like: Any) -> Any:
     """The vector type in which numbers of this dtype are computed: float32 for float16 (uint16 in Numba)."""
     dtype = item_of(like)
@@ -229,7 +234,7 @@ class Build:
         return result.value if isinstance(result, NumbersValue) else result
 
     def _argument(self, kind: Any, value: Any) -> Any:
-        if isinstance(kind, types.NoneType):
+        if is_none(kind):
             return None
         return NumbersValue(self, kind, value) if isinstance(kind, Memory) else value
 

@@ -17,15 +17,12 @@ from fastsoftmax.kernels.simd.lowering import (
     Integers,
     Item,
     Vector,
+    is_none,
     lanes_of,
     lowered,
     vector_of,
 )
 from fastsoftmax.kernels.simd.memory import load_part
-
-
-def _is_none(kind: Any) -> bool:
-    return isinstance(kind, types.NoneType)
 
 
 def _row_value(build: Any, like: Any, folded: Any, array: Any, row: Any, count: Any) -> Any:
@@ -37,7 +34,7 @@ def _row_value(build: Any, like: Any, folded: Any, array: Any, row: Any, count: 
 
 
 def _row_value_type(like: Any, folded: Any, array: Any, row: Any, count: Any) -> Any:
-    return lanes_of(like) if _is_none(folded) and not _is_none(array) else like.dtype
+    return lanes_of(like) if is_none(folded) and not is_none(array) else like.dtype
 
 
 @lowered(_row_value, _row_value_type)
@@ -61,7 +58,7 @@ def _class_value(build: Any, like: Any, folded: Any, array: Any, k: Any, count: 
     return one if array is None else build.load(array.number(build.sdiv(k, k.type(lanes))))
 
 
-@lowered(_class_value, lambda like, folded, *_: like.dtype if _is_none(folded) else lanes_of(like))
+@lowered(_class_value, lambda like, folded, *_: like.dtype if is_none(folded) else lanes_of(like))
 def class_value(like: Floats, folded: Any, array: Any, k: int, count: int) -> Any:
     """The numbers of an array with one number for each class at vector k of a block; 1 if the array is None.
 
@@ -85,7 +82,7 @@ def _one_hot(build: Any, like: Any, folded: Any, labels: Any, row: Any, count: A
     lanes, zero = like.lanes, like.vector(None)
     if labels is None:
         return zero
-    if _is_none(build.signature.args[1]):
+    if is_none(build.signature.args[1]):
         chosen = _labels(build, labels, row, count, lanes)
         here = build.splat(build.sdiv(k, k.type(lanes)), lanes)
     else:

@@ -21,6 +21,7 @@ from fastsoftmax.kernels.simd.lowering import (
     common,
     element_bits,
     elementwise,
+    is_none,
     item_of,
     lowered,
 )
@@ -213,17 +214,13 @@ def lane(vector: AnyVector, index: int) -> Item:
     return vector[index]
 
 
-@lowered(lambda build, option, value: value, lambda option, value: types.none if _is_none(option) else value)
+@lowered(lambda build, option, value: value, lambda option, value: types.none if is_none(option) else value)
 def unless_none(option: Any, value: Any) -> Any:
     """`value`, or None if `option` is None. The type decides; both branches of an ``if`` would need one type."""
     return None if option is None else value
 
 
-@lowered(lambda build, option, value: value, lambda option, value: value if _is_none(option) else types.none)
+@lowered(lambda build, option, value: value, lambda option, value: value if is_none(option) else types.none)
 def if_none(option: Any, value: Any) -> Any:
     """`value`, or None if `option` is not None."""
     return value if option is None else None
-
-
-def _is_none(kind: Any) -> bool:
-    return isinstance(kind, types.NoneType)

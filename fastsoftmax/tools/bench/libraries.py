@@ -74,20 +74,18 @@ class Library:
     def _call(self, method: Call, entry: _spec.Function, variant: str, inputs: Inputs) -> Any:
         if self.matrices_only and len(inputs.shape) != 2:
             raise NotOfferedError
-        return method(*_operands(entry, variant, inputs, self.wrap), **_out(entry, variant, inputs, self.wrap))
+        return method(*self._operands(entry, variant, inputs), **self._out(entry, variant, inputs))
 
+    def _operands(self, entry: _spec.Function, variant: str, inputs: Inputs) -> list[Any]:
+        names = [_ARRAYS[role] for role in entry.operands]
+        if variant.startswith("of probs"):
+            names[0] = "probs"
+        return [self.wrap(getattr(inputs, name)) for name in names]
 
-def _operands(entry: _spec.Function, variant: str, inputs: Inputs, wrap: Call) -> list[Any]:
-    names = [_ARRAYS[role] for role in entry.operands]
-    if variant.startswith("of probs"):
-        names[0] = "probs"
-    return [wrap(getattr(inputs, name)) for name in names]
-
-
-def _out(entry: _spec.Function, variant: str, inputs: Inputs, wrap: Call) -> dict[str, Any]:
-    if not variant.endswith("out="):
-        return {}
-    return {"out": wrap(inputs.jacobian if _spec.SQUARE in entry.result else inputs.out)}
+    def _out(self, entry: _spec.Function, variant: str, inputs: Inputs) -> dict[str, Any]:
+        if not variant.endswith("out="):
+            return {}
+        return {"out": self.wrap(inputs.jacobian if _spec.SQUARE in entry.result else inputs.out)}
 
 
 class FastSoftmax(Library):
@@ -104,8 +102,8 @@ class FastSoftmax(Library):
         options: dict[str, Any] = {} if len(inputs.shape) == 2 else {"axis": CLASS_AXIS}
         if variant.startswith("of probs"):
             options["from_probs"] = True
-        options |= _out(entry, variant, inputs, self.wrap)
-        return partial(getattr(fs, entry.name), *_operands(entry, variant, inputs, self.wrap), **options)
+        options |= self._out(entry, variant, inputs)
+        return partial(getattr(fs, entry.name), *self._operands(entry, variant, inputs), **options)
 
 
 class NumPy(Library):

@@ -1,4 +1,19 @@
-"""The size of the kernels' vectors, in a module that does not import Numba."""
+"""Sizes that kernels and their callers share, in a module that does not import Numba."""
 
 VECTOR_BYTES = 64
 """16 float32 or 8 float64: one cache line, one AVX-512 register, two of AVX2 or four of NEON."""
+
+COLUMN_LIMIT = 64
+"""Rows of up to this many contiguous classes are walked in columns (at the limit both walks are equally fast)."""
+FEW = 4
+"""Up to this many short rows are faster one by one than in the lanes of a vector."""
+
+HUGE = 1 << 20
+"""Longer segments are cut into pieces. Shorter ones stay in the cache between the passes over them."""
+PIECE = 1 << 16
+"""The length of these pieces."""
+COLUMNS = 5
+"""The columns of the table of pieces, see `kernels.segments`."""
+
+BINARY = ("logaddexp", "xlogy", "rel_entr")
+"""The ufuncs of two numbers."""

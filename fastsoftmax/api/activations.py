@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax import kernels
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
@@ -20,6 +19,7 @@ from fastsoftmax.arrays.blocks import (
 )
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.threads import run
+from fastsoftmax.machine.entry import entry, remember
 
 # For small arrays, checks cost more than the computation. `_small` does two things: it looks up the kernel for a
 # native dtype that has been used before, and calls it on the arrays as they are, or on a copy.
@@ -63,12 +63,12 @@ def _forward(
     if long_rows.is_long(problem):
         long_rows.long_forward(function, source, output.block, beta)
     else:
-        kernel = getattr(kernels.activations, function)
+        kernel = entry(f"activations.{function}")
         run(kernel, problem.rows, source.size, problem.room(1), source, output.block, beta)
     if masked is not None:
         np.copyto(output.result, hidden, where=masked)
     if problem.x.dtype == problem.dtype:
-        kernels.jit.remember(small, problem.dtype, getattr(kernels.activations, f"{function}_small"))
+        remember(small, problem.dtype, entry(f"activations.{function}_small"))
     return output.finish()
 
 
@@ -275,8 +275,8 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     if long_rows.is_long(problem):
         long_rows.long_logsumexp(source, output.block)
     else:
-        kernel = kernels.activations.logsumexp
+        kernel = entry("activations.logsumexp")
         run(kernel, problem.rows, source.size, problem.room(1), source, output.block)
     if problem.x.dtype == problem.dtype:
-        kernels.jit.remember(_LOGSUMEXP, problem.dtype, kernels.activations.logsumexp_small)
+        remember(_LOGSUMEXP, problem.dtype, entry("activations.logsumexp_small"))
     return output.finish()

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax import kernels
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import LAST, SMALL, UNTEMPERED, Problem, inverse_temperature, is_plain, lie_apart
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.threads import run
+from fastsoftmax.machine.entry import entry, remember
 
 # Kernels for small calls with the most frequent arguments, as in `activations`: by dtype, number of operands, and
 # whether probabilities are given.
@@ -39,7 +39,7 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
 
 def _remember(problem: Problem, operands: int, from_probs: Any, kernel: Any) -> None:
     if problem.x.dtype == problem.dtype:
-        kernels.jit.remember(_SMALL, (problem.dtype, operands, from_probs is True), kernel)
+        remember(_SMALL, (problem.dtype, operands, from_probs is True), kernel)
 
 
 def _jacobian(
@@ -53,11 +53,11 @@ def _jacobian(
     output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
     work = source.size * max(1, problem.classes // 4)
     arguments: tuple[Any, ...] = (source, output.block, beta)
-    kernel = kernels.derivatives.log_softmax_jacobian
+    kernel = entry("derivatives.log_softmax_jacobian")
     if not logarithmic:
-        kernel = kernels.derivatives.softmax_jacobian
+        kernel = entry("derivatives.softmax_jacobian")
         arguments += (True if from_probs else None, None)
-        _remember(problem, 1, from_probs, kernels.derivatives.softmax_jacobian_small)
+        _remember(problem, 1, from_probs, entry("derivatives.softmax_jacobian_small"))
     run(kernel, problem.rows, work, problem.room(1), *arguments)
     return output.finish()
 
@@ -82,7 +82,7 @@ def _product(
     source = problem.block()
     second = problem.convert(operand)
     output = problem.output(out)
-    compiled = getattr(kernels.derivatives, kernel)
+    compiled = entry(f"derivatives.{kernel}")
     if kernel == "softmax_product" and long_rows.is_long(problem):
         long_rows.long_product(source, second, output.block, beta, options[0])
         return output.finish()
@@ -90,7 +90,7 @@ def _product(
     arguments = source, second, output.block, keep, beta, *options
     run(compiled, problem.rows, 2 * source.size, problem.room(2), *arguments)
     if options:
-        _remember(problem, 2, options[0], kernels.derivatives.softmax_product_small)
+        _remember(problem, 2, options[0], entry("derivatives.softmax_product_small"))
     return output.finish()
 
 

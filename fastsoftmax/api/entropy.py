@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax import kernels
 from fastsoftmax.arrays.blocks import LAST, UNTEMPERED, Problem, inverse_temperature, small_rows
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.threads import run
+from fastsoftmax.machine.entry import entry, remember
 
 # Small calls, as in `activations`.
 _SMALL: dict[np.dtype[Any], Any] = {}
@@ -73,9 +73,9 @@ def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED
     beta = inverse_temperature("softmax_entropy", temperature, problem.dtype)
     source = problem.block()
     rows = problem.row_output(out)
-    run(kernels.entropy.entropy, problem.rows, 2 * source.size, problem.room(1), source, None, rows.block, beta)
+    run(entry("entropy.entropy"), problem.rows, 2 * source.size, problem.room(1), source, None, rows.block, beta)
     if problem.x.dtype == problem.dtype:
-        kernels.jit.remember(_SMALL, problem.dtype, kernels.entropy.entropy_small)
+        remember(_SMALL, problem.dtype, entry("entropy.entropy_small"))
     return rows.finish()
 
 
@@ -141,5 +141,5 @@ def softmax_entropy_with_grad(
     output = problem.output(out)
     rows = problem.row_output(None)
     arguments = source, output.block, rows.block, beta
-    run(kernels.entropy.entropy, problem.rows, 3 * source.size, problem.room(1), *arguments)
+    run(entry("entropy.entropy"), problem.rows, 3 * source.size, problem.room(1), *arguments)
     return rows.finish(), output.finish()

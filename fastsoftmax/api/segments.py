@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax import kernels
 from fastsoftmax._spec import FUNCTIONS, LIKE
 from fastsoftmax.arrays.blocks import Array, Output, Problem, is_masked, named, real_array
 from fastsoftmax.arrays.options import LossOptions, mean_divisor, reduced, spared, weight_array
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
 from fastsoftmax.arrays.weights import scaled
+from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
+from fastsoftmax.machine.entry import entry
 
 SEGMENT_WORK = 4
 """The cost of a segment beyond that of its elements, in units of the cost of one element."""
@@ -65,15 +66,15 @@ def _cuts(indptr: Array) -> Array:
 
 def _pieces(indptr: Array) -> Array | None:
     """The table of pieces of huge segments (see `kernels.segments`), None if there is no such segment."""
-    huge = kernels.segments.HUGE
+    huge = HUGE
     if indptr[-1] <= huge:
         return None
     table: list[tuple[int, int, int, int, int]] = []
     for n in np.flatnonzero(np.diff(indptr) > huge).tolist():
         begin, end = int(indptr[n]), int(indptr[n + 1])
-        starts = range(begin, end, kernels.segments.PIECE)
+        starts = range(begin, end, PIECE)
         first, last = len(table), len(table) + len(starts)
-        table += [(at, min(at + kernels.segments.PIECE, end), first, last, n) for at in starts]
+        table += [(at, min(at + PIECE, end), first, last, n) for at in starts]
     return np.array(table, np.int64).reshape(-1) if table else None
 
 
@@ -125,7 +126,7 @@ class _Segments:
     def any_misplaced(self, labels: Array) -> bool:
         """Whether a label lies outside of its segment."""
         found = np.zeros(len(self.cuts) - 1, np.bool_)
-        self.run(kernels.segments.misplaced, self.count, labels, found)
+        self.run(entry("segments.misplaced"), self.count, labels, found)
         return bool(found.any())
 
     def huge(self, source: Array) -> bool:
@@ -134,10 +135,10 @@ class _Segments:
         if table is None:
             return False
         self._table = table
-        count = len(table) // kernels.segments.COLUMNS
+        count = len(table) // COLUMNS
         maxima, sums = np.empty(count, self.problem.dtype), np.empty(3 * count, self.problem.dtype)
-        self._over_pieces(kernels.segments.piece_maxima, source, maxima)
-        self._over_pieces(kernels.segments.piece_sums, maxima, source, sums)
+        self._over_pieces(entry("segments.piece_maxima"), source, maxima)
+        self._over_pieces(entry("segments.piece_sums"), maxima, source, sums)
         self._sums = maxima, sums
         return True
 
@@ -147,15 +148,15 @@ class _Segments:
 
     def product(self, source: Array, vector: Array, target: Array) -> None:
         """The product with the Jacobian, for the huge segments."""
-        count = len(self._table) // kernels.segments.COLUMNS
+        count = len(self._table) // COLUMNS
         extents, dots = np.empty(2 * count, self.problem.dtype), np.empty(2 * count, self.problem.dtype)
-        self._over_pieces(kernels.segments.piece_extents, self._sums[0], source, vector, extents)
-        self.run_huge(kernels.segments.piece_dots, extents, source, vector, dots)
-        self.run_huge(kernels.segments.piece_softmax_product, extents, source, vector, dots, target)
+        self._over_pieces(entry("segments.piece_extents"), self._sums[0], source, vector, extents)
+        self.run_huge(entry("segments.piece_dots"), extents, source, vector, dots)
+        self.run_huge(entry("segments.piece_softmax_product"), extents, source, vector, dots, target)
 
     def _over_pieces(self, kernel: Any, *args: Any) -> None:
-        count = len(self._table) // kernels.segments.COLUMNS
-        run(kernel, count, 2 * count * kernels.segments.PIECE, _no_room, self._table, *args)
+        count = len(self._table) // COLUMNS
+        run(kernel, count, 2 * count * PIECE, _no_room, self._table, *args)
 
 
 def _forward(function: str, x: Any, indptr: Any, out: Any) -> Any:
@@ -163,9 +164,9 @@ def _forward(function: str, x: Any, indptr: Any, out: Any) -> Any:
     segments = _Segments(f"segment_{function}", x, indptr, out)
     source = segments.block(segments.problem.x)
     output, target = segments.output(out)
-    segments.run(getattr(kernels.segments, f"segment_{function}"), segments.work, source, target)
+    segments.run(entry(f"segments.segment_{function}"), segments.work, source, target)
     if segments.huge(source):
-        segments.run_huge(getattr(kernels.segments, f"piece_{function}"), source, target)
+        segments.run_huge(entry(f"segments.piece_{function}"), source, target)
     return output.finish()
 
 
@@ -176,7 +177,7 @@ def _product(function: str, x: Any, indptr: Any, name: str, vector: Any, out: An
     second = segments.block(operand)
     output, target = segments.output(out)
     keep = output.keep(second)
-    segments.run(kernels.segments.segment_softmax_product, 2 * segments.work, source, second, target, keep)
+    segments.run(entry("segments.segment_softmax_product"), 2 * segments.work, source, second, target, keep)
     if segments.huge(source):
         segments.product(source, second, target)
     return output.finish()
@@ -226,9 +227,9 @@ def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: Lo
     output, target = segments.output(out) if LIKE in FUNCTIONS[function].result else (None, None)
     rows = np.empty(count, problem.dtype)
     arguments = source, labels, weights, target, rows, *options.scale(divisor, problem.dtype)
-    segments.run(kernels.segments.segment_cross_entropy, 2 * segments.work, *arguments)
+    segments.run(entry("segments.segment_cross_entropy"), 2 * segments.work, *arguments)
     if segments.huge(source):
-        segments.run_huge(kernels.segments.piece_cross_entropy, *arguments)
+        segments.run_huge(entry("segments.piece_cross_entropy"), *arguments)
     slope = None if output is None else output.finish()
     if rows.dtype != problem.result_dtype and options.reduction == "none":
         with np.errstate(all="ignore"):
@@ -397,9 +398,9 @@ def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
     source = segments.block(segments.problem.x)
     output = segments.row_output(out)
     rows = output.result
-    segments.run(kernels.segments.segment_logsumexp, segments.work, source, rows)
+    segments.run(entry("segments.segment_logsumexp"), segments.work, source, rows)
     if segments.huge(source):
-        segments.run_huge(kernels.segments.piece_logsumexp, rows)
+        segments.run_huge(entry("segments.piece_logsumexp"), rows)
     return output.finish()
 
 

@@ -11,12 +11,14 @@ extension module uses. Where NumPy has no such table, or Numba makes no C functi
 
 import ctypes
 import importlib
+from collections.abc import Callable
 from threading import RLock
 from typing import Any
 
 import numpy as np
 
-from fastsoftmax import kernels
+from fastsoftmax._vectors import BINARY
+from fastsoftmax.machine.entry import entry
 
 DOCS = {
     "exp": r"""
@@ -187,7 +189,9 @@ _IDENTITIES = {"logaddexp": -np.inf}
 _FROM_FUNC_AND_DATA = 42  # its place in the table, fixed since NumPy 1.16
 _NO_IDENTITY, _IDENTITY_VALUE = -1, -3
 _made: dict[tuple[str, str, str], Any] = {}
+_listeners: list[Callable[[str, Any, str], None]] = []
 _lock = RLock()
+LOOP = "aaaa"  # the letters of the arguments of a loop
 _alive: list[Any] = []  # memory that ufuncs point to and do not own
 
 
@@ -197,7 +201,7 @@ class Plain:
     def __init__(self, name: str, kinds: str) -> None:
         self.__name__ = name
         self.__doc__ = DOCS[name]
-        self.nin = 2 if name in kernels.loops.BINARY else 1
+        self.nin = 2 if name in BINARY else 1
         self._kinds = kinds
 
     def __repr__(self) -> str:
@@ -216,7 +220,7 @@ class Plain:
         blocks = [np.ascontiguousarray(block, computed) for block in np.broadcast_arrays(*arrays)]
         result = np.empty(np.broadcast_shapes(*(array.shape for array in arrays)), computed)
         with np.errstate(all="ignore"):
-            getattr(kernels.loops, self.__name__)(*(block.reshape(-1) for block in blocks), result.reshape(-1))
+            entry(f"loops.{self.__name__}")(*(block.reshape(-1) for block in blocks), result.reshape(-1))
             value = result.astype(found)
         if out is None and where is True:
             return value[()]
@@ -257,12 +261,11 @@ def from_loops(
 
 def _loops(name: str, kinds: str) -> list[tuple[str, int, int | None]]:
     """The compiled loops of a function for these dtypes, in this order."""
-    address_of = kernels.loops.address_of
-    half = f"{'binary' if name in kernels.loops.BINARY else 'unary'}_half"
+    half = f"{'binary' if name in BINARY else 'unary'}_half"
     return [
-        (kind, address_of(half, "e"), address_of(name, "f"))
+        (kind, entry(f"loops.{half}_loop").address("e", LOOP), entry(f"loops.{name}_loop").address("f", LOOP))
         if kind == "e"
-        else (kind, address_of(name, kind), None)
+        else (kind, entry(f"loops.{name}_loop").address(kind, LOOP), None)
         for kind in kinds
     ]
 
@@ -276,15 +279,24 @@ def make(name: str, kinds: str = FLOATS, module: str = "fastsoftmax", more: Any 
         key = (name, kinds, module)
         if key not in _made:
             try:
-                operands = 3 if name in kernels.loops.BINARY else 2
+                operands = 3 if name in BINARY else 2
                 loops = [*_loops(name, kinds), *more]
                 ufunc = from_loops(name, DOCS[name], operands, loops, _IDENTITIES.get(name))
             except (AttributeError, ImportError, NotImplementedError, ValueError):  # see the module's docstring
                 ufunc = Plain(name, kinds)
-            kernels.inside.register(name, ufunc, kinds)
             try:
                 ufunc.__module__ = module  # where a pickle looks it up
             except AttributeError:  # before NumPy 2.2, where a pickle searches all modules
                 pass
             _made[key] = ufunc
+            for listener in _listeners:
+                listener(name, ufunc, kinds)
         return _made[key]
+
+
+def tell(listener: Callable[[str, Any, str], None]) -> None:
+    """Call ``listener(name, ufunc, kinds)`` for each ufunc that has been made, and for each that will be."""
+    with _lock:
+        for (name, kinds, _), ufunc in _made.items():
+            listener(name, ufunc, kinds)
+        _listeners.append(listener)

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax import kernels
 from fastsoftmax.arrays.blocks import Array, Problem
 from fastsoftmax.arrays.threads import run
+from fastsoftmax.machine.entry import entry
 
 Beta = tuple[Any, ...] | None
 
@@ -58,7 +58,7 @@ def summarize(matrix: Array, beta: Beta = None) -> Array:
     """One summary for each row of a matrix; beta is 1/T as kernels take it, or None."""
     problem, x = _block(matrix)
     numbers = np.empty((len(FIELDS), problem.rows), problem.dtype)
-    run(kernels.pieces.summary, problem.rows, x.size, problem.room(1), x, numbers, beta)
+    run(entry("pieces.summary"), problem.rows, x.size, problem.room(1), x, numbers, beta)
     result = np.empty(problem.rows, summary_dtype(problem.dtype))
     for field, values in zip(FIELDS, numbers, strict=True):
         result[field] = values
@@ -165,7 +165,7 @@ def _given(summaries: Array) -> Array:
 def _finished(kernel: str, matrix: Array, summaries: Array, beta: Beta) -> Array:
     problem, x = _block(matrix)
     output = problem.output(None)
-    compiled = getattr(kernels.pieces, kernel)
+    compiled = entry(f"pieces.{kernel}")
     given = _given(summaries)
     run(compiled, problem.rows, x.size, problem.room(1), x, output.block, given, beta)
     result: Array = output.result
@@ -185,7 +185,7 @@ def log_softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
 def _totals(summaries: Array) -> Array:
     problem, m = _block(np.ascontiguousarray(summaries["m"])[:, None])
     rows = np.empty((2, problem.rows), problem.dtype)
-    run(kernels.pieces.totals, problem.rows, problem.rows, problem.room(1), m, rows, _given(summaries))
+    run(entry("pieces.totals"), problem.rows, problem.rows, problem.room(1), m, rows, _given(summaries))
     return rows
 
 
@@ -239,7 +239,7 @@ def is_long(problem: Problem) -> bool:
 
 def long_forward(function: str, x: Array, y: Array, beta: Beta) -> None:
     """`softmax` or `log_softmax` of the rows of a block (rows, classes, 1) into y, which may be x itself."""
-    kernel = getattr(kernels.pieces, function)
+    kernel = entry(f"pieces.{function}")
     for row, result in zip(x[..., 0], y[..., 0], strict=True):
         _over_pieces(kernel, [row, result], _given(_summary(row, beta)), beta)
 
@@ -254,9 +254,9 @@ def long_cross_entropy(
         given = np.concatenate([_given(_summary(row, None)), weight])
         problem, target = _block(row[place : place + 1].reshape(1, 1))
         found = np.empty((2, 1), row.dtype)
-        run(kernels.pieces.labelled, 1, 1, problem.room(1), target, found, given, *scale)
+        run(entry("pieces.labelled"), 1, 1, problem.room(1), target, found, given, *scale)
         if y is not None:
-            _over_pieces(kernels.pieces.gradient, [row, y[i, :, 0]], given, *scale)
+            _over_pieces(entry("pieces.gradient"), [row, y[i, :, 0]], given, *scale)
             y[i, place, 0] = found[1, 0]
         rows[i] = found[0, 0]
 
@@ -267,14 +267,14 @@ def long_product(x: Array, v: Array, y: Array, beta: Beta, from_probs: Any) -> N
         given = np.zeros((8, 1), row.dtype)
         if from_probs is None:
             given[:4] = _given(_summary(row, beta))
-            extents = _over_pieces(kernels.pieces.extents, [row, vector], given, results=2)
+            extents = _over_pieces(entry("pieces.extents"), [row, vector], given, results=2)
             with np.errstate(all="ignore"):
                 given[4:6, 0] = np.fmax.reduce(extents, axis=1)
-        sums = _over_pieces(kernels.pieces.dots, [row, vector], given, beta, from_probs, results=2)
+        sums = _over_pieces(entry("pieces.dots"), [row, vector], given, beta, from_probs, results=2)
         with np.errstate(all="ignore"):
             high, low = two_sum(*pair_sum(*sums))
         given[6:, 0] = high, low
-        _over_pieces(kernels.pieces.softmax_product, [row, vector, result], given, beta, from_probs)
+        _over_pieces(entry("pieces.softmax_product"), [row, vector, result], given, beta, from_probs)
 
 
 def long_logsumexp(x: Array, rows: Array) -> None:

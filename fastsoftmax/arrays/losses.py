@@ -5,13 +5,10 @@ targets they take and what they return. Files and Dask use `loss_rows` and `curv
 calls gets some of the rows of a mean, and its divisor.
 """
 
-from functools import cache
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax import kernels
 from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, SQUARE
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import LAST, SMALL, Problem, is_plain, lie_apart
@@ -19,6 +16,7 @@ from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions, RowTargets, reduced, row_losses, row_targets
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import Divisor, inverse_of
+from fastsoftmax.machine.entry import entry, remember
 
 # For small calls with the default options, overhead costs more than the computation: only checks are left.
 _SMALL: dict[tuple[np.dtype[Any], bool], Any] = {}
@@ -81,27 +79,21 @@ class RowLosses(NamedTuple):
     divisor: Divisor
 
 
-@cache
-def _kernel(name: str) -> Any:
-    """A kernel by its name in `fastsoftmax._spec`."""
-    return attrgetter(name)(kernels)
-
-
 def _cross_entropy(
     given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
 ) -> None:
     problem, row_weights = given.problem, given.kernel_rows(given.row_weights)
     results = (None if output is None else output.block, rows.block)
     if problem.x.dtype == problem.dtype:
-        kernels.jit.remember(_SMALL, (problem.dtype, output is not None), kernels.losses.cross_entropy_small)
+        remember(_SMALL, (problem.dtype, output is not None), entry("losses.cross_entropy_small"))
     if given.plain and long_rows.is_long(problem):
         long_rows.long_cross_entropy(source, labels, row_weights, *results, scale)
         return
     if given.plain:
-        kernel = kernels.losses.cross_entropy
+        kernel = entry("losses.cross_entropy")
         arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)
     else:
-        kernel = kernels.losses.soft_cross_entropy
+        kernel = entry("losses.soft_cross_entropy")
         mix = labels, given.class_weights, given.base, given.gain
         arguments = (source, distributions, *mix, row_weights, *results, *scale)
     run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
@@ -114,7 +106,7 @@ def _row_loss(
     targets = labels if distributions is None else distributions
     block, keep = (None, None) if output is None else (output.block, output.keep(targets))
     arguments = source, targets, row_weights, block, rows.block, keep, *scale
-    kernel = _kernel(FUNCTIONS[problem.function].kernel)
+    kernel = entry(FUNCTIONS[problem.function].kernel)
     run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
 
 
@@ -191,7 +183,7 @@ def curvature_rows(
         output = problem.output(out)
         arguments = source, second, output.block, output.keep(second), None, None, factors
         work, operands = 2 * work, 2
-    kernel = _kernel(FUNCTIONS[function].kernel)
+    kernel = entry(FUNCTIONS[function].kernel)
     run(kernel, problem.rows, work, problem.room(operands), *arguments)
     return output.finish()
 

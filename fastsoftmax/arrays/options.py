@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax import kernels
 from fastsoftmax._spec import DISTRIBUTIONS, FUNCTIONS, LABELS, TARGETS
 from fastsoftmax.arrays.blocks import Array, Output, Problem, named, number, real_array, stand_in
 from fastsoftmax.arrays.threads import run
@@ -25,6 +24,7 @@ from fastsoftmax.arrays.weights import (
     total,
     weight_divisor,
 )
+from fastsoftmax.machine.entry import entry
 
 REDUCTIONS = ("mean", "sum", "none")
 # The defaults of the public functions, which a small call recognises by identity.
@@ -274,7 +274,7 @@ class RowTargets:
             high, low = problem.row_output(None), problem.row_output(None)
             block, zero, one = problem.convert(self.array), problem.dtype.type(0), problem.dtype.type(1)
             arguments = block, weights, zero, one, high.block, low.block
-            run(kernels.reductions.share_totals, problem.rows, block.size, problem.room(1), *arguments)
+            run(entry("reductions.share_totals"), problem.rows, block.size, problem.room(1), *arguments)
             given = high.result.astype(np.float64) + low.result
         elif problem.classes:
             given = np.take(weights, self.array, mode="clip").astype(np.float64)

@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
 
+from fastsoftmax.machine.entry import Kernel
 from fastsoftmax.runtime.numba_state import chosen_threads
 
 PARALLEL_WORK = 1 << 17
@@ -337,15 +338,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 
 
-def run(kernel: Callable[..., None], rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:
+def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:
     """Call ``kernel(start, stop, room, *args)`` until all rows are done, on as many threads as pay off.
+
+    If the kernel has to be compiled, the caller does that before helpers are asked: they would wait for the compiler's
+    lock, which the caller may hold (if Numba is compiling a function and computes a constant of it).
 
     Every thread calls `room` once, for working memory of its own.
     """
     _introduce()
+    memory = room()
+    code = kernel.code((0, rows, memory, *args))
     count = 1 if work < PARALLEL_WORK else min(max_threads(), rows, work // (PARALLEL_WORK // 2))
     if count == 1 and work <= 16 * BLOCK_WORK:
-        kernel(0, rows, room(), *args)
+        code(0, rows, memory, *args)
         return
     per_row = max(1, work // max(1, rows))
     step = max(1, min(BLOCK_WORK // per_row, rows // (4 * count)))
@@ -355,12 +361,8 @@ def run(kernel: Callable[..., None], rows: int, work: int, room: Callable[[], An
 
     def take(memory: Any) -> None:
         for start in blocks:
-            kernel(start, min(start + step, rows), memory, *args)
+            code(start, min(start + step, rows), memory, *args)
 
-    # A call without rows compiles the kernel, if need be, before helpers call it. They would wait for the
-    # compiler's lock, which the caller may hold (if Numba is compiling a function and computes a constant of it).
-    memory = room()
-    kernel(0, 0, memory, *args)
     crew = _Crew(lambda: take(room()), blocks)
     try:
         _helpers.ask(crew, count - 1)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax import kernels
 from fastsoftmax.arrays.blocks import Array, inverse_pair
+from fastsoftmax.machine.entry import entry
 
 ROOM = 64
 """Weights whose sum overflows are first divided by 2**ROOM: enough for all rows that fit into memory."""
@@ -23,7 +23,7 @@ def total(values: Any) -> float:
     """The sum of all values in float64, taken in the order of memory."""
     flat = np.ravel(values, order="K").view()
     flat.flags.writeable = False
-    return float(kernels.reductions.total(flat))
+    return float(entry("reductions.total")(flat))
 
 
 def part_of_sum(values: Any, exponent: int = 0) -> Array:

@@ -24,8 +24,8 @@ How they are built
     The same building blocks over ragged rows.
 `reductions`
     Sums over rows, for means and sums of losses.
-`scalar`, `loops`, `inside`
-    Functions of single numbers; the inner loops of the ufuncs; the ufuncs in code that Numba compiles.
+`scalar`, `loops`
+    Functions of single numbers; the inner loops of the ufuncs.
 `jit`
     Numba's options and the disk cache.
 
@@ -44,7 +44,6 @@ _MODULES = frozenset(
         "elementary",
         "entropy",
         "few",
-        "inside",
         "jit",
         "loops",
         "losses",

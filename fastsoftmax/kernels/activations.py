@@ -2,13 +2,12 @@
 
 from typing import Any, NamedTuple
 
+from fastsoftmax._vectors import COLUMN_LIMIT, FEW
 from fastsoftmax.kernels.elementary import below, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, scratch, store, store_part
 from fastsoftmax.kernels.simd.values import broadcast, number, select_equal
 from fastsoftmax.kernels.traversal import (
-    COLUMN_LIMIT,
-    FEW,
     filler,
     log_of_others,
     probability_by,
@@ -17,6 +16,7 @@ from fastsoftmax.kernels.traversal import (
     short_statistics,
     traverse,
 )
+from fastsoftmax.machine.entry import Block, Count, Floats, Room, Table, Temperature
 
 INF = float("inf")
 
@@ -49,7 +49,7 @@ def softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
 
 
 @kernel
-def softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
+def softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Temperature) -> None:
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
     data, probs, tile = memory(x), memory(y), memory(room)
     options = ActivationOptions(beta, True)
@@ -67,7 +67,7 @@ def few_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
 
 
 @kernel
-def softmax_small(x: Any, y: Any) -> None:
+def softmax_small(x: Table, y: Table) -> None:
     """`softmax` of the rows of a matrix. It has few arguments, so that small calls are fast."""
     data, probs = memory(x), memory(y)
     rows, classes = x.shape
@@ -99,7 +99,7 @@ def log_softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any,
 
 
 @kernel
-def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
+def log_softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Temperature) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
     data, result, tile = memory(x), memory(y), memory(room)
     options = ActivationOptions(beta, None)
@@ -117,7 +117,7 @@ def few_log_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
 
 
 @kernel
-def log_softmax_small(x: Any, y: Any) -> None:
+def log_softmax_small(x: Table, y: Table) -> None:
     """`log_softmax` of the rows of a matrix."""
     data, result = memory(x), memory(y)
     rows, classes = x.shape
@@ -141,7 +141,7 @@ def logsumexp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, o
 
 
 @kernel
-def logsumexp(start: int, stop: int, room: Any, x: Any, rows: Any) -> None:
+def logsumexp(start: Count, stop: Count, room: Room, x: Block, rows: Floats) -> None:
     """rows = log(sum_j exp(x_j))."""
     data, results, tile = memory(x), memory(rows), memory(room)
     traverse(logsumexp_block, start, stop, x.shape, tile, data, None, None, results, None)
@@ -157,7 +157,7 @@ def few_logsumexp(rows: int, classes: int, x: Any, sums: Any) -> None:
 
 
 @kernel
-def logsumexp_small(x: Any, rows: Any) -> None:
+def logsumexp_small(x: Table, rows: Floats) -> None:
     """`logsumexp` of the rows of a matrix. It has few arguments, so that small calls are fast."""
     data, results = memory(x), memory(rows)
     count, classes = x.shape

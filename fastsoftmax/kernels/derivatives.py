@@ -10,6 +10,7 @@ log-softmax         J = beta (I - 1 p^T)            J v = beta (v - p.v), J^T g 
 
 from typing import Any, NamedTuple
 
+from fastsoftmax._vectors import COLUMN_LIMIT
 from fastsoftmax.kernels.activations import ActivationOptions
 from fastsoftmax.kernels.elementary import lift_of, most_power, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
@@ -45,7 +46,6 @@ from fastsoftmax.kernels.simd.values import (
     truncate,
 )
 from fastsoftmax.kernels.traversal import (
-    COLUMN_LIMIT,
     GREATEST,
     TABLE,
     Reciprocal,
@@ -73,6 +73,7 @@ from fastsoftmax.kernels.traversal import (
     two_to_the,
     weighted,
 )
+from fastsoftmax.machine.entry import Block, Count, MaybeFlag, MaybeFloats, Room, Table, Temperature
 
 INF = float("inf")
 NAN = float("nan")
@@ -452,7 +453,7 @@ def _product(
 
 @kernel
 def softmax_product(
-    start: int, stop: int, room: Any, x: Any, v: Any, y: Any, keep: Any, beta: Any, from_probs: Any, weights: Any
+    start: Count, stop: Count, room: Room, x: Block, v: Block, y: Block, keep: MaybeFlag, beta: Temperature, from_probs: MaybeFlag, weights: MaybeFloats
 ) -> None:
     """y = weights J v = weights J^T v for the Jacobian of softmax at x, logits or (`from_probs`) probabilities.
 
@@ -478,7 +479,7 @@ def softmax_product(
 
 
 @kernel
-def softmax_product_small(x: Any, v: Any, y: Any, from_probs: Any) -> None:
+def softmax_product_small(x: Table, v: Table, y: Table, from_probs: MaybeFlag) -> None:
     """`softmax_product` for the rows of matrices. It has few arguments, so that small calls are fast."""
     keep = if_none(from_probs, True)
     data, options = memory(x), ProductOptions(None, from_probs, keep, None)
@@ -511,7 +512,7 @@ def softmax_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows:
 
 
 @kernel
-def softmax_variance(start: int, stop: int, room: Any, x: Any, y: Any, weights: Any) -> None:
+def softmax_variance(start: Count, stop: Count, room: Room, x: Block, y: Block, weights: MaybeFloats) -> None:
     """y = weights p (1 - p), the diagonal of the Jacobian of softmax at x."""
     data, factors = memory(x), memory(weights)
     shape, tile, result = x.shape, memory(room), memory(y)
@@ -541,7 +542,7 @@ def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
 
 
 @kernel
-def log_softmax_jvp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, keep: Any, beta: Any) -> None:
+def log_softmax_jvp(start: Count, stop: Count, room: Room, x: Block, v: Block, y: Block, keep: MaybeFlag, beta: Temperature) -> None:
     """y = J v for the Jacobian of log-softmax at x. `keep` as for `softmax_product`."""
     shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
     options = ActivationOptions(beta, keep)
@@ -597,7 +598,7 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
 
 
 @kernel
-def log_softmax_vjp(start: int, stop: int, room: Any, x: Any, v: Any, y: Any, keep: Any, beta: Any) -> None:
+def log_softmax_vjp(start: Count, stop: Count, room: Room, x: Block, v: Block, y: Block, keep: MaybeFlag, beta: Temperature) -> None:
     """y = J^T v for the Jacobian of log-softmax at x. `keep` as for `softmax_product`."""
     shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
     options = ActivationOptions(beta, keep)
@@ -810,7 +811,7 @@ def _jacobian(
 
 @kernel
 def softmax_jacobian(
-    start: int, stop: int, room: Any, x: Any, y: Any, beta: Any, from_probs: Any, weights: Any
+    start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Temperature, from_probs: MaybeFlag, weights: MaybeFloats
 ) -> None:
     """y[n] = weights[n] beta (diag(p) - p p^T) for the rows of x, logits or probabilities."""
     data, factors = memory(x), memory(weights)
@@ -818,7 +819,7 @@ def softmax_jacobian(
 
 
 @kernel
-def softmax_jacobian_small(x: Any, y: Any, from_probs: Any) -> None:
+def softmax_jacobian_small(x: Table, y: Block, from_probs: MaybeFlag) -> None:
     """`softmax_jacobian` for the rows of a matrix."""
     data = memory(x)
     rows, classes = x.shape
@@ -826,6 +827,6 @@ def softmax_jacobian_small(x: Any, y: Any, from_probs: Any) -> None:
 
 
 @kernel
-def log_softmax_jacobian(start: int, stop: int, room: Any, x: Any, y: Any, beta: Any) -> None:
+def log_softmax_jacobian(start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Temperature) -> None:
     """y[n] = beta (I - 1 p^T) for the rows of x."""
     _jacobian(start, stop, x.shape[1], memory(room), memory(x), memory(y), beta, None, True, None)

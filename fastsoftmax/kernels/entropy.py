@@ -12,13 +12,13 @@ entry of probability 0 adds 0, even if its depth is infinite.
 
 from typing import Any, NamedTuple
 
+from fastsoftmax._vectors import COLUMN_LIMIT
 from fastsoftmax.kernels.elementary import below, centred, exp_scaled, most_power, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, scratch, store, store_part
 from fastsoftmax.kernels.simd.reduce import fold_two_sum
 from fastsoftmax.kernels.simd.values import broadcast, maximum, muladd, number
 from fastsoftmax.kernels.traversal import (
-    COLUMN_LIMIT,
     log_of_others,
     probability,
     reciprocal,
@@ -28,6 +28,7 @@ from fastsoftmax.kernels.traversal import (
     two_to_the,
     weighted,
 )
+from fastsoftmax.machine.entry import Block, Count, Floats, MaybeBlock, Room, Table, Temperature
 
 INF = float("inf")
 HEADROOM = 12.0
@@ -116,7 +117,7 @@ def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
 
 
 @kernel
-def entropy(start: int, stop: int, room: Any, x: Any, y: Any, rows: Any, beta: Any) -> None:
+def entropy(start: Count, stop: Count, room: Room, x: Block, y: MaybeBlock, rows: Floats, beta: Temperature) -> None:
     """rows = -sum_k p_k log p_k of p = softmax(x/T); y, unless None, = -p_k (log p_k + H)/T."""
     data, results = memory(x), memory(rows)
     power, inner = _parted(data, beta)
@@ -126,7 +127,7 @@ def entropy(start: int, stop: int, room: Any, x: Any, y: Any, rows: Any, beta: A
 
 
 @kernel
-def entropy_small(x: Any, rows: Any) -> None:
+def entropy_small(x: Table, rows: Floats) -> None:
     """The entropies of the rows of a matrix. It has few arguments, so that small calls are fast."""
     data, results = memory(x), memory(rows)
     tile, shape = scratch(data, COLUMN_LIMIT), (x.shape[0], x.shape[1], 1)

@@ -3,36 +3,42 @@
 They compute one row at a time (`traversal.short_statistics`), with the same bits as the walk in columns.
 """
 
-from typing import Any
-
 from fastsoftmax.kernels.activations import few_log_softmax, few_logsumexp, few_softmax
 from fastsoftmax.kernels.jit import kernel
 from fastsoftmax.kernels.losses import CrossEntropyOptions, short_cross_entropy
 from fastsoftmax.kernels.simd.memory import memory, scratch
 from fastsoftmax.kernels.traversal import Picks
+from fastsoftmax.machine.entry import Block, Count, Floats, Integers, MaybeBlock, MaybeFloats, Number, Temperature
 
 
 @kernel
-def softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
+def softmax(rows: Count, x: Block, y: Block, beta: Temperature) -> None:
     """`activations.softmax` of `rows` rows."""
     few_softmax(rows, x.shape[1], memory(x), memory(y), beta)
 
 
 @kernel
-def log_softmax(rows: int, x: Any, y: Any, beta: Any) -> None:
+def log_softmax(rows: Count, x: Block, y: Block, beta: Temperature) -> None:
     """`activations.log_softmax` of `rows` rows."""
     few_log_softmax(rows, x.shape[1], memory(x), memory(y), beta)
 
 
 @kernel
-def logsumexp(rows: int, x: Any, sums: Any) -> None:
+def logsumexp(rows: Count, x: Block, sums: Floats) -> None:
     """`activations.logsumexp` of `rows` rows."""
     few_logsumexp(rows, x.shape[1], memory(x), memory(sums))
 
 
 @kernel
 def cross_entropy(
-    rows: int, x: Any, labels: Any, weights: Any, y: Any, losses: Any, scale: Any, scale_low: Any
+    rows: Count,
+    x: Block,
+    labels: Integers,
+    weights: MaybeFloats,
+    y: MaybeBlock,
+    losses: Floats,
+    scale: Number,
+    scale_low: Number,
 ) -> None:
     """`losses.cross_entropy` of `rows` rows."""
     data, grad, results, classes = memory(x), memory(y), memory(losses), x.shape[1]

@@ -15,10 +15,8 @@ overflow where a finite result is too large for float16. Underflow is not raised
 
 from typing import Any
 
-from numba import types
-
 from fastsoftmax.kernels import scalar
-from fastsoftmax.kernels.jit import inline, kernel, loop
+from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.simd.memory import (
     address,
     after,
@@ -51,7 +49,7 @@ from fastsoftmax.kernels.simd.values import (
     select_equal,
     select_less,
 )
-from fastsoftmax.runtime.numba_private import c_address
+from fastsoftmax.machine.entry import Address, Addresses, Floats, Sizes
 
 INF = float("inf")
 HALF_VECTORS = 16
@@ -215,8 +213,8 @@ def _narrow(wide: Any, y: Any, y_stride: int, count: int, greatest: Any) -> Any:
     return greatest
 
 
-@loop
-def unary_half_loop(args: Any, dimensions: Any, steps: Any, function: Any) -> None:
+@kernel(dtypes="e")
+def unary_half_loop(args: Addresses, dimensions: Sizes, steps: Sizes, function: Address) -> None:
     """y = function(x) in float16, called by NumPy."""
     x, y = memory_at(item(args, 0)), memory_at(item(args, 1))
     x_stride, y_stride, count = item(steps, 0) // 2, item(steps, 1) // 2, item(dimensions, 0)
@@ -231,8 +229,8 @@ def unary_half_loop(args: Any, dimensions: Any, steps: Any, function: Any) -> No
     set_float_status(float_status(), False, False, fold_maximum(True, greatest) >= HALF_LIMIT)
 
 
-@loop
-def binary_half_loop(args: Any, dimensions: Any, steps: Any, function: Any) -> None:
+@kernel(dtypes="e")
+def binary_half_loop(args: Addresses, dimensions: Sizes, steps: Sizes, function: Address) -> None:
     """y = function(x, v) in float16, called by NumPy."""
     x, v, y = memory_at(item(args, 0)), memory_at(item(args, 1)), memory_at(item(args, 2))
     x_stride, v_stride, y_stride = item(steps, 0) // 2, item(steps, 1) // 2, item(steps, 2) // 2
@@ -259,16 +257,6 @@ def binary_half_loop(args: Any, dimensions: Any, steps: Any, function: Any) -> N
     set_float_status(float_status(), False, False, fold_maximum(True, greatest) >= HALF_LIMIT)
 
 
-_ITEMS = {"e": types.uint16, "f": types.float32, "d": types.float64}
-
-
-def address_of(name: str, kind: str) -> int:
-    """The address of a loop for the dtype of this character: "f" or "d", or "e" for the half loops."""
-    sizes = types.CPointer(types.intp)
-    signature = types.void(types.CPointer(types.CPointer(_ITEMS[kind])), sizes, sizes, types.voidptr)
-    return c_address(globals()[f"{name}_loop"], signature)
-
-
 # --- the functions -------------------------------------------------------------------------------------------
 
 UNARY = {
@@ -285,20 +273,20 @@ BINARY = {"logaddexp": True, "xlogy": False, "rel_entr": False}
 
 
 def _define(name: str, arguments: str, contiguous: Any, called: Any) -> None:
-    """Compile the two forms of a function under their names, which the disk cache uses as keys."""
-    for form, ending, compiled in ((contiguous, "", kernel), (called, "_loop", loop)):
+    """Define the two forms of a function under their names, which are those of the kernels."""
+    for form, ending in ((contiguous, ""), (called, "_loop")):
         form.__name__ = form.__qualname__ = f"{name}{ending}"
         form.__doc__ = f"y = {name}({arguments}){', called by NumPy' if ending else ''}."
-        globals()[form.__name__] = compiled(form)
+        globals()[form.__name__] = kernel(form, dtypes="fd")
 
 
 def _define_unary(name: str, watch: Any) -> None:
     function = getattr(scalar, name)
 
-    def contiguous(x: Any, y: Any) -> None:
+    def contiguous(x: Floats, y: Floats) -> None:
         _unary(function, _silent, memory(x), 1, memory(y), 1, size(memory(y)))
 
-    def called(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    def called(args: Addresses, dimensions: Sizes, steps: Sizes, data: Address) -> None:
         _unary_loop(function, watch, args, dimensions, steps)
 
     _define(name, "x", contiguous, called)
@@ -307,10 +295,10 @@ def _define_unary(name: str, watch: Any) -> None:
 def _define_binary(name: str, associative: bool) -> None:
     function = getattr(scalar, name)
 
-    def contiguous(x: Any, v: Any, y: Any) -> None:
+    def contiguous(x: Floats, v: Floats, y: Floats) -> None:
         _side_by_side(function, memory(x), memory(v), memory(y))
 
-    def called(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+    def called(args: Addresses, dimensions: Sizes, steps: Sizes, data: Address) -> None:
         _binary_loop(function, associative, args, dimensions, steps)
 
     _define(name, "x, v", contiguous, called)

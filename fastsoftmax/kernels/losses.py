@@ -14,6 +14,7 @@ The gradients of a mean are multiplied by 1/divisor as a pair, so that they are 
 
 from typing import Any, NamedTuple
 
+from fastsoftmax._vectors import COLUMN_LIMIT, FEW
 from fastsoftmax.kernels.derivatives import Errors, centred_direction, direction, product_of_logits
 from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
@@ -42,8 +43,6 @@ from fastsoftmax.kernels.simd.values import (
     truncate,
 )
 from fastsoftmax.kernels.traversal import (
-    COLUMN_LIMIT,
-    FEW,
     ONE_HOT_LIMIT,
     Picks,
     add,
@@ -66,6 +65,7 @@ from fastsoftmax.kernels.traversal import (
     two_to_the,
     weighted,
 )
+from fastsoftmax.machine.entry import Block, Count, Floats, Integers, MaybeBlock, MaybeFlag, MaybeFloats, MaybeIntegers, MaybeTable, Number, Room, Table
 
 INF = float("inf")
 NAN = float("nan")
@@ -213,16 +213,16 @@ def short_cross_entropy(x: Any, y: Any, classes: int, rows: Any, row: int, optio
 
 @kernel
 def cross_entropy(
-    start: int,
-    stop: int,
-    room: Any,
-    x: Any,
-    labels: Any,
-    weights: Any,
-    y: Any,
-    rows: Any,
-    scale: Any,
-    scale_low: Any,
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    labels: Integers,
+    weights: MaybeFloats,
+    y: MaybeBlock,
+    rows: Floats,
+    scale: Number,
+    scale_low: Number,
 ) -> None:
     """rows = -weights log p[label]; y, unless None, = scale weights (p - onehot(label))."""
     data, targets, grad, results = memory(x), memory(labels), memory(y), memory(rows)
@@ -245,7 +245,7 @@ def cross_entropy(
 
 
 @kernel
-def cross_entropy_small(x: Any, labels: Any, y: Any, rows: Any, scale: Any, scale_low: Any) -> Any:
+def cross_entropy_small(x: Table, labels: Integers, y: MaybeTable, rows: Floats, scale: Number, scale_low: Number) -> float:
     """`cross_entropy` of the rows of a matrix; returns the sum of their losses. It is for small calls.
 
     If a label is out of range, it returns -1 and writes nothing.
@@ -362,20 +362,20 @@ def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, row
 
 @kernel
 def soft_cross_entropy(
-    start: int,
-    stop: int,
-    room: Any,
-    x: Any,
-    targets: Any,
-    labels: Any,
-    class_weights: Any,
-    base: Any,
-    gain: Any,
-    weights: Any,
-    y: Any,
-    rows: Any,
-    scale: Any,
-    scale_low: Any,
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    targets: MaybeBlock,
+    labels: MaybeIntegers,
+    class_weights: MaybeFloats,
+    base: Number,
+    gain: Number,
+    weights: MaybeFloats,
+    y: MaybeBlock,
+    rows: Floats,
+    scale: Number,
+    scale_low: Number,
 ) -> None:
     """rows = -weights sum_j share_j log p_j; y, unless None, = scale weights (p sum(share) - share).
 
@@ -437,17 +437,17 @@ def error_squares(x: Any, v: Any, place: Any, keep: Any, errors: Any, unit: Any)
 
 @kernel
 def squared_error(
-    start: int,
-    stop: int,
-    room: Any,
-    x: Any,
-    targets: Any,
-    weights: Any,
-    y: Any,
-    rows: Any,
-    keep: Any,
-    scale: Any,
-    scale_low: Any,
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    targets: Block,
+    weights: MaybeFloats,
+    y: MaybeBlock,
+    rows: Floats,
+    keep: MaybeFlag,
+    scale: Number,
+    scale_low: Number,
 ) -> None:
     """rows = weights/2 |p - targets|^2; y, unless None, = scale times its gradient.
 

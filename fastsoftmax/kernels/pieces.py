@@ -24,6 +24,7 @@ from fastsoftmax.kernels.simd.memory import load, memory, store_part
 from fastsoftmax.kernels.simd.rows import row_value
 from fastsoftmax.kernels.simd.values import broadcast, filled
 from fastsoftmax.kernels.traversal import RowStatistics, complement, reciprocal, top_term, traverse, two_to_the
+from fastsoftmax.machine.entry import Block, Count, MaybeFlag, Number, Room, Table, Temperature
 
 
 class PieceOptions(NamedTuple):
@@ -67,7 +68,7 @@ def summary_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
 
 
 @kernel
-def summary(start: int, stop: int, room: Any, x: Any, rows: Any, beta: Any) -> None:
+def summary(start: Count, stop: Count, room: Room, x: Block, rows: Table, beta: Temperature) -> None:
     """rows (8, N) = m, shift, bias, top (a pair), ties, rest (a pair); beta is 1/T as a pair, or None."""
     data, results, tile = memory(x), memory(rows), memory(room)
     shape, step = x.shape, rows.shape[1]
@@ -98,7 +99,7 @@ def softmax_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opti
 
 
 @kernel
-def softmax(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, beta: Any) -> None:
+def softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, given: Table, beta: Temperature) -> None:
     """y_k = exp(x_k/T) / sum_j exp(x_j/T), the sum over the whole row; given (4, N) = m, ties, rest (a pair)."""
     options = PieceOptions(memory(given), given.shape[1], beta)
     data, result, tile = memory(x), memory(y), memory(room)
@@ -114,7 +115,7 @@ def log_softmax_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, 
 
 
 @kernel
-def log_softmax(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, beta: Any) -> None:
+def log_softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, given: Table, beta: Temperature) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)), the sum over the whole row; given as for `softmax`."""
     options = PieceOptions(memory(given), given.shape[1], beta)
     data, result, tile = memory(x), memory(y), memory(room)
@@ -132,7 +133,7 @@ def totals_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opti
 
 
 @kernel
-def totals(start: int, stop: int, room: Any, x: Any, rows: Any, given: Any) -> None:
+def totals(start: Count, stop: Count, room: Room, x: Block, rows: Table, given: Table) -> None:
     """rows (2, N) = log(sum_j exp(x_j)), 1 - p of a greatest entry; x (N, 1, 1) is m, given as for `softmax`."""
     options = PieceOptions(memory(given), given.shape[1], None)
     data, results, tile = memory(x), memory(rows), memory(room)
@@ -152,7 +153,7 @@ def labelled_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, op
 
 
 @kernel
-def labelled(start: int, stop: int, room: Any, x: Any, rows: Any, given: Any, scale: Any, scale_low: Any) -> None:
+def labelled(start: Count, stop: Count, room: Room, x: Block, rows: Table, given: Table, scale: Number, scale_low: Number) -> None:
     """rows (2, N) = -weight log p, scale weight (p - 1) of the entries x (N, 1, 1).
 
     given (5, N): as for `softmax`, and the weight.
@@ -171,7 +172,7 @@ def gradient_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
 
 
 @kernel
-def gradient(start: int, stop: int, room: Any, x: Any, y: Any, given: Any, scale: Any, scale_low: Any) -> None:
+def gradient(start: Count, stop: Count, room: Room, x: Block, y: Block, given: Table, scale: Number, scale_low: Number) -> None:
     """y = scale weight p: the gradient of the cross-entropy beside the label; given as for `labelled`."""
     options = LossPieceOptions(memory(given), given.shape[1], scale, scale_low)
     data, result, tile = memory(x), memory(y), memory(room)
@@ -188,7 +189,7 @@ def extent_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, optio
 
 
 @kernel
-def extents(start: int, stop: int, room: Any, x: Any, v: Any, rows: Any, given: Any) -> None:
+def extents(start: Count, stop: Count, room: Room, x: Block, v: Block, rows: Table, given: Table) -> None:
     """rows (2, N) = max |v|, v at a greatest entry; given as for `softmax`."""
     options = PieceOptions(memory(given), given.shape[1], None)
     data, vector, results, tile = memory(x), memory(v), memory(rows), memory(room)
@@ -211,7 +212,7 @@ def dot_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options:
 
 @kernel
 def dots(
-    start: int, stop: int, room: Any, x: Any, v: Any, rows: Any, given: Any, beta: Any, from_probs: Any
+    start: Count, stop: Count, room: Room, x: Block, v: Block, rows: Table, given: Table, beta: Temperature, from_probs: MaybeFlag
 ) -> None:
     """rows (2, N) = the parts of the mean of v, as pairs; given (6, N): as for `softmax`, and those of `extents`.
 
@@ -238,7 +239,7 @@ def product_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opti
 
 @kernel
 def softmax_product(
-    start: int, stop: int, room: Any, x: Any, v: Any, y: Any, given: Any, beta: Any, from_probs: Any
+    start: Count, stop: Count, room: Room, x: Block, v: Block, y: Block, given: Table, beta: Temperature, from_probs: MaybeFlag
 ) -> None:
     """y = J v for the Jacobian of softmax; given (8, N): as for `dots`, and the sum of all `dots` of the row."""
     options = ProductPieceOptions(memory(given), given.shape[1], beta, from_probs)

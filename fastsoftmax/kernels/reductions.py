@@ -23,6 +23,7 @@ from fastsoftmax.kernels.simd.reduce import fold_two_sum
 from fastsoftmax.kernels.simd.rows import class_value
 from fastsoftmax.kernels.simd.values import broadcast, muladd, number
 from fastsoftmax.kernels.traversal import add, traverse
+from fastsoftmax.machine.entry import Block, Count, Floats, Number, Room
 
 
 @inline
@@ -41,7 +42,7 @@ def sum_of(data: Any, count: int) -> Any:
 
 
 @kernel
-def total(values: Any) -> Any:
+def total(values: Floats) -> float:
     """sum(values) in float64."""
     data = memory(values)
     return sum_of(data, size(data))
@@ -76,15 +77,15 @@ def share_total_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any,
 
 @kernel
 def share_totals(
-    start: int,
-    stop: int,
-    room: Any,
-    targets: Any,
-    class_weights: Any,
-    base: Any,
-    gain: Any,
-    rows: Any,
-    rows_low: Any,
+    start: Count,
+    stop: Count,
+    room: Room,
+    targets: Block,
+    class_weights: Floats,
+    base: Number,
+    gain: Number,
+    rows: Floats,
+    rows_low: Floats,
 ) -> None:
     """rows + rows_low = sum_j class_weights_j (base + gain targets_j): the sum of shares, see `losses`."""
     options = ShareOptions(memory(class_weights), base, gain, memory(rows_low))

@@ -28,6 +28,7 @@ kernels and cannot call `merge`. The order of the additions differs, and with it
 
 from typing import Any
 
+from fastsoftmax._vectors import COLUMN_LIMIT, COLUMNS, HUGE
 from fastsoftmax.kernels.activations import ActivationOptions, log_softmax_block, logsumexp_block, softmax_block
 from fastsoftmax.kernels.derivatives import (
     ProductOptions,
@@ -63,7 +64,6 @@ from fastsoftmax.kernels.simd.reduce import fold_sum, fold_two_sum
 from fastsoftmax.kernels.simd.rows import gather_rows, neighbours, row_value, scatter_rows
 from fastsoftmax.kernels.simd.values import maximum, number, unless_none
 from fastsoftmax.kernels.traversal import (
-    COLUMN_LIMIT,
     TABLE,
     Picks,
     Place,
@@ -82,11 +82,9 @@ from fastsoftmax.kernels.traversal import (
     top_term,
     two_to_the,
 )
+from fastsoftmax.machine.entry import Count, Flags, Floats, Integers, MaybeFlag, MaybeFloats, Nothing, Number
 
 INF = float("inf")
-HUGE = 1 << 20
-"""Longer segments are cut into pieces. Shorter ones stay in the cache between the passes over them."""
-PIECE = 1 << 16
 BUCKETS = 12
 TOGETHER = BUCKETS * 16
 """The place of neighbours of about equal length, behind the buckets."""
@@ -266,7 +264,7 @@ def _weighed(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
 
 
 @kernel
-def segment_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, y: Any) -> None:
+def segment_softmax(start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, y: Floats) -> None:
     """y = softmax of every segment."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
     result = memory(y)
@@ -274,14 +272,14 @@ def segment_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: Any, 
 
 
 @kernel
-def segment_log_softmax(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, y: Any) -> None:
+def segment_log_softmax(start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, y: Floats) -> None:
     """y = log-softmax of every segment."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
     walk(log_softmax_block, _none, start, stop, data, None, memory(y), None, table, cuts)
 
 
 @kernel
-def segment_logsumexp(start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, rows: Any) -> None:
+def segment_logsumexp(start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, rows: Floats) -> None:
     """rows = log-sum-exp of every segment, -inf for an empty one."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
     walk(logsumexp_block, _none, start, stop, data, None, None, memory(rows), table, cuts)
@@ -289,7 +287,7 @@ def segment_logsumexp(start: int, stop: int, room: Any, indptr: Any, bounds: Any
 
 @kernel
 def segment_softmax_product(
-    start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, v: Any, y: Any, keep: Any
+    start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, v: Floats, y: Floats, keep: MaybeFlag
 ) -> None:
     """y = p (v - p.v) of every segment: J v, and J^T v. `keep` is that of `traverse`: None where y lies over v."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
@@ -299,18 +297,18 @@ def segment_softmax_product(
 
 @kernel
 def segment_cross_entropy(
-    start: int,
-    stop: int,
-    room: Any,
-    indptr: Any,
-    bounds: Any,
-    x: Any,
-    labels: Any,
-    weights: Any,
-    y: Any,
-    rows: Any,
-    scale: Any,
-    scale_low: Any,
+    start: Count,
+    stop: Count,
+    room: Nothing,
+    indptr: Integers,
+    bounds: Integers,
+    x: Floats,
+    labels: Integers,
+    weights: MaybeFloats,
+    y: MaybeFloats,
+    rows: Floats,
+    scale: Number,
+    scale_low: Number,
 ) -> None:
     """rows = -weights log p[label]; y, unless None, = scale weights (p - onehot(label))."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
@@ -335,7 +333,7 @@ def segment_cross_entropy(
 
 
 @kernel
-def misplaced(start: int, stop: int, room: Any, indptr: Any, bounds: Any, labels: Any, found: Any) -> None:
+def misplaced(start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, labels: Integers, found: Flags) -> None:
     """found[b] = whether a label of block b lies outside of its segment."""
     table, cuts, targets = memory(indptr), memory(bounds), memory(labels)
     for b in range(start, stop):
@@ -353,7 +351,6 @@ def misplaced(start: int, stop: int, room: Any, indptr: Any, bounds: Any, labels
 # x are `piece_maxima`, `piece_sums`, for a product also `piece_extents` and `piece_dots`, and the one that writes.
 # Each needs the results of the passes before for all pieces of a segment.
 
-COLUMNS = 5
 
 
 @inline
@@ -396,7 +393,7 @@ def _put_together(maxima: Any, sums: Any, first: int, end: int) -> RowStatistics
 
 
 @kernel
-def piece_maxima(start: int, stop: int, room: Any, pieces: Any, x: Any, maxima: Any) -> None:
+def piece_maxima(start: Count, stop: Count, room: Nothing, pieces: Integers, x: Floats, maxima: Floats) -> None:
     """maxima = the greatest entry of every piece; NaN is ignored."""
     data, table, out = memory(x), memory(pieces), memory(maxima)
     for i in range(start, stop):
@@ -405,7 +402,7 @@ def piece_maxima(start: int, stop: int, room: Any, pieces: Any, x: Any, maxima: 
 
 
 @kernel
-def piece_sums(start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: Any, sums: Any) -> None:
+def piece_sums(start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, x: Floats, sums: Floats) -> None:
     """sums = the parts of `ties`, `rest` and `rest_low` of its segment that come from each piece."""
     data, table, tops, out = memory(x), memory(pieces), memory(maxima), memory(sums)
     for i in range(start, stop):
@@ -420,7 +417,7 @@ def piece_sums(start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: An
 
 
 @kernel
-def piece_softmax(start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, x: Any, y: Any) -> None:
+def piece_softmax(start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, sums: Floats, x: Floats, y: Floats) -> None:
     """y = softmax; errors as in `activations.softmax_block`, because the sums of the pieces are added as pairs."""
     data, table, tops, parts, out = memory(x), memory(pieces), memory(maxima), memory(sums), memory(y)
     for i in range(start, stop):
@@ -431,7 +428,7 @@ def piece_softmax(start: int, stop: int, room: Any, pieces: Any, maxima: Any, su
 
 @kernel
 def piece_log_softmax(
-    start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, x: Any, y: Any
+    start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, sums: Floats, x: Floats, y: Floats
 ) -> None:
     """y = log-softmax."""
     data, table, tops, parts, out = memory(x), memory(pieces), memory(maxima), memory(sums), memory(y)
@@ -442,7 +439,7 @@ def piece_log_softmax(
 
 
 @kernel
-def piece_logsumexp(start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, rows: Any) -> None:
+def piece_logsumexp(start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, sums: Floats, rows: Floats) -> None:
     """rows = log-sum-exp of every huge segment, written with its first piece."""
     table, tops, parts, out = memory(pieces), memory(maxima), memory(sums), memory(rows)
     for i in range(start, stop):
@@ -454,7 +451,7 @@ def piece_logsumexp(start: int, stop: int, room: Any, pieces: Any, maxima: Any, 
 
 @kernel
 def piece_extents(
-    start: int, stop: int, room: Any, pieces: Any, maxima: Any, x: Any, v: Any, extents: Any
+    start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, x: Floats, v: Floats, extents: Floats
 ) -> None:
     """extents = max |v| of every piece, and v at a greatest entry of its segment (-inf if the piece has none)."""
     data, vector, table = memory(x), memory(v), memory(pieces)
@@ -478,7 +475,7 @@ def _extent(extents: Any, first: int, end: int) -> Any:
 
 @kernel
 def piece_dots(
-    start: int, stop: int, room: Any, pieces: Any, maxima: Any, sums: Any, extents: Any, x: Any, v: Any, dots: Any
+    start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, sums: Floats, extents: Floats, x: Floats, v: Floats, dots: Floats
 ) -> None:
     """dots = the part of each piece in `derivatives.excess_sum` of its segment, as pairs."""
     data, vector, table = memory(x), memory(v), memory(pieces)
@@ -495,17 +492,17 @@ def piece_dots(
 
 @kernel
 def piece_softmax_product(
-    start: int,
-    stop: int,
-    room: Any,
-    pieces: Any,
-    maxima: Any,
-    sums: Any,
-    extents: Any,
-    x: Any,
-    v: Any,
-    dots: Any,
-    y: Any,
+    start: Count,
+    stop: Count,
+    room: Nothing,
+    pieces: Integers,
+    maxima: Floats,
+    sums: Floats,
+    extents: Floats,
+    x: Floats,
+    v: Floats,
+    dots: Floats,
+    y: Floats,
 ) -> None:
     """y = p (v - p.v)."""
     data, vector, table, out = memory(x), memory(v), memory(pieces), memory(y)
@@ -526,19 +523,19 @@ def piece_softmax_product(
 
 @kernel
 def piece_cross_entropy(
-    start: int,
-    stop: int,
-    room: Any,
-    pieces: Any,
-    maxima: Any,
-    sums: Any,
-    x: Any,
-    labels: Any,
-    weights: Any,
-    y: Any,
-    rows: Any,
-    scale: Any,
-    scale_low: Any,
+    start: Count,
+    stop: Count,
+    room: Nothing,
+    pieces: Integers,
+    maxima: Floats,
+    sums: Floats,
+    x: Floats,
+    labels: Integers,
+    weights: MaybeFloats,
+    y: MaybeFloats,
+    rows: Floats,
+    scale: Number,
+    scale_low: Number,
 ) -> None:
     """rows = -weights log p[label], written with the piece that holds the label; y as `segment_cross_entropy`."""
     data, targets, factors, table = memory(x), memory(labels), memory(weights), memory(pieces)

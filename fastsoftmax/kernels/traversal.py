@@ -37,6 +37,7 @@ every batch and on any number of threads.
 
 from typing import Any, NamedTuple
 
+from fastsoftmax._vectors import COLUMN_LIMIT, FEW
 from fastsoftmax.kernels.elementary import (
     LIFT_32,
     LIFT_64,
@@ -96,14 +97,10 @@ from fastsoftmax.kernels.simd.values import (
 
 INF = float("inf")
 NAN = float("nan")
-COLUMN_LIMIT = 64
-"""Rows of up to this many contiguous classes are walked in columns (at the limit both walks are equally fast)."""
 GROUP_LIMIT = 2048
 """Longer rows are walked one by one, because a group of them would not fit into the cache."""
 AHEAD_LIMIT = 256
 """Longer rows are not prefetched: the processor does so by itself, and our prefetches would slow it down."""
-FEW = 4
-"""Up to this many short rows are faster one by one than in the lanes of a vector."""
 ONE_HOT_LIMIT = 16
 """Up to this many classes, comparing all classes with the label is faster than a look-up for each row."""
 STATISTICS = 8

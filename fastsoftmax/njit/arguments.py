@@ -18,13 +18,14 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from fastsoftmax import kernels
 from fastsoftmax._spec import Function
 from fastsoftmax._vectors import VECTOR_BYTES
 from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES
 from fastsoftmax.arrays.options import REDUCTIONS
-from fastsoftmax.kernels.jit import NO_WRAPPERS, OPTIONS, F
+from fastsoftmax.kernels.jit import F
 from fastsoftmax.kernels.simd.values import fma
+from fastsoftmax.machine.external import external
+from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
 from fastsoftmax.runtime.numba_private import impl_ret_borrowed, populate_array
 
 Run = Callable[..., Any]
@@ -78,7 +79,7 @@ class Call:
     def kernel(self, prefix: str = "") -> Any:
         """The kernel of the function; `prefix` selects a variant."""
         module, _, name = self.function.kernel.partition(".")
-        return getattr(getattr(kernels, module), prefix + name)
+        return external(f"{module}.{prefix}{name}")
 
 
 def absent(argument: Any) -> bool:

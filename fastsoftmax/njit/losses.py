@@ -9,10 +9,10 @@ import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
-from fastsoftmax import kernels
 from fastsoftmax._spec import DISTRIBUTIONS, LABELS, SQUARE, TANGENT, TARGETS
 from fastsoftmax.arrays.options import counts_rows, smoothed_shares
-from fastsoftmax.kernels.traversal import COLUMN_LIMIT, FEW
+from fastsoftmax._vectors import COLUMN_LIMIT, FEW
+from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
@@ -447,7 +447,7 @@ def cross_entropy(call: Call) -> Built:
     """The cross-entropy with labels or distributions."""
     x, axes, dtype = one_axis(call)
     given = _Targets(call, x, axes, dtype)
-    plain, few, mixed = call.kernel(), kernels.few.cross_entropy, call.kernel("soft_")
+    plain, few, mixed = call.kernel(), external("few.cross_entropy"), call.kernel("soft_")
 
     @merged
     def launch(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
@@ -531,7 +531,7 @@ def _factors(given: _Targets, mean: bool) -> Run:
     kind, soft, smooth = given.kind, given.soft, given.smooth
     if not (soft or smooth or given.counting or mean):
         return merged(lambda few, shape, terms: None)
-    total, share_totals = kernels.reductions.total, kernels.reductions.share_totals
+    total, share_totals = external("reductions.total", types.float64), external("reductions.share_totals")
     of_rows = given.sampled or (not soft and (given.ignoring or (smooth and given.weighted and mean)))
     present, one = (lambda values, i: np.float64(values[i])), (lambda values, i: 1.0)
     weight_at, beside_at = merged(present if given.counting else one), merged(present if of_rows else one)

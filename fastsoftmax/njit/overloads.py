@@ -13,8 +13,8 @@ from typing import Any
 from numba.extending import overload
 
 from fastsoftmax._spec import FUNCTIONS, Function
-from fastsoftmax.kernels.jit import OPTIONS
-from fastsoftmax.njit import losses, rows, segments
+from fastsoftmax.machine.frontend import OPTIONS
+from fastsoftmax.njit import losses, rows, segments, ufuncs  # noqa: F401  # ufuncs registers those that are made
 from fastsoftmax.njit.arguments import Call
 
 BUILDERS = {

@@ -12,11 +12,11 @@ import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
-from fastsoftmax import kernels
 from fastsoftmax._spec import LIKE, ROWS
 from fastsoftmax.arrays.blocks import split_temperature
 from fastsoftmax.kernels.simd.values import if_none
-from fastsoftmax.kernels.traversal import COLUMN_LIMIT, FEW
+from fastsoftmax._vectors import COLUMN_LIMIT, FEW
+from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
@@ -346,7 +346,7 @@ def slope(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> tuple[Run, R
 def _launch_forward(call: Call) -> Run:
     """The kernel of a function of x. For few short rows it is that of `kernels.few`, which gives the same bits."""
     kernel: Any = call.kernel()
-    few: Any = getattr(kernels.few, call.name, None)
+    few: Any = external(f"few.{call.name}") if call.name in ("softmax", "log_softmax", "logsumexp") else None
     whole = merged(lambda n, room, x, v, y, beta, flag, weights: kernel(0, n, room, x, y))
     short: Run = merged(lambda n, x, y, beta: few(n, x, y))
     if "temperature" in call:

@@ -9,8 +9,9 @@ import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
+from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
+from fastsoftmax.machine.external import external
 from fastsoftmax._spec import INDPTR, LOGITS, POSITIONS, ROWS
-from fastsoftmax.kernels import segments
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
@@ -38,7 +39,6 @@ from fastsoftmax.njit.arguments import (
 from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, keep, wanted, widened
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
 
-HUGE, PIECE, COLUMNS = segments.HUGE, segments.PIECE, segments.COLUMNS
 FLAT = (0,)
 
 # --- types --------------------------------------------------------------------------------------------------
@@ -137,8 +137,8 @@ def _pieces(indptr: Any) -> Any:
 def _statistics(pieces: Any, x: Any) -> Any:
     count = pieces.size // COLUMNS
     maxima, sums = np.empty(count, x.dtype), np.empty(3 * count, x.dtype)
-    segments.piece_maxima(0, count, None, pieces, x, maxima)
-    segments.piece_sums(0, count, None, pieces, maxima, x, sums)
+    external("segments.piece_maxima")(0, count, None, pieces, x, maxima)
+    external("segments.piece_sums")(0, count, None, pieces, maxima, x, sums)
     return maxima, sums
 
 
@@ -164,8 +164,7 @@ def ragged(call: Call) -> Built:
 
 def _piece_kernel(call: Call) -> Any:
     """The kernel of huge segments."""
-    _, _, name = call.function.kernel.partition(".")
-    return getattr(segments, name.replace("segment_", "piece_", 1))
+    return external(call.function.kernel.replace("segment_", "piece_", 1))
 
 
 def _forward(call: Call, dtype: Any) -> Built:
@@ -230,8 +229,8 @@ def _product(call: Call, dtype: Any) -> Built:
             maxima, sums = _statistics(pieces, source)
             count = maxima.size
             extents, dots = np.empty(2 * count, kind), np.empty(2 * count, kind)
-            segments.piece_extents(0, count, None, pieces, maxima, source, second, extents)
-            segments.piece_dots(0, count, None, pieces, maxima, sums, extents, source, second, dots)
+            external("segments.piece_extents")(0, count, None, pieces, maxima, source, second, extents)
+            external("segments.piece_dots")(0, count, None, pieces, maxima, sums, extents, source, second, dots)
             piece_kernel(0, count, None, pieces, maxima, sums, extents, source, second, dots, y)
         deliver_to(result, FLAT, y)
         return result

@@ -1,16 +1,10 @@
-"""Where compiled code is kept between processes.
+"""Where object code of kernels is kept between processes.
 
-Numba's own disk cache trusts the time stamp of one source file, so that an edited building block leaves
-stale machine code behind, and shares an index file without a lock, so that two processes can pair one
-signature with the other's code. This cache keeps one file per function and signature. Its name is a hash of
-everything that decides what the code is: all sources in `kernels`, the versions of Python, NumPy, Numba and
-llvmlite, the processor, and Numba's configuration. Its content has a checksum, and it gets its name when it is
-complete. What another user can write to is not used, because the files are pickles. If there are too many, the
-least recently used ones are removed. If anything fails here, kernels are compiled in memory: there is no exception
-and no wrong code.
-
-Numba calls `KernelCache`, which reads and writes compiled functions by means of `numba_private`. If a release
-changes what that uses, every lookup misses and every save is skipped.
+There is one file for each variant of a kernel (`machine.entry`). Its name is a hash of everything that decides what
+the code is: all sources of kernels and compilation, the versions of Numba and llvmlite, the processor, and Numba's
+settings. Its content has a checksum, and it gets its name when it is complete. What another user can write to is
+not used, because it is code. If there are too many files, the least recently used ones are removed. If anything
+fails here, kernels are compiled in memory: there is no exception and no wrong code.
 """
 
 import hashlib
@@ -19,17 +13,16 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fastsoftmax.runtime import numba_private
+from fastsoftmax.runtime.numba_state import setting
 
-MAGIC = b"fastsoftmax-2\n"
+MAGIC = b"fastsoftmax-3\n"
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
-KERNELS = "fastsoftmax.kernels."
 SUFFIX = ".code"
 UNFINISHED = ".code-part"
 """The suffix of a file while it is written; one older than `STALE` was left by a process that has ended."""
@@ -39,16 +32,8 @@ LIMIT = 256 << 20
 
 DAY = 86_400.0
 STALE = 3600.0
-# Configuration of Numba that decides where or on how many threads code runs, not what it is.
-_HARMLESS = {
-    "CACHE_DIR",
-    "CACHE_LOCATOR_CLASSES",
-    "DEBUG_CACHE",
-    "NUMBA_DEFAULT_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "THREADING_LAYER",
-    "THREADING_LAYER_PRIORITY",
-}
+_SETTINGS = ("BOUNDSCHECK", "OPT", "DEBUGINFO_DEFAULT", "FULL_TRACEBACKS")
+"""Those of Numba's settings that change the code of a kernel; the processor is part of the target."""
 
 
 def directory() -> Path:
@@ -143,116 +128,65 @@ def _read(path: Path) -> bytes | None:
     return payload
 
 
+def _version(package: str) -> str:
+    loaded = sys.modules.get(package)
+    return str(loaded.__version__) if loaded is not None else metadata.version(package)
+
+
 @lru_cache(maxsize=1)
-def stamp() -> bytes:
-    """A hash of all that determines the machine code, except function, signature and processor."""
-    import llvmlite
-    import numba
-    import numpy as np
-
-    digest = hashlib.sha256()
+def sources() -> str:
+    """A hash of all sources that determine the code of kernels; OSError if they are no files."""
     package = Path(__file__).parents[1]
-    runtime = (package / "runtime" / name for name in ("cache.py", "numba_private.py"))
-    for source in (*runtime, package / "_vectors.py", *sorted(package.joinpath("kernels").rglob("*.py"))):
-        digest.update(str(source.relative_to(package)).encode() + b"\0" + source.read_bytes() + b"\0")
-    config = {
-        name: value
-        for name, value in vars(numba.config).items()
-        if name.isupper() and name not in _HARMLESS and isinstance(value, (bool, int, float, str, type(None)))
-    }
-    versions = (sys.version, np.__version__, numba.__version__, llvmlite.__version__)
-    facts = (*versions, sys.implementation.cache_tag)
-    digest.update(repr((facts, sorted(config.items()))).encode())
-    return digest.digest()
+    digest = hashlib.sha256()
+    files = [package / "_vectors.py", *(package / "runtime" / name for name in ("cache.py", "prebuilt.py"))]
+    for folder in ("kernels", "machine"):
+        files += sorted((package / folder).rglob("*.py"))
+    for file in files:
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
-def _bound(function: Callable[..., Any]) -> list[str] | None:
-    """What the cells of a closure hold, by name or value; None unless it is constants and functions of kernels."""
-    names = []
-    for cell in function.__closure__ or ():
-        value = cell.cell_contents
-        python = getattr(value, "py_func", value)
-        if getattr(python, "__closure__", 0) is None and python.__module__.startswith(KERNELS):
-            names.append(f"{python.__module__}.{python.__qualname__}")
-        elif isinstance(value, (bool, int, float, str)):
-            names.append(repr(value))
-        else:
-            return None
-    return names
+@lru_cache(maxsize=1)
+def stamp() -> str:
+    """What determines the machine code besides kernel, variant and processor."""
+    settings = {name: setting(name) for name in _SETTINGS}
+    return repr((sources(), _version("numba"), _version("llvmlite"), sys.byteorder, settings))
 
 
-class KernelCache:
-    """The cache of one kernel; it replaces Numba's, ``dispatcher._cache``."""
+class ObjectFile:
+    """The file with the object code of one variant for one processor. It is not used if anything is wrong with it."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
-        # The key covers the sources of the kernels, not functions of other modules.
-        self._bound = _bound(function)
-        self._covered = self._bound is not None and function.__module__.startswith(KERNELS)
-        self._enabled = self._covered
+    def __init__(self, name: str, target: Any) -> None:
+        self._name, self._target = name, target
 
-    @property
-    def cache_path(self) -> str:
-        """The directory, as Numba's caches name it."""
-        return str(directory())
-
-    def enable(self) -> None:
-        """Read and write files again."""
-        self._enabled = self._covered
-
-    def disable(self) -> None:
-        """Compile in memory from now on."""
-        self._enabled = False
-
-    def flush(self) -> None:
-        """Forget the files of this kernel."""
-        for path, _ in _files(SUFFIX):
-            if path.name.startswith(f"{self._name}-"):
-                with suppress(OSError):
-                    path.unlink()
-
-    def path(self, signature: Any, target_context: Any) -> Path:
-        """The file for one signature on this processor."""
-        processor = numba_private.processor(target_context)
-        key = hashlib.sha256(stamp() + repr((self._name, self._bound, str(signature), processor)).encode())
+    def path(self) -> Path:
+        """Where the file is."""
+        key = hashlib.sha256(repr((stamp(), self._name, self._target)).encode())
         return directory() / f"{self._name}-{key.hexdigest()[:40]}{SUFFIX}"
 
-    def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """The compiled function, or None if it has to be compiled."""
-        if not self._enabled:
-            return None
-        try:
-            numba_private.start_runtime(target_context)
-            path = self.path(signature, target_context)
-            if not is_private(path.parent):
-                return None
-            payload = _read(path)
-            if payload is None:
-                return None
-            return numba_private.from_bytes(target_context, payload)
-        except Exception:  # documented above: any failure is a miss
-            return None
+    def load(self) -> bytes | None:
+        """The object code; None if it has to be compiled."""
+        with suppress(OSError, metadata.PackageNotFoundError):
+            path = self.path()
+            if is_private(path.parent):
+                return _read(path)
+        return None
 
-    def save_overload(self, signature: Any, result: Any) -> None:
-        """Keep a compiled function for the next process."""
-        if not self._enabled:
-            return
+    def save(self, code: bytes) -> None:
+        """Keep the object code for the next process, if that is possible."""
         temporary = None
         try:
-            path = self.path(signature, numba_private.compiled_for(result))
+            path = self.path()
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not is_private(path.parent):
                 return
-            payload = numba_private.to_bytes(result)
-            if payload is None:
-                return
             handle, temporary = tempfile.mkstemp(prefix=path.stem, suffix=UNFINISHED, dir=path.parent)
             with os.fdopen(handle, "wb") as file:
-                file.write(MAGIC + checksum(path.name, payload) + payload)
+                file.write(MAGIC + checksum(path.name, code) + code)
             os.replace(temporary, path)
             temporary = None
             tidy(path)
-        except Exception:  # documented above: a kernel that is not kept is compiled again
+        except (OSError, metadata.PackageNotFoundError):  # a kernel that is not kept is compiled again
             pass
         finally:
             if temporary is not None:

@@ -9,8 +9,8 @@ for each use; its docstring says what happens if Numba lacks the name.
 Numba is imported when a function is called, not before: `runtime.cache` has to work without it.
 """
 
-import pickle
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 # --- compilation and machine code ---------------------------------------------------------------------------
@@ -23,29 +23,6 @@ def known_options(**options: Any) -> dict[str, Any]:
     except ImportError:
         return {}
     return {name: value for name, value in options.items() if hasattr(CPUTargetOptions, name)}
-
-
-def machine_code(dispatcher: Any, *arguments: Any) -> Any:
-    """The compiled function for arguments of these types; else the dispatcher itself, which is slower.
-
-    The compiled function does not check the types of its arguments.
-    """
-    try:
-        from numba import typeof
-
-        return dispatcher.overloads[tuple(typeof(argument) for argument in arguments)].entry_point
-    except Exception:  # documented above
-        return dispatcher
-
-
-def c_address(dispatcher: Any, signature: Any) -> int:
-    """The address, which does not change, of the C function for one signature; else NotImplementedError."""
-    try:
-        dispatcher.compile(signature)
-        compiled = dispatcher.overloads[tuple(signature.args)]
-        return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))
-    except (AttributeError, KeyError) as error:
-        raise NotImplementedError("this release of Numba has no functions for C") from error
 
 
 def treat_alike(value: Any, function: Any) -> None:
@@ -63,54 +40,6 @@ def treat_alike(value: Any, function: Any) -> None:
         pass
 
 
-# --- the disk cache -----------------------------------------------------------------------------------------
-# If one of these raises an exception, `KernelCache` compiles in memory.
-
-
-def keep_in(cache: Any, dispatcher: Any) -> None:
-    """Let `dispatcher` look for its machine code in `cache`; else it compiles in every process."""
-    if all(hasattr(getattr(dispatcher, "_cache", None), name) for name in ("load_overload", "save_overload")):
-        dispatcher._cache = cache
-
-
-def processor(target_context: Any) -> Any:
-    """The processor that is compiled for."""
-    return target_context.codegen().magic_tuple()
-
-
-def compiled_for(result: Any) -> Any:
-    """The target context for which a function was compiled."""
-    return result.target_context
-
-
-def to_bytes(result: Any) -> bytes | None:
-    """A compiled function as bytes for `from_bytes`; None if another process could not use it."""
-    from numba.core.serialize import dumps
-
-    if result.lifted or result.library.has_dynamic_globals:
-        return None
-    return bytes(dumps(result._reduce()))
-
-
-def from_bytes(target_context: Any, payload: bytes) -> Any:
-    """The compiled function from the bytes that `to_bytes` made."""
-    from numba.core.compiler import CompileResult
-
-    return CompileResult._rebuild(target_context, *pickle.loads(payload))
-
-
-def start_runtime(target_context: Any) -> None:
-    """Start the part of Numba that loaded code may call; else all that Numba has registered, which takes 0.3 s."""
-    try:
-        from numba.core.runtime import rtsys
-
-        start = rtsys.initialize
-    except (AttributeError, ImportError):
-        target_context.refresh()
-    else:
-        start(target_context)
-
-
 # --- the code generators of intrinsics ----------------------------------------------------------------------
 
 
@@ -123,6 +52,15 @@ def index_error(context: Any) -> Callable[[Any, str], None] | None:
     if raises is None or not getattr(context, "enable_boundscheck", False):
         return None
     return lambda builder, message: raises(builder, IndexError, (message,))
+
+
+def return_error(context: Any, builder: Any, kind: type[Exception], message: str) -> None:
+    """Generate code that raises an exception; without the names, a status that Numba takes for an unknown error."""
+    raises = getattr(getattr(context, "call_conv", None), "return_user_exc", None)
+    if raises is None:
+        builder.ret(builder.function.ftype.return_type(1))
+    else:
+        raises(builder, kind, (message,))
 
 
 def impl_ret_borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
@@ -161,3 +99,130 @@ def _set_fields(
     array.strides = cgutils.pack_array(builder, strides, itemsize.type)
     array.meminfo = cgutils.get_null_value(array.meminfo.type) if meminfo is None else meminfo
     array.parent = cgutils.get_null_value(array.parent.type) if parent is None else parent
+
+
+# --- code without machine code ------------------------------------------------------------------------------
+
+
+@cache
+def _lean() -> Any:
+    """A pipeline for functions that are only ever linked into others; see `lean_options`."""
+    from llvmlite import binding
+    from numba.core import codegen
+    from numba.core.compiler import CompilerBase, DefaultPassBuilder
+    from numba.core.compiler_machinery import FunctionPass, register_pass
+    from numba.core.typed_passes import IRLegalization
+
+    class Engineless:
+        """The code generator of a library whose functions have no address."""
+
+        def __init__(self, real: Any) -> None:
+            self._real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def set_env(self, name: str, env: Any) -> None:
+            """Nothing: there is no variable to set."""
+
+    class Library(codegen.JITCodeLibrary):  # type: ignore[misc]
+        """LLVM code of one function, neither optimised nor turned into machine code."""
+
+        @property
+        def codegen(self) -> Any:
+            return Engineless(self._codegen)
+
+        def _optimize_functions(self, ll_module: Any) -> None:
+            ll_module.data_layout = self._codegen._data_layout
+
+        def finalize(self) -> None:
+            self._raise_if_finalized()
+            for function in self._final_module.functions:
+                if not function.is_declaration and function.linkage == binding.Linkage.external:
+                    function.linkage = "linkonce_odr"
+            for library in self._linking_libraries:
+                self._reload_init.update(library._reload_init)
+            self._finalize_dynamic_globals()
+            self._finalized = True
+
+        def _get_module_for_linking(self) -> Any:
+            self._ensure_finalized()
+            if self._shared_module is None:
+                self._shared_module = linked(self)
+            return self._shared_module
+
+        def get_pointer_to_function(self, name: str) -> int:
+            return 0
+
+    def needed(library: Any) -> list[Any]:
+        """All libraries that one needs, users first: LLVM drops a function that nothing names yet."""
+        seen: set[int] = set()
+        order: list[Any] = []
+
+        def visit(one: Any) -> None:
+            for other in one._linking_libraries:
+                if id(other) not in seen:
+                    seen.add(id(other))
+                    other._ensure_finalized()
+                    if isinstance(other, Library):
+                        visit(other)
+                    order.append(other)
+
+        visit(library)
+        return order[::-1]
+
+    def linked(library: Any) -> Any:
+        """The module of a library with all that it needs."""
+        library._ensure_finalized()
+        module = library._final_module.clone()
+        for other in needed(library):
+            part = other._final_module if isinstance(other, Library) else other._get_module_for_linking()
+            module.link_in(part, preserve=True)
+        return module
+
+    @register_pass(mutates_CFG=False, analysis_only=False)
+    class ChooseLibrary(FunctionPass):  # type: ignore[misc]
+        _name = "fastsoftmax_choose_library"
+
+        def __init__(self) -> None:
+            FunctionPass.__init__(self)
+
+        def run_pass(self, state: Any) -> bool:
+            state.library = Library(state.targetctx.codegen(), state.func_id.func_qualname)
+            state.library.enable_object_caching()
+            return True
+
+    class Pipeline(CompilerBase):  # type: ignore[misc]
+        def define_pipelines(self) -> Any:
+            passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+            place = [one for one, _ in passes.passes].index(IRLegalization)
+            passes.passes.insert(place, (ChooseLibrary, "choose library"))
+            passes.finalize()
+            return [passes]
+
+    return Pipeline, linked
+
+
+def lean_options() -> dict[str, Any]:
+    """Options of ``njit`` for functions that are only ever linked into others.
+
+    Numba optimises every function and makes machine code of it, though only the function that is called in the end
+    needs that. With these options, code is linked, optimised and emitted once. Without the names that this uses,
+    the options are empty, and compiling takes twice as long.
+    """
+    try:
+        return {"pipeline_class": _lean()[0]}
+    except (AttributeError, ImportError):
+        return {}
+
+
+def linked_module(dispatcher: Any, signature: Any) -> tuple[Any, str, Any]:
+    """A dispatcher's code for one signature with all that it calls, the name of its function, and its return type."""
+    dispatcher.compile(signature)
+    compiled = dispatcher.overloads[tuple(signature)]
+    library = compiled.library
+    try:
+        module = _lean()[1](library)
+    except (AttributeError, ImportError):
+        module = library._get_module_for_linking().clone()
+    return module, compiled.fndesc.llvm_func_name, compiled.signature.return_type

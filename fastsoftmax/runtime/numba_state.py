@@ -5,6 +5,7 @@ here, because one that is not imported yet has no state. If a release lacks a na
 nothing to forget, and no number of threads.
 """
 
+import os
 import sys
 from contextlib import suppress
 from threading import RLock
@@ -58,3 +59,20 @@ def chosen_threads() -> int | None:
     except Exception:  # no such names, or threads that a fork has lost
         pass
     return None
+
+
+def setting(name: str) -> Any:
+    """A setting of Numba: what its configuration says if Numba is imported, else the environment variable."""
+    config = sys.modules.get("numba.core.config")
+    found = getattr(config, name, None)
+    return os.environ.get(f"NUMBA_{name}") if found is None else found
+
+
+def jit_disabled() -> bool:
+    """Whether Numba compiles nothing (``NUMBA_DISABLE_JIT``)."""
+    return setting("DISABLE_JIT") not in (None, "", "0", 0)
+
+
+def checks_bounds() -> bool:
+    """Whether Numba compiles a check of each access to an array (``NUMBA_BOUNDSCHECK``)."""
+    return setting("BOUNDSCHECK") not in (None, "", "0", 0)

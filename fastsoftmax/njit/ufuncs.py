@@ -16,8 +16,10 @@ from numba import types
 from numba.core import errors
 from numba.extending import overload, register_jitable
 
-from fastsoftmax.kernels import loops, scalar
-from fastsoftmax.kernels.elementary import MAGIC_32
+from fastsoftmax._vectors import BINARY
+from fastsoftmax.api import ufuncs
+from fastsoftmax.kernels import scalar
+from fastsoftmax.kernels.elementary import INF, MAGIC_32
 from fastsoftmax.kernels.jit import inline
 from fastsoftmax.kernels.simd.memory import memory
 from fastsoftmax.kernels.simd.values import (
@@ -29,9 +31,11 @@ from fastsoftmax.kernels.simd.values import (
     shift_to_exponent,
     split_exponent,
 )
+from fastsoftmax.machine.external import external
 from fastsoftmax.runtime.numba_private import known_options, treat_alike
 
 F = TypeVar("F", bound=Callable[..., Any])
+HALF_LIMIT = 65520.0  # smaller numbers round to a finite float16
 # The user's function has its own options; these are for the few lines of the overload.
 _OPTIONS = {"nogil": True, "error_model": "numpy", **known_options(forceinline=True)}
 
@@ -82,7 +86,7 @@ def _as_half(x: Any) -> Any:
     k, m = split_exponent(size)
     exponent = maximum(number(x, -14.0), select_less(m, one, k - one, k))
     place = shift_to_exponent(exponent + number(x, MAGIC_32 + 127.0 + 13.0)) * number(x, 1.5)
-    value = select_less(size, number(x, loops.HALF_LIMIT), (size + place) - place, number(x, loops.INF))
+    value = select_less(size, number(x, HALF_LIMIT), (size + place) - place, number(x, INF))
     value = select_less(x, zero, -value, select_equal(x, zero, x, value))
     return select_equal(x, x, value, x)
 
@@ -133,7 +137,7 @@ def _finish(out: Any, rounded: Any) -> Any:
 
 
 def _unary_overload(name: str, kinds: str) -> Callable[..., Any]:
-    body, kernel = getattr(scalar, name), getattr(loops, name)
+    body, kernel = getattr(scalar, name), external(f"loops.{name}")
 
     @_bare
     def implement(x: Any, out: Any = None) -> Any:
@@ -157,7 +161,7 @@ def _unary_overload(name: str, kinds: str) -> Callable[..., Any]:
 
 
 def _binary_overload(name: str, kinds: str) -> Callable[..., Any]:
-    body, kernel = getattr(scalar, name), getattr(loops, name)
+    body, kernel = getattr(scalar, name), external(f"loops.{name}")
 
     @_bare
     def implement(x: Any, y: Any, out: Any = None) -> Any:
@@ -203,6 +207,9 @@ def register(name: str, ufunc: Any, kinds: str) -> None:
         raise NotImplementedError
 
     stand_in.__name__ = stand_in.__qualname__ = name
-    make = _binary_overload if name in loops.BINARY else _unary_overload
+    make = _binary_overload if name in BINARY else _unary_overload
     overload(stand_in, jit_options=_OPTIONS)(make(name, kinds))
     treat_alike(ufunc, stand_in)
+
+
+ufuncs.tell(register)

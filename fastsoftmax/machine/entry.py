@@ -1,0 +1,229 @@
+"""Kernels as Python calls them: the machine code for the types of the arguments, wherever it comes from.
+
+A kernel has machine code for each dtype, and for each choice of which optional arguments are None (a *variant*).
+`Kernel.code` looks for a variant in the library that was made before (`runtime.prebuilt`). If it is not there, the
+variant is compiled by Numba and kept in the cache directory (`jit`). Numba is imported only then.
+
+The parameters of a kernel are annotated with the names below. An annotation lists the kinds of argument that a
+parameter takes; every combination of them is a variant.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from importlib import import_module
+from threading import RLock
+from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+
+from fastsoftmax.runtime import fork, prebuilt
+from fastsoftmax.runtime.numba_state import jit_disabled
+
+Count: TypeAlias = Annotated[Any, "int"]
+Number: TypeAlias = Annotated[Any, "float"]
+Flag: TypeAlias = Annotated[Any, "bool"]
+Room: TypeAlias = Annotated[Any, "floats 1"]
+Floats: TypeAlias = Annotated[Any, "floats 1"]
+Table: TypeAlias = Annotated[Any, "floats 2"]
+Block: TypeAlias = Annotated[Any, "floats 3"]
+Integers: TypeAlias = Annotated[Any, "ints 1"]
+Flags: TypeAlias = Annotated[Any, "bools 1"]
+Temperature: TypeAlias = Annotated[Any, "none", "tuple 5"]
+Nothing: TypeAlias = Annotated[Any, "none"]
+MaybeTable: TypeAlias = Annotated[Any, "none", "floats 2"]
+MaybeBlock: TypeAlias = Annotated[Any, "none", "floats 3"]
+MaybeFloats: TypeAlias = Annotated[Any, "none", "floats 1"]
+MaybeIntegers: TypeAlias = Annotated[Any, "none", "ints 1"]
+MaybeFlag: TypeAlias = Annotated[Any, "none", "bool"]
+Addresses: TypeAlias = Annotated[Any, "addresses"]
+Sizes: TypeAlias = Annotated[Any, "sizes"]
+Address: TypeAlias = Annotated[Any, "address"]
+
+MODULES = ("activations", "derivatives", "entropy", "few", "losses", "loops", "pieces", "reductions", "segments")
+"""The modules that define kernels."""
+
+_LETTERS = {
+    int: "i", np.int64: "i", float: "s", np.float32: "s", np.float64: "s", bool: "b", np.bool_: "b",
+    type(None): "n", np.ndarray: "a", tuple: "t",
+}  # fmt: skip
+_LETTER_OF_KIND = {"int": "i", "float": "s", "bool": "b", "none": "n", "tuple 5": "t"}
+
+
+class Parameter(NamedTuple):
+    """A parameter of a kernel: the kinds of argument that it takes."""
+
+    name: str
+    kinds: tuple[str, ...]
+
+
+def letter(kind: str) -> str:
+    """The letter of a kind of argument in the name of a variant."""
+    return _LETTER_OF_KIND.get(kind, "a")
+
+
+class Variant(NamedTuple):
+    """A kernel for one dtype and one choice of its optional arguments."""
+
+    kernel: "Kernel"
+    dtype: str
+    """"f" or "d", "i" if the kernel takes no floats, "e" for loops in float16."""
+    kinds: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its function in a library, without the prefix."""
+        return f"{self.kernel.name}.{self.dtype}.{''.join(map(letter, self.kinds))}"
+
+    @property
+    def is_loop(self) -> bool:
+        """Whether NumPy calls it, with addresses only."""
+        return self.kinds[0] == "addresses"
+
+
+_compiling = RLock()
+_kernels: dict[str, "Kernel"] = {}
+
+
+class Kernel:
+    """A function that computes blocks of arrays; see the contract in `fastsoftmax.kernels`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        """Module and function, as "losses.cross_entropy"."""
+        self._function: Callable[..., Any] | None = None
+        self._unless: Callable[..., bool] | None = None
+        self._dtypes: str | None = None
+        self._floats: int | None = None
+        self._codes: dict[tuple[Any, ...], Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.name}>"
+
+    def define(self, function: Callable[..., Any], unless: Callable[..., bool] | None, dtypes: str | None) -> None:
+        """Set the function that is compiled, the combinations of arguments that nobody passes, and the dtypes."""
+        self._function, self._unless, self._dtypes = function, unless, dtypes
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function that is compiled. It imports Numba."""
+        if self._function is None:
+            with fork.importing:
+                import_module(f"fastsoftmax.kernels.{self.name.rpartition('.')[0]}")
+        assert self._function is not None, self.name
+        return self._function
+
+    @cached_property
+    def parameters(self) -> list[Parameter]:
+        """The parameters, in order."""
+        described = inspect.signature(self.function).parameters.values()
+        return [Parameter(one.name, get_args(one.annotation)[1:]) for one in described]
+
+    @property
+    def result(self) -> Any:
+        """None, or the type of the result: float."""
+        return inspect.signature(self.function).return_annotation
+
+    def variants(self) -> Iterator[Variant]:
+        """All variants."""
+        kinds = [kind for parameter in self.parameters for kind in parameter.kinds]
+        dtypes = self._dtypes or ("fd" if any(kind.startswith(("float", "tuple")) for kind in kinds) else "i")
+        names = [parameter.name for parameter in self.parameters]
+        for picks in itertools.product(*(parameter.kinds for parameter in self.parameters)):
+            present = {name: kind != "none" for name, kind in zip(names, picks, strict=True)}
+            if self._unless is None or not self._unless(**present):
+                for dtype in dtypes:
+                    yield Variant(self, dtype, picks)
+
+    def variant(self, dtype: str, letters: str) -> Variant:
+        """The variant with this dtype and these letters."""
+        kinds = [
+            next(kind for kind in parameter.kinds if letter(kind) == one)
+            for parameter, one in zip(self.parameters, letters, strict=True)
+        ]
+        return Variant(self, dtype, tuple(kinds))
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.code(arguments)(*arguments)
+
+    def code(self, arguments: tuple[Any, ...]) -> Any:
+        """The function for arguments of these types, which it does not check: call it only with such."""
+        at = self._floats
+        if at is None:
+            at = self._floats = self._first_floats(arguments)
+        key = (arguments[at].dtype, *map(type, arguments))
+        return self._codes.get(key) or self._find(key, arguments)
+
+    @staticmethod
+    def _first_floats(arguments: tuple[Any, ...]) -> int:
+        arrays = [k for k, one in enumerate(arguments) if type(one) is np.ndarray]
+        return next((k for k in arrays if arguments[k].dtype.kind == "f"), arrays[0])
+
+    def _find(self, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+        if jit_disabled():
+            code: Any = self._as_python
+        else:
+            dtype = key[0].char if key[0].kind == "f" else "i"
+            letters = "".join([_LETTERS[kind] for kind in key[1:]])
+            name = f"{self.name}.{dtype}.{letters}"
+            code = prebuilt.python_function(name, self.address(dtype, letters, ".py"))
+        self._codes[key] = code
+        return code
+
+    def address(self, dtype: str, letters: str, form: str = "") -> int:
+        """The address of a variant's function for C, or with ``form=".py"`` of that for Python."""
+        library = prebuilt.library()
+        name = f"{self.name}.{dtype}.{letters}"
+        found = library and library.address(name + form)
+        if found:
+            return found
+        from fastsoftmax.machine import jit
+
+        with _compiling:
+            return jit.address(name, lambda: self.variant(dtype, letters), form)
+
+    def _as_python(self, *arguments: Any) -> Any:
+        """The function as Python runs it, without a warning of infinities and NaN."""
+        blocks = []
+        for one, parameter in zip(arguments, self.parameters, strict=True):
+            if type(one) is np.ndarray and parameter.kinds[-1] == f"floats {one.ndim + 1}":
+                one = one.reshape(*one.shape, 1)
+            blocks.append(one)
+        with np.errstate(all="ignore"):
+            return self.function(*blocks)
+
+
+def entry(name: str) -> Kernel:
+    """The kernel of this name, as "losses.cross_entropy"; its module need not be imported."""
+    return _kernels.get(name) or _kernels.setdefault(name, Kernel(name))
+
+
+def kernels() -> list[Kernel]:
+    """All kernels. It imports their modules, and Numba."""
+    for module in MODULES:
+        with fork.importing:
+            import_module(f"fastsoftmax.kernels.{module}")
+    return [kernel for kernel in _kernels.values() if kernel._function is not None]
+
+
+def address(name: str) -> int:
+    """The address of a variant's function for C by its full name; KeyError if this version has no such variant."""
+    if not name.startswith(prebuilt.PREFIX):
+        raise KeyError(name)
+    kernel, dtype, letters = name[len(prebuilt.PREFIX) :].rsplit(".", 2)
+    return entry(kernel).address(dtype, letters)
+
+
+def remember(table: dict[Any, Any], key: Any, kernel: Kernel) -> None:
+    """Put `kernel` into ``table[key]`` unless the key is there; its first call puts its code there.
+
+    The code does not check the types of its arguments, so all calls must have those of the first one.
+    """
+
+    def first(*arguments: Any) -> Any:
+        code = table[key] = kernel.code(arguments)
+        return code(*arguments)
+
+    if key not in table:
+        table[key] = first

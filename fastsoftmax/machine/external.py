@@ -1,0 +1,173 @@
+"""Kernels in code that Numba compiles: calls of machine code that is there already.
+
+A call finds the function when it first runs, by asking Python for its address (`entry.address`), and keeps it in a
+variable of its module. So the user's compiled code names no symbol, which LLVM would have to find when the code is
+loaded from Numba's cache (it ends the process if there is none). Code that was cached with another version of this
+package works if that version has the same kernel, and raises an ImportError if not.
+"""
+
+import inspect
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+from fastsoftmax.machine import frontend, wrappers
+from fastsoftmax.machine.entry import entry
+from fastsoftmax.machine.types import Memory
+from fastsoftmax.runtime.numba_private import return_error
+from fastsoftmax.runtime.prebuilt import PREFIX
+
+_BYTES, _INT32, _INT64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
+MODULE = "fastsoftmax.machine.entry"
+MOST = 20
+"""At least as many as the parameters of any kernel. Numba wants to know their number, and its compilation would have
+to import the kernel to know it; so those that are left out have a default."""
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_SIGNATURE = inspect.Signature(
+    [
+        inspect.Parameter("typingctx", _POSITIONAL),
+        *[inspect.Parameter(f"a{k}", _POSITIONAL, default=None) for k in range(MOST)],
+    ]
+)
+
+
+def _letter(kind: Any) -> str:
+    if isinstance(kind, types.NoneType):
+        return "n"
+    if isinstance(kind, (types.Array, Memory)):
+        return "a"
+    if isinstance(kind, types.BaseTuple):
+        return "t"
+    if isinstance(kind, (types.Boolean, types.BooleanLiteral)):
+        return "b"
+    return "i" if isinstance(kind, types.Integer) else "s"
+
+
+def _accepted(kind: Any, dtype: str) -> Any:
+    """The type to which Numba converts an argument."""
+    if isinstance(kind, (types.Array, Memory, types.NoneType)):
+        return kind
+    if isinstance(kind, types.BaseTuple):
+        return types.UniTuple(frontend.FLOATS[dtype], len(kind))
+    return {"b": types.boolean, "i": types.int64, "s": frontend.FLOATS.get(dtype)}[_letter(kind)]
+
+
+def _values(context: Any, builder: Any, kind: Any, value: Any) -> list[Any]:
+    """An argument as the function for C takes it."""
+    if isinstance(kind, types.NoneType):
+        return []
+    if isinstance(kind, Memory):
+        return [builder.extract_value(value, k) for k in (0, 1)]
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        return [array.data, *cgutils.unpack_tuple(builder, array.shape, kind.ndim)]
+    if isinstance(kind, types.BaseTuple):
+        return cgutils.unpack_tuple(builder, value, len(kind))
+    return [builder.zext(value, _INT64)] if kind == types.boolean else [value]
+
+
+def _parameter(kind: Any) -> wrappers.Parameter:
+    if isinstance(kind, Memory):
+        return frontend.llvm_type(types.Array(kind.dtype, 1, "C"))
+    return frontend.llvm_type(kind)
+
+
+def _finder(module: Any) -> Any:
+    """The function ``char *name -> address`` of a module; 0 if `entry.address` raises an exception."""
+    name = "fastsoftmax.find"
+    known = module.globals.get(name)
+    if known is not None:
+        return known
+    found = ir.Function(module, ir.FunctionType(_INT64, [_BYTES]), name)
+    found.linkage = "linkonce_odr"
+    build = ir.IRBuilder(found.append_basic_block("entry"))
+
+    def python(called: str, result: Any, *arguments: Any, var_arg: bool = False) -> Any:
+        kinds = [argument.type for argument in arguments]
+        kind = ir.FunctionType(result, kinds[:3] if var_arg else kinds, var_arg=var_arg)
+        return build.call(cgutils.get_or_insert_function(module, kind, called), arguments)
+
+    def text(value: str) -> Any:
+        return cgutils.global_constant(
+            module, f"fastsoftmax.{value}", cgutils.make_bytearray(value.encode() + b"\0")
+        ).bitcast(_BYTES)
+
+    state = python("PyGILState_Ensure", _INT32)
+    answer = cgutils.alloca_once_value(build, _INT64(0))
+    home = python("PyImport_ImportModule", _BYTES, text(MODULE))
+    with build.if_then(build.icmp_unsigned("!=", home, _BYTES(None))):
+        arguments = (home, text("address"), text("s"), found.args[0])
+        number = python("PyObject_CallMethod", _BYTES, *arguments, var_arg=True)
+        with build.if_then(build.icmp_unsigned("!=", number, _BYTES(None))):
+            build.store(python("PyLong_AsLongLong", _INT64, number), answer)
+            python("Py_DecRef", ir.VoidType(), number)
+        python("Py_DecRef", ir.VoidType(), home)
+    python("PyErr_Clear", ir.VoidType())
+    python("PyGILState_Release", ir.VoidType(), state)
+    build.ret(build.load(answer))
+    return found
+
+
+def _function(context: Any, builder: Any, name: str, kind: Any) -> Any:
+    """The function of a variant, which is looked up when the code first gets here."""
+    module = builder.module
+    place_name = f"fastsoftmax.at.{name}"
+    place = module.globals.get(place_name)
+    if place is None:
+        place = ir.GlobalVariable(module, _INT64, place_name)
+        place.linkage, place.initializer = "internal", _INT64(0)
+    with builder.if_then(builder.icmp_unsigned("==", builder.load(place), _INT64(0)), likely=False):
+        text = cgutils.global_constant(module, f"fastsoftmax.{name}", cgutils.make_bytearray(name.encode() + b"\0"))
+        found = builder.call(_finder(module), [builder.bitcast(text, _BYTES)])
+        with builder.if_then(builder.icmp_unsigned("==", found, _INT64(0)), likely=False):
+            message = (
+                f"this code was compiled for another version of fastsoftmax, or its kernel {name} cannot be "
+                "compiled here; delete the files that Numba has cached for it"
+            )
+            return_error(context, builder, ImportError, message)
+        builder.store(found, place)
+    return builder.inttoptr(builder.load(place), kind.as_pointer())
+
+
+@cache
+def external(name: str, result: Any = None) -> Any:
+    """The kernel of this name (as "losses.cross_entropy") as a function for compiled code, and its result's type."""
+    kernel = entry(name)
+
+    def call(typingctx: Any, *args: Any) -> Any:
+        args = tuple([kind for kind in args if not isinstance(kind, types.Omitted)])
+        arrays = [kind.dtype for kind in args if isinstance(kind, (types.Array, Memory))]
+        floats = [kind for kind in arrays if isinstance(kind, types.Float)]
+        dtype = ("f" if floats[0] == types.float32 else "d") if floats else "i"
+        letters = "".join(map(_letter, args))
+        try:
+            kernel.address(dtype, letters)  # now, so that it is compiled with its caller if no library has it
+        except StopIteration:
+            raise TypingError(f"kernel {name} does not take {args}") from None
+        kinds = [_accepted(kind, dtype) for kind in args]
+        full_name = f"{PREFIX}{name}.{dtype}.{letters}"
+        returned = types.void if result is None else result
+
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            llvm_result = None if result is None else context.get_value_type(result)
+            kind = wrappers.c_type([_parameter(one) for one in kinds], llvm_result)
+            flat = [one for pair in zip(kinds, values[: len(kinds)], strict=True) for one in _values(context, builder, *pair)]
+            room = [] if result is None else [cgutils.alloca_once(builder, llvm_result)]
+            function = _function(context, builder, full_name, kind)
+            operands = [builder.bitcast(a, k) if isinstance(k, ir.PointerType) else a
+                        for a, k in zip([*flat, *room], kind.args, strict=True)]  # fmt: skip
+            status = builder.call(function, operands)
+            with builder.if_then(builder.icmp_signed("!=", status, _INT32(0)), likely=False):
+                return_error(context, builder, IndexError, "kernel access outside its array")
+            return builder.load(room[0]) if room else context.get_dummy_value()
+
+        return returned(*kinds, *[types.Omitted(None)] * (MOST - len(kinds))), codegen
+
+    call.__name__ = name.replace(".", "_")
+    call.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+    return intrinsic(call)

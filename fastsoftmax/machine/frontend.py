@@ -1,0 +1,85 @@
+"""The options with which Numba compiles kernels, and their LLVM code.
+
+nogil
+    Kernels touch no Python object, so that threads (ours and the host's) can run at the same time.
+error_model="numpy"
+    x/0 is inf or nan as in NumPy, serial and parallel alike. It also compiles a third faster.
+fastmath=False
+    fastmath turns the log-sum-exp of a row of -inf into nan and deletes compensated arithmetic. We want only the
+    fusion of a product into a sum, which `simd.values.muladd` requests where it is harmless. The option must be
+    set, because code compiled for a user's function otherwise inherits that function's fastmath.
+no_cpython_wrapper, no_cfunc_wrapper
+    Wrappers for callers in Python or C take time to compile. Kernels have those of `wrappers`, other functions none.
+"""
+
+from typing import Any
+
+from numba import njit, types
+
+from fastsoftmax.machine import wrappers
+from fastsoftmax.runtime.numba_private import known_options, lean_options, linked_module
+from fastsoftmax.runtime.prebuilt import PREFIX
+
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": False,
+    **known_options(forceinline=False),
+}
+NO_WRAPPERS = known_options(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+FLOATS = {"f": types.float32, "d": types.float64}
+ITEMS = {**FLOATS, "e": types.uint16}
+_LLVM = {
+    types.float32: wrappers.FLOAT,
+    types.float64: wrappers.DOUBLE,
+    types.int64: wrappers.I64,
+    types.boolean: wrappers.I1,
+}
+
+
+def numba_type(kind: str, dtype: str) -> Any:
+    """Numba's type of a kind of argument."""
+    name, _, count = kind.partition(" ")
+    if name in ("floats", "ints", "bools"):
+        item = {"floats": FLOATS.get(dtype), "ints": types.int64, "bools": types.boolean}[name]
+        return types.Array(item, int(count), "C")
+    if name == "tuple":
+        return types.UniTuple(FLOATS[dtype], int(count))
+    if name == "addresses":
+        return types.CPointer(types.CPointer(ITEMS[dtype]))
+    if name == "float":
+        return FLOATS[dtype]
+    plain = {"int": types.int64, "bool": types.boolean, "none": types.none}
+    return {**plain, "sizes": types.CPointer(types.intp), "address": types.voidptr}[name]
+
+
+def llvm_type(kind: Any) -> wrappers.Parameter:
+    """A Numba type as `wrappers` takes it."""
+    if isinstance(kind, types.NoneType):
+        return None
+    if isinstance(kind, types.Array):
+        return wrappers.Array(wrappers.I8 if kind.dtype == types.boolean else _LLVM[kind.dtype], kind.ndim)
+    if isinstance(kind, types.UniTuple):
+        return wrappers.Tuple(_LLVM[kind.dtype], kind.count)
+    if isinstance(kind, types.CPointer) or kind == types.voidptr:
+        return wrappers.POINTER
+    return _LLVM[kind]
+
+
+def signature(variant: Any) -> tuple[list[wrappers.Parameter], Any]:
+    """The parameters of a variant and its result, as `wrappers` takes them."""
+    kinds = [llvm_type(numba_type(kind, variant.dtype)) for kind in variant.kinds]
+    return kinds, wrappers.DOUBLE if variant.kernel.result is float else None
+
+
+def module(variant: Any) -> Any:
+    """The LLVM code of a variant, not optimised, with the functions that `wrappers` adds."""
+    kinds = tuple(numba_type(kind, variant.dtype) for kind in variant.kinds)
+    dispatcher = njit(**OPTIONS, **NO_WRAPPERS, **lean_options())(variant.kernel.function)
+    code, inner, result = linked_module(dispatcher, kinds)
+    parameters, expected = signature(variant)
+    if (expected is None) != isinstance(result, types.NoneType):
+        raise TypeError(f"{variant.name} returns {result}, which is not what its annotation says")
+    wrappers.add(code, inner, PREFIX + variant.name, parameters, expected, python=not variant.is_loop)
+    return code

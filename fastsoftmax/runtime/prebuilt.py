@@ -1,0 +1,171 @@
+"""Machine code that was made before this process: the shared library of kernels, and functions made from addresses.
+
+A library holds the code of all kernels for one kind of processor (`level`). It lies in the package (a wheel, or
+``pip install .``) or in the cache directory (``fastsoftmax warmup``), beside a description in JSON with its hash and
+that of the sources. It is used only if both hashes agree, so a damaged file, one of another version, and sources
+that were edited all lead to compilation by Numba. Neither Numba nor llvmlite is imported here.
+
+A library is code that this process runs. It is loaded from the package's own directory, which is as trustworthy as
+the package, or from a directory that nobody else can write to.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fastsoftmax.runtime import cache
+from fastsoftmax.runtime.numba_state import checks_bounds
+
+INTERFACE = 1
+"""The version of the names and arguments of exported functions. It is part of the names."""
+
+PREFIX = f"fastsoftmax_{INTERFACE}."
+TABLE = "fastsoftmax_python"
+PYTHON = (
+    "head",
+    "None",
+    "IndexError",
+    "Py_IncRef",
+    "PyErr_SetString",
+    "PyEval_SaveThread",
+    "PyEval_RestoreThread",
+    "PyFloat_AsDouble",
+    "PyFloat_FromDouble",
+    "PyLong_AsSsize_t",
+    "PyLong_FromSsize_t",
+    "PyObject_IsTrue",
+    "PyTuple_GetItem",
+)
+"""The entries of the table from which exported functions take what they need of Python: `python_table`."""
+
+_FASTCALL = 0x0080  # METH_FASTCALL
+_X86_V3 = ("AVX2", "FMA3", "F16C", "POPCNT", "SSE42")
+_X86_V4 = ("AVX512F", "AVX512CD", "AVX512BW", "AVX512DQ", "AVX512VL")
+_alive: list[Any] = []  # definitions of functions, which must live as long as the process
+
+
+class _Method(ctypes.Structure):
+    """PyMethodDef."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("function", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+def python_table() -> list[int]:
+    """The numbers and addresses that `PYTHON` names."""
+    functions = [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value for name in PYTHON[3:]]
+    return [object.__basicsize__, id(None), id(IndexError), *(address or 0 for address in functions)]
+
+
+def python_function(name: str, address: int) -> Any:
+    """The function of Python whose C function is at this address."""
+    method = _Method(name.encode(), address, _FASTCALL, None)
+    _alive.append(method)
+    new = ctypes.pythonapi.PyCFunction_NewEx
+    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
+        ctypes.cast(new, ctypes.c_void_p).value or 0
+    )
+    return make(ctypes.addressof(method), None, None)
+
+
+def _processor_features() -> dict[str, bool]:
+    try:
+        from numpy._core._multiarray_umath import __cpu_features__ as features
+    except ImportError:  # before NumPy 2
+        from numpy.core._multiarray_umath import __cpu_features__ as features  # type: ignore[no-redef]
+    return dict(features)
+
+
+@lru_cache(maxsize=1)
+def level() -> str | None:
+    """The kind of this processor for which a library can be: "v4", "v3" or "aarch64"; None for others."""
+    machine = platform.machine().lower()
+    if machine in ("arm64", "aarch64"):
+        return "aarch64"
+    if machine not in ("x86_64", "amd64") or sys.maxsize < 1 << 32:
+        return None
+    try:
+        features = _processor_features()
+    except ImportError:
+        return None
+
+    def has(names: tuple[str, ...]) -> bool:
+        return all(features.get(name, False) for name in names)
+
+    if not has(_X86_V3):
+        return None
+    return "v4" if has(_X86_V4) or features.get("AVX512_SKX", False) else "v3"
+
+
+def file_name(name: str) -> str:
+    """The file of a library."""
+    return f"{name}{'.dll' if sys.platform == 'win32' else '.dylib' if sys.platform == 'darwin' else '.so'}"
+
+
+class Library:
+    """A shared library of kernels."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._library = ctypes.CDLL(str(path))
+        table = (ctypes.c_void_p * len(PYTHON)).in_dll(self._library, TABLE)
+        table[:] = python_table()
+
+    def address(self, name: str) -> int | None:
+        """The address of an exported function; None if the library does not have it."""
+        try:
+            function = getattr(self._library, PREFIX + name)
+        except AttributeError:
+            return None
+        return ctypes.cast(function, ctypes.c_void_p).value
+
+
+def _places() -> Iterator[Path]:
+    yield Path(__file__).parents[1] / "_prebuilt"
+    directory = cache.directory()
+    with suppress(OSError):
+        if cache.is_private(directory):
+            yield directory
+
+
+def _opened(place: Path, name: str, wanted: str) -> Library | None:
+    """The library of this level in a directory; None unless it is there, whole, and made of these sources."""
+    path = place / file_name(name)
+    try:
+        description = json.loads(path.with_suffix(".json").read_bytes())
+        if description["sources"] != wanted:
+            return None
+        if hashlib.sha256(path.read_bytes()).hexdigest() != description["library"]:
+            return None
+        return Library(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def library() -> Library | None:
+    """The library for this processor; None if there is none, or if ``FASTSOFTMAX_PREBUILT=0``."""
+    name = level()
+    if name is None or os.environ.get("FASTSOFTMAX_PREBUILT") == "0" or checks_bounds():
+        return None
+    try:
+        wanted = cache.sources()
+    except OSError:  # the sources are not files, as in an application that was frozen
+        return None
+    for place in _places():
+        found = _opened(place, name, wanted)
+        if found is not None:
+            return found
+    return None

@@ -39,6 +39,10 @@ from fastsoftmax.njit.arguments import (
 from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, keep, wanted, widened
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
 
+_piece_dots = external("segments.piece_dots")
+_piece_extents = external("segments.piece_extents")
+_piece_maxima = external("segments.piece_maxima")
+_piece_sums = external("segments.piece_sums")
 FLAT = (0,)
 
 # --- types --------------------------------------------------------------------------------------------------
@@ -137,8 +141,8 @@ def _pieces(indptr: Any) -> Any:
 def _statistics(pieces: Any, x: Any) -> Any:
     count = pieces.size // COLUMNS
     maxima, sums = np.empty(count, x.dtype), np.empty(3 * count, x.dtype)
-    external("segments.piece_maxima")(0, count, None, pieces, x, maxima)
-    external("segments.piece_sums")(0, count, None, pieces, maxima, x, sums)
+    _piece_maxima(0, count, None, pieces, x, maxima)
+    _piece_sums(0, count, None, pieces, maxima, x, sums)
     return maxima, sums
 
 
@@ -229,8 +233,8 @@ def _product(call: Call, dtype: Any) -> Built:
             maxima, sums = _statistics(pieces, source)
             count = maxima.size
             extents, dots = np.empty(2 * count, kind), np.empty(2 * count, kind)
-            external("segments.piece_extents")(0, count, None, pieces, maxima, source, second, extents)
-            external("segments.piece_dots")(0, count, None, pieces, maxima, sums, extents, source, second, dots)
+            _piece_extents(0, count, None, pieces, maxima, source, second, extents)
+            _piece_dots(0, count, None, pieces, maxima, sums, extents, source, second, dots)
             piece_kernel(0, count, None, pieces, maxima, sums, extents, source, second, dots, y)
         deliver_to(result, FLAT, y)
         return result

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 from fastsoftmax.kernels.elementary import below, centred, exp_scaled, most_power, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, scratch, store, store_part
+from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, store, store_part
 from fastsoftmax.kernels.simd.reduce import fold_two_sum
 from fastsoftmax.kernels.simd.values import broadcast, maximum, muladd, number
 from fastsoftmax.kernels.traversal import (
-    COLUMN_LIMIT,
     log_of_others,
     probability,
     reciprocal,
@@ -123,12 +122,3 @@ def entropy(start: int, stop: int, room: Any, x: Any, y: Any, rows: Any, beta: A
     options = EntropyOptions(beta, power, inner)
     shape, tile, grad = x.shape, memory(room), memory(y)
     traverse(entropy_block, start, stop, shape, tile, data, None, grad, results, options, beta=beta)
-
-
-@kernel
-def entropy_small(x: Any, rows: Any) -> None:
-    """The entropies of the rows of a matrix. It has few arguments, so that small calls are fast."""
-    data, results = memory(x), memory(rows)
-    tile, shape = scratch(data, COLUMN_LIMIT), (x.shape[0], x.shape[1], 1)
-    options = EntropyOptions(None, None, None)
-    traverse(entropy_block, 0, x.shape[0], shape, tile, data, None, None, results, options)

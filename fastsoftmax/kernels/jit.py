@@ -63,17 +63,11 @@ def loop(function: F) -> F:
     return _kept(function, no_cfunc_wrapper=False, no_cpython_wrapper=True)
 
 
-def remember(table: dict[Any, Any], key: Any, dispatcher: Any) -> None:
-    """Put `dispatcher` into ``table[key]`` unless the key is there; the first call puts its machine code there.
+def remember(table: dict[Any, Any], key: Any, dispatcher: Any, *arguments: Any) -> None:
+    """Put the machine code for arguments of these types, which has been used, into ``table[key]``.
 
     Half the cost of a small call is the dispatcher's check of the types of its arguments. The machine code does
-    not check them, so all later calls must have the types of the first one.
+    not check them, so its callers must pass these types. Whether an array is read-only makes no difference.
     """
-
-    def first(*arguments: Any) -> Any:
-        result = dispatcher(*arguments)
-        table[key] = machine_code(dispatcher, *arguments)
-        return result
-
     if key not in table:
-        table[key] = first
+        table[key] = machine_code(dispatcher, *arguments)

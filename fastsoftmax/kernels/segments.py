@@ -28,6 +28,7 @@ kernels and cannot call `merge`. The order of the additions differs, and with it
 
 from typing import Any
 
+from fastsoftmax._vectors import COLUMN_LIMIT
 from fastsoftmax.kernels.activations import ActivationOptions, log_softmax_block, logsumexp_block, softmax_block
 from fastsoftmax.kernels.derivatives import (
     ProductOptions,
@@ -49,6 +50,7 @@ from fastsoftmax.kernels.losses import (
     slope_at,
 )
 from fastsoftmax.kernels.simd.memory import (
+    after,
     integers,
     lane_count,
     load,
@@ -63,12 +65,12 @@ from fastsoftmax.kernels.simd.reduce import fold_sum, fold_two_sum
 from fastsoftmax.kernels.simd.rows import gather_rows, neighbours, row_value, scatter_rows
 from fastsoftmax.kernels.simd.values import maximum, number, unless_none
 from fastsoftmax.kernels.traversal import (
-    COLUMN_LIMIT,
     TABLE,
     Picks,
     Place,
     RowStatistics,
     add,
+    behind,
     clear,
     either,
     highest,
@@ -79,6 +81,7 @@ from fastsoftmax.kernels.traversal import (
     row_at,
     statistics,
     target_of,
+    terms_at,
     top_term,
     two_to_the,
 )
@@ -128,12 +131,15 @@ def walk(
     weights: Any = None,
     rest: Any = None,
     keep: Any = None,
+    over: bool = False,
+    room: Any = None,
 ) -> None:
     """Run `block` over the segments of blocks of work start .. stop, except huge ones.
 
     `block` is a building block as `traversal` describes it; its options are ``options(labels, targets, weights,
     rest)``, where `targets` holds the entries at the labels. `rows` is an output with one number for each segment;
-    `labels` and `weights` are inputs with one number for each. `keep` is that of `traverse`.
+    `labels` and `weights` are inputs with one number for each. `keep` and `over` are those of `traverse`. If y
+    lies over v, `room` has memory for the terms of the longest segment that is not huge.
     """
     step = lane_count(x)
     tile = scratch(x, COLUMN_LIMIT)
@@ -170,13 +176,17 @@ def walk(
             length = _inside(load_scalar(indptr, n + 1), begin, entries) - begin
             if length > COLUMN_LIMIT or (length == 0 and rows is None):
                 if COLUMN_LIMIT < length <= HUGE:
-                    terms = unless_none(keep, y)
+                    spare = either(room, x)
+                    if over:  # another thread may have changed `indptr` since the memory was made
+                        length = min(length, size(spare))
+                    terms, source = terms_at(keep, over, spare, y, begin), after(x, begin)
                     if labels is not None:
                         store_scalar(targets, 0, target_of(x, begin, length, labels, n))
-                    measure(x, begin, length, 1, None, table, terms)
+                    measure(source, 0, length, 1, None, table, terms)
                     stats = measured(table, 0)
                     settings = options(labels, targets, weights, rest)
-                    block(either(terms, x), v, y, row_at(begin, length, n), stats, rows, settings)
+                    place = row_at(0, length, n)
+                    block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, settings)
                 n += 1
                 alone -= 1
                 continue
@@ -215,8 +225,11 @@ def walk(
                 label = label_of(labels, named, load_scalar(lengths, at + lane))
                 store_scalar(lane_labels, lane, label)
                 store_scalar(targets, lane, load_scalar(tile, label * step + lane))
+        factors = unless_none(weights, lane_weights)
         if weights is not None:
-            if at == TOGETHER:
+            if size(weights) == 0:
+                factors = weights
+            elif at == TOGETHER:
                 store(lane_weights, 0, load(weights, owner))
             else:
                 for lane in range(count):
@@ -228,7 +241,7 @@ def walk(
             Place(0, longest * step, None, 0, count),
             statistics(tile, 0, longest * step, None, None, unless_none(keep, tile)),
             unless_none(rows, lane_rows),
-            options(unless_none(labels, lane_labels), targets, unless_none(weights, lane_weights), rest),
+            options(unless_none(labels, lane_labels), targets, factors, rest),
         )
         if y is not None:
             for k in range(longest):
@@ -255,8 +268,8 @@ def _terms(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
 
 @inline
 def _plain(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `softmax_product_block`; `rest` says whether terms are kept."""
-    return ProductOptions(None, None, rest, None)
+    """The options of `softmax_product_block`, with kept terms."""
+    return ProductOptions(None, None, True, None)
 
 
 @inline
@@ -289,12 +302,13 @@ def segment_logsumexp(start: int, stop: int, room: Any, indptr: Any, bounds: Any
 
 @kernel
 def segment_softmax_product(
-    start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, v: Any, y: Any, keep: Any
+    start: int, stop: int, room: Any, indptr: Any, bounds: Any, x: Any, v: Any, y: Any, over: bool
 ) -> None:
-    """y = p (v - p.v) of every segment: J v, and J^T v. `keep` is that of `traverse`: None where y lies over v."""
+    """y = p (v - p.v) of every segment: J v, and J^T v. `over` and `room` are those of `walk`."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    vector, result = memory(v), memory(y)
-    walk(softmax_product_block, _plain, start, stop, data, vector, result, None, table, cuts, rest=keep, keep=keep)
+    vector, result, near = memory(v), memory(y), memory(room)
+    block = softmax_product_block
+    walk(block, _plain, start, stop, data, vector, result, None, table, cuts, keep=True, over=over, room=near)
 
 
 @kernel

@@ -5,6 +5,8 @@ VECTOR_BYTES = 64
 
 COLUMN_LIMIT = 64
 """Rows of up to this many contiguous classes are walked in columns (at the limit both walks are equally fast)."""
+GROUP_LIMIT = 2048
+"""Longer rows are walked one by one, because a group of them would not fit into the cache."""
 FEW = 4
 """Up to this many short rows are faster one by one than in the lanes of a vector."""
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from fastsoftmax._vectors import COLUMN_LIMIT
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
+    NO_ROOM,
     SMALL,
     UNTEMPERED,
     Axis,
@@ -23,7 +25,7 @@ from fastsoftmax.machine.entry import entry, remember
 
 # For small arrays, checks cost more than the computation. `_small` does two things: it looks up the kernel for a
 # native dtype that has been used before, and calls it on the arrays as they are, or on a copy.
-SHORT = 64  # for rows up to this length the bits do not depend on the layout: see kernels.traversal.COLUMN_LIMIT
+
 Small = dict[np.dtype[Any], Callable[..., None]]
 _SOFTMAX: Small = {}
 _LOG_SOFTMAX: Small = {}
@@ -35,15 +37,15 @@ def _small(kernel: Callable[..., None], x: Any, out: Any) -> Any:
     if out is not None and not (is_plain(out, x.shape, x.dtype) and (out is x or lie_apart(x, out))):
         return None
     if not x.flags.carray:
-        if x.shape[-1] > SHORT and not x.flags.c_contiguous:
+        # The bits of a longer row depend on its layout, which decides how it is walked.
+        if x.shape[-1] > COLUMN_LIMIT and not x.flags.c_contiguous:
             return None
         x = x.copy()
     result = np.empty_like(x) if out is None else out
-    if x.ndim == 2:
-        kernel(x, result)
-    else:
-        shape = (-1, x.shape[-1])
-        kernel(x.reshape(shape), result.reshape(shape))
+    classes = x.shape[-1]
+    count = x.size // classes
+    block = (count, classes, 1)
+    kernel(0, count, NO_ROOM[x.dtype], x.reshape(block), result.reshape(block), None)
     return result
 
 
@@ -63,12 +65,12 @@ def _forward(
     if long_rows.is_long(problem):
         long_rows.long_forward(function, source, output.block, beta)
     else:
-        kernel = entry(f"activations.{function}")
-        run(kernel, problem.rows, source.size, problem.room(1), source, output.block, beta)
+        kernel, arguments = entry(f"activations.{function}"), (source, output.block, beta)
+        run(kernel, problem.rows, source.size, problem.room(1), *arguments)
+        if problem.x.dtype == problem.dtype and beta is None:
+            remember(small, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     if masked is not None:
         np.copyto(output.result, hidden, where=masked)
-    if problem.x.dtype == problem.dtype:
-        remember(small, problem.dtype, entry(f"activations.{function}_small"))
     return output.finish()
 
 
@@ -261,7 +263,7 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     array([1.79175947, 2.07944154])
     """
     if axis is LAST and where is None and out is None and keepdims is False:
-        small = small_rows(_LOGSUMEXP, x)
+        small = small_rows(_LOGSUMEXP, x, (), ())
         if small is not None:
             return small
     if backend := backend_for(x, where):
@@ -275,8 +277,8 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     if long_rows.is_long(problem):
         long_rows.long_logsumexp(source, output.block)
     else:
-        kernel = entry("activations.logsumexp")
-        run(kernel, problem.rows, source.size, problem.room(1), source, output.block)
-    if problem.x.dtype == problem.dtype:
-        remember(_LOGSUMEXP, problem.dtype, entry("activations.logsumexp_small"))
+        kernel, arguments = entry("activations.logsumexp"), (source, output.block)
+        run(kernel, problem.rows, source.size, problem.room(1), *arguments)
+        if problem.x.dtype == problem.dtype:
+            remember(_LOGSUMEXP, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     return output.finish()

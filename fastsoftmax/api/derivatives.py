@@ -5,7 +5,17 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax.arrays import long_rows
-from fastsoftmax.arrays.blocks import LAST, SMALL, UNTEMPERED, Problem, inverse_temperature, is_plain, lie_apart
+from fastsoftmax.arrays.blocks import (
+    LAST,
+    NO_ROOM,
+    SMALL,
+    UNTEMPERED,
+    UNWEIGHTED,
+    Problem,
+    inverse_temperature,
+    is_plain,
+    lie_apart,
+)
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
@@ -33,13 +43,19 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
         out = np.empty(result_shape, x.dtype)
     elif not is_plain(out, result_shape, x.dtype) or not all(lie_apart(out, v) for v in operands):
         return None
-    kernel(*operands, out, True if from_probs else None)
+    room, ones, flag, block = NO_ROOM[x.dtype], UNWEIGHTED[x.dtype], True if from_probs else None, (*shape, 1)
+    if square:
+        kernel(0, shape[0], room, x.reshape(block), out, None, flag, ones)
+    else:
+        v = operands[1].reshape(block)
+        kernel(0, shape[0], room, x.reshape(block), v, out.reshape(block), False, None, flag, ones)
     return out
 
 
-def _remember(problem: Problem, operands: int, from_probs: Any, kernel: Any) -> None:
-    if problem.x.dtype == problem.dtype:
-        remember(_SMALL, (problem.dtype, operands, from_probs is True), kernel)
+def _remember(problem: Problem, operands: int, from_probs: Any, beta: Any, kernel: Any, *arguments: Any) -> None:
+    if problem.x.dtype == problem.dtype and beta is None:
+        key = problem.dtype, operands, from_probs is True
+        remember(_SMALL, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
 
 
 def _jacobian(
@@ -56,9 +72,10 @@ def _jacobian(
     kernel = entry("derivatives.log_softmax_jacobian")
     if not logarithmic:
         kernel = entry("derivatives.softmax_jacobian")
-        arguments += (True if from_probs else None, None)
-        _remember(problem, 1, from_probs, entry("derivatives.softmax_jacobian_small"))
+        arguments += (True if from_probs else None, UNWEIGHTED[problem.dtype])
     run(kernel, problem.rows, work, problem.room(1), *arguments)
+    if not logarithmic:
+        _remember(problem, 1, from_probs, beta, kernel, *arguments)
     return output.finish()
 
 
@@ -86,11 +103,13 @@ def _product(
     if kernel == "softmax_product" and long_rows.is_long(problem):
         long_rows.long_product(source, second, output.block, beta, options[0])
         return output.finish()
-    keep = None if options and options[0] else output.keep(second)
-    arguments = source, second, output.block, keep, beta, *options
-    run(compiled, problem.rows, 2 * source.size, problem.room(2), *arguments)
+    over = output.over(second)
+    arguments: tuple[Any, ...] = (source, second, output.block, over, beta, *options)
     if options:
-        _remember(problem, 2, options[0], entry("derivatives.softmax_product_small"))
+        arguments += (UNWEIGHTED[problem.dtype],)
+    run(compiled, problem.rows, 2 * source.size, problem.room(2, over), *arguments)
+    if options:
+        _remember(problem, 2, options[0], beta, compiled, *arguments)
     return output.finish()
 
 
@@ -274,7 +293,7 @@ def softmax_jvp(
         if small is not None:
             return small
     flag = True if from_probs else None
-    return _product("softmax_jvp", x, "tangent", tangent, axis, temperature, out, "softmax_product", flag, None)
+    return _product("softmax_jvp", x, "tangent", tangent, axis, temperature, out, "softmax_product", flag)
 
 
 def softmax_vjp(
@@ -344,9 +363,7 @@ def softmax_vjp(
         if small is not None:
             return small
     flag = True if from_probs else None
-    return _product(
-        "softmax_vjp", x, "cotangent", cotangent, axis, temperature, out, "softmax_product", flag, None
-    )
+    return _product("softmax_vjp", x, "cotangent", cotangent, axis, temperature, out, "softmax_product", flag)
 
 
 def log_softmax_jvp(x: Any, tangent: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax.arrays.blocks import LAST, UNTEMPERED, Problem, inverse_temperature, small_rows
+from fastsoftmax.arrays.blocks import LAST, NO_ROOM, UNTEMPERED, Problem, inverse_temperature, small_rows
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
@@ -64,7 +64,7 @@ def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED
     array([6.93147181e-01, 0.00000000e+00, 9.83662422e-21])
     """
     if axis is LAST and temperature is UNTEMPERED and out is None:
-        small = small_rows(_SMALL, x)
+        small = small_rows(_SMALL, x, (None,), (None,))
         if small is not None:
             return small
     if backend := backend_for(x):
@@ -73,9 +73,10 @@ def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED
     beta = inverse_temperature("softmax_entropy", temperature, problem.dtype)
     source = problem.block()
     rows = problem.row_output(out)
-    run(entry("entropy.entropy"), problem.rows, 2 * source.size, problem.room(1), source, None, rows.block, beta)
-    if problem.x.dtype == problem.dtype:
-        remember(_SMALL, problem.dtype, entry("entropy.entropy_small"))
+    kernel, arguments = entry("entropy.entropy"), (source, None, rows.block, beta)
+    run(kernel, problem.rows, 2 * source.size, problem.room(1), *arguments)
+    if problem.x.dtype == problem.dtype and beta is None:
+        remember(_SMALL, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     return rows.finish()
 
 

@@ -1,16 +1,18 @@
 """segment_softmax and the other functions of ragged rows in CSR form."""
 
 from bisect import bisect_left
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE
-from fastsoftmax.arrays.blocks import Array, Output, Problem, is_masked, named, real_array
+from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
+from fastsoftmax.arrays.blocks import Array, Output, Problem, is_masked, kernel_weights, named, real_array
 from fastsoftmax.arrays.options import LossOptions, mean_divisor, reduced, spared, weight_array
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
 from fastsoftmax.arrays.weights import scaled
-from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
 from fastsoftmax.machine.entry import entry
 
 SEGMENT_WORK = 4
@@ -118,10 +120,15 @@ class _Segments:
             output.result = np.empty(self.count, self.problem.dtype)
         return output
 
-    def run(self, kernel: Any, work: int, *args: Any) -> None:
+    def run(self, kernel: Any, work: int, *args: Any, room: Callable[[], Any] = _no_room) -> None:
         """A kernel over all segments that are not huge."""
         if self.count:
-            run(kernel, len(self.cuts) - 1, work, _no_room, self.indptr, self.cuts, *args)
+            run(kernel, len(self.cuts) - 1, work, room, self.indptr, self.cuts, *args)
+
+    def room(self, over: bool) -> Callable[[], Any]:
+        """The working memory of `kernels.segments.segment_softmax_product`; `over`: its output lies over v."""
+        longest = int(np.diff(self.indptr).max(initial=0)) if over else 0
+        return partial(np.empty, min(longest, entry("segments.HUGE")), self.problem.dtype)
 
     def any_misplaced(self, labels: Array) -> bool:
         """Whether a label lies outside of its segment."""
@@ -176,8 +183,8 @@ def _product(function: str, x: Any, indptr: Any, name: str, vector: Any, out: An
     source = segments.block(segments.problem.x)
     second = segments.block(operand)
     output, target = segments.output(out)
-    keep = output.keep(second)
-    segments.run(entry("segments.segment_softmax_product"), 2 * segments.work, source, second, target, keep)
+    kernel, over = entry("segments.segment_softmax_product"), output.over(second)
+    segments.run(kernel, 2 * segments.work, source, second, target, over, room=segments.room(over))
     if segments.huge(source):
         segments.product(source, second, target)
     return output.finish()
@@ -226,7 +233,14 @@ def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: Lo
     source = segments.block(problem.x)
     output, target = segments.output(out) if LIKE in FUNCTIONS[function].result else (None, None)
     rows = np.empty(count, problem.dtype)
-    arguments = source, labels, weights, target, rows, *options.scale(divisor, problem.dtype)
+    arguments = (
+        source,
+        labels,
+        kernel_weights(weights, problem.dtype),
+        target,
+        rows,
+        *options.scale(divisor, problem.dtype),
+    )
     segments.run(entry("segments.segment_cross_entropy"), 2 * segments.work, *arguments)
     if segments.huge(source):
         segments.run_huge(entry("segments.piece_cross_entropy"), *arguments)

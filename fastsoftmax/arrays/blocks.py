@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsoftmax._vectors import VECTOR_BYTES
+from fastsoftmax._vectors import COLUMN_LIMIT, GROUP_LIMIT, VECTOR_BYTES
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -28,8 +28,6 @@ INNER_LIMIT = 8
 TILE_CLASSES = 8192
 # Tiles of rows that lie side by side are made up to this large, so that memory is read in long stretches.
 TILE_BYTES = 1 << 18
-# Contiguous rows longer than this are computed one by one and need no tile.
-TILED_ROW = 256
 # One thread computes calls with at most so many elements. For tiny arrays, checks cost more than the computation,
 # so the API modules have a shorter path for the usual arguments.
 # Defaults are recognised by identity: == may return an array, or be true for a type that has to be refused.
@@ -46,6 +44,8 @@ _COMPUTED_IN: dict[str, np.dtype[Any]] = {
     "d": np.dtype(np.float64),
 }
 _DOUBLE: np.dtype[Any] = np.dtype(np.float64)
+NO_ROOM = {np.dtype(char): np.empty(0, char) for char in "fd"}
+"""Working memory of size 0, which is enough for contiguous rows."""
 
 
 def named(function: str, name: str) -> str:
@@ -125,18 +125,19 @@ def lie_apart(a: Array, b: Array) -> bool:
     return (a is not b and a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b)
 
 
-def small_rows(known: dict[np.dtype[Any], Any], x: Any) -> Any:
-    """One number for each row of a small array, by the kernel for its dtype; None if the array does not fit it."""
+def small_rows(known: dict[np.dtype[Any], Any], x: Any, before: tuple[Any, ...], after: tuple[Any, ...]) -> Any:
+    """One number for each row of a small array, by the kernel for its dtype; None if the array does not fit it.
+
+    `before` and `after` are the kernel's arguments before and after its output.
+    """
     if type(x) is not np.ndarray:
         return None
     kernel = known.get(x.dtype)
     if kernel is None or not 0 < x.size <= SMALL or x.ndim < 2 or not x.flags.carray:
         return None
     rows = np.empty(x.shape[:-1], x.dtype)
-    if x.ndim == 2:
-        kernel(x, rows)
-    else:
-        kernel(x.reshape(-1, x.shape[-1]), rows.reshape(-1))
+    numbers = rows if x.ndim == 2 else rows.reshape(-1)
+    kernel(0, rows.size, NO_ROOM[x.dtype], x.reshape(-1, x.shape[-1], 1), *before, numbers, *after)
     return rows
 
 
@@ -196,9 +197,19 @@ def any_axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     return axes
 
 
-def _read_only(block: Array) -> Array:
+def read_only(block: Array) -> Array:
+    """The same array, which cannot be written through from now on."""
     block.flags.writeable = False
     return block
+
+
+UNWEIGHTED = {d: read_only(np.ones(VECTOR_BYTES // d.itemsize, d)[:0]) for d in (np.dtype("f4"), np.dtype("f8"))}
+"""What kernels take if there are no weights: size 0, and the address of a vector of ones."""
+
+
+def kernel_weights(weights: Array | None, dtype: np.dtype[Any]) -> Array:
+    """Weights as kernels take them."""
+    return UNWEIGHTED[dtype] if weights is None else read_only(weights.view())
 
 
 class Problem:
@@ -289,18 +300,23 @@ class Problem:
         if not native.flags.aligned:
             native = native.copy()
         self.inputs.append(native)
-        return _read_only(native.reshape(self.outer, self.classes, self.inner))
+        return read_only(native.reshape(self.outer, self.classes, self.inner))
 
-    def room(self, operands: int) -> Callable[[], Array]:
-        """A function that allocates the working memory of one thread, for a kernel with so many operands."""
+    def room(self, operands: int, over: bool = False) -> Callable[[], Any]:
+        """A function that allocates the working memory of one thread, for a kernel with so many operands.
+
+        `over`: whether the output lies over the second operand; see `kernels.traversal.traverse`.
+        """
         vector = VECTOR_BYTES // self.dtype.itemsize
+        if self.inner == 1:
+            if over and self.classes > COLUMN_LIMIT:
+                return partial(
+                    _on_lines, self.classes * (vector if self.classes <= GROUP_LIMIT else 1), self.dtype
+                )
+            return partial(NO_ROOM.get, self.dtype)
         column = max(self.classes, 1) * vector
-        if self.inner == 1:  # classes are read in whole vectors, so their number is rounded up
-            size = -(-column // vector**2) * vector**2 if self.classes <= TILED_ROW else 0
-        else:
-            wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
-            size = max(wide, 1) * column
-        return partial(_on_lines, operands * size, self.dtype)
+        wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
+        return partial(_on_lines, operands * max(wide, 1) * column, self.dtype)
 
     def block(self) -> Array:
         """x as a block."""
@@ -359,7 +375,7 @@ class Problem:
         """`array`, with one item for each row, in the order of the block's rows."""
         moved = np.ascontiguousarray(array.transpose(self.row_order()), dtype)
         self.inputs.append(moved)
-        return _read_only(moved.reshape(-1) if moved.flags.aligned else moved.copy().reshape(-1))
+        return read_only(moved.reshape(-1) if moved.flags.aligned else moved.copy().reshape(-1))
 
     def output(self, out: Any, shape: tuple[int, ...] | None = None) -> "Output":
         """Where the result is written: `out` if a kernel can write there, else new memory."""
@@ -431,9 +447,9 @@ class Output:
                 return False
         return True
 
-    def keep(self, operand: Array) -> bool | None:
-        """Whether a kernel may store terms in the result: True, or None if it shares memory with an operand."""
-        return None if np.may_share_memory(self.block, operand) else True
+    def over(self, operand: Array) -> bool:
+        """Whether a kernel's output may lie over an operand."""
+        return np.may_share_memory(self.block, operand)
 
     def finish(self) -> Any:
         """The user's result: `out`, an array, or a scalar for 0-d."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax.arrays.blocks import Array, Problem
+from fastsoftmax.arrays.blocks import Array, Problem, read_only
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry
 
@@ -159,7 +159,7 @@ def merge(parts: Array, beta: Beta = None) -> Array:
 
 
 def _given(summaries: Array) -> Array:
-    return np.stack([summaries[field] for field in ("m", "ties", "rest", "rest_low")])
+    return read_only(np.stack([summaries[field] for field in ("m", "ties", "rest", "rest_low")]))
 
 
 def _finished(kernel: str, matrix: Array, summaries: Array, beta: Beta) -> Array:
@@ -223,7 +223,7 @@ def _over_pieces(kernel: Any, arrays: list[Array], given: Array, *options: Any, 
     for parts in zip(*map(_cut, arrays), strict=True):
         problem, block = _block(parts[0])
         count = len(block)
-        every = np.ascontiguousarray(np.broadcast_to(given, (len(given), count)))
+        every = read_only(np.ascontiguousarray(np.broadcast_to(given, (len(given), count))))
         others = [part[..., None] for part in parts[1:]]
         found.append(np.empty((results, count), block.dtype))
         if results:
@@ -245,13 +245,13 @@ def long_forward(function: str, x: Array, y: Array, beta: Beta) -> None:
 
 
 def long_cross_entropy(
-    x: Array, labels: Array, weights: Array | None, y: Array | None, rows: Array, scale: tuple[Any, Any]
+    x: Array, labels: Array, weights: Array, y: Array | None, rows: Array, scale: tuple[Any, Any]
 ) -> None:
     """`kernels.losses.cross_entropy` of the rows of a block (rows, classes, 1); y may be x itself, or None."""
     for i, row in enumerate(x[..., 0]):
         place = min(max(int(labels[i]), 0), row.size - 1)  # checked, but another thread may have changed them
-        weight = np.full((1, 1), 1 if weights is None else weights[i], row.dtype)
-        given = np.concatenate([_given(_summary(row, None)), weight])
+        weight = np.full((1, 1), weights[i] if weights.size else 1, row.dtype)
+        given = read_only(np.concatenate([_given(_summary(row, None)), weight]))
         problem, target = _block(row[place : place + 1].reshape(1, 1))
         found = np.empty((2, 1), row.dtype)
         run(entry("pieces.labelled"), 1, 1, problem.room(1), target, found, given, *scale)
@@ -270,7 +270,8 @@ def long_product(x: Array, v: Array, y: Array, beta: Beta, from_probs: Any) -> N
             extents = _over_pieces(entry("pieces.extents"), [row, vector], given, results=2)
             with np.errstate(all="ignore"):
                 given[4:6, 0] = np.fmax.reduce(extents, axis=1)
-        sums = _over_pieces(entry("pieces.dots"), [row, vector], given, beta, from_probs, results=2)
+        beta_of_terms = beta if from_probs is None else None
+        sums = _over_pieces(entry("pieces.dots"), [row, vector], given, beta_of_terms, from_probs, results=2)
         with np.errstate(all="ignore"):
             high, low = two_sum(*pair_sum(*sums))
         given[6:, 0] = high, low

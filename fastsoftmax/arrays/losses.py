@@ -11,7 +11,16 @@ import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, SQUARE
 from fastsoftmax.arrays import long_rows
-from fastsoftmax.arrays.blocks import LAST, SMALL, Problem, is_plain, lie_apart
+from fastsoftmax.arrays.blocks import (
+    LAST,
+    NO_ROOM,
+    SMALL,
+    UNWEIGHTED,
+    Problem,
+    is_plain,
+    kernel_weights,
+    lie_apart,
+)
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions, RowTargets, reduced, row_losses, row_targets
 from fastsoftmax.arrays.threads import run
@@ -66,7 +75,11 @@ def small_cross_entropy(
     ):
         return None
     rows = np.empty(count, dtype)
-    loss = kernel(logits, targets, slope, rows, *inverse_of(count, dtype))
+    shape = (*logits.shape, 1)
+    y, ones = None if slope is None else slope.reshape(shape), UNWEIGHTED[dtype]
+    scale, scale_low = inverse_of(count, dtype)
+    block, room = logits.reshape(shape), NO_ROOM[dtype]
+    loss = kernel(0, count, room, block, targets, ones, y, rows, scale, scale_low, True)
     return None if loss < 0 else (dtype.type(loss / count), slope)
 
 
@@ -82,32 +95,35 @@ class RowLosses(NamedTuple):
 def _cross_entropy(
     given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
 ) -> None:
-    problem, row_weights = given.problem, given.kernel_rows(given.row_weights)
+    problem = given.problem
+    row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
     results = (None if output is None else output.block, rows.block)
-    if problem.x.dtype == problem.dtype:
-        remember(_SMALL, (problem.dtype, output is not None), entry("losses.cross_entropy_small"))
     if given.plain and long_rows.is_long(problem):
         long_rows.long_cross_entropy(source, labels, row_weights, *results, scale)
         return
     if given.plain:
         kernel = entry("losses.cross_entropy")
-        arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale)
+        arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale, False)
     else:
         kernel = entry("losses.soft_cross_entropy")
-        mix = labels, given.class_weights, given.base, given.gain
+        mix = labels, kernel_weights(given.class_weights, problem.dtype), given.base, given.gain
         arguments = (source, distributions, *mix, row_weights, *results, *scale)
     run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
+    if given.plain and problem.x.dtype == problem.dtype:
+        key = problem.dtype, output is not None
+        remember(_SMALL, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
 
 
 def _row_loss(
     given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
 ) -> None:
-    problem, row_weights = given.problem, given.kernel_rows(given.row_weights)
+    problem = given.problem
+    row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
     targets = labels if distributions is None else distributions
-    block, keep = (None, None) if output is None else (output.block, output.keep(targets))
-    arguments = source, targets, row_weights, block, rows.block, keep, *scale
+    block, over = (None, False) if output is None else (output.block, output.over(targets))
+    arguments = source, targets, row_weights, block, rows.block, over, *scale
     kernel = entry(FUNCTIONS[problem.function].kernel)
-    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
+    run(kernel, problem.rows, 2 * source.size, problem.room(2, over), *arguments)
 
 
 _FAMILIES = {"cross entropy": _cross_entropy, "row loss": _row_loss}
@@ -170,7 +186,7 @@ def curvature_rows(
     operand = None if tangent is None else problem.operand("tangent", tangent)
     factors = row_targets(problem, targets, options, divisor).factors()
     source = problem.block()
-    work, operands = source.size, 1
+    work, operands, over = source.size, 1, False
     if dense:
         output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
         work *= max(1, problem.classes // 4)
@@ -181,10 +197,11 @@ def curvature_rows(
     else:
         second = problem.convert(operand)
         output = problem.output(out)
-        arguments = source, second, output.block, output.keep(second), None, None, factors
+        over = output.over(second)
+        arguments = source, second, output.block, over, None, None, factors
         work, operands = 2 * work, 2
     kernel = entry(FUNCTIONS[function].kernel)
-    run(kernel, problem.rows, work, problem.room(operands), *arguments)
+    run(kernel, problem.rows, work, problem.room(operands, over), *arguments)
     return output.finish()
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsoftmax._spec import DISTRIBUTIONS, FUNCTIONS, LABELS, TARGETS
-from fastsoftmax.arrays.blocks import Array, Output, Problem, named, number, real_array, stand_in
+from fastsoftmax.arrays.blocks import Array, Output, Problem, kernel_weights, named, number, real_array, stand_in
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import (
     Divisor,
@@ -283,12 +283,13 @@ class RowTargets:
         shares: Array = float(self.base) * total(weights) + float(self.gain) * given
         return shares if self.row_weights is None else shares * self.row_weights
 
-    def factors(self) -> Array | None:
-        """The factor of the softmax Jacobian of each row, in the order of the block; None if it is 1."""
+    def factors(self) -> Array:
+        """The factor of the softmax Jacobian of each row, in the order of the block, as kernels take weights."""
         problem = self.problem
         divided = self.mean and problem.rows
         if self.plain and self.row_weights is None:
-            return np.full(problem.rows, 1 / self.divisor.value, problem.dtype) if divided else None
+            factors = np.full(problem.rows, 1 / self.divisor.value, problem.dtype) if divided else None
+            return kernel_weights(factors, problem.dtype)
         with np.errstate(all="ignore"):
             factors = self.totals()
             assert factors is not None
@@ -296,7 +297,7 @@ class RowTargets:
                 factors = np.divide(factors, self.divisor.value, dtype=np.float64)
             if self.row_weights is not None:
                 factors = np.where(self.row_weights == 0, 0, factors)
-            return self.kernel_rows(factors)
+            return problem.per_row(factors, problem.dtype)
 
 
 def row_targets(

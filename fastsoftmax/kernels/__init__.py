@@ -2,11 +2,12 @@
 
 The contract of a kernel
 ------------------------
-``kernel(start, stop, room, *blocks, *options)`` computes rows start .. stop; `room` is its working memory. Every
-block is C-contiguous, in native byte order and aligned; inputs are typed read-only; all floats have one dtype
-(float32 or float64); shapes agree; outputs are allocated; labels were checked. A kernel never validates,
-allocates, reshapes or raises; it holds no GIL and starts no thread. An output may lie at exactly the same place
-as the first input. It may lie over a second operand only where `keep` is None.
+``kernel(start, stop, room, *blocks, *options)`` computes rows start .. stop; `room` is its working memory, which
+may have size 0 where rows are contiguous. Every block is C-contiguous, in native byte order and aligned; inputs
+are typed read-only; all floats have one dtype (float32 or float64); shapes agree; outputs are allocated; labels
+were checked. Weights that are all 1 may have size 0, at the address of a vector of ones. A kernel never
+validates, allocates, reshapes or raises; it holds no GIL and starts no thread. An output may lie at exactly the
+same place as the first input. It may lie over a second operand, which some kernels have to be told (`over`).
 
 How they are built
 ------------------
@@ -18,8 +19,6 @@ How they are built
     The two walks through a block, and the sums over a row that every function needs.
 `activations`, `derivatives`, `entropy`, `losses`, `pieces`
     The functions. Each has one building block, and `jit.kernel` compiles its entry point.
-`few`
-    Kernels for a few short rows, for compiled callers. They give the same bits as the walk in columns, faster.
 `segments`
     The same building blocks over ragged rows.
 `reductions`
@@ -43,7 +42,6 @@ _MODULES = frozenset(
         "derivatives",
         "elementary",
         "entropy",
-        "few",
         "jit",
         "loops",
         "losses",

@@ -2,21 +2,18 @@
 
 from typing import Any, NamedTuple
 
-from fastsoftmax._vectors import COLUMN_LIMIT, FEW
 from fastsoftmax.kernels.elementary import below, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, scratch, store, store_part
+from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, store, store_part
 from fastsoftmax.kernels.simd.values import broadcast, number, select_equal
 from fastsoftmax.kernels.traversal import (
     filler,
     log_of_others,
     probability_by,
     reciprocal,
-    row_at,
-    short_statistics,
     traverse,
 )
-from fastsoftmax.machine.entry import Block, Count, Floats, Room, Table, Temperature
+from fastsoftmax.machine.entry import Block, Count, Floats, Room, Temperature
 
 INF = float("inf")
 
@@ -53,29 +50,9 @@ def softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Tem
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
     data, probs, tile = memory(x), memory(y), memory(room)
     options = ActivationOptions(beta, True)
-    traverse(softmax_block, start, stop, x.shape, tile, data, None, probs, None, options, beta=beta, keep=True)
-
-
-@inline
-def few_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
-    """`softmax` of `rows` short rows, one by one."""
-    options = ActivationOptions(beta, True)
-    for row in range(rows):
-        at = row * classes
-        stats = short_statistics(x, at, classes, beta, y)
-        softmax_block(y, None, y, row_at(at, classes, row), stats, None, options)
-
-
-@kernel
-def softmax_small(x: Table, y: Table) -> None:
-    """`softmax` of the rows of a matrix. It has few arguments, so that small calls are fast."""
-    data, probs = memory(x), memory(y)
-    rows, classes = x.shape
-    if rows <= FEW and classes <= COLUMN_LIMIT:
-        few_softmax(rows, classes, data, probs, None)
-        return
-    tile, shape, options = scratch(data, COLUMN_LIMIT), (rows, classes, 1), ActivationOptions(None, True)
-    traverse(softmax_block, 0, rows, shape, tile, data, None, probs, None, options, keep=True)
+    traverse(
+        softmax_block, start, stop, x.shape, tile, data, None, probs, None, options, beta=beta, keep=True, few=True
+    )
 
 
 @inline
@@ -103,29 +80,7 @@ def log_softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
     data, result, tile = memory(x), memory(y), memory(room)
     options = ActivationOptions(beta, None)
-    traverse(log_softmax_block, start, stop, x.shape, tile, data, None, result, None, options, beta)
-
-
-@inline
-def few_log_softmax(rows: int, classes: int, x: Any, y: Any, beta: Any) -> None:
-    """`log_softmax` of `rows` short rows, one by one."""
-    options = ActivationOptions(beta, None)
-    for row in range(rows):
-        at = row * classes
-        stats = short_statistics(x, at, classes, beta, None)
-        log_softmax_block(x, None, y, row_at(at, classes, row), stats, None, options)
-
-
-@kernel
-def log_softmax_small(x: Table, y: Table) -> None:
-    """`log_softmax` of the rows of a matrix."""
-    data, result = memory(x), memory(y)
-    rows, classes = x.shape
-    if rows <= FEW and classes <= COLUMN_LIMIT:
-        few_log_softmax(rows, classes, data, result, None)
-        return
-    tile, shape, options = scratch(data, COLUMN_LIMIT), (rows, classes, 1), ActivationOptions(None, None)
-    traverse(log_softmax_block, 0, rows, shape, tile, data, None, result, None, options)
+    traverse(log_softmax_block, start, stop, x.shape, tile, data, None, result, None, options, beta, few=True)
 
 
 @inline
@@ -144,26 +99,4 @@ def logsumexp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, o
 def logsumexp(start: Count, stop: Count, room: Room, x: Block, rows: Floats) -> None:
     """rows = log(sum_j exp(x_j))."""
     data, results, tile = memory(x), memory(rows), memory(room)
-    traverse(logsumexp_block, start, stop, x.shape, tile, data, None, None, results, None)
-
-
-@inline
-def few_logsumexp(rows: int, classes: int, x: Any, sums: Any) -> None:
-    """`logsumexp` of `rows` short rows, one by one."""
-    for row in range(rows):
-        at = row * classes
-        stats = short_statistics(x, at, classes, None, None)
-        logsumexp_block(x, None, None, row_at(at, classes, row), stats, sums, None)
-
-
-@kernel
-def logsumexp_small(x: Table, rows: Floats) -> None:
-    """`logsumexp` of the rows of a matrix. It has few arguments, so that small calls are fast."""
-    data, results = memory(x), memory(rows)
-    count, classes = x.shape
-    if count <= FEW and classes <= COLUMN_LIMIT:
-        few_logsumexp(count, classes, data, results)
-        return
-    tile = scratch(data, COLUMN_LIMIT)
-    shape = (count, classes, 1)
-    traverse(logsumexp_block, 0, count, shape, tile, data, None, None, results, None)
+    traverse(logsumexp_block, start, stop, x.shape, tile, data, None, None, results, None, few=True)

@@ -22,6 +22,7 @@ from fastsoftmax.kernels.simd.memory import (
     memory,
     scatter,
     scratch,
+    size,
     store,
     store_part,
     store_scalar,
@@ -68,16 +69,16 @@ from fastsoftmax.kernels.traversal import (
     reciprocal,
     spared,
     term,
+    tile_memory,
     tile_statistics,
     traverse,
     two_to_the,
     weighted,
 )
-from fastsoftmax.machine.entry import Block, Count, MaybeFlag, MaybeFloats, Room, Table, Temperature
+from fastsoftmax.machine.entry import Block, Count, Flag, Floats, MaybeFlag, Room, Temperature
 
 INF = float("inf")
 NAN = float("nan")
-TWO_TILES = 2 * COLUMN_LIMIT
 USUAL = 20.0
 MOST_USUAL = 2.0**18
 """Sums of e v are taken in units of 2**USUAL. Rows with a |v| above `MOST_USUAL` are summed again in others."""
@@ -453,12 +454,22 @@ def _product(
 
 @kernel
 def softmax_product(
-    start: Count, stop: Count, room: Room, x: Block, v: Block, y: Block, keep: MaybeFlag, beta: Temperature, from_probs: MaybeFlag, weights: MaybeFloats
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    v: Block,
+    y: Block,
+    over: Flag,
+    beta: Temperature,
+    from_probs: MaybeFlag,
+    weights: Floats,
 ) -> None:
     """y = weights J v = weights J^T v for the Jacobian of softmax at x, logits or (`from_probs`) probabilities.
 
-    `keep` is that of `traverse`: None for probabilities, and where y lies over v.
+    `over` is that of `traverse`.
     """
+    keep = if_none(from_probs, True)
     shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
     options = ProductOptions(beta, from_probs, keep, memory(weights))
     traverse(
@@ -475,19 +486,8 @@ def softmax_product(
         beta=beta,
         given=from_probs,
         keep=keep,
+        over=over,
     )
-
-
-@kernel
-def softmax_product_small(x: Table, v: Table, y: Table, from_probs: MaybeFlag) -> None:
-    """`softmax_product` for the rows of matrices. It has few arguments, so that small calls are fast."""
-    keep = if_none(from_probs, True)
-    data, options = memory(x), ProductOptions(None, from_probs, keep, None)
-    rows, classes = x.shape
-    tile, shape = scratch(data, TWO_TILES), (rows, classes, 1)
-    vector, result = memory(v), memory(y)
-    block = softmax_product_block
-    traverse(block, 0, rows, shape, tile, data, vector, result, None, options, given=from_probs, keep=keep)
 
 
 @inline
@@ -512,7 +512,7 @@ def softmax_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows:
 
 
 @kernel
-def softmax_variance(start: Count, stop: Count, room: Room, x: Block, y: Block, weights: MaybeFloats) -> None:
+def softmax_variance(start: Count, stop: Count, room: Room, x: Block, y: Block, weights: Floats) -> None:
     """y = weights p (1 - p), the diagonal of the Jacobian of softmax at x."""
     data, factors = memory(x), memory(weights)
     shape, tile, result = x.shape, memory(room), memory(y)
@@ -542,11 +542,14 @@ def log_softmax_jvp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
 
 
 @kernel
-def log_softmax_jvp(start: Count, stop: Count, room: Room, x: Block, v: Block, y: Block, keep: MaybeFlag, beta: Temperature) -> None:
-    """y = J v for the Jacobian of log-softmax at x. `keep` as for `softmax_product`."""
+def log_softmax_jvp(
+    start: Count, stop: Count, room: Room, x: Block, v: Block, y: Block, over: Flag, beta: Temperature
+) -> None:
+    """y = J v for the Jacobian of log-softmax at x. `over` is that of `traverse`."""
     shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
-    options = ActivationOptions(beta, keep)
-    traverse(log_softmax_jvp_block, start, stop, shape, tile, data, vector, result, None, options, beta, keep=keep)
+    options = ActivationOptions(beta, True)
+    block = log_softmax_jvp_block
+    traverse(block, start, stop, shape, tile, data, vector, result, None, options, beta, keep=True, over=over)
 
 
 @inline
@@ -598,11 +601,14 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
 
 
 @kernel
-def log_softmax_vjp(start: Count, stop: Count, room: Room, x: Block, v: Block, y: Block, keep: MaybeFlag, beta: Temperature) -> None:
-    """y = J^T v for the Jacobian of log-softmax at x. `keep` as for `softmax_product`."""
+def log_softmax_vjp(
+    start: Count, stop: Count, room: Room, x: Block, v: Block, y: Block, over: Flag, beta: Temperature
+) -> None:
+    """y = J^T v for the Jacobian of log-softmax at x. `over` is that of `traverse`."""
     shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
-    options = ActivationOptions(beta, keep)
-    traverse(log_softmax_vjp_block, start, stop, shape, tile, data, vector, result, None, options, beta, keep=keep)
+    options = ActivationOptions(beta, True)
+    block = log_softmax_vjp_block
+    traverse(block, start, stop, shape, tile, data, vector, result, None, options, beta, keep=True, over=over)
 
 
 # --- Jacobians ----------------------------------------------------------------------------------------------
@@ -757,17 +763,18 @@ def _jacobian(
     start: int,
     stop: int,
     classes: int,
-    tile: Any,
+    room: Any,
     x: Any,
     y: Any,
     beta: Any,
     from_probs: Any,
     logarithmic: Any,
     weights: Any,
+    plain: Any,
 ) -> None:
+    """The Jacobians of rows start .. stop; if `plain` is not None, there are no weights and no temperature."""
     square = classes * classes
     step = lane_count(x)
-    plain = if_none(weights, if_none(beta, True))
     if classes > COLUMN_LIMIT:
         table = scratch(x, TABLE)
         clear(table)
@@ -781,7 +788,7 @@ def _jacobian(
             _fill_probs(x, at, y, n * square, classes, stats, beta, from_probs, None, inverse, lift)
             _jacobian_rows(y, n * square, classes, tops, beta, logarithmic, weight, plain)
         return
-    numbers = scratch(x, 4)
+    tile, numbers = tile_memory(room, scratch(x, COLUMN_LIMIT)), scratch(x, 4)
     for first in range(start, stop, step):
         count = min(step, stop - first)
         load_tile(x, tile, first * classes, classes, 1, count)
@@ -811,22 +818,25 @@ def _jacobian(
 
 @kernel
 def softmax_jacobian(
-    start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Temperature, from_probs: MaybeFlag, weights: MaybeFloats
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    y: Block,
+    beta: Temperature,
+    from_probs: MaybeFlag,
+    weights: Floats,
 ) -> None:
     """y[n] = weights[n] beta (diag(p) - p p^T) for the rows of x, logits or probabilities."""
-    data, factors = memory(x), memory(weights)
-    _jacobian(start, stop, x.shape[1], memory(room), data, memory(y), beta, from_probs, None, factors)
-
-
-@kernel
-def softmax_jacobian_small(x: Table, y: Block, from_probs: MaybeFlag) -> None:
-    """`softmax_jacobian` for the rows of a matrix."""
-    data = memory(x)
-    rows, classes = x.shape
-    _jacobian(0, rows, classes, scratch(data, COLUMN_LIMIT), data, memory(y), None, from_probs, None, None)
+    tile, data, result, factors = memory(room), memory(x), memory(y), memory(weights)
+    if beta is None and size(factors) == 0:
+        _jacobian(start, stop, x.shape[1], tile, data, result, None, from_probs, None, None, True)
+        return
+    _jacobian(start, stop, x.shape[1], tile, data, result, beta, from_probs, None, factors, None)
 
 
 @kernel
 def log_softmax_jacobian(start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Temperature) -> None:
     """y[n] = beta (I - 1 p^T) for the rows of x."""
-    _jacobian(start, stop, x.shape[1], memory(room), memory(x), memory(y), beta, None, True, None)
+    plain = if_none(beta, True)
+    _jacobian(start, stop, x.shape[1], memory(room), memory(x), memory(y), beta, None, True, None, plain)

@@ -12,10 +12,9 @@ entry of probability 0 adds 0, even if its depth is infinite.
 
 from typing import Any, NamedTuple
 
-from fastsoftmax._vectors import COLUMN_LIMIT
 from fastsoftmax.kernels.elementary import below, centred, exp_scaled, most_power, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, scratch, store, store_part
+from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, store, store_part
 from fastsoftmax.kernels.simd.reduce import fold_two_sum
 from fastsoftmax.kernels.simd.values import broadcast, maximum, muladd, number
 from fastsoftmax.kernels.traversal import (
@@ -28,7 +27,7 @@ from fastsoftmax.kernels.traversal import (
     two_to_the,
     weighted,
 )
-from fastsoftmax.machine.entry import Block, Count, Floats, MaybeBlock, Room, Table, Temperature
+from fastsoftmax.machine.entry import Block, Count, Floats, MaybeBlock, Room, Temperature
 
 INF = float("inf")
 HEADROOM = 12.0
@@ -117,19 +116,12 @@ def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
 
 
 @kernel
-def entropy(start: Count, stop: Count, room: Room, x: Block, y: MaybeBlock, rows: Floats, beta: Temperature) -> None:
+def entropy(
+    start: Count, stop: Count, room: Room, x: Block, y: MaybeBlock, rows: Floats, beta: Temperature
+) -> None:
     """rows = -sum_k p_k log p_k of p = softmax(x/T); y, unless None, = -p_k (log p_k + H)/T."""
     data, results = memory(x), memory(rows)
     power, inner = _parted(data, beta)
     options = EntropyOptions(beta, power, inner)
     shape, tile, grad = x.shape, memory(room), memory(y)
     traverse(entropy_block, start, stop, shape, tile, data, None, grad, results, options, beta=beta)
-
-
-@kernel
-def entropy_small(x: Table, rows: Floats) -> None:
-    """The entropies of the rows of a matrix. It has few arguments, so that small calls are fast."""
-    data, results = memory(x), memory(rows)
-    tile, shape = scratch(data, COLUMN_LIMIT), (x.shape[0], x.shape[1], 1)
-    options = EntropyOptions(None, None, None)
-    traverse(entropy_block, 0, x.shape[0], shape, tile, data, None, None, results, options)

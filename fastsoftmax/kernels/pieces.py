@@ -115,7 +115,9 @@ def log_softmax_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, 
 
 
 @kernel
-def log_softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, given: Table, beta: Temperature) -> None:
+def log_softmax(
+    start: Count, stop: Count, room: Room, x: Block, y: Block, given: Table, beta: Temperature
+) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)), the sum over the whole row; given as for `softmax`."""
     options = PieceOptions(memory(given), given.shape[1], beta)
     data, result, tile = memory(x), memory(y), memory(room)
@@ -153,7 +155,9 @@ def labelled_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, op
 
 
 @kernel
-def labelled(start: Count, stop: Count, room: Room, x: Block, rows: Table, given: Table, scale: Number, scale_low: Number) -> None:
+def labelled(
+    start: Count, stop: Count, room: Room, x: Block, rows: Table, given: Table, scale: Number, scale_low: Number
+) -> None:
     """rows (2, N) = -weight log p, scale weight (p - 1) of the entries x (N, 1, 1).
 
     given (5, N): as for `softmax`, and the weight.
@@ -172,7 +176,9 @@ def gradient_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
 
 
 @kernel
-def gradient(start: Count, stop: Count, room: Room, x: Block, y: Block, given: Table, scale: Number, scale_low: Number) -> None:
+def gradient(
+    start: Count, stop: Count, room: Room, x: Block, y: Block, given: Table, scale: Number, scale_low: Number
+) -> None:
     """y = scale weight p: the gradient of the cross-entropy beside the label; given as for `labelled`."""
     options = LossPieceOptions(memory(given), given.shape[1], scale, scale_low)
     data, result, tile = memory(x), memory(y), memory(room)
@@ -210,9 +216,17 @@ def dot_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options:
     store_part(rows, row + options.step, count, broadcast(low))
 
 
-@kernel
+@kernel(unless=lambda beta, from_probs, **_: beta and from_probs)
 def dots(
-    start: Count, stop: Count, room: Room, x: Block, v: Block, rows: Table, given: Table, beta: Temperature, from_probs: MaybeFlag
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    v: Block,
+    rows: Table,
+    given: Table,
+    beta: Temperature,
+    from_probs: MaybeFlag,
 ) -> None:
     """rows (2, N) = the parts of the mean of v, as pairs; given (6, N): as for `softmax`, and those of `extents`.
 
@@ -239,7 +253,15 @@ def product_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opti
 
 @kernel
 def softmax_product(
-    start: Count, stop: Count, room: Room, x: Block, v: Block, y: Block, given: Table, beta: Temperature, from_probs: MaybeFlag
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    v: Block,
+    y: Block,
+    given: Table,
+    beta: Temperature,
+    from_probs: MaybeFlag,
 ) -> None:
     """y = J v for the Jacobian of softmax; given (8, N): as for `dots`, and the sum of all `dots` of the row."""
     options = ProductPieceOptions(memory(given), given.shape[1], beta, from_probs)

@@ -50,6 +50,7 @@ from fastsoftmax.kernels.losses import (
     slope_at,
 )
 from fastsoftmax.kernels.simd.memory import (
+    after,
     integers,
     lane_count,
     load,
@@ -69,6 +70,7 @@ from fastsoftmax.kernels.traversal import (
     Place,
     RowStatistics,
     add,
+    behind,
     clear,
     either,
     highest,
@@ -79,10 +81,11 @@ from fastsoftmax.kernels.traversal import (
     row_at,
     statistics,
     target_of,
+    terms_at,
     top_term,
     two_to_the,
 )
-from fastsoftmax.machine.entry import Count, Flags, Floats, Integers, MaybeFlag, MaybeFloats, Nothing, Number
+from fastsoftmax.machine.entry import Count, Flag, Flags, Floats, Integers, MaybeFloats, Nothing, Number, Room
 
 INF = float("inf")
 BUCKETS = 12
@@ -126,12 +129,15 @@ def walk(
     weights: Any = None,
     rest: Any = None,
     keep: Any = None,
+    over: bool = False,
+    room: Any = None,
 ) -> None:
     """Run `block` over the segments of blocks of work start .. stop, except huge ones.
 
     `block` is a building block as `traversal` describes it; its options are ``options(labels, targets, weights,
     rest)``, where `targets` holds the entries at the labels. `rows` is an output with one number for each segment;
-    `labels` and `weights` are inputs with one number for each. `keep` is that of `traverse`.
+    `labels` and `weights` are inputs with one number for each. `keep` and `over` are those of `traverse`. If y
+    lies over v, `room` has memory for the terms of the longest segment that is not huge.
     """
     step = lane_count(x)
     tile = scratch(x, COLUMN_LIMIT)
@@ -168,13 +174,17 @@ def walk(
             length = _inside(load_scalar(indptr, n + 1), begin, entries) - begin
             if length > COLUMN_LIMIT or (length == 0 and rows is None):
                 if COLUMN_LIMIT < length <= HUGE:
-                    terms = unless_none(keep, y)
+                    spare = either(room, x)
+                    if over:  # another thread may have changed `indptr` since the memory was made
+                        length = min(length, size(spare))
+                    terms, source = terms_at(keep, over, spare, y, begin), after(x, begin)
                     if labels is not None:
                         store_scalar(targets, 0, target_of(x, begin, length, labels, n))
-                    measure(x, begin, length, 1, None, table, terms)
+                    measure(source, 0, length, 1, None, table, terms)
                     stats = measured(table, 0)
                     settings = options(labels, targets, weights, rest)
-                    block(either(terms, x), v, y, row_at(begin, length, n), stats, rows, settings)
+                    place = row_at(0, length, n)
+                    block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, settings)
                 n += 1
                 alone -= 1
                 continue
@@ -213,8 +223,11 @@ def walk(
                 label = label_of(labels, named, load_scalar(lengths, at + lane))
                 store_scalar(lane_labels, lane, label)
                 store_scalar(targets, lane, load_scalar(tile, label * step + lane))
+        factors = unless_none(weights, lane_weights)
         if weights is not None:
-            if at == TOGETHER:
+            if size(weights) == 0:
+                factors = weights
+            elif at == TOGETHER:
                 store(lane_weights, 0, load(weights, owner))
             else:
                 for lane in range(count):
@@ -226,7 +239,7 @@ def walk(
             Place(0, longest * step, None, 0, count),
             statistics(tile, 0, longest * step, None, None, unless_none(keep, tile)),
             unless_none(rows, lane_rows),
-            options(unless_none(labels, lane_labels), targets, unless_none(weights, lane_weights), rest),
+            options(unless_none(labels, lane_labels), targets, factors, rest),
         )
         if y is not None:
             for k in range(longest):
@@ -253,8 +266,8 @@ def _terms(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
 
 @inline
 def _plain(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
-    """The options of `softmax_product_block`; `rest` says whether terms are kept."""
-    return ProductOptions(None, None, rest, None)
+    """The options of `softmax_product_block`, with kept terms."""
+    return ProductOptions(None, None, True, None)
 
 
 @inline
@@ -264,7 +277,9 @@ def _weighed(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
 
 
 @kernel
-def segment_softmax(start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, y: Floats) -> None:
+def segment_softmax(
+    start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, y: Floats
+) -> None:
     """y = softmax of every segment."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
     result = memory(y)
@@ -272,14 +287,18 @@ def segment_softmax(start: Count, stop: Count, room: Nothing, indptr: Integers, 
 
 
 @kernel
-def segment_log_softmax(start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, y: Floats) -> None:
+def segment_log_softmax(
+    start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, y: Floats
+) -> None:
     """y = log-softmax of every segment."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
     walk(log_softmax_block, _none, start, stop, data, None, memory(y), None, table, cuts)
 
 
 @kernel
-def segment_logsumexp(start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, rows: Floats) -> None:
+def segment_logsumexp(
+    start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, rows: Floats
+) -> None:
     """rows = log-sum-exp of every segment, -inf for an empty one."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
     walk(logsumexp_block, _none, start, stop, data, None, None, memory(rows), table, cuts)
@@ -287,12 +306,21 @@ def segment_logsumexp(start: Count, stop: Count, room: Nothing, indptr: Integers
 
 @kernel
 def segment_softmax_product(
-    start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, v: Floats, y: Floats, keep: MaybeFlag
+    start: Count,
+    stop: Count,
+    room: Room,
+    indptr: Integers,
+    bounds: Integers,
+    x: Floats,
+    v: Floats,
+    y: Floats,
+    over: Flag,
 ) -> None:
-    """y = p (v - p.v) of every segment: J v, and J^T v. `keep` is that of `traverse`: None where y lies over v."""
+    """y = p (v - p.v) of every segment: J v, and J^T v. `over` and `room` are those of `walk`."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)
-    vector, result = memory(v), memory(y)
-    walk(softmax_product_block, _plain, start, stop, data, vector, result, None, table, cuts, rest=keep, keep=keep)
+    vector, result, near = memory(v), memory(y), memory(room)
+    block = softmax_product_block
+    walk(block, _plain, start, stop, data, vector, result, None, table, cuts, keep=True, over=over, room=near)
 
 
 @kernel
@@ -304,7 +332,7 @@ def segment_cross_entropy(
     bounds: Integers,
     x: Floats,
     labels: Integers,
-    weights: MaybeFloats,
+    weights: Floats,
     y: MaybeFloats,
     rows: Floats,
     scale: Number,
@@ -333,7 +361,9 @@ def segment_cross_entropy(
 
 
 @kernel
-def misplaced(start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, labels: Integers, found: Flags) -> None:
+def misplaced(
+    start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, labels: Integers, found: Flags
+) -> None:
     """found[b] = whether a label of block b lies outside of its segment."""
     table, cuts, targets = memory(indptr), memory(bounds), memory(labels)
     for b in range(start, stop):
@@ -350,7 +380,6 @@ def misplaced(start: Count, stop: Count, room: Nothing, indptr: Integers, bounds
 # behind the last, and the number of the segment. `start` and `stop` of these kernels count pieces. The passes over
 # x are `piece_maxima`, `piece_sums`, for a product also `piece_extents` and `piece_dots`, and the one that writes.
 # Each needs the results of the passes before for all pieces of a segment.
-
 
 
 @inline
@@ -402,7 +431,9 @@ def piece_maxima(start: Count, stop: Count, room: Nothing, pieces: Integers, x: 
 
 
 @kernel
-def piece_sums(start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, x: Floats, sums: Floats) -> None:
+def piece_sums(
+    start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, x: Floats, sums: Floats
+) -> None:
     """sums = the parts of `ties`, `rest` and `rest_low` of its segment that come from each piece."""
     data, table, tops, out = memory(x), memory(pieces), memory(maxima), memory(sums)
     for i in range(start, stop):
@@ -417,7 +448,9 @@ def piece_sums(start: Count, stop: Count, room: Nothing, pieces: Integers, maxim
 
 
 @kernel
-def piece_softmax(start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, sums: Floats, x: Floats, y: Floats) -> None:
+def piece_softmax(
+    start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, sums: Floats, x: Floats, y: Floats
+) -> None:
     """y = softmax; errors as in `activations.softmax_block`, because the sums of the pieces are added as pairs."""
     data, table, tops, parts, out = memory(x), memory(pieces), memory(maxima), memory(sums), memory(y)
     for i in range(start, stop):
@@ -439,7 +472,9 @@ def piece_log_softmax(
 
 
 @kernel
-def piece_logsumexp(start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, sums: Floats, rows: Floats) -> None:
+def piece_logsumexp(
+    start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, sums: Floats, rows: Floats
+) -> None:
     """rows = log-sum-exp of every huge segment, written with its first piece."""
     table, tops, parts, out = memory(pieces), memory(maxima), memory(sums), memory(rows)
     for i in range(start, stop):
@@ -451,7 +486,14 @@ def piece_logsumexp(start: Count, stop: Count, room: Nothing, pieces: Integers, 
 
 @kernel
 def piece_extents(
-    start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, x: Floats, v: Floats, extents: Floats
+    start: Count,
+    stop: Count,
+    room: Nothing,
+    pieces: Integers,
+    maxima: Floats,
+    x: Floats,
+    v: Floats,
+    extents: Floats,
 ) -> None:
     """extents = max |v| of every piece, and v at a greatest entry of its segment (-inf if the piece has none)."""
     data, vector, table = memory(x), memory(v), memory(pieces)
@@ -475,7 +517,16 @@ def _extent(extents: Any, first: int, end: int) -> Any:
 
 @kernel
 def piece_dots(
-    start: Count, stop: Count, room: Nothing, pieces: Integers, maxima: Floats, sums: Floats, extents: Floats, x: Floats, v: Floats, dots: Floats
+    start: Count,
+    stop: Count,
+    room: Nothing,
+    pieces: Integers,
+    maxima: Floats,
+    sums: Floats,
+    extents: Floats,
+    x: Floats,
+    v: Floats,
+    dots: Floats,
 ) -> None:
     """dots = the part of each piece in `derivatives.excess_sum` of its segment, as pairs."""
     data, vector, table = memory(x), memory(v), memory(pieces)
@@ -531,7 +582,7 @@ def piece_cross_entropy(
     sums: Floats,
     x: Floats,
     labels: Integers,
-    weights: MaybeFloats,
+    weights: Floats,
     y: MaybeFloats,
     rows: Floats,
     scale: Number,

@@ -37,7 +37,7 @@ every batch and on any number of threads.
 
 from typing import Any, NamedTuple
 
-from fastsoftmax._vectors import COLUMN_LIMIT, FEW
+from fastsoftmax._vectors import COLUMN_LIMIT, FEW, GROUP_LIMIT
 from fastsoftmax.kernels.elementary import (
     LIFT_32,
     LIFT_64,
@@ -97,12 +97,11 @@ from fastsoftmax.kernels.simd.values import (
 
 INF = float("inf")
 NAN = float("nan")
-GROUP_LIMIT = 2048
-"""Longer rows are walked one by one, because a group of them would not fit into the cache."""
 AHEAD_LIMIT = 256
 """Longer rows are not prefetched: the processor does so by itself, and our prefetches would slow it down."""
 ONE_HOT_LIMIT = 16
 """Up to this many classes, comparing all classes with the label is faster than a look-up for each row."""
+TWO_TILES = 2 * COLUMN_LIMIT
 STATISTICS = 8
 TABLE = 72
 """Vectors of memory for a group: its statistics, three partial sums for each row, and room to transpose them."""
@@ -688,6 +687,32 @@ def tile_statistics(tile: Any, offset: int, length: int, beta: Any, given: Any, 
 
 
 @inline
+def tile_memory(room: Any, near: Any) -> Any:
+    """`room`, or `near` if it has size 0."""
+    if size(room) == 0:
+        return near
+    return room
+
+
+@inline
+def behind(array: Any, offset: int) -> Any:
+    """The memory from an offset on; None if the array is None."""
+    if array is None:
+        return array
+    return after(array, offset)
+
+
+@inline
+def terms_at(keep: Any, over: bool, room: Any, y: Any, offset: int) -> Any:
+    """Memory for the terms of the rows that begin at `offset`: that of y, or `room` if y lies over v."""
+    if keep is None:
+        return keep
+    if over:
+        return room
+    return after(y, offset)
+
+
+@inline
 def traverse(
     block: Any,
     start: int,
@@ -703,31 +728,47 @@ def traverse(
     given: Any = None,
     picks: Any = None,
     keep: Any = None,
+    few: Any = None,
+    over: bool = False,
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
-    `room` is memory for tiles: a tile of x, and one of v if there is one, each for at least one vector's rows,
-    with whole vectors of classes where `inner` is 1. `beta` is 1/T for the statistics. If `given` is not None, the
-    block does not use statistics, and they are zeros. `picks` are `Picks` or None; their first vector holds the
-    entries at the labels of the block's rows. If `keep` is not None, the block gets the terms of its rows, as for
-    `probability_of`, instead of the logits. They are kept where y will be, so y must not lie over v, and `given`
-    must be None.
+    `room` is memory for tiles: a tile of x, and one of v if there is one, each for at least one vector's rows. It
+    may have size 0 where `inner` is 1; then the tiles are on the stack. `beta` is 1/T for the statistics. If
+    `given` is not None, the block does not use statistics, and they are zeros. `picks` are `Picks` or None; their
+    first vector holds the entries at the labels of the block's rows. If `keep` is not None, the block gets the
+    terms of its rows, as for `probability_of`, instead of the logits; then `given` must be None. They are kept
+    where y will be. If y lies over v, `over` is True, and `room` has memory for the terms of a group of rows of
+    more than `COLUMN_LIMIT` classes: as many rows as lanes, or one row of more than `GROUP_LIMIT` classes. If
+    `few` is not None, up to `FEW` short rows are computed one by one, which is faster and gives the same bits;
+    then v and `given` must be None.
     """
     _, classes, inner = shape
     step = lane_count(x)
+    if few is not None:
+        short = inner == 1 and classes <= COLUMN_LIMIT
+        if short and stop - start <= FEW:
+            terms = unless_none(keep, y)
+            for row in range(start, stop):
+                at = row * classes
+                if picks is not None:
+                    store_scalar(picks.targets, 0, target_of(x, at, classes, picks.labels, row))
+                stats = short_statistics(x, at, classes, beta, terms)
+                block(either(terms, x), v, y, row_at(at, classes, row), stats, rows, options)
+            return
     if inner == 1 and classes > COLUMN_LIMIT:
         table = scratch(x, TABLE)
         clear(table)
-        terms = unless_none(keep, y)
         group = step if classes <= GROUP_LIMIT else 1
         for first in range(start, stop, group):
-            count = min(group, stop - first)
+            count, begin = min(group, stop - first), first * classes
+            terms, source = terms_at(keep, over, room, y, begin), after(x, begin)
             if picks is not None:
                 for i in range(count):
                     target = target_of(x, (first + i) * classes, classes, picks.labels, first + i)
                     store_scalar(picks.targets, step + i, target)
             if given is None:
-                measure(x, first * classes, classes, count, beta, table, terms)
+                measure(source, 0, classes, count, beta, table, terms)
             for i in range(count):
                 row = first + i
                 if classes <= AHEAD_LIMIT:
@@ -738,15 +779,17 @@ def traverse(
                 if picks is not None:
                     store_scalar(picks.targets, 0, load_scalar(picks.targets, step + i))
                 stats = measured(table, i)
-                block(either(terms, x), v, y, row_at(row * classes, classes, row), stats, rows, options)
+                place = row_at(i * classes, classes, row)
+                block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, options)
         return
     stretch = max(classes, 1) * step
-    half = size(room) if v is None else size(room) // 2
+    tile = tile_memory(room, scratch(x, TWO_TILES))
+    half = size(tile) if v is None else size(tile) // 2
     strip = inner > 1 and 0 < classes <= STRIP_LIMIT
     widest = step if inner == 1 else half // stretch * step
     if strip:
         widest = min(widest, min(2 * STRIP_LIMIT // classes, STRIPS_AHEAD) * step)
-    tile, other, out = room, unless_none(v, after(room, half)), unless_none(y, room)
+    other, out = unless_none(v, after(tile, half)), unless_none(y, tile)
     row = start
     past = False
     if y is not None:

@@ -41,7 +41,7 @@ Addresses: TypeAlias = Annotated[Any, "addresses"]
 Sizes: TypeAlias = Annotated[Any, "sizes"]
 Address: TypeAlias = Annotated[Any, "address"]
 
-MODULES = ("activations", "derivatives", "entropy", "few", "losses", "loops", "pieces", "reductions", "segments")
+MODULES = ("activations", "derivatives", "entropy", "losses", "loops", "pieces", "reductions", "segments")
 """The modules that define kernels."""
 
 _LETTERS = {
@@ -118,7 +118,9 @@ class Kernel:
     def parameters(self) -> list[Parameter]:
         """The parameters, in order."""
         described = inspect.signature(self.function).parameters.values()
-        return [Parameter(one.name, get_args(one.annotation)[1:]) for one in described]
+        found = [Parameter(one.name, get_args(one.annotation)[1:]) for one in described]
+        assert all(one.kinds for one in found), f"{self.name} has a parameter without a kind"
+        return found
 
     @property
     def result(self) -> Any:
@@ -215,15 +217,11 @@ def address(name: str) -> int:
     return entry(kernel).address(dtype, letters)
 
 
-def remember(table: dict[Any, Any], key: Any, kernel: Kernel) -> None:
-    """Put `kernel` into ``table[key]`` unless the key is there; its first call puts its code there.
+def remember(table: dict[Any, Any], key: Any, kernel: Kernel, *arguments: Any) -> None:
+    """Put the code for arguments of these types, which has been used, into ``table[key]``.
 
-    The code does not check the types of its arguments, so all calls must have those of the first one.
+    It does not check the types of its arguments, so its callers must pass these types. An array may have one
+    dimension less than the kernel's block: it is a block whose last dimension is 1.
     """
-
-    def first(*arguments: Any) -> Any:
-        code = table[key] = kernel.code(arguments)
-        return code(*arguments)
-
     if key not in table:
-        table[key] = first
+        table[key] = kernel.code(arguments)

@@ -122,7 +122,9 @@ def _function(context: Any, builder: Any, name: str, kind: Any) -> Any:
         place = ir.GlobalVariable(module, _INT64, place_name)
         place.linkage, place.initializer = "internal", _INT64(0)
     with builder.if_then(builder.icmp_unsigned("==", builder.load(place), _INT64(0)), likely=False):
-        text = cgutils.global_constant(module, f"fastsoftmax.{name}", cgutils.make_bytearray(name.encode() + b"\0"))
+        text = cgutils.global_constant(
+            module, f"fastsoftmax.{name}", cgutils.make_bytearray(name.encode() + b"\0")
+        )
         found = builder.call(_finder(module), [builder.bitcast(text, _BYTES)])
         with builder.if_then(builder.icmp_unsigned("==", found, _INT64(0)), likely=False):
             message = (
@@ -135,8 +137,8 @@ def _function(context: Any, builder: Any, name: str, kind: Any) -> Any:
 
 
 @cache
-def external(name: str, result: Any = None) -> Any:
-    """The kernel of this name (as "losses.cross_entropy") as a function for compiled code, and its result's type."""
+def external(name: str, result: bool = False) -> Any:
+    """The kernel of this name (as "losses.cross_entropy") as a function for compiled code; `result`: its result is used, a float."""
     kernel = entry(name)
 
     def call(typingctx: Any, *args: Any) -> Any:
@@ -151,20 +153,23 @@ def external(name: str, result: Any = None) -> Any:
             raise TypingError(f"kernel {name} does not take {args}") from None
         kinds = [_accepted(kind, dtype) for kind in args]
         full_name = f"{PREFIX}{name}.{dtype}.{letters}"
-        returned = types.void if result is None else result
+        returned = types.float64 if result else types.void
 
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            llvm_result = None if result is None else context.get_value_type(result)
-            kind = wrappers.c_type([_parameter(one) for one in kinds], llvm_result)
-            flat = [one for pair in zip(kinds, values[: len(kinds)], strict=True) for one in _values(context, builder, *pair)]
-            room = [] if result is None else [cgutils.alloca_once(builder, llvm_result)]
+            kind = wrappers.c_type([_parameter(one) for one in kinds])
+            flat = [
+                one
+                for pair in zip(kinds, values[: len(kinds)], strict=True)
+                for one in _values(context, builder, *pair)
+            ]
+            room = cgutils.alloca_once(builder, wrappers.DOUBLE)
             function = _function(context, builder, full_name, kind)
             operands = [builder.bitcast(a, k) if isinstance(k, ir.PointerType) else a
-                        for a, k in zip([*flat, *room], kind.args, strict=True)]  # fmt: skip
+                        for a, k in zip([*flat, room], kind.args, strict=True)]  # fmt: skip
             status = builder.call(function, operands)
             with builder.if_then(builder.icmp_signed("!=", status, _INT32(0)), likely=False):
                 return_error(context, builder, IndexError, "kernel access outside its array")
-            return builder.load(room[0]) if room else context.get_dummy_value()
+            return builder.load(room) if result else context.get_dummy_value()
 
         return returned(*kinds, *[types.Omitted(None)] * (MOST - len(kinds))), codegen
 

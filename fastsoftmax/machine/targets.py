@@ -42,7 +42,9 @@ def compiler(target: Target) -> Any:
     options = {"cpu": target.processor, "features": target.features, "opt": 3}
     if target.here:
         x86 = target.triple.startswith(("x86", "amd64", "i"))
-        return found.create_target_machine(**options, reloc="static" if x86 else "default", codemodel="jitdefault", jit=True)
+        return found.create_target_machine(
+            **options, reloc="static" if x86 else "default", codemodel="jitdefault", jit=True
+        )
     return found.create_target_machine(**options, reloc="pic", codemodel="default")
 
 

@@ -22,7 +22,7 @@ from fastsoftmax.runtime.prebuilt import PYTHON, TABLE
 
 I1, I8, I16, I32, I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
-POINTER = I8.as_pointer()
+POINTER, RESULT = I8.as_pointer(), DOUBLE.as_pointer()
 # Offsets of the fields of PyArrayObject behind the head of an object.
 DATA, NDIM, SHAPE = 0, 8, 16
 
@@ -97,25 +97,27 @@ def _declare(module: Any, result: Any, arguments: Sequence[Any], name: str) -> A
     return ir.Function(module, ir.FunctionType(result, arguments), name)
 
 
-def c_type(parameters: Sequence[Parameter], result: Any) -> Any:
-    """The type of the function for C: its last argument says where to write the result, if there is one."""
+def c_type(parameters: Sequence[Parameter]) -> Any:
+    """The type of the function for C, which returns 0, or another number if the kernel has raised an exception.
+
+    Its last argument is the address of a number, where the kernel writes its result if it has one.
+    """
     flat = [kind for parameter in parameters for kind in _flat(parameter)]
-    return ir.FunctionType(I32, flat if result is None else [*flat, result.as_pointer()])
+    return ir.FunctionType(I32, [*flat, RESULT])
 
 
 def _c_function(module: Any, name: str, inner: str, parameters: Sequence[Parameter], result: Any) -> Any:
     kinds = [kind for parameter in parameters for kind in _numba(parameter)]
     place = (POINTER if result is None else result).as_pointer()
     called = _declare(module, I32, [place, POINTER.as_pointer(), *kinds], inner)
-    function = ir.Function(module, c_type(parameters, result), name)
+    function = ir.Function(module, c_type(parameters), name)
     build = ir.IRBuilder(function.append_basic_block())
     values, arguments = list(function.args), []
     for parameter in parameters:
         count = len(_flat(parameter))
         arguments += _for_numba(build, parameter, values[:count])
         values = values[count:]
-    returned = values[0] if values else build.alloca(POINTER)
-    build.ret(build.call(called, [returned, build.alloca(POINTER), *arguments]))
+    build.ret(build.call(called, [build.bitcast(values[0], place), build.alloca(POINTER), *arguments]))
     return function
 
 
@@ -180,9 +182,9 @@ def _python_function(module: Any, name: str, called: Any, parameters: Sequence[P
     for k, parameter in enumerate(parameters):
         item = build.load(build.gep(function.args[1], [_constant(k)]))
         arguments += _from_python(build, python, item, parameter)
-    place = [] if result is None else [build.alloca(result)]
+    place = build.alloca(DOUBLE)
     state = python.call("PyEval_SaveThread", POINTER)
-    status = build.call(called, [*arguments, *place])
+    status = build.call(called, [*arguments, place])
     python.call("PyEval_RestoreThread", ir.VoidType(), state)
     with build.if_then(build.icmp_signed("!=", status, I32(0)), likely=False):
         text = bytearray(b"kernel access outside its array\0")
@@ -195,12 +197,7 @@ def _python_function(module: Any, name: str, called: Any, parameters: Sequence[P
         python.call("Py_IncRef", ir.VoidType(), none)
         build.ret(none)
         return
-    value = build.load(place[0])
-    if isinstance(result, ir.IntType):
-        build.ret(python.call("PyLong_FromSsize_t", POINTER, build.zext(value, I64)))
-    else:
-        wide = build.fpext(value, DOUBLE) if result == FLOAT else value
-        build.ret(python.call("PyFloat_FromDouble", POINTER, wide))
+    build.ret(python.call("PyFloat_FromDouble", POINTER, build.load(place)))
 
 
 def add(code: Any, inner: str, name: str, parameters: Sequence[Parameter], result: Any, python: bool) -> None:

@@ -19,7 +19,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from fastsoftmax._spec import Function
-from fastsoftmax._vectors import VECTOR_BYTES
+from fastsoftmax._vectors import COLUMN_LIMIT, GROUP_LIMIT, VECTOR_BYTES
 from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES
 from fastsoftmax.arrays.options import REDUCTIONS
 from fastsoftmax.kernels.jit import F
@@ -468,6 +468,13 @@ def apart(block: Any, other: Any) -> Any:
     return first + size <= second or second + other_size <= first
 
 
+def overlap(out: Any) -> Run:
+    """The compiled ``output, operand -> whether a kernel's output may lie over it``: not if there is no `out`."""
+    if absent(out):
+        return merged(lambda block, operand: False)
+    return compiled(lambda block, operand: not apart(block, operand))
+
+
 @compiled
 def harmless(block: Any, source: Any) -> Any:
     """Whether a kernel may read `source` and write `block`: they share no memory or lie at the same place."""
@@ -543,15 +550,30 @@ def deliver(result: Any, order: Any, block: Any) -> None:
 
 
 @compiled
-def working_memory(near: Any, shape: Any, operands: int, dtype: Any) -> Any:
-    """The memory of `arrays.blocks.Problem.room`; `near`, on the stack, is enough if inner is 1."""
+def working_memory(nothing: Any, shape: Any, operands: int, dtype: Any, over: bool) -> Any:
+    """The memory of `arrays.blocks.Problem.room`, or `nothing` if that has size 0."""
     _, classes, inner = shape
+    vector = VECTOR_BYTES // nothing.itemsize
     if inner == 1:
-        return near
-    vector = VECTOR_BYTES // near.itemsize
+        if over and classes > COLUMN_LIMIT:
+            return np.empty(classes * (vector if classes <= GROUP_LIMIT else 1), dtype)
+        return nothing
     column = max(classes, 1) * vector
-    wide = min(TILE_BYTES // (column * near.itemsize), (inner + vector - 1) // vector)
+    wide = min(TILE_BYTES // (column * nothing.itemsize), (inner + vector - 1) // vector)
     return np.empty(operands * max(wide, 1) * column, dtype)
+
+
+def kernel_weights(kind: Any) -> Run:
+    """The compiled form of `arrays.blocks.kernel_weights`: ``weights or None -> weights as kernels take them``."""
+    ones = np.ones(VECTOR_BYTES // np.dtype(kind).itemsize, kind)
+
+    @compiled
+    def present(weights: Any) -> Any:
+        if weights is None:
+            return readable(ones, (0,), kind)
+        return readable(weights, (weights.size,), kind)
+
+    return present
 
 
 @compiled

@@ -11,7 +11,6 @@ from numba.core.errors import TypingError
 
 from fastsoftmax._spec import DISTRIBUTIONS, LABELS, SQUARE, TANGENT, TARGETS
 from fastsoftmax.arrays.options import counts_rows, smoothed_shares
-from fastsoftmax._vectors import COLUMN_LIMIT, FEW
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
@@ -26,9 +25,11 @@ from fastsoftmax.njit.arguments import (
     converter,
     is_ignored,
     items,
+    kernel_weights,
     layout,
     literal_reduction,
     merged,
+    overlap,
     readable,
     real_array,
     row_layout,
@@ -41,10 +42,8 @@ from fastsoftmax.njit.arguments import (
 )
 from fastsoftmax.njit.rows import (
     FIRST,
-    NEAR,
     Built,
     check_same,
-    keep,
     one_axis,
     pointwise,
     row_result,
@@ -69,7 +68,7 @@ OPTIONS = ("class_weight", "sample_weight", "ignore_index", "label_smoothing")
 
 
 class Terms(NamedTuple):
-    """Targets and options as kernels take them; None for those that are absent.
+    """Targets and options as kernels take them.
 
     The share of class j in row n is ``classes_j * (base + gain * y_nj)``. `weights` are the row weights times the
     class weights of the labels; `beside` are row weights alone. A mean is divided by `divisor`.
@@ -282,6 +281,7 @@ class _Targets:
         if self.sampled:
             samples_of = _per_row(self.call.name, "sample_weight", self.call["sample_weight"], x, kind)
         classes_of = _class_weights if self.weighted else merged(lambda class_weight, kind: None)
+        present = kernel_weights(kind)
 
         @merged
         def terms(targets: Any, options: Any, order: Any, shape: Any) -> Any:
@@ -293,6 +293,7 @@ class _Targets:
             distributions = distributions_of(targets, order, shape)
             samples = samples_of(sample_weight, by_row, rows, stack(kind, 1))
             classes, weights, beside, divisor = weigh(labels, classes_of(class_weight, kind), samples, rows)
+            classes, weights, beside = present(classes), present(weights), present(beside)
             return Terms(labels, distributions, base, gain, classes, weights, beside, divisor)
 
         return terms
@@ -413,8 +414,11 @@ def _loss_result(function: str, x: Any, axes: tuple[int, ...], dtype: Any, reduc
     return begin, block_for, merged(lambda x, result, order, block, divisor: reduce(block, divisor, kind))
 
 
-def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets, launch: Run) -> Built:
-    """A loss, its gradient or both; ``launch(rows, room, x, terms, y, losses, scale)`` calls the kernel."""
+def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets, launch: Run, over: Run) -> Built:
+    """A loss, its gradient or both; ``launch(rows, room, x, terms, y, losses, scale)`` calls the kernel.
+
+    ``over(y, distributions)`` says whether the kernel needs memory for an output that lies over an operand.
+    """
     reduction, kind = literal_reduction(call.name, call["reduction"]), KINDS[dtype]
     check, terms_of = given.check, given.terms(reduction == "mean")
     lay_out = layout(x, axes, last=False)
@@ -434,8 +438,7 @@ def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets
         source = source_for(x, order, shape, kind)
         block = block_for(losses, order, rows, stack(kind, 1), source)
         y = target_for(slope, order, shape, kind, source, terms.distributions, terms.weights)
-        near = stack(kind, NEAR)
-        room = working_memory(near, shape, 2, kind)
+        room = working_memory(stack(kind, 0), shape, 2, kind, over(y, terms.distributions))
         launch(rows, room, source, terms, y, block, scale_of(terms.divisor, kind))
         deliver_to(slope, order, y)
         return returned(finish(x, losses, order, block, terms.divisor), slope)
@@ -447,14 +450,11 @@ def cross_entropy(call: Call) -> Built:
     """The cross-entropy with labels or distributions."""
     x, axes, dtype = one_axis(call)
     given = _Targets(call, x, axes, dtype)
-    plain, few, mixed = call.kernel(), external("few.cross_entropy"), call.kernel("soft_")
+    plain, mixed = call.kernel(), call.kernel("soft_")
 
     @merged
     def launch(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
-        if rows <= FEW and x.shape[2] == 1 and x.shape[1] <= COLUMN_LIMIT:
-            few(rows, x, terms.labels, terms.weights, y, losses, scale[0], scale[1])
-        else:
-            plain(0, rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1])
+        plain(0, rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1], False)
 
     @merged
     def launch_mixed(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
@@ -469,21 +469,21 @@ def cross_entropy(call: Call) -> Built:
             launch_mixed(rows, room, x, terms, y, losses, scale)
 
     chosen = launch_mixed if given.soft else launch_either if given.smooth else launch
-    return _loss(call, x, axes, dtype, given, chosen)
+    return _loss(call, x, axes, dtype, given, chosen, overlap(None))
 
 
 def row_loss(call: Call) -> Built:
     """A loss whose kernel takes targets, a weight for each row, and the factor of the gradient."""
     x, axes, dtype = one_axis(call)
     given = _Targets(call, x, axes, dtype)
-    kernel, kept = call.kernel(), None if wanted(call) is FIRST else keep(call["out"])
+    kernel, over = call.kernel(), overlap(None if wanted(call) is FIRST else call["out"])
     to = merged(lambda terms: terms.distributions) if given.soft else merged(lambda terms: terms.labels)
 
     @merged
     def launch(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
-        kernel(0, rows, room, x, to(terms), terms.weights, y, losses, kept, scale[0], scale[1])
+        kernel(0, rows, room, x, to(terms), terms.weights, y, losses, over(y, to(terms)), scale[0], scale[1])
 
-    return _loss(call, x, axes, dtype, given, launch)
+    return _loss(call, x, axes, dtype, given, launch, over)
 
 
 # --- second derivatives -------------------------------------------------------------------------------------
@@ -492,7 +492,7 @@ def row_loss(call: Call) -> Built:
 def curvature(call: Call) -> Built:
     """The Hessian, its diagonal or its product with a tangent: that of softmax, times a factor for each row."""
     x, axes, dtype = one_axis(call)
-    name, kernel, kept = call.name_of(TANGENT), call.kernel(), keep(call["out"])
+    name, kernel, over = call.name_of(TANGENT), call.kernel(), overlap(call["out"])
     tangent = call[name]
     if tangent is not None:
         same_ndim(call, name)
@@ -510,7 +510,9 @@ def curvature(call: Call) -> Built:
         apply = pointwise(call, x, axes, dtype, launch)
     else:
         check_tangent = check_same(call.name, name, call.names[0])
-        launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, kept, None, None, w))
+        launch = merged(
+            lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, over(y, v), None, None, w)
+        )
         apply = pointwise(call, x, axes, dtype, launch, operand=tangent)
     lay_out = layout(x, axes, last)
 
@@ -527,11 +529,12 @@ def curvature(call: Call) -> Built:
 
 
 def _factors(given: _Targets, mean: bool) -> Run:
-    """The compiled ``memory for one, shape of the blocks, terms -> factor of each row``; None if all are 1."""
+    """The compiled ``memory for one, shape of the blocks, terms -> factor of each row``."""
     kind, soft, smooth = given.kind, given.soft, given.smooth
     if not (soft or smooth or given.counting or mean):
-        return merged(lambda few, shape, terms: None)
-    total, share_totals = external("reductions.total", types.float64), external("reductions.share_totals")
+        present = kernel_weights(kind)
+        return merged(lambda few, shape, terms: present(None))
+    total, share_totals = external("reductions.total", result=True), external("reductions.share_totals")
     of_rows = given.sampled or (not soft and (given.ignoring or (smooth and given.weighted and mean)))
     present, one = (lambda values, i: np.float64(values[i])), (lambda values, i: 1.0)
     weight_at, beside_at = merged(present if given.counting else one), merged(present if of_rows else one)
@@ -567,8 +570,7 @@ def _factors(given: _Targets, mean: bool) -> Run:
         every = all_classes(terms.classes, shape[1])
         base = np.float64(terms.base) * total(readable(every, (every.size,), kind))
         low = np.empty(factors.size, kind)
-        near = stack(kind, NEAR)
-        room = working_memory(near, shape, 1, kind)
+        room = working_memory(stack(kind, 0), shape, 1, kind, False)
         share_totals(0, factors.size, room, terms.distributions, every, kind(0.0), kind(1.0), factors, low)
         for i in range(factors.size):
             share = base + np.float64(terms.gain) * (np.float64(factors[i]) + low[i])

@@ -14,9 +14,6 @@ from numba.core.errors import TypingError
 
 from fastsoftmax._spec import LIKE, ROWS
 from fastsoftmax.arrays.blocks import split_temperature
-from fastsoftmax.kernels.simd.values import if_none
-from fastsoftmax._vectors import COLUMN_LIMIT, FEW
-from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
@@ -34,9 +31,11 @@ from fastsoftmax.njit.arguments import (
     exits,
     hide,
     inverse,
+    kernel_weights,
     layout,
     literal_axes,
     merged,
+    overlap,
     readable,
     real_array,
     row_layout,
@@ -47,7 +46,6 @@ from fastsoftmax.njit.arguments import (
     working_memory,
 )
 
-NEAR = 2 * COLUMN_LIMIT
 Built = tuple[Run, tuple[str | tuple[str, ...], ...]]
 
 # --- arguments ----------------------------------------------------------------------------------------------
@@ -200,11 +198,6 @@ def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
     return hot
 
 
-def keep(out: Any) -> bool | None:
-    """`arrays.blocks.Output.keep` from the type of `out` alone: None if there is an `out`."""
-    return True if absent(out) else None
-
-
 def pointwise(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run, operand: Any = None) -> Run:
     """The compiled function of a result like x. `operand` is the type of a second operand, if there is one."""
     kind = KINDS[dtype]
@@ -215,6 +208,7 @@ def pointwise(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run
     if operand is not None:
         second_for = converter(operand, axes, dtype) if straight(x, axes) else convert
     target, deliver = exits(x, axes, call["out"])
+    over = overlap(None if operand is None else call["out"])
 
     @merged
     def run(x: Any, v: Any, beta: Any, flag: Any, weights: Any, out: Any) -> Any:
@@ -223,8 +217,7 @@ def pointwise(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run
         source = source_for(x, order, shape, kind)
         second = second_for(v, order, shape, kind)
         y = target(result, order, shape, kind, source, second, None)
-        near = stack(kind, NEAR)
-        room = working_memory(near, shape, 2, kind)
+        room = working_memory(stack(kind, 0), shape, 2, kind, over(y, second))
         launch(shape[0] * shape[2], room, source, second, y, beta, flag, weights)
         deliver(result, order, y)
         return result
@@ -251,8 +244,7 @@ def square(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run) -
         result = result_for(x, out)
         source = convert(x, order, shape, kind)
         y = target(result, natural, (rows, classes, classes), kind, source, None, None)
-        near = stack(kind, NEAR)
-        launch(rows, near, source, None, y, beta, flag, weights)
+        launch(rows, stack(kind, 0), source, None, y, beta, flag, weights)
         deliver(result, natural, y)
         return result
 
@@ -344,23 +336,12 @@ def slope(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> tuple[Run, R
 
 
 def _launch_forward(call: Call) -> Run:
-    """The kernel of a function of x. For few short rows it is that of `kernels.few`, which gives the same bits."""
+    """The kernel of a function of x."""
     kernel: Any = call.kernel()
-    few: Any = external(f"few.{call.name}") if call.name in ("softmax", "log_softmax", "logsumexp") else None
-    whole = merged(lambda n, room, x, v, y, beta, flag, weights: kernel(0, n, room, x, y))
-    short: Run = merged(lambda n, x, y, beta: few(n, x, y))
+    launch = merged(lambda n, room, x, v, y, beta, flag, weights: kernel(0, n, room, x, y))
     if "temperature" in call:
-        whole = merged(lambda n, room, x, v, y, beta, flag, weights: kernel(0, n, room, x, y, beta))
-        short = merged(lambda n, x, y, beta: few(n, x, y, beta))
-
-    @merged
-    def either(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
-        if rows <= FEW and x.shape[2] == 1 and x.shape[1] <= COLUMN_LIMIT:
-            short(rows, x, y, beta)
-        else:
-            whole(rows, room, x, v, y, beta, flag, weights)
-
-    return _switched(whole if few is None else either, _is_tempered(call), False)
+        launch = merged(lambda n, room, x, v, y, beta, flag, weights: kernel(0, n, room, x, y, beta))
+    return _switched(launch, _is_tempered(call), False)
 
 
 def forward(call: Call) -> Built:
@@ -435,8 +416,7 @@ def _forward_like(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> Run:
         result = result_for(x, out)
         y = target(result, order, shape, kind, None, None, None) if alone else np.empty(shape, kind)
         hide(y, x, where, order)
-        near = stack(kind, NEAR)
-        room = working_memory(near, shape, 1, kind)
+        room = working_memory(stack(kind, 0), shape, 1, kind, False)
         launch(shape[0] * shape[2], room, readable(y, shape, kind), None, y, pair, None, None)
         cover(y, x.shape, where, order, hidden)
         deliver(result, order, y)
@@ -473,8 +453,7 @@ def _forward_rows(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, kept: b
         source = source_of(x, where, order, shape)
         few = stack(kind, 1)
         block = block_for(result, order, rows, few, source)
-        near = stack(kind, NEAR)
-        room = working_memory(near, shape, 1, kind)
+        room = working_memory(stack(kind, 0), shape, 1, kind, False)
         launch(rows, room, source, None, block, pair, None, None)
         return finish(x, result, order, block, out)
 
@@ -487,11 +466,11 @@ def _forward_rows(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, kept: b
 def jacobian(call: Call) -> Built:
     """The Jacobian of each row."""
     x, axes, dtype = one_axis(call)
-    kernel, flag = call.kernel(), _flag(call, "from_probs")
+    kernel, flag, present = call.kernel(), _flag(call, "from_probs"), kernel_weights(KINDS[dtype])
     beta = _beta(call, KINDS[dtype])
     launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, beta))
     if "from_probs" in call:
-        launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, beta, flag, w))
+        launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, beta, flag, present(w)))
     whole = square(call, x, axes, dtype, _switched(launch, _is_tempered(call), flag))
     run = merged(lambda x, temperature, from_probs, out: whole(x, None, beta(temperature), from_probs, None, out))
     return run, (*call.names, "temperature", "from_probs", "out")
@@ -507,11 +486,11 @@ def product(call: Call) -> Built:
     flag = _flag(call, "from_probs")
     beta = _beta(call, KINDS[dtype])
     check = check_same(call.name, name, call.names[0])
-    kernel, kept = call.kernel(), keep(call["out"])
-    launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, kept, beta))
+    kernel, over, present = call.kernel(), overlap(call["out"]), kernel_weights(KINDS[dtype])
+    launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, over(y, v), beta))
     if "from_probs" in call:
         launch = merged(
-            lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, if_none(flag, kept), beta, flag, w)
+            lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, over(y, v), beta, flag, present(w))
         )
     whole = pointwise(call, x, axes, dtype, _switched(launch, _is_tempered(call), flag), operand=v)
 
@@ -550,8 +529,7 @@ def entropies(call: Call) -> Built:
         few = stack(kind, 1)
         block = block_for(result, order, rows, few, source)
         y = target_for(slope, order, shape, kind, source, None, None)
-        near = stack(kind, NEAR)
-        room = working_memory(near, shape, 1, kind)
+        room = working_memory(stack(kind, 0), shape, 1, kind, False)
         kernel(0, rows, room, source, y, block, pair)
         deliver_to(slope, order, y)
         return returned(finish(x, result, order, block, rows_out(out)), slope)

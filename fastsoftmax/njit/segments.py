@@ -9,9 +9,9 @@ import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
+from fastsoftmax._spec import INDPTR, LOGITS, POSITIONS, ROWS
 from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
 from fastsoftmax.machine.external import external
-from fastsoftmax._spec import INDPTR, LOGITS, POSITIONS, ROWS
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
@@ -28,15 +28,17 @@ from fastsoftmax.njit.arguments import (
     deliver,
     exits,
     is_ignored,
+    kernel_weights,
     literal_reduction,
     merged,
+    overlap,
     readable,
     real_array,
     stack,
     usable,
     writable,
 )
-from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, keep, wanted, widened
+from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, wanted, widened
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
 
 _piece_dots = external("segments.piece_dots")
@@ -147,6 +149,17 @@ def _statistics(pieces: Any, x: Any) -> Any:
 
 
 @compiled
+def _room(nothing: Any, indptr: Any, kind: Any, over: bool) -> Any:
+    """Memory for the longest segment if the output lies over v, else `nothing`."""
+    if not over:
+        return nothing
+    longest = 0
+    for n in range(indptr.size - 1):
+        longest = max(longest, indptr[n + 1] - indptr[n])
+    return np.empty(min(longest, HUGE), kind)
+
+
+@compiled
 def _row_target(result: Any, count: int, kind: Any, source: Any) -> Any:
     """The kernel's output of one number for each segment: not over x, which is read for later segments."""
     if usable(result, kind) and contiguous(result, FLAT) and apart(result, source):
@@ -209,7 +222,7 @@ def _product(call: Call, dtype: Any) -> Built:
     x, v = call[call.names[0]], call[name]
     _vector(call, name)
     dtype = widened(dtype, v)
-    kind, kernel, piece_kernel, kept = KINDS[dtype], call.kernel(), _piece_kernel(call), keep(call["out"])
+    kind, kernel, piece_kernel, over = KINDS[dtype], call.kernel(), _piece_kernel(call), overlap(call["out"])
     row_pointers, result_for = _pointers(call), _result(call, dtype)
     source_for, second_for = converter(x, FLAT, dtype), converter(v, FLAT, dtype)
     target_for, deliver_to = exits(x, FLAT, call["out"])
@@ -227,7 +240,9 @@ def _product(call: Call, dtype: Any) -> Built:
         result = result_for(out, x.size)
         source, second = source_for(x, FLAT, x.shape, kind), second_for(v, FLAT, x.shape, kind)
         y = target_for(result, FLAT, x.shape, kind, source, second, None)
-        kernel(0, 1, None, table, _whole(table), source, second, y, kept)
+        covered = over(y, second)
+        room = _room(stack(kind, 0), table, kind, covered)
+        kernel(0, 1, room, table, _whole(table), source, second, y, covered)
         pieces = _pieces(table)
         if pieces.size > 0:
             maxima, sums = _statistics(pieces, source)
@@ -302,7 +317,7 @@ def _loss(call: Call, dtype: Any) -> Built:
     kernel, piece_kernel, source_for = call.kernel(), _piece_kernel(call), converter(x, FLAT, dtype)
     scale_of, returned, mean = scale_for(reduction == "mean"), wanted(call), reduction == "mean"
     counting = mean and not (absent(call["sample_weight"]) and absent(call["ignore_index"]))
-    divisor_of = divisor_for(counting)
+    divisor_of, present = divisor_for(counting), kernel_weights(kind)
     rescaled = scaled if counting else merged(lambda few, weights, rows, exponent, kind: weights)
     reduce = merged(lambda rows, divisor, kind: rows) if reduction == "none" else reduced_for(mean)
     result_for, target_for, deliver_to = NOWHERE
@@ -317,16 +332,16 @@ def _loss(call: Call, dtype: Any) -> Built:
         result = result_for(out, x.size)
         divisor, exponent = divisor_of(readable(weights, labels.shape, kind), 0, labels.size, kind)
         weights = rescaled(stack(kind, 1), weights, labels.size, -exponent, kind)
-        scale = scale_of(divisor, kind)
+        factors, scale = present(weights), scale_of(divisor, kind)
         source, rows = source_for(x, FLAT, x.shape, kind), np.empty(labels.size, kind)
         y = target_for(result, FLAT, x.shape, kind, source, None, None)
-        kernel(0, 1, None, table, _whole(table), source, labels, weights, y, rows, scale[0], scale[1])
+        kernel(0, 1, None, table, _whole(table), source, labels, factors, y, rows, scale[0], scale[1])
         pieces = _pieces(table)
         if pieces.size > 0:
             maxima, sums = _statistics(pieces, source)
             count = maxima.size
             piece_kernel(
-                0, count, None, pieces, maxima, sums, source, labels, weights, y, rows, scale[0], scale[1]
+                0, count, None, pieces, maxima, sums, source, labels, factors, y, rows, scale[0], scale[1]
             )
         deliver_to(result, FLAT, y)
         return returned(reduce(rows, divisor, kind), result)

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from numba import types
-
 from fastsoftmax.arrays.weights import ROOM, normal_divisor
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import Run, compiled, inverse, items, merged, readable, writable
 
-_total, _normal = external("reductions.total", types.float64), compiled(normal_divisor)
+_total, _normal = external("reductions.total", result=True), compiled(normal_divisor)
 
 
 @compiled

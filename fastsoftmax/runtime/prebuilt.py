@@ -40,7 +40,6 @@ PYTHON = (
     "PyFloat_AsDouble",
     "PyFloat_FromDouble",
     "PyLong_AsSsize_t",
-    "PyLong_FromSsize_t",
     "PyObject_IsTrue",
     "PyTuple_GetItem",
 )

@@ -528,12 +528,12 @@ def test_a_heavy_target_lifts_a_probability_that_is_no_normal_number():
 # --- a loss that the table of functions is told of ------------------------------------------------------------
 
 
-def distance_kernel(start, stop, room, x, labels, weights, y, rows, keep, scale, scale_low):
+def distance_kernel(start, stop, room, x, labels, weights, y, rows, over, scale, scale_low):
     """Half the squared distance of the logits from the one-hot label, as plain Python."""
     _, classes, inner = x.shape
     for row in range(start, stop):
         outer, place = divmod(row, inner)
-        weight = 1 if weights is None else weights[row]
+        weight = weights[row] if weights.size else 1
         difference = x[outer, :, place] - (np.arange(classes) == labels[row])
         rows[row] = weight * (difference @ difference) / 2
         if y is not None:

@@ -53,6 +53,10 @@ for inner in (48, 96, 100, 608):
         out = room[shift : shift + 15 * inner].reshape(5, 3, inner)
         fs.softmax(rng.normal(size=out.shape).astype("f4"), 1, out=out)
         np.testing.assert_allclose(out.sum(axis=1), 1, atol=1e-6)
+for classes in (65, 70, 2049):
+    x, v = rng.normal(size=(2, 17, classes)).astype("f4")
+    expected = fs.softmax_jvp(x, v)
+    np.testing.assert_array_equal(fs.softmax_jvp(x, v, out=v), expected)
 """
 
 

@@ -42,8 +42,7 @@ def module_of(name):
 ABSENT = {
     "softmax": {"beta"},
     "log_softmax": {"beta"},
-    "softmax_product": {"beta", "from_probs", "weights"},
-    "cross_entropy": {"weights"},
+    "softmax_product": {"beta", "from_probs"},
 }
 """The options that are None in these calls. Other tests may have compiled the kernels for other options."""
 
@@ -57,6 +56,7 @@ def signature_of(name, dtype):
         types
         for types in kernel.signatures
         if np.dtype(dtype).name in str(types)
+        and "readonly" in str(types)  # else a test has run the kernel of small calls without machine code
         and {n for n, kind in zip(names, types, strict=True) if str(kind) == "none"} == ABSENT.get(name, set())
     )
     return signature

@@ -23,8 +23,13 @@ def drive_row_value(x, table, out, counts):
     store_scalar(y, 0, row_value(a, None, None, 3, 2))
     store_scalar(y, 1, row_value(a, True, None, 3, 1))
     store_scalar(y, 2, row_value(a, True, a, 3, 1))
+    ones = np.ones(16, x.dtype)
+    empty = memory(ones[:0])
+    store_scalar(y, 3, row_value(a, True, empty, 3, 1))
     for count in range(step + 1):
-        store(y, (count + 1) * step, row_value(a, None, a, 2 * step, count))
+        store(y, (2 * count + 1) * step, row_value(a, None, a, 2 * step, count))
+        store(y, (2 * count + 2) * step, row_value(a, None, empty, 2 * step, count))
+    counts[0] = ones.size  # used here, so that it lives until now
 
 
 def drive_class_value(x, table, out, counts):

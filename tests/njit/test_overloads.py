@@ -344,10 +344,10 @@ def test_errors_of_labels():
 
 
 @njit
-def hinge_kernel(start, stop, room, x, labels, weights, y, rows, keep, scale, scale_low):
+def hinge_kernel(start, stop, room, x, labels, weights, y, rows, over, scale, scale_low):
     """sum over j other than the label of max(0, 1 + x_j - x_label)**2."""
     for row in range(start, stop):
-        label, weight, total = labels[row], 1.0 if weights is None else weights[row], 0.0
+        label, weight, total = labels[row], weights[row] if weights.size else 1.0, 0.0
         for k in range(x.shape[1]):
             margin = max(0.0, 1.0 + x[row, k, 0] - x[row, label, 0]) if k != label and label >= 0 else 0.0
             total += margin**2

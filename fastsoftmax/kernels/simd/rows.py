@@ -25,9 +25,17 @@ from fastsoftmax.kernels.simd.lowering import (
 from fastsoftmax.kernels.simd.memory import load_part
 
 
+def _or_ones(build: Any, array: Any, offset: Any) -> tuple[Any, Any]:
+    """`array` and `offset`; the vector of ones at its address and offset 0 if it has size 0."""
+    empty = build.icmp_signed("==", array.size, INT64(0))
+    size = build.select(empty, INT64(array.lanes), array.size)
+    return build.memory(array.kind.dtype, array.data, size), build.select(empty, offset.type(0), offset)
+
+
 def _row_value(build: Any, like: Any, folded: Any, array: Any, row: Any, count: Any) -> Any:
     if array is None:
         return build.constant(build.result, 1.0)
+    array, row = _or_ones(build, array, row)
     if build.result == like.vector:
         return array.load_part(row, count, like.vector(None))
     return build.load(array.pointer(row, count))
@@ -37,14 +45,21 @@ def _row_value_type(like: Any, folded: Any, array: Any, row: Any, count: Any) ->
     return lanes_of(like) if is_none(folded) and not is_none(array) else like.dtype
 
 
+def _ones_if_empty(array: Any, offset: int) -> tuple[Any, int]:
+    """`_or_ones` for NumPy arrays."""
+    return (array, offset) if array.size else (np.ones(VECTOR_BYTES // array.itemsize, array.dtype), 0)
+
+
 @lowered(_row_value, _row_value_type)
 def row_value(like: Floats, folded: Any, array: Any, row: int, count: int) -> Any:
     """The numbers of the rows of a block in an array with one number for each row; 1 if the array is None.
 
+    They are also 1 if the array has size 0. Its address must then be that of a vector of ones.
     It is a float if the block is a single row (`folded`), else a vector with 0 in the lanes from `count` on.
     """
     if array is None:
         return like.dtype.type(1)
+    array, row = _ones_if_empty(array, row)
     return load_part(array, row, count, 0) if folded is None else array[row]
 
 
@@ -62,8 +77,8 @@ def _class_value(build: Any, like: Any, folded: Any, array: Any, k: Any, count: 
 def class_value(like: Floats, folded: Any, array: Any, k: int, count: int) -> Any:
     """The numbers of an array with one number for each class at vector k of a block; 1 if the array is None.
 
-    Along a row (`folded`) these are the numbers of `count` classes, and 0 in the other lanes; else it is the
-    number of the one class of the vector.
+    Along a row (`folded`) these are the
+    numbers of `count` classes, and 0 in the other lanes; else it is the number of the one class of the vector.
     """
     width = VECTOR_BYTES // like.itemsize
     if folded is None:

@@ -712,6 +712,103 @@ def terms_at(keep: Any, over: bool, room: Any, y: Any, offset: int) -> Any:
     return after(y, offset)
 
 
+class Plan(NamedTuple):
+    """How the walk in columns goes through a block."""
+
+    half: Any
+    """Where the second half of the working memory begins."""
+    widest: Any
+    """Rows of a tile."""
+    strip: Any
+    """Whether tiles are narrow and prefetched."""
+    past: Any
+    """Whether results are written past the caches."""
+
+
+# The parts of `traverse` that do not depend on the building block are functions of their own: Numba compiles them once
+# for many kernels.
+
+
+@inline
+def _prepare_group(
+    x: Any,
+    source: Any,
+    first: int,
+    count: int,
+    classes: int,
+    beta: Any,
+    given: Any,
+    picks: Any,
+    table: Any,
+    terms: Any,
+) -> None:
+    """The statistics of a group of rows, and the entries at their labels."""
+    if picks is not None:
+        for i in range(count):
+            target = target_of(x, (first + i) * classes, classes, picks.labels, first + i)
+            store_scalar(picks.targets, lane_count(x) + i, target)
+    if given is None:
+        measure(source, 0, classes, count, beta, table, terms)
+
+
+@inline
+def _prefetch_row(x: Any, y: Any, begin: int, classes: int) -> None:
+    """Prefetch a short row, and the place of its result."""
+    if classes <= AHEAD_LIMIT:
+        for k in range(begin, begin + classes, lane_count(x)):
+            prefetch(x, k)
+            if y is not None:
+                prefetch_written(y, k)
+
+
+@inline
+def _plan(tile: Any, v: Any, y: Any, classes: int, inner: int) -> Plan:
+    """The `Plan` for blocks of this shape."""
+    step = lane_count(tile)
+    half = size(tile) if v is None else size(tile) // 2
+    strip = inner > 1 and 0 < classes <= STRIP_LIMIT
+    widest = step if inner == 1 else half // (max(classes, 1) * step) * step
+    if strip:
+        widest = min(widest, min(2 * STRIP_LIMIT // classes, STRIPS_AHEAD) * step)
+    past = False
+    if y is not None:
+        past = inner > 1 and inner % step == 0 and size(y) >= PAST_CACHES
+    return Plan(half, widest, strip, past)
+
+
+@inline
+def _read_tile(
+    x: Any, v: Any, y: Any, tile: Any, other: Any, row: int, stop: int, classes: int, inner: int, plan: Plan
+) -> Any:
+    """Copy the next tile into working memory, and prefetch one; returns its first offset and its rows."""
+    _, widest, strip, past = plan
+    step = lane_count(x)
+    within = row % inner
+    count = min(widest, stop - row) if inner == 1 else min(widest, min(stop - row, inner - within))
+    first = (row - within) * classes + within
+    if y is not None and past:
+        ahead = lanes_to_line(y, first)
+        count = min(count, ahead) if ahead > 0 else count
+    if strip:
+        wanted = first + STRIPS_AHEAD * step
+        if within + STRIPS_AHEAD * step >= inner:
+            wanted += (classes - 1) * inner
+        for k in range(wanted, wanted + classes * inner, inner):
+            for line in range(k, k + count, step):
+                prefetch(x, line)
+                if v is not None:
+                    prefetch(v, line)
+    load_tile(x, tile, first, classes, inner, count)
+    if v is not None:
+        load_tile(v, other, first, classes, inner, count)
+    if inner == 1:
+        for k in range(first, first + classes * step, step):
+            prefetch(x, k + classes * step)
+            if y is not None:
+                prefetch_written(y, k)
+    return first, count
+
+
 @inline
 def traverse(
     block: Any,
@@ -763,61 +860,22 @@ def traverse(
         for first in range(start, stop, group):
             count, begin = min(group, stop - first), first * classes
             terms, source = terms_at(keep, over, room, y, begin), after(x, begin)
-            if picks is not None:
-                for i in range(count):
-                    target = target_of(x, (first + i) * classes, classes, picks.labels, first + i)
-                    store_scalar(picks.targets, step + i, target)
-            if given is None:
-                measure(source, 0, classes, count, beta, table, terms)
+            _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms)
             for i in range(count):
                 row = first + i
-                if classes <= AHEAD_LIMIT:
-                    for k in range((row + group) * classes, (row + group + 1) * classes, step):
-                        prefetch(x, k)
-                        if y is not None:
-                            prefetch_written(y, k)
+                _prefetch_row(x, y, (row + group) * classes, classes)
                 if picks is not None:
                     store_scalar(picks.targets, 0, load_scalar(picks.targets, step + i))
                 stats = measured(table, i)
                 place = row_at(i * classes, classes, row)
                 block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, options)
         return
-    stretch = max(classes, 1) * step
     tile = tile_memory(room, scratch(x, TWO_TILES))
-    half = size(tile) if v is None else size(tile) // 2
-    strip = inner > 1 and 0 < classes <= STRIP_LIMIT
-    widest = step if inner == 1 else half // stretch * step
-    if strip:
-        widest = min(widest, min(2 * STRIP_LIMIT // classes, STRIPS_AHEAD) * step)
-    other, out = unless_none(v, after(tile, half)), unless_none(y, tile)
+    plan = _plan(tile, v, y, classes, inner)
+    other, out = unless_none(v, after(tile, plan.half)), unless_none(y, tile)
     row = start
-    past = False
-    if y is not None:
-        past = inner > 1 and inner % step == 0 and size(y) >= PAST_CACHES
     while row < stop:
-        within = row % inner
-        count = min(widest, stop - row) if inner == 1 else min(widest, min(stop - row, inner - within))
-        first = (row - within) * classes + within
-        if past:
-            ahead = lanes_to_line(y, first)
-            count = min(count, ahead) if ahead > 0 else count
-        if strip:
-            wanted = first + STRIPS_AHEAD * step
-            if within + STRIPS_AHEAD * step >= inner:
-                wanted += (classes - 1) * inner
-            for k in range(wanted, wanted + classes * inner, inner):
-                for line in range(k, k + count, step):
-                    prefetch(x, line)
-                    if v is not None:
-                        prefetch(v, line)
-        load_tile(x, tile, first, classes, inner, count)
-        if v is not None:
-            load_tile(v, other, first, classes, inner, count)
-        if inner == 1:
-            for k in range(first, first + classes * step, step):
-                prefetch(x, k + classes * step)
-                if y is not None:
-                    prefetch_written(y, k)
+        first, count = _read_tile(x, v, y, tile, other, row, stop, classes, inner, plan)
         done = 0
         while done < count:
             lanes = min(step, count - done)
@@ -829,7 +887,7 @@ def traverse(
             block(tile, other, out, place, stats, rows, options)
             done += lanes
         if y is not None:
-            store_tile(tile, y, first, classes, inner, count, past)
+            store_tile(tile, y, first, classes, inner, count, plan.past)
         row += count
-    if past:
+    if plan.past:
         fence()

@@ -128,7 +128,7 @@ class _Segments:
     def room(self, over: bool) -> Callable[[], Any]:
         """The working memory of `kernels.segments.segment_softmax_product`; `over`: its output lies over v."""
         longest = int(np.diff(self.indptr).max(initial=0)) if over else 0
-        return partial(np.empty, min(longest, entry("segments.HUGE")), self.problem.dtype)
+        return partial(np.empty, min(longest, HUGE), self.problem.dtype)
 
     def any_misplaced(self, labels: Array) -> bool:
         """Whether a label lies outside of its segment."""

@@ -341,8 +341,8 @@ if hasattr(os, "register_at_fork"):
 def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:
     """Call ``kernel(start, stop, room, *args)`` until all rows are done, on as many threads as pay off.
 
-    If the kernel has to be compiled, the caller does that before helpers are asked: they would wait for the compiler's
-    lock, which the caller may hold (if Numba is compiling a function and computes a constant of it).
+    If the kernel has to be compiled, the caller does that before helpers are asked: they would wait for the
+    compiler's lock, which the caller may hold (if Numba is compiling a function and computes a constant of it).
 
     Every thread calls `room` once, for working memory of its own.
     """

@@ -725,8 +725,8 @@ class Plan(NamedTuple):
     """Whether results are written past the caches."""
 
 
-# The parts of `traverse` that do not depend on the building block are functions of their own: Numba compiles them once
-# for many kernels.
+# The parts of `traverse` that do not depend on the building block are functions of their own: Numba compiles them
+# once for many kernels.
 
 
 @inline

@@ -99,6 +99,7 @@ class Kernel:
         self._codes: dict[tuple[Any, ...], Any] = {}
 
     def __repr__(self) -> str:
+        """How it is shown."""
         return f"<kernel {self.name}>"
 
     def define(self, function: Callable[..., Any], unless: Callable[..., bool] | None, dtypes: str | None) -> None:
@@ -147,6 +148,7 @@ class Kernel:
         return Variant(self, dtype, tuple(kinds))
 
     def __call__(self, *arguments: Any) -> Any:
+        """Run the code for arguments of these types."""
         return self.code(arguments)(*arguments)
 
     def code(self, arguments: tuple[Any, ...]) -> Any:

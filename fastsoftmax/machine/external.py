@@ -25,8 +25,8 @@ from fastsoftmax.runtime.prebuilt import PREFIX
 _BYTES, _INT32, _INT64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 MODULE = "fastsoftmax.machine.entry"
 MOST = 20
-"""At least as many as the parameters of any kernel. Numba wants to know their number, and its compilation would have
-to import the kernel to know it; so those that are left out have a default."""
+"""At least as many as the parameters of any kernel. Numba wants to know their number; we would have to import the
+kernel to know it, so those that are left out have a default."""
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _SIGNATURE = inspect.Signature(
     [
@@ -138,7 +138,10 @@ def _function(context: Any, builder: Any, name: str, kind: Any) -> Any:
 
 @cache
 def external(name: str, result: bool = False) -> Any:
-    """The kernel of this name (as "losses.cross_entropy") as a function for compiled code; `result`: its result is used, a float."""
+    """The kernel of this name (as "losses.cross_entropy") for compiled code.
+
+    `result` says whether the caller uses its result, a float.
+    """
     kernel = entry(name)
 
     def call(typingctx: Any, *args: Any) -> Any:

@@ -26,7 +26,7 @@ from fastsoftmax.kernels.jit import F
 from fastsoftmax.kernels.simd.values import fma
 from fastsoftmax.machine.external import external
 from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
-from fastsoftmax.runtime.numba_private import impl_ret_borrowed, populate_array
+from fastsoftmax.runtime.numba_private import impl_ret_borrowed, lean_options, populate_array
 
 Run = Callable[..., Any]
 KINDS = {types.float32: np.float32, types.float64: np.float64}
@@ -168,7 +168,7 @@ def check_out(function: str, out: Any, dtype: Any, ndim: int) -> None:
 
 def compiled(function: F) -> F:
     """A function that is compiled into its callers."""
-    return cast(F, njit(**OPTIONS, **NO_WRAPPERS)(function))
+    return cast(F, njit(**OPTIONS, **NO_WRAPPERS, **lean_options())(function))
 
 
 def merged(function: F) -> F:

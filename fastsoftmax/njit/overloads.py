@@ -13,9 +13,10 @@ from typing import Any
 from numba.extending import overload
 
 from fastsoftmax._spec import FUNCTIONS, Function
-from fastsoftmax.machine.frontend import OPTIONS
+from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
 from fastsoftmax.njit import losses, rows, segments, ufuncs  # noqa: F401  # ufuncs registers those that are made
 from fastsoftmax.njit.arguments import Call
+from fastsoftmax.runtime.numba_private import lean_options
 
 BUILDERS = {
     "forward": rows.forward,
@@ -63,7 +64,12 @@ def _overload(function: Function) -> None:
         return implementation
 
     choose.__signature__ = signature  # type: ignore[attr-defined]
-    overload(public, prefer_literal=True, strict=False, jit_options={**OPTIONS, "parallel": False})(choose)
+    overload(
+        public,
+        prefer_literal=True,
+        strict=False,
+        jit_options={**OPTIONS, **NO_WRAPPERS, **lean_options(), "parallel": False},
+    )(choose)
 
 
 for _function in FUNCTIONS.values():

@@ -1,10 +1,10 @@
 """Where object code of kernels is kept between processes.
 
-There is one file for each variant of a kernel (`machine.entry`). Its name is a hash of everything that decides what
-the code is: all sources of kernels and compilation, the versions of Numba and llvmlite, the processor, and Numba's
-settings. Its content has a checksum, and it gets its name when it is complete. What another user can write to is
-not used, because it is code. If there are too many files, the least recently used ones are removed. If anything
-fails here, kernels are compiled in memory: there is no exception and no wrong code.
+There is one file for each variant of a kernel (`machine.entry`). Its name is a hash of everything that decides
+what the code is: all sources of kernels and compilation, the versions of Numba and llvmlite, the processor, and
+Numba's settings. Its content has a checksum, and it gets its name when it is complete. What another user can write
+to is not used, because it is code. If there are too many files, the least recently used ones are removed. If
+anything fails here, kernels are compiled in memory: there is no exception and no wrong code.
 """
 
 import hashlib
@@ -154,7 +154,7 @@ def stamp() -> str:
 
 
 class ObjectFile:
-    """The file with the object code of one variant for one processor. It is not used if anything is wrong with it."""
+    """The object code of one variant for one processor. It is not used if anything is wrong with it."""
 
     def __init__(self, name: str, target: Any) -> None:
         self._name, self._target = name, target

@@ -1,9 +1,9 @@
-"""Machine code that was made before this process: the shared library of kernels, and functions made from addresses.
+"""Machine code that was made before this process: the library of kernels, and functions made from addresses.
 
 A library holds the code of all kernels for one kind of processor (`level`). It lies in the package (a wheel, or
-``pip install .``) or in the cache directory (``fastsoftmax warmup``), beside a description in JSON with its hash and
-that of the sources. It is used only if both hashes agree, so a damaged file, one of another version, and sources
-that were edited all lead to compilation by Numba. Neither Numba nor llvmlite is imported here.
+``pip install .``) or in the cache directory (``fastsoftmax warmup``), beside a description in JSON with its hash
+and that of the sources. It is used only if both hashes agree, so a damaged file, one of another version, and
+sources that were edited all lead to compilation by Numba. Neither Numba nor llvmlite is imported here.
 
 A library is code that this process runs. It is loaded from the package's own directory, which is as trustworthy as
 the package, or from a directory that nobody else can write to.

@@ -198,6 +198,17 @@ def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
         _scatter_targets(y, offset, labels, row, count, stride, classes, scratch(x, 1), slope)
 
 
+@kernel
+def first_outside(labels: Integers, classes: Count) -> float:
+    """The number of the first label that is out of range; -1 if there is none."""
+    targets = memory(labels)
+    for row in range(size(targets)):
+        label = load_scalar(targets, row)
+        if label < 0 or label >= classes:
+            return float(row)
+    return -1.0
+
+
 @inline
 def _any_outside(labels: Any, start: int, stop: int, classes: int) -> bool:
     """Whether a label of rows start .. stop is not from 0 to classes - 1."""

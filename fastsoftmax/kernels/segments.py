@@ -28,7 +28,7 @@ kernels and cannot call `merge`. The order of the additions differs, and with it
 
 from typing import Any
 
-from fastsoftmax._vectors import COLUMN_LIMIT, COLUMNS, HUGE
+from fastsoftmax._vectors import COLUMN_LIMIT, COLUMNS, HUGE, PIECE
 from fastsoftmax.kernels.activations import ActivationOptions, log_softmax_block, logsumexp_block, softmax_block
 from fastsoftmax.kernels.derivatives import (
     ProductOptions,
@@ -380,6 +380,40 @@ def misplaced(
 # behind the last, and the number of the segment. `start` and `stop` of these kernels count pieces. The passes over
 # x are `piece_maxima`, `piece_sums`, for a product also `piece_extents` and `piece_dots`, and the one that writes.
 # Each needs the results of the passes before for all pieces of a segment.
+
+
+@kernel
+def first_wrong(indptr: Integers, entries: Count) -> float:
+    """The place of the first error in the row pointers of x with so many entries; -1 if there is none."""
+    table = memory(indptr)
+    last = size(table) - 1
+    if last < 0 or load_scalar(table, 0) != 0:
+        return 0.0
+    for n in range(last):
+        if load_scalar(table, n + 1) < load_scalar(table, n):
+            return float(n + 1)
+    return float(last) if load_scalar(table, last) != entries else -1.0
+
+
+@kernel
+def list_pieces(indptr: Integers, pieces: Integers) -> float:
+    """Write the table of the pieces of huge segments, unless it has size 0; returns how many pieces there are."""
+    table, rows = memory(indptr), memory(pieces)
+    count = 0
+    for n in range(size(table) - 1):
+        begin, end = load_scalar(table, n), load_scalar(table, n + 1)
+        if end - begin > HUGE:
+            first, last = count, count + (end - begin + PIECE - 1) // PIECE
+            for at in range(begin, end, PIECE):
+                if size(rows) > 0:
+                    place = count * COLUMNS
+                    store_scalar(rows, place, at)
+                    store_scalar(rows, place + 1, min(at + PIECE, end))
+                    store_scalar(rows, place + 2, first)
+                    store_scalar(rows, place + 3, last)
+                    store_scalar(rows, place + 4, n)
+                count += 1
+    return float(count)
 
 
 @inline

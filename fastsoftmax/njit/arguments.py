@@ -26,7 +26,13 @@ from fastsoftmax.kernels.jit import F
 from fastsoftmax.kernels.simd.values import fma
 from fastsoftmax.machine.external import external
 from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
-from fastsoftmax.runtime.numba_private import impl_ret_borrowed, lean_options, populate_array
+from fastsoftmax.runtime.numba_private import (
+    can_make_arrays,
+    empty_array,
+    impl_ret_borrowed,
+    lean_options,
+    populate_array,
+)
 
 Run = Callable[..., Any]
 KINDS = {types.float32: np.float32, types.float64: np.float64}
@@ -180,22 +186,20 @@ def merged(function: F) -> F:
     return cast(F, njit(**OPTIONS, inline="always")(function))
 
 
+def classes_last(x: Any, axes: tuple[int, ...]) -> bool:
+    """Whether the type alone shows that a block of x has its classes last (inner = 1)."""
+    return len(axes) != 1 or bool(x.layout == "C" and axes[0] == x.ndim - 1)
+
+
 def layout(x: Any, axes: tuple[int, ...], last: bool) -> Any:
     """The compiled ``x -> (order, (outer, classes, inner))``, by the rules of `arrays.blocks.Problem._lay_out`."""
     ndim = x.ndim
     natural = tuple(range(ndim))
     moved = tuple([a for a in natural if a not in axes]) + axes
-    if last or len(axes) != 1 or (x.layout == "C" and axes[0] == ndim - 1):
-
-        @compiled
-        def lay_out(x: Any) -> Any:
-            classes = 1
-            for a in axes:
-                classes *= x.shape[a]
-            return moved, (row_count(x, axes), classes, 1)
-
-        return lay_out
-    axis = axes[0]
+    if last or classes_last(x, axes):
+        rows = tuple([a for a in natural if a not in axes])
+        return merged(lambda x: (moved, (product_of(x.shape, rows), product_of(x.shape, axes), 1)))
+    axis, others = axes[0], tuple([a for a in natural if a not in axes])
     in_order = x.layout == "C"
 
     @compiled
@@ -208,7 +212,7 @@ def layout(x: Any, axes: tuple[int, ...], last: bool) -> Any:
             behind = behind or a == axis
         if inner != 1 and (inner < INNER_LIMIT or classes > TILE_CLASSES):
             order, inner = moved, 1
-        return order, (row_count(x, axes) // inner, classes, inner)
+        return order, (product_of(x.shape, others) // inner, classes, inner)
 
     return lay_out_by_memory
 
@@ -222,12 +226,7 @@ def row_layout(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any, Any]:
     rest = tuple([a for a in range(x.ndim) if a not in axes])
     natural = tuple(range(len(rest)))
 
-    @compiled
-    def shape_of_rows(shape: Any) -> Any:
-        result = natural
-        for i in range(len(rest)):
-            result = tuple_setitem(result, i, shape[rest[i]])
-        return result
+    shape_of_rows = merged(lambda shape: picked(shape, rest))
 
     @compiled
     def kept_shape(shape: Any) -> Any:
@@ -237,7 +236,7 @@ def row_layout(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any, Any]:
         return result
 
     if len(axes) != 1 or x.layout == "C" or len(rest) < 2:
-        return compiled(lambda order: natural), shape_of_rows, kept_shape
+        return merged(lambda order: natural), shape_of_rows, kept_shape
     axis = axes[0]
 
     @compiled
@@ -364,6 +363,49 @@ def transposed(typingctx: Any, array: Any, order: Any) -> Any:
     return result(array, order), codegen
 
 
+def _places(kind: Any) -> tuple[int, ...]:
+    """The numbers in the type of a tuple of literals."""
+    return tuple([item.literal_value for item in kind])
+
+
+@intrinsic(prefer_literal=True)
+def product_of(typingctx: Any, shape: Any, axes: Any) -> Any:
+    """The product of the items of a tuple at places that are known when the call is compiled."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        items, product = cgutils.unpack_tuple(builder, values[0]), context.get_constant(types.intp, 1)
+        for place in _places(axes):
+            product = builder.mul(product, items[place])
+        return product
+
+    return types.intp(shape, axes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def picked(typingctx: Any, shape: Any, places: Any) -> Any:
+    """The tuple of the items of a tuple at places that are known when the call is compiled."""
+    result = types.UniTuple(types.intp, len(places))
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        items = cgutils.unpack_tuple(builder, values[0])
+        return context.make_tuple(builder, result, [items[place] for place in _places(places)])
+
+    return result(shape, places), codegen
+
+
+def _empty(typingctx: Any, shape: Any, dtype: Any) -> Any:
+    result = types.Array(dtype.dtype, len(shape), "C")
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return empty_array(context, builder, result, cgutils.unpack_tuple(builder, values[0], len(shape)))
+
+    return result(shape, dtype), codegen
+
+
+# ``numpy.empty`` for a tuple, without the function that Numba would compile for it.
+empty: Any = intrinsic(_empty) if can_make_arrays() else compiled(lambda shape, dtype: np.empty(shape, dtype))
+
+
 @intrinsic
 def tuple_setitem(typingctx: Any, items: Any, i: Any, value: Any) -> Any:
     """A tuple with another value for item `i`; `i` is not checked."""
@@ -418,16 +460,6 @@ def is_ignored(ignoring: bool) -> Run:
     if ignoring:
         return merged(lambda label, ignore_index: label == ignore_index)
     return merged(lambda label, ignore_index: False)
-
-
-@compiled
-def row_count(x: Any, axes: Any) -> int:
-    """How many rows there are."""
-    rows = 1
-    for a in range(x.ndim):
-        if a not in axes:
-            rows *= x.shape[a]
-    return rows
 
 
 @compiled
@@ -547,6 +579,13 @@ def deliver(result: Any, order: Any, block: Any) -> None:
         flat = writable(block, (block.size,), result.dtype)
         for i, place in enumerate(np.ndindex(moved.shape)):
             moved[place] = flat[i]
+
+
+def room_for(x: Any, axes: tuple[int, ...], out: Any) -> Run:
+    """`working_memory`, or a simpler form if the types show that none is needed."""
+    if classes_last(x, axes) and absent(out):
+        return merged(lambda nothing, shape, operands, dtype, over: nothing)
+    return working_memory
 
 
 @compiled

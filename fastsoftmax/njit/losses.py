@@ -20,6 +20,7 @@ from fastsoftmax.njit.arguments import (
     absent,
     check_ignore_index,
     check_number,
+    classes_last,
     compiled,
     convert,
     converter,
@@ -32,6 +33,7 @@ from fastsoftmax.njit.arguments import (
     overlap,
     readable,
     real_array,
+    room_for,
     row_layout,
     same_shape,
     stack,
@@ -84,6 +86,15 @@ class Terms(NamedTuple):
     divisor: Any
 
 
+class PlacedIndexError(FormattedIndexError):
+    """An IndexError about an item of an array, which is named by its number in C order."""
+
+    def __init__(self, text: str, shape: Any, place: int, *values: Any) -> None:
+        super().__init__(text, np.unravel_index(place, shape), *values)
+
+
+_first_outside = external("losses.first_outside", result=True)
+
 # --- targets and weights ------------------------------------------------------------------------------------
 
 
@@ -129,12 +140,13 @@ def _row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tupl
     return check
 
 
-def _labels(function: str, name: str, x: Any, targets: Any, ignoring: bool) -> Run:
+def _labels(function: str, name: str, x: Any, axes: tuple[int, ...], targets: Any, ignoring: bool) -> Run:
     """The compiled function that checks and returns the labels of the rows: -1 for ignored rows."""
     ndim = x.ndim - 1
     place = ", ".join([f"{{0[{i}]}}" for i in range(ndim)])
     wrong = f"{function}: {name}[{place}] is {{1}}, expected a label from 0 to {{2}}"
     ignored = is_ignored(ignoring)
+    in_memory_order = len(axes) == 1 and classes_last(x, axes)
 
     if ndim == 0:
         item = _item(targets)
@@ -150,6 +162,18 @@ def _labels(function: str, name: str, x: Any, targets: Any, ignoring: bool) -> R
             return readable(few, (1,), np.int64)
 
         return single
+
+    if in_memory_order and not ignoring and straight(targets, ()) and targets.dtype == types.int64:
+
+        @merged
+        def in_order(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
+            labels = readable(targets, (shape[0] * shape[2],), np.int64)
+            place = int(_first_outside(labels, shape[1]))
+            if place >= 0:
+                raise PlacedIndexError(wrong, targets.shape, place, labels[place], shape[1] - 1)
+            return labels
+
+        return in_order
 
     @compiled
     def complain(targets: Any, classes: int, ignore_index: Any) -> None:
@@ -276,7 +300,7 @@ class _Targets:
             fits = converter(self.targets, axes, self.dtype) if straight(x, axes) else convert
             distributions_of = merged(lambda targets, order, shape: fits(targets, order, shape, kind))
         else:
-            labels_of = _labels(self.call.name, self.name, x, self.targets, self.ignoring)
+            labels_of = _labels(self.call.name, self.name, x, axes, self.targets, self.ignoring)
         samples_of = merged(lambda sample_weight, order, rows, few: None)
         if self.sampled:
             samples_of = _per_row(self.call.name, "sample_weight", self.call["sample_weight"], x, kind)
@@ -426,6 +450,7 @@ def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets
     begin, block_for, finish = _loss_result(call.name, x, axes, dtype, reduction)
     slope_for, target_for, deliver_to = slope(call, x, axes, dtype)
     scale_of, returned = scale_for(reduction == "mean"), wanted(call)
+    room_of = room_for(x, axes, call["out"])
 
     @merged
     def run(x: Any, targets: Any, options: Any, out: Any) -> Any:
@@ -438,7 +463,7 @@ def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets
         source = source_for(x, order, shape, kind)
         block = block_for(losses, order, rows, stack(kind, 1), source)
         y = target_for(slope, order, shape, kind, source, terms.distributions, terms.weights)
-        room = working_memory(stack(kind, 0), shape, 2, kind, over(y, terms.distributions))
+        room = room_of(stack(kind, 0), shape, 2, kind, over(y, terms.distributions))
         launch(rows, room, source, terms, y, block, scale_of(terms.divisor, kind))
         deliver_to(slope, order, y)
         return returned(finish(x, losses, order, block, terms.divisor), slope)

@@ -22,12 +22,14 @@ from fastsoftmax.njit.arguments import (
     broadcasts,
     check_number,
     check_out,
+    classes_last,
     compiled,
     constant,
     convert,
     converter,
     cover,
     deliver,
+    empty,
     exits,
     hide,
     inverse,
@@ -38,12 +40,13 @@ from fastsoftmax.njit.arguments import (
     overlap,
     readable,
     real_array,
+    room_for,
     row_layout,
     same_shape,
     stack,
     straight,
     target,
-    working_memory,
+    writable,
 )
 
 Built = tuple[Run, tuple[str | tuple[str, ...], ...]]
@@ -168,7 +171,7 @@ def like(call: Call, x: Any, dtype: Any) -> Run:
         return _given(call.name, merged(lambda x: x.shape))
     if x.layout == "F" and x.ndim > 1:
         return compiled(lambda x, out: np.empty(x.shape[::-1], kind).T)
-    return merged(lambda x, out: np.empty(x.shape, kind))
+    return merged(lambda x, out: empty(x.shape, kind))
 
 
 def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
@@ -209,6 +212,7 @@ def pointwise(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run
         second_for = converter(operand, axes, dtype) if straight(x, axes) else convert
     target, deliver = exits(x, axes, call["out"])
     over = overlap(None if operand is None else call["out"])
+    room_of = room_for(x, axes, None if operand is None else call["out"])
 
     @merged
     def run(x: Any, v: Any, beta: Any, flag: Any, weights: Any, out: Any) -> Any:
@@ -217,7 +221,7 @@ def pointwise(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run
         source = source_for(x, order, shape, kind)
         second = second_for(v, order, shape, kind)
         y = target(result, order, shape, kind, source, second, None)
-        room = working_memory(stack(kind, 0), shape, 2, kind, over(y, second))
+        room = room_of(stack(kind, 0), shape, 2, kind, over(y, second))
         launch(shape[0] * shape[2], room, source, second, y, beta, flag, weights)
         deliver(result, order, y)
         return result
@@ -231,21 +235,23 @@ def square(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run) -
     lay_out = layout(x, axes, last=True)
     _, shape_of_rows, _ = row_layout(x, axes)
     natural = tuple(range(x.ndim + 1))
+    source_for = converter(x, axes, dtype)
+    target_for, deliver_to = exits(x, axes, out)
     check_out(call.name, out, dtype, x.ndim + 1)
-    shape_of = compiled(lambda x: (*shape_of_rows(x.shape), x.shape[axis], x.shape[axis]))
+    shape_of = merged(lambda x: (*shape_of_rows(x.shape), x.shape[axis], x.shape[axis]))
     result_for = _given(call.name, shape_of)
     if absent(out):
-        result_for = compiled(lambda x, out: np.empty(shape_of(x), kind))
+        result_for = merged(lambda x, out: empty(shape_of(x), kind))
 
     @merged
     def run(x: Any, v: Any, beta: Any, flag: Any, weights: Any, out: Any) -> Any:
         order, shape = lay_out(x)
         rows, classes, _ = shape
         result = result_for(x, out)
-        source = convert(x, order, shape, kind)
-        y = target(result, natural, (rows, classes, classes), kind, source, None, None)
+        source = source_for(x, order, shape, kind)
+        y = target_for(result, natural, (rows, classes, classes), kind, source, None, None)
         launch(rows, stack(kind, 0), source, None, y, beta, flag, weights)
-        deliver(result, natural, y)
+        deliver_to(result, natural, y)
         return result
 
     return run
@@ -260,7 +266,7 @@ def row_result(
     check_out(function, out, dtype, x.ndim if keep else x.ndim - len(axes))
     shape = kept_shape if keep else shape_of_rows
     given = _given(function, compiled(lambda x: shape(x.shape)))
-    fresh = compiled(lambda x, out: np.empty(shape_of_rows(x.shape), kind))
+    fresh = merged(lambda x, out: empty(shape_of_rows(x.shape), kind))
     if len(axes) == x.ndim:
         on_stack = compiled(lambda result, order, rows, few, source: few[:rows])
         if not absent(out):
@@ -269,6 +275,10 @@ def row_result(
         if keep:
             finish = compiled(lambda x, result, order, block, out: np.full(kept_shape(x.shape), block[0]))
         return begin, on_stack, finish
+
+    if absent(out) and not keep and classes_last(x, axes):
+        in_new = merged(lambda result, order, rows, few, source: writable(result, (rows,), kind))
+        return fresh, in_new, merged(lambda x, result, order, block, out: result)
 
     @compiled
     def in_result(result: Any, order: Any, rows: int, few: Any, source: Any) -> Any:
@@ -403,6 +413,7 @@ def _forward_like(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> Run:
     if not masked:
         whole = pointwise(call, x, axes, dtype, launch)
         return merged(lambda x, where, t, out: whole(x, None, beta(t), None, None, out))
+    room_of = room_for(x, axes, None)
     lay_out = layout(x, axes, last=False)
     result_for = like(call, x, dtype)
     alone = absent(call["out"])
@@ -416,7 +427,7 @@ def _forward_like(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> Run:
         result = result_for(x, out)
         y = target(result, order, shape, kind, None, None, None) if alone else np.empty(shape, kind)
         hide(y, x, where, order)
-        room = working_memory(stack(kind, 0), shape, 1, kind, False)
+        room = room_of(stack(kind, 0), shape, 1, kind, False)
         launch(shape[0] * shape[2], room, readable(y, shape, kind), None, y, pair, None, None)
         cover(y, x.shape, where, order, hidden)
         deliver(result, order, y)
@@ -429,6 +440,7 @@ def _forward_rows(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, kept: b
     """logsumexp."""
     kind = KINDS[dtype]
     beta, launch = _beta(call, kind), _launch_forward(call)
+    room_of = room_for(x, axes, None)
     lay_out = layout(x, axes, last=False)
     masked, check = _masked(call, x)
     source_for = converter(x, axes, dtype)
@@ -453,7 +465,7 @@ def _forward_rows(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, kept: b
         source = source_of(x, where, order, shape)
         few = stack(kind, 1)
         block = block_for(result, order, rows, few, source)
-        room = working_memory(stack(kind, 0), shape, 1, kind, False)
+        room = room_of(stack(kind, 0), shape, 1, kind, False)
         launch(rows, room, source, None, block, pair, None, None)
         return finish(x, result, order, block, out)
 
@@ -510,6 +522,7 @@ def entropies(call: Call) -> Built:
     x, axes, dtype = one_axis(call)
     kind = KINDS[dtype]
     beta, kernel = _beta(call, kind), call.kernel()
+    room_of = room_for(x, axes, None)
     lay_out = layout(x, axes, last=False)
     source_for = converter(x, axes, dtype)
     returned = wanted(call)
@@ -529,7 +542,7 @@ def entropies(call: Call) -> Built:
         few = stack(kind, 1)
         block = block_for(result, order, rows, few, source)
         y = target_for(slope, order, shape, kind, source, None, None)
-        room = working_memory(stack(kind, 0), shape, 1, kind, False)
+        room = room_of(stack(kind, 0), shape, 1, kind, False)
         kernel(0, rows, room, source, y, block, pair)
         deliver_to(slope, order, y)
         return returned(finish(x, result, order, block, rows_out(out)), slope)

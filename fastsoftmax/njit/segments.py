@@ -10,7 +10,7 @@ from numba import types
 from numba.core.errors import TypingError
 
 from fastsoftmax._spec import INDPTR, LOGITS, POSITIONS, ROWS
-from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
+from fastsoftmax._vectors import COLUMNS, HUGE
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
@@ -26,6 +26,7 @@ from fastsoftmax.njit.arguments import (
     contiguous,
     converter,
     deliver,
+    empty,
     exits,
     is_ignored,
     kernel_weights,
@@ -44,6 +45,8 @@ from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
 _piece_dots = external("segments.piece_dots")
 _piece_extents = external("segments.piece_extents")
 _piece_maxima = external("segments.piece_maxima")
+_first_wrong = external("segments.first_wrong", result=True)
+_list_pieces = external("segments.list_pieces", result=True)
 _piece_sums = external("segments.piece_sums")
 FLAT = (0,)
 
@@ -72,7 +75,7 @@ def _result(call: Call, dtype: Any) -> Run:
     """The compiled ``out, count -> result``, a vector of `count` numbers."""
     out, kind = call["out"], KINDS[dtype]
     if absent(out):
-        return merged(lambda out, count: np.empty(count, kind))
+        return merged(lambda out, count: empty((count,), kind))
     _check_vector(call, "out")
     check_out(call.name, out, dtype, 1)
     wrong = f"{call.name}: out has shape ({{}},), expected ({{}},)"
@@ -91,24 +94,26 @@ def _result(call: Call, dtype: Any) -> Run:
 
 def _pointers(call: Call) -> Run:
     """The compiled form of `api.segments._row_pointers`; it always returns a copy."""
-    empty = f"{call.name}: indptr has shape (0,), expected one dimension and at least one entry"
+    empty_text = f"{call.name}: indptr has shape (0,), expected one dimension and at least one entry"
     first = f"{call.name}: indptr[0] is {{}}, expected 0"
     falls = f"{call.name}: indptr[{{}}] is {{}}, expected at least indptr[{{}}], which is {{}}"
     end = f"{call.name}: indptr[{{}}] is {{}}, expected {{}}, the length of x"
 
     @compiled
     def check(indptr: Any, entries: int) -> Any:
-        if indptr.size == 0:
-            raise ValueError(empty)
-        if indptr[0] != 0:
-            raise FormattedValueError(first, indptr[0])
-        last = indptr.size - 1
-        for n in range(last):
-            if indptr[n + 1] < indptr[n]:
-                raise FormattedValueError(falls, n + 1, indptr[n + 1], n, indptr[n])
-        if indptr[last] != entries:
-            raise FormattedValueError(end, last, indptr[last], entries)
-        return indptr.astype(np.int64)
+        table = empty((indptr.size,), np.int64)
+        for n in range(indptr.size):
+            table[n] = indptr[n]
+        n = int(_first_wrong(table, entries))
+        if n >= 0:
+            if table.size == 0:
+                raise ValueError(empty_text)
+            if n == 0 and table[0] != 0:
+                raise FormattedValueError(first, table[0])
+            if n > 0 and table[n] < table[n - 1]:
+                raise FormattedValueError(falls, n, table[n], n - 1, table[n - 1])
+            raise FormattedValueError(end, n, table[n], entries)
+        return table
 
     return check
 
@@ -116,33 +121,24 @@ def _pointers(call: Call) -> Run:
 @compiled
 def _whole(indptr: Any) -> Any:
     """All segments as one block of work."""
-    return np.array([0, indptr.size - 1])
+    bounds = empty((2,), np.int64)
+    bounds[0], bounds[1] = 0, indptr.size - 1
+    return bounds
 
 
 @compiled
 def _pieces(indptr: Any) -> Any:
     """The table of pieces of huge segments, as from `api.segments._pieces`; empty if there is no such segment."""
-    count = 0
-    for n in range(indptr.size - 1):
-        length = indptr[n + 1] - indptr[n]
-        if length > HUGE:
-            count += (length + PIECE - 1) // PIECE
-    table = np.empty((count, COLUMNS), np.int64)
-    i = 0
-    for n in range(indptr.size - 1):
-        length = indptr[n + 1] - indptr[n]
-        if length > HUGE:
-            first, last = i, i + (length + PIECE - 1) // PIECE
-            for begin in range(indptr[n], indptr[n + 1], PIECE):
-                table[i] = begin, min(begin + PIECE, indptr[n + 1]), first, last, n
-                i += 1
-    return table.reshape(-1)
+    table = empty((int(_list_pieces(indptr, empty((0,), np.int64))) * COLUMNS,), np.int64)
+    if table.size > 0:
+        _list_pieces(indptr, table)
+    return table
 
 
 @compiled
-def _statistics(pieces: Any, x: Any) -> Any:
+def _statistics(pieces: Any, x: Any, kind: Any) -> Any:
     count = pieces.size // COLUMNS
-    maxima, sums = np.empty(count, x.dtype), np.empty(3 * count, x.dtype)
+    maxima, sums = empty((count,), kind), empty((3 * count,), kind)
     _piece_maxima(0, count, None, pieces, x, maxima)
     _piece_sums(0, count, None, pieces, maxima, x, sums)
     return maxima, sums
@@ -164,7 +160,7 @@ def _row_target(result: Any, count: int, kind: Any, source: Any) -> Any:
     """The kernel's output of one number for each segment: not over x, which is read for later segments."""
     if usable(result, kind) and contiguous(result, FLAT) and apart(result, source):
         return writable(result, (count,), kind)
-    return np.empty(count, kind)
+    return empty((count,), kind)
 
 
 # --- builders -----------------------------------------------------------------------------------------------
@@ -208,7 +204,7 @@ def _forward(call: Call, dtype: Any) -> Built:
         kernel(0, 1, None, table, _whole(table), source, y)
         pieces = _pieces(table)
         if pieces.size > 0:
-            maxima, sums = _statistics(pieces, source)
+            maxima, sums = _statistics(pieces, source, kind)
             run_pieces(maxima.size, pieces, maxima, sums, source, y)
         deliver_to(result, FLAT, y)
         return result
@@ -245,9 +241,9 @@ def _product(call: Call, dtype: Any) -> Built:
         kernel(0, 1, room, table, _whole(table), source, second, y, covered)
         pieces = _pieces(table)
         if pieces.size > 0:
-            maxima, sums = _statistics(pieces, source)
+            maxima, sums = _statistics(pieces, source, kind)
             count = maxima.size
-            extents, dots = np.empty(2 * count, kind), np.empty(2 * count, kind)
+            extents, dots = empty((2 * count,), kind), empty((2 * count,), kind)
             _piece_extents(0, count, None, pieces, maxima, source, second, extents)
             _piece_dots(0, count, None, pieces, maxima, sums, extents, source, second, dots)
             piece_kernel(0, count, None, pieces, maxima, sums, extents, source, second, dots, y)
@@ -338,7 +334,7 @@ def _loss(call: Call, dtype: Any) -> Built:
         kernel(0, 1, None, table, _whole(table), source, labels, factors, y, rows, scale[0], scale[1])
         pieces = _pieces(table)
         if pieces.size > 0:
-            maxima, sums = _statistics(pieces, source)
+            maxima, sums = _statistics(pieces, source, kind)
             count = maxima.size
             piece_kernel(
                 0, count, None, pieces, maxima, sums, source, labels, factors, y, rows, scale[0], scale[1]

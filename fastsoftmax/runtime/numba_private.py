@@ -84,6 +84,24 @@ def populate_array(array: Any, **parts: Any) -> None:
         populate(array, **parts)
 
 
+def empty_array(context: Any, builder: Any, kind: Any, shape: Any) -> Any:
+    """New memory for an array; None if Numba lacks the name: then callers compile ``numpy.empty``."""
+    try:
+        from numba.np.arrayobj import _empty_nd_impl
+    except ImportError:
+        return None
+    return _empty_nd_impl(context, builder, kind, shape)._getvalue()
+
+
+def can_make_arrays() -> bool:
+    """Whether `empty_array` makes one."""
+    try:
+        from numba.np import arrayobj
+    except ImportError:
+        return False
+    return hasattr(arrayobj, "_empty_nd_impl")
+
+
 def _set_fields(
     array: Any, data: Any, shape: Any, strides: Any, itemsize: Any, meminfo: Any, parent: Any = None
 ) -> None:

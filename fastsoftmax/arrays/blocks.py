@@ -44,7 +44,7 @@ _COMPUTED_IN: dict[str, np.dtype[Any]] = {
     "d": np.dtype(np.float64),
 }
 _DOUBLE: np.dtype[Any] = np.dtype(np.float64)
-NO_ROOM = {np.dtype(char): np.empty(0, char) for char in "fd"}
+NO_ROOM = {dtype: np.empty(0, dtype) for dtype in _COMPUTED_IN.values()}
 """Working memory of size 0, which is enough for contiguous rows."""
 
 
@@ -203,7 +203,7 @@ def read_only(block: Array) -> Array:
     return block
 
 
-UNWEIGHTED = {d: read_only(np.ones(VECTOR_BYTES // d.itemsize, d)[:0]) for d in (np.dtype("f4"), np.dtype("f8"))}
+UNWEIGHTED = {d: read_only(np.ones(VECTOR_BYTES // d.itemsize, d)[:0]) for d in NO_ROOM}
 """What kernels take if there are no weights: size 0, and the address of a vector of ones."""
 
 
@@ -309,11 +309,10 @@ class Problem:
         """
         vector = VECTOR_BYTES // self.dtype.itemsize
         if self.inner == 1:
-            if over and self.classes > COLUMN_LIMIT:
-                return partial(
-                    _on_lines, self.classes * (vector if self.classes <= GROUP_LIMIT else 1), self.dtype
-                )
-            return partial(NO_ROOM.get, self.dtype)
+            if not over or self.classes <= COLUMN_LIMIT:
+                return partial(NO_ROOM.get, self.dtype)
+            rows = vector if self.classes <= GROUP_LIMIT else 1
+            return partial(_on_lines, rows * self.classes, self.dtype)
         column = max(self.classes, 1) * vector
         wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
         return partial(_on_lines, operands * max(wide, 1) * column, self.dtype)

@@ -297,21 +297,20 @@ def _soft_slope(
 
 @inline
 def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """`soft_cross_entropy_of`; if there are no class weights, its loops do not read any, which saves 5 %."""
-    labels, weights, base, gain = options.shares
-    if size(weights) == 0:
-        soft_cross_entropy_of(x, v, y, place, stats, rows, options, Shares(labels, None, base, gain))
+    """`_soft_cross_entropy`, without weights in its loops if there are none, which saves 6 %."""
+    (labels, class_weights, base, gain), weights, scale, scale_low = options
+    if size(class_weights) == 0 and size(weights) == 0:
+        plain = SoftOptions(Shares(labels, None, base, gain), None, scale, scale_low)
+        _soft_cross_entropy(x, v, y, place, stats, rows, plain)
     else:
-        soft_cross_entropy_of(x, v, y, place, stats, rows, options, options.shares)
+        _soft_cross_entropy(x, v, y, place, stats, rows, options)
 
 
 @inline
-def soft_cross_entropy_of(
-    x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any, mix: Any
-) -> None:
+def _soft_cross_entropy(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient for shares: sum_j share_j (m - x_j) + sum(share) log(1 + s'), p sum(share) - share."""
     offset, length, folded, row, count = place
-    _, row_weights, scale, scale_low = options
+    mix, row_weights, scale, scale_low = options
     m = stats.m
     high, low = log_of_others(stats)
     log_rest = high + low

@@ -741,13 +741,14 @@ def _prepare_group(
     picks: Any,
     table: Any,
     terms: Any,
+    alone: bool,
 ) -> None:
-    """The statistics of a group of rows, and the entries at their labels."""
+    """The entries at the labels of a group of rows, and their statistics unless each is computed `alone`."""
     if picks is not None:
         for i in range(count):
             target = target_of(x, (first + i) * classes, classes, picks.labels, first + i)
             store_scalar(picks.targets, lane_count(x) + i, target)
-    if given is None:
+    if given is None and not alone:
         measure(source, 0, classes, count, beta, table, terms)
 
 
@@ -842,31 +843,26 @@ def traverse(
     """
     _, classes, inner = shape
     step = lane_count(x)
+    alone = False
     if few is not None:
-        short = inner == 1 and classes <= COLUMN_LIMIT
-        if short and stop - start <= FEW:
-            terms = unless_none(keep, y)
-            for row in range(start, stop):
-                at = row * classes
-                if picks is not None:
-                    store_scalar(picks.targets, 0, target_of(x, at, classes, picks.labels, row))
-                stats = short_statistics(x, at, classes, beta, terms)
-                block(either(terms, x), v, y, row_at(at, classes, row), stats, rows, options)
-            return
-    if inner == 1 and classes > COLUMN_LIMIT:
+        alone = stop - start <= FEW and classes <= COLUMN_LIMIT
+    if inner == 1 and (alone or classes > COLUMN_LIMIT):
         table = scratch(x, TABLE)
-        clear(table)
+        if not alone:
+            clear(table)
         group = step if classes <= GROUP_LIMIT else 1
         for first in range(start, stop, group):
             count, begin = min(group, stop - first), first * classes
             terms, source = terms_at(keep, over, room, y, begin), after(x, begin)
-            _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms)
+            _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms, alone)
             for i in range(count):
                 row = first + i
                 _prefetch_row(x, y, (row + group) * classes, classes)
                 if picks is not None:
                     store_scalar(picks.targets, 0, load_scalar(picks.targets, step + i))
                 stats = measured(table, i)
+                if few is not None and alone:
+                    stats = short_statistics(source, i * classes, classes, beta, terms)
                 place = row_at(i * classes, classes, row)
                 block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, options)
         return

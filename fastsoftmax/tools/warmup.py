@@ -36,22 +36,17 @@ LONG_ROW = (1, long_rows.LONG_ROW + 1)
 Calls = Iterator[Callable[[], Any]]
 
 
-def _choices(dtype: Any, x: Any, rows: tuple[int, ...], axis: int) -> dict[str, tuple[Any, ...]]:
-    """Values of the options, the default first; each value has machine code of its own."""
-    return {
-        "where": (None, x < 0.9),
-        "temperature": (1.0, 2.0),
-        "from_probs": (False, True),
-        "class_weight": (None, np.ones(x.shape[axis], dtype)),
-        "sample_weight": (None, np.ones(rows, dtype)),
-        "label_smoothing": (0.0, 0.1),
-        "reduction": ("mean", "sum"),
-    }
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "temperature": (1.0, 2.0),
+    "from_probs": (False, True),
+    "label_smoothing": (0.0, 0.1),
+}
+"""Values of the options, the default first; each value has machine code of its own."""
 
 
-def _combined(function: Any, choices: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    """Every combination of the options that a function has. Defaults are left out, as most callers do."""
-    taken = {name: choices[name] for name in inspect.signature(function).parameters if name in choices}
+def _combined(function: Any) -> Iterator[dict[str, Any]]:
+    """Every combination of the `CHOICES` that a function has. Defaults are left out, as most callers do."""
+    taken = {name: CHOICES[name] for name in inspect.signature(function).parameters if name in CHOICES}
     for picks in itertools.product(*(range(len(values)) for values in taken.values())):
         yield {name: taken[name][k] for name, k in zip(taken, picks, strict=True) if k}
 
@@ -69,15 +64,11 @@ def _dense(entry: _spec.Function, targets: str, dtype: Any) -> Calls:
         rows = tuple(np.delete(shape, axis))
         place = {} if axis == -1 else {"axis": axis}
         operands = _operands(entry, targets, x, np.zeros(rows, np.int64))
-        for options in _combined(function, _choices(dtype, x, rows, axis)):
+        for options in _combined(function):
             yield partial(function, *operands, **place, **options)
-        if entry.family == "product":  # whose output may be an operand
-            yield partial(function, *operands, **place, out=operands[1])
     if entry.pieces and targets != _spec.DISTRIBUTIONS:
         x = np.zeros(LONG_ROW, dtype)
-        names = ("temperature", "from_probs")
-        choices = {name: values for name, values in _choices(dtype, x, (1,), -1).items() if name in names}
-        for options in _combined(function, choices):
+        for options in _combined(function):
             yield partial(function, *_operands(entry, targets, x, np.zeros(1, np.int64)), **options)
 
 
@@ -88,9 +79,7 @@ def _ragged(entry: _spec.Function, dtype: Any) -> Calls:
         indptr = np.cumsum((0, *lengths))
         x, positions = np.zeros(indptr[-1], dtype), np.zeros(3, np.int64)
         arrays = {_spec.LOGITS: x, _spec.INDPTR: indptr, _spec.POSITIONS: positions}
-        operands = [arrays.get(role, x) for role in entry.operands]
-        for options in _combined(function, {"sample_weight": (None, np.ones(3, dtype))}):
-            yield partial(function, *operands, **options)
+        yield partial(function, *[arrays.get(role, x) for role in entry.operands])
 
 
 def _ufunc(name: str, dtype: Any) -> Calls:
@@ -137,7 +126,6 @@ def do(job: str, dtype: str) -> None:
     for calls in JOBS[job].calls:
         for call in calls(np.dtype(dtype)):
             call()
-            call()  # the second call may use other kernels, those for small calls
 
 
 @contextmanager

@@ -265,7 +265,7 @@ def test_dask_arrays(chunks):
 @every_dtype
 @few_lengths
 def test_small_calls(dtype, classes, monkeypatch):
-    """Small calls run another kernel, with the same bits, for any number of axes."""
+    """Small calls take a shorter way, with the same bits, for any number of axes."""
     x = np.random.default_rng(classes).normal(0, 5, (2, 20, classes)).astype(dtype)
     x[0, 3, 0], x[0, 4, 0] = np.nan, -np.inf
     long = fs.softmax_entropy(x, out=np.empty(x.shape[:-1], dtype))

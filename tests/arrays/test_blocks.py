@@ -394,7 +394,7 @@ def test_out_of_pairs(function):
 @pytest.mark.parametrize("function", functions.ACTIVATIONS, ids=str)
 @every_dtype
 def test_small_calls_give_the_bits_of_the_general_road(function, dtype):
-    """Small arrays run other kernels than large ones and calls with options, with the same bits."""
+    """Small arrays take a shorter way than large ones and calls with options, with the same bits."""
     for shape in ((1,), (5,), (1, 10), (32, 10), (2, 3, 17), (3, 60)):
         x = sample(shape, dtype)
         plain = function(x)
@@ -416,7 +416,7 @@ def test_small_calls_give_the_bits_of_the_general_road(function, dtype):
 @pytest.mark.parametrize("name", ["softmax_jvp", "softmax_vjp", "softmax_jacobian"])
 @every_dtype
 def test_small_derivatives_have_the_bits_of_others(name, from_probs, dtype):
-    """From the second call on, small matrices run other kernels, with the same bits."""
+    """From the second call on, small matrices take a shorter way, with the same bits."""
     function = getattr(fs, name)
     for shape in ((1, 10), (5, 1), (32, 10), (40, 17), (3, 100)):
         x = fs.softmax(sample(shape, dtype)) if from_probs else sample(shape, dtype)

@@ -69,22 +69,32 @@ def _class_value(build: Any, like: Any, folded: Any, array: Any, k: Any, count: 
     if build.result == like.vector:
         if array is None:
             return build.select(build.first_lanes(count, lanes), one, zero)
-        return array.load_part(k, count, zero)
-    return one if array is None else build.load(array.number(build.sdiv(k, k.type(lanes))))
+        array, place = _or_ones(build, array, k)
+        return array.load_part(place, count, zero)
+    if array is None:
+        return one
+    array, place = _or_ones(build, array, build.sdiv(k, k.type(lanes)))
+    return build.load(array.number(place))
 
 
 @lowered(_class_value, lambda like, folded, *_: like.dtype if is_none(folded) else lanes_of(like))
 def class_value(like: Floats, folded: Any, array: Any, k: int, count: int) -> Any:
     """The numbers of an array with one number for each class at vector k of a block; 1 if the array is None.
 
-    Along a row (`folded`) these are the
-    numbers of `count` classes, and 0 in the other lanes; else it is the number of the one class of the vector.
+    They are also 1 if the array has size 0. Its address must then be that of a vector of ones.
+
+    Along a row (`folded`) these are the numbers of `count` classes, and 0 in the other lanes; else it is the
+    number of the one class of the vector.
     """
     width = VECTOR_BYTES // like.itemsize
     if folded is None:
-        return like.dtype.type(1) if array is None else array[k // width]
+        if array is None:
+            return like.dtype.type(1)
+        array, k = _ones_if_empty(array, k // width)
+        return array[k]
     if array is None:
         return (np.arange(width) < count).astype(like.dtype)
+    array, k = _ones_if_empty(array, k)
     return load_part(array, k, count, 0)
 
 

@@ -1,17 +1,41 @@
 """Which tests run, and the table of the worst errors that a run has seen."""
 
+import os
 from collections import defaultdict
 
 import hypothesis
 import numpy as np
 import pytest
 
+from fastsoftmax.arrays import threads
+from fastsoftmax.runtime import cache, prebuilt
+
 
 def pytest_configure(config):
     """Hypothesis draws the same cases in every run, so that a failure repeats; new ones with ``-m slow``."""
+    first = not hasattr(config, "workerinput")  # the process that starts the others
+    if first and "smoke" not in config.option.markexpr and not config.option.collectonly:
+        _build_library()
     if "slow" not in config.option.markexpr:
         hypothesis.settings.register_profile("repeatable", derandomize=True)
         hypothesis.settings.load_profile("repeatable")
+
+
+def _build_library():
+    """Make the library of the kernels under test, unless it is there: else every process would compile kernels.
+
+    It is kept in the cache directory for the next run, with a hash of the sources. Where there is no linker, and with
+    ``FASTSOFTMAX_PREBUILT=0``, kernels are compiled when they are called.
+    """
+    if prebuilt.level() is None or os.environ.get("FASTSOFTMAX_PREBUILT") == "0" or prebuilt.library() is not None:
+        return
+    from fastsoftmax.machine import library
+
+    if library.linker() is None:
+        return
+    print("building the library of kernels, which takes a minute or two", flush=True)
+    library.build(prebuilt.level(), cache.directory(), threads.usable_cpus(), lambda done, total: None)
+    prebuilt.library.cache_clear()
 
 
 def pytest_collection_modifyitems(config, items):

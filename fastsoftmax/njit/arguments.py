@@ -515,13 +515,17 @@ def harmless(block: Any, source: Any) -> Any:
     return apart(block, source) or (extent(block) == extent(source) and block.size == source.size)
 
 
-@compiled
-def same_shape(a: Any, b: Any) -> bool:
+@intrinsic
+def same_shape(typingctx: Any, a: Any, b: Any) -> Any:
     """Whether two shapes of the same length are equal."""
-    equal = True
-    for i in range(len(a)):
-        equal = equal and a[i] == b[i]
-    return equal
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        equal = ir.Constant(ir.IntType(1), 1)
+        for one, other in zip(*(cgutils.unpack_tuple(builder, value) for value in values), strict=True):
+            equal = builder.and_(equal, builder.icmp_signed("==", one, other))
+        return equal
+
+    return types.boolean(a, b), codegen
 
 
 @compiled
@@ -529,7 +533,7 @@ def convert(array: Any, order: Any, shape: Any, dtype: Any) -> Any:
     """An array as a read-only block of this shape: a view if a kernel can use its memory, else a copy."""
     if usable(array, dtype) and contiguous(array, order):
         return readable(array, shape, dtype)
-    copy = np.empty(array.size, dtype)
+    copy = empty((array.size,), dtype)
     moved = transposed(array, order)
     for i, place in enumerate(np.ndindex(moved.shape)):
         copy[i] = moved[place]
@@ -550,7 +554,7 @@ def target(result: Any, order: Any, shape: Any, dtype: Any, source: Any, second:
         and harmless(result, third)
     ):
         return writable(result, shape, dtype)
-    return np.empty(shape, dtype)
+    return empty(shape, dtype)
 
 
 @compiled
@@ -558,7 +562,7 @@ def target_of_block(result: Any, order: Any, shape: Any, dtype: Any, source: Any
     """`target` for a result that is a block."""
     if harmless(result, source) and harmless(result, second) and harmless(result, third):
         return writable(result, shape, dtype)
-    return np.empty(shape, dtype)
+    return empty(shape, dtype)
 
 
 @compiled
@@ -595,11 +599,11 @@ def working_memory(nothing: Any, shape: Any, operands: int, dtype: Any, over: bo
     vector = VECTOR_BYTES // nothing.itemsize
     if inner == 1:
         if over and classes > COLUMN_LIMIT:
-            return np.empty(classes * (vector if classes <= GROUP_LIMIT else 1), dtype)
+            return empty((classes * (vector if classes <= GROUP_LIMIT else 1),), dtype)
         return nothing
     column = max(classes, 1) * vector
     wide = min(TILE_BYTES // (column * nothing.itemsize), (inner + vector - 1) // vector)
-    return np.empty(operands * max(wide, 1) * column, dtype)
+    return empty((operands * max(wide, 1) * column,), dtype)
 
 
 def kernel_weights(kind: Any) -> Run:
@@ -618,7 +622,7 @@ def kernel_weights(kind: Any) -> Run:
 @compiled
 def items(near: Any, count: int, dtype: Any) -> Any:
     """Memory for `count` items: `near`, on the stack, if they fit."""
-    return near[:count] if count <= near.size else np.empty(count, dtype)
+    return writable(near, (count,), dtype) if count <= near.size else empty((count,), dtype)
 
 
 @compiled

@@ -24,6 +24,7 @@ from fastsoftmax.njit.arguments import (
     compiled,
     convert,
     converter,
+    empty,
     is_ignored,
     items,
     kernel_weights,
@@ -194,7 +195,7 @@ def _labels(function: str, name: str, x: Any, axes: tuple[int, ...], targets: An
 
     @compiled
     def checked_or_ignored(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
-        labels = np.empty(shape[0] * shape[2], np.int64)
+        labels = empty((shape[0] * shape[2],), np.int64)
         moved = transposed(targets, order)
         for i, place in enumerate(np.ndindex(moved.shape)):
             label = moved[place]
@@ -594,7 +595,7 @@ def _factors(given: _Targets, mean: bool) -> Run:
     def of_distributions(factors: Any, shape: Any, terms: Any) -> None:
         every = all_classes(terms.classes, shape[1])
         base = np.float64(terms.base) * total(readable(every, (every.size,), kind))
-        low = np.empty(factors.size, kind)
+        low = empty((factors.size,), kind)
         room = working_memory(stack(kind, 0), shape, 1, kind, False)
         share_totals(0, factors.size, room, terms.distributions, every, kind(0.0), kind(1.0), factors, low)
         for i in range(factors.size):

@@ -425,7 +425,7 @@ def _forward_like(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> Run:
         check(where, x)
         order, shape = lay_out(x)
         result = result_for(x, out)
-        y = target(result, order, shape, kind, None, None, None) if alone else np.empty(shape, kind)
+        y = target(result, order, shape, kind, None, None, None) if alone else empty(shape, kind)
         hide(y, x, where, order)
         room = room_of(stack(kind, 0), shape, 1, kind, False)
         launch(shape[0] * shape[2], room, readable(y, shape, kind), None, y, pair, None, None)
@@ -449,7 +449,7 @@ def _forward_rows(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, kept: b
 
         @compiled
         def source_of(x: Any, where: Any, order: Any, shape: Any) -> Any:
-            block = np.empty(shape, kind)
+            block = empty(shape, kind)
             hide(block, x, where, order)
             return readable(block, shape, kind)
 

@@ -15,7 +15,6 @@ from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
-    FormattedIndexError,
     FormattedValueError,
     Run,
     absent,
@@ -92,12 +91,34 @@ def _result(call: Call, dtype: Any) -> Run:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
+class RowPointerError(ValueError):
+    """An error of row pointers; Python chooses the text, which would cost compiled callers their time."""
+
+    def __init__(self, name: str, n: int, size: int, value: int, previous: int, entries: int) -> None:
+        if size == 0:
+            text = "indptr has shape (0,), expected one dimension and at least one entry"
+        elif n == 0 and value != 0:
+            text = f"indptr[0] is {value}, expected 0"
+        elif n > 0 and value < previous:
+            text = f"indptr[{n}] is {value}, expected at least indptr[{n - 1}], which is {previous}"
+        else:
+            text = f"indptr[{n}] is {value}, expected {entries}, the length of x"
+        super().__init__(f"{name}: {text}")
+
+
+class SegmentLabelError(IndexError):
+    """An error of a position inside a segment."""
+
+    def __init__(self, name: str, n: int, label: int, length: int) -> None:
+        expected = "an ignored one, since segment {0} is empty"
+        if length:
+            expected = "a position from 0 to {1}, within segment {0} of length {2}"
+        super().__init__(f"{name}[{n}] is {label}, expected {expected.format(n, length - 1, length)}")
+
+
 def _pointers(call: Call) -> Run:
     """The compiled form of `api.segments._row_pointers`; it always returns a copy."""
-    empty_text = f"{call.name}: indptr has shape (0,), expected one dimension and at least one entry"
-    first = f"{call.name}: indptr[0] is {{}}, expected 0"
-    falls = f"{call.name}: indptr[{{}}] is {{}}, expected at least indptr[{{}}], which is {{}}"
-    end = f"{call.name}: indptr[{{}}] is {{}}, expected {{}}, the length of x"
+    name = call.name
 
     @compiled
     def check(indptr: Any, entries: int) -> Any:
@@ -106,13 +127,8 @@ def _pointers(call: Call) -> Run:
             table[n] = indptr[n]
         n = int(_first_wrong(table, entries))
         if n >= 0:
-            if table.size == 0:
-                raise ValueError(empty_text)
-            if n == 0 and table[0] != 0:
-                raise FormattedValueError(first, table[0])
-            if n > 0 and table[n] < table[n - 1]:
-                raise FormattedValueError(falls, n, table[n], n - 1, table[n - 1])
-            raise FormattedValueError(end, n, table[n], entries)
+            value, previous = (table[n] if table.size else 0), (table[n - 1] if n else 0)
+            raise RowPointerError(name, n, table.size, value, previous, entries)
         return table
 
     return check
@@ -256,9 +272,7 @@ def _product(call: Call, dtype: Any) -> Built:
 def _labels(call: Call, name: str) -> Run:
     """The compiled ``targets, table, ignore_index -> labels``, which checks and copies the labels."""
     shape = f"{call.name}: {name} has shape ({{}},), expected ({{}},): one for each segment"
-    empty = f"{call.name}: {name}[{{}}] is {{}}, expected an ignored one, since segment {{}} is empty"
-    outside = f"{call.name}: {name}[{{}}] is {{}}, expected a position from 0 to {{}}, "
-    outside += "within segment {} of length {}"
+    named = f"{call.name}: {name}"
     ignored = is_ignored(not absent(call["ignore_index"]))
 
     @compiled
@@ -266,13 +280,12 @@ def _labels(call: Call, name: str) -> Run:
         count = table.size - 1
         if targets.size != count:
             raise FormattedValueError(shape, targets.size, count)
-        labels = targets.astype(np.int64)
+        labels = empty((count,), np.int64)
         for n in range(count):
+            labels[n] = targets[n]
             length = table[n + 1] - table[n]
             if not (0 <= labels[n] < length or ignored(targets[n], ignore_index)):
-                if length == 0:
-                    raise FormattedIndexError(empty, n, targets[n], n)
-                raise FormattedIndexError(outside, n, targets[n], length - 1, n, length)
+                raise SegmentLabelError(named, n, targets[n], length)
         return labels
 
     return labels_of
@@ -329,7 +342,7 @@ def _loss(call: Call, dtype: Any) -> Built:
         divisor, exponent = divisor_of(readable(weights, labels.shape, kind), 0, labels.size, kind)
         weights = rescaled(stack(kind, 1), weights, labels.size, -exponent, kind)
         factors, scale = present(weights), scale_of(divisor, kind)
-        source, rows = source_for(x, FLAT, x.shape, kind), np.empty(labels.size, kind)
+        source, rows = source_for(x, FLAT, x.shape, kind), empty((labels.size,), kind)
         y = target_for(result, FLAT, x.shape, kind, source, None, None)
         kernel(0, 1, None, table, _whole(table), source, labels, factors, y, rows, scale[0], scale[1])
         pieces = _pieces(table)

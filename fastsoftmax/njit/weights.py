@@ -10,7 +10,7 @@ import numpy as np
 
 from fastsoftmax.arrays.weights import ROOM, normal_divisor
 from fastsoftmax.machine.external import external
-from fastsoftmax.njit.arguments import Run, compiled, inverse, items, merged, readable, writable
+from fastsoftmax.njit.arguments import Run, compiled, empty, inverse, items, merged, readable, writable
 
 _total, _normal = external("reductions.total", result=True), compiled(normal_divisor)
 
@@ -34,7 +34,7 @@ def scaled(few: Any, weights: Any, rows: int, exponent: int, kind: Any) -> Any:
 @compiled
 def scaled_classes(classes: Any, exponent: int, kind: Any) -> Any:
     """class weights * 2**exponent, in new memory."""
-    room = scaled(np.empty(0, kind), classes, classes.size, exponent, kind)
+    room = scaled(empty((0,), kind), classes, classes.size, exponent, kind)
     return writable(room, (room.size,), kind)
 
 
@@ -96,7 +96,7 @@ def products(few: Any, labels: Any, class_weights: Any, samples: Any, kind: Any)
 def _weight_divisor(counted: Any, exponent: int, rows: int, kind: Any) -> Any:
     whole = _total(counted)
     if np.isinf(whole) and np.isfinite(counted).all():
-        smaller = scaled(np.empty(0, kind), counted, counted.size, -ROOM, kind)
+        smaller = scaled(empty((0,), kind), counted, counted.size, -ROOM, kind)
         whole, exponent = _total(readable(smaller, (smaller.size,), kind)), exponent + ROOM
     return _normal(whole, exponent, np.float64(rows))
 

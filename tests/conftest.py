@@ -27,14 +27,15 @@ def _build_library():
     It is kept in the cache directory for the next run, with a hash of the sources. Where there is no linker, and with
     ``FASTSOFTMAX_PREBUILT=0``, kernels are compiled when they are called.
     """
-    if prebuilt.level() is None or os.environ.get("FASTSOFTMAX_PREBUILT") == "0" or prebuilt.library() is not None:
+    level = prebuilt.level()
+    if level is None or os.environ.get("FASTSOFTMAX_PREBUILT") == "0" or prebuilt.library() is not None:
         return
     from fastsoftmax.machine import library
 
     if library.linker() is None:
         return
     print("building the library of kernels, which takes a minute or two", flush=True)
-    library.build(prebuilt.level(), cache.directory(), threads.usable_cpus(), lambda done, total: None)
+    library.build(level, cache.directory(), threads.usable_cpus(), lambda done, total: None)
     prebuilt.library.cache_clear()
 
 

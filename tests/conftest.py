@@ -24,8 +24,8 @@ def pytest_configure(config):
 def _build_library():
     """Make the library of the kernels under test, unless it is there: else every process would compile kernels.
 
-    It is kept in the cache directory for the next run, with a hash of the sources. Where there is no linker, and with
-    ``FASTSOFTMAX_PREBUILT=0``, kernels are compiled when they are called.
+    It is kept in the cache directory for the next run, with a hash of the sources. Where there is no linker, and
+    with ``FASTSOFTMAX_PREBUILT=0``, kernels are compiled when they are called.
     """
     level = prebuilt.level()
     if level is None or os.environ.get("FASTSOFTMAX_PREBUILT") == "0" or prebuilt.library() is not None:

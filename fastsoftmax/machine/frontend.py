@@ -81,5 +81,5 @@ def module(variant: Any) -> Any:
     parameters, expected = signature(variant)
     if (expected is None) != isinstance(result, types.NoneType):
         raise TypeError(f"{variant.name} returns {result}, which is not what its annotation says")
-    wrappers.add(code, inner, PREFIX + variant.name, parameters, expected, python=not variant.is_loop)
+    wrappers.add(code, inner, PREFIX + variant.name, parameters, expected, variant.is_loop)
     return code

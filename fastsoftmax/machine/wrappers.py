@@ -106,18 +106,24 @@ def c_type(parameters: Sequence[Parameter]) -> Any:
     return ir.FunctionType(I32, [*flat, RESULT])
 
 
-def _c_function(module: Any, name: str, inner: str, parameters: Sequence[Parameter], result: Any) -> Any:
+def _c_function(
+    module: Any, name: str, inner: str, parameters: Sequence[Parameter], result: Any, loop: bool
+) -> Any:
     kinds = [kind for parameter in parameters for kind in _numba(parameter)]
     place = (POINTER if result is None else result).as_pointer()
     called = _declare(module, I32, [place, POINTER.as_pointer(), *kinds], inner)
-    function = ir.Function(module, c_type(parameters), name)
+    kind = c_type(parameters)
+    if loop:  # as NumPy calls it
+        kind = ir.FunctionType(I32, kind.args[:-1])
+    function = ir.Function(module, kind, name)
     build = ir.IRBuilder(function.append_basic_block())
     values, arguments = list(function.args), []
     for parameter in parameters:
         count = len(_flat(parameter))
         arguments += _for_numba(build, parameter, values[:count])
         values = values[count:]
-    build.ret(build.call(called, [build.bitcast(values[0], place), build.alloca(POINTER), *arguments]))
+    written = build.alloca(POINTER) if loop else build.bitcast(values[0], place)
+    build.ret(build.call(called, [written, build.alloca(POINTER), *arguments]))
     return function
 
 
@@ -200,13 +206,16 @@ def _python_function(module: Any, name: str, called: Any, parameters: Sequence[P
     build.ret(python.call("PyFloat_FromDouble", POINTER, build.load(place)))
 
 
-def add(code: Any, inner: str, name: str, parameters: Sequence[Parameter], result: Any, python: bool) -> None:
-    """Put the functions around Numba's function `inner` into its module `code`, which then exports only them."""
+def add(code: Any, inner: str, name: str, parameters: Sequence[Parameter], result: Any, loop: bool) -> None:
+    """Put the functions around Numba's function `inner` into its module `code`, which then exports only them.
+
+    A loop of a ufunc is called by NumPy alone: its function for C has no argument for a result.
+    """
     module = ir.Module(name)
     module.triple, module.data_layout = code.triple, code.data_layout
-    function = _c_function(module, name, inner, parameters, result)
+    function = _c_function(module, name, inner, parameters, result, loop)
     exported = {name}
-    if python:
+    if not loop:
         exported.add(f"{name}.py")
         _python_function(module, f"{name}.py", function, parameters, result)
     around = binding.parse_assembly(str(module))

@@ -82,6 +82,9 @@ class Variant(NamedTuple):
         return self.kinds[0] == "addresses"
 
 
+on_compilation: Callable[[], None] = lambda: None  # noqa: E731
+"""It is called before a variant is compiled. The command line sets it, to say what takes seconds."""
+
 _compiling = RLock()
 _kernels: dict[str, "Kernel"] = {}
 
@@ -178,10 +181,16 @@ class Kernel:
         found = library and library.address(name + form)
         if found:
             return found
-        from fastsoftmax.machine import jit
+        from fastsoftmax.runtime import interrupts
 
-        with _compiling:
-            return jit.address(name, lambda: self.variant(dtype, letters), form)
+        def wanted() -> Variant:
+            on_compilation()
+            return self.variant(dtype, letters)
+
+        with _compiling, interrupts.held():
+            from fastsoftmax.machine import jit
+
+            return jit.address(name, wanted, form)
 
     def _as_python(self, *arguments: Any) -> Any:
         """The function as Python runs it, without a warning of infinities and NaN."""
@@ -213,6 +222,14 @@ def address(name: str) -> int:
         raise KeyError(name)
     kernel, dtype, letters = name[len(prebuilt.PREFIX) :].rsplit(".", 2)
     return entry(kernel).address(dtype, letters)
+
+
+def find(name: str) -> int:
+    """As `address`, for compiled code: 0 instead of an exception, except for those of Ctrl-C and `sys.exit`."""
+    try:
+        return address(name)
+    except Exception:
+        return 0
 
 
 def remember(table: dict[Any, Any], key: Any, kernel: Kernel) -> None:

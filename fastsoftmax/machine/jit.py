@@ -13,7 +13,7 @@ from llvmlite import binding
 
 from fastsoftmax.machine import targets
 from fastsoftmax.runtime import cache as disk
-from fastsoftmax.runtime import prebuilt
+from fastsoftmax.runtime import interrupts, prebuilt
 
 
 @cache
@@ -34,7 +34,9 @@ def _object(name: str, variant: Callable[[], Any]) -> bytes:
     if code is None:
         from fastsoftmax.machine import frontend  # here, because it imports Numba
 
-        code = targets.object_code(frontend.module(variant()), target)
+        module = frontend.module(variant())
+        interrupts.check()
+        code = targets.object_code(module, target)
         file.save(code)
     return code
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE
+from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
 from fastsoftmax.arrays.blocks import Array, Output, Problem, is_masked, named, real_array
 from fastsoftmax.arrays.options import LossOptions, mean_divisor, reduced, spared, weight_array
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
 from fastsoftmax.arrays.weights import scaled
-from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
 from fastsoftmax.machine.entry import entry
 
 SEGMENT_WORK = 4

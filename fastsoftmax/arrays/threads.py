@@ -19,9 +19,8 @@ from contextvars import ContextVar
 from functools import lru_cache
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Protocol
 
-from fastsoftmax.machine.entry import Kernel
 from fastsoftmax.runtime.numba_state import chosen_threads
 
 PARALLEL_WORK = 1 << 17
@@ -338,11 +337,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 
 
+class Kernel(Protocol):
+    """What `run` needs of a kernel."""
+
+    def code(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        """The function for arguments of these types."""
+
+
 def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:
     """Call ``kernel(start, stop, room, *args)`` until all rows are done, on as many threads as pay off.
 
-    If the kernel has to be compiled, the caller does that before helpers are asked: they would wait for the compiler's
-    lock, which the caller may hold (if Numba is compiling a function and computes a constant of it).
+    If the kernel has to be compiled, the caller does that before helpers are asked. They would wait for the lock
+    of the compiler, which the caller may hold (if Numba is compiling a function and computes a constant of it).
 
     Every thread calls `room` once, for working memory of its own.
     """

@@ -27,8 +27,8 @@ MODULE = "fastsoftmax.machine.entry"
 RAISED = 1
 """In the place of an address, if there is an exception for the caller in Python."""
 MOST = 20
-"""At least as many as the parameters of any kernel. Numba wants to know their number, and its compilation would have
-to import the kernel to know it; so those that are left out have a default."""
+"""At least as many as the parameters of any kernel. Numba wants to know their number, which only an import of the
+kernel tells; so those that are left out have a default."""
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _SIGNATURE = inspect.Signature(
     [
@@ -69,7 +69,7 @@ def _values(context: Any, builder: Any, kind: Any, value: Any) -> list[Any]:
         array = context.make_array(kind)(context, builder, value)
         return [array.data, *cgutils.unpack_tuple(builder, array.shape, kind.ndim)]
     if isinstance(kind, types.BaseTuple):
-        return cgutils.unpack_tuple(builder, value, len(kind))
+        return list(cgutils.unpack_tuple(builder, value, len(kind)))
     return [builder.zext(value, _INT64)] if kind == types.boolean else [value]
 
 
@@ -80,7 +80,7 @@ def _parameter(kind: Any) -> wrappers.Parameter:
 
 
 def _finder(module: Any) -> Any:
-    """The function ``char *name -> address`` of a module: the result of `entry.find`, `RAISED` if it raises, else 0."""
+    """The function ``char *name -> address`` of a module: what `entry.find` returns, or `RAISED` if it raises."""
     name = "fastsoftmax.find"
     known = module.globals.get(name)
     if known is not None:
@@ -128,7 +128,9 @@ def _function(context: Any, builder: Any, name: str, kind: Any) -> Any:
         place = ir.GlobalVariable(module, _INT64, place_name)
         place.linkage, place.initializer = "internal", _INT64(0)
     with builder.if_then(builder.icmp_unsigned("==", builder.load(place), _INT64(0)), likely=False):
-        text = cgutils.global_constant(module, f"fastsoftmax.{name}", cgutils.make_bytearray(name.encode() + b"\0"))
+        text = cgutils.global_constant(
+            module, f"fastsoftmax.{name}", cgutils.make_bytearray(name.encode() + b"\0")
+        )
         found = builder.call(_finder(module), [builder.bitcast(text, _BYTES)])
         with builder.if_then(builder.icmp_unsigned("==", found, _INT64(0)), likely=False):
             message = (
@@ -144,7 +146,7 @@ def _function(context: Any, builder: Any, name: str, kind: Any) -> Any:
 
 @cache
 def external(name: str, result: Any = None) -> Any:
-    """The kernel of this name (as "losses.cross_entropy") as a function for compiled code, and its result's type."""
+    """The kernel of this name (as "losses.cross_entropy") for compiled code, where it returns this type."""
     kernel = entry(name)
 
     def call(typingctx: Any, *args: Any) -> Any:
@@ -155,7 +157,7 @@ def external(name: str, result: Any = None) -> Any:
         letters = "".join(map(_letter, args))
         try:
             kernel.address(dtype, letters)  # now, so that it is compiled with its caller if no library has it
-        except StopIteration:
+        except KeyError:
             raise TypingError(f"kernel {name} does not take {args}") from None
         kinds = [_accepted(kind, dtype) for kind in args]
         full_name = f"{PREFIX}{name}.{dtype}.{letters}"
@@ -164,7 +166,11 @@ def external(name: str, result: Any = None) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             llvm_result = None if result is None else context.get_value_type(result)
             kind = wrappers.c_type([_parameter(one) for one in kinds], llvm_result)
-            flat = [one for pair in zip(kinds, values[: len(kinds)], strict=True) for one in _values(context, builder, *pair)]
+            flat = [
+                one
+                for pair in zip(kinds, values[: len(kinds)], strict=True)
+                for one in _values(context, builder, *pair)
+            ]
             room = [] if result is None else [cgutils.alloca_once(builder, llvm_result)]
             function = _function(context, builder, full_name, kind)
             operands = [builder.bitcast(a, k) if isinstance(k, ir.PointerType) else a

@@ -9,7 +9,7 @@ fastmath=False
     fusion of a product into a sum, which `simd.values.muladd` requests where it is harmless. The option must be
     set, because code compiled for a user's function otherwise inherits that function's fastmath.
 no_cpython_wrapper, no_cfunc_wrapper
-    Wrappers for callers in Python or C take time to compile. Kernels have those of `wrappers`, other functions none.
+    Wrappers for callers in Python or C take time to compile. Kernels have those of `wrappers`, others none.
 """
 
 from typing import Any

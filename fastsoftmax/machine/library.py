@@ -113,7 +113,7 @@ def linker() -> list[str] | None:
         if path is not None:
             return [path]
     try:
-        import ziglang  # noqa: F401
+        import ziglang  # type: ignore[import-untyped]  # noqa: F401
     except ModuleNotFoundError:
         return None
     return [sys.executable, "-m", "ziglang", "cc"]
@@ -147,7 +147,10 @@ def build(level: str, folder: Path, processes: int, progress: Progress) -> Path:
         link(command, sorted((Path(work) / level).glob("*.o")), output)
         describe(output)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for made in (output, output.with_suffix(".json")):  # the description last: with it, the library is complete
+        for made in (
+            output,
+            output.with_suffix(".json"),
+        ):  # the description last: with it, the library is complete
             shutil.copyfile(made, folder / f"{made.name}.part")
             (folder / f"{made.name}.part").replace(folder / made.name)
     return folder / output.name

@@ -10,8 +10,8 @@ from numba import types
 from numba.core.errors import TypingError
 
 from fastsoftmax._spec import DISTRIBUTIONS, LABELS, SQUARE, TANGENT, TARGETS
-from fastsoftmax.arrays.options import counts_rows, smoothed_shares
 from fastsoftmax._vectors import COLUMN_LIMIT, FEW
+from fastsoftmax.arrays.options import counts_rows, smoothed_shares
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,

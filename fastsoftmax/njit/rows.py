@@ -13,9 +13,9 @@ from numba import types
 from numba.core.errors import TypingError
 
 from fastsoftmax._spec import LIKE, ROWS
+from fastsoftmax._vectors import COLUMN_LIMIT, FEW
 from fastsoftmax.arrays.blocks import split_temperature
 from fastsoftmax.kernels.simd.values import if_none
-from fastsoftmax._vectors import COLUMN_LIMIT, FEW
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,

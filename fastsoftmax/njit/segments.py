@@ -9,9 +9,9 @@ import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
+from fastsoftmax._spec import INDPTR, LOGITS, POSITIONS, ROWS
 from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
 from fastsoftmax.machine.external import external
-from fastsoftmax._spec import INDPTR, LOGITS, POSITIONS, ROWS
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
@@ -38,6 +38,9 @@ from fastsoftmax.njit.arguments import (
 )
 from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, keep, wanted, widened
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
+
+_piece_maxima, _piece_sums = external("segments.piece_maxima"), external("segments.piece_sums")
+_piece_extents, _piece_dots = external("segments.piece_extents"), external("segments.piece_dots")
 
 FLAT = (0,)
 
@@ -137,8 +140,8 @@ def _pieces(indptr: Any) -> Any:
 def _statistics(pieces: Any, x: Any) -> Any:
     count = pieces.size // COLUMNS
     maxima, sums = np.empty(count, x.dtype), np.empty(3 * count, x.dtype)
-    external("segments.piece_maxima")(0, count, None, pieces, x, maxima)
-    external("segments.piece_sums")(0, count, None, pieces, maxima, x, sums)
+    _piece_maxima(0, count, None, pieces, x, maxima)
+    _piece_sums(0, count, None, pieces, maxima, x, sums)
     return maxima, sums
 
 
@@ -229,8 +232,8 @@ def _product(call: Call, dtype: Any) -> Built:
             maxima, sums = _statistics(pieces, source)
             count = maxima.size
             extents, dots = np.empty(2 * count, kind), np.empty(2 * count, kind)
-            external("segments.piece_extents")(0, count, None, pieces, maxima, source, second, extents)
-            external("segments.piece_dots")(0, count, None, pieces, maxima, sums, extents, source, second, dots)
+            _piece_extents(0, count, None, pieces, maxima, source, second, extents)
+            _piece_dots(0, count, None, pieces, maxima, sums, extents, source, second, dots)
             piece_kernel(0, count, None, pieces, maxima, sums, extents, source, second, dots, y)
         deliver_to(result, FLAT, y)
         return result

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import numpy as np
-
 from numba import types
 
 from fastsoftmax.arrays.weights import ROOM, normal_divisor

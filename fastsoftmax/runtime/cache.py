@@ -1,7 +1,7 @@
 """Where object code of kernels is kept between processes.
 
-There is one file for each variant of a kernel (`machine.entry`). Its name is a hash of everything that decides what
-the code is: all sources of kernels and compilation, the versions of Numba and llvmlite, the processor, and Numba's
+There is one file for each variant of a kernel (`machine.entry`). Its name is a hash of all that decides what the
+code is: all sources of kernels and compilation, the versions of Numba and llvmlite, the processor, and Numba's
 settings. Its content has a checksum, and it gets its name when it is complete. What another user can write to is
 not used, because it is code. If there are too many files, the least recently used ones are removed. If anything
 fails here, kernels are compiled in memory: there is no exception and no wrong code.
@@ -33,7 +33,7 @@ LIMIT = 256 << 20
 DAY = 86_400.0
 STALE = 3600.0
 _SETTINGS = {"BOUNDSCHECK": 0, "OPT": 3, "DEBUGINFO_DEFAULT": 0, "FULL_TRACEBACKS": 0}
-"""Those of Numba's settings that change the code of a kernel, with defaults; the processor is part of the target."""
+"""Those of Numba's settings that change code, with their defaults. The processor is part of the target."""
 
 
 def directory() -> Path:
@@ -163,7 +163,7 @@ def stamp() -> str:
 
 
 class ObjectFile:
-    """The file with the object code of one variant for one processor. It is not used if anything is wrong with it."""
+    """The file with the object code of one variant for one processor. It is not used if it is damaged."""
 
     def __init__(self, name: str, target: Any) -> None:
         self._name, self._target = name, target

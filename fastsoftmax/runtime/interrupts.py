@@ -1,8 +1,8 @@
 """Signals that end or interrupt a program, while kernels are compiled.
 
 LLVM calls functions of Python through ctypes, and Numba has destructors. Python prints an exception that is raised
-there, as by the handler of Ctrl-C, and goes on. So in a `held` block handlers are not called when a signal arrives,
-but by `check`, from where their exceptions reach the caller, or else at the end of the block.
+there, as by the handler of Ctrl-C, and goes on. So in a `held` block a signal that arrives calls no handler. They
+are called by `check`, from where their exceptions reach the caller, or else at the end of the block.
 """
 
 import signal
@@ -46,7 +46,7 @@ def check() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """A block in which only `check` calls handlers. It changes nothing in other threads, where Python calls none."""
+    """A block in which only `check` calls handlers. Other threads, where none is called, see no change."""
     global _holding
     if _holding or not _is_main_thread():
         yield

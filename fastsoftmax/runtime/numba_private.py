@@ -60,7 +60,7 @@ def index_error(context: Any) -> Callable[[Any, str], None] | None:
 
 
 def return_error(context: Any, builder: Any, kind: type[Exception], message: str) -> None:
-    """Generate code that raises an exception; without the names, a status that Numba takes for an unknown error."""
+    """Generate code that raises an exception; without the names, a status that Numba calls an unknown error."""
     raises = getattr(getattr(context, "call_conv", None), "return_user_exc", None)
     if raises is None:
         builder.ret(builder.function.ftype.return_type(_UNKNOWN))
@@ -141,6 +141,8 @@ def _lean() -> Any:
 
     class Library(codegen.JITCodeLibrary):  # type: ignore[misc]
         """LLVM code of one function, neither optimised nor turned into machine code."""
+
+        _shared_module: Any
 
         @property
         def codegen(self) -> Any:
@@ -232,7 +234,7 @@ def lean_options() -> dict[str, Any]:
 
 
 def linked_module(dispatcher: Any, signature: Any) -> tuple[Any, str, Any]:
-    """A dispatcher's code for one signature with all that it calls, the name of its function, and its return type."""
+    """The code for one signature with all that it calls, the name of its function, and its return type."""
     dispatcher.compile(signature)
     compiled = dispatcher.overloads[tuple(signature)]
     library = compiled.library

@@ -1,9 +1,9 @@
-"""Machine code that was made before this process: the shared library of kernels, and functions made from addresses.
+"""Machine code that was made before this process: the library of kernels, and functions made from addresses.
 
 A library holds the code of all kernels for one kind of processor (`level`). It lies in the package (a wheel, or
-``pip install .``) or in the cache directory (``fastsoftmax warmup``), beside a description in JSON with its hash and
-that of the sources. It is used only if both hashes agree, so a damaged file, one of another version, and sources
-that were edited all lead to compilation by Numba. Neither Numba nor llvmlite is imported here.
+``pip install .``) or in the cache directory (``fastsoftmax warmup``), beside a description in JSON with its hash
+and that of the sources. It is used only if both hashes agree, so a damaged file, one of another version, and
+sources that were edited all lead to compilation by Numba. Neither Numba nor llvmlite is imported here.
 
 A library is code that this process runs. It is loaded from the package's own directory, which is as trustworthy as
 the package, or from a directory that nobody else can write to.
@@ -39,7 +39,7 @@ PYTHON = (
     "PyEval_RestoreThread",
     "PyFloat_AsDouble",
     "PyFloat_FromDouble",
-    "PyLong_AsSsize_t",
+    "PyNumber_AsSsize_t",
     "PyLong_FromSsize_t",
     "PyObject_IsTrue",
     "PyTuple_GetItem",
@@ -82,7 +82,7 @@ def python_function(name: str, address: int) -> Any:
 
 def _processor_features() -> dict[str, bool]:
     try:
-        from numpy._core._multiarray_umath import __cpu_features__ as features
+        from numpy._core._multiarray_umath import __cpu_features__ as features  # type: ignore[import-not-found]
     except ImportError:  # before NumPy 2
         from numpy.core._multiarray_umath import __cpu_features__ as features  # type: ignore[no-redef]
     return dict(features)
@@ -121,7 +121,7 @@ class Library:
         self.path = path
         self._library = ctypes.CDLL(str(path))
         table = (ctypes.c_void_p * len(PYTHON)).in_dll(self._library, TABLE)
-        table[:] = python_table()
+        table[:] = list(python_table())
 
     def address(self, name: str) -> int | None:
         """The address of an exported function; None if the library does not have it."""

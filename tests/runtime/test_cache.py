@@ -214,24 +214,6 @@ def test_damaged_files_are_not_given_to_llvm(directory, monkeypatch):
     assert kept().load() == b"compiled again"
 
 
-NO_OBJECT = """
-import sys
-from fastsoftmax.machine import targets
-from fastsoftmax.runtime.cache import ObjectFile
-
-for name in ("f.iiaaa", "d.iiaaa"):
-    ObjectFile(f"activations.logsumexp.{name}", targets.this_process()).save(eval(sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize("payload", ["b''", "b'no object'", "bytes(5000)", "b'\\x7fELF' + bytes(5000)"])
-def test_wrong_contents_with_a_right_checksum(tmp_path, payload):
-    """They are replaced by what is compiled."""
-    child.run(NO_OBJECT, payload, FASTSOFTMAX_CACHE_DIR=tmp_path / "cache")
-    call(tmp_path / "cache")
-    assert call(tmp_path / "cache") == FROM_DISK
-
-
 def test_a_file_in_the_place_of_a_directory(directory):
     (path,) = files(directory)
     path.unlink()
@@ -456,11 +438,11 @@ def test_the_size_is_bounded(directory, monkeypatch):
 def test_what_is_used_is_kept(directory, monkeypatch):
     """The time of a file is that of its last use, to the day, so that reading writes at most once a day."""
     (path,) = files(directory)
-    for days, kept in ((0.9, True), (1.1, False)):
+    for days, same in ((0.9, True), (1.1, False)):
         then = time.time() - days * 86_400
         os.utime(path, (then, then))
         assert kept().load() is not None
-        assert (path.stat().st_mtime == pytest.approx(then, abs=1)) == kept
+        assert (path.stat().st_mtime == pytest.approx(then, abs=1)) == same
 
 
 def test_files_that_were_never_finished(directory):

@@ -19,9 +19,8 @@ from contextvars import ContextVar
 from functools import lru_cache
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Protocol
 
-from fastsoftmax.machine.entry import Kernel
 from fastsoftmax.runtime.numba_state import chosen_threads
 
 PARALLEL_WORK = 1 << 17
@@ -336,6 +335,13 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+
+
+class Kernel(Protocol):
+    """What `run` needs of a kernel."""
+
+    def code(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        """The function for arguments of these types."""
 
 
 def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:

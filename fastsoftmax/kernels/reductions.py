@@ -45,7 +45,8 @@ def sum_of(data: Any, count: int) -> Any:
 def total(values: Floats) -> float:
     """sum(values) in float64."""
     data = memory(values)
-    return sum_of(data, size(data))
+    result: float = sum_of(data, size(data))
+    return result
 
 
 class ShareOptions(NamedTuple):

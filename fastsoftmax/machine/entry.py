@@ -82,6 +82,9 @@ class Variant(NamedTuple):
         return self.kinds[0] == "addresses"
 
 
+on_compilation: Callable[[], None] = lambda: None  # noqa: E731
+"""It is called before a variant is compiled. The command line sets it, to say what takes seconds."""
+
 _compiling = RLock()
 _kernels: dict[str, "Kernel"] = {}
 
@@ -99,7 +102,7 @@ class Kernel:
         self._codes: dict[tuple[Any, ...], Any] = {}
 
     def __repr__(self) -> str:
-        """How it is shown."""
+        """Its name."""
         return f"<kernel {self.name}>"
 
     def define(self, function: Callable[..., Any], unless: Callable[..., bool] | None, dtypes: str | None) -> None:
@@ -108,11 +111,13 @@ class Kernel:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The function that is compiled. It imports Numba."""
-        if self._function is None:
+        """The function that is compiled; KeyError if there is none. It imports Numba."""
+        module = self.name.rpartition(".")[0]
+        if self._function is None and module in MODULES:
             with fork.importing:
-                import_module(f"fastsoftmax.kernels.{self.name.rpartition('.')[0]}")
-        assert self._function is not None, self.name
+                import_module(f"fastsoftmax.kernels.{module}")
+        if self._function is None:
+            raise KeyError(self.name)
         return self._function
 
     @cached_property
@@ -128,24 +133,28 @@ class Kernel:
         """None, or the type of the result: float."""
         return inspect.signature(self.function).return_annotation
 
+    @property
+    def dtypes(self) -> str:
+        """The dtypes that it is compiled for."""
+        kinds = [kind for parameter in self.parameters for kind in parameter.kinds]
+        return self._dtypes or ("fd" if any(kind.startswith(("float", "tuple")) for kind in kinds) else "i")
+
     def variants(self) -> Iterator[Variant]:
         """All variants."""
-        kinds = [kind for parameter in self.parameters for kind in parameter.kinds]
-        dtypes = self._dtypes or ("fd" if any(kind.startswith(("float", "tuple")) for kind in kinds) else "i")
         names = [parameter.name for parameter in self.parameters]
         for picks in itertools.product(*(parameter.kinds for parameter in self.parameters)):
             present = {name: kind != "none" for name, kind in zip(names, picks, strict=True)}
             if self._unless is None or not self._unless(**present):
-                for dtype in dtypes:
+                for dtype in self.dtypes:
                     yield Variant(self, dtype, picks)
 
     def variant(self, dtype: str, letters: str) -> Variant:
-        """The variant with this dtype and these letters."""
-        kinds = [
-            next(kind for kind in parameter.kinds if letter(kind) == one)
-            for parameter, one in zip(self.parameters, letters, strict=True)
-        ]
-        return Variant(self, dtype, tuple(kinds))
+        """The variant with this dtype and these letters; KeyError if the kernel has no such parameters."""
+        pairs = zip(self.parameters, letters, strict=False)
+        kinds = tuple([kind for parameter, one in pairs for kind in parameter.kinds if letter(kind) == one])
+        if not len(kinds) == len(letters) == len(self.parameters) or dtype not in self.dtypes:
+            raise KeyError(f"{self.name}.{dtype}.{letters}")
+        return Variant(self, dtype, kinds)
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the code for arguments of these types."""
@@ -182,10 +191,16 @@ class Kernel:
         found = library and library.address(name + form)
         if found:
             return found
-        from fastsoftmax.machine import jit
+        from fastsoftmax.runtime import interrupts
 
-        with _compiling:
-            return jit.address(name, lambda: self.variant(dtype, letters), form)
+        def wanted() -> Variant:
+            on_compilation()
+            return self.variant(dtype, letters)
+
+        with _compiling, interrupts.held():
+            from fastsoftmax.machine import jit
+
+            return jit.address(name, wanted, form)
 
     def _as_python(self, *arguments: Any) -> Any:
         """The function as Python runs it, without a warning of infinities and NaN."""
@@ -215,8 +230,19 @@ def address(name: str) -> int:
     """The address of a variant's function for C by its full name; KeyError if this version has no such variant."""
     if not name.startswith(prebuilt.PREFIX):
         raise KeyError(name)
-    kernel, dtype, letters = name[len(prebuilt.PREFIX) :].rsplit(".", 2)
+    parts = name[len(prebuilt.PREFIX) :].rsplit(".", 2)
+    if len(parts) < 3:
+        raise KeyError(name)
+    kernel, dtype, letters = parts
     return entry(kernel).address(dtype, letters)
+
+
+def find(name: str) -> int:
+    """As `address`, for compiled code: 0 instead of an exception, except for those of Ctrl-C and `sys.exit`."""
+    try:
+        return address(name)
+    except Exception:
+        return 0
 
 
 def remember(table: dict[Any, Any], key: Any, kernel: Kernel, *arguments: Any) -> None:

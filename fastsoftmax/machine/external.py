@@ -1,6 +1,6 @@
 """Kernels in code that Numba compiles: calls of machine code that is there already.
 
-A call finds the function when it first runs, by asking Python for its address (`entry.address`), and keeps it in a
+A call finds the function when it first runs, by asking Python for its address (`entry.find`), and keeps it in a
 variable of its module. So the user's compiled code names no symbol, which LLVM would have to find when the code is
 loaded from Numba's cache (it ends the process if there is none). Code that was cached with another version of this
 package works if that version has the same kernel, and raises an ImportError if not.
@@ -19,11 +19,13 @@ from numba.extending import intrinsic
 from fastsoftmax.machine import frontend, wrappers
 from fastsoftmax.machine.entry import entry
 from fastsoftmax.machine.types import Memory
-from fastsoftmax.runtime.numba_private import return_error
+from fastsoftmax.runtime.numba_private import return_error, return_raised
 from fastsoftmax.runtime.prebuilt import PREFIX
 
 _BYTES, _INT32, _INT64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 MODULE = "fastsoftmax.machine.entry"
+RAISED = 1
+"""In the place of an address, if there is an exception for the caller in Python."""
 MOST = 20
 """At least as many as the parameters of any kernel. Numba wants to know their number; we would have to import the
 kernel to know it, so those that are left out have a default."""
@@ -67,7 +69,7 @@ def _values(context: Any, builder: Any, kind: Any, value: Any) -> list[Any]:
         array = context.make_array(kind)(context, builder, value)
         return [array.data, *cgutils.unpack_tuple(builder, array.shape, kind.ndim)]
     if isinstance(kind, types.BaseTuple):
-        return cgutils.unpack_tuple(builder, value, len(kind))
+        return list(cgutils.unpack_tuple(builder, value, len(kind)))
     return [builder.zext(value, _INT64)] if kind == types.boolean else [value]
 
 
@@ -78,7 +80,7 @@ def _parameter(kind: Any) -> wrappers.Parameter:
 
 
 def _finder(module: Any) -> Any:
-    """The function ``char *name -> address`` of a module; 0 if `entry.address` raises an exception."""
+    """The function ``char *name -> address`` of a module: what `entry.find` returns, or `RAISED` if it raises."""
     name = "fastsoftmax.find"
     known = module.globals.get(name)
     if known is not None:
@@ -101,13 +103,17 @@ def _finder(module: Any) -> Any:
     answer = cgutils.alloca_once_value(build, _INT64(0))
     home = python("PyImport_ImportModule", _BYTES, text(MODULE))
     with build.if_then(build.icmp_unsigned("!=", home, _BYTES(None))):
-        arguments = (home, text("address"), text("s"), found.args[0])
+        arguments = (home, text("find"), text("s"), found.args[0])
         number = python("PyObject_CallMethod", _BYTES, *arguments, var_arg=True)
-        with build.if_then(build.icmp_unsigned("!=", number, _BYTES(None))):
-            build.store(python("PyLong_AsLongLong", _INT64, number), answer)
-            python("Py_DecRef", ir.VoidType(), number)
+        with build.if_else(build.icmp_unsigned("!=", number, _BYTES(None))) as (returned, raised):
+            with returned:
+                build.store(python("PyLong_AsLongLong", _INT64, number), answer)
+                python("Py_DecRef", ir.VoidType(), number)
+            with raised:
+                build.store(_INT64(RAISED), answer)
         python("Py_DecRef", ir.VoidType(), home)
-    python("PyErr_Clear", ir.VoidType())
+    with build.if_then(build.icmp_unsigned("!=", build.load(answer), _INT64(RAISED))):
+        python("PyErr_Clear", ir.VoidType())
     python("PyGILState_Release", ir.VoidType(), state)
     build.ret(build.load(answer))
     return found
@@ -132,6 +138,8 @@ def _function(context: Any, builder: Any, name: str, kind: Any) -> Any:
                 "compiled here; delete the files that Numba has cached for it"
             )
             return_error(context, builder, ImportError, message)
+        with builder.if_then(builder.icmp_unsigned("==", found, _INT64(RAISED)), likely=False):
+            return_raised(context, builder)
         builder.store(found, place)
     return builder.inttoptr(builder.load(place), kind.as_pointer())
 
@@ -152,7 +160,7 @@ def external(name: str, result: bool = False) -> Any:
         letters = "".join(map(_letter, args))
         try:
             kernel.address(dtype, letters)  # now, so that it is compiled with its caller if no library has it
-        except StopIteration:
+        except KeyError:
             raise TypingError(f"kernel {name} does not take {args}") from None
         kinds = [_accepted(kind, dtype) for kind in args]
         full_name = f"{PREFIX}{name}.{dtype}.{letters}"

@@ -13,7 +13,7 @@ from llvmlite import binding
 
 from fastsoftmax.machine import targets
 from fastsoftmax.runtime import cache as disk
-from fastsoftmax.runtime import prebuilt
+from fastsoftmax.runtime import interrupts, prebuilt
 
 
 @cache
@@ -34,7 +34,9 @@ def _object(name: str, variant: Callable[[], Any]) -> bytes:
     if code is None:
         from fastsoftmax.machine import frontend  # here, because it imports Numba
 
-        code = targets.object_code(frontend.module(variant()), target)
+        module = frontend.module(variant())
+        interrupts.check()
+        code = targets.object_code(module, target)
         file.save(code)
     return code
 
@@ -47,10 +49,10 @@ def address(name: str, variant: Callable[[], Any], form: str) -> int:
     engine = _engines.get(name)
     if engine is None:
         _table()
-        engine = binding.create_mcjit_compiler(
-            binding.parse_assembly(""), targets.compiler(targets.this_process())
-        )
-        engine.add_object_file(binding.ObjectFileRef.from_data(_object(name, variant)))
+        code = binding.ObjectFileRef.from_data(_object(name, variant))
+        compiler = targets.new_compiler(targets.this_process())
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), compiler)
+        engine.add_object_file(code)
         engine.finalize_object()
         _engines[name] = engine
     return int(engine.get_function_address(f"{prebuilt.PREFIX}{name}{form}"))

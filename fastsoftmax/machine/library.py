@@ -113,7 +113,7 @@ def linker() -> list[str] | None:
         if path is not None:
             return [path]
     try:
-        import ziglang  # noqa: F401
+        import ziglang  # type: ignore[import-untyped]  # noqa: F401
     except ModuleNotFoundError:
         return None
     return [sys.executable, "-m", "ziglang", "cc"]

@@ -28,14 +28,15 @@ def this_process() -> Target:
     name, features = setting("CPU_NAME"), setting("CPU_FEATURES")
     if name is None:
         name = binding.get_host_cpu_name()
+    if features is None and name.lower() == "generic":
+        features = ""  # as Numba has it
     if features is None:
         features = binding.get_host_cpu_features().flatten()
     return Target(binding.get_process_triple(), name, features, here=True)
 
 
-@cache
-def compiler(target: Target) -> Any:
-    """LLVM's compiler for a target."""
+def new_compiler(target: Target) -> Any:
+    """A new compiler of LLVM for a target, for an engine, which will own it."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     found = binding.Target.from_triple(target.triple)
@@ -46,6 +47,12 @@ def compiler(target: Target) -> Any:
             **options, reloc="static" if x86 else "default", codemodel="jitdefault", jit=True
         )
     return found.create_target_machine(**options, reloc="pic", codemodel="default")
+
+
+@cache
+def compiler(target: Target) -> Any:
+    """LLVM's compiler for a target. No engine may get it: it would destroy it when it ends."""
+    return new_compiler(target)
 
 
 def optimize(module: Any, target: Target) -> None:

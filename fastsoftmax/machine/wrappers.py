@@ -36,10 +36,10 @@ class Array(NamedTuple):
 
 
 class Tuple(NamedTuple):
-    """A tuple of `count` numbers."""
+    """A tuple of `length` numbers."""
 
     item: Any
-    count: int
+    length: int
 
 
 Parameter = Any
@@ -57,7 +57,7 @@ def _flat(kind: Parameter) -> list[Any]:
     if isinstance(kind, Array):
         return [kind.item.as_pointer(), *[I64] * kind.ndim]
     if isinstance(kind, Tuple):
-        return [kind.item] * kind.count
+        return [kind.item] * kind.length
     return [I64 if kind == I1 else kind]
 
 
@@ -68,7 +68,7 @@ def _numba(kind: Parameter) -> list[Any]:
     if isinstance(kind, Array):
         return [POINTER, POINTER, I64, I64, kind.item.as_pointer(), *[I64] * (2 * kind.ndim)]
     if isinstance(kind, Tuple):
-        return [kind.item] * kind.count
+        return [kind.item] * kind.length
     return [I8 if kind == I1 else kind]
 
 
@@ -154,7 +154,7 @@ def _field(build: Any, base: Any, offset: Any, kind: Any) -> Any:
 
 def _number(build: Any, python: _Python, item: Any, kind: Any) -> Any:
     if isinstance(kind, ir.IntType):
-        return python.call("PyLong_AsSsize_t", I64, item)
+        return python.call("PyNumber_AsSsize_t", I64, item, POINTER(None))
     value = python.call("PyFloat_AsDouble", DOUBLE, item)
     return build.fptrunc(value, FLOAT) if kind == FLOAT else value
 
@@ -166,7 +166,7 @@ def _from_python(build: Any, python: _Python, item: Any, kind: Parameter) -> lis
     if kind == I1:
         return [build.zext(python.call("PyObject_IsTrue", I32, item), I64)]
     if isinstance(kind, Tuple):
-        items = [python.call("PyTuple_GetItem", POINTER, item, _constant(k)) for k in range(kind.count)]
+        items = [python.call("PyTuple_GetItem", POINTER, item, _constant(k)) for k in range(kind.length)]
         return [_number(build, python, one, kind.item) for one in items]
     if not isinstance(kind, Array):
         return [_number(build, python, item, kind)]

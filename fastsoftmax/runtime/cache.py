@@ -32,8 +32,8 @@ LIMIT = 256 << 20
 
 DAY = 86_400.0
 STALE = 3600.0
-_SETTINGS = ("BOUNDSCHECK", "OPT", "DEBUGINFO_DEFAULT", "FULL_TRACEBACKS")
-"""Those of Numba's settings that change the code of a kernel; the processor is part of the target."""
+_SETTINGS = {"BOUNDSCHECK": 0, "OPT": 3, "DEBUGINFO_DEFAULT": 0, "FULL_TRACEBACKS": 0}
+"""Those of Numba's settings that change code, with their defaults. The processor is part of the target."""
 
 
 def directory() -> Path:
@@ -146,10 +146,19 @@ def sources() -> str:
     return digest.hexdigest()
 
 
+def _value(name: str, default: int) -> Any:
+    """A setting in one form, whether Numba has read it or it comes from the environment."""
+    found = setting(name)
+    try:
+        return default if found in (None, "") else int(found)
+    except ValueError:
+        return found
+
+
 @lru_cache(maxsize=1)
 def stamp() -> str:
     """What determines the machine code besides kernel, variant and processor."""
-    settings = {name: setting(name) for name in _SETTINGS}
+    settings = {name: _value(name, default) for name, default in _SETTINGS.items()}
     return repr((sources(), _version("numba"), _version("llvmlite"), sys.byteorder, settings))
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from fastsoftmax.runtime import interrupts
+
 # --- compilation and machine code ---------------------------------------------------------------------------
 
 
@@ -42,6 +44,9 @@ def treat_alike(value: Any, function: Any) -> None:
 
 # --- the code generators of intrinsics ----------------------------------------------------------------------
 
+_UNKNOWN = -4
+"""A status without a meaning: 0, -1, -2 and -3 have one, and positive ones come with an exception."""
+
 
 def index_error(context: Any) -> Callable[[Any, str], None] | None:
     """With ``boundscheck``, a function that generates code to raise an IndexError with a message; else None.
@@ -58,9 +63,18 @@ def return_error(context: Any, builder: Any, kind: type[Exception], message: str
     """Generate code that raises an exception; without the names, a status that Numba takes for an unknown one."""
     raises = getattr(getattr(context, "call_conv", None), "return_user_exc", None)
     if raises is None:
-        builder.ret(builder.function.ftype.return_type(1))
+        builder.ret(builder.function.ftype.return_type(_UNKNOWN))
     else:
         raises(builder, kind, (message,))
+
+
+def return_raised(context: Any, builder: Any) -> None:
+    """Generate code that returns to Python, where an exception is set; without the names, as `return_error`."""
+    returns = getattr(getattr(context, "call_conv", None), "return_exc", None)
+    if returns is None:
+        builder.ret(builder.function.ftype.return_type(_UNKNOWN))
+    else:
+        returns(builder)
 
 
 def impl_ret_borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
@@ -146,6 +160,8 @@ def _lean() -> Any:
     class Library(codegen.JITCodeLibrary):  # type: ignore[misc]
         """LLVM code of one function, neither optimised nor turned into machine code."""
 
+        _shared_module: Any
+
         @property
         def codegen(self) -> Any:
             return Engineless(self._codegen)
@@ -206,6 +222,7 @@ def _lean() -> Any:
             FunctionPass.__init__(self)
 
         def run_pass(self, state: Any) -> bool:
+            interrupts.check()
             state.library = Library(state.targetctx.codegen(), state.func_id.func_qualname)
             state.library.enable_object_caching()
             return True

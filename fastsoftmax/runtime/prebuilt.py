@@ -39,7 +39,7 @@ PYTHON = (
     "PyEval_RestoreThread",
     "PyFloat_AsDouble",
     "PyFloat_FromDouble",
-    "PyLong_AsSsize_t",
+    "PyNumber_AsSsize_t",
     "PyObject_IsTrue",
     "PyTuple_GetItem",
 )
@@ -81,7 +81,7 @@ def python_function(name: str, address: int) -> Any:
 
 def _processor_features() -> dict[str, bool]:
     try:
-        from numpy._core._multiarray_umath import __cpu_features__ as features
+        from numpy._core._multiarray_umath import __cpu_features__ as features  # type: ignore[import-not-found]
     except ImportError:  # before NumPy 2
         from numpy.core._multiarray_umath import __cpu_features__ as features  # type: ignore[no-redef]
     return dict(features)
@@ -120,7 +120,7 @@ class Library:
         self.path = path
         self._library = ctypes.CDLL(str(path))
         table = (ctypes.c_void_p * len(PYTHON)).in_dll(self._library, TABLE)
-        table[:] = python_table()
+        table[:] = list(python_table())
 
     def address(self, name: str) -> int | None:
         """The address of an exported function; None if the library does not have it."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsoftmax import _spec
+from fastsoftmax.machine import entry
 
 EXTRAS = {"matplotlib": "matplotlib", "rich": "rich", "scipy": "SciPy", "sklearn": "scikit-learn"}
 """{name by which a package of the extras is imported: name of the package}."""
@@ -120,7 +121,7 @@ def _run_cache(arguments: argparse.Namespace) -> int:
     return 1 if left else 0
 
 
-COMMANDS = tuple(entry.command for entry in _spec.FUNCTIONS.values() if entry.command)
+COMMANDS = tuple(function.command for function in _spec.FUNCTIONS.values() if function.command)
 """What `fastsoftmax run` runs."""
 
 
@@ -300,8 +301,17 @@ def _flush() -> bool:
     return taken
 
 
+def _say_compiling() -> None:
+    """Say once in a process what takes seconds."""
+    entry.on_compilation = lambda: None
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print("fastsoftmax: compiling kernels, which the next process will find", file=sys.stderr, flush=True)
+
+
 def _command(arguments: Sequence[str] | None) -> int:
     """As `main`, without the care for the standard streams."""
+    entry.on_compilation = _say_compiling
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if parsed.version:

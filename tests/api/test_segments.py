@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsoftmax as fs
-from fastsoftmax import kernels
+from fastsoftmax._vectors import COLUMN_LIMIT, COLUMNS, HUGE, PIECE
 from fastsoftmax.api import segments
-from fastsoftmax.kernels.traversal import COLUMN_LIMIT
+from fastsoftmax.kernels import segments as compiled
+from fastsoftmax.machine.entry import entry
 
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
 LENGTHS = (0, 1, 2, 3, 7, 8, 9, 16, 17, 40, COLUMN_LIMIT, COLUMN_LIMIT + 1, 100, 1000)
@@ -384,10 +385,10 @@ def test_work_is_cut_by_elements(place):
     assert others.max() <= unit + 7
     assert np.sort(others)[2] >= unit // 2
     # and the large one is in pieces of one size, which threads take like blocks
-    table = segments._pieces(indptr).reshape(-1, kernels.segments.COLUMNS)
+    table = segments._pieces(indptr).reshape(-1, COLUMNS)
     sizes = table[:, 1] - table[:, 0]
     assert sizes.sum() == 10_000_000
-    assert np.all(sizes[:-1] == kernels.segments.PIECE)
+    assert np.all(sizes[:-1] == PIECE)
     assert np.all(table[:, 4] == place)
 
 
@@ -402,18 +403,19 @@ def test_segments_without_elements_are_work_too():
 def test_blocks_are_what_threads_take(monkeypatch):
     """The kernels get these blocks: the segments of each call have about the same number of elements."""
     taken = []
-    kernel = kernels.segments.segment_softmax
+    kernel = entry("segments.segment_softmax")
 
     def watched(start, stop, room, indptr, cuts, *args):
         taken.append(int(indptr[cuts[stop]] - indptr[cuts[start]]))
-        kernel(start, stop, room, indptr, cuts, *args)
+        code(start, stop, room, indptr, cuts, *args)
 
     lengths = np.full(300_000, 3)
     lengths[1000] = 900_000  # long, not huge: one block of its own size
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     x = np.random.default_rng(0).normal(size=indptr[-1]).astype(np.float32)
     expected = fs.segment_softmax(x, indptr)
-    monkeypatch.setattr(kernels.segments, "segment_softmax", watched)
+    (code,) = [code for (dtype, *_), code in kernel._codes.items() if dtype == x.dtype]
+    monkeypatch.setattr(entry("segments.segment_softmax"), "code", lambda arguments: watched)
     with fs.threads(2):
         equal(fs.segment_softmax(x, indptr), expected)
     if len(taken) == 1:
@@ -428,14 +430,14 @@ def test_blocks_are_what_threads_take(monkeypatch):
 
 def test_lengths_on_both_sides_of_every_walk_are_tested():
     assert {0, COLUMN_LIMIT, COLUMN_LIMIT + 1} <= set(LENGTHS)
-    buckets = {kernels.segments._bucket.py_func(length) for length in range(COLUMN_LIMIT + 1)}
-    assert buckets == set(range(kernels.segments.BUCKETS))
+    buckets = {compiled._bucket.py_func(length) for length in range(COLUMN_LIMIT + 1)}
+    assert buckets == set(range(compiled.BUCKETS))
 
 
 @pytest.fixture(scope="module")
 def huge():
     """Segments beyond `HUGE`, which are cut into pieces, between others. They have two greatest entries."""
-    limit = kernels.segments.HUGE
+    limit = HUGE
     rng = np.random.default_rng(0)
     rows = [rng.normal(0, 2, n).astype(np.float32) for n in (5, limit + 37, 0, 60, limit, 3, limit + 100_000, 1)]
     rows[1][[7, 200_000]] = 15.0
@@ -826,7 +828,8 @@ def test_kernels_survive_what_changes_under_them(wrong):
             labels[place - 1] = wrong
             x.flags.writeable = False
             target = y[guard:-guard]
-            kernels.segments.segment_cross_entropy(0, 2, None, torn, cuts, x, labels, None, target, rows, 1.0, 0.0)
+            arguments = torn, cuts, x, labels, None, target, rows, 1.0, 0.0
+            entry("segments.segment_cross_entropy")(0, 2, None, *arguments)
             np.testing.assert_array_equal(y[:guard], 3.0)
             np.testing.assert_array_equal(y[-guard:], 3.0)
 
@@ -835,9 +838,11 @@ PLAIN = """
 import json, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from fastsoftmax import kernels
-kernels.segments.HUGE, kernels.segments.PIECE = 130, 50
 import fastsoftmax as fs
+from fastsoftmax.api import segments
+from fastsoftmax.kernels import segments as compiled
+segments.HUGE = compiled.HUGE = 130
+segments.PIECE = 50
 
 np.seterr(all="ignore")  # infinities meet here, as they do in registers
 results = []
@@ -895,15 +900,17 @@ def test_no_kernel_leaves_its_arrays(tmp_path):
 
 OUTSIDE = """
 import numpy as np
-from fastsoftmax import kernels
+from fastsoftmax.machine.entry import entry
 
 x, cuts = np.zeros(48), np.array([0, 16])
-x.flags.writeable = False
-kernels.segments.segment_softmax(0, 1, None, np.arange(0, 49, 3), cuts, x, np.empty(47))
+kernel = entry("segments.segment_softmax")
+kernel(0, 1, None, np.arange(0, 49, 3), cuts, x, np.empty(48))
+print("inside")
+kernel(0, 1, None, np.arange(0, 49, 3), cuts, x, np.empty(47))
 """
 
 
 def test_the_check_would_notice(tmp_path):
     """The check fails for an output that is one element short."""
-    with pytest.raises(AssertionError, match="IndexError: kernel access outside its array"):
+    with pytest.raises(AssertionError, match=r"(?s)inside.*IndexError: kernel access outside its array"):
         child.run(OUTSIDE, NUMBA_BOUNDSCHECK=1, FASTSOFTMAX_CACHE_DIR=tmp_path)

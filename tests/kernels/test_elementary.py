@@ -5,7 +5,6 @@ All functions use these three, so that an error here affects all of them.
 
 import ast
 import inspect
-import platform
 import re
 from fractions import Fraction
 
@@ -13,6 +12,7 @@ import mpmath as mp
 import numpy as np
 import oracle
 import pytest
+from assembly import LEVELS, assembly, calls, multiplications, variant_of
 from numba import njit
 
 from fastsoftmax.kernels import elementary
@@ -25,7 +25,7 @@ from fastsoftmax.kernels.elementary import (
     exp_scaled,
     two_sum,
 )
-from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.jit import inline
 from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, store, store_part
 from fastsoftmax.kernels.simd.values import (
     is_single,
@@ -36,6 +36,8 @@ from fastsoftmax.kernels.simd.values import (
     shift_to_exponent,
     split_exponent,
 )
+from fastsoftmax.machine.entry import Floats
+from fastsoftmax.machine.frontend import OPTIONS
 
 DTYPES = (np.float32, np.float64)
 # The proven bounds of the table in `elementary`, which `test_the_documented_bounds` compares with it.
@@ -95,10 +97,10 @@ def log1p(x):
 
 
 def vector_form(function):
-    """A kernel that applies a building block to whole vectors, the last one masked."""
+    """A loop that applies a building block to whole vectors, the last one masked."""
 
-    @kernel
-    def apply(source, target):
+    @njit(**OPTIONS)
+    def apply(source: Floats, target: Floats) -> None:
         x, y, size = memory(source), memory(target), source.size
         step = lane_count(x)
         full = size // step * step
@@ -388,30 +390,14 @@ def test_the_documented_bounds():
 
 # --- machine code --------------------------------------------------------------------------------------------
 
-X86 = platform.machine() in ("x86_64", "AMD64")
 
-
-@pytest.mark.skipif(not X86, reason="register names of x86")
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", BOUNDS)
-def test_vector_code(name, dtype):
+def test_vector_code(name, dtype, level):
     """The machine code of the building blocks is vectorised and has no calls."""
-    evaluate(name, "vector", np.ones(64, dtype))
-    code = vector_code(FORMS[name, "vector"], dtype)
-    kind = "ps" if dtype == np.float32 else "pd"
-    assert re.search(rf"\bvf?n?m(add|sub|ul)\w*{kind}\s.*%[yz]mm", code), "no packed arithmetic"
+    code = assembly(variant_of(FORMS[name, "vector"].py_func, dtype), level)
+    packed, single = multiplications(code, dtype, level)
+    assert packed > single, "no packed arithmetic"
+    assert re.search(LEVELS[level].vector, code)
     assert not calls(code)
-
-
-def vector_code(dispatcher, dtype):
-    (signature,) = (s for s in dispatcher.signatures if str(s[0].dtype) == np.dtype(dtype).name)
-    return dispatcher.inspect_asm(signature)
-
-
-def calls(code):
-    """Functions that the code calls: of libm, of SVML, or ours that were not inlined."""
-    targets = re.findall(r"^\s*(?:callq?|jmpq?)\s+\*?%?(\S+)", code, re.MULTILINE)
-    targets += re.findall(r"movabsq\s+\$([A-Za-z_]\S*),", code)
-    return [
-        t for t in targets if re.match(r"_*(svml_)?(expf?|logf?|log1pf?|exp2f?|pow|fmaf?|rintf?|truncf?)\b", t)
-    ]

@@ -1,8 +1,6 @@
 """The kernels as machine code and as plain Python: the code is vectorised, and both give the same results."""
 
-import inspect
 import json
-import platform
 import re
 from functools import cache
 from pathlib import Path
@@ -12,18 +10,18 @@ import child
 import functions
 import numpy as np
 import pytest
+from assembly import LEVELS, assembly, calls, multiplications, variant_of
 from numba import njit
 
 import fastsoftmax as fs
-from fastsoftmax import kernels
 from fastsoftmax.arrays.blocks import NO_ROOM, SMALL, UNWEIGHTED
-from fastsoftmax.kernels import jit
 from fastsoftmax.kernels.activations import ActivationOptions, log_softmax_block, softmax_block
 from fastsoftmax.kernels.simd.memory import memory, scratch
 from fastsoftmax.kernels.simd.values import unless_none
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT, TABLE, either, measure, measured, row_at
+from fastsoftmax.machine.entry import Floats, Table, entry
+from fastsoftmax.machine.frontend import OPTIONS
 
-X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="register names of x86")
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
 
 KERNELS = {
@@ -35,72 +33,43 @@ KERNELS = {
 }
 
 
-def module_of(name):
-    return next(m for m in (kernels.activations, kernels.derivatives, kernels.losses) if hasattr(m, name))
+MODULES = {"softmax_product": "derivatives", "cross_entropy": "losses"}
 
 
-ABSENT = {
-    "softmax": {"beta"},
-    "log_softmax": {"beta"},
-    "softmax_product": {"beta", "from_probs"},
-}
-"""The options that are None in these calls. Other tests may have compiled the kernels for other options."""
-
-
-def signature_of(name, dtype):
-    """The types for which such a call compiles the kernel, with arrays too large for the small calls."""
-    KERNELS[name](np.zeros((SMALL, 2), dtype))
-    kernel = getattr(module_of(name), name)
-    names = list(inspect.signature(kernel.py_func).parameters)
-    (signature,) = (
-        types
-        for types in kernel.signatures
-        if np.dtype(dtype).name in str(types)
-        and not types[names.index("x")].mutable  # else another test has made a small call by the dispatcher
-        and {n for n, kind in zip(names, types, strict=True) if str(kind) == "none"} == ABSENT.get(name, set())
-    )
-    return signature
+def kernel_of(name):
+    return entry(f"{MODULES.get(name, 'activations')}.{name}")
 
 
 @cache
-def assembly(name, dtype):
-    """The assembly of a kernel. It is compiled here, because code from the disk cache cannot be read."""
-    kernel, signature = getattr(module_of(name), name), signature_of(name, dtype)
-    fresh = njit(**jit.OPTIONS)(kernel.py_func)
-    fresh.compile(signature)
-    return fresh.inspect_asm(signature)
+def variant(name, dtype):
+    """The variant that such a call uses, with arrays too large for the small calls."""
+    kernel = kernel_of(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "_codes", {})  # other tests may have called it with other options
+        KERNELS[name](np.zeros((SMALL, 2), dtype))
+        (code,) = kernel._codes.values()
+    (found,) = (one for one in kernel.variants() if one.name == code.__name__)
+    return found
 
 
-def calls(code):
-    """Functions of libm (or of SVML) that the code calls."""
-    targets = re.findall(r"^\s*(?:callq?|jmpq?)\s+\*?%?(\S+)", code, re.MULTILINE)
-    targets += re.findall(r"movabsq\s+\$([A-Za-z_]\S*),", code)
-    names = r"_*(svml_)?(expm?1?f?|log1?p?f?|exp2f?|powf?|fmaf?|rintf?|nearbyintf?|truncf?|fmaxf?)\b"
-    return [target for target in targets if re.fullmatch(names, target)]
+every_level = pytest.mark.parametrize("level", LEVELS)
 
 
-def packed(code, dtype):
-    """The numbers of packed and of scalar multiplications and fused additions in the code."""
-    kinds = ("ps", "ss") if dtype == np.float32 else ("pd", "sd")
-    return [len(re.findall(rf"^\s*vf?n?m(?:add|sub|ul)\w*{kind}\s", code, re.MULTILINE)) for kind in kinds]
-
-
-@X86
+@every_level
 @every_dtype
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernels_are_vectors(name, dtype):
+def test_kernels_are_vectors(name, dtype, level):
     """No work is left to a scalar loop or to a function of libm, which would be ten times slower.
 
     Some scalar operations remain: those on one number for each row.
     """
-    code = assembly(name, dtype)
-    vectors, scalars = packed(code, dtype)
-    assert re.search("%[yz]mm", code)
+    code = assembly(variant(name, dtype), level)
+    vectors, scalars = multiplications(code, dtype, level)
+    assert re.search(LEVELS[level].vector, code)
     assert vectors > 2 * scalars
     assert not calls(code)
 
 
-@X86
 @every_dtype
 @pytest.mark.parametrize(
     ("block", "kept"), [(softmax_block, None), (softmax_block, True), (log_softmax_block, None)]
@@ -109,8 +78,7 @@ def test_rows_are_read_in_order(block, kept, dtype):
     """The walk along a row has no gather and no scatter. LLVM makes them of indices that might wrap around."""
     options = ActivationOptions(None, kept)
 
-    @njit(**jit.OPTIONS)
-    def rows(x, y):
+    def rows(x: Table, y: Table) -> None:
         source, target = memory(x), memory(y)
         classes = x.shape[1]
         table = scratch(source, TABLE)
@@ -123,26 +91,27 @@ def test_rows_are_read_in_order(block, kept, dtype):
 
     x = np.random.default_rng(0).normal(size=(3, 100)).astype(dtype)
     y = np.empty_like(x)
-    rows(x, y)
+    njit(**OPTIONS)(rows)(x, y)
     function = fs.log_softmax if block is log_softmax_block else fs.softmax
     np.testing.assert_array_equal(y, function(x))
-    (code,) = rows.inspect_asm().values()
-    assert packed(code, dtype)[0] >= 20
-    assert not re.search(r"gather|scatter", code)
-    assert not calls(code)
+    for level in LEVELS:
+        code = assembly(variant_of(rows, dtype), level)
+        assert multiplications(code, dtype, level)[0] >= 20
+        assert not re.search(r"gather|scatter", code)
+        assert not calls(code)
 
 
-def test_libm_would_be_noticed():
-    """The search finds a call of libm."""
+@every_level
+@every_dtype
+def test_libm_would_be_noticed(dtype, level):
+    """The search finds a call of libm, and single numbers."""
 
-    @njit
-    def slow(x):
-        return np.exp(x) + np.log(x)
+    def slow(x: Floats) -> None:
+        x[0] = np.exp(x[0]) * np.log(x[0])
 
-    slow(np.float32(1.0))
-    slow(1.0)
-    for code in slow.inspect_asm().values():
-        assert len(calls(code)) >= 2
+    code = assembly(variant_of(slow, dtype), level)
+    assert len(calls(code)) >= 2
+    assert multiplications(code, dtype, level)[1]
 
 
 def test_both_walks_are_tested():
@@ -159,7 +128,7 @@ def test_both_walks_are_walked(dtype):
         x = np.random.default_rng(1).normal(0, 1, (40, classes, 1)).astype(dtype)
         x.flags.writeable = False
         y, room = np.empty_like(x), np.full(16 * classes, 7, dtype)
-        kernels.activations.softmax(0, len(x), room, x, y, None)
+        entry("activations.softmax")(0, len(x), room, x, y, None)
         np.testing.assert_array_equal(y[..., 0], fs.softmax(x[..., 0]))
         used.append(bool((room != 7).any()))
     assert used == [True, False]
@@ -177,9 +146,9 @@ def test_small_calls_of_the_cross_entropy(count, dtype):
     for wrong in (10, -1):
         targets = np.where(labels == 2, wrong, labels)
         targets.flags.writeable = False
-        assert kernels.losses.cross_entropy(0, count, room, x, targets, ones, y, rows, *scale, True) == -1
+        assert entry("losses.cross_entropy")(0, count, room, x, targets, ones, y, rows, *scale, True) == -1
         assert {*rows, *y.flat} == {7}
-    total = kernels.losses.cross_entropy(0, count, room, x, labels, ones, y, rows, *scale, True)
+    total = entry("losses.cross_entropy")(0, count, room, x, labels, ones, y, rows, *scale, True)
     loss, gradient = fs.cross_entropy_with_grad(x[..., 0], labels, reduction="none")
     np.testing.assert_array_equal(rows, loss)
     np.testing.assert_array_equal(y[..., 0], gradient)
@@ -219,9 +188,9 @@ def test_python_bodies_mean_the_same():
 
 def test_numba_options():
     """None of them may turn a nan into a number or drop a compensation; all of them are in one place."""
-    assert not jit.OPTIONS.get("fastmath")
-    assert jit.OPTIONS["error_model"] == "numpy"
-    assert jit.OPTIONS["nogil"]
+    assert not OPTIONS.get("fastmath")
+    assert OPTIONS["error_model"] == "numpy"
+    assert OPTIONS["nogil"]
     for path in child.PACKAGE.rglob("*.py"):
-        if path.name != "jit.py" and path.parent.name != "bench":  # which holds what others write
+        if path.name != "frontend.py" and path.parent.name != "bench":  # which holds what others write
             assert not re.search(r"^\s*@(numba\.)?n?jit\b|fastmath=", path.read_text(), re.MULTILINE), path

@@ -5,27 +5,19 @@ multiplications, take most of the time: one for the sums of a row and others for
 walks (see `kernels.traversal`).
 """
 
-import json
-import os
-import pickle
+import platform
 import re
-import subprocess
-import sys
-from functools import cache
 
-import cases
 import numpy as np
 import pytest
-from numba import njit
-from test_kernels import KERNELS, X86, calls, every_dtype, signature_of
+from assembly import assembly, calls, variant_of
+from test_kernels import KERNELS, every_dtype, variant
 
 import fastsoftmax as fs
-from fastsoftmax.kernels import jit
+from fastsoftmax.machine.entry import Floats
 from fastsoftmax.tools.bench import libraries
 from fastsoftmax.tools.bench.inputs import Inputs
 from fastsoftmax.tools.bench.measure import measure
-
-pytestmark = X86
 
 POLYNOMIAL = {"float32": 8, "float64": 13}
 """Fused multiplications in exp (reduction, polynomial). A loop with so many has one exp for each vector."""
@@ -41,58 +33,17 @@ PRODUCTS = r"v?(?:fn?m(?:add|sub)|mul|div|max|min|sqrt)\d*"
 """`ARITHMETIC` without additions."""
 
 
-AVX2 = "+avx,+avx2,+bmi,+bmi2,+cx16,+f16c,+fma,+lzcnt,+movbe,+popcnt,+sse4.2"
-AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
-LEVELS = {
-    "x86-64-v3": (AVX2, "ymm", ("zmm", "xmm")),
-    "x86-64-v4": (AVX512, "zmm", ("ymm", "xmm")),
-}
-"""Levels of x86: features, the widest register, its narrower relatives. Any x86 machine compiles for both."""
+REGISTERS = {"v3": ("ymm", ("zmm", "xmm")), "v4": ("zmm", ("ymm", "xmm"))}
+"""Levels of x86: the widest register, its narrower relatives. Any machine compiles for both."""
 
-every_level = pytest.mark.parametrize("level", LEVELS)
-
-COMPILE = """
-import json, pickle, sys
-from numba import njit
-from fastsoftmax.kernels import jit
-import test_kernels
-found = {}
-for name, kind, signature in pickle.load(sys.stdin.buffer):
-    kernel = getattr(test_kernels.module_of(name), name)
-    fresh = njit(**jit.OPTIONS)(kernel.py_func)
-    fresh.compile(signature)
-    found[f"{name} {kind}"] = fresh.inspect_asm(signature)
-json.dump(found, sys.stdout)
-"""
+every_level = pytest.mark.parametrize("level", REGISTERS)
 
 
-@cache
-def compiled(level):
-    """The assembly of all kernels for a level, made in a process of its own: {"name dtype": code}."""
-    wanted = [
-        (name, np.dtype(dtype).name, signature_of(name, dtype)) for name in KERNELS for dtype in cases.DTYPES
-    ]
-    environment = {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": LEVELS[level][0]}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the helpers of these tests
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        input=pickle.dumps(wanted),
-        capture_output=True,
-        check=True,
-        env={**os.environ, **environment},
-    )
-    return json.loads(done.stdout)
-
-
-def code_of(level, name, dtype):
-    return body_of(compiled(level)[f"{name} {np.dtype(dtype).name}"], name)
-
-
-def body_of(code, name):
-    """The code of the kernel, without what converts its arguments from Python or C."""
+def body_of(code):
+    """The code of the kernel, without the function that converts its arguments from Python."""
     functions = re.findall(r"^\s*\.type\s+(\S+),@function\n(.*?)^\.Lfunc_end", code, re.MULTILINE | re.DOTALL)
-    (body,) = (text for symbol, text in functions if name in symbol and not re.search("cpython|cfunc", symbol))
-    return body
+    assert any(symbol.strip('"').endswith(".py") for symbol, _ in functions)
+    return "\n".join(text for symbol, text in functions if not symbol.strip('"').endswith(".py"))
 
 
 def innermost_loops(body):
@@ -144,9 +95,9 @@ def flaws(loop, widest, narrower):
 @pytest.mark.parametrize("name", KERNELS)
 def test_hot_loops(name, dtype, level):
     """They use the widest vectors, have no calls, gathers, divisions and spills, and stay within their budget."""
-    _, widest, narrower = LEVELS[level]
+    widest, narrower = REGISTERS[level]
     kind = np.dtype(dtype).name
-    loops = innermost_loops(code_of(level, name, dtype))
+    loops = innermost_loops(body_of(assembly(variant(name, dtype), level)))
     hot = [loop for loop in loops if fused(loop, dtype) >= POLYNOMIAL[kind] - 1]
     assert len(hot) >= HOT_LOOPS[name]
     for loop in hot:
@@ -166,7 +117,7 @@ def test_no_loop_calculates_number_by_number(name, dtype, level):
     Loops with a division are left out: they compute one number for each row. So are loops that only add scalars:
     the sums over the terms of a row that is computed alone, because there are few of them, and over losses.
     """
-    body = code_of(level, name, dtype)
+    body = body_of(assembly(variant(name, dtype), level))
     for loop in innermost_loops(body):
         text = "\n".join(loop)
         assert count(loop, r"vdivs") or not count(loop, rf"{PRODUCTS}s[sd]\s"), text
@@ -178,14 +129,12 @@ def test_no_loop_calculates_number_by_number(name, dtype, level):
 def test_a_loop_that_everybody_writes_would_be_noticed():
     """The search finds libm, scalar arithmetic, gathers and narrow vectors in a plain loop."""
 
-    @njit(**jit.OPTIONS)
-    def everybody(x, y):
+    def everybody(x: Floats, y: Floats) -> None:
         for i in range(x.shape[0]):
             y[i] = np.exp(x[i]) / 3
 
-    everybody(np.ones(4, np.float32), np.ones(4, np.float32))
-    (code,) = everybody.inspect_asm().values()
-    found = [flaws(loop, "zmm", ("ymm", "xmm")) for loop in innermost_loops(body_of(code, "everybody"))]
+    code = body_of(assembly(variant_of(everybody, np.float32), "v4"))
+    found = [flaws(loop, "zmm", ("ymm", "xmm")) for loop in innermost_loops(code)]
     assert any({"calls", "scalar arithmetic", "no zmm"} & set(one) for one in found)
 
 
@@ -216,6 +165,7 @@ def test_innermost_loops():
 
 
 @pytest.mark.timed
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="measured on x86")
 @pytest.mark.parametrize("function", ["softmax, out=", "logsumexp", "cross_entropy_with_grad, out="])
 def test_faster_than_numpy(function):
     """One thread each, in turns, with `out`: 2 to 20 times as fast. A scalar loop would be slower than NumPy."""

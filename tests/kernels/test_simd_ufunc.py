@@ -6,9 +6,8 @@ import platform
 import numpy as np
 import pytest
 import simd_bodies
-from numba import njit, types
+from numba import cfunc, njit, types
 
-from fastsoftmax.kernels.jit import loop
 from fastsoftmax.kernels.simd.memory import lane_count, load, memory, size, store
 from fastsoftmax.kernels.simd.ufunc import (
     call_loop,
@@ -20,7 +19,7 @@ from fastsoftmax.kernels.simd.ufunc import (
     singles,
     write,
 )
-from fastsoftmax.runtime.numba_private import c_address
+from fastsoftmax.machine.frontend import OPTIONS
 
 
 def drive_read(x, table, out, counts):
@@ -85,8 +84,9 @@ def test_float16_is_rounded_to_nearest_when_written():
         np.testing.assert_array_equal(y.view(np.float16), x.astype(np.float16))
 
 
-def address_of(function, *kinds):
-    return c_address(loop(function), types.void(*kinds))
+def compiled(function, *kinds):
+    """A function as C calls it, with addresses."""
+    return cfunc(types.void(*kinds), **OPTIONS)(function)
 
 
 def pointer(array):
@@ -98,9 +98,9 @@ def test_items_and_memory_behind_a_pointer():
         store(memory_at(y), 0, load(memory_at(x), item(indices, 1)))
 
     kind = types.CPointer(types.float64)
-    code = address_of(copy, kind, kind, types.CPointer(types.intp))
+    code = compiled(copy, kind, kind, types.CPointer(types.intp))
     x, y = np.arange(20.0), np.zeros(8)
-    ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(code)(pointer(x), pointer(y), pointer(np.array([5, 9])))
+    ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(code.address)(pointer(x), pointer(y), pointer(np.array([5, 9])))
     np.testing.assert_array_equal(y, np.arange(9.0, 17.0))
 
 
@@ -128,9 +128,9 @@ def test_another_loop_is_called(operands):
             call_loop(function, 5, memory_at(x), 1, memory_at(v), 0, memory_at(y), 2)
 
     kind = types.CPointer(types.float32)
-    code = address_of(outer, types.voidptr, kind, kind, kind)
+    code = compiled(outer, types.voidptr, kind, kind, kind)
     arrays = [np.zeros(10, np.float32) for _ in range(3)]
-    ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)(code)(noted, *map(pointer, arrays))
+    ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)(code.address)(noted, *map(pointer, arrays))
     used = arrays if operands == 2 else arrays[::2]
     steps = [4, 0, 8] if operands == 2 else [4, 8]
     assert called == [([array.ctypes.data for array in used], 5, steps, None)]

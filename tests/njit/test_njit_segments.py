@@ -9,7 +9,7 @@ from registered import njit
 from test_segments import NAMES, PRODUCTS, Ragged, call, equal
 
 import fastsoftmax as fs
-from fastsoftmax import kernels
+from fastsoftmax._vectors import HUGE
 
 
 @njit
@@ -70,7 +70,7 @@ COMPILED = {
 
 def problem(dtype, huge=False):
     rng = np.random.default_rng(0)
-    lengths = [*rng.integers(0, 9, 300), *rng.integers(0, 90, 40), kernels.segments.HUGE + 5 if huge else 3]
+    lengths = [*rng.integers(0, 9, 300), *rng.integers(0, 90, 40), HUGE + 5 if huge else 3]
     segments = Ragged([(3 * rng.standard_normal(n)).astype(dtype) for n in lengths])
     segments.x = segments.x.copy()
     return segments

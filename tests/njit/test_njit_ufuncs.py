@@ -12,9 +12,9 @@ from numba.np.numpy_support import as_dtype
 
 import fastsoftmax as fs
 from fastsoftmax import special
+from fastsoftmax._vectors import BINARY
 from fastsoftmax.api import ufuncs
-from fastsoftmax.kernels import inside
-from fastsoftmax.kernels.loops import BINARY
+from fastsoftmax.njit import ufuncs as inside
 
 DTYPES = (np.float32, np.float64)
 

@@ -57,14 +57,9 @@ def child():
 fs.softmax(X)
 """
 
-# What is called for every compilation, with what it calls for the disk cache.
-CACHE = """
-import numba.core.event as event
-from fastsoftmax.runtime.cache import KernelCache
-
-recorder = event.RecordingListener()
-event.register("numba:compile", recorder)
-load, save = KernelCache.load_overload, KernelCache.save_overload
+CONFIG = """
+import fastsoftmax as fs
+config = sys.modules["numba.core.config"]
 """
 
 # Name in the door: a process whose Numba is without it. What is asked for first shows that it was there.
@@ -130,6 +125,33 @@ for gone in ("get_num_threads", "_is_initialized"):
 del sys.modules[parallel.__name__]
 assert chosen_threads() is None
 """,
+    "setting": f"""{CONFIG}
+from fastsoftmax.runtime.numba_state import setting
+os.environ["NUMBA_OPT"] = "1"
+assert setting("OPT") == 3
+for lacking in (Without(config, "OPT"), None):
+    sys.modules[config.__name__] = lacking
+    assert setting("OPT") == "1"
+    right(fs.softmax(X), SOFTMAX)
+""",
+    "jit_disabled": f"""{CONFIG}
+from fastsoftmax.runtime.numba_state import jit_disabled
+os.environ["NUMBA_DISABLE_JIT"] = "1"
+assert not jit_disabled()
+sys.modules[config.__name__] = Without(config, "DISABLE_JIT")
+assert jit_disabled()
+del os.environ["NUMBA_DISABLE_JIT"]
+assert not jit_disabled()
+right(fs.softmax(X), SOFTMAX)
+""",
+    "checks_bounds": f"""{CONFIG}
+from fastsoftmax.runtime.numba_state import checks_bounds
+config.BOUNDSCHECK = 1
+assert checks_bounds()
+sys.modules[config.__name__] = Without(config, "BOUNDSCHECK")
+assert not checks_bounds()
+right(fs.softmax(X), SOFTMAX)
+""",
 }
 
 CODE = {
@@ -139,37 +161,37 @@ options = numba.core.cpu.CPUTargetOptions
 assert known_options(forceinline=False, no_such=1) == {"forceinline": False}
 del numba.core.cpu.CPUTargetOptions
 import fastsoftmax as fs
-from fastsoftmax.kernels import jit
-assert set(jit.OPTIONS) == {"nogil", "error_model", "fastmath"}
-assert jit.NO_WRAPPERS == {}
+from fastsoftmax.machine import frontend
+assert set(frontend.OPTIONS) == {"nogil", "error_model", "fastmath"}
+assert frontend.NO_WRAPPERS == {}
 right(fs.logsumexp(X), LOGSUMEXP)
 right(fs.exp(X), TERMS.astype(np.float32))
 """,
-    "machine_code": """
+    "lean_options": """
+from fastsoftmax.runtime import numba_private
+assert numba_private.lean_options()
+numba_private._lean.cache_clear()
+del numba.core.compiler_machinery.register_pass
+assert numba_private.lean_options() == {}
 import fastsoftmax as fs
-from fastsoftmax import kernels
-from fastsoftmax.api import activations
-from fastsoftmax.runtime.numba_private import machine_code
-kernel = kernels.activations.logsumexp
-fs.logsumexp(X)
-assert all(code is not kernel for code in activations._LOGSUMEXP.values())
-activations._LOGSUMEXP.clear()
-kernels.activations.logsumexp = lacking = Without(kernel, "overloads")
-for _ in range(3):
-    right(fs.logsumexp(X), LOGSUMEXP)
-assert list(activations._LOGSUMEXP.values()) == [lacking]
+right(fs.logsumexp(X), LOGSUMEXP)
+right(fs.exp(X), TERMS.astype(np.float32))
+right(numba.njit(lambda x: fs.softmax(x))(X), SOFTMAX)
 """,
-    "c_address": """
+    "linked_module": """
 import fastsoftmax as fs
-from fastsoftmax import kernels
-from fastsoftmax.api.ufuncs import Plain
-assert isinstance(fs.exp, np.ufunc)
-for name, gone in (("log", "compile"), ("expit", "overloads")):
-    loop = getattr(kernels.loops, f"{name}_loop")
-    setattr(kernels.loops, f"{name}_loop", Without(loop, gone))
-    assert isinstance(getattr(fs, name), Plain)
-right(fs.log(X + 1), np.log(X + 1))
-right(fs.expit(X), 1 / (1 + np.exp(-X)))
+from fastsoftmax.runtime import numba_private
+right(fs.logsumexp(X), LOGSUMEXP)
+
+def lacking():
+    seen.append(1)
+    raise ImportError
+
+seen = []
+numba_private._lean = lacking
+right(fs.logsumexp(X.astype(float)), LOGSUMEXP)
+right(fs.softmax(X), SOFTMAX)
+assert seen
 """,
     "treat_alike": """
 import fastsoftmax as fs
@@ -180,7 +202,7 @@ def compiled(function):
 right(compiled(fs.log)(X + 1), np.log(X + 1))
 right(compiled(fs.softmax)(X), SOFTMAX)
 functions = []
-inside = fs.kernels.inside
+from fastsoftmax.njit import ufuncs as inside
 treat_alike = inside.treat_alike
 for module, gone, name in (
     (numba.core.typing.templates, "infer_global", "exp"),
@@ -203,62 +225,48 @@ for function in functions:
         continue
     raise AssertionError("still known")
 """,
-    "keep_in": """
-njit = numba.njit
+    "return_error": """
+import fastsoftmax as fs
+from fastsoftmax.machine import entry, external
+from fastsoftmax.runtime.numba_private import return_error
 
-def without(**options):
-    "The kernels' dispatchers have no cache that could be exchanged."
-    entry = "no_cpython_wrapper" not in options
-    return lambda function: Without(njit(**options)(function), "_cache") if entry else njit(**options)(function)
+def raised(function, gone, find):
+    lacking = lambda context, *rest: return_error(Without(context, *gone), *rest)
+    external.return_error, there = lacking, external.return_error
+    entry.find, found = find, entry.find
+    try:
+        numba.njit(lambda x: function(x))(X)
+    except Exception as error:
+        return type(error)
+    finally:
+        external.return_error, entry.find = there, found
 
-numba.njit = without
-import fastsoftmax as fs
-kernel = fs.kernels.activations.logsumexp
-numba.njit = njit
-right(fs.logsumexp(X), LOGSUMEXP)
-assert vars(kernel).keys() == {"whole", "gone"}
-assert type(kernel.whole._cache).__module__.startswith("numba.")
-assert not os.path.exists(os.environ["FASTSOFTMAX_CACHE_DIR"])
+assert raised(fs.softmax, (), lambda name: 0) is ImportError
+assert raised(fs.log_softmax, ("call_conv",), lambda name: 0) is SystemError
+assert raised(fs.logsumexp, ("call_conv",), entry.find) is None
 """,
-    "processor": f"""{CACHE}
+    "return_raised": """
 import fastsoftmax as fs
-del numba.core.codegen.CPUCodegen.magic_tuple
-right(fs.logsumexp(X), LOGSUMEXP)
-assert recorder.buffer and not os.path.exists(os.environ["FASTSOFTMAX_CACHE_DIR"])
-""",
-    "compiled_for": f"""{CACHE}
-import fastsoftmax as fs
-KernelCache.save_overload = lambda self, kind, result: save(self, kind, Without(result, "target_context"))
-right(fs.logsumexp(X), LOGSUMEXP)
-assert recorder.buffer and not os.path.exists(os.environ["FASTSOFTMAX_CACHE_DIR"])
-""",
-    "to_bytes": f"""{CACHE}
-import fastsoftmax as fs
-gone = iter(("library", "_reduce"))
-KernelCache.save_overload = lambda self, signature, result: save(self, signature, Without(result, next(gone)))
-right(fs.logsumexp(X), LOGSUMEXP)
-right(fs.logsumexp(X.astype(float)), LOGSUMEXP)
-assert next(gone, None) is None and os.listdir(os.environ["FASTSOFTMAX_CACHE_DIR"]) == []
-""",
-    "from_bytes": f"""{CACHE}
-import fastsoftmax as fs
-right(fs.softmax(X), SOFTMAX)
-assert not recorder.buffer
-del numba.core.compiler.CompileResult._rebuild
-right(fs.logsumexp(X), LOGSUMEXP)
-assert recorder.buffer
-""",
-    "start_runtime": f"""{CACHE}
-import fastsoftmax as fs
-import numba.core.runtime as runtime
-runtime.rtsys = Without(runtime.rtsys, "initialize")
-KernelCache.load_overload = lambda self, signature, context: load(self, signature, Without(context, "refresh"))
-right(fs.softmax(X), SOFTMAX)
-compiled = len(recorder.buffer)
-assert compiled
-KernelCache.load_overload = load
-right(fs.logsumexp(X), LOGSUMEXP)
-assert len(recorder.buffer) == compiled
+from fastsoftmax.machine import entry, external
+from fastsoftmax.runtime.numba_private import return_raised
+
+def stop(name):
+    raise KeyboardInterrupt("now")
+
+def raised(function, *gone):
+    external.return_raised = lambda context, *rest: return_raised(Without(context, *gone), *rest)
+    entry.find, found = stop, entry.find
+    try:
+        numba.njit(lambda x: function(x))(X)
+    except BaseException as error:
+        return error
+    finally:
+        entry.find = found
+
+there, lacking = raised(fs.softmax), raised(fs.log_softmax, "call_conv")
+assert type(there) is KeyboardInterrupt and there.args == ("now",)
+assert isinstance(lacking, (KeyboardInterrupt, SystemError))
+right(numba.njit(lambda x: fs.logsumexp(x))(X), LOGSUMEXP)
 """,
     "index_error": """
 import fastsoftmax as fs
@@ -334,26 +342,15 @@ def test_without_private_state(name):
     child.run(START + STATE[name])
 
 
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    """A directory with the kernels of the cases that read some."""
-    directory = tmp_path_factory.mktemp("filled") / "cache"
-    code = "import fastsoftmax as fs\nright(fs.softmax(X), SOFTMAX), right(fs.logsumexp(X), LOGSUMEXP)"
-    child.run(START + code, FASTSOFTMAX_CACHE_DIR=directory)
-    return directory
-
-
-# They must not find code that is there, or leave code that differs from that of others.
-APART = {"known_options", "keep_in", "processor", "compiled_for", "to_bytes", "index_error"}
+# They must compile, not find code that is there, and leave no code that differs from that of others.
+APART = {"known_options", "lean_options", "linked_module", "index_error"}
 
 
 @pytest.mark.parametrize("name", list(CODE))
-def test_without_private_names(name, request, tmp_path):
+def test_without_private_names(name, tmp_path):
     options = {}
     if name in APART:
-        options["FASTSOFTMAX_CACHE_DIR"] = tmp_path / "cache"
-    elif name in ("from_bytes", "start_runtime"):
-        options["FASTSOFTMAX_CACHE_DIR"] = request.getfixturevalue("filled")
+        options.update(FASTSOFTMAX_CACHE_DIR=tmp_path / "cache", FASTSOFTMAX_PREBUILT=0)
     if name == "index_error":
         options["NUMBA_BOUNDSCHECK"] = 1
     if "get_allocation_stats" in CODE[name]:
@@ -368,11 +365,13 @@ PUBLIC |= {"llvmlite", "llvmlite.ir", "llvmlite.binding"}
 PARTS = {"numba": {*numba.__all__, "config", "types"}, "numba.core": {"cgutils", "errors"}}
 PARTS["llvmlite"] = {"binding", "ir"}
 # Attributes of Numba's objects that the door uses; those with common names are not among them.
-PRIVATE = {"_cache", "_reduce", "_rebuild", "lifted", "has_dynamic_globals", "magic_tuple", "codegen", "_tm"}
-PRIVATE |= {"overloads", "fndesc", "get_pointer_to_function", "llvm_cfunc_wrapper_name", "targetctx"}
+PRIVATE = {"_cache", "_reduce", "_rebuild", "magic_tuple", "codegen", "_codegen", "_data_layout", "_tm"}
+PRIVATE |= {"overloads", "fndesc", "get_pointer_to_function", "llvm_func_name", "targetctx", "func_id"}
+PRIVATE |= {"_final_module", "_linking_libraries", "_reload_init", "_shared_module", "_ensure_finalized"}
+PRIVATE |= {"_raise_if_finalized", "_get_module_for_linking", "_finalize_dynamic_globals", "_finalized"}
 PRIVATE |= {"typing_context", "resolve_value_type", "callstack", "global_compiler_lock", "cpu_target"}
-PRIVATE |= {"call_conv", "return_user_exc", "enable_boundscheck", "enable_nrt", "nrt", "_is_initialized"}
-PRIVATE |= {"target_context", "entry_point", "_builder", "_context", "_datamodel"}
+PRIVATE |= {"call_conv", "return_user_exc", "return_exc", "enable_boundscheck", "enable_nrt", "nrt"}
+PRIVATE |= {"target_context", "entry_point", "_builder", "_context", "_datamodel", "_is_initialized"}
 
 
 def private_uses(source):

@@ -19,13 +19,13 @@ from fastsoftmax.kernels.simd.lowering import (
     Address,
     Halves,
     Item,
-    Memory,
     Numbers,
     Pointer,
     Vector,
     lowered,
     vector_of,
 )
+from fastsoftmax.machine.types import Memory
 
 
 @lowered(lambda build, pointer, index: build.load(build.gep(pointer, [index])))

@@ -1,0 +1,231 @@
+"""Arguments and results of machine code, called from Python and from C."""
+
+import ctypes
+import gc
+import sys
+
+import numpy as np
+import pytest
+from llvmlite import binding, ir
+
+from fastsoftmax.machine import jit, targets, wrappers
+from fastsoftmax.machine.entry import (
+    Block,
+    Count,
+    Flag,
+    Flags,
+    Floats,
+    Integers,
+    Kernel,
+    MaybeFloats,
+    MaybeIntegers,
+    Nothing,
+    Number,
+    Table,
+    Temperature,
+)
+from fastsoftmax.runtime import prebuilt
+
+
+def everything(
+    n: Count,
+    number: Number,
+    flag: Flag,
+    row: Floats,
+    table: Table,
+    block: Block,
+    integers: Integers,
+    flags: Flags,
+    beta: Temperature,
+    nothing: Nothing,
+    maybe: MaybeFloats,
+    perhaps: MaybeIntegers,
+    out: Floats,
+) -> float:
+    """Write down what arrives."""
+    out[0], out[1], out[2] = n, number, flag
+    out[3], out[4], out[5] = row.shape[0], row[0], row[-1]
+    out[6], out[7], out[8] = table.shape[0], table.shape[1], table[-1, 0]
+    out[9], out[10], out[11] = block.shape[0], block.shape[1], block.shape[2]
+    out[12], out[13] = block[-1, 0, -1], block[0, -1, 0]
+    out[14], out[15] = integers.shape[0], integers[1]
+    out[16], out[17], out[18] = flags.shape[0], flags[0], flags[1]
+    if beta is not None:
+        out[19], out[20], out[21], out[22], out[23] = beta
+    out[24] = -1 if maybe is None else maybe[1]
+    out[25] = -1 if perhaps is None else perhaps[0]
+    out[26] = nothing is None
+    return n + number
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """A function of Python for a variant. Its code is not kept, because it is no kernel's."""
+    kernel = Kernel("tests.everything")
+    kernel.define(everything, None, None)
+    known = {}
+
+    def find(dtype, letters):
+        variant = kernel.variant(dtype, letters)
+        if variant not in known:
+            known[variant] = prebuilt.python_function(
+                variant.name, jit.address(variant.name, lambda: variant, ".py")
+            )
+        return known[variant]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield find
+
+
+def arguments(dtype, present):
+    floats = np.arange(1, 31, dtype=dtype)
+    return [
+        -3,
+        dtype(0.1),
+        True,
+        floats[:4].copy(),
+        floats[4:10].reshape(2, 3),
+        floats[6:30].reshape(2, 3, 4),
+        np.array([5, 1 << 40, 7]),
+        np.array([False, True]),
+        (0.5, 1.5, 2.5, 3.5, 0.1) if present else None,
+        None,
+        floats[:2] if present else None,
+        np.array([-9]) if present else None,
+        np.zeros(27, dtype),
+    ]
+
+
+@pytest.mark.parametrize("present", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_kind_of_argument_arrives(compiled, dtype, present):
+    code = compiled(np.dtype(dtype).char, "isbaaaaatnaaa" if present else "isbaaaaannnna")
+    given = arguments(dtype, present)
+    result = code(*given)
+    assert type(result) is float
+    assert result == -3 + float(dtype(0.1))
+    tail = [0.5, 1.5, 2.5, 3.5, dtype(0.1), 2, -9, 1] if present else [0] * 5 + [-1, -1, 1]
+    expected = [-3, dtype(0.1), 1, 4, 1, 4, 2, 3, 8, 2, 3, 4, 22, 15, 3, dtype(1 << 40), 2, 0, 1, *tail]
+    np.testing.assert_array_equal(given[-1], np.array(expected, dtype))
+
+
+def test_other_types_of_the_same_kind(compiled):
+    """Numbers of Python and of NumPy, and a table in the place of a block, whose last dimension is then 1."""
+    code, given = compiled("d", "isbaaaaannnna"), arguments(np.float64, False)
+    for n, number, flag in (
+        (-3, 0.25, False),
+        (np.int64(7), np.float32(0.25), np.False_),
+        (1 << 40, np.float64(0.25), True),
+    ):
+        given[0], given[1], given[2] = n, number, flag
+        given[5] = np.arange(6.0).reshape(2, 3)
+        assert code(*given) == n + 0.25
+        assert list(given[-1][:3]) == [n, 0.25, flag]
+        assert list(given[-1][9:14]) == [2, 3, 1, 3, 2]
+
+
+def test_no_reference_is_lost_or_kept(compiled):
+    code, given = compiled("d", "isbaaaaatnaaa"), arguments(np.float64, True)
+    result = code(*given)
+    before = [sys.getrefcount(one) for one in (*given, None, result, code)]
+    for _ in range(1000):
+        code(*given)
+    after = [sys.getrefcount(one) for one in (*given, None, result, code)]
+    assert np.abs(np.subtract(after, before)).max() < 100
+
+
+def test_functions_of_addresses(compiled):
+    """They belong to their caller only, have a name, and take no keywords."""
+    address = (
+        jit.address("tests.everything.d.isbaaaaatnaaa", lambda: None, ".py")
+        if compiled("d", "isbaaaaatnaaa")
+        else 0
+    )
+    code = prebuilt.python_function("a.name", address)
+    assert code.__name__ == "a.name"
+    assert sys.getrefcount(code) == 2
+    with pytest.raises(TypeError):
+        code(*arguments(np.float64, True)[:-1], out=np.zeros(27))
+    del code
+    gc.collect()
+    again = prebuilt.python_function("a.name", address)
+    assert again(*arguments(np.float64, True)) == -3 + 0.1
+
+
+def made(status, result=None, value=None):
+    """An engine with the functions around one that returns `status`, and writes `value`."""
+    module = ir.Module("inner")
+    place = (wrappers.POINTER if result is None else result).as_pointer()
+    function = ir.Function(
+        module, ir.FunctionType(wrappers.I32, [place, wrappers.POINTER.as_pointer(), wrappers.I64]), "inner"
+    )
+    build = ir.IRBuilder(function.append_basic_block())
+    if result is not None:
+        build.store(result(value), function.args[0])
+    build.ret(wrappers.I32(status))
+    target = targets.this_process()
+    jit._table()
+    code = binding.parse_assembly(str(module))
+    wrappers.add(code, "inner", "outer", [wrappers.I64], result, python=True)
+    compiler = targets.new_compiler(target)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), compiler)
+    engine.add_object_file(binding.ObjectFileRef.from_data(targets.object_code(code, target)))
+    engine.finalize_object()
+    return engine
+
+
+@pytest.mark.parametrize("status", [1, 2, -1, -4])
+def test_another_status_than_0(status):
+    """In Python it is an exception, in C the result."""
+    engine = made(status)
+    code = prebuilt.python_function("outer", engine.get_function_address("outer.py"))
+    for _ in range(3):
+        with pytest.raises(IndexError, match=r"^kernel access outside its array$"):
+            code(1)
+    plain = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64)(engine.get_function_address("outer"))
+    assert plain(1) == status
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "c_type"),
+    [
+        (wrappers.DOUBLE, 0.1, ctypes.c_double),
+        (wrappers.FLOAT, 0.5, ctypes.c_float),
+        (wrappers.I64, -7, ctypes.c_int64),
+    ],
+)
+def test_results(kind, value, c_type):
+    engine = made(0, kind, value)
+    found = prebuilt.python_function("outer", engine.get_function_address("outer.py"))(1)
+    assert (found, type(found)) == (value, type(value))
+    place = c_type()
+    plain = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p)
+    assert plain(engine.get_function_address("outer"))(1, ctypes.addressof(place)) == 0
+    assert place.value == value
+
+
+def test_no_result():
+    engine = made(0)
+    assert prebuilt.python_function("outer", engine.get_function_address("outer.py"))(1) is None
+
+
+def test_only_the_functions_around_are_exported():
+    module = ir.Module("inner")
+    function = ir.Function(
+        module,
+        ir.FunctionType(
+            wrappers.I32, [wrappers.POINTER.as_pointer(), wrappers.POINTER.as_pointer(), wrappers.I64]
+        ),
+        "inner",
+    )
+    ir.IRBuilder(function.append_basic_block()).ret(wrappers.I32(0))
+    for python in (False, True):
+        code = binding.parse_assembly(str(module))
+        wrappers.add(code, "inner", "outer", [wrappers.I64], None, python=python)
+        exported = {
+            one.name
+            for one in code.functions
+            if not one.is_declaration and one.linkage == binding.Linkage.external
+        }
+        assert exported == ({"outer", "outer.py"} if python else {"outer"})

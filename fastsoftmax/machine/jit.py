@@ -27,7 +27,8 @@ def _table() -> Any:
 _engines: dict[str, Any] = {}
 
 
-def _object(name: str, variant: Callable[[], Any]) -> bytes:
+def object_code(name: str, variant: Callable[[], Any]) -> bytes:
+    """The object code of a variant: from the cache directory, else compiled and kept there."""
     target = targets.this_process()
     file = disk.ObjectFile(name, target)
     code = file.load()
@@ -50,7 +51,7 @@ def address(name: str, variant: Callable[[], Any], form: str) -> int:
         engine = binding.create_mcjit_compiler(
             binding.parse_assembly(""), targets.compiler(targets.this_process())
         )
-        engine.add_object_file(binding.ObjectFileRef.from_data(_object(name, variant)))
+        engine.add_object_file(binding.ObjectFileRef.from_data(object_code(name, variant)))
         engine.finalize_object()
         _engines[name] = engine
     return int(engine.get_function_address(f"{prebuilt.PREFIX}{name}{form}"))

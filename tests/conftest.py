@@ -35,7 +35,7 @@ def _build_library():
     if library.linker() is None:
         return
     print("building the library of kernels, which takes a minute or two", flush=True)
-    library.build(level, cache.directory(), threads.usable_cpus(), lambda done, total: None)
+    library.build((level,), cache.directory(), threads.usable_cpus(), lambda done, total: None)
     prebuilt.library.cache_clear()
 
 

@@ -27,7 +27,8 @@ def _table() -> Any:
 _engines: dict[str, Any] = {}
 
 
-def _object(name: str, variant: Callable[[], Any]) -> bytes:
+def object_code(name: str, variant: Callable[[], Any]) -> bytes:
+    """The object code of a variant: from the cache directory, else compiled and kept there."""
     target = targets.this_process()
     file = disk.ObjectFile(name, target)
     code = file.load()
@@ -49,7 +50,7 @@ def address(name: str, variant: Callable[[], Any], form: str) -> int:
     engine = _engines.get(name)
     if engine is None:
         _table()
-        code = binding.ObjectFileRef.from_data(_object(name, variant))
+        code = binding.ObjectFileRef.from_data(object_code(name, variant))
         compiler = targets.new_compiler(targets.this_process())
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), compiler)
         engine.add_object_file(code)

@@ -1,14 +1,19 @@
 """Building the shared library of kernels that `runtime.prebuilt` loads.
 
 The variants of all kernels are compiled by a few processes, each of which takes those of one dtype, because they
-share building blocks. Every process writes one object for each variant and target; a linker, which is a program of
-its own, makes one library for each target of its objects.
+share building blocks. The front end runs once for each variant. Its code is then optimised for every goal, a level
+of `prebuilt.level` on one system, and written into one object each. A linker, which is a program of its own, makes
+the libraries.
+
+Nothing but memset, memcpy and memmove is taken from the system, so that a library for Linux runs with every C
+library. Objects contain no path, time or address: the same sources, Numba and linker make the same bytes.
 """
 
 import gc
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -16,10 +21,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from llvmlite import binding
 
-from fastsoftmax.machine import frontend, targets
+from fastsoftmax.machine import frontend, jit, targets
 from fastsoftmax.machine.entry import Variant, entry, kernels
 from fastsoftmax.runtime import cache, prebuilt
 
@@ -33,6 +39,51 @@ FEATURES = {"v3": _V3, "v4": _V4, "aarch64": "+neon,+fp-armv8"}
 """What the code of a library may use of a processor: no more than `prebuilt.level` asks for."""
 PROCESSORS = {"v3": "x86-64", "v4": "x86-64", "aarch64": "generic"}
 
+LEVELS = {"x86_64": ("v3", "v4"), "aarch64": ("aarch64",)}
+"""The levels of an architecture."""
+
+_FLAGS = {
+    "linux": ("-nostdlib", "-Wl,--strip-all", "-Wl,--build-id=none"),
+    "darwin": ("-Wl,-S", "-Wl,-x"),
+    "win32": ("-nostdlib", "-s", "-O2", "-ffreestanding", "-fno-sanitize=undefined"),
+}
+"""The linker's flags for a system as `sys.platform` names it."""
+
+_WINDOWS = r"""
+/* What compiled code needs of a C library on Windows, whose libraries cannot be named without their files. */
+int DllMainCRTStartup(void *module, unsigned reason, void *reserved) { return 1; }
+
+void *memset(void *to, int value, __SIZE_TYPE__ count) {
+    void *at = to;
+    __asm__ volatile("rep stosb" : "+D"(at), "+c"(count) : "a"(value) : "memory");
+    return to;
+}
+
+void *memcpy(void *to, const void *from, __SIZE_TYPE__ count) {
+    void *at = to;
+    __asm__ volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(count) : : "memory");
+    return to;
+}
+
+/* Touch every page of a stack frame of rax bytes; no register changes. */
+__asm__(".globl ___chkstk_ms\n"
+        "___chkstk_ms:\n"
+        "    pushq %rcx\n"
+        "    pushq %rax\n"
+        "    leaq 24(%rsp), %rcx\n"
+        "1:  cmpq $0x1000, %rax\n"
+        "    jb 2f\n"
+        "    subq $0x1000, %rcx\n"
+        "    orq $0, (%rcx)\n"
+        "    subq $0x1000, %rax\n"
+        "    jmp 1b\n"
+        "2:  subq %rax, %rcx\n"
+        "    orq $0, (%rcx)\n"
+        "    popq %rax\n"
+        "    popq %rcx\n"
+        "    ret\n");
+"""
+
 
 def target(level: str, triple: str) -> targets.Target:
     """The target for a level of `prebuilt.level` and a system."""
@@ -42,6 +93,9 @@ def target(level: str, triple: str) -> targets.Target:
 def variants() -> list[Variant]:
     """All variants of all kernels, in a fixed order."""
     return sorted((one for kernel in kernels() for one in kernel.variants()), key=lambda one: one.name)
+
+
+# --- compiling -----------------------------------------------------------------------------------------------
 
 
 def _shares(count: int) -> list[list[str]]:
@@ -54,16 +108,27 @@ def _shares(count: int) -> list[list[str]]:
     return found if count > 1 else [[name for names in found for name in names]]
 
 
-def _compile(names: Sequence[str], goals: dict[str, targets.Target], folder: str) -> None:
+def _named(name: str) -> Variant:
+    kernel, dtype, letters = name.rsplit(".", 2)
+    return entry(kernel).variant(dtype, letters)
+
+
+def _compile(names: Sequence[str], folder: Path, goals: dict[str, targets.Target]) -> None:
     """Write the objects of these variants; in a process of its own."""
     gc.disable()  # nothing that is compiled goes away before the process does
     for name in names:
-        kernel, dtype, letters = name.rsplit(".", 2)
-        code = frontend.module(entry(kernel).variant(dtype, letters)).as_bitcode()
-        for level, goal in goals.items():
-            made = targets.object_code(binding.parse_bitcode(code), goal)
-            (Path(folder) / level / f"{name}.o").write_bytes(made)
-        (Path(folder) / f"{name}.done").touch()
+        code = frontend.module(_named(name)).as_bitcode()
+        for goal, made_for in goals.items():
+            made = targets.object_code(binding.parse_bitcode(code), made_for)
+            (folder / goal / f"{name}.o").write_bytes(made)
+        (folder / f"{name}.done").touch()
+
+
+def _keep(names: Sequence[str], folder: Path) -> None:
+    """Compile these variants into the cache directory; in a process of its own."""
+    for name in names:
+        jit.object_code(name, lambda name=name: _named(name))  # type: ignore[misc]
+        (folder / f"{name}.done").touch()
 
 
 def _table(goal: targets.Target) -> bytes:
@@ -73,16 +138,13 @@ def _table(goal: targets.Target) -> bytes:
     return targets.object_code(module, goal)
 
 
-def compile_all(goals: dict[str, targets.Target], folder: Path, processes: int, progress: Progress) -> None:
-    """Write the objects of all variants for each level in `goals` into a folder of its name."""
-    for level, goal in goals.items():
-        (folder / level).mkdir()
-        (folder / level / "table.o").write_bytes(_table(goal))
+def _in_processes(work: Any, folder: Path, processes: int, progress: Progress, *arguments: Any) -> None:
+    """Call ``work(names, folder, *arguments)`` in processes that share the variants."""
     shares = _shares(processes)
     total = sum(map(len, shares))
     # Spawned, not forked: a forked child has copies of locks that other threads may hold.
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_compile, args=(share, goals, str(folder))) for share in shares]
+    workers = [context.Process(target=work, args=(share, folder, *arguments)) for share in shares]
     try:
         for worker in workers:
             worker.start()
@@ -90,28 +152,40 @@ def compile_all(goals: dict[str, targets.Target], folder: Path, processes: int, 
             time.sleep(0.1)
             progress(sum(1 for _ in folder.glob("*.done")), total)
             if any(worker.exitcode for worker in workers):
-                break
+                raise RuntimeError("a process that compiles kernels has failed")
+    except BaseException:
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+        raise
     finally:
         for worker in workers:
-            if worker.exitcode:
-                _stop(workers)
-            worker.join()
+            if worker.pid is not None:
+                worker.join()
     if any(worker.exitcode for worker in workers):
         raise RuntimeError("a process that compiles kernels has failed")
     progress(total, total)
 
 
-def _stop(workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
-    for worker in workers:
-        worker.terminate()
+def compile_all(goals: dict[str, targets.Target], folder: Path, processes: int, progress: Progress) -> None:
+    """Write the objects of all variants for each of `goals` into a folder of its name."""
+    for name, goal in goals.items():
+        (folder / name).mkdir()
+        (folder / name / "table.o").write_bytes(_table(goal))
+    _in_processes(_compile, folder, processes, progress, goals)
 
 
-def linker() -> list[str] | None:
-    """The command of a linker for this system; None if there is none."""
-    for name in ("gcc", "cc", "clang"):
-        path = shutil.which(name)
-        if path is not None:
-            return [path]
+def keep_all(processes: int, progress: Progress) -> None:
+    """Compile all variants into the cache directory, a file for each: what serves where there is no linker."""
+    with tempfile.TemporaryDirectory(prefix="fastsoftmax-") as work:
+        _in_processes(_keep, Path(work), processes, progress)
+
+
+# --- linking -------------------------------------------------------------------------------------------------
+
+
+def zig() -> list[str] | None:
+    """The command of the linker in the Python package ziglang, which links for any system."""
     try:
         import ziglang  # type: ignore[import-untyped]  # noqa: F401
     except ModuleNotFoundError:
@@ -119,38 +193,62 @@ def linker() -> list[str] | None:
     return [sys.executable, "-m", "ziglang", "cc"]
 
 
-def link(command: Sequence[str], objects: Sequence[Path], output: Path) -> None:
-    """Make a shared library of objects."""
-    with tempfile.NamedTemporaryFile("w", suffix=".list") as names:
-        names.write("\n".join(map(str, objects)))
-        names.flush()
-        flags = ["-shared", "-Wl,--strip-all", "-Wl,--build-id=none"]
-        subprocess.run([*command, *flags, "-o", str(output), f"@{names.name}"], check=True, capture_output=True)
+def linker() -> list[str] | None:
+    """The command of a linker for this system; None if there is none."""
+    names = () if sys.platform == "win32" else ("gcc", "cc", "clang")
+    found = next(filter(None, map(shutil.which, names)), None)
+    return [found] if found else zig()
 
 
-def describe(library: Path) -> None:
+def link(command: Sequence[str], folder: Path, output: str, system: str = sys.platform) -> Path:
+    """Make a shared library of the objects in a folder, there."""
+    inputs = sorted(path.name for path in folder.glob("*.o"))
+    if system == "win32":
+        (folder / "windows.c").write_text(_WINDOWS)
+        inputs.append("windows.c")
+    (folder / "inputs").write_text("\n".join(inputs))
+    name = (f"-Wl,-install_name,{output}",) if system == "darwin" else ()
+    whole = [*command, "-shared", *_FLAGS[system], *name, "-o", output, "@inputs"]
+    done = subprocess.run(whole, cwd=folder, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        first = next(iter(done.stderr.splitlines()), f"status {done.returncode}")
+        raise RuntimeError(f"the linker {command[0]} says: {first}")
+    content = (folder / output).read_bytes()
+    exported = [prebuilt.PREFIX + path.stem for path in folder.glob("*.o") if path.name != "table.o"]
+    for one in (prebuilt.TABLE, *exported):
+        if f"{one}\0".encode() not in content:
+            raise RuntimeError(f"the linker {command[0]} does not export {one}")
+    return folder / output
+
+
+def describe(library: Path, level: str) -> None:
     """Write the description of a library beside it."""
     digest = hashlib.sha256(library.read_bytes()).hexdigest()
-    text = json.dumps({"sources": cache.sources(), "library": digest})
+    text = json.dumps({"level": level, "sources": cache.sources(), "library": digest})
     library.with_suffix(".json").write_text(text + "\n")
 
 
-def build(level: str, folder: Path, processes: int, progress: Progress) -> Path:
-    """Make the library of this system for a level; its path, in `folder`."""
+def build(levels: Sequence[str], folder: Path, processes: int, progress: Progress) -> list[Path]:
+    """Make the libraries of this system for some levels; their paths, in `folder`."""
     command = linker()
     if command is None:
         raise RuntimeError("there is no linker: none of gcc, cc, clang and the Python package ziglang")
-    goal = target(level, binding.get_process_triple())
-    with tempfile.TemporaryDirectory(prefix="fastsoftmax-") as work:
-        compile_all({level: goal}, Path(work), processes, progress)
-        output = Path(work) / prebuilt.file_name(level)
-        link(command, sorted((Path(work) / level).glob("*.o")), output)
-        describe(output)
+    triple = binding.get_process_triple()
+    if sys.platform == "win32":
+        triple = triple.replace("msvc", "gnu")
+    with tempfile.TemporaryDirectory(prefix="fastsoftmax-") as name:
+        work = Path(name)
+        compile_all({level: target(level, triple) for level in levels}, work, processes, progress)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for made in (
-            output,
-            output.with_suffix(".json"),
-        ):  # the description last: with it, the library is complete
-            shutil.copyfile(made, folder / f"{made.name}.part")
-            (folder / f"{made.name}.part").replace(folder / made.name)
+        return [_placed(command, work / level, level, folder) for level in levels]
+
+
+def _placed(command: Sequence[str], objects: Path, level: str, folder: Path) -> Path:
+    """Link objects, and put the library and its description into a folder, where others may be using the old ones."""
+    output = link(command, objects, prebuilt.file_name(level))
+    describe(output, level)
+    for made in (output, output.with_suffix(".json")):  # the description last: with it, the library is complete
+        part = folder / f"{made.name}.{os.getpid()}.part"
+        shutil.copyfile(made, part)
+        part.replace(folder / made.name)
     return folder / output.name

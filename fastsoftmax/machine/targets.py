@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import binding
 
+from fastsoftmax.machine import status
 from fastsoftmax.runtime.numba_state import setting
 
 
@@ -64,17 +65,24 @@ def optimize(module: Any, target: Target) -> None:
     builder.getModulePassManager().run(module, builder)
 
 
-def object_code(module: Any, target: Target) -> bytes:
-    """The relocatable object of a module, optimised for a target. The module is changed."""
+def _prepared(module: Any, target: Target) -> Any:
+    """Make a module, which is changed, one of a target, and optimise it."""
     module.triple = target.triple
     module.data_layout = str(compiler(target).target_data)
+    status.adapt(module, target.triple)
+    if "windows" in target.triple:
+        for one in (*module.functions, *module.global_variables):
+            if not one.is_declaration and one.linkage == binding.Linkage.external:
+                one.storage_class = "dllexport"
     optimize(module, target)
-    return bytes(compiler(target).emit_object(module))
+    return module
+
+
+def object_code(module: Any, target: Target) -> bytes:
+    """The relocatable object of a module, optimised for a target. The module is changed."""
+    return bytes(compiler(target).emit_object(_prepared(module, target)))
 
 
 def assembly(module: Any, target: Target) -> str:
     """The assembly of the code that `object_code` makes."""
-    module.triple = target.triple
-    module.data_layout = str(compiler(target).target_data)
-    optimize(module, target)
-    return str(compiler(target).emit_assembly(module))
+    return str(compiler(target).emit_assembly(_prepared(module, target)))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
 
+from fastsoftmax.machine import status
 from fastsoftmax.runtime.prebuilt import PYTHON, TABLE
 
 I1, I8, I16, I32, I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
@@ -190,9 +191,9 @@ def _python_function(module: Any, name: str, called: Any, parameters: Sequence[P
         arguments += _from_python(build, python, item, parameter)
     place = build.alloca(DOUBLE)
     state = python.call("PyEval_SaveThread", POINTER)
-    status = build.call(called, [*arguments, place])
+    returned = build.call(called, [*arguments, place])
     python.call("PyEval_RestoreThread", ir.VoidType(), state)
-    with build.if_then(build.icmp_signed("!=", status, I32(0)), likely=False):
+    with build.if_then(build.icmp_signed("!=", returned, I32(0)), likely=False):
         text = bytearray(b"kernel access outside its array\0")
         message = ir.GlobalVariable(module, ir.ArrayType(I8, len(text)), f"{name}.message")
         message.linkage, message.initializer = "internal", ir.Constant(message.value_type, text)
@@ -222,6 +223,7 @@ def add(code: Any, inner: str, name: str, parameters: Sequence[Parameter], resul
     around.verify()
     code.link_in(around)
     code.verify()
+    exported.update(status.NAMES)  # `targets.object_code` replaces them
     for one in code.functions:
         if not one.is_declaration and one.name not in exported:
             one.linkage = "internal"

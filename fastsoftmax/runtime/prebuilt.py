@@ -15,11 +15,12 @@ import json
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastsoftmax.runtime import cache
 from fastsoftmax.runtime.numba_state import checks_bounds
@@ -108,9 +109,9 @@ def level() -> str | None:
     return "v4" if has(_X86_V4) or features.get("AVX512_SKX", False) else "v3"
 
 
-def file_name(name: str) -> str:
-    """The file of a library."""
-    return f"{name}{'.dll' if sys.platform == 'win32' else '.dylib' if sys.platform == 'darwin' else '.so'}"
+def file_name(name: str, system: str = sys.platform) -> str:
+    """The file of the library of this level, for a system as `sys.platform` names it."""
+    return name + {"win32": ".dll", "darwin": ".dylib"}.get(system, ".so")
 
 
 class Library:
@@ -139,32 +140,69 @@ def _places() -> Iterator[Path]:
             yield directory
 
 
-def _opened(place: Path, name: str, wanted: str) -> Library | None:
-    """The library of this level in a directory; None unless it is there, whole, and made of these sources."""
-    path = place / file_name(name)
+def _opened(path: Path, name: str, wanted: str) -> Library:
+    """A library of this level; an exception unless it is there, whole, and made of these sources."""
+    description = json.loads(path.with_suffix(".json").read_bytes())
+    if description["sources"] != wanted:
+        raise _OtherSources
+    if description["level"] != name:
+        raise ValueError(f"it is for {description['level']}, not {name}")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != description["library"]:
+        raise ValueError("its content is not what was built")
+    return Library(path)
+
+
+class _OtherSources(Exception):
+    """A library that was made of other sources: of another version, or before an edit."""
+
+
+class Found(NamedTuple):
+    """What a search for a library has found."""
+
+    library: Library | None
+    text: str
+    """The file, or why none is used."""
+    is_broken: bool = False
+    """Whether a library of these sources is there that cannot be used."""
+
+
+def search() -> Found:
+    """Look for the library of this processor."""
+    name = level()
+    if name is None:
+        return Found(None, "none: there are libraries for x86-64-v3, x86-64-v4 and aarch64 only")
+    if os.environ.get("FASTSOFTMAX_PREBUILT") == "0":
+        return Found(None, "none: FASTSOFTMAX_PREBUILT=0")
+    if checks_bounds():
+        return Found(None, "none: NUMBA_BOUNDSCHECK is set")
     try:
-        description = json.loads(path.with_suffix(".json").read_bytes())
-        if description["sources"] != wanted:
-            return None
-        if hashlib.sha256(path.read_bytes()).hexdigest() != description["library"]:
-            return None
-        return Library(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        wanted = cache.sources()
+    except OSError:  # in a frozen application or a zip file
+        return Found(None, "none: the sources are not files")
+    stale, broken = [], []
+    for place in _places():
+        path = place / file_name(name)
+        try:
+            return Found(_opened(path, name, wanted), f"{path} ({name})")
+        except FileNotFoundError:
+            pass
+        except _OtherSources:
+            stale.append(f"{path} was made of other sources")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            broken.append(f"{path} cannot be used: {error}")
+    reasons = [*broken, *stale]
+    return Found(None, f"none{': ' if reasons else ''}{'; '.join(reasons)}", bool(broken))
 
 
 @lru_cache(maxsize=1)
 def library() -> Library | None:
     """The library for this processor; None if there is none, or if ``FASTSOFTMAX_PREBUILT=0``."""
-    name = level()
-    if name is None or os.environ.get("FASTSOFTMAX_PREBUILT") == "0" or checks_bounds():
-        return None
-    try:
-        wanted = cache.sources()
-    except OSError:  # the sources are not files, as in an application that was frozen
-        return None
-    for place in _places():
-        found = _opened(place, name, wanted)
-        if found is not None:
-            return found
-    return None
+    found = search()
+    if found.is_broken:
+        text = found.text.removeprefix("none: ")
+        warnings.warn(
+            f"the library of kernels {text}; kernels are compiled when they are first called, which takes seconds",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return found.library

@@ -90,7 +90,7 @@ def _run_bench(arguments: argparse.Namespace) -> int:
 def _run_warmup(arguments: argparse.Namespace) -> int:
     from fastsoftmax.tools import warmup
 
-    return warmup.main(arguments.functions, arguments.dtypes, arguments.jobs)
+    return warmup.main(arguments.jobs)
 
 
 def _run_run(arguments: argparse.Namespace) -> int:
@@ -209,12 +209,11 @@ def _parser() -> argparse.ArgumentParser:
 
     warmup = commands.add_parser(
         "warmup",
-        help="compile the kernels into the disk cache ahead of time",
-        description="Compile the kernels into the disk cache ahead of time, in parallel processes: for container "
-        "images and servers, where the first call should not wait. FASTSOFTMAX_CACHE_DIR says where they go.",
+        help="compile the kernels into the cache directory ahead of time",
+        description="Compile all kernels into one library in the cache directory, in parallel processes: for "
+        "installations without compiled kernels, such as editable ones, where the first call should not wait. "
+        "Without a linker they become one file each. FASTSOFTMAX_CACHE_DIR says where they go.",
     )
-    warmup.add_argument("--functions", nargs="+", metavar="NAME", help="public functions (default: all)")
-    warmup.add_argument("--dtypes", "--dtype", nargs="+", choices=DTYPES, default=DTYPES, help="default: both")
     warmup.add_argument("--jobs", type=_count, metavar="N", help="processes (default: one for each CPU)")
     warmup.set_defaults(run=_run_warmup)
     _add_run(commands)

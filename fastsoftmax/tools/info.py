@@ -7,7 +7,7 @@ from importlib import metadata
 from fastsoftmax import __version__
 from fastsoftmax._vectors import VECTOR_BYTES
 from fastsoftmax.arrays.threads import max_threads, usable_cpus
-from fastsoftmax.runtime import cache
+from fastsoftmax.runtime import cache, prebuilt
 
 REQUIRED = ("numpy", "numba", "llvmlite")
 OPTIONAL = ("scipy", "scikit-learn", "matplotlib", "rich", "torch", "jax")
@@ -64,6 +64,7 @@ def report() -> str:
         ("vectors", vectors),
         ("cpus", f"{os.cpu_count()}, of which {usable_cpus()} usable by this process"),
         ("threads", f"{max_threads()} at most (own pool over serial kernels)"),
+        ("library", prebuilt.search().text),
         ("cache", f"{cache.directory()}: {files} files, {size:,} bytes"),
     ]
     facts += [

@@ -7,7 +7,7 @@ numbers. Most of these operations have no meaning in Python: under NUMBA_DISABLE
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
@@ -25,6 +25,7 @@ from fastsoftmax.kernels.simd.lowering import (
     lowered,
     vector_of,
 )
+from fastsoftmax.machine import status
 from fastsoftmax.machine.types import Memory
 
 
@@ -164,57 +165,21 @@ def call_loop(
     raise NotImplementedError
 
 
-# The bits of the floating-point status for invalid, division by zero and overflow.
-_STATUS_BITS = {"x86_64": (1, 4, 8), "aarch64": (1, 2, 4)}
+def _status(build: Any, name: str, *operands: Any) -> Any:
+    return build.call(status.called(build.builder.module, name), operands)
 
 
-def _machine(build: Any) -> str:
-    name = str(build.builder.module.triple).partition("-")[0]
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
-
-
-def _status_register(build: Any, machine: str, write: Any = None) -> Any:
-    """Read the floating-point status as a 32-bit integer, or write it if `write` is not None."""
-    if machine == "x86_64":
-        room = cgutils.alloca_once(build.builder, INT32)
-        if write is not None:
-            build.store(write, room)
-        name = "x86.sse.stmxcsr" if write is None else "x86.sse.ldmxcsr"
-        build.call_named(name, ir.VoidType(), [build.bitcast(room, BYTES)])
-        return build.load(room)
-    binding.initialize_native_asmparser()
-    if write is None:
-        code = ir.InlineAsm(ir.FunctionType(INT64, []), "mrs $0, fpsr", "=r,~{memory}", side_effect=True)
-        return build.trunc(build.call(code, []), INT32)
-    code = ir.InlineAsm(ir.FunctionType(ir.VoidType(), [INT64]), "msr fpsr, $0", "r,~{memory}", side_effect=True)
-    build.call(code, [build.zext(write, INT64)])
-    return write
-
-
-def _float_status(build: Any) -> Any:
-    machine = _machine(build)
-    return _status_register(build, machine) if machine in _STATUS_BITS else INT32(0)
-
-
-@lowered(_float_status, lambda: types.uint32)
+@lowered(lambda build: _status(build, status.READ), lambda: types.uint32)
 def float_status() -> int:
     """The floating-point exceptions raised so far, in the form that `set_float_status` takes."""
     raise NotImplementedError
 
 
-def _set_float_status(build: Any, status: Any, *raised: Any) -> None:
-    machine = _machine(build)
-    if machine in _STATUS_BITS:
-        for one, bit in zip(raised, _STATUS_BITS[machine], strict=True):
-            status = build.or_(status, build.select(one, INT32(bit), INT32(0)))
-        _status_register(build, machine, write=status)
+@lowered(lambda build, before, *raised: _status(build, status.WRITE, build.trunc(before, INT32), *raised))
+def set_float_status(before: int, invalid: bool, divide: bool, overflow: bool) -> None:
+    """Set the raised floating-point exceptions to `before` and these.
 
-
-@lowered(lambda build, status, *raised: _set_float_status(build, build.trunc(status, INT32), *raised))
-def set_float_status(status: int, invalid: bool, divide: bool, overflow: bool) -> None:
-    """Set the raised floating-point exceptions to `status` and these.
-
-    Vector code also computes numbers that it discards, so its own exceptions mean nothing. On processors not
-    listed above, they stay.
+    Vector code also computes numbers that it discards, so its own exceptions mean nothing. On processors that
+    `machine.status` does not know, they stay.
     """
     raise NotImplementedError

@@ -1,0 +1,121 @@
+"""Calls of kernels that were recorded, to be made again by other machine code on the same bytes.
+
+A call is written as numbers (little-endian): the name; the memory that it reads and writes, as regions; its
+arguments. Integers, addresses and floats are passed in separate registers by the C calling conventions of Linux, so
+the order between them does not matter. A float32 is the lower half of such a register.
+"""
+
+import ctypes
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+NUMBER, ADDRESS, TABLE, SYMBOL = range(4)
+"""Kinds of integer arguments: itself; an offset in a region; the addresses of all regions; a function's address."""
+
+
+class Call(NamedTuple):
+    """A call of the function for C of a variant."""
+
+    name: str
+    regions: list  # (address modulo 64, content)
+    integers: list  # (kind, number or region, offset)
+    floats: list  # bits
+
+    def packed(self):
+        """The bytes that aarch64.c reads."""
+
+        def text(content):
+            return struct.pack("<Q", len(content)) + content
+
+        parts = [text(self.name.encode() + b"\0"), struct.pack("<Q", len(self.regions))]
+        parts += [struct.pack("<Q", skew) + text(content) for skew, content in self.regions]
+        parts += [struct.pack("<Q", len(self.integers)), *(struct.pack("<QqQ", *one) for one in self.integers)]
+        parts += [struct.pack("<Q", len(self.floats)), *(struct.pack("<Q", one) for one in self.floats)]
+        return b"".join(parts)
+
+
+def _bits(value, dtype):
+    if dtype == "f":
+        return struct.unpack("<Q", np.float32(value).tobytes() + bytes(4))[0]
+    return struct.unpack("<Q", np.float64(value).tobytes())[0]
+
+
+def _spans(arrays):
+    """The memory of arrays, with those that overlap in one piece."""
+    spans = []
+    # An array without numbers may stand for a longer one, of which kernels read the beginning.
+    whole = [one if one.size or one.base is None else one.base for one in arrays]
+    for begin, end in sorted((one.ctypes.data, one.ctypes.data + one.nbytes) for one in whole if one.size):
+        if spans and begin < spans[-1][1]:
+            spans[-1][1] = max(end, spans[-1][1])
+        else:
+            spans.append([begin, end])
+    return spans
+
+
+def recorded(prefix, variant, result, arguments):
+    """The call of a kernel with these arguments of Python, before it is made."""
+    arrays = [one for one in arguments if isinstance(one, np.ndarray)]
+    spans = _spans(arrays)
+    integers, floats = [], []
+    for one, kind in zip(arguments, variant.kinds, strict=True):
+        if one is None:
+            continue
+        if isinstance(one, np.ndarray):
+            at = one.ctypes.data
+            inside = [(k, at - begin) for k, (begin, end) in enumerate(spans) if begin <= at < end]
+            integers.append((ADDRESS, *inside[0]) if inside else (NUMBER, 64, 0))
+            ndim = int(kind[-1])
+            integers += [(NUMBER, n, 0) for n in (*one.shape, *[1] * (ndim - one.ndim))]
+        elif isinstance(one, tuple):
+            floats += [_bits(value, variant.dtype) for value in one]
+        elif kind == "float":
+            floats.append(_bits(one, variant.dtype))
+        else:
+            integers.append((NUMBER, int(one), 0))
+    regions = [(begin % 64, ctypes.string_at(begin, end - begin)) for begin, end in spans]
+    if result is float:
+        integers.append((ADDRESS, len(regions), 0))
+        regions.append((0, bytes(8)))
+    return Call(f"{prefix}{variant.name}", regions, integers, floats)
+
+
+def replayed(library, call):
+    """Make a call with a library that is open: the status, and the content of all regions afterwards."""
+    memory = [ctypes.create_string_buffer(len(content) + 128) for _, content in call.regions]
+    places = []
+    for room, (skew, content) in zip(memory, call.regions, strict=True):
+        places.append((ctypes.addressof(room) + 63) // 64 * 64 + skew)
+        ctypes.memmove(places[-1], content, len(content))
+    table = (ctypes.c_void_p * len(places))(*places)
+    integers = {
+        NUMBER: lambda number, _: number,
+        ADDRESS: lambda region, offset: places[region] + offset,
+        TABLE: lambda *_: ctypes.addressof(table),
+        SYMBOL: lambda region, _: (
+            ctypes.cast(library[call.regions[region][1][:-1].decode()], ctypes.c_void_p).value
+        ),
+    }
+    values = [ctypes.c_int64(integers[kind](*rest)) for kind, *rest in call.integers]
+    values += [ctypes.c_double.from_buffer_copy(struct.pack("<Q", one)) for one in call.floats]
+    function = library[call.name]
+    function.restype = ctypes.c_int32
+    status = function(*values)
+    return status, [ctypes.string_at(at, len(one)) for at, (_, one) in zip(places, call.regions, strict=True)]
+
+
+def answers(calls, output):
+    """The same as `replayed` for every call, from the bytes that aarch64.c writes."""
+    found, at = [], 0
+    for call in calls:
+        (status,) = struct.unpack_from("<q", output, at)
+        at += 8
+        contents = []
+        for _, content in call.regions:
+            contents.append(output[at : at + len(content)])
+            at += len(content)
+        found.append((status, contents))
+    assert at == len(output)
+    return found

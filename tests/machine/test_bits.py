@@ -1,0 +1,124 @@
+"""The same bits on every processor: recorded calls of kernels, made again by the libraries of all levels.
+
+The libraries are built here for Linux, which takes minutes: these tests run with ``-m slow`` only.
+"""
+
+import ctypes
+import os
+import pickle
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import child
+import pytest
+import replay
+
+from fastsoftmax.runtime import prebuilt
+
+HERE = Path(__file__).parent
+TRIPLES = {
+    "v3": "x86_64-unknown-linux-gnu",
+    "v4": "x86_64-unknown-linux-gnu",
+    "aarch64": "aarch64-unknown-linux-gnu",
+}
+KERNELS = """activations. losses.cross_entropy losses.soft_cross_entropy derivatives.softmax_product entropy. segments.
+loops. pieces. derivatives.softmax_jacobian""".split()
+"""The kernels that are compared: those of every family, both walks, pieces of rows, and the loops of ufuncs."""
+
+BUILD = """
+import sys
+from pathlib import Path
+from fastsoftmax.machine import library
+
+if __name__ == "__main__":
+    work, triples = Path(sys.argv[1]), dict(zip(sys.argv[2::2], sys.argv[3::2]))
+    goals = {level: library.target(level, triple) for level, triple in triples.items()}
+    library.compile_all(goals, work, 2, lambda *_: None)
+    for level, triple in triples.items():
+        command = [*library.zig(), "-target", triple.replace("-unknown", "")]
+        library.describe(library.link(command, work / level, f"{level}.so", "linux"), level)
+"""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="loads libraries for Linux"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="compares with x86-64"),
+]
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """The paths of the libraries of all levels."""
+    pytest.importorskip("ziglang", reason="ziglang links for other processors")
+    work = tmp_path_factory.mktemp("libraries")
+    child.run(BUILD, work, *[text for pair in TRIPLES.items() for text in pair], timeout=3600)
+    return {level: work / level / f"{level}.so" for level in TRIPLES}
+
+
+@pytest.fixture(scope="module")
+def calls(libraries):
+    """Calls of kernels by the public functions."""
+    level = prebuilt.level()
+    if level not in ("v3", "v4"):
+        pytest.skip("this processor has no AVX2")
+    folder = libraries[level].parent
+    folder.chmod(0o700)
+    path = folder / "calls"
+    variables = {
+        **os.environ,
+        "FASTSOFTMAX_CACHE_DIR": str(folder),
+        "PYTHONPATH": f"{HERE}:{HERE.parent}:{child.PACKAGE.parent}",
+    }
+    command = [sys.executable, str(HERE / "record.py"), str(path), *KERNELS]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    found = [replay.Call(*one) for one in pickle.loads(path.read_bytes())]
+    dtypes = {one.name.rsplit(".", 2)[1] for one in found}
+    assert dtypes >= {"e", "f", "d"}
+    for kernel in KERNELS:
+        assert any(one.name.startswith(prebuilt.PREFIX + kernel) for one in found), kernel
+    return found
+
+
+def same(calls, ours, theirs):
+    """Whether all regions of all calls are equal; the names of the kernels of which they are not."""
+    return sorted({call.name for call, one, other in zip(calls, ours, theirs, strict=True) if one != other})
+
+
+def x86(path, calls):
+    library = ctypes.CDLL(str(path))
+    return [replay.replayed(library, call) for call in calls]
+
+
+def test_they_compute(libraries, calls):
+    """A call changes its memory: the comparisons below compare results."""
+    results = x86(libraries["v3"], calls)
+    changed = [
+        [content for _, content in call.regions] != after for call, (_, after) in zip(calls, results, strict=True)
+    ]
+    assert sum(changed) > 0.9 * len(calls)
+    assert all(status == 0 for status, _ in results)
+
+
+def test_v3_and_v4_give_the_same_bits(libraries, calls):
+    if prebuilt.level() != "v4":
+        pytest.skip("this processor has no AVX-512")
+    assert not same(calls, x86(libraries["v3"], calls), x86(libraries["v4"], calls))
+
+
+def test_aarch64_gives_the_same_bits(libraries, calls):
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if emulator is None:
+        pytest.skip("qemu-user is not installed")
+    folder = libraries["aarch64"].parent
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static", "-O1"]
+    program = folder / "aarch64"
+    subprocess.run([*compiler, "-o", str(program), str(HERE / "aarch64.c")], check=True, capture_output=True)
+    packed = b"".join(call.packed() for call in calls)
+    command = [emulator, str(program), str(libraries["aarch64"])]
+    done = subprocess.run(command, input=packed, capture_output=True, timeout=3600)
+    assert done.returncode == 0, done.stderr.decode()
+    assert not same(calls, x86(libraries["v3"], calls), replay.answers(calls, done.stdout))

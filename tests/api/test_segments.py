@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import fastsoftmax as fs
 from fastsoftmax import kernels
 from fastsoftmax.api import segments
+from fastsoftmax.arrays.blocks import UNWEIGHTED
 from fastsoftmax.kernels.traversal import COLUMN_LIMIT
 
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -817,7 +818,7 @@ def test_kernels_survive_what_changes_under_them(wrong):
     guard = 64
     memory = np.full(300 + 2 * guard, 3.0)
     x = memory[guard:-guard]
-    y, rows = memory.copy(), np.zeros(100)
+    y, rows, ones = memory.copy(), np.zeros(100), UNWEIGHTED[memory.dtype]
     cuts = np.array([0, 50, 100], np.int64)
     for indptr in (np.arange(0, 301, 3), np.concatenate([np.arange(0, 200, 2), [300]])):
         for place in (1, 40, 100):
@@ -826,7 +827,7 @@ def test_kernels_survive_what_changes_under_them(wrong):
             labels[place - 1] = wrong
             x.flags.writeable = False
             target = y[guard:-guard]
-            kernels.segments.segment_cross_entropy(0, 2, None, torn, cuts, x, labels, None, target, rows, 1.0, 0.0)
+            kernels.segments.segment_cross_entropy(0, 2, None, torn, cuts, x, labels, ones, target, rows, 1.0, 0.0)
             np.testing.assert_array_equal(y[:guard], 3.0)
             np.testing.assert_array_equal(y[-guard:], 3.0)
 

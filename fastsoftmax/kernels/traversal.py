@@ -417,6 +417,22 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, 
 
 
 @inline
+def measure_short(x: Any, length: int, count: int, beta: Any, table: Any, terms: Any) -> None:
+    """`measure` for rows of at most `COLUMN_LIMIT` classes, by `short_statistics`."""
+    step = lane_count(x)
+    for i in range(count):
+        m, shift, bias, top, ties, rest, rest_low = short_statistics(x, i * length, length, beta, terms)
+        store_scalar(table, i, m)
+        store_scalar(table, step + i, shift)
+        store_scalar(table, 2 * step + i, bias)
+        store_scalar(table, 3 * step + i, top[0])
+        store_scalar(table, 4 * step + i, top[1])
+        store_scalar(table, 5 * step + i, ties)
+        store_scalar(table, 6 * step + i, rest)
+        store_scalar(table, 7 * step + i, rest_low)
+
+
+@inline
 def measured(table: Any, i: int) -> Any:
     """The `statistics` of row i of the last group of `measure`."""
     step = lane_count(table)
@@ -741,14 +757,17 @@ def _prepare_group(
     picks: Any,
     table: Any,
     terms: Any,
+    few: Any,
     alone: bool,
 ) -> None:
-    """The entries at the labels of a group of rows, and their statistics unless each is computed `alone`."""
+    """The entries at the labels of a group of rows, and their statistics."""
     if picks is not None:
         for i in range(count):
             target = target_of(x, (first + i) * classes, classes, picks.labels, first + i)
             store_scalar(picks.targets, lane_count(x) + i, target)
-    if given is None and not alone:
+    if few is not None and alone:
+        measure_short(source, classes, count, beta, table, terms)
+    elif given is None:
         measure(source, 0, classes, count, beta, table, terms)
 
 
@@ -848,21 +867,18 @@ def traverse(
         alone = stop - start <= FEW and classes <= COLUMN_LIMIT
     if inner == 1 and (alone or classes > COLUMN_LIMIT):
         table = scratch(x, TABLE)
-        if not alone:
-            clear(table)
+        clear(table)
         group = step if classes <= GROUP_LIMIT else 1
         for first in range(start, stop, group):
             count, begin = min(group, stop - first), first * classes
             terms, source = terms_at(keep, over, room, y, begin), after(x, begin)
-            _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms, alone)
+            _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms, few, alone)
             for i in range(count):
                 row = first + i
                 _prefetch_row(x, y, (row + group) * classes, classes)
                 if picks is not None:
                     store_scalar(picks.targets, 0, load_scalar(picks.targets, step + i))
                 stats = measured(table, i)
-                if few is not None and alone:
-                    stats = short_statistics(source, i * classes, classes, beta, terms)
                 place = row_at(i * classes, classes, row)
                 block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, options)
         return

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import fastsoftmax as fs
 from fastsoftmax._vectors import COLUMN_LIMIT, COLUMNS, HUGE, PIECE
 from fastsoftmax.api import segments
+from fastsoftmax.arrays.blocks import UNWEIGHTED
 from fastsoftmax.kernels import segments as compiled
 from fastsoftmax.machine.entry import entry
 
@@ -819,7 +820,7 @@ def test_kernels_survive_what_changes_under_them(wrong):
     guard = 64
     memory = np.full(300 + 2 * guard, 3.0)
     x = memory[guard:-guard]
-    y, rows = memory.copy(), np.zeros(100)
+    y, rows, ones = memory.copy(), np.zeros(100), UNWEIGHTED[memory.dtype]
     cuts = np.array([0, 50, 100], np.int64)
     for indptr in (np.arange(0, 301, 3), np.concatenate([np.arange(0, 200, 2), [300]])):
         for place in (1, 40, 100):
@@ -828,7 +829,7 @@ def test_kernels_survive_what_changes_under_them(wrong):
             labels[place - 1] = wrong
             x.flags.writeable = False
             target = y[guard:-guard]
-            arguments = torn, cuts, x, labels, None, target, rows, 1.0, 0.0
+            arguments = torn, cuts, x, labels, ones, target, rows, 1.0, 0.0
             entry("segments.segment_cross_entropy")(0, 2, None, *arguments)
             np.testing.assert_array_equal(y[:guard], 3.0)
             np.testing.assert_array_equal(y[-guard:], 3.0)

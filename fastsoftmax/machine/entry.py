@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from fastsoftmax.runtime import fork, prebuilt
+from fastsoftmax.runtime import fork
 from fastsoftmax.runtime.numba_state import jit_disabled
 
 Count: TypeAlias = Annotated[Any, "int"]
@@ -175,6 +175,8 @@ class Kernel:
         if jit_disabled():
             code: Any = self._as_python
         else:
+            from fastsoftmax.runtime import prebuilt  # here, because it takes longer than the import of this package
+
             dtype = key[0].char if key[0].kind == "f" else "i"
             letters = "".join([_LETTERS[kind] for kind in key[1:]])
             name = f"{self.name}.{dtype}.{letters}"
@@ -184,6 +186,10 @@ class Kernel:
 
     def address(self, dtype: str, letters: str, form: str = "") -> int:
         """The address of a variant's function for C, or with ``form=".py"`` of that for Python."""
+        from fastsoftmax.runtime import prebuilt
+
+        if jit_disabled():
+            raise NotImplementedError("there is no machine code under NUMBA_DISABLE_JIT")
         library = prebuilt.library()
         name = f"{self.name}.{dtype}.{letters}"
         found = library and library.address(name + form)
@@ -226,6 +232,8 @@ def kernels() -> list[Kernel]:
 
 def address(name: str) -> int:
     """The address of a variant's function for C by its full name; KeyError if this version has no such variant."""
+    from fastsoftmax.runtime import prebuilt
+
     if not name.startswith(prebuilt.PREFIX):
         raise KeyError(name)
     parts = name[len(prebuilt.PREFIX) :].rsplit(".", 2)

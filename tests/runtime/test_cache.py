@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -316,7 +317,7 @@ def test_a_full_disk(tmp_path, monkeypatch, step):
     monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path / "cache"))
     module, name = step.split(".")
     with monkeypatch.context() as patch:
-        patch.setattr(getattr(cache, module), name, full)
+        patch.setattr(tempfile if module == "tempfile" else getattr(cache, module), name, full)
         kept().save(CODE)
     assert not files(tmp_path / "cache")
     kept().save(CODE)

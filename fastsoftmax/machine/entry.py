@@ -13,7 +13,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib import import_module
-from threading import RLock
 from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -85,8 +84,16 @@ class Variant(NamedTuple):
 on_compilation: Callable[[], None] = lambda: None  # noqa: E731
 """It is called before a variant is compiled. The command line sets it, to say what takes seconds."""
 
-_compiling = RLock()
 _kernels: dict[str, "Kernel"] = {}
+
+
+def _prebuilt() -> Any:
+    """The module with the library. It is imported here, because it takes longer than importing this package."""
+    with fork.importing:
+        from fastsoftmax.runtime import prebuilt
+
+        prebuilt.library()
+    return prebuilt
 
 
 class Kernel:
@@ -175,22 +182,18 @@ class Kernel:
         if jit_disabled():
             code: Any = self._as_python
         else:
-            from fastsoftmax.runtime import prebuilt  # here, because it takes longer than the import of this package
-
             dtype = key[0].char if key[0].kind == "f" else "i"
             letters = "".join([_LETTERS[kind] for kind in key[1:]])
             name = f"{self.name}.{dtype}.{letters}"
-            code = prebuilt.python_function(name, self.address(dtype, letters, ".py"))
+            code = _prebuilt().python_function(name, self.address(dtype, letters, ".py"))
         self._codes[key] = code
         return code
 
     def address(self, dtype: str, letters: str, form: str = "") -> int:
         """The address of a variant's function for C, or with ``form=".py"`` of that for Python."""
-        from fastsoftmax.runtime import prebuilt
-
         if jit_disabled():
             raise NotImplementedError("there is no machine code under NUMBA_DISABLE_JIT")
-        library = prebuilt.library()
+        library = _prebuilt().library()
         name = f"{self.name}.{dtype}.{letters}"
         found = library and library.address(name + form)
         if found:
@@ -201,10 +204,9 @@ class Kernel:
             on_compilation()
             return self.variant(dtype, letters)
 
-        with _compiling, interrupts.held():
+        with fork.importing, interrupts.held():
             from fastsoftmax.machine import jit
-
-            return jit.address(name, wanted, form)
+        return jit.address(name, wanted, form)
 
     def _as_python(self, *arguments: Any) -> Any:
         """The function as Python runs it, without a warning of infinities and NaN."""
@@ -232,12 +234,9 @@ def kernels() -> list[Kernel]:
 
 def address(name: str) -> int:
     """The address of a variant's function for C by its full name; KeyError if this version has no such variant."""
-    from fastsoftmax.runtime import prebuilt
-
-    if not name.startswith(prebuilt.PREFIX):
-        raise KeyError(name)
-    parts = name[len(prebuilt.PREFIX) :].rsplit(".", 2)
-    if len(parts) < 3:
+    prefix = _prebuilt().PREFIX
+    parts = name.removeprefix(prefix).rsplit(".", 2)
+    if not name.startswith(prefix) or len(parts) < 3:
         raise KeyError(name)
     kernel, dtype, letters = parts
     return entry(kernel).address(dtype, letters)

@@ -195,7 +195,7 @@ class Kernel:
             raise NotImplementedError("there is no machine code under NUMBA_DISABLE_JIT")
         library = _prebuilt().library()
         name = f"{self.name}.{dtype}.{letters}"
-        found = library and library.address(name + form)
+        found: int | None = library and library.address(name + form)
         if found:
             return found
         from fastsoftmax.runtime import interrupts

@@ -18,7 +18,7 @@ How they are built
 `traversal`
     The two walks through a block, and the sums over a row that every function needs.
 `activations`, `derivatives`, `entropy`, `losses`, `pieces`
-    The functions. Each has one building block, and `jit.kernel` compiles its entry point.
+    The functions. Each has one building block, and an entry point, which `jit.kernel` makes a kernel.
 `segments`
     The same building blocks over ragged rows.
 `reductions`
@@ -26,9 +26,14 @@ How they are built
 `scalar`, `loops`
     Functions of single numbers; the inner loops of the ufuncs.
 `jit`
-    Numba's options and the disk cache.
+    The decorators of kernels and building blocks.
 
-The modules are imported on first use, because they import Numba, which takes longer than importing NumPy.
+How they are called
+-------------------
+By their names: `machine.entry.entry` for Python, `machine.external.external` for compiled code. The annotations of
+its parameters say what a kernel takes. It has machine code (a *variant*) for each dtype and for each choice of the
+arguments that are None. These modules are imported only when a variant has to be compiled, because they import
+Numba, which takes longer than importing NumPy.
 """
 
 from importlib import import_module

@@ -13,12 +13,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib import import_module
-from threading import RLock
 from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from fastsoftmax.runtime import fork, prebuilt
+from fastsoftmax.runtime import fork
 from fastsoftmax.runtime.numba_state import jit_disabled
 
 Count: TypeAlias = Annotated[Any, "int"]
@@ -49,6 +48,11 @@ _LETTERS = {
     type(None): "n", np.ndarray: "a", tuple: "t",
 }  # fmt: skip
 _LETTER_OF_KIND = {"int": "i", "float": "s", "bool": "b", "none": "n", "tuple 5": "t"}
+
+
+def _letter_of(kind: type) -> str:
+    """The letter of an argument of this type; an array may be of a subclass, as a memory map is."""
+    return _LETTERS.get(kind) or ("a" if issubclass(kind, np.ndarray) else "?")
 
 
 class Parameter(NamedTuple):
@@ -85,8 +89,16 @@ class Variant(NamedTuple):
 on_compilation: Callable[[], None] = lambda: None  # noqa: E731
 """It is called before a variant is compiled. The command line sets it, to say what takes seconds."""
 
-_compiling = RLock()
 _kernels: dict[str, "Kernel"] = {}
+
+
+def _prebuilt() -> Any:
+    """The module with the library. It is imported here, because it takes longer than importing this package."""
+    with fork.importing:
+        from fastsoftmax.runtime import prebuilt
+
+        prebuilt.library()
+    return prebuilt
 
 
 class Kernel:
@@ -170,7 +182,7 @@ class Kernel:
 
     @staticmethod
     def _first_floats(arguments: tuple[Any, ...]) -> int:
-        arrays = [k for k, one in enumerate(arguments) if type(one) is np.ndarray]
+        arrays = [k for k, one in enumerate(arguments) if isinstance(one, np.ndarray)]
         return next((k for k in arrays if arguments[k].dtype.kind == "f"), arrays[0])
 
     def _find(self, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
@@ -178,17 +190,19 @@ class Kernel:
             code: Any = self._as_python
         else:
             dtype = key[0].char if key[0].kind == "f" else "i"
-            letters = "".join([_LETTERS[kind] for kind in key[1:]])
+            letters = "".join([_letter_of(kind) for kind in key[1:]])
             name = f"{self.name}.{dtype}.{letters}"
-            code = prebuilt.python_function(name, self.address(dtype, letters, ".py"))
+            code = _prebuilt().python_function(name, self.address(dtype, letters, ".py"))
         self._codes[key] = code
         return code
 
     def address(self, dtype: str, letters: str, form: str = "") -> int:
         """The address of a variant's function for C, or with ``form=".py"`` of that for Python."""
-        library = prebuilt.library()
+        if jit_disabled():
+            raise NotImplementedError("there is no machine code under NUMBA_DISABLE_JIT")
+        library = _prebuilt().library()
         name = f"{self.name}.{dtype}.{letters}"
-        found = library and library.address(name + form)
+        found: int | None = library and library.address(name + form)
         if found:
             return found
         from fastsoftmax.runtime import interrupts
@@ -197,16 +211,15 @@ class Kernel:
             on_compilation()
             return self.variant(dtype, letters)
 
-        with _compiling, interrupts.held():
+        with fork.importing, interrupts.held():
             from fastsoftmax.machine import jit
-
-            return jit.address(name, wanted, form)
+        return jit.address(name, wanted, form)
 
     def _as_python(self, *arguments: Any) -> Any:
         """The function as Python runs it, without a warning of infinities and NaN."""
         blocks = []
         for one, parameter in zip(arguments, self.parameters, strict=True):
-            if type(one) is np.ndarray and parameter.kinds[-1] == f"floats {one.ndim + 1}":
+            if isinstance(one, np.ndarray) and parameter.kinds[-1] == f"floats {one.ndim + 1}":
                 one = one.reshape(*one.shape, 1)
             blocks.append(one)
         with np.errstate(all="ignore"):
@@ -228,10 +241,9 @@ def kernels() -> list[Kernel]:
 
 def address(name: str) -> int:
     """The address of a variant's function for C by its full name; KeyError if this version has no such variant."""
-    if not name.startswith(prebuilt.PREFIX):
-        raise KeyError(name)
-    parts = name[len(prebuilt.PREFIX) :].rsplit(".", 2)
-    if len(parts) < 3:
+    prefix = _prebuilt().PREFIX
+    parts = name.removeprefix(prefix).rsplit(".", 2)
+    if not name.startswith(prefix) or len(parts) < 3:
         raise KeyError(name)
     kernel, dtype, letters = parts
     return entry(kernel).address(dtype, letters)

@@ -2,44 +2,65 @@
 
 The object code of a variant is kept in the cache directory, from where the next process loads it with llvmlite
 alone, in milliseconds.
+
+The only lock that is held for long is Numba's. A lock of our own around it could not be taken in one order: Numba
+holds its lock when it asks for a kernel that a user's function calls.
 """
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
+from contextlib import nullcontext
 from typing import Any
 
 from llvmlite import binding
 
 from fastsoftmax.machine import targets
 from fastsoftmax.runtime import cache as disk
-from fastsoftmax.runtime import interrupts, prebuilt
+from fastsoftmax.runtime import fork, interrupts, prebuilt
+from fastsoftmax.runtime.numba_state import COMPILER
 
-
-@cache
-def _table() -> Any:
-    """Python's functions, under the name by which code refers to them."""
-    table = (ctypes.c_void_p * len(prebuilt.PYTHON))(*prebuilt.python_table())
-    binding.add_symbol(prebuilt.TABLE, ctypes.addressof(table))
-    return table
-
-
+_tables: list[Any] = []
 _engines: dict[str, Any] = {}
+_made: dict[str, bytes] = {}
+
+
+def define_table() -> None:
+    """Tell LLVM the addresses of Python's functions, under the name by which code refers to them."""
+    if not _tables:
+        table = (ctypes.c_void_p * len(prebuilt.PYTHON))(*prebuilt.python_table())
+        _tables.append(table)  # all of them live, if several threads get here
+        binding.add_symbol(prebuilt.TABLE, ctypes.addressof(table))
 
 
 def object_code(name: str, variant: Callable[[], Any]) -> bytes:
     """The object code of a variant: from the cache directory, else compiled and kept there."""
-    target = targets.this_process()
-    file = disk.ObjectFile(name, target)
+    file = disk.ObjectFile(name, targets.this_process())
     code = file.load()
-    if code is None:
+    return _compiled(name, file, variant) if code is None else code
+
+
+def _compiled(name: str, file: disk.ObjectFile, variant: Callable[[], Any]) -> bytes:
+    with fork.importing, interrupts.held():
         from fastsoftmax.machine import frontend  # here, because it imports Numba
 
-        module = frontend.module(variant())
-        interrupts.check()
-        code = targets.object_code(module, target)
-        file.save(code)
-    return code
+        wanted = variant()
+    with COMPILER.lock() or nullcontext(), interrupts.held():
+        if name not in _made:  # else another thread has compiled it meanwhile
+            module = frontend.module(wanted)
+            interrupts.check()
+            _made[name] = targets.object_code(module, targets.this_process())
+            file.save(_made[name])
+        return _made[name]
+
+
+def engine(code: bytes) -> Any:
+    """The engine that has loaded object code, which lives as long as the engine."""
+    define_table()
+    compiler = targets.new_compiler(targets.this_process())
+    made = binding.create_mcjit_compiler(binding.parse_assembly(""), compiler)
+    made.add_object_file(binding.ObjectFileRef.from_data(code))
+    made.finalize_object()
+    return made
 
 
 def address(name: str, variant: Callable[[], Any], form: str) -> int:
@@ -47,13 +68,6 @@ def address(name: str, variant: Callable[[], Any], form: str) -> int:
 
     `variant` is called if the variant has to be compiled.
     """
-    engine = _engines.get(name)
-    if engine is None:
-        _table()
-        code = binding.ObjectFileRef.from_data(object_code(name, variant))
-        compiler = targets.new_compiler(targets.this_process())
-        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), compiler)
-        engine.add_object_file(code)
-        engine.finalize_object()
-        _engines[name] = engine
-    return int(engine.get_function_address(f"{prebuilt.PREFIX}{name}{form}"))
+    if name not in _engines:
+        _engines.setdefault(name, engine(object_code(name, variant)))
+    return int(_engines[name].get_function_address(f"{prebuilt.PREFIX}{name}{form}"))

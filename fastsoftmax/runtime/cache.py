@@ -11,11 +11,9 @@ import hashlib
 import os
 import stat
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +128,11 @@ def _read(path: Path) -> bytes | None:
 
 def _version(package: str) -> str:
     loaded = sys.modules.get(package)
-    return str(loaded.__version__) if loaded is not None else metadata.version(package)
+    if loaded is not None:
+        return str(loaded.__version__)
+    from importlib import metadata  # here, because it takes longer than loading a library of kernels
+
+    return metadata.version(package)
 
 
 @lru_cache(maxsize=1)
@@ -175,7 +177,7 @@ class ObjectFile:
 
     def load(self) -> bytes | None:
         """The object code; None if it has to be compiled."""
-        with suppress(OSError, metadata.PackageNotFoundError):
+        with suppress(OSError, ImportError):  # ImportError: no package of this name
             path = self.path()
             if is_private(path.parent):
                 return _read(path)
@@ -183,6 +185,8 @@ class ObjectFile:
 
     def save(self, code: bytes) -> None:
         """Keep the object code for the next process, if that is possible."""
+        import tempfile  # here, as above
+
         temporary = None
         try:
             path = self.path()
@@ -195,7 +199,7 @@ class ObjectFile:
             os.replace(temporary, path)
             temporary = None
             tidy(path)
-        except (OSError, metadata.PackageNotFoundError):  # a kernel that is not kept is compiled again
+        except (OSError, ImportError):  # a kernel that is not kept is compiled again
             pass
         finally:
             if temporary is not None:

@@ -164,15 +164,9 @@ def made(status, result=None, value=None):
     if result is not None:
         build.store(result(value), function.args[0])
     build.ret(wrappers.I32(status))
-    target = targets.this_process()
-    jit._table()
     code = binding.parse_assembly(str(module))
     wrappers.add(code, "inner", "outer", [wrappers.I64], result, python=True)
-    compiler = targets.new_compiler(target)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), compiler)
-    engine.add_object_file(binding.ObjectFileRef.from_data(targets.object_code(code, target)))
-    engine.finalize_object()
-    return engine
+    return jit.engine(targets.object_code(code, targets.this_process()))
 
 
 @pytest.mark.parametrize("status", [1, 2, -1, -4])

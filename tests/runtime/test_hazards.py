@@ -45,6 +45,11 @@ def run(code, *arguments, **options):
     return child.run(START + code, *arguments, **options)
 
 
+def compiles_in(directory):
+    """Options of a process that finds no machine code."""
+    return {"FASTSOFTMAX_PREBUILT": 0, "FASTSOFTMAX_CACHE_DIR": directory}
+
+
 def layer_or_skip(layer):
     if layer != "workqueue" and importlib.util.find_spec(f"numba.np.ufunc.{layer}pool") is None:
         pytest.skip(f"this Numba has no {layer} layer")
@@ -260,19 +265,19 @@ print("fine")
 
 def test_forks_while_another_thread_compiles(tmp_path):
     """The child calls the function, too. It must not wait for a lock that only the parent's thread can release."""
-    assert run(UNDER_WAY, "compiling", FASTSOFTMAX_CACHE_DIR=tmp_path) == "fine\n"
+    assert run(UNDER_WAY, "compiling", **compiles_in(tmp_path)) == "fine\n"
 
 
 @pytest.mark.parametrize(
     ("before", "module"),
     [("pass", "numba.core"), ("import fastsoftmax, logging", "numba.core"), ("pass", "numpy.ma")],
 )
-def test_forks_while_another_thread_imports_numba(before, module):
+def test_forks_while_another_thread_imports_numba(before, module, tmp_path):
     """The import of a module holds a lock, which Python does not renew in a child.
 
     ``logging`` takes its own lock at a fork, and Numba imports ``numpy.ma`` at its first call.
     """
-    assert run(f"{before}\n{UNDER_WAY}", module) == "fine\n"
+    assert run(f"{before}\n{UNDER_WAY}", module, **compiles_in(tmp_path)) == "fine\n"
 
 
 def test_a_fork_imports_nothing():
@@ -321,12 +326,12 @@ print("fine")
 """
 
 
-def test_a_fork_does_not_wait_for_ever():
+def test_a_fork_does_not_wait_for_ever(tmp_path):
     """A thread that compiles may wait for the fork. The fork goes ahead in time, and the child gets new locks."""
-    assert run(PATIENCE) == "fine\n"
+    assert run(PATIENCE, **compiles_in(tmp_path)) == "fine\n"
 
 
-def test_the_forking_thread_may_be_compiling():
+def test_the_forking_thread_may_be_compiling(tmp_path):
     """A signal handler may fork while its own thread compiles. The fork must not wait for this thread."""
     code = """
 import numba
@@ -341,7 +346,35 @@ assert not global_compiler_lock._lock._is_owned()
 call("logsumexp")
 print("fine")
 """
-    assert run(code) == "fine\n"
+    assert run(code, **compiles_in(tmp_path)) == "fine\n"
+
+
+TOGETHER = """
+import numba
+import fastsoftmax as fs
+
+@numba.njit
+def softmax(x):
+    return fs.softmax(x)
+
+def ours():
+    call("softmax"), call("logsumexp")
+
+def hosts():
+    np.testing.assert_allclose(softmax(np.zeros((2, 3))), 1 / 3)
+
+threads = [threading.Thread(target=target) for target in (ours, hosts, ours)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("fine")
+"""
+
+
+def test_kernels_and_a_function_of_the_host_are_compiled_at_once(tmp_path):
+    """Numba holds its lock when the function asks for a kernel. No other thread may wait for it with a lock."""
+    assert run(TOGETHER, **compiles_in(tmp_path)) == "fine\n"
 
 
 FORK_IN_CALL = """
@@ -419,7 +452,7 @@ def test_64_threads(seconds):
 
 def test_64_threads_compile_at_once(tmp_path):
     """The same without a cache: they compile the same kernels."""
-    assert run(CROWD, 0, "logsumexp", FASTSOFTMAX_CACHE_DIR=tmp_path).endswith("calls\n")
+    assert run(CROWD, 0, "logsumexp", **compiles_in(tmp_path)).endswith("calls\n")
 
 
 NESTED = """

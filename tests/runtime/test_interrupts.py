@@ -188,9 +188,10 @@ COMPILING = """
 import sys
 import numpy
 from fastsoftmax.machine import entry, library
+from fastsoftmax.runtime.prebuilt import PREFIX
 print("begun", flush=True)
 for variant in library.variants():
-    entry.address(entry.prebuilt.PREFIX + variant.name)
+    entry.address(PREFIX + variant.name)
 """
 
 TRIES = [pytest.param(k, marks=pytest.mark.slow if k > 2 else ()) for k in range(10)]

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -186,11 +187,7 @@ def keep_all(processes: int, progress: Progress) -> None:
 
 def zig() -> list[str] | None:
     """The command of the linker in the Python package ziglang, which links for any system."""
-    try:
-        import ziglang  # noqa: F401
-    except ModuleNotFoundError:
-        return None
-    return [sys.executable, "-m", "ziglang", "cc"]
+    return [sys.executable, "-m", "ziglang", "cc"] if find_spec("ziglang") else None
 
 
 def linker() -> list[str] | None:

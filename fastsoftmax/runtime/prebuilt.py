@@ -1,10 +1,10 @@
 """Machine code that was made before this process: the library of kernels, and functions made from addresses.
 
 A library holds the code of all kernels for one kind of processor (`level`). It lies in the package (a wheel, or
-``pip install .``) or in the cache directory (``fastsoftmax warmup``). A description in JSON beside it has its level,
-its hash and that of the sources. It is used only if all three agree, so a damaged file, one of another version, and
-sources that were edited all lead to compilation by Numba. There is a warning if a library of these sources cannot be
-used. Neither Numba nor llvmlite is imported here.
+``pip install .``) or in the cache directory (``fastsoftmax warmup``). A description in JSON beside it has its
+level, its hash and that of the sources. It is used only if all three agree, so a damaged file, one of another
+version, and sources that were edited all lead to compilation by Numba. There is a warning if a library of these
+sources cannot be used. Neither Numba nor llvmlite is imported here.
 
 A library is code that this process runs. It is loaded from the package's own directory, which is as trustworthy as
 the package, or from a directory that nobody else can write to.

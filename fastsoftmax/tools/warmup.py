@@ -8,19 +8,20 @@ import sys
 import time
 
 from fastsoftmax.arrays.threads import usable_cpus
+from fastsoftmax.machine import library
 from fastsoftmax.runtime import cache, prebuilt
 from fastsoftmax.tools import build
 
 
 def _library(processes: int) -> str:
     with build.progress() as advance:
-        (made,) = build.library.build(build.levels("native"), cache.directory(), processes, advance)
+        (made,) = library.build(build.levels("native"), cache.directory(), processes, advance)
     return f"library of {made.stat().st_size / 1e6:.1f} MB: {made}"
 
 
 def _objects(processes: int) -> str:
     with build.progress() as advance:
-        build.library.keep_all(processes, advance)
+        library.keep_all(processes, advance)
     files, size = cache.size()
     if not files:
         raise OSError(f"nothing can be kept in {cache.directory()}")
@@ -29,7 +30,7 @@ def _objects(processes: int) -> str:
 
 def main(jobs: int | None) -> int:
     """``fastsoftmax warmup``; the exit status."""
-    work = _library if prebuilt.level() and build.library.linker() else _objects
+    work = _library if prebuilt.level() and library.linker() else _objects
     start = time.perf_counter()
     directory = cache.directory()
     try:

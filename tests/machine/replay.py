@@ -1,8 +1,8 @@
 """Calls of kernels that were recorded, to be made again by other machine code on the same bytes.
 
 A call is written as numbers (little-endian): the name; the memory that it reads and writes, as regions; its
-arguments. The C calling conventions of Linux pass integers (and addresses) and floats in separate registers, so the
-order between them does not matter. A float32 is the lower half of a register.
+arguments. The C calling conventions of Linux pass integers (and addresses) and floats in separate registers, so
+the order between them does not matter. A float32 is the lower half of a register.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""A library of kernels is used if it is whole and made of these sources. If not, Numba compiles, with equal results."""
+"""A library of kernels is used if it is whole and made of these sources. Else Numba compiles: equal results."""
 
 import hashlib
 import json

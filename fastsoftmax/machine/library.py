@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -186,11 +187,7 @@ def keep_all(processes: int, progress: Progress) -> None:
 
 def zig() -> list[str] | None:
     """The command of the linker in the Python package ziglang, which links for any system."""
-    try:
-        import ziglang  # type: ignore[import-untyped]  # noqa: F401
-    except ModuleNotFoundError:
-        return None
-    return [sys.executable, "-m", "ziglang", "cc"]
+    return [sys.executable, "-m", "ziglang", "cc"] if find_spec("ziglang") else None
 
 
 def linker() -> list[str] | None:
@@ -236,15 +233,15 @@ def build(levels: Sequence[str], folder: Path, processes: int, progress: Progres
     triple = binding.get_process_triple()
     if sys.platform == "win32":
         triple = triple.replace("msvc", "gnu")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fastsoftmax-") as name:
         work = Path(name)
         compile_all({level: target(level, triple) for level in levels}, work, processes, progress)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return [_placed(command, work / level, level, folder) for level in levels]
 
 
 def _placed(command: Sequence[str], objects: Path, level: str, folder: Path) -> Path:
-    """Link objects, and put the library and its description into a folder, where others may be using the old ones."""
+    """Link objects, and put the library and its description into a folder, where old ones may be in use."""
     output = link(command, objects, prebuilt.file_name(level))
     describe(output, level)
     for made in (output, output.with_suffix(".json")):  # the description last: with it, the library is complete

@@ -24,7 +24,7 @@ _TYPES = {READ: ir.FunctionType(_I32, []), WRITE: ir.FunctionType(ir.VoidType(),
 # The bits of invalid, division by zero and overflow.
 _BITS = {"x86_64": (1, 4, 8), "aarch64": (1, 2, 4)}
 WITH_INTRINSICS = 22
-"""This version of LLVM has intrinsics for aarch64. Assembly needs a parser, which llvmlite has for its own host."""
+"""This version of LLVM has intrinsics for aarch64. Assembly needs a parser, and llvmlite has only its host's."""
 
 
 def architecture(triple: str) -> str:
@@ -76,7 +76,7 @@ def define(module: Any, name: str, triple: str) -> Any:
 
 
 def called(module: Any, name: str) -> Any:
-    """The function of this name for code in a module of Numba, which defines it for the processor of this process."""
+    """The function of this name in a module of Numba, where it is defined for the processor of this process."""
     known = module.globals.get(name)
     if known is not None:
         return known

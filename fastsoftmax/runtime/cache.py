@@ -25,6 +25,9 @@ SUFFIX = ".code"
 UNFINISHED = ".code-part"
 """The suffix of a file while it is written; one older than `STALE` was left by a process that has ended."""
 
+LIBRARIES = ("v3", "v4", "aarch64")
+"""The names of libraries of kernels without their endings: the levels of `prebuilt.level`."""
+
 LIMIT = 256 << 20
 """How many bytes all files may have: enough for a few hundred kernels in several versions."""
 
@@ -54,10 +57,16 @@ def size() -> tuple[int, int]:
     return len(files), sum(status.st_size for _, status in files)
 
 
+def libraries() -> list[tuple[Path, os.stat_result]]:
+    """The libraries of kernels that ``fastsoftmax warmup`` has put there, and their descriptions."""
+    endings = (".so", ".dylib", ".dll", ".json")
+    return [one for ending in endings for one in _files(ending) if one[0].stem in LIBRARIES]
+
+
 def clear() -> tuple[int, int]:
-    """Remove all files: how many are gone, and their bytes in all."""
+    """Remove all files: how many kernels are gone, and their bytes in all. Libraries go, too."""
     before = size()
-    for path, _ in _files(SUFFIX) + _files(UNFINISHED):
+    for path, _ in _files(SUFFIX) + _files(UNFINISHED) + libraries():
         with suppress(OSError):
             path.unlink()
     after = size()

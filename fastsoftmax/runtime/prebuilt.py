@@ -1,9 +1,10 @@
 """Machine code that was made before this process: the library of kernels, and functions made from addresses.
 
 A library holds the code of all kernels for one kind of processor (`level`). It lies in the package (a wheel, or
-``pip install .``) or in the cache directory (``fastsoftmax warmup``), beside a description in JSON with its hash
-and that of the sources. It is used only if both hashes agree, so a damaged file, one of another version, and
-sources that were edited all lead to compilation by Numba. Neither Numba nor llvmlite is imported here.
+``pip install .``) or in the cache directory (``fastsoftmax warmup``). A description in JSON beside it has its
+level, its hash and that of the sources. It is used only if all three agree, so a damaged file, one of another
+version, and sources that were edited all lead to compilation by Numba. There is a warning if a library of these
+sources cannot be used. Neither Numba nor llvmlite is imported here.
 
 A library is code that this process runs. It is loaded from the package's own directory, which is as trustworthy as
 the package, or from a directory that nobody else can write to.
@@ -144,7 +145,7 @@ def _opened(path: Path, name: str, wanted: str) -> Library:
     """A library of this level; an exception unless it is there, whole, and made of these sources."""
     description = json.loads(path.with_suffix(".json").read_bytes())
     if description["sources"] != wanted:
-        raise _OtherSources
+        raise _OtherSourcesError
     if description["level"] != name:
         raise ValueError(f"it is for {description['level']}, not {name}")
     if hashlib.sha256(path.read_bytes()).hexdigest() != description["library"]:
@@ -152,7 +153,7 @@ def _opened(path: Path, name: str, wanted: str) -> Library:
     return Library(path)
 
 
-class _OtherSources(Exception):
+class _OtherSourcesError(Exception):
     """A library that was made of other sources: of another version, or before an edit."""
 
 
@@ -186,7 +187,7 @@ def search() -> Found:
             return Found(_opened(path, name, wanted), f"{path} ({name})")
         except FileNotFoundError:
             pass
-        except _OtherSources:
+        except _OtherSourcesError:
             stale.append(f"{path} was made of other sources")
         except (OSError, ValueError, KeyError, TypeError) as error:
             broken.append(f"{path} cannot be used: {error}")

@@ -109,8 +109,11 @@ def _run_info(arguments: argparse.Namespace) -> int:
 def _run_cache(arguments: argparse.Namespace) -> int:
     from fastsoftmax.runtime import cache
 
+    libraries = sum(status.st_size for _, status in cache.libraries())
     files, size = cache.clear() if arguments.clear else cache.size()
     kernels = f"{files} compiled kernels ({size / 1e6:.1f} MB)"
+    if libraries:
+        kernels += f" and a library of kernels ({libraries / 1e6:.1f} MB)"
     if not arguments.clear:
         print(f"{kernels} in {cache.directory()}")
         return 0

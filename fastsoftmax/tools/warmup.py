@@ -8,30 +8,35 @@ import sys
 import time
 
 from fastsoftmax.arrays.threads import usable_cpus
+from fastsoftmax.machine import library
 from fastsoftmax.runtime import cache, prebuilt
 from fastsoftmax.tools import build
 
 
 def _library(processes: int) -> str:
     with build.progress() as advance:
-        (made,) = build.library.build(build.levels("native"), cache.directory(), processes, advance)
+        (made,) = library.build(build.levels("native"), cache.directory(), processes, advance)
     return f"library of {made.stat().st_size / 1e6:.1f} MB: {made}"
 
 
 def _objects(processes: int) -> str:
     with build.progress() as advance:
-        build.library.keep_all(processes, advance)
+        library.keep_all(processes, advance)
     files, size = cache.size()
     if not files:
-        raise OSError(f"nothing could be kept in {cache.directory()}")
+        raise OSError(f"nothing can be kept in {cache.directory()}")
     return f"{files} kernels ({size / 1e6:.1f} MB) in {cache.directory()}"
 
 
 def main(jobs: int | None) -> int:
     """``fastsoftmax warmup``; the exit status."""
-    work = _library if prebuilt.level() and build.library.linker() else _objects
+    work = _library if prebuilt.level() and library.linker() else _objects
     start = time.perf_counter()
+    directory = cache.directory()
     try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not cache.is_private(directory):
+            raise OSError(f"others can write to {directory}")
         made = work(jobs or usable_cpus())
     except (OSError, RuntimeError) as error:
         print(f"fastsoftmax warmup: {error}", file=sys.stderr)

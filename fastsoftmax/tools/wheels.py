@@ -1,8 +1,8 @@
 """``python -m fastsoftmax.tools.wheels DIRECTORY``: the wheels of all platforms, built on this machine.
 
 It runs in a checkout, with the extra ``wheels`` (`pip install -e '.[wheels]'`). LLVM makes the objects for every
-platform, and ziglang links them. A wheel is the pure one with the libraries of its platform, under another tag. The
-same sources and versions of Numba, llvmlite and ziglang make the same bytes.
+platform, and ziglang links them. A wheel is the pure one with the libraries of its platform, under another tag.
+The same sources and versions of Numba, llvmlite, hatchling and ziglang make the same bytes.
 """
 
 import base64

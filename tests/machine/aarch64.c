@@ -3,6 +3,7 @@
  * on a machine that has no C library for aarch64. So it loads the library itself: it has no other needs than memset,
  * memcpy and memmove. */
 #include <elf.h>
+#include <fenv.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -121,11 +122,14 @@ int main(int count, char **arguments) {
             memcpy(&d[k], &bits, 8);
         }
         function called = (function)find(name);
+        feclearexcept(FE_ALL_EXCEPT);
         int64_t status = called(
             i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7], i[8], i[9], i[10], i[11], i[12], i[13], i[14], i[15], i[16],
             i[17], i[18], i[19], i[20], i[21], i[22], i[23], i[24], i[25], i[26], i[27], i[28], i[29], i[30], i[31],
             i[32], i[33], i[34], i[35], i[36], i[37], i[38], i[39], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]);
+        int64_t raised = fetestexcept(FE_ALL_EXCEPT);
         fwrite(&status, 8, 1, stdout);
+        fwrite(&raised, 8, 1, stdout);
         for (uint64_t k = 0; k < regions; k++) {
             fwrite(place[k], 1, bytes[k], stdout);
             free((void *)((uint64_t)place[k] & ~63ull));

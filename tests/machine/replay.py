@@ -1,18 +1,24 @@
 """Calls of kernels that were recorded, to be made again by other machine code on the same bytes.
 
 A call is written as numbers (little-endian): the name; the memory that it reads and writes, as regions; its
-arguments. Integers, addresses and floats are passed in separate registers by the C calling conventions of Linux, so
-the order between them does not matter. A float32 is the lower half of such a register.
+arguments. The C calling conventions of Linux pass integers (and addresses) and floats in separate registers, so
+the order between them does not matter. A float32 is the lower half of a register.
 """
 
 import ctypes
+import ctypes.util
+import platform
 import struct
 from typing import NamedTuple
 
 import numpy as np
 
 NUMBER, ADDRESS, TABLE, SYMBOL = range(4)
-"""Kinds of integer arguments: itself; an offset in a region; the addresses of all regions; a function's address."""
+"""Kinds of integers: itself; an offset in a region; the addresses of all regions; a function's address."""
+
+
+_FLAGS = {"x86_64": (1, 4, 8), "aarch64": (1, 2, 4)}
+"""The bits in which C tells that a floating-point exception was raised: invalid, division by zero, overflow."""
 
 
 class Call(NamedTuple):
@@ -82,8 +88,13 @@ def recorded(prefix, variant, result, arguments):
     return Call(f"{prefix}{variant.name}", regions, integers, floats)
 
 
+def outcome(call, returned, raised, machine):
+    """What a call returns, and the exceptions that it raises if it is a loop of a ufunc: others mean nothing."""
+    return returned, [bool(raised & bit) for bit in _FLAGS[machine]] if "_loop." in call.name else []
+
+
 def replayed(library, call):
-    """Make a call with a library that is open: the status, and the content of all regions afterwards."""
+    """Make a call with a library that is open: its `outcome`, and the content of all regions afterwards."""
     memory = [ctypes.create_string_buffer(len(content) + 128) for _, content in call.regions]
     places = []
     for room, (skew, content) in zip(memory, call.regions, strict=True):
@@ -102,20 +113,25 @@ def replayed(library, call):
     values += [ctypes.c_double.from_buffer_copy(struct.pack("<Q", one)) for one in call.floats]
     function = library[call.name]
     function.restype = ctypes.c_int32
-    status = function(*values)
-    return status, [ctypes.string_at(at, len(one)) for at, (_, one) in zip(places, call.regions, strict=True)]
+    maths = ctypes.CDLL(ctypes.util.find_library("m"))
+    maths.feclearexcept(0x1F)
+    returned = function(*values)
+    raised = maths.fetestexcept(0x1F)
+    return outcome(call, returned, raised, platform.machine()), [
+        ctypes.string_at(at, len(one)) for at, (_, one) in zip(places, call.regions, strict=True)
+    ]
 
 
 def answers(calls, output):
     """The same as `replayed` for every call, from the bytes that aarch64.c writes."""
     found, at = [], 0
     for call in calls:
-        (status,) = struct.unpack_from("<q", output, at)
-        at += 8
+        returned, raised = struct.unpack_from("<qq", output, at)
+        at += 16
         contents = []
         for _, content in call.regions:
             contents.append(output[at : at + len(content)])
             at += len(content)
-        found.append((status, contents))
+        found.append((outcome(call, returned, raised, "aarch64"), contents))
     assert at == len(output)
     return found

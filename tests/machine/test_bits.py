@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import child
+import numpy as np
 import pytest
 import replay
 
@@ -24,8 +25,17 @@ TRIPLES = {
     "v4": "x86_64-unknown-linux-gnu",
     "aarch64": "aarch64-unknown-linux-gnu",
 }
-KERNELS = """activations. losses.cross_entropy losses.soft_cross_entropy derivatives.softmax_product entropy. segments.
-loops. pieces. derivatives.softmax_jacobian""".split()
+KERNELS = (
+    "activations.",
+    "derivatives.softmax_jacobian",
+    "derivatives.softmax_product",
+    "entropy.",
+    "loops.",
+    "losses.cross_entropy",
+    "losses.soft_cross_entropy",
+    "pieces.",
+    "segments.",
+)
 """The kernels that are compared: those of every family, both walks, pieces of rows, and the loops of ufuncs."""
 
 BUILD = """
@@ -83,9 +93,22 @@ def calls(libraries):
     return found
 
 
-def same(calls, ours, theirs):
-    """Whether all regions of all calls are equal; the names of the kernels of which they are not."""
-    return sorted({call.name for call, one, other in zip(calls, ours, theirs, strict=True) if one != other})
+def different(calls, ours, theirs):
+    """The kernels for which the results differ. The sign of NaN is that of the processor: all NaN are equal."""
+
+    def plain(call, result):
+        outcome, contents = result
+        dtype = np.dtype(
+            {"f": np.float32, "d": np.float64, "e": np.uint16}.get(call.name.rsplit(".", 2)[1], np.int64)
+        )
+        arrays = [np.frombuffer(one, dtype).copy() for one in contents if len(one) % dtype.itemsize == 0]
+        for one in arrays:
+            if dtype.kind == "f":
+                one[np.isnan(one)] = np.nan
+        return outcome, [one.tobytes() for one in arrays]
+
+    triples = zip(calls, ours, theirs, strict=True)
+    return sorted({call.name for call, one, other in triples if plain(call, one) != plain(call, other)})
 
 
 def x86(path, calls):
@@ -99,14 +122,16 @@ def test_they_compute(libraries, calls):
     changed = [
         [content for _, content in call.regions] != after for call, (_, after) in zip(calls, results, strict=True)
     ]
-    assert sum(changed) > 0.9 * len(calls)
-    assert all(status == 0 for status, _ in results)
+    assert sum(changed) > 0.8 * len(calls)
+    assert all(returned == 0 for (returned, _), _ in results)
+    raised = {tuple(flags) for (_, flags), _ in results}
+    assert len(raised) > 3  # none, and each exception
 
 
 def test_v3_and_v4_give_the_same_bits(libraries, calls):
     if prebuilt.level() != "v4":
         pytest.skip("this processor has no AVX-512")
-    assert not same(calls, x86(libraries["v3"], calls), x86(libraries["v4"], calls))
+    assert not different(calls, x86(libraries["v3"], calls), x86(libraries["v4"], calls))
 
 
 def test_aarch64_gives_the_same_bits(libraries, calls):
@@ -121,4 +146,4 @@ def test_aarch64_gives_the_same_bits(libraries, calls):
     command = [emulator, str(program), str(libraries["aarch64"])]
     done = subprocess.run(command, input=packed, capture_output=True, timeout=3600)
     assert done.returncode == 0, done.stderr.decode()
-    assert not same(calls, x86(libraries["v3"], calls), replay.answers(calls, done.stdout))
+    assert not different(calls, x86(libraries["v3"], calls), replay.answers(calls, done.stdout))

@@ -1,7 +1,7 @@
 """An installed wheel computes everything without Numba, which is blocked from import.
 
-It needs only pytest and NumPy, and no other file of the tests: a wheel is tested in an environment of its own, on the
-platform that it is for. Where the package holds no library, as in an editable install, there is nothing to test.
+It needs only pytest and NumPy, and no other file of the tests: a wheel is tested in an environment of its own, on
+the platform that it is for. Where the package holds no library, as in an editable install, nothing is tested.
 """
 
 import json

@@ -35,8 +35,8 @@ LIMIT = 256 << 20
 
 DAY = 86_400.0
 STALE = 3600.0
-_SETTINGS = ("BOUNDSCHECK", "OPT", "DEBUGINFO_DEFAULT", "FULL_TRACEBACKS")
-"""Those of Numba's settings that change the code of a kernel; the processor is part of the target."""
+_SETTINGS = {"BOUNDSCHECK": 0, "OPT": 3, "DEBUGINFO_DEFAULT": 0, "FULL_TRACEBACKS": 0}
+"""Those of Numba's settings that change the code of a kernel, and their defaults; the processor is in the target."""
 
 
 def directory() -> Path:
@@ -155,10 +155,17 @@ def sources() -> str:
     return digest.hexdigest()
 
 
+def _plain(value: Any, default: int) -> str:
+    """A setting in the same form whether Numba is imported (a number) or not (a text, or nothing)."""
+    with suppress(ValueError, TypeError):
+        return str(int(value))
+    return str(value or default)
+
+
 @lru_cache(maxsize=1)
 def stamp() -> str:
     """What determines the machine code besides kernel, variant and processor."""
-    settings = {name: setting(name) for name in _SETTINGS}
+    settings = {name: _plain(setting(name), default) for name, default in _SETTINGS.items()}
     return repr((sources(), _version("numba"), _version("llvmlite"), sys.byteorder, settings))
 
 

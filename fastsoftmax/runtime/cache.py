@@ -36,7 +36,7 @@ LIMIT = 256 << 20
 DAY = 86_400.0
 STALE = 3600.0
 _SETTINGS = {"BOUNDSCHECK": 0, "OPT": 3, "DEBUGINFO_DEFAULT": 0, "FULL_TRACEBACKS": 0}
-"""Those of Numba's settings that change the code of a kernel, and their defaults; the processor is in the target."""
+"""Those of Numba's settings that change a kernel's code, and their defaults; the processor is in the target."""
 
 
 def directory() -> Path:

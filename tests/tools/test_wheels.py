@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -123,6 +124,18 @@ def test_another_choice_is_an_error(checkout):
     wheel, text = build_wheel(checkout, status=1, FASTSOFTMAX_BUILD="native,none")
     assert wheel is None
     assert "FASTSOFTMAX_BUILD=native,none: not one of native, all, none" in text
+
+
+@pytest.mark.parametrize(("target", "version"), [("wheel", "editable"), ("sdist", "standard")])
+def test_nothing_is_compiled_for_editable_installs_and_sources(tmp_path, target, version):
+    found = importlib.util.spec_from_file_location("hatch_build", CHECKOUT / "hatch_build.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    hook = module.CustomBuildHook(str(CHECKOUT), {}, None, None, str(tmp_path), target, None)
+    data = {}
+    hook.initialize(version, data)
+    hook.finalize(version, data, str(tmp_path))
+    assert data == {}
 
 
 def test_a_source_distribution_has_what_a_wheel_needs(checkout):

@@ -245,7 +245,7 @@ def _placed(command: Sequence[str], objects: Path, level: str, folder: Path) -> 
     output = link(command, objects, prebuilt.file_name(level))
     describe(output, level)
     for made in (output, output.with_suffix(".json")):  # the description last: with it, the library is complete
-        part = folder / f"{made.name}.{os.getpid()}.part"
+        part = folder / f"{made.name}.{os.getpid()}{cache.UNFINISHED}"
         shutil.copyfile(made, part)
         part.replace(folder / made.name)
     return folder / output.name

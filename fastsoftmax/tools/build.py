@@ -16,6 +16,9 @@ from fastsoftmax.machine import library
 from fastsoftmax.machine.library import Progress
 from fastsoftmax.runtime import prebuilt
 
+MOST_PROCESSES = 8
+"""Each compiles the building blocks that others compile, too, and needs up to 2 GB."""
+
 STEPS = 10
 """How many lines tell the progress where there is no terminal."""
 
@@ -48,6 +51,11 @@ def progress() -> Iterator[Progress]:
     yield line
 
 
+def processes() -> int:
+    """How many processes compile if nobody says."""
+    return min(usable_cpus(), MOST_PROCESSES)
+
+
 def levels(choice: str) -> Sequence[str]:
     """The levels to build: that of this processor ("native"), or those of its architecture ("all")."""
     native = prebuilt.level()
@@ -62,7 +70,7 @@ def main(choice: str, directory: str) -> int:
     start = time.perf_counter()
     try:
         with progress() as advance:
-            made = library.build(levels(choice), Path(directory), usable_cpus(), advance)
+            made = library.build(levels(choice), Path(directory), processes(), advance)
     except (RuntimeError, OSError) as error:
         print(f"no compiled kernels: {error}")
         return 1

@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         "installations without compiled kernels, such as editable ones, where the first call should not wait. "
         "Without a linker they become one file each. FASTSOFTMAX_CACHE_DIR says where they go.",
     )
-    warmup.add_argument("--jobs", type=_count, metavar="N", help="processes (default: one for each CPU)")
+    warmup.add_argument("--jobs", type=_count, metavar="N", help="processes (default: one a CPU, at most 8)")
     warmup.set_defaults(run=_run_warmup)
     _add_run(commands)
 

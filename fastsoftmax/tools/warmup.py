@@ -7,7 +7,6 @@ processor that has no library, it compiles every kernel into a file of its own t
 import sys
 import time
 
-from fastsoftmax.arrays.threads import usable_cpus
 from fastsoftmax.machine import library
 from fastsoftmax.runtime import cache, prebuilt
 from fastsoftmax.tools import build
@@ -37,7 +36,7 @@ def main(jobs: int | None) -> int:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not cache.is_private(directory):
             raise OSError(f"others can write to {directory}")
-        made = work(jobs or usable_cpus())
+        made = work(jobs or build.processes())
     except (OSError, RuntimeError) as error:
         print(f"fastsoftmax warmup: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from llvmlite import binding
 
-from fastsoftmax.arrays.threads import usable_cpus
 from fastsoftmax.machine import library, status
 from fastsoftmax.runtime import prebuilt
 from fastsoftmax.tools import build
@@ -71,7 +70,7 @@ def libraries(folder: Path) -> dict[str, list[Path]]:
         for level in _levels(platform)
     }
     with build.progress() as advance:
-        library.compile_all(goals, folder, usable_cpus(), advance)
+        library.compile_all(goals, folder, build.processes(), advance)
     made: dict[str, list[Path]] = {}
     for platform in PLATFORMS:
         for level in _levels(platform):

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -125,6 +126,18 @@ def test_another_choice_is_an_error(checkout):
     assert "FASTSOFTMAX_BUILD=native,none: not one of native, all, none" in text
 
 
+@pytest.mark.parametrize(("target", "version"), [("wheel", "editable"), ("sdist", "standard")])
+def test_nothing_is_compiled_for_editable_installs_and_sources(tmp_path, target, version):
+    found = importlib.util.spec_from_file_location("hatch_build", CHECKOUT / "hatch_build.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    hook = module.CustomBuildHook(str(CHECKOUT), {}, None, None, str(tmp_path), target, None)
+    data = {}
+    hook.initialize(version, data)
+    hook.finalize(version, data, str(tmp_path))
+    assert data == {}
+
+
 def test_a_source_distribution_has_what_a_wheel_needs(checkout):
     (checkout / "fastsoftmax/_prebuilt").mkdir()
     (checkout / "fastsoftmax/_prebuilt/v3.so").write_text("of this machine")
@@ -184,7 +197,7 @@ def test_two_builds_give_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "variants", lambda: chosen)
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
     for k, processes in enumerate((1, 2)):
-        monkeypatch.setattr(wheels, "usable_cpus", lambda processes=processes: processes)
+        monkeypatch.setattr(build, "processes", lambda processes=processes: processes)
         assert wheels.main(str(tmp_path / str(k))) == 0
     first, second = ({path.name: path.read_bytes() for path in (tmp_path / str(k)).iterdir()} for k in (0, 1))
     assert len(first) == len(wheels.PLATFORMS)

@@ -62,6 +62,11 @@ def letter(kind: str) -> str:
     return _LETTER_OF_KIND.get(kind, "a")
 
 
+def _letter_of(kind: type) -> str:
+    """The letter of a type of argument, which may be a subclass of ndarray."""
+    return next(_LETTERS[base] for base in kind.__mro__ if base in _LETTERS)
+
+
 class Variant(NamedTuple):
     """A kernel for one dtype and one choice of its optional arguments."""
 
@@ -175,7 +180,7 @@ class Kernel:
 
     @staticmethod
     def _first_floats(arguments: tuple[Any, ...]) -> int:
-        arrays = [k for k, one in enumerate(arguments) if type(one) is np.ndarray]
+        arrays = [k for k, one in enumerate(arguments) if isinstance(one, np.ndarray)]
         return next((k for k in arrays if arguments[k].dtype.kind == "f"), arrays[0])
 
     def _find(self, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
@@ -183,7 +188,7 @@ class Kernel:
             code: Any = self._as_python
         else:
             dtype = key[0].char if key[0].kind == "f" else "i"
-            letters = "".join([_LETTERS[kind] for kind in key[1:]])
+            letters = "".join(map(_letter_of, key[1:]))
             name = f"{self.name}.{dtype}.{letters}"
             code = _prebuilt().python_function(name, self.address(dtype, letters, ".py"))
         self._codes[key] = code
@@ -212,7 +217,7 @@ class Kernel:
         """The function as Python runs it, without a warning of infinities and NaN."""
         blocks = []
         for one, parameter in zip(arguments, self.parameters, strict=True):
-            if type(one) is np.ndarray and parameter.kinds[-1] == f"floats {one.ndim + 1}":
+            if isinstance(one, np.ndarray) and parameter.kinds[-1] == f"floats {one.ndim + 1}":
                 one = one.reshape(*one.shape, 1)
             blocks.append(one)
         with np.errstate(all="ignore"):

@@ -50,6 +50,11 @@ _LETTERS = {
 _LETTER_OF_KIND = {"int": "i", "float": "s", "bool": "b", "none": "n", "tuple 5": "t"}
 
 
+def _letter_of(kind: type) -> str:
+    """The letter of an argument of this type; an array may be of a subclass, as a memory map is."""
+    return _LETTERS.get(kind) or ("a" if issubclass(kind, np.ndarray) else "?")
+
+
 class Parameter(NamedTuple):
     """A parameter of a kernel: the kinds of argument that it takes."""
 
@@ -60,11 +65,6 @@ class Parameter(NamedTuple):
 def letter(kind: str) -> str:
     """The letter of a kind of argument in the name of a variant."""
     return _LETTER_OF_KIND.get(kind, "a")
-
-
-def _letter_of(kind: type) -> str:
-    """The letter of a type of argument, which may be a subclass of ndarray."""
-    return next(_LETTERS[base] for base in kind.__mro__ if base in _LETTERS)
 
 
 class Variant(NamedTuple):
@@ -188,7 +188,7 @@ class Kernel:
             code: Any = self._as_python
         else:
             dtype = key[0].char if key[0].kind == "f" else "i"
-            letters = "".join(map(_letter_of, key[1:]))
+            letters = "".join([_letter_of(kind) for kind in key[1:]])
             name = f"{self.name}.{dtype}.{letters}"
             code = _prebuilt().python_function(name, self.address(dtype, letters, ".py"))
         self._codes[key] = code

@@ -45,15 +45,28 @@ def x_of(shape=LARGE):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
+class Ready:
+    """A function in the place of a kernel, which needs no compilation."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def code(self, arguments):
+        return self.function
+
+
 class Recorder:
     """A kernel that records which thread computes which rows."""
 
     def __init__(self, pause=0.0):
         self.calls, self.pause = [], pause
 
+    def code(self, arguments):
+        return self
+
     def __call__(self, start, stop, memory):
         if stop == 0:
-            return  # the call that compiles
+            return  # no rows
         self.calls.append((threading.get_ident(), start, stop))
         time.sleep(self.pause)
 
@@ -107,16 +120,17 @@ def test_every_row_is_computed_once(submissions, rows, per_row):
 
 
 def test_helpers_find_the_kernel_compiled(submissions):
-    """The caller compiles it by a call without rows: a helper could wait for a lock that the caller holds."""
-    events = []
+    """The caller asks for its code, once: a helper could wait for a lock that the caller holds."""
+    recorder, asked = Recorder(0.002), []
 
-    def kernel(start, stop, memory):
-        events.append((threading.get_ident(), start, stop, len(submissions)))
-        time.sleep(0.002)
+    class Kernel:
+        def code(self, arguments):
+            asked.append((threading.get_ident(), arguments, len(submissions), len(recorder.calls)))
+            return recorder
 
-    threads.run(kernel, 4096, 4 << 20, lambda: None)
-    assert events[0] == (threading.get_ident(), 0, 0, 0)
-    assert len({thread for thread, *_ in events}) == 2
+    threads.run(Kernel(), 4096, 4 << 20, lambda: None)
+    assert asked == [(threading.get_ident(), (0, 4096, None), 0, 0)]
+    assert len(recorder.threads) == 2
 
 
 def test_no_rows():
@@ -136,7 +150,7 @@ def test_every_thread_has_memory_of_its_own(submissions):
         time.sleep(0.002)
 
     rooms = []
-    threads.run(kernel, 4096, 4 << 20, lambda: rooms.append([]) or rooms[-1])
+    threads.run(Ready(kernel), 4096, 4 << 20, lambda: rooms.append([]) or rooms[-1])
     assert len(seen) == len(rooms) == 2
     assert all(len(ids) == 1 for ids in seen.values())
     assert len(set.union(*seen.values())) == 2
@@ -469,7 +483,7 @@ def test_nobody_works_when_the_call_returns(submissions):
             time.sleep(0.3)
         working.remove(start)
 
-    threads.run(kernel, 4096, 4 << 20, lambda: None)
+    threads.run(Ready(kernel), 4096, 4 << 20, lambda: None)
     assert helped
     assert not working
 
@@ -499,7 +513,7 @@ def test_idle_helpers_keep_no_array(submissions, fails):
     gc.disable()
     try:
         with pytest.raises(MemoryError) if fails else nullcontext():
-            threads.run(kernel, 4096, 4 << 20, lambda: None, x)
+            threads.run(Ready(kernel), 4096, 4 << 20, lambda: None, x)
         assert len(failed) == fails
         del submissions[:], x, kernel
         deadline = time.monotonic() + 10
@@ -536,7 +550,7 @@ def test_a_failure_in_a_helper_reaches_the_caller_when_all_have_stopped(submissi
         working.remove(start)
 
     with pytest.raises(MemoryError, match="no room"):
-        threads.run(kernel, 4096, 4 << 20, room)
+        threads.run(Ready(kernel), 4096, 4 << 20, room)
     assert failed
     assert not working
 
@@ -552,7 +566,7 @@ def test_interrupts_leave_everything_usable(submissions):
         done.append(start)
 
     with pytest.raises(KeyboardInterrupt):
-        threads.run(kernel, 40_000, 400 << 20, lambda: None)
+        threads.run(Ready(kernel), 40_000, 400 << 20, lambda: None)
     count = len(done)
     assert 2 < count < 200
     time.sleep(0.05)

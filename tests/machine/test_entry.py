@@ -23,7 +23,7 @@ VALUES = {
     "bool": (True, np.True_),
     "none": (None,),
     "tuple 5": ((1.0,) * 5,),
-    "floats 1": (np.zeros(2),),
+    "floats 1": (np.zeros(2), np.zeros(2).view(np.recarray)),
     "floats 2": (np.zeros((2, 2)),),
     "floats 3": (np.zeros((2, 2, 1)),),
     "ints 1": (np.zeros(2, np.int64),),
@@ -61,7 +61,7 @@ def test_letters():
     kinds = {kind for one in entry.kernels() for parameter in one.parameters for kind in parameter.kinds}
     assert kinds - {"addresses", "sizes", "address"} <= set(VALUES)
     for kind, values in VALUES.items():
-        assert {entry._LETTERS[type(value)] for value in values} == {entry.letter(kind)}
+        assert {entry._letter_of(type(value)) for value in values} == {entry.letter(kind)}
     for one in entry.kernels():
         for parameter in one.parameters:
             assert len(set(map(entry.letter, parameter.kinds))) == len(parameter.kinds)

@@ -14,7 +14,7 @@ from fastsoftmax.runtime import cache, prebuilt
 def pytest_configure(config):
     """Hypothesis draws the same cases in every run, so that a failure repeats; new ones with ``-m slow``."""
     first = not hasattr(config, "workerinput")  # the process that starts the others
-    if first and "smoke" not in config.option.markexpr and not config.option.collectonly:
+    if first and not config.option.collectonly:
         _build_library()
     if "slow" not in config.option.markexpr:
         hypothesis.settings.register_profile("repeatable", derandomize=True)
@@ -47,6 +47,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "timed" in item.keywords:
             item.add_marker(pytest.mark.flaky(reruns=3, reruns_delay=2))
+        if isinstance(item, pytest.DoctestItem):  # an example for each public function
+            item.add_marker(pytest.mark.smoke)
     if "slow" in config.option.markexpr:
         return
     slow = [item for item in items if "slow" in item.keywords]

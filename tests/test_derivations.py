@@ -11,6 +11,8 @@ import pytest
 
 import fastsoftmax as fs
 
+pytestmark = pytest.mark.smoke
+
 EPS = float(np.finfo(np.float64).eps)
 every_length = pytest.mark.parametrize("classes", [2, 3, 5, 12, 41])
 

@@ -146,6 +146,8 @@ def test_the_package_is_typed():
 IMPORT = """
 import sys
 import fastsoftmax as fs
+
+pytestmark = pytest.mark.smoke
 heavy = {"numba", "llvmlite", "scipy", "sklearn", "matplotlib", "torch", "jax", "rich"}
 print(sorted(heavy & set(sys.modules)))
 fs.softmax([1.0, 2.0])

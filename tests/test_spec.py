@@ -9,6 +9,8 @@ import fastsoftmax as fs
 from fastsoftmax import _spec
 from fastsoftmax.machine.entry import entry
 
+pytestmark = pytest.mark.smoke
+
 NO_FUNCTION_OF_ARRAYS = {"threads"}
 
 

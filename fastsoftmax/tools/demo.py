@@ -36,6 +36,7 @@ from sklearn.model_selection import train_test_split
 import fastsoftmax as fs
 from fastsoftmax.arrays.blocks import Array
 from fastsoftmax.arrays.threads import max_threads
+from fastsoftmax.runtime import prebuilt
 from fastsoftmax.tools import info
 from fastsoftmax.tools.bench.libraries import ALL
 from fastsoftmax.tools.bench.measure import Timing, measure
@@ -328,7 +329,8 @@ def run(output: Path, seconds_each: float = 0.5) -> bool:
     start = time.perf_counter()
     objective(np.zeros(objective.size))
     seconds = time.perf_counter() - start
-    say("start", f"The first call took {seconds:.1f} s, to import Numba and to compile or load one kernel.")
+    origin = "its kernel was compiled at installation" if prebuilt.library() else "no library has its kernel"
+    say("start", f"The first call took {1e3 * seconds:,.0f} ms: {origin}.")
 
     start = time.perf_counter()
     with narrator.progress("fit") as progress:

@@ -44,8 +44,10 @@ def _small(kernel: Callable[..., None], x: Any, out: Any) -> Any:
     result = np.empty_like(x) if out is None else out
     classes = x.shape[-1]
     count = x.size // classes
-    block = (count, classes, 1)
-    kernel(0, count, NO_ROOM[x.dtype], x.reshape(block), result.reshape(block), None)
+    if x.ndim == 2:
+        kernel(0, count, NO_ROOM[x.dtype], x, result, None)
+    else:
+        kernel(0, count, NO_ROOM[x.dtype], x.reshape(count, classes), result.reshape(count, classes), None)
     return result
 
 

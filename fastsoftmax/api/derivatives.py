@@ -43,12 +43,11 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
         out = np.empty(result_shape, x.dtype)
     elif not is_plain(out, result_shape, x.dtype) or not all(lie_apart(out, v) for v in operands):
         return None
-    room, ones, flag, block = NO_ROOM[x.dtype], UNWEIGHTED[x.dtype], True if from_probs else None, (*shape, 1)
+    room, ones, flag = NO_ROOM[x.dtype], UNWEIGHTED[x.dtype], True if from_probs else None
     if square:
-        kernel(0, shape[0], room, x.reshape(block), out, None, flag, ones)
+        kernel(0, shape[0], room, x, out, None, flag, ones)
     else:
-        v = operands[1].reshape(block)
-        kernel(0, shape[0], room, x.reshape(block), v, out.reshape(block), False, None, flag, ones)
+        kernel(0, shape[0], room, x, operands[1], out, False, None, flag, ones)
     return out
 
 

@@ -136,8 +136,8 @@ def small_rows(known: dict[np.dtype[Any], Any], x: Any, before: tuple[Any, ...],
     if kernel is None or not 0 < x.size <= SMALL or x.ndim < 2 or not x.flags.carray:
         return None
     rows = np.empty(x.shape[:-1], x.dtype)
-    numbers = rows if x.ndim == 2 else rows.reshape(-1)
-    kernel(0, rows.size, NO_ROOM[x.dtype], x.reshape(-1, x.shape[-1], 1), *before, numbers, *after)
+    block, numbers = (x, rows) if x.ndim == 2 else (x.reshape(-1, x.shape[-1]), rows.reshape(-1))
+    kernel(0, rows.size, NO_ROOM[x.dtype], block, *before, numbers, *after)
     return rows
 
 

@@ -75,11 +75,9 @@ def small_cross_entropy(
     ):
         return None
     rows = np.empty(count, dtype)
-    shape = (*logits.shape, 1)
-    y, ones = None if slope is None else slope.reshape(shape), UNWEIGHTED[dtype]
     scale, scale_low = inverse_of(count, dtype)
-    block, room = logits.reshape(shape), NO_ROOM[dtype]
-    loss = kernel(0, count, room, block, targets, ones, y, rows, scale, scale_low, True)
+    room, ones = NO_ROOM[dtype], UNWEIGHTED[dtype]
+    loss = kernel(0, count, room, logits, targets, ones, slope, rows, scale, scale_low, True)
     return None if loss < 0 else (dtype.type(loss / count), slope)
 
 

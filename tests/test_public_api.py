@@ -10,6 +10,8 @@ import pytest
 
 import fastsoftmax as fs
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(__file__).parents[1]
 
 OPTIONS = "class_weight=None, sample_weight=None, ignore_index=None, label_smoothing=0.0, reduction='mean'"
@@ -146,8 +148,6 @@ def test_the_package_is_typed():
 IMPORT = """
 import sys
 import fastsoftmax as fs
-
-pytestmark = pytest.mark.smoke
 heavy = {"numba", "llvmlite", "scipy", "sklearn", "matplotlib", "torch", "jax", "rich"}
 print(sorted(heavy & set(sys.modules)))
 fs.softmax([1.0, 2.0])

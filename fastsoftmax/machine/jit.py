@@ -21,6 +21,7 @@ from fastsoftmax.runtime.numba_state import COMPILER
 
 _tables: list[Any] = []
 _engines: dict[str, Any] = {}
+_loaded: list[Any] = []
 _made: dict[str, bytes] = {}
 
 
@@ -69,5 +70,7 @@ def address(name: str, variant: Callable[[], Any], form: str) -> int:
     `variant` is called if the variant has to be compiled.
     """
     if name not in _engines:
-        _engines.setdefault(name, engine(object_code(name, variant)))
+        made = engine(object_code(name, variant))
+        _loaded.append(made)  # if another thread was faster, it stays, too: LLVM may be at work while it would go
+        _engines.setdefault(name, made)
     return int(_engines[name].get_function_address(f"{prebuilt.PREFIX}{name}{form}"))

@@ -177,6 +177,14 @@ def compiled(function: F) -> F:
     return cast(F, njit(**OPTIONS, **NO_WRAPPERS, **lean_options())(function))
 
 
+def raising(function: F) -> F:
+    """`compiled`, for a function that raises exceptions with values that are known at run time.
+
+    These need the environment of the function, which Numba sets where it makes machine code of it.
+    """
+    return cast(F, njit(**OPTIONS, **NO_WRAPPERS)(function))
+
+
 def merged(function: F) -> F:
     """A function whose statements become part of its caller.
 

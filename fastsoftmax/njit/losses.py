@@ -32,6 +32,7 @@ from fastsoftmax.njit.arguments import (
     literal_reduction,
     merged,
     overlap,
+    raising,
     readable,
     real_array,
     room_for,
@@ -152,7 +153,7 @@ def _labels(function: str, name: str, x: Any, axes: tuple[int, ...], targets: An
     if ndim == 0:
         item = _item(targets)
 
-        @compiled
+        @raising
         def single(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
             label = item(targets)
             few[0] = label
@@ -176,7 +177,7 @@ def _labels(function: str, name: str, x: Any, axes: tuple[int, ...], targets: An
 
         return in_order
 
-    @compiled
+    @raising
     def complain(targets: Any, classes: int, ignore_index: Any) -> None:
         for place in np.ndindex(targets.shape):
             label = targets[place]

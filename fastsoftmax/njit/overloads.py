@@ -16,7 +16,6 @@ from fastsoftmax._spec import FUNCTIONS, Function
 from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
 from fastsoftmax.njit import losses, rows, segments, ufuncs  # noqa: F401  # ufuncs registers those that are made
 from fastsoftmax.njit.arguments import Call
-from fastsoftmax.runtime.numba_private import lean_options
 
 BUILDERS = {
     "forward": rows.forward,
@@ -68,7 +67,7 @@ def _overload(function: Function) -> None:
         public,
         prefer_literal=True,
         strict=False,
-        jit_options={**OPTIONS, **NO_WRAPPERS, **lean_options(), "parallel": False},
+        jit_options={**OPTIONS, **NO_WRAPPERS, "parallel": False},
     )(choose)
 
 

@@ -32,6 +32,7 @@ from fastsoftmax.njit.arguments import (
     literal_reduction,
     merged,
     overlap,
+    raising,
     readable,
     real_array,
     stack,
@@ -79,7 +80,7 @@ def _result(call: Call, dtype: Any) -> Run:
     check_out(call.name, out, dtype, 1)
     wrong = f"{call.name}: out has shape ({{}},), expected ({{}},)"
 
-    @compiled
+    @raising
     def given(out: Any, count: int) -> Any:
         if out.size != count:
             raise FormattedValueError(wrong, out.size, count)
@@ -120,7 +121,7 @@ def _pointers(call: Call) -> Run:
     """The compiled form of `api.segments._row_pointers`; it always returns a copy."""
     name = call.name
 
-    @compiled
+    @raising
     def check(indptr: Any, entries: int) -> Any:
         table = empty((indptr.size,), np.int64)
         for n in range(indptr.size):
@@ -240,7 +241,7 @@ def _product(call: Call, dtype: Any) -> Built:
     target_for, deliver_to = exits(x, FLAT, call["out"])
     wrong = f"{call.name}: {name} has shape ({{}},), expected that of x, ({{}},)"
 
-    @compiled
+    @raising
     def check(v: Any, x: Any) -> None:
         if v.size != x.size:
             raise FormattedValueError(wrong, v.size, x.size)
@@ -275,7 +276,7 @@ def _labels(call: Call, name: str) -> Run:
     named = f"{call.name}: {name}"
     ignored = is_ignored(not absent(call["ignore_index"]))
 
-    @compiled
+    @raising
     def labels_of(targets: Any, table: Any, ignore_index: Any) -> Any:
         count = table.size - 1
         if targets.size != count:
@@ -300,7 +301,7 @@ def _weights(call: Call, name: str, kind: Any) -> Run:
         _vector(call, "sample_weight")
     wrong = f"{call.name}: sample_weight has shape ({{}},), expected ({{}},)"
 
-    @compiled
+    @raising
     def weights_of(targets: Any, sample_weight: Any, ignore_index: Any) -> Any:
         weights = np.ones(targets.size, kind)
         if given:

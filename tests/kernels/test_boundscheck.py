@@ -39,9 +39,11 @@ import numpy as np
 from fastsoftmax.kernels import traversal
 traversal.PAST_CACHES = 512
 import fastsoftmax as fs
+from fastsoftmax.api import derivatives
 from fastsoftmax.arrays import long_rows, losses
 
-losses.SMALL, long_rows.LONG_ROW, long_rows.PIECE = 0, 300, 128
+derivatives.SMALL = losses.SMALL = 0
+long_rows.LONG_ROW, long_rows.PIECE = 300, 128
 rng = np.random.default_rng(0)
 for classes in (301, 384, 390):
     x = rng.normal(size=(3, classes)).astype("f4")

@@ -61,12 +61,13 @@ every_level = pytest.mark.parametrize("level", LEVELS)
 def test_kernels_are_vectors(name, dtype, level):
     """No work is left to a scalar loop or to a function of libm, which would be ten times slower.
 
-    Some scalar operations remain: those on one number for each row.
+    Some scalar operations remain: those on one number for each row. The cross-entropy has more of them than the
+    others have, and adds the losses of small calls.
     """
     code = assembly(variant(name, dtype), level)
     vectors, scalars = multiplications(code, dtype, level)
     assert re.search(LEVELS[level].vector, code)
-    assert vectors > 2 * scalars
+    assert vectors > (1.5 if name == "cross_entropy" else 2) * scalars
     assert not calls(code)
 
 

@@ -384,7 +384,11 @@ def fork_now(*_):
     if not forked_already:
         forked_already.append(os.fork())
 
-def kernel(start, stop, memory):
+class Kernel:
+    def code(self, arguments):
+        return work
+
+def work(start, stop, memory):
     if stop == 0:
         return
     if threading.current_thread() is not threading.main_thread():
@@ -397,7 +401,7 @@ def kernel(start, stop, memory):
 
 signal.signal(signal.SIGUSR1, fork_now)
 try:
-    workers.threads.run(kernel, 4, 4 << 20, lambda: None)
+    workers.threads.run(Kernel(), 4, 4 << 20, lambda: None)
 except RuntimeError as error:
     assert forked_already == [0] and "fork in the middle" in str(error)
     os._exit(7)

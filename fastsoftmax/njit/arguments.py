@@ -27,7 +27,6 @@ from fastsoftmax.kernels.simd.values import fma
 from fastsoftmax.machine.external import external
 from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
 from fastsoftmax.runtime.numba_private import (
-    can_make_arrays,
     empty_array,
     impl_ret_borrowed,
     lean_options,
@@ -401,17 +400,15 @@ def picked(typingctx: Any, shape: Any, places: Any) -> Any:
     return result(shape, places), codegen
 
 
-def _empty(typingctx: Any, shape: Any, dtype: Any) -> Any:
+@intrinsic
+def empty(typingctx: Any, shape: Any, dtype: Any) -> Any:
+    """``numpy.empty`` for a tuple, without the function that Numba would compile for it."""
     result = types.Array(dtype.dtype, len(shape), "C")
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return empty_array(context, builder, result, cgutils.unpack_tuple(builder, values[0], len(shape)))
 
     return result(shape, dtype), codegen
-
-
-# ``numpy.empty`` for a tuple, without the function that Numba would compile for it.
-empty: Any = intrinsic(_empty) if can_make_arrays() else compiled(lambda shape, dtype: np.empty(shape, dtype))
 
 
 @intrinsic

@@ -99,21 +99,21 @@ def populate_array(array: Any, **parts: Any) -> None:
 
 
 def empty_array(context: Any, builder: Any, kind: Any, shape: Any) -> Any:
-    """New memory for an array; None if Numba lacks the name: then callers compile ``numpy.empty``."""
+    """New memory for an array; else ``numpy.empty``, for which Numba compiles a function of its own."""
     try:
         from numba.np.arrayobj import _empty_nd_impl
     except ImportError:
-        return None
+        return _compiled_empty(context, builder, kind, shape)
     return _empty_nd_impl(context, builder, kind, shape)._getvalue()
 
 
-def can_make_arrays() -> bool:
-    """Whether `empty_array` makes one."""
-    try:
-        from numba.np import arrayobj
-    except ImportError:
-        return False
-    return hasattr(arrayobj, "_empty_nd_impl")
+def _compiled_empty(context: Any, builder: Any, kind: Any, shape: Any) -> Any:
+    import numpy as np
+    from numba import types
+
+    number, sizes = np.dtype(str(kind.dtype)).type, types.UniTuple(types.intp, len(shape))
+    packed = context.make_tuple(builder, sizes, shape)
+    return context.compile_internal(builder, lambda shape: np.empty(shape, number), kind(sizes), (packed,))
 
 
 def _set_fields(

@@ -311,15 +311,7 @@ assert stats.alloc == stats.free > 0 and stats.mi_alloc == stats.mi_free
 """
 CODE["impl_ret_borrowed"] = INTRINSICS.format(("numba.core.imputils", "impl_ret_borrowed"))
 CODE["populate_array"] = INTRINSICS.format(("numba.np.arrayobj", "populate_array"))
-# This name is looked for when our code for compiled callers is imported, with Numba's first compilation.
-EMPTY = INTRINSICS.format(("numba.np.arrayobj", "_empty_nd_impl"))
-EMPTY = EMPTY.replace(
-    "numba.njit(lambda x: x.T.copy())(X)\n",
-    "from numba.core.registry import cpu_target\n"
-    "cpu_target.target_context.refresh()\n"
-    "assert 'fastsoftmax.njit.arguments' not in sys.modules\n",
-)
-CODE["empty_array"] = CODE["can_make_arrays"] = EMPTY
+CODE["empty_array"] = INTRINSICS.format(("numba.np.arrayobj", "_empty_nd_impl"))
 
 
 def names(module):

@@ -71,6 +71,7 @@ def _jacobian(
     kernel = entry("derivatives.log_softmax_jacobian")
     if not logarithmic:
         kernel = entry("derivatives.softmax_jacobian")
+        from_probs = bool(from_probs)
         arguments += (True if from_probs else None, UNWEIGHTED[problem.dtype])
     run(kernel, problem.rows, work, problem.room(1), *arguments)
     if not logarithmic:

@@ -12,6 +12,7 @@ extension module uses. Where NumPy has no such table, or Numba makes no C functi
 import ctypes
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from threading import RLock
 from typing import Any
 
@@ -275,15 +276,20 @@ def make(name: str, kinds: str = FLOATS, module: str = "fastsoftmax", more: Any 
 
     `more` are loops to append.
     """
+    key = (name, kinds, module)
+    if key in _made:
+        return _made[key]
+    try:  # without our lock: a thread that compiles holds Numba's, and may wait for ours
+        loops = [*_loops(name, kinds), *more]
+    except NotImplementedError:
+        loops = None
     with _lock:
-        key = (name, kinds, module)
         if key not in _made:
-            try:
-                operands = 3 if name in BINARY else 2
-                loops = [*_loops(name, kinds), *more]
-                ufunc = from_loops(name, DOCS[name], operands, loops, _IDENTITIES.get(name))
-            except (AttributeError, ImportError, NotImplementedError, ValueError):  # see the module's docstring
-                ufunc = Plain(name, kinds)
+            ufunc: Any = Plain(name, kinds)
+            if loops is not None:
+                with suppress(AttributeError, ImportError, NotImplementedError, ValueError):  # see the docstring
+                    operands = 3 if name in BINARY else 2
+                    ufunc = from_loops(name, DOCS[name], operands, loops, _IDENTITIES.get(name))
             try:
                 ufunc.__module__ = module  # where a pickle looks it up
             except AttributeError:  # before NumPy 2.2, where a pickle searches all modules

@@ -90,14 +90,18 @@ on_compilation: Callable[[], None] = lambda: None  # noqa: E731
 """It is called before a variant is compiled. The command line sets it, to say what takes seconds."""
 
 _kernels: dict[str, "Kernel"] = {}
+_modules: list[Any] = []
 
 
 def _prebuilt() -> Any:
     """The module with the library. It is imported here, because it takes longer than importing this package."""
+    if _modules:  # no lock then: Numba's may be held
+        return _modules[0]
     with fork.importing:
         from fastsoftmax.runtime import prebuilt
 
         prebuilt.library()
+    _modules.append(prebuilt)
     return prebuilt
 
 
@@ -192,6 +196,10 @@ class Kernel:
             dtype = key[0].char if key[0].kind == "f" else "i"
             letters = "".join([_letter_of(kind) for kind in key[1:]])
             name = f"{self.name}.{dtype}.{letters}"
+            if not all(kind in _LETTERS for kind in key[1:]):  # nothing is kept for a subclass of ndarray
+                key = (key[0], *[kind if kind in _LETTERS else np.ndarray for kind in key[1:]])
+                if key in self._codes:
+                    return self._codes[key]
             code = _prebuilt().python_function(name, self.address(dtype, letters, ".py"))
         self._codes[key] = code
         return code

@@ -247,5 +247,6 @@ def _placed(command: Sequence[str], objects: Path, level: str, folder: Path) -> 
     for made in (output, output.with_suffix(".json")):  # the description last: with it, the library is complete
         part = folder / f"{made.name}.{os.getpid()}{cache.UNFINISHED}"
         shutil.copyfile(made, part)
+        part.chmod(0o644)  # whatever the umask says: a library that others can write to is not used
         part.replace(folder / made.name)
     return folder / output.name

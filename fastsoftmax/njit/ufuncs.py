@@ -21,7 +21,6 @@ from fastsoftmax.api import ufuncs
 from fastsoftmax.kernels import scalar
 from fastsoftmax.kernels.elementary import INF, MAGIC_32
 from fastsoftmax.kernels.jit import inline
-from fastsoftmax.kernels.simd.memory import memory
 from fastsoftmax.kernels.simd.values import (
     absolute,
     maximum,
@@ -32,6 +31,7 @@ from fastsoftmax.kernels.simd.values import (
     split_exponent,
 )
 from fastsoftmax.machine.external import external
+from fastsoftmax.njit.arguments import merged, readable
 from fastsoftmax.runtime.numba_private import known_options, treat_alike
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -112,6 +112,11 @@ def _contiguous(value: Any, dtype: Any) -> Any:
     return register_jitable(lambda x: x.copy().astype(number))
 
 
+def _flat(number: Any) -> Any:
+    """The function that returns a C-contiguous array as a vector, which keeps its memory alive."""
+    return merged(lambda array: readable(array, (array.size,), number))
+
+
 def _finish(out: Any, rounded: Any) -> Any:
     """The function that rounds a new C-contiguous result and returns it, or copies it to `out`."""
 
@@ -146,13 +151,13 @@ def _unary_overload(name: str, kinds: str) -> Callable[..., Any]:
         if not isinstance(x, types.Array):
             return lambda x, out=None: rounded(body(number(x)))
         _check_out(name, out, dtype)
-        contiguous, finish = _contiguous(x, dtype), _finish(out, rounded)
+        contiguous, finish, flat = _contiguous(x, dtype), _finish(out, rounded), _flat(number)
 
         @_bare
         def whole(x: Any, out: Any = None) -> Any:
             source = contiguous(x)
             result = np.empty(source.shape, number)
-            kernel(memory(source), memory(result))
+            kernel(flat(source), flat(result))
             return finish(result, out)
 
         return whole
@@ -171,13 +176,14 @@ def _binary_overload(name: str, kinds: str) -> Callable[..., Any]:
             return lambda x, y, out=None: rounded(body(number(x), number(y)))
         _check_out(name, out, dtype)
         first, second, finish = _contiguous(x, dtype), _contiguous(y, dtype), _finish(out, rounded)
+        flat = _flat(number)
         x_ndim, y_ndim = getattr(x, "ndim", 0), getattr(y, "ndim", 0)
 
         @_bare
         def beside_one(x: Any, y: Any, out: Any = None) -> Any:
             a, b = first(x), second(y)
             result = np.empty(a.shape if y_ndim == 0 else b.shape, number)
-            kernel(memory(a), memory(b), memory(result))
+            kernel(flat(a), flat(b), flat(result))
             return finish(result, out)
 
         @_bare
@@ -185,7 +191,7 @@ def _binary_overload(name: str, kinds: str) -> Callable[..., Any]:
             a, b = first(x), second(y)
             shape = np.broadcast_shapes(a.shape, b.shape)
             c, d = np.broadcast_to(a, shape).copy(), np.broadcast_to(b, shape).copy()
-            kernel(memory(c), memory(d), memory(c))
+            kernel(flat(c), flat(d), flat(c))
             return finish(c, out)
 
         if x_ndim == 0 or y_ndim == 0:

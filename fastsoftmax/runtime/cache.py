@@ -149,7 +149,10 @@ def sources() -> str:
     """A hash of all sources that determine the code of kernels; OSError if they are no files."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    files = [package / "_vectors.py", *(package / "runtime" / name for name in ("cache.py", "prebuilt.py"))]
+    files = [
+        package / "_vectors.py",
+        *(package / "runtime" / name for name in ("cache.py", "numba_private.py", "prebuilt.py")),
+    ]
     for folder in ("kernels", "machine"):
         files += sorted((package / folder).rglob("*.py"))
     for file in files:

@@ -34,6 +34,17 @@ def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def _has_event_loop() -> bool:
+    """Whether signals wake an event loop: then handlers do nothing by themselves, and stay as they are."""
+    try:
+        descriptor = signal.set_wakeup_fd(-1)
+    except ValueError:
+        return False
+    if descriptor != -1:
+        signal.set_wakeup_fd(descriptor)
+    return descriptor != -1
+
+
 def check() -> None:
     """Call the handlers of the signals that have arrived in a `held` block."""
     if _arrived and _is_main_thread():
@@ -48,7 +59,7 @@ def check() -> None:
 def held() -> Iterator[None]:
     """A block in which only `check` calls handlers. Other threads, where none is called, see no change."""
     global _holding
-    if _holding or not _is_main_thread():
+    if _holding or not _is_main_thread() or _has_event_loop():
         yield
         return
     try:

@@ -120,7 +120,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._library = ctypes.CDLL(str(path))
+        self._library = ctypes.CDLL(str(path.resolve()))  # a name alone would be looked for elsewhere
         table = (ctypes.c_void_p * len(PYTHON)).in_dll(self._library, TABLE)
         table[:] = list(python_table())
 
@@ -133,8 +133,12 @@ class Library:
         return ctypes.cast(function, ctypes.c_void_p).value
 
 
+PACKAGE = Path(__file__).parents[1] / "_prebuilt"
+"""Where the library of an installation is; its files are as trustworthy as those of the package."""
+
+
 def _places() -> Iterator[Path]:
-    yield Path(__file__).parents[1] / "_prebuilt"
+    yield PACKAGE
     directory = cache.directory()
     with suppress(OSError):
         if cache.is_private(directory):
@@ -143,6 +147,8 @@ def _places() -> Iterator[Path]:
 
 def _opened(path: Path, name: str, wanted: str) -> Library:
     """A library of this level; an exception unless it is there, whole, and made of these sources."""
+    if path.parent != PACKAGE and not all(map(cache.is_private, (path, path.with_suffix(".json")))):
+        raise ValueError("others can write to it")
     description = json.loads(path.with_suffix(".json").read_bytes())
     if description["sources"] != wanted:
         raise _OtherSourcesError

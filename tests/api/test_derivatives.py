@@ -529,3 +529,15 @@ def test_directions_of_any_size(classes, dtype):
             actual, right = function(x, v * scale), function(x, v) * scale
             small = np.abs(right) < info.tiny * 16
             np.testing.assert_array_equal(np.where(small, 0, actual), np.where(small, 0, right))
+
+
+@pytest.mark.parametrize("flag", [np.True_, 1])
+def test_a_flag_that_is_only_like_true(monkeypatch, flag):
+    """The kernel for probabilities is not kept for later calls with logits."""
+    monkeypatch.setattr(derivatives, "_SMALL", {})
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    expected = fs.softmax_jacobian(x[None])[0]
+    monkeypatch.setattr(derivatives, "_SMALL", {})
+    np.testing.assert_allclose(fs.softmax_jacobian(fs.softmax(x), from_probs=flag), expected)
+    for _ in range(2):
+        np.testing.assert_array_equal(fs.softmax_jacobian(x), expected)

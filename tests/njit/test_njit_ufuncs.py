@@ -343,3 +343,29 @@ def test_the_first_use_may_be_inside(name):
 def test_every_function_is_tested():
     assert {name for name, _ in SOME} == set(ufuncs.NAMES)
     assert "logaddexp" in BINARY
+
+
+STRIDED = """
+import numba, numpy as np
+import fastsoftmax.njit.overloads
+import fastsoftmax as fs
+
+@numba.njit
+def one(x):
+    return fs.exp(x)
+
+@numba.njit
+def two(x, y):
+    return fs.xlogy(x, y)
+
+x = np.linspace(0, 1, 4_000_000)[::2]
+for _ in range(3):
+    np.testing.assert_array_equal(one(x), fs.exp(x))
+a, b = np.random.default_rng(0).random((1000, 2000)), np.linspace(1, 2, 2000)
+np.testing.assert_array_equal(two(a, b), fs.xlogy(a, b))
+"""
+
+
+def test_copies_live_while_a_kernel_reads_them():
+    """A strided argument is copied; memory of this size goes back to the system as soon as nothing holds it."""
+    child.run(STRIDED)

@@ -243,3 +243,18 @@ def test_a_library_lacks_what_is_not_in_it(made):
         assert bool(opened.address(one.name)) == there
         assert bool(opened.address(f"{one.name}.py")) == there
     assert opened.address("activations.none.d.n") is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+@pytest.mark.parametrize("suffix", ["", ".json"])
+def test_what_others_can_write_to_is_not_used(made, tmp_path, expected, suffix):
+    """In the cache directory; that of the package is as trustworthy as the package."""
+    for path in made.iterdir():
+        shutil.copy(path, tmp_path / path.name)
+    path = (tmp_path / NAME).with_suffix(suffix or (tmp_path / NAME).suffix)
+    results, used, texts, _ = json.loads(child.run(CALL, FASTSOFTMAX_CACHE_DIR=tmp_path))
+    assert (results, used, texts) == (expected, True, [])
+    path.chmod(0o666)
+    results, used, texts, _ = json.loads(child.run(CALL, FASTSOFTMAX_CACHE_DIR=tmp_path))
+    assert (results, used) == (expected, False)
+    assert "others can write to it" in texts[0]

@@ -29,8 +29,8 @@ def define_table() -> None:
     """Tell LLVM the addresses of Python's functions, under the name by which code refers to them."""
     if not _tables:
         table = (ctypes.c_void_p * len(prebuilt.PYTHON))(*prebuilt.python_table())
-        _tables.append(table)  # all of them live, if several threads get here
         binding.add_symbol(prebuilt.TABLE, ctypes.addressof(table))
+        _tables.append(table)  # now others may go on; if several threads get here, all tables live
 
 
 def object_code(name: str, variant: Callable[[], Any]) -> bytes:

@@ -25,9 +25,8 @@ PATIENCE = 30.0
 importing = RLock()
 """Held while kernels, and with them Numba, are imported."""
 
-# In the order in which a thread that compiles takes them. Numba's lock comes into being with the import, so it is
-# looked for again.
-_PLACES = (COMPILER, LockPlace(__name__, "importing"), COMPILER, LLVM)
+# In the order in which a thread that compiles takes them.
+_PLACES = (LockPlace(__name__, "importing"), COMPILER, LLVM)
 _held: dict[int, list[tuple[LockPlace, Any]]] = {}
 
 

@@ -136,9 +136,10 @@ def _read(path: Path) -> bytes | None:
 
 
 def _version(package: str) -> str:
-    loaded = sys.modules.get(package)
+    """The version of a package, which another thread may be importing."""
+    loaded = getattr(sys.modules.get(package), "__version__", None)
     if loaded is not None:
-        return str(loaded.__version__)
+        return str(loaded)
     from importlib import metadata  # here, because it takes longer than loading a library of kernels
 
     return metadata.version(package)

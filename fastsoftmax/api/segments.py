@@ -68,16 +68,12 @@ def _cuts(indptr: Array) -> Array:
 
 def _pieces(indptr: Array) -> Array | None:
     """The table of pieces of huge segments (see `kernels.segments`), None if there is no such segment."""
-    huge = HUGE
-    if indptr[-1] <= huge:
+    if indptr[-1] <= HUGE:
         return None
-    table: list[tuple[int, int, int, int, int]] = []
-    for n in np.flatnonzero(np.diff(indptr) > huge).tolist():
-        begin, end = int(indptr[n]), int(indptr[n + 1])
-        starts = range(begin, end, PIECE)
-        first, last = len(table), len(table) + len(starts)
-        table += [(at, min(at + PIECE, end), first, last, n) for at in starts]
-    return np.array(table, np.int64).reshape(-1) if table else None
+    list_pieces = entry("segments.list_pieces")
+    table = np.empty(int(list_pieces(indptr, np.empty(0, np.int64))) * COLUMNS, np.int64)
+    list_pieces(indptr, table)
+    return table if table.size else None
 
 
 def _no_room() -> None:

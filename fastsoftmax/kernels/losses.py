@@ -198,25 +198,21 @@ def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
         _scatter_targets(y, offset, labels, row, count, stride, classes, scratch(x, 1), slope)
 
 
+@inline
+def _first_outside(labels: Any, start: int, stop: int, classes: int) -> int:
+    """The first of rows start .. stop whose label is not from 0 to classes - 1; -1 if there is none."""
+    for row in range(start, stop):
+        label = load_scalar(labels, row)
+        if label < 0 or label >= classes:
+            return row
+    return -1
+
+
 @kernel
 def first_outside(labels: Integers, classes: Count) -> float:
     """The number of the first label that is out of range; -1 if there is none."""
     targets = memory(labels)
-    for row in range(size(targets)):
-        label = load_scalar(targets, row)
-        if label < 0 or label >= classes:
-            return float(row)
-    return -1.0
-
-
-@inline
-def _any_outside(labels: Any, start: int, stop: int, classes: int) -> bool:
-    """Whether a label of rows start .. stop is not from 0 to classes - 1."""
-    wrong = 0
-    for row in range(start, stop):
-        label = load_scalar(labels, row)
-        wrong |= (label < 0) | (label >= classes)
-    return wrong != 0
+    return float(_first_outside(targets, 0, size(targets), classes))
 
 
 @kernel
@@ -239,7 +235,7 @@ def cross_entropy(
     returns -1 and writes nothing. For rows of ten classes this takes 6 % of the time.
     """
     data, targets, factors, grad, results = memory(x), memory(labels), memory(weights), memory(y), memory(rows)
-    if summed and _any_outside(targets, start, stop, x.shape[1]):
+    if summed and _first_outside(targets, start, stop, x.shape[1]) >= 0:
         return -1.0
     picks = Picks(targets, scratch(data, 2))
     options = CrossEntropyOptions(picks, factors, scale, scale_low)

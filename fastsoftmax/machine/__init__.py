@@ -12,6 +12,6 @@
     All variants in one shared library, made before they are called; `runtime.prebuilt` loads it.
 `jit`
     One variant, compiled when it is called, where no library has it.
-`external`, `types`
+`external`
     Kernels in a user's own code that Numba compiles.
 """

@@ -193,13 +193,14 @@ class Kernel:
         if jit_disabled():
             code: Any = self._as_python
         else:
+            # Arrays of subclasses share one code, so that nothing is kept for their classes.
+            kinds = [np.ndarray if issubclass(kind, np.ndarray) else kind for kind in key[1:]]
+            key = (key[0], *kinds)
+            if key in self._codes:
+                return self._codes[key]
             dtype = key[0].char if key[0].kind == "f" else "i"
-            letters = "".join([_letter_of(kind) for kind in key[1:]])
+            letters = "".join(map(_letter_of, kinds))
             name = f"{self.name}.{dtype}.{letters}"
-            if not all(kind in _LETTERS for kind in key[1:]):  # nothing is kept for a subclass of ndarray
-                key = (key[0], *[kind if kind in _LETTERS else np.ndarray for kind in key[1:]])
-                if key in self._codes:
-                    return self._codes[key]
             code = _prebuilt().python_function(name, self.address(dtype, letters, ".py"))
         self._codes[key] = code
         return code

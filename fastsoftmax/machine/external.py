@@ -18,7 +18,6 @@ from numba.extending import intrinsic
 
 from fastsoftmax.machine import frontend, wrappers
 from fastsoftmax.machine.entry import entry
-from fastsoftmax.machine.types import Memory
 from fastsoftmax.runtime.numba_private import return_error, return_raised
 from fastsoftmax.runtime.prebuilt import PREFIX
 
@@ -41,7 +40,7 @@ _SIGNATURE = inspect.Signature(
 def _letter(kind: Any) -> str:
     if isinstance(kind, types.NoneType):
         return "n"
-    if isinstance(kind, (types.Array, Memory)):
+    if isinstance(kind, types.Array):
         return "a"
     if isinstance(kind, types.BaseTuple):
         return "t"
@@ -52,7 +51,7 @@ def _letter(kind: Any) -> str:
 
 def _accepted(kind: Any, dtype: str) -> Any:
     """The type to which Numba converts an argument."""
-    if isinstance(kind, (types.Array, Memory, types.NoneType)):
+    if isinstance(kind, (types.Array, types.NoneType)):
         return kind
     if isinstance(kind, types.BaseTuple):
         return types.UniTuple(frontend.FLOATS[dtype], len(kind))
@@ -63,8 +62,6 @@ def _values(context: Any, builder: Any, kind: Any, value: Any) -> list[Any]:
     """An argument as the function for C takes it."""
     if isinstance(kind, types.NoneType):
         return []
-    if isinstance(kind, Memory):
-        return [builder.extract_value(value, k) for k in (0, 1)]
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
         return [array.data, *cgutils.unpack_tuple(builder, array.shape, kind.ndim)]
@@ -73,10 +70,10 @@ def _values(context: Any, builder: Any, kind: Any, value: Any) -> list[Any]:
     return [builder.zext(value, _INT64)] if kind == types.boolean else [value]
 
 
-def _parameter(kind: Any) -> wrappers.Parameter:
-    if isinstance(kind, Memory):
-        return frontend.llvm_type(types.Array(kind.dtype, 1, "C"))
-    return frontend.llvm_type(kind)
+def _text(module: Any, value: str) -> Any:
+    """The address of a text for C."""
+    content = cgutils.make_bytearray(value.encode() + b"\0")
+    return cgutils.global_constant(module, f"fastsoftmax.{value}", content).bitcast(_BYTES)
 
 
 def _finder(module: Any) -> Any:
@@ -94,16 +91,11 @@ def _finder(module: Any) -> Any:
         kind = ir.FunctionType(result, kinds[:3] if var_arg else kinds, var_arg=var_arg)
         return build.call(cgutils.get_or_insert_function(module, kind, called), arguments)
 
-    def text(value: str) -> Any:
-        return cgutils.global_constant(
-            module, f"fastsoftmax.{value}", cgutils.make_bytearray(value.encode() + b"\0")
-        ).bitcast(_BYTES)
-
     state = python("PyGILState_Ensure", _INT32)
     answer = cgutils.alloca_once_value(build, _INT64(0))
-    home = python("PyImport_ImportModule", _BYTES, text(MODULE))
+    home = python("PyImport_ImportModule", _BYTES, _text(module, MODULE))
     with build.if_then(build.icmp_unsigned("!=", home, _BYTES(None))):
-        arguments = (home, text("find"), text("s"), found.args[0])
+        arguments = (home, _text(module, "find"), _text(module, "s"), found.args[0])
         number = python("PyObject_CallMethod", _BYTES, *arguments, var_arg=True)
         with build.if_else(build.icmp_unsigned("!=", number, _BYTES(None))) as (returned, raised):
             with returned:
@@ -128,10 +120,7 @@ def _function(context: Any, builder: Any, name: str, kind: Any) -> Any:
         place = ir.GlobalVariable(module, _INT64, place_name)
         place.linkage, place.initializer = "internal", _INT64(0)
     with builder.if_then(builder.icmp_unsigned("==", builder.load(place), _INT64(0)), likely=False):
-        text = cgutils.global_constant(
-            module, f"fastsoftmax.{name}", cgutils.make_bytearray(name.encode() + b"\0")
-        )
-        found = builder.call(_finder(module), [builder.bitcast(text, _BYTES)])
+        found = builder.call(_finder(module), [_text(module, name)])
         with builder.if_then(builder.icmp_unsigned("==", found, _INT64(0)), likely=False):
             message = (
                 f"this code was compiled for another version of fastsoftmax, or its kernel {name} cannot be "
@@ -154,7 +143,7 @@ def external(name: str, result: bool = False) -> Any:
 
     def call(typingctx: Any, *args: Any) -> Any:
         args = tuple([kind for kind in args if not isinstance(kind, types.Omitted)])
-        arrays = [kind.dtype for kind in args if isinstance(kind, (types.Array, Memory))]
+        arrays = [kind.dtype for kind in args if isinstance(kind, types.Array)]
         floats = [kind for kind in arrays if isinstance(kind, types.Float)]
         dtype = ("f" if floats[0] == types.float32 else "d") if floats else "i"
         letters = "".join(map(_letter, args))
@@ -167,7 +156,7 @@ def external(name: str, result: bool = False) -> Any:
         returned = types.float64 if result else types.void
 
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            kind = wrappers.c_type([_parameter(one) for one in kinds])
+            kind = wrappers.c_type([frontend.llvm_type(one) for one in kinds])
             flat = [
                 one
                 for pair in zip(kinds, values[: len(kinds)], strict=True)

@@ -67,19 +67,14 @@ def llvm_type(kind: Any) -> wrappers.Parameter:
     return _LLVM[kind]
 
 
-def signature(variant: Any) -> tuple[list[wrappers.Parameter], Any]:
-    """The parameters of a variant and its result, as `wrappers` takes them."""
-    kinds = [llvm_type(numba_type(kind, variant.dtype)) for kind in variant.kinds]
-    return kinds, wrappers.DOUBLE if variant.kernel.result is float else None
-
-
 def module(variant: Any) -> Any:
     """The LLVM code of a variant, not optimised, with the functions that `wrappers` adds."""
     kinds = tuple(numba_type(kind, variant.dtype) for kind in variant.kinds)
     dispatcher = njit(**OPTIONS, **NO_WRAPPERS, **lean_options())(variant.kernel.function)
     code, inner, result = linked_module(dispatcher, kinds)
-    parameters, expected = signature(variant)
+    expected = wrappers.DOUBLE if variant.kernel.result is float else None
     if (expected is None) != isinstance(result, types.NoneType):
         raise TypeError(f"{variant.name} returns {result}, which is not what its annotation says")
+    parameters = [llvm_type(kind) for kind in kinds]
     wrappers.add(code, inner, PREFIX + variant.name, parameters, expected, variant.is_loop)
     return code

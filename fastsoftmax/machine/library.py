@@ -153,15 +153,11 @@ def _in_processes(work: Any, folder: Path, processes: int, progress: Progress, *
             time.sleep(0.1)
             progress(sum(1 for _ in folder.glob("*.done")), total)
             if any(worker.exitcode for worker in workers):
-                raise RuntimeError("a process that compiles kernels has failed")
-    except BaseException:
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()
-        raise
-    finally:
+                break
+    finally:  # those that are still at work are not needed: one has failed, or an exception is on its way
         for worker in workers:
             if worker.pid is not None:
+                worker.terminate()
                 worker.join()
     if any(worker.exitcode for worker in workers):
         raise RuntimeError("a process that compiles kernels has failed")

@@ -21,7 +21,7 @@ from llvmlite import binding, ir
 from fastsoftmax.machine import status
 from fastsoftmax.runtime.prebuilt import PYTHON, TABLE
 
-I1, I8, I16, I32, I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
+I1, I8, I32, I64 = (ir.IntType(width) for width in (1, 8, 32, 64))
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 POINTER, RESULT = I8.as_pointer(), DOUBLE.as_pointer()
 # Offsets of the fields of PyArrayObject behind the head of an object.

@@ -15,7 +15,6 @@ from numba.core import cgutils, errors
 from numba.extending import intrinsic, models, register_model
 
 from fastsoftmax._vectors import VECTOR_BYTES
-from fastsoftmax.machine.types import Memory
 from fastsoftmax.runtime.numba_private import index_error
 
 INT32, INT64, BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
@@ -35,6 +34,24 @@ class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, dmm: Any, fe_type: Lanes) -> None:
         element = ir.FloatType() if fe_type.dtype.bitwidth == 32 else ir.DoubleType()
         super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.count))
+
+
+class Memory(types.Type):  # type: ignore[misc]
+    """The numbers of a C-contiguous array: their address and number, without a reference to the array.
+
+    Numba counts references to arrays that are passed on. In a loop over rows these are calls of its runtime, which
+    spill every vector register. The kernel's caller holds the arrays while the kernel runs.
+    """
+
+    def __init__(self, dtype: types.Number) -> None:
+        self.dtype = dtype
+        super().__init__(name=f"Memory({dtype})")
+
+
+@register_model(Memory)
+class _MemoryModel(models.StructModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Memory) -> None:
+        super().__init__(dmm, fe_type, [("data", types.CPointer(fe_type.dtype)), ("size", types.intp)])
 
 
 # --- types: the annotations of an operation --------------------------------------------------------------------

@@ -15,13 +15,13 @@ from fastsoftmax.kernels.simd.lowering import (
     Item,
     Lanes,
     Literal,
+    Memory,
     Numbers,
     Same,
     Vector,
     lowered,
     vector_of,
 )
-from fastsoftmax.machine.types import Memory
 
 
 def _memory_of(array: Any) -> Any:

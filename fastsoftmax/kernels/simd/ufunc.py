@@ -19,6 +19,7 @@ from fastsoftmax.kernels.simd.lowering import (
     Address,
     Halves,
     Item,
+    Memory,
     Numbers,
     Pointer,
     Vector,
@@ -26,7 +27,6 @@ from fastsoftmax.kernels.simd.lowering import (
     vector_of,
 )
 from fastsoftmax.machine import status
-from fastsoftmax.machine.types import Memory
 
 
 @lowered(lambda build, pointer, index: build.load(build.gep(pointer, [index])))

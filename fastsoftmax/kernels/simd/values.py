@@ -15,6 +15,7 @@ from fastsoftmax.kernels.simd.lowering import (
     Build,
     Item,
     Lanes,
+    Memory,
     Same,
     Value,
     common,
@@ -24,7 +25,6 @@ from fastsoftmax.kernels.simd.lowering import (
     item_of,
     lowered,
 )
-from fastsoftmax.machine.types import Memory
 
 _MANTISSA = {32: 23, 64: 52}
 _SQRT_HALF_BITS = {

@@ -182,14 +182,14 @@ class Kernel:
         if at is None:
             at = self._floats = self._first_floats(arguments)
         key = (arguments[at].dtype, *map(type, arguments))
-        return self._codes.get(key) or self._find(key, arguments)
+        return self._codes.get(key) or self._find(key)
 
     @staticmethod
     def _first_floats(arguments: tuple[Any, ...]) -> int:
         arrays = [k for k, one in enumerate(arguments) if isinstance(one, np.ndarray)]
         return next((k for k in arrays if arguments[k].dtype.kind == "f"), arrays[0])
 
-    def _find(self, key: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+    def _find(self, key: tuple[Any, ...]) -> Any:
         if jit_disabled():
             code: Any = self._as_python
         else:

@@ -101,7 +101,7 @@ def _declare(module: Any, result: Any, arguments: Sequence[Any], name: str) -> A
 def c_type(parameters: Sequence[Parameter]) -> Any:
     """The type of the function for C, which returns 0, or another number if the kernel has raised an exception.
 
-    Its last argument is the address of a number, where the kernel writes its result if it has one.
+    Its last argument is the address of a number, where the kernel writes its result, or 0 if it has none.
     """
     flat = [kind for parameter in parameters for kind in _flat(parameter)]
     return ir.FunctionType(I32, [*flat, RESULT])

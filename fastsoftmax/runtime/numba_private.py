@@ -143,7 +143,10 @@ def _lean() -> Any:
     from numba.core import codegen
     from numba.core.compiler import CompilerBase, DefaultPassBuilder
     from numba.core.compiler_machinery import FunctionPass, register_pass
-    from numba.core.typed_passes import IRLegalization
+    from numba.core.typed_passes import IRLegalization, NopythonRewrites
+    from numba.core.untyped_passes import InlineClosureLikes
+
+    unused = (InlineClosureLikes, NopythonRewrites)  # kernels have neither inner functions nor array expressions
 
     class Engineless:
         """The code generator of a library whose functions have no address."""
@@ -230,6 +233,7 @@ def _lean() -> Any:
     class Pipeline(CompilerBase):  # type: ignore[misc]
         def define_pipelines(self) -> Any:
             passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+            passes.passes = [one for one in passes.passes if one[0] not in unused]
             place = [one for one, _ in passes.passes].index(IRLegalization)
             passes.passes.insert(place, (ChooseLibrary, "choose library"))
             passes.finalize()

@@ -34,7 +34,7 @@ def code(kernel, arguments, original=Kernel.code):
     variant = kernel.variant(floats, "".join(_LETTERS[type(one)] for one in arguments))
 
     def called(*arguments):
-        keep(replay.recorded(PREFIX, variant, kernel.result, arguments))
+        keep(replay.recorded(PREFIX, variant, arguments))
         return found(*arguments)
 
     return called

@@ -61,7 +61,7 @@ def _spans(arrays):
     return spans
 
 
-def recorded(prefix, variant, result, arguments):
+def recorded(prefix, variant, arguments):
     """The call of a kernel with these arguments of Python, before it is made."""
     arrays = [one for one in arguments if isinstance(one, np.ndarray)]
     spans = _spans(arrays)
@@ -82,9 +82,8 @@ def recorded(prefix, variant, result, arguments):
         else:
             integers.append((NUMBER, int(one), 0))
     regions = [(begin % 64, ctypes.string_at(begin, end - begin)) for begin, end in spans]
-    if result is float:
-        integers.append((ADDRESS, len(regions), 0))
-        regions.append((0, bytes(8)))
+    integers.append((ADDRESS, len(regions), 0))  # of the result
+    regions.append((0, bytes(8)))
     return Call(f"{prefix}{variant.name}", regions, integers, floats)
 
 

@@ -799,7 +799,7 @@ def _jacobian(
             store(numbers, i * step, tops[i])
         _fill_probs(tile, 0, tile, 0, classes * step, stats, beta, from_probs, True, inverse, lift)
         for k in range(0, classes, step):
-            if count == step:
+            if count == step and k + step <= 2 * square:  # else whole vectors would end behind the last row
                 store_turned(y, first * square + k, square, min(step, classes - k), tile, k * step)
             else:
                 for j in range(k, min(k + step, classes)):

@@ -625,7 +625,8 @@ def store_tile(tile: Any, y: Any, first: int, classes: int, inner: int, count: i
         elif 2 * classes <= step:
             store_dense(y, first, classes, tile, 0)
         else:
-            for k in range(0, classes, step):
+            # From the last classes to the first: what is written too much is overwritten.
+            for k in range((classes - 1) // step * step, -1, -step):
                 store_turned(y, first + k, classes, min(step, classes - k), tile, k * step)
         return
     full = count // step

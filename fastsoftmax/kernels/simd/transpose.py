@@ -11,7 +11,7 @@ import numpy as np
 
 from fastsoftmax._vectors import VECTOR_BYTES
 from fastsoftmax.kernels.simd.lowering import Floats, Same, lowered
-from fastsoftmax.kernels.simd.memory import load_part, store_part
+from fastsoftmax.kernels.simd.memory import load_part, store, store_part
 
 
 def _transposed(build: Any, rows: Sequence[Any]) -> Sequence[Any]:
@@ -111,19 +111,24 @@ def load_turned(array: Floats, offset: int, stride: int, count: int, tile: Same,
 
 
 def _store_turned(build: Any, array: Any, offset: Any, stride: Any, count: Any, tile: Any, source: Any) -> None:
-    rows = _transposed(build, _read(build, tile, source, array.lanes))
-    pointers, mask = _parts(build, array, offset, stride, count)
-    for row, pointer in zip(rows, pointers, strict=True):
-        build.masked("store", pointer, mask, row)
+    *rows, last = _transposed(build, _read(build, tile, source, array.lanes))
+    for i, row in enumerate(rows):
+        array.store(build.add(offset, build.mul(stride, stride.type(i))), row)
+    array.store_part(build.add(offset, build.mul(stride, stride.type(len(rows)))), count, last)
 
 
 @lowered(_store_turned)
 def store_turned(array: Floats, offset: int, stride: int, count: int, tile: Same, source: int) -> None:
-    """The inverse of `load_turned`."""
+    """The inverse of `load_turned`, for a caller that writes what is behind `count` classes of each row later.
+
+    Whole vectors are written, one row after the other; only for the last row they end after `count` classes. A
+    masked store takes 12 times as long as a whole one on AMD's processors without AVX-512.
+    """
     lanes = VECTOR_BYTES // array.itemsize
-    rows = tile[source : source + lanes * lanes].reshape(lanes, lanes).T
-    for i in range(lanes):
-        store_part(array, offset + i * stride, count, rows[i])
+    *rows, last = tile[source : source + lanes * lanes].reshape(lanes, lanes).T
+    for i, row in enumerate(rows):
+        store(array, offset + i * stride, row)
+    store_part(array, offset + (lanes - 1) * stride, count, last)
 
 
 def _moves(build: Any, classes: Any, lanes: int, code: Callable[[int], None]) -> None:

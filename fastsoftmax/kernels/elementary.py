@@ -211,7 +211,7 @@ def exp_parts(t: Any, tail: Any, bias: Any) -> Any:
         r = muladd(n, number(t, -LN2_LOW_32), muladd(n, number(t, -LN2_HIGH_32), t) + tail)
     else:
         r = muladd(n, number(t, -LN2_LOW_64), muladd(n, number(t, -LN2_HIGH_64), t) + tail)
-    return number(t, 1.0) + muladd(_square_sum(r), r, r), q
+    return muladd(_square_sum(r), r, r), q
 
 
 @inline
@@ -245,8 +245,9 @@ def exp_pair(t: Any, tail: Any, bias: Any) -> Any:
 @inline
 def exp_scaled(t: Any, tail: Any, bias: Any) -> Any:
     """``exp(t + tail) * 2**-N``: 0 below the smallest normal number, nan if t is nan. Arguments as `exp_parts`."""
-    factor, q = exp_parts(t, tail, bias)
-    return select_less(q, smallest_power(t), number(t, 0.0), factor * shift_to_exponent(q))
+    bracket, q = exp_parts(t, tail, bias)
+    scale = shift_to_exponent(q)
+    return select_less(q, smallest_power(t), number(t, 0.0), muladd(bracket, scale, scale))
 
 
 @inline

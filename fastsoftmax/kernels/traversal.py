@@ -262,9 +262,9 @@ def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
 def term(value: Any, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
     """exp(value/T) in units of the row's `reference`; 0 for a greatest entry and below the smallest number."""
     t, tail = centred(value, shift, beta)
-    factor, q = exp_parts(t, tail, bias)
+    bracket, q = exp_parts(t, tail, bias)
     scale = shift_to_exponent(q)
-    return select_other(q, smallest_power(value), value, m, factor * scale, number(value, 0.0))
+    return select_other(q, smallest_power(value), value, m, muladd(bracket, scale, scale), number(value, 0.0))
 
 
 @inline

@@ -275,11 +275,8 @@ def top_term(m: Any, shift: Any, bias: Any, beta: Any) -> Any:
 
 
 @inline
-def _add_term(value: Any, m: Any, e: Any, sums: Any) -> Any:
-    ties, high, low = sums
-    ties = select_equal(value, m, ties + number(value, 1.0), ties)
-    high, error = two_sum(high, e)
-    return ties, high, low + error
+def _count_tie(value: Any, m: Any, ties: Any) -> Any:
+    return select_equal(value, m, ties + number(value, 1.0), ties)
 
 
 @inline
@@ -303,20 +300,33 @@ def lane_sums(
     zero = broadcast(number(x, 0.0))
     ties, high, low = zero, zero, zero
     for first in range(0, full, stretch):
-        sums = (zero, high, low)
-        for k in range(first, min(first + stretch, full), step):
-            value = load(x, offset + k)
+        until = min(first + stretch, full)
+        paired = first + (until - first) // (2 * step) * (2 * step)
+        count, sums = zero, (high, low)
+        for k in range(first, paired, 2 * step):
+            value, other = load(x, offset + k), load(x, offset + k + step)
             e = term(value, m, beta, shift, bias)
-            sums = _add_term(value, m, e, sums)
+            f = term(other, m, beta, shift, bias)
+            count = _count_tie(other, m, _count_tie(value, m, count))
+            sums = add(sums, e + f)
             if terms is not None:
                 store(terms, at + k, mark(value, m, e))
-        ties, high, low = ties + sums[0], sums[1], sums[2]
+                store(terms, at + k + step, mark(other, m, f))
+        if paired < until:
+            value = load(x, offset + paired)
+            e = term(value, m, beta, shift, bias)
+            count = _count_tie(value, m, count)
+            sums = add(sums, e)
+            if terms is not None:
+                store(terms, at + paired, mark(value, m, e))
+        ties, high, low = ties + count, sums[0], sums[1]
     if full < length:
         value = load_part(x, offset + full, length - full, number(x, -INF))
         e = term(value, m, beta, shift, bias)
         if terms is not None:
             store_part(terms, at + full, length - full, mark(value, m, e))
-        return _add_term(value, m, e, (ties, high, low))
+        high, low = add((high, low), e)
+        ties = _count_tie(value, m, ties)
     return ties, high, low
 
 
@@ -359,9 +369,10 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> 
         if kept is not None:
             store_part(kept, offset + k, min(step, length - k), mark(value, m, e))
     high, low = zero, zero
-    for k in range(length):
-        high, error = two_sum(high, load_scalar(terms, k))
-        low = low + error
+    for k in range(0, length - 1, 2):
+        high, low = add((high, low), load_scalar(terms, k) + load_scalar(terms, k + 1))
+    if length % 2:
+        high, low = add((high, low), load_scalar(terms, length - 1))
     rest, rest_low = two_sum(high, low)
     return RowStatistics(m, shift, bias, top_term(m, shift, bias, beta), fold_sum(True, many), rest, rest_low)
 

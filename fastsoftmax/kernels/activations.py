@@ -4,13 +4,15 @@ from typing import Any, NamedTuple
 
 from fastsoftmax.kernels.elementary import below, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, store, store_part
+from fastsoftmax.kernels.simd.memory import lane_count, load, memory, store, store_part
 from fastsoftmax.kernels.simd.values import broadcast, number, select_equal
 from fastsoftmax.kernels.traversal import (
     filler,
+    load_last,
     log_of_others,
     probability_by,
     reciprocal,
+    store_last,
     traverse,
 )
 from fastsoftmax.machine.entry import Block, Count, Floats, Room, Temperature
@@ -38,11 +40,11 @@ def softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
     inverse = reciprocal(stats)
     step = lane_count(x)
     full = length // step * step
+    last = load_last(x, offset, length, filler(x, keep))  # before a result is stored there
     for k in range(0, full, step):
         store(y, offset + k, probability_by(load(x, offset + k), beta, stats, inverse, keep))
     if full < length:
-        last = load_part(x, offset + full, length - full, filler(x, keep))
-        store_part(y, offset + full, length - full, probability_by(last, beta, stats, inverse, keep))
+        store_last(y, offset, length, probability_by(last, beta, stats, inverse, keep))
 
 
 @kernel
@@ -68,11 +70,11 @@ def log_softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any,
     log_rest = high + low
     step = lane_count(x)
     full = length // step * step
+    last = load_last(x, offset, length, number(x, -INF))  # before a result is stored there
     for k in range(0, full, step):
         store(y, offset + k, below(load(x, offset + k), m, beta) - log_rest)
     if full < length:
-        last = load_part(x, offset + full, length - full, number(x, -INF))
-        store_part(y, offset + full, length - full, below(last, m, beta) - log_rest)
+        store_last(y, offset, length, below(last, m, beta) - log_rest)
 
 
 @kernel

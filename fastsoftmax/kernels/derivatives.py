@@ -44,10 +44,10 @@ from fastsoftmax.kernels.simd.values import (
     number,
     select_equal,
     select_less,
+    select_negative,
     truncate,
 )
 from fastsoftmax.kernels.traversal import (
-    GREATEST,
     TABLE,
     Reciprocal,
     RowStatistics,
@@ -57,6 +57,7 @@ from fastsoftmax.kernels.traversal import (
     clear,
     complement,
     crest_of,
+    entries,
     exponent_of,
     filler,
     greatest_of,
@@ -214,9 +215,9 @@ def extent(x: Any, v: Any, place: Any, greatest: Any, keep: Any) -> Any:
     full = length // step * step
     bound, pivot = broadcast(number(x, 0.0)), broadcast(number(x, -INF))
     for k in range(0, full, step):
-        bound, pivot = _reach(load(x, offset + k), load(v, offset + k), greatest, bound, pivot)
+        bound, pivot = _reach(entries(x, offset + k, None, keep), load(v, offset + k), greatest, bound, pivot)
     if full < length:
-        last = load_part(x, offset + full, length - full, filler(x, keep))
+        last = entries(x, offset + full, length - full, keep)
         entry = load_part(v, offset + full, length - full, number(x, 0.0))
         bound, pivot = _reach(last, entry, greatest, bound, pivot)
     return fold_maximum(folded, bound), fold_maximum(folded, pivot)
@@ -282,12 +283,12 @@ def excess_sum(
     zero = broadcast(number(x, 0.0))
     sums, squares, reach = (zero, zero), (zero, zero), (zero, broadcast(number(x, -INF)))
     for k in range(0, full, step):
-        value = load(x, offset + k)
+        value = entries(x, offset + k, None, keep)
         entry = direction(value, load(v, offset + k), errors, keep)
         sums, reach = _add_excess(value, entry, stats, beta, keep, marks, unit, sums, reach)
         squares = _add_square(entry, lift, errors, squares)
     if full < length:
-        value = load_part(x, offset + full, length - full, filler(x, keep))
+        value = entries(x, offset + full, length - full, keep)
         entry = direction(value, load_part(v, offset + full, length - full, number(x, 0.0)), errors, keep)
         sums, reach = _add_excess(value, entry, stats, beta, keep, marks, unit, sums, reach)
         squares = _add_square(entry, lift, errors, squares)
@@ -414,12 +415,12 @@ def product_of_logits(
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
-        value = load(x, offset + k)
+        value = entries(x, offset + k, None, keep)
         above = (muladd(direction(value, load(v, offset + k), errors, keep), unit, from_c) - mean) - mean_low
         p = probability_by(value, beta, stats, inverse, keep)
         store(y, offset + k, spared(weight, select_equal(value, crest, at_crest, p * above)))
     if full < length:
-        value = load_part(x, offset + full, length - full, filler(x, keep))
+        value = entries(x, offset + full, length - full, keep)
         entry = load_part(v, offset + full, length - full, number(x, 0.0))
         above = (muladd(direction(value, entry, errors, keep), unit, from_c) - mean) - mean_low
         p = probability_by(value, beta, stats, inverse, keep)
@@ -498,17 +499,17 @@ def softmax_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows:
     weight = row_value(x, folded, weights, row, count)
     heavy = weighted(inverse, weight, number(x, 0.0), number(x, 0.0))
     at_top = inverse.highest * complement(stats, heavy)
-    greatest, one = number(x, GREATEST), number(x, 1.0)
+    one = number(x, 1.0)
     step = lane_count(x)
     full = length // step * step
     for k in range(0, full, step):
         e = load(x, offset + k)
         inside = probability_of(e, heavy) * (one - probability_of(e, inverse))
-        store(y, offset + k, spared(weight, select_equal(e, greatest, at_top, inside)))
+        store(y, offset + k, spared(weight, select_negative(e, at_top, inside)))
     if full < length:
         e = load_part(x, offset + full, length - full, number(x, 0.0))
         inside = probability_of(e, heavy) * (one - probability_of(e, inverse))
-        store_part(y, offset + full, length - full, spared(weight, select_equal(e, greatest, at_top, inside)))
+        store_part(y, offset + full, length - full, spared(weight, select_negative(e, at_top, inside)))
 
 
 @kernel
@@ -567,11 +568,11 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
     sums = (broadcast(zero), broadcast(zero))
     there = broadcast(nowhere)
     for k in range(0, full, step):
-        value, entry = load(x, offset + k), load(v, offset + k)
+        value, entry = entries(x, offset + k, None, keep), load(v, offset + k)
         there = maximum(select_equal(value, crest, entry, nowhere), there)
         sums = add(sums, select_equal(value, crest, zero, entry))
     if full < length:
-        value = load_part(x, offset + full, length - full, filler(x, keep))
+        value = entries(x, offset + full, length - full, keep)
         entry = load_part(v, offset + full, length - full, zero)
         there = maximum(select_equal(value, crest, entry, nowhere), there)
         sums = add(sums, select_equal(value, crest, zero, entry))
@@ -589,12 +590,12 @@ def log_softmax_vjp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: 
         lack = times_power(lifted_complement(stats, plain), lacking, lacking_low, power - lift_of(power))
         at_top = lack - plain.highest * times(others, beta)
     for k in range(0, full, step):
-        value = load(x, offset + k)
+        value = entries(x, offset + k, None, keep)
         p = probability_by(value, beta, stats, inverse, keep)
         inside = times(load(v, offset + k), beta) - p
         store(y, offset + k, select_equal(value, crest, at_top, inside))
     if full < length:
-        value = load_part(x, offset + full, length - full, filler(x, keep))
+        value = entries(x, offset + full, length - full, keep)
         p = probability_by(value, beta, stats, inverse, keep)
         inside = times(load_part(v, offset + full, length - full, zero), beta) - p
         store_part(y, offset + full, length - full, select_equal(value, crest, at_top, inside))

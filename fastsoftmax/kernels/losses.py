@@ -48,16 +48,19 @@ from fastsoftmax.kernels.traversal import (
     Picks,
     add,
     complement,
+    entries,
     exponent_of,
     filler,
     greatest_of,
     label_of,
+    load_last,
     log_of_others,
     probability,
     probability_by,
     probability_of,
     reciprocal,
     spared,
+    store_last,
     traverse,
     two_to_the,
     weighted,
@@ -162,13 +165,13 @@ def scaled_probs(
     """y = the probabilities times the weight in `inverse`, 0 where `weight` is 0; `keep` as in `filler`."""
     step = lane_count(x)
     full = length // step * step
+    last = load_last(x, offset, length, filler(x, keep))  # before a result is stored there
     for k in range(0, full, step):
         p = probability_by(load(x, offset + k), None, stats, inverse, keep)
         store(y, offset + k, spared(weight, p))
     if full < length:
-        last = load_part(x, offset + full, length - full, filler(x, keep))
         p = probability_by(last, None, stats, inverse, keep)
-        store_part(y, offset + full, length - full, spared(weight, p))
+        store_last(y, offset, length, spared(weight, p))
 
 
 @inline
@@ -421,10 +424,10 @@ def error_squares(x: Any, v: Any, place: Any, keep: Any, errors: Any, unit: Any)
     zero = broadcast(number(x, 0.0))
     squares = (zero, zero)
     for k in range(0, full, step):
-        d = direction(load(x, offset + k), load(v, offset + k), errors, keep) * unit
+        d = direction(entries(x, offset + k, None, keep), load(v, offset + k), errors, keep) * unit
         squares = add(squares, d * d)
     if full < length:
-        last = load_part(x, offset + full, length - full, filler(x, keep))
+        last = entries(x, offset + full, length - full, keep)
         d = direction(last, load_part(v, offset + full, length - full, number(x, 0.0)), errors, keep) * unit
         squares = add(squares, d * d)
     return fold_two_sum(folded, squares[0], squares[1])

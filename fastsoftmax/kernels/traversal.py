@@ -81,15 +81,18 @@ from fastsoftmax.kernels.simd.transpose import load_dense, load_turned, store_de
 from fastsoftmax.kernels.simd.values import (
     absolute,
     broadcast,
+    count_equal,
+    counted,
     filled,
     fma,
     is_single,
+    last_lanes,
     maximum,
     muladd,
     number,
     select_equal,
     select_less,
-    select_other,
+    select_negative,
     shift_to_exponent,
     split_exponent,
     unless_none,
@@ -114,7 +117,7 @@ STRIP_LIMIT = 16
 STRIPS_AHEAD = 16
 """How many vectors ahead along the inner axis these tiles are prefetched: at least a tile's width."""
 GREATEST = -1.0
-"""This number replaces the term of a greatest entry where terms are kept."""
+"""The value of a greatest entry in `entries`, where terms are kept."""
 
 
 class Place(NamedTuple):
@@ -194,8 +197,8 @@ def probability(value: Any, beta: Any, stats: Any, inverse: Any) -> Any:
 
 @inline
 def probability_of(e: Any, inverse: Any) -> Any:
-    """The probability of an entry, from its kept term e, which is `GREATEST` for a greatest entry."""
-    return select_equal(e, number(e, GREATEST), inverse.highest, _scaled(e, inverse))
+    """The probability of an entry, from its kept term e, whose sign is negative for a greatest entry."""
+    return select_negative(e, inverse.highest, _scaled(e, inverse))
 
 
 @inline
@@ -238,6 +241,35 @@ def filler(x: Any, keep: Any) -> Any:
 
 
 @inline
+def entries(x: Any, offset: int, count: Any, keep: Any) -> Any:
+    """A vector of logits; or if terms are kept, one of terms, with `GREATEST` for -0.0.
+
+    If `count` is not None, it is the number of entries, and the other lanes get the `filler`.
+    """
+    value = load(x, offset) if count is None else load_part(x, offset, count, filler(x, keep))
+    if keep is None:
+        return value
+    return select_negative(value, number(value, GREATEST), value)
+
+
+@inline
+def load_last(x: Any, offset: int, length: int, rest: Any) -> Any:
+    """The last vector of a row: of its last entries, or if it has fewer, of all of them and `rest` behind them."""
+    if length < lane_count(x):
+        return load_part(x, offset, length, rest)
+    return load(x, offset + length - lane_count(x))
+
+
+@inline
+def store_last(y: Any, offset: int, length: int, value: Any) -> None:
+    """The inverse of `load_last`. Unlike a masked store it is fast on every processor."""
+    if length < lane_count(y):
+        store_part(y, offset, length, value)
+    else:
+        store(y, offset + length - lane_count(y), value)
+
+
+@inline
 def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
     """The greatest entry of each row, -inf if there is none. NaN is ignored here; the sums become NaN."""
     step = lane_count(x)
@@ -260,11 +292,15 @@ def highest(x: Any, offset: int, length: int, folded: Any) -> Any:
 
 @inline
 def term(value: Any, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
-    """exp(value/T) in units of the row's `reference`; 0 for a greatest entry and below the smallest number."""
+    """exp(value/T) in units of the row's `reference`: 0 below the smallest number, -0.0 for a greatest entry.
+
+    So a greatest entry adds nothing to a sum of terms, and can be told from a term that is 0.
+    """
     t, tail = centred(value, shift, beta)
     bracket, q = exp_parts(t, tail, bias)
     scale = shift_to_exponent(q)
-    return select_other(q, smallest_power(value), value, m, muladd(bracket, scale, scale), number(value, 0.0))
+    e = select_less(q, smallest_power(value), number(value, 0.0), muladd(bracket, scale, scale))
+    return select_equal(value, m, number(value, -0.0), e)
 
 
 @inline
@@ -275,59 +311,45 @@ def top_term(m: Any, shift: Any, bias: Any, beta: Any) -> Any:
 
 
 @inline
-def _count_tie(value: Any, m: Any, ties: Any) -> Any:
-    return select_equal(value, m, ties + number(value, 1.0), ties)
-
-
-@inline
-def mark(value: Any, m: Any, e: Any) -> Any:
-    """The term e of an entry as it is kept: `GREATEST` for a greatest entry."""
-    return select_equal(value, m, number(value, GREATEST), e)
-
-
-@inline
 def lane_sums(
     x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any, terms: Any, at: int
 ) -> Any:
     """For each lane: how many entries are equal to m, and the sum of the terms of the others as a pair.
 
-    The terms are stored in `terms` from `at` on, unless it is None; it may be x itself. Entries are counted in
-    stretches of 2**23 vectors, because a float32 cannot count beyond 2**24.
+    Two terms are added, and their sum to the pair with TwoSum. The terms are stored in `terms` from `at` on,
+    unless it is None; it may be x itself.
     """
     step = lane_count(x)
     full = length // step * step
-    stretch = step << 23
+    rest = length - full
+    last = load_last(x, offset, length, number(x, -INF))  # before a term is stored there
+    paired = length // (2 * step) * (2 * step)
     zero = broadcast(number(x, 0.0))
-    ties, high, low = zero, zero, zero
-    for first in range(0, full, stretch):
-        until = min(first + stretch, full)
-        paired = first + (until - first) // (2 * step) * (2 * step)
-        count, sums = zero, (high, low)
-        for k in range(first, paired, 2 * step):
-            value, other = load(x, offset + k), load(x, offset + k + step)
-            e = term(value, m, beta, shift, bias)
-            f = term(other, m, beta, shift, bias)
-            count = _count_tie(other, m, _count_tie(value, m, count))
-            sums = add(sums, e + f)
-            if terms is not None:
-                store(terms, at + k, mark(value, m, e))
-                store(terms, at + k + step, mark(other, m, f))
-        if paired < until:
-            value = load(x, offset + paired)
-            e = term(value, m, beta, shift, bias)
-            count = _count_tie(value, m, count)
-            sums = add(sums, e)
-            if terms is not None:
-                store(terms, at + paired, mark(value, m, e))
-        ties, high, low = ties + count, sums[0], sums[1]
-    if full < length:
-        value = load_part(x, offset + full, length - full, number(x, -INF))
-        e = term(value, m, beta, shift, bias)
+    ties, sums = zero, (zero, zero)
+    for k in range(0, paired, 2 * step):
+        value, other = load(x, offset + k), load(x, offset + k + step)
+        e, f = term(value, m, beta, shift, bias), term(other, m, beta, shift, bias)
+        ties = count_equal(other, m, count_equal(value, m, ties))
+        sums = add(sums, e + f)
         if terms is not None:
-            store_part(terms, at + full, length - full, mark(value, m, e))
-        high, low = add((high, low), e)
-        ties = _count_tie(value, m, ties)
-    return ties, high, low
+            store(terms, at + k, e)
+            store(terms, at + k + step, f)
+    if paired < full:
+        value = load(x, offset + paired)
+        e = term(value, m, beta, shift, bias)
+        ties = count_equal(value, m, ties)
+        sums = add(sums, e)
+        if terms is not None:
+            store(terms, at + paired, e)
+    if rest > 0:
+        e = term(last, m, beta, shift, bias)
+        if terms is not None:
+            store_last(terms, at, length, e)
+        if full > 0:
+            last, e = last_lanes(last, rest, number(x, -INF)), last_lanes(e, rest, number(x, 0.0))
+        ties = count_equal(last, m, ties)
+        sums = add(sums, e)
+    return counted(ties), sums[0], sums[1]
 
 
 @inline
@@ -363,18 +385,20 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> 
     many = broadcast(zero)
     for k in range(0, length, step):
         value = load_part(x, offset + k, min(step, length - k), number(x, -INF))
-        many = select_equal(value, m, many + number(x, 1.0), many)
+        many = count_equal(value, m, many)
         e = term(value, m, beta, shift, bias)
         store(terms, k, e)
         if kept is not None:
-            store_part(kept, offset + k, min(step, length - k), mark(value, m, e))
+            store_part(kept, offset + k, min(step, length - k), e)
     high, low = zero, zero
     for k in range(0, length - 1, 2):
         high, low = add((high, low), load_scalar(terms, k) + load_scalar(terms, k + 1))
     if length % 2:
         high, low = add((high, low), load_scalar(terms, length - 1))
     rest, rest_low = two_sum(high, low)
-    return RowStatistics(m, shift, bias, top_term(m, shift, bias, beta), fold_sum(True, many), rest, rest_low)
+    return RowStatistics(
+        m, shift, bias, top_term(m, shift, bias, beta), fold_sum(True, counted(many)), rest, rest_low
+    )
 
 
 @inline

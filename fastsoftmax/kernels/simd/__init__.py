@@ -15,7 +15,9 @@ is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how
     minimum           the lesser; b where a is NaN
     select_less       x if a < b else y
     select_equal      x if a == b else y
-    select_other      y if a < b or c == d else x
+    select_negative   x if the sign of a is negative
+    count_equal       whole numbers plus 1 where a == b
+    counted           these whole numbers as floats
     any_above         whether any lane is greater than a float
     absolute          the absolute value
     truncate          rounded towards zero
@@ -26,6 +28,7 @@ is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how
     number            a constant in the dtype of an operand
     filled            a constant in the dtype and shape of an operand
     broadcast         a float in every lane
+    last_lanes        the last lanes, and a constant in the others
     lane              one lane
     unless_none       a value, or None if an option is None
     if_none           a value, or None if an option is not None

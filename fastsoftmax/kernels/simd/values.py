@@ -102,14 +102,35 @@ def select_equal(a: Any, b: Any, x: Any, y: Any) -> Any:
     return np.where(a == b, x, y)
 
 
-@elementwise(
-    lambda build, a, b, c, d, x, y: build.select(
-        build.and_(build.fcmp_unordered(">=", a, b), build.fcmp_unordered("!=", c, d)), x, y
-    )
-)
-def select_other(a: Any, b: Any, c: Any, d: Any, x: Any, y: Any) -> Any:
-    """``y if a < b or c == d else x``. In this form it costs only two comparisons."""
-    return np.where((a < b) | (c == d), y, x)
+def _select_negative(build: Any, a: Any, x: Any, y: Any) -> Any:
+    bits = build.integer(a)
+    return build.select(build.icmp_signed("<", bits, bits.type(None)), x, y)
+
+
+@elementwise(_select_negative)
+def select_negative(a: Any, x: Any, y: Any) -> Any:
+    """``x`` if the sign of `a` is negative, as that of -0.0 is, else ``y``."""
+    return np.where(np.signbit(a), x, y)
+
+
+def _count_equal(build: Any, a: Any, b: Any, count: Any) -> Any:
+    bits = build.integer(count)
+    return build.bitcast(build.sub(bits, build.sext(build.fcmp_ordered("==", a, b), bits.type)), count.type)
+
+
+@elementwise(_count_equal)
+def count_equal(a: Any, b: Any, count: Any) -> Any:
+    """`count`, whose bits are a whole number, plus 1 where ``a == b``; see `counted`."""
+    bits: Any = np.asarray(count)
+    whole: Any = np.int32 if bits.dtype == np.float32 else np.int64
+    return (bits.view(whole) + (a == b).astype(whole)).view(bits.dtype)
+
+
+@elementwise(lambda build, count: build.sitofp(build.integer(count), count.type))
+def counted(count: Any) -> Any:
+    """The whole number that the bits of `count` are, as a float."""
+    bits: Any = np.asarray(count)
+    return bits.view(np.int32 if bits.dtype == np.float32 else np.int64).astype(bits.dtype)
 
 
 def _any_above(build: Any, a: Any, limit: Any) -> Any:
@@ -206,6 +227,20 @@ def _broadcast(build: Any, value: Any) -> Any:
 def broadcast(value: Value) -> Any:
     """The vector with a float in every lane; a vector stays as it is."""
     return value if np.ndim(value) else np.full(VECTOR_BYTES // value.itemsize, value)
+
+
+@lowered(
+    lambda build, vector, count, filler: build.select(
+        build.first_lanes(build.sub(count.type(vector.type.count), count), vector.type.count),
+        build.splat(filler, vector.type.count),
+        vector,
+    )
+)
+def last_lanes(vector: AnyVector, count: int, filler: Item) -> Same:
+    """The last `count` lanes of a vector, and `filler` in the others."""
+    lanes = vector.copy()
+    lanes[: len(lanes) - count] = filler
+    return lanes
 
 
 @lowered(lambda build, vector, index: build.extract_element(vector, index))

@@ -53,7 +53,20 @@ def softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Tem
     data, probs, tile = memory(x), memory(y), memory(room)
     options = ActivationOptions(beta, True)
     traverse(
-        softmax_block, start, stop, x.shape, tile, data, None, probs, None, options, beta=beta, keep=True, few=True
+        softmax_block,
+        start,
+        stop,
+        x.shape,
+        tile,
+        data,
+        None,
+        probs,
+        None,
+        options,
+        beta=beta,
+        keep=True,
+        few=True,
+        inverse=True,
     )
 
 
@@ -82,7 +95,9 @@ def log_softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
     data, result, tile = memory(x), memory(y), memory(room)
     options = ActivationOptions(beta, None)
-    traverse(log_softmax_block, start, stop, x.shape, tile, data, None, result, None, options, beta, few=True)
+    traverse(
+        log_softmax_block, start, stop, x.shape, tile, data, None, result, None, options, beta, few=True, log=True
+    )
 
 
 @inline
@@ -101,4 +116,4 @@ def logsumexp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, o
 def logsumexp(start: Count, stop: Count, room: Room, x: Block, rows: Floats) -> None:
     """rows = log(sum_j exp(x_j))."""
     data, results, tile = memory(x), memory(rows), memory(room)
-    traverse(logsumexp_block, start, stop, x.shape, tile, data, None, None, results, None, few=True)
+    traverse(logsumexp_block, start, stop, x.shape, tile, data, None, None, results, None, few=True, log=True)

@@ -321,8 +321,9 @@ def _add_square(d: Any, lift: Any, errors: Any, squares: Any) -> Any:
 @inline
 def shares_of(stats: Any) -> Any:
     """`reciprocal` with the greatest term rounded, as `excess_sum` uses it, so that the weights add up to 1."""
-    m, shift, bias, top, ties, rest, rest_low = stats
-    return reciprocal(RowStatistics(m, shift, bias, (top[0], number(rest, 0.0)), ties, rest, rest_low))
+    m, shift, bias, top, ties, rest, rest_low, _, _ = stats
+    top = (top[0], number(rest, 0.0))
+    return reciprocal(RowStatistics(m, shift, bias, top, ties, rest, rest_low, None, None))
 
 
 @inline

@@ -88,7 +88,7 @@ def _known(x: Any, place: Any, options: Any, beta: Any) -> RowStatistics:
     ties = _given(x, place, options, 1)
     rest, rest_low = _given(x, place, options, 2), _given(x, place, options, 3)
     shift, bias = reference(m, beta)
-    return RowStatistics(m, shift, bias, top_term(m, shift, bias, beta), ties, rest, rest_low)
+    return RowStatistics(m, shift, bias, top_term(m, shift, bias, beta), ties, rest, rest_low, None, None)
 
 
 @inline

@@ -452,7 +452,7 @@ def _put_together(maxima: Any, sums: Any, first: int, end: int) -> RowStatistics
         total = add(total, load_scalar(sums, 3 * i + 1))
         low = low + load_scalar(sums, 3 * i + 2)
     rest, rest_low = two_sum(total[0], total[1] + low)
-    return RowStatistics(m, shift, bias, top_term(m, shift, bias, None), ties, rest, rest_low)
+    return RowStatistics(m, shift, bias, top_term(m, shift, bias, None), ties, rest, rest_low, None, None)
 
 
 @kernel

@@ -150,6 +150,10 @@ class RowStatistics(NamedTuple):
     rest: Any
     rest_low: Any
     """The sum of all other terms, as a pair."""
+    inverse: Any
+    """The `reciprocal` if it was computed for several rows at once, else None."""
+    log: Any
+    """The same of `log_of_others`."""
 
 
 class Reciprocal(NamedTuple):
@@ -367,7 +371,7 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: 
     ties = fold_sum(folded, sums[0])
     high, low = fold_two_sum(folded, sums[1], sums[2])
     rest, rest_low = two_sum(high, low)
-    return RowStatistics(m, shift, bias, top_term(m, shift, bias, beta), ties, rest, rest_low)
+    return RowStatistics(m, shift, bias, top_term(m, shift, bias, beta), ties, rest, rest_low, None, None)
 
 
 @inline
@@ -396,9 +400,8 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> 
     if length % 2:
         high, low = add((high, low), load_scalar(terms, length - 1))
     rest, rest_low = two_sum(high, low)
-    return RowStatistics(
-        m, shift, bias, top_term(m, shift, bias, beta), fold_sum(True, counted(many)), rest, rest_low
-    )
+    ties, top = fold_sum(True, counted(many)), top_term(m, shift, bias, beta)
+    return RowStatistics(m, shift, bias, top, ties, rest, rest_low, None, None)
 
 
 @inline
@@ -456,7 +459,8 @@ def measure_short(x: Any, length: int, count: int, beta: Any, table: Any, terms:
     """`measure` for rows of at most `COLUMN_LIMIT` classes, by `short_statistics`."""
     step = lane_count(x)
     for i in range(count):
-        m, shift, bias, top, ties, rest, rest_low = short_statistics(x, i * length, length, beta, terms)
+        stats = short_statistics(x, i * length, length, beta, terms)
+        m, shift, bias, top, ties, rest, rest_low, _, _ = stats
         store_scalar(table, i, m)
         store_scalar(table, step + i, shift)
         store_scalar(table, 2 * step + i, bias)
@@ -480,6 +484,43 @@ def measured(table: Any, i: int) -> Any:
         load_scalar(table, 5 * step + i),
         load_scalar(table, 6 * step + i),
         load_scalar(table, 7 * step + i),
+        None,
+        None,
+    )
+
+
+@inline
+def prepare(table: Any, inverse: Any, log: Any) -> None:
+    """Compute the `reciprocal` and `log_of_others` of all rows of a group at once, each unless it is None."""
+    step = lane_count(table)
+    top = load(table, 3 * step), load(table, 4 * step)
+    m, ties, rest, rest_low = load(table, 0), load(table, 5 * step), load(table, 6 * step), load(table, 7 * step)
+    stats = RowStatistics(m, load(table, step), load(table, 2 * step), top, ties, rest, rest_low, None, None)
+    if inverse is not None:
+        scale, scale_low, _, least, nothing, _, most = reciprocal(stats)
+        store(table, 8 * step, scale)
+        store(table, 9 * step, scale_low)
+        store(table, 10 * step, least)
+        store(table, 11 * step, nothing)
+        store(table, 12 * step, most)
+    if log is not None:
+        high, low = log_of_others(stats)
+        store(table, 13 * step, high)
+        store(table, 14 * step, low)
+
+
+@inline
+def prepared(table: Any, i: int, inverse: Any, log: Any) -> Any:
+    """The `measured` statistics of row i, with what `prepare` has computed."""
+    step = lane_count(table)
+    m, shift, bias, top, ties, rest, rest_low, _, _ = measured(table, i)
+    unit = number(m, 1 / UNIT_32) if is_single(m) else number(m, 1 / UNIT_64)
+    scale, scale_low = load_scalar(table, 8 * step + i), load_scalar(table, 9 * step + i)
+    least, nothing = load_scalar(table, 10 * step + i), load_scalar(table, 11 * step + i)
+    ready = Reciprocal(scale, scale_low, unit, least, nothing, m, load_scalar(table, 12 * step + i))
+    logs = load_scalar(table, 13 * step + i), load_scalar(table, 14 * step + i)
+    return RowStatistics(
+        m, shift, bias, top, ties, rest, rest_low, unless_none(inverse, ready), unless_none(log, logs)
     )
 
 
@@ -518,6 +559,8 @@ def reciprocal(stats: Any) -> Reciprocal:
     has a probability below the smallest normal number. Its product would take the processor's slow path for
     denormal results, 150 cycles for each; so its probability is `nothing`: 0, or NaN in a row whose sum is NaN.
     """
+    if stats.inverse is not None:
+        return stats.inverse
     high, low = total(stats)
     lifted = number(high, UNIT_32) if is_single(high) else number(high, UNIT_64)
     inverse = number(high, 1.0) / high
@@ -613,6 +656,8 @@ def add(sums: Any, value: Any) -> Any:
 @inline
 def log_of_others(stats: Any) -> Any:
     """log(1 + s'), the log-sum-exp minus the greatest entry, as a pair with a small relative error."""
+    if stats.log is not None:
+        return stats.log
     high, low = others(stats)
     argument, error = two_sum(number(high, 1.0), high)
     return log_pair(argument, error + low)
@@ -735,7 +780,7 @@ def tile_statistics(tile: Any, offset: int, length: int, beta: Any, given: Any, 
     zero = broadcast(number(tile, 0.0))
     if given is None:
         return statistics(tile, offset, length, None, beta, unless_none(keep, tile))
-    return RowStatistics(zero, zero, zero, (zero, zero), zero, zero, zero)
+    return RowStatistics(zero, zero, zero, (zero, zero), zero, zero, zero, None, None)
 
 
 @inline
@@ -883,6 +928,8 @@ def traverse(
     keep: Any = None,
     few: Any = None,
     over: bool = False,
+    inverse: Any = None,
+    log: Any = None,
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
@@ -894,7 +941,8 @@ def traverse(
     where y will be. If y lies over v, `over` is True, and `room` has memory for the terms of a group of rows of
     more than `COLUMN_LIMIT` classes: as many rows as lanes, or one row of more than `GROUP_LIMIT` classes. If
     `few` is not None, up to `FEW` short rows are computed one by one, which is faster and gives the same bits;
-    then v and `given` must be None.
+    then v and `given` must be None. If `inverse` (`log`) is not None, the block uses the `reciprocal` (or
+    `log_of_others`) of the statistics, which is then computed for a row in each lane.
     """
     _, classes, inner = shape
     step = lane_count(x)
@@ -909,12 +957,13 @@ def traverse(
             count, begin = min(group, stop - first), first * classes
             terms, source = terms_at(keep, over, room, y, begin), after(x, begin)
             _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms, few, alone)
+            prepare(table, inverse, log)
             for i in range(count):
                 row = first + i
                 _prefetch_row(x, y, (row + group) * classes, classes)
                 if picks is not None:
                     store_scalar(picks.targets, 0, load_scalar(picks.targets, step + i))
-                stats = measured(table, i)
+                stats = prepared(table, i, inverse, log)
                 place = row_at(i * classes, classes, row)
                 block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, options)
         return

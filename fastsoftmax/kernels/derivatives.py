@@ -518,7 +518,8 @@ def softmax_variance(start: Count, stop: Count, room: Room, x: Block, y: Block, 
     """y = weights p (1 - p), the diagonal of the Jacobian of softmax at x."""
     data, factors = memory(x), memory(weights)
     shape, tile, result = x.shape, memory(room), memory(y)
-    traverse(softmax_variance_block, start, stop, shape, tile, data, None, result, None, factors, keep=True)
+    block = softmax_variance_block
+    traverse(block, start, stop, shape, tile, data, None, result, None, factors, keep=True, inverse=True)
 
 
 @inline
@@ -609,8 +610,22 @@ def log_softmax_vjp(
     """y = J^T v for the Jacobian of log-softmax at x. `over` is that of `traverse`."""
     shape, tile, data, vector, result = x.shape, memory(room), memory(x), memory(v), memory(y)
     options = ActivationOptions(beta, True)
-    block = log_softmax_vjp_block
-    traverse(block, start, stop, shape, tile, data, vector, result, None, options, beta, keep=True, over=over)
+    traverse(
+        log_softmax_vjp_block,
+        start,
+        stop,
+        shape,
+        tile,
+        data,
+        vector,
+        result,
+        None,
+        options,
+        beta,
+        keep=True,
+        over=over,
+        inverse=True,
+    )
 
 
 # --- Jacobians ----------------------------------------------------------------------------------------------

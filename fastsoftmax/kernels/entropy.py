@@ -124,4 +124,5 @@ def entropy(
     power, inner = _parted(data, beta)
     options = EntropyOptions(beta, power, inner)
     shape, tile, grad = x.shape, memory(room), memory(y)
-    traverse(entropy_block, start, stop, shape, tile, data, None, grad, results, options, beta=beta)
+    block = entropy_block
+    traverse(block, start, stop, shape, tile, data, None, grad, results, options, beta, inverse=grad, log=True)

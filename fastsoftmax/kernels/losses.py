@@ -256,6 +256,8 @@ def cross_entropy(
         picks=picks,
         keep=grad,
         few=True,
+        inverse=grad,
+        log=True,
     )
     return sum_of(after(results, start), stop - start) if summed else 0.0
 
@@ -384,8 +386,10 @@ def soft_cross_entropy(
     """
     shares = Shares(memory(labels), memory(class_weights), base, gain)
     options = SoftOptions(shares, memory(weights), scale, scale_low)
-    data, v, results = memory(x), memory(targets), memory(rows)
-    traverse(soft_cross_entropy_block, start, stop, x.shape, memory(room), data, v, memory(y), results, options)
+    shape, tile = x.shape, memory(room)
+    data, v, grad, results = memory(x), memory(targets), memory(y), memory(rows)
+    block = soft_cross_entropy_block
+    traverse(block, start, stop, shape, tile, data, v, grad, results, options, inverse=grad, log=True)
 
 
 @inline
@@ -454,4 +458,5 @@ def squared_error(
     data, v, grad, results, tile = memory(x), memory(targets), memory(y), memory(rows), memory(room)
     keep, block = unless_none(grad, True), squared_error_block
     options = SquaredErrorOptions(memory(weights), scale, scale_low, keep)
-    traverse(block, start, stop, x.shape, tile, data, v, grad, results, options, keep=keep, over=over)
+    shape = x.shape
+    traverse(block, start, stop, shape, tile, data, v, grad, results, options, keep=keep, over=over, inverse=True)

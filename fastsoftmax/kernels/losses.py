@@ -175,20 +175,52 @@ def scaled_probs(
 
 
 @inline
+def cross_entropy_head(x: Any, stats: Any, first: int, count: int, rows: Any, options: Any) -> Any:
+    """Store the losses of a group of rows, and the gradients at their labels in place of the entries there."""
+    target = load(options.picks.targets, lane_count(x))
+    weight = row_value(x, None, options.weights, first, count)
+    store_part(rows, first, count, broadcast(loss_at(target, stats, weight, options.weights)))
+    return _gradient_head(stats.inverse, x, target, stats, weight, options)
+
+
+@inline
+def _gradient_head(inverse: Any, x: Any, target: Any, stats: Any, weight: Any, options: Any) -> Any:
+    picks, _, scale, scale_low = options
+    if inverse is None:
+        return inverse
+    store(picks.targets, lane_count(x), slope_at(x, target, stats, weight, scale, scale_low))
+    return scaled_reciprocal(stats, weight, scale, scale_low)
+
+
+@inline
+def _loss_and_slope(log: Any, x: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> Any:
+    """The `Reciprocal` and the gradient at the label, after the loss has been stored.
+
+    If `log` is not None, `cross_entropy_head` has done all that.
+    """
+    picks, weights, scale, scale_low = options
+    target = row_value(x, place.folded, picks.targets, 0, place.count)
+    if log is not None:
+        return stats.inverse, target
+    weight = row_value(x, place.folded, weights, place.row, place.count)
+    store_part(rows, place.row, place.count, broadcast(loss_at(target, stats, weight, weights)))
+    if y is None:
+        return stats.inverse, target
+    inverse = scaled_reciprocal(stats, weight, scale, scale_low)
+    return inverse, slope_at(x, target, stats, weight, scale, scale_low)
+
+
+@inline
 def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient for labels. If there is a gradient, x holds the terms of the rows."""
     offset, length, folded, row, count = place
-    picks, weights, scale, scale_low = options
-    labels, targets = picks
+    labels, weights = options.picks.labels, options.weights
     step = lane_count(x)
     stride = 1 if folded is not None else step
     classes = length // stride
-    target = row_value(x, folded, targets, 0, count)
-    weight = row_value(x, folded, weights, row, count)
-    store_part(rows, row, count, broadcast(loss_at(target, stats, weight, weights)))
+    inverse, slope = _loss_and_slope(stats.log, x, y, place, stats, rows, options)
     if y is not None:
-        inverse = scaled_reciprocal(stats, weight, scale, scale_low)
-        slope = slope_at(x, target, stats, weight, scale, scale_low)
+        weight = row_value(x, folded, weights, row, count)
         if folded is None and classes <= ONE_HOT_LIMIT:
             label = lane_labels(x, labels, row, count)
             index = broadcast(number(x, 0.0))
@@ -258,6 +290,7 @@ def cross_entropy(
         few=True,
         inverse=grad,
         log=True,
+        head=cross_entropy_head,
     )
     return sum_of(after(results, start), stop - start) if summed else 0.0
 

@@ -490,23 +490,32 @@ def measured(table: Any, i: int) -> Any:
 
 
 @inline
-def prepare(table: Any, inverse: Any, log: Any) -> None:
-    """Compute the `reciprocal` and `log_of_others` of all rows of a group at once, each unless it is None."""
+def prepare(
+    x: Any, table: Any, first: int, count: int, rows: Any, options: Any, inverse: Any, log: Any, head: Any
+) -> None:
+    """Compute for all rows of a group at once what `prepared` returns for each."""
     step = lane_count(table)
     top = load(table, 3 * step), load(table, 4 * step)
-    m, ties, rest, rest_low = load(table, 0), load(table, 5 * step), load(table, 6 * step), load(table, 7 * step)
-    stats = RowStatistics(m, load(table, step), load(table, 2 * step), top, ties, rest, rest_low, None, None)
-    if inverse is not None:
-        scale, scale_low, _, least, nothing, _, most = reciprocal(stats)
-        store(table, 8 * step, scale)
-        store(table, 9 * step, scale_low)
-        store(table, 10 * step, least)
-        store(table, 11 * step, nothing)
-        store(table, 12 * step, most)
+    m, shift, bias = load(table, 0), load(table, step), load(table, 2 * step)
+    ties, rest, rest_low = load(table, 5 * step), load(table, 6 * step), load(table, 7 * step)
+    stats = RowStatistics(m, shift, bias, top, ties, rest, rest_low, None, None)
+    logs = log_of_others(stats)
+    ready = reciprocal(stats)
     if log is not None:
-        high, low = log_of_others(stats)
-        store(table, 13 * step, high)
-        store(table, 14 * step, low)
+        store(table, 8 * step, logs[0])
+        store(table, 9 * step, logs[1])
+    if head is not None:
+        given, given_log = unless_none(inverse, ready), unless_none(log, logs)
+        known = RowStatistics(m, shift, bias, top, ties, rest, rest_low, given, given_log)
+        ready = head(x, known, first, count, rows, options)
+    if inverse is not None:
+        scale, scale_low, unit, least, nothing, _, most = ready
+        store(table, 10 * step, scale)
+        store(table, 11 * step, scale_low)
+        store(table, 12 * step, unit)
+        store(table, 13 * step, least)
+        store(table, 14 * step, nothing)
+        store(table, 15 * step, most)
 
 
 @inline
@@ -514,14 +523,12 @@ def prepared(table: Any, i: int, inverse: Any, log: Any) -> Any:
     """The `measured` statistics of row i, with what `prepare` has computed."""
     step = lane_count(table)
     m, shift, bias, top, ties, rest, rest_low, _, _ = measured(table, i)
-    unit = number(m, 1 / UNIT_32) if is_single(m) else number(m, 1 / UNIT_64)
-    scale, scale_low = load_scalar(table, 8 * step + i), load_scalar(table, 9 * step + i)
-    least, nothing = load_scalar(table, 10 * step + i), load_scalar(table, 11 * step + i)
-    ready = Reciprocal(scale, scale_low, unit, least, nothing, m, load_scalar(table, 12 * step + i))
-    logs = load_scalar(table, 13 * step + i), load_scalar(table, 14 * step + i)
-    return RowStatistics(
-        m, shift, bias, top, ties, rest, rest_low, unless_none(inverse, ready), unless_none(log, logs)
-    )
+    logs = load_scalar(table, 8 * step + i), load_scalar(table, 9 * step + i)
+    scale, scale_low = load_scalar(table, 10 * step + i), load_scalar(table, 11 * step + i)
+    unit, least = load_scalar(table, 12 * step + i), load_scalar(table, 13 * step + i)
+    nothing, most = load_scalar(table, 14 * step + i), load_scalar(table, 15 * step + i)
+    ready = unless_none(inverse, Reciprocal(scale, scale_low, unit, least, nothing, m, most))
+    return RowStatistics(m, shift, bias, top, ties, rest, rest_low, ready, unless_none(log, logs))
 
 
 @inline
@@ -559,8 +566,13 @@ def reciprocal(stats: Any) -> Reciprocal:
     has a probability below the smallest normal number. Its product would take the processor's slow path for
     denormal results, 150 cycles for each; so its probability is `nothing`: 0, or NaN in a row whose sum is NaN.
     """
-    if stats.inverse is not None:
-        return stats.inverse
+    return _reciprocal(stats.inverse, stats)
+
+
+@inline
+def _reciprocal(ready: Any, stats: Any) -> Any:
+    if ready is not None:
+        return ready
     high, low = total(stats)
     lifted = number(high, UNIT_32) if is_single(high) else number(high, UNIT_64)
     inverse = number(high, 1.0) / high
@@ -656,8 +668,13 @@ def add(sums: Any, value: Any) -> Any:
 @inline
 def log_of_others(stats: Any) -> Any:
     """log(1 + s'), the log-sum-exp minus the greatest entry, as a pair with a small relative error."""
-    if stats.log is not None:
-        return stats.log
+    return _log_of_others(stats.log, stats)
+
+
+@inline
+def _log_of_others(ready: Any, stats: Any) -> Any:
+    if ready is not None:
+        return ready
     high, low = others(stats)
     argument, error = two_sum(number(high, 1.0), high)
     return log_pair(argument, error + low)
@@ -930,6 +947,7 @@ def traverse(
     over: bool = False,
     inverse: Any = None,
     log: Any = None,
+    head: Any = None,
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
@@ -942,7 +960,9 @@ def traverse(
     more than `COLUMN_LIMIT` classes: as many rows as lanes, or one row of more than `GROUP_LIMIT` classes. If
     `few` is not None, up to `FEW` short rows are computed one by one, which is faster and gives the same bits;
     then v and `given` must be None. If `inverse` (`log`) is not None, the block uses the `reciprocal` (or
-    `log_of_others`) of the statistics, which is then computed for a row in each lane.
+    `log_of_others`) of the statistics, which is then computed for a row in each lane. So is what else a row needs
+    once, by ``head(x, stats, first, count, rows, options)``, which returns the `Reciprocal` for the
+    block; it is not called where the lanes of the block are rows.
     """
     _, classes, inner = shape
     step = lane_count(x)
@@ -957,7 +977,7 @@ def traverse(
             count, begin = min(group, stop - first), first * classes
             terms, source = terms_at(keep, over, room, y, begin), after(x, begin)
             _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms, few, alone)
-            prepare(table, inverse, log)
+            prepare(x, table, first, count, rows, options, inverse, log, head)
             for i in range(count):
                 row = first + i
                 _prefetch_row(x, y, (row + group) * classes, classes)

@@ -16,6 +16,7 @@ from fastsoftmax.kernels.simd.values import (
     if_none,
     is_single,
     lane,
+    last_lanes,
     number,
     shift_to_exponent,
     split_exponent,
@@ -75,19 +76,6 @@ def four(operation):
         store(y, step, operation(second, second, first, third))
         store(y, 2 * step, operation(second, single, first, single))
         store_scalar(y, 3 * step, operation(single, load_scalar(a, 1), single, load_scalar(a, 2)))
-
-    return drive
-
-
-def six(operation):
-    def drive(x, table, out, counts):
-        a, y = memory(x), memory(out)
-        step = lane_count(a)
-        first, second, third, single = load(a, 0), load(a, step), load(a, 2 * step), load_scalar(a, 0)
-        store(y, 0, operation(first, second, third, first, first, third))
-        store(y, step, operation(second, first, first, second, first, third))
-        store(y, 2 * step, operation(second, single, third, single, first, single))
-        store_scalar(y, 3 * step, operation(single, load_scalar(a, 1), single, single, single, load_scalar(a, 2)))
 
     return drive
 
@@ -152,6 +140,12 @@ def drive_lane(x, table, out, counts):
         store_scalar(y, i, lane(load(a, 0), i))
 
 
+def drive_last_lanes(x, table, out, counts):
+    a, y = memory(x), memory(out)
+    for count in range(lane_count(a) + 1):
+        store(y, count * lane_count(a), last_lanes(load(a, 0), count, load_scalar(a, 3)))
+
+
 def drive_unless_none(x, table, out, counts):
     a = memory(x)
     counts[0] = unless_none(None, a) is None
@@ -167,11 +161,10 @@ def drive_if_none(x, table, out, counts):
 
 
 FORMS = {
-    one: ("absolute", "truncate", "nearest"),
+    one: ("absolute", "truncate", "nearest", "counted"),
     two: ("maximum", "minimum"),
-    three: ("muladd", "fma"),
+    three: ("muladd", "fma", "select_negative", "count_equal"),
     four: ("select_less", "select_equal"),
-    six: ("select_other",),
 }
 DRIVERS = {name: form(getattr(values, name)) for form, names in FORMS.items() for name in names}
 DRIVERS |= {name.removeprefix("drive_"): f for name, f in list(globals().items()) if name.startswith("drive_")}

@@ -631,7 +631,8 @@ def log_softmax_vjp(
 # --- Jacobians ----------------------------------------------------------------------------------------------
 #
 # The probabilities of row n are stored in the first row of its Jacobian. Its rows are computed from the last to
-# the first, so that the probabilities are overwritten last.
+# the first, so that the probabilities are overwritten last. If they fit into a vector, they are read before, and
+# the rows are computed from the first to the last, because whole vectors overwrite the beginning of the next row.
 
 
 # With a weight or a temperature, the probabilities are lifted by 2**raised, about the root of the factor of the
@@ -666,36 +667,52 @@ def _jacobian_rows(
     y: Any, offset: int, classes: int, tops: Any, beta: Any, logarithmic: Any, weight: Any, plain: Any
 ) -> None:
     """One Jacobian from the probabilities in its first row; `tops` are the `Tops` of that row."""
-    highest, at_highest, raised, power = tops
     step = lane_count(y)
+    numbers = _factors(weight, beta, tops.raised, tops.power)
+    if classes < step:
+        few = scratch(y, 1)
+        store(few, 0, load_part(y, offset, classes, number(y, 0.0)))
+        for i in range(classes):
+            p, here = load_scalar(few, i), offset + i * classes
+            entry = spared(weight, _entry(load(few, 0), p, numbers, logarithmic, plain))
+            if i * classes + step <= classes * classes:  # the next row overwrites what is written too much
+                store(y, here, entry)
+            else:
+                store_part(y, here, classes, entry)
+            store_scalar(y, here + i, spared(weight, _diagonal(p, tops, numbers, beta, logarithmic, plain)))
+        return
     full = classes // step * step
-    one = number(y, 1.0)
-    drop, rest, rest_low, back, ratio, ratio_low = _factors(weight, beta, raised, power)
-    lower = two_to_the(-raised)
+    last = load(y, offset + classes - step)
     for i in range(classes - 1, -1, -1):
-        p = load_scalar(y, offset + i)
-        here = offset + i * classes
-        if logarithmic is not None:
-            diagonal = times(one, beta) - p
-        elif plain is not None:
-            diagonal = p * (one - p)
-        else:
-            varied = p * (one - p * lower)
-            diagonal = muladd(varied, ratio, varied * ratio_low) * back
+        p, here = load_scalar(y, offset + i), offset + i * classes
         for k in range(0, full, step):
-            entry = _entry(load(y, offset + k), p, drop, rest, rest_low, logarithmic, plain)
+            entry = _entry(load(y, offset + k), p, numbers, logarithmic, plain)
             store(y, here + k, spared(weight, entry))
         if full < classes:
-            last = load_part(y, offset + full, classes - full, number(y, 0.0))
-            entry = _entry(last, p, drop, rest, rest_low, logarithmic, plain)
-            store_part(y, here + full, classes - full, spared(weight, entry))
-        diagonal = select_equal(p, highest, at_highest, diagonal)
-        store_scalar(y, here + i, spared(weight, diagonal))
+            entry = _entry(last, p, numbers, logarithmic, plain)
+            store(y, here + classes - step, spared(weight, entry))
+        store_scalar(y, here + i, spared(weight, _diagonal(p, tops, numbers, beta, logarithmic, plain)))
 
 
 @inline
-def _entry(p_j: Any, p_i: Any, drop: Any, rest: Any, rest_low: Any, logarithmic: Any, plain: Any) -> Any:
+def _diagonal(p: Any, tops: Any, numbers: Any, beta: Any, logarithmic: Any, plain: Any) -> Any:
+    """The entry on the diagonal."""
+    one = number(p, 1.0)
+    _, _, _, back, ratio, ratio_low = numbers
+    if logarithmic is not None:
+        diagonal = times(one, beta) - p
+    elif plain is not None:
+        diagonal = p * (one - p)
+    else:
+        varied = p * (one - p * two_to_the(-tops.raised))
+        diagonal = muladd(varied, ratio, varied * ratio_low) * back
+    return select_equal(p, tops.highest, tops.at_highest, diagonal)
+
+
+@inline
+def _entry(p_j: Any, p_i: Any, numbers: Any, logarithmic: Any, plain: Any) -> Any:
     """The entries beside the diagonal."""
+    drop, rest, rest_low, _, _, _ = numbers
     if logarithmic is not None:
         return -p_j
     if plain is not None:
@@ -798,7 +815,7 @@ def _jacobian(
         for n in range(start, stop):
             at = n * classes
             if from_probs is None:
-                measure(x, at, classes, 1, beta, table, None)
+                measure(x, at, classes, 1, beta, table, None, None)
             stats = measured(table, 0)
             weight = row_value(x, True, weights, n, 1)
             inverse, lift, tops = _extremes(stats, beta, from_probs, logarithmic, weight, plain)
@@ -809,7 +826,7 @@ def _jacobian(
     for first in range(start, stop, step):
         count = min(step, stop - first)
         load_tile(x, tile, first * classes, classes, 1, count)
-        stats = tile_statistics(tile, 0, classes * step, beta, from_probs, True)
+        stats = tile_statistics(tile, 0, classes * step, beta, from_probs, True, None)
         weight_of_rows = row_value(x, None, weights, first, count)
         inverse, lift, tops = _extremes(stats, beta, from_probs, logarithmic, weight_of_rows, plain)
         for i in range(4):

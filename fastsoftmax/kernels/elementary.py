@@ -195,15 +195,15 @@ def _square_sum(r: Any) -> Any:
 
 @inline
 def exp_parts(t: Any, tail: Any, bias: Any) -> Any:
-    r"""``exp(t + tail) * 2**-N`` as a factor in [0.7, 1.42] and a power of two, as `exp_scaled` takes them.
+    r"""The bracket and q of ``exp(t + tail) * 2**-N`` = (1 + bracket) * 2**q; `exp_scaled` puts them together.
 
     `bias` comes from `biased`. |t| <= 700 (3200) where the power is not below `smallest_power`. `tail` is the
     error of t, as of a rounded product; -0.0, for no error, costs nothing.
 
     Error: n ln2 is subtracted in two steps, the first exact, the second rounded at |r| < 0.35 by u/4; the
-    coefficient errors of ln 2 add n 2**-14 u < u/32. 1 + (r + r**2 P(r)): the bracket is below 0.42, its
-    roundings below 0.35 u, the last addition rounds by 1/2 ulp. With e >= 0.7, where one ulp is u:
-    0.5 + 0.25 + 0.03 + 0.25 + 0.05 (polynomial) < 1.1 ulp. The scaling is exact.
+    coefficient errors of ln 2 add n 2**-14 u < u/32. The bracket r + r**2 P(r) is below 0.42, its roundings below
+    0.35 u; 1 + bracket, which is in [0.7, 1.42], rounds by 1/2 ulp, together with the scaling, which is exact. With
+    1 + bracket >= 0.7, where one ulp is u: 0.5 + 0.25 + 0.03 + 0.25 + 0.05 (polynomial) < 1.1 ulp.
     """
     q = muladd(t, number(t, LOG2_E), bias)
     n = q - bias

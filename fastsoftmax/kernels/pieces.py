@@ -72,7 +72,7 @@ def summary(start: Count, stop: Count, room: Room, x: Block, rows: Table, beta: 
     """rows (8, N) = m, shift, bias, top (a pair), ties, rest (a pair); beta is 1/T as a pair, or None."""
     data, results, tile = memory(x), memory(rows), memory(room)
     shape, step = x.shape, rows.shape[1]
-    traverse(summary_block, start, stop, shape, tile, data, None, None, results, step, beta=beta)
+    traverse(summary_block, start, stop, shape, tile, data, None, None, results, step, beta, exact=True)
 
 
 @inline

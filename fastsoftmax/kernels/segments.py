@@ -180,7 +180,7 @@ def walk(
                     terms, source = terms_at(keep, over, spare, y, begin), after(x, begin)
                     if labels is not None:
                         store_scalar(targets, 0, target_of(x, begin, length, labels, n))
-                    measure(source, 0, length, 1, None, table, terms)
+                    measure(source, 0, length, 1, None, table, terms, v)
                     stats = measured(table, 0)
                     settings = options(labels, targets, weights, rest)
                     place = row_at(0, length, n)
@@ -237,7 +237,7 @@ def walk(
             other,
             out,
             Place(0, longest * step, None, 0, count),
-            statistics(tile, 0, longest * step, None, None, unless_none(keep, tile)),
+            statistics(tile, 0, longest * step, None, None, unless_none(keep, tile), v),
             unless_none(rows, lane_rows),
             options(unless_none(labels, lane_labels), targets, factors, rest),
         )
@@ -474,7 +474,7 @@ def piece_sums(
         begin, length, first, end, _ = _piece(table, i)
         m = _greatest(tops, first, end)
         shift, bias = reference(m, None)
-        state = lane_sums(data, begin, length, m, None, shift, bias, None, 0)
+        state = lane_sums(data, begin, length, m, None, shift, bias, None, 0, True)
         high, low = fold_two_sum(True, state[1], state[2])
         store_scalar(out, 3 * i, fold_sum(True, state[0]))
         store_scalar(out, 3 * i + 1, high)

@@ -315,13 +315,21 @@ def top_term(m: Any, shift: Any, bias: Any, beta: Any) -> Any:
 
 
 @inline
+def _add_two(sums: Any, e: Any, f: Any, exact: Any) -> Any:
+    if exact is None:
+        return add(sums, e + f)
+    return add(add(sums, e), f)
+
+
+@inline
 def lane_sums(
-    x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any, terms: Any, at: int
+    x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any, terms: Any, at: int, exact: Any
 ) -> Any:
     """For each lane: how many entries are equal to m, and the sum of the terms of the others as a pair.
 
-    Two terms are added, and their sum to the pair with TwoSum. The terms are stored in `terms` from `at` on,
-    unless it is None; it may be x itself.
+    Two terms are added, and their sum to the pair with TwoSum; if `exact` is not None, each term is, for sums
+    from which others are subtracted. The terms are stored in `terms` from `at` on, unless it is None; it may be x
+    itself.
     """
     step = lane_count(x)
     full = length // step * step
@@ -334,7 +342,7 @@ def lane_sums(
         value, other = load(x, offset + k), load(x, offset + k + step)
         e, f = term(value, m, beta, shift, bias), term(other, m, beta, shift, bias)
         ties = count_equal(other, m, count_equal(value, m, ties))
-        sums = add(sums, e + f)
+        sums = _add_two(sums, e, f, exact)
         if terms is not None:
             store(terms, at + k, e)
             store(terms, at + k + step, f)
@@ -357,17 +365,18 @@ def lane_sums(
 
 
 @inline
-def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: Any) -> RowStatistics:
+def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: Any, exact: Any) -> RowStatistics:
     """The `RowStatistics` of each row.
 
-    top is a pair, because all other terms are compared with it. The others are added with TwoSum: the error of
-    their sum is that of the terms (1.1 ulp each), whatever their number and order. The greatest entries are not in
+    top is a pair, because all other terms are compared with it. The others are added as in `lane_sums`: the error
+    of their sum is that of the terms (1.1 ulp each) and of the sums of two (1/2 ulp each), whatever their number
+    and order; with `exact`, that of the terms. The greatest entries are not in
     that sum, so that it is accurate where it is tiny beside them. The terms are stored in `terms`, at the places
     of their entries, unless it is None.
     """
     m = highest(x, offset, length, folded)
     shift, bias = reference(m, beta)
-    sums = lane_sums(x, offset, length, m, beta, shift, bias, terms, offset)
+    sums = lane_sums(x, offset, length, m, beta, shift, bias, terms, offset, exact)
     ties = fold_sum(folded, sums[0])
     high, low = fold_two_sum(folded, sums[1], sums[2])
     rest, rest_low = two_sum(high, low)
@@ -405,7 +414,7 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> 
 
 
 @inline
-def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, terms: Any) -> None:
+def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, terms: Any, exact: Any) -> None:
     """Store the `statistics` of `count` consecutive rows in `table`, one row in each lane, for `measured`.
 
     Their terms are stored at the same places of `terms`, unless it is None. Other lanes keep old numbers, which
@@ -431,7 +440,7 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, 
     for i in range(count):
         row = (load_scalar(table, i), load_scalar(table, step + i), load_scalar(table, 2 * step + i))
         at = first + i * length
-        sums = lane_sums(x, at, length, row[0], beta, row[1], row[2], terms, at)
+        sums = lane_sums(x, at, length, row[0], beta, row[1], row[2], terms, at, exact)
         store(ties, i * step, sums[0])
         store(high, i * step, sums[1])
         store(low, i * step, sums[2])
@@ -789,14 +798,16 @@ def either(option: Any, default: Any) -> Any:
 
 
 @inline
-def tile_statistics(tile: Any, offset: int, length: int, beta: Any, given: Any, keep: Any) -> RowStatistics:
+def tile_statistics(
+    tile: Any, offset: int, length: int, beta: Any, given: Any, keep: Any, exact: Any
+) -> RowStatistics:
     """The `statistics` of a tile; its terms replace its entries unless `keep` is None.
 
     They are zeros if `given` is not None: then the block does not use them.
     """
     zero = broadcast(number(tile, 0.0))
     if given is None:
-        return statistics(tile, offset, length, None, beta, unless_none(keep, tile))
+        return statistics(tile, offset, length, None, beta, unless_none(keep, tile), exact)
     return RowStatistics(zero, zero, zero, (zero, zero), zero, zero, zero, None, None)
 
 
@@ -857,6 +868,7 @@ def _prepare_group(
     terms: Any,
     few: Any,
     alone: bool,
+    exact: Any,
 ) -> None:
     """The entries at the labels of a group of rows, and their statistics."""
     if picks is not None:
@@ -866,7 +878,7 @@ def _prepare_group(
     if few is not None and alone:
         measure_short(source, classes, count, beta, table, terms)
     elif given is None:
-        measure(source, 0, classes, count, beta, table, terms)
+        measure(source, 0, classes, count, beta, table, terms, exact)
 
 
 @inline
@@ -948,6 +960,7 @@ def traverse(
     inverse: Any = None,
     log: Any = None,
     head: Any = None,
+    exact: Any = None,
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
@@ -962,10 +975,12 @@ def traverse(
     then v and `given` must be None. If `inverse` (`log`) is not None, the block uses the `reciprocal` (or
     `log_of_others`) of the statistics, which is then computed for a row in each lane. So is what else a row needs
     once, by ``head(x, stats, first, count, rows, options)``, which returns the `Reciprocal` for the
-    block; it is not called where the lanes of the block are rows.
+    block; it is not called where the lanes of the block are rows. `exact` is that of `lane_sums`; with v it always
+    holds.
     """
     _, classes, inner = shape
     step = lane_count(x)
+    wanted = either(v, exact)
     alone = False
     if few is not None:
         alone = stop - start <= FEW and classes <= COLUMN_LIMIT
@@ -976,7 +991,7 @@ def traverse(
         for first in range(start, stop, group):
             count, begin = min(group, stop - first), first * classes
             terms, source = terms_at(keep, over, room, y, begin), after(x, begin)
-            _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms, few, alone)
+            _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms, few, alone, wanted)
             prepare(x, table, first, count, rows, options, inverse, log, head)
             for i in range(count):
                 row = first + i
@@ -999,7 +1014,7 @@ def traverse(
             at = done * classes
             if picks is not None:
                 tile_targets(tile, at, classes, picks.labels, row + done, lanes, picks.targets)
-            stats = tile_statistics(tile, at, classes * step, beta, given, keep)
+            stats = tile_statistics(tile, at, classes * step, beta, given, keep, wanted)
             place = Place(at, classes * step, None, row + done, lanes)
             block(tile, other, out, place, stats, rows, options)
             done += lanes

@@ -202,8 +202,8 @@ def exp_parts(t: Any, tail: Any, bias: Any) -> Any:
 
     Error: n ln2 is subtracted in two steps, the first exact, the second rounded at |r| < 0.35 by u/4; the
     coefficient errors of ln 2 add n 2**-14 u < u/32. The bracket r + r**2 P(r) is below 0.42, its roundings below
-    0.35 u; 1 + bracket, which is in [0.7, 1.42], rounds by 1/2 ulp, together with the scaling, which is exact. With
-    1 + bracket >= 0.7, where one ulp is u: 0.5 + 0.25 + 0.03 + 0.25 + 0.05 (polynomial) < 1.1 ulp.
+    0.35 u; 1 + bracket, which is in [0.7, 1.42], rounds by 1/2 ulp, together with the scaling, which is exact.
+    With 1 + bracket >= 0.7, where one ulp is u: 0.5 + 0.25 + 0.03 + 0.25 + 0.05 (polynomial) < 1.1 ulp.
     """
     q = muladd(t, number(t, LOG2_E), bias)
     n = q - bias

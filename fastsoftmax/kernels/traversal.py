@@ -568,7 +568,7 @@ def two_to_the(exponent: Any) -> Any:
 
 
 @inline
-def reciprocal(stats: Any) -> Reciprocal:
+def reciprocal(stats: Any) -> Any:
     """1 / (sum of all terms) as a pair, in units of `unit`, and what else `probability_of` needs.
 
     `least` is the sum times the smallest normal number, less the 4 u that a term may be too small. A smaller term

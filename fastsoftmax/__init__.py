@@ -90,6 +90,7 @@ log_expit: _Any
 logaddexp: _Any
 logit: _Any
 softplus: _Any
+tanh: _Any
 xlogy: _Any
 
 

@@ -80,7 +80,8 @@ GROUPS = {
         "Cross-entropy",
         "losses",
         "for class indices of any integer dtype, or a distribution for each row, with `class_weight=`, "
-        "`sample_weight=`, `ignore_index=`, `label_smoothing=`, `reduction=`; first and second derivatives",
+        "`sample_weight=`, `ignore_index=`, `label_smoothing=`, `z_loss=`, `softcap=`, `reduction=`; first and second "
+        "derivatives",
     ),
     "squared error": Group(
         "Squared error",

@@ -14,7 +14,10 @@ pytestmark = pytest.mark.smoke
 
 ROOT = Path(__file__).parents[1]
 
-OPTIONS = "class_weight=None, sample_weight=None, ignore_index=None, label_smoothing=0.0, reduction='mean'"
+OPTIONS = (
+    "class_weight=None, sample_weight=None, ignore_index=None, label_smoothing=0.0, z_loss=0.0, softcap=None, "
+    "reduction='mean'"
+)
 SEGMENT_OPTIONS = "sample_weight=None, ignore_index=None, reduction='mean'"
 # By hand: what users rely on. Everything else about a function follows from its signature.
 SIGNATURES = {

@@ -19,6 +19,8 @@ How they are built
     The two walks through a block, and the sums over a row that every function needs.
 `activations`, `derivatives`, `entropy`, `losses`, `pieces`
     The functions. Each has one building block, and an entry point, which `jit.kernel` makes a kernel.
+`capped`
+    The cross-entropy of capped logits, with a z-loss.
 `segments`
     The same building blocks over ragged rows.
 `reductions`
@@ -44,6 +46,7 @@ from fastsoftmax.runtime import fork
 _MODULES = frozenset(
     {
         "activations",
+        "capped",
         "derivatives",
         "elementary",
         "entropy",

@@ -201,10 +201,18 @@ def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
     return hot
 
 
-def pointwise(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run, operand: Any = None) -> Run:
+def pointwise(
+    call: Call,
+    x: Any,
+    axes: tuple[int, ...],
+    dtype: Any,
+    launch: Run,
+    operand: Any = None,
+    last: bool = False,
+) -> Run:
     """The compiled function of a result like x. `operand` is the type of a second operand, if there is one."""
     kind = KINDS[dtype]
-    lay_out = layout(x, axes, last=False)
+    lay_out = layout(x, axes, last)
     result_for = like(call, x, dtype)
     source_for = converter(x, axes, dtype)
     second_for = merged(lambda v, order, shape, kind: None)

@@ -13,6 +13,7 @@ from fastsoftmax.api.derivatives import (
     softmax_vjp,
 )
 from fastsoftmax.api.entropy import softmax_entropy, softmax_entropy_with_grad
+from fastsoftmax.api.linear import linear_cross_entropy, linear_cross_entropy_with_grad
 from fastsoftmax.api.losses import (
     cross_entropy,
     cross_entropy_grad,
@@ -45,6 +46,8 @@ __all__ = [
     "cross_entropy_hessian_diag",
     "cross_entropy_hvp",
     "cross_entropy_with_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_jacobian",
     "log_softmax_jvp",

@@ -320,8 +320,8 @@ def shares(target, classes, class_weight=None, label_smoothing=0.0):
 def regularized(row, share, z_loss=0.0, softcap=None):
     """The loss of one row with a z-loss and capped logits, its gradient and its Hessian.
 
-    L = sum_j share_j (lse - z_j) + r lse**2 with z = c tanh(a/c). By the chain rule, through dz/da = 1 - tanh**2 and
-    d2z/da2 = -2 tanh (1 - tanh**2)/c.
+    L = sum_j share_j (lse - z_j) + r lse**2 with z = c tanh(a/c). By the chain rule, through dz/da = 1 - tanh**2
+    and d2z/da2 = -2 tanh (1 - tanh**2)/c.
     """
     with mp.workdps(digits(row)):
         a, r = exact(row), mp.mpf(float(z_loss))

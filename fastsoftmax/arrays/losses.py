@@ -243,7 +243,8 @@ def _regularized_curvature(
     problem = given.problem
     labels = None if given.soft else problem.per_row(given.array, np.int64)
     distributions = problem.convert(given.array) if given.soft else None
-    kernel, operands, work = entry("capped.variance"), (source,), 8 * source.size
+    kernel, work = entry("capped.variance"), 8 * source.size
+    operands: tuple[Any, ...] = (source,)
     if tangent is not None:
         kernel, operands = entry("capped.product"), (source, problem.convert(tangent))
     shape = (*problem.row_shape, problem.classes, problem.classes) if dense else None
@@ -251,8 +252,8 @@ def _regularized_curvature(
     row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
     arguments = (*operands, distributions, *_shares(given, labels), row_weights, factors, output.block)
     scale = options.scale(given.divisor, problem.dtype)
-    room = _room_for_rows(problem, CURVE_PARTS)
-    run(kernel, problem.rows, work, room, *arguments, *scale, *given.regularization)
+    room, regularization = _room_for_rows(problem, CURVE_PARTS), given.regularization or ()
+    run(kernel, problem.rows, work, room, *arguments, *scale, *regularization)
     return output.finish()
 
 

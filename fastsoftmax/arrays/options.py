@@ -192,9 +192,9 @@ class RowTargets:
     """What follows from the targets and the options of a loss: shares of classes, weights of rows, divisor.
 
     The share of class j in row n is ``class_weight_j * (base + gain * y_nj)``, and the loss of row n is multiplied
-    by ``row_weights_n``: see `kernels.losses`. If the targets are `plain`, `row_weights` includes the class weights.
-    The weights are divided by the power of two of `divisor`, the divisor of a mean. It is passed if
-    the mean has other rows, too.
+    by ``row_weights_n``: see `kernels.losses`. If the targets are `plain`, `row_weights` includes the class
+    weights. The weights are divided by the power of two of `divisor`, the divisor of a mean. It is passed if the
+    mean has other rows, too.
 
     The divisor is the sum of `counted` times 2**`exponent`; `counted` is None if every row has weight 1.
 

@@ -8,8 +8,8 @@ whole rows
 rows in pieces
     Otherwise each piece of a row gets a summary, the summaries are merged in a tree, and the results of a piece
     follow from the merged one (`fastsoftmax.arrays.long_rows`). The bounds of the in-memory function hold, and no
-    task holds more than one chunk of each array. Functions without `pieces` in `fastsoftmax._spec`, and losses with a
-    z-loss or capped logits, first bring the classes of a row into one chunk.
+    task holds more than one chunk of each array. Functions without `pieces` in `fastsoftmax._spec`, and losses
+    with a z-loss or capped logits, first bring the classes of a row into one chunk.
 
 Dask's workers already use all processors, so a task does all its work in one thread.
 """

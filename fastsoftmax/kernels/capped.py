@@ -36,7 +36,6 @@ from fastsoftmax.kernels.simd.memory import (
     load_part,
     load_scalar,
     memory,
-    scratch,
     size,
     store,
     store_part,

@@ -442,9 +442,9 @@ def tanh_of(x: Any, tail: Any) -> Any:
     """``tanh(x + tail)`` for a tail of a few u of x; the result is x itself below 2**-60.
 
     It is (1 - e)/(1 + e) with the sign of x, where e = exp(-2 abs(x)) is a pair whose error is 0.2 u of e for a
-    large abs(x), and 0.2 u of 1 - e for a small one (`_exp_parts`). A relative error of 1 - e becomes one of at most
-    twice its size, because 1 + e changes by as much the other way. So the error is 0.5 u and the last rounding; with
-    the errors of a pair added up without TwoSum, at most 1.9 ulp.
+    large abs(x), and 0.2 u of 1 - e for a small one (`_exp_parts`). A relative error of 1 - e becomes one of at
+    most twice its size, because 1 + e changes by as much the other way. So the error is 0.5 u and the last
+    rounding; with the errors of a pair added up without TwoSum, at most 1.9 ulp.
     """
     low = number(x, -20.0) if is_single(x) else number(x, -40.0)  # the result is 1 below
     zero, size_ = number(x, 0.0), absolute(x)

@@ -77,8 +77,8 @@ class Terms(NamedTuple):
     """Targets and options as kernels take them.
 
     The share of class j in row n is ``classes_j * (base + gain * y_nj)``. `weights` are the row weights times the
-    class weights of the labels; `beside` are row weights alone. A mean is divided by `divisor`. `regularization` are
-    the factor of the z-loss and the cap of the logits, None if there is neither.
+    class weights of the labels; `beside` are row weights alone. A mean is divided by `divisor`. `regularization`
+    are the factor of the z-loss and the cap of the logits, None if there is neither.
     """
 
     labels: Any

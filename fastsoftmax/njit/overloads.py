@@ -72,4 +72,5 @@ def _overload(function: Function) -> None:
 
 
 for _function in FUNCTIONS.values():
-    _overload(_function)
+    if not _function.of_products:
+        _overload(_function)

@@ -263,7 +263,7 @@ def test_infinities():
 
 @every_dtype
 def test_extreme_caps(dtype):
-    """A cap that is far above the logits changes them by no more than their rounding; one far below makes them 0."""
+    """A cap far above the logits changes them by no more than their rounding; one far below makes them 0."""
     x = np.random.default_rng(0).normal(0, 3, (4, 5)).astype(dtype)
     y = np.zeros(4, int)
     for cap in (1e30, 1e300):

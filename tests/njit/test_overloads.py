@@ -216,7 +216,7 @@ def assert_same_error(call, compiled, arguments, words):
 
 
 ELSEWHERE = {name for name in fs.__all__ if name.startswith("segment_")}  # test_njit_segments.py
-NOT_COMPILED = {"threads"}
+NOT_COMPILED = {"threads", *(name for name, entry in _spec.FUNCTIONS.items() if entry.of_products)}
 
 
 def test_every_function_is_called():

@@ -1,0 +1,181 @@
+"""The cross-entropy of logits that are never held: features times the weights of many classes."""
+
+from typing import Any
+
+from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, loss
+from fastsoftmax.arrays.options import MEAN, NO_Z_LOSS, UNSMOOTHED, LossOptions
+
+
+def linear_cross_entropy(
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any = None,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = UNSMOOTHED,
+    z_loss: float = NO_Z_LOSS,
+    softcap: float | None = None,
+    reduction: str = MEAN,
+    block_bytes: int = BLOCK_BYTES,
+) -> Any:
+    r"""Cross-entropy of the logits features @ weight.T + bias, which are never held all at once.
+
+    .. math:: L_n = -\log p_{n y_n}, \qquad p_n = \mathrm{softmax}(W x_n + b)
+
+    Parameters
+    ----------
+    features : array_like
+        x, of shape (..., D): a vector for each row. float32 and float64 are kept; float16 and
+        ``ml_dtypes.bfloat16`` are computed in float32 and returned in their dtype; integers and bools become
+        float64.
+    weight : array_like
+        W, of shape (K, D): a vector for each class. Float dtypes as for `features`; the computation is in float64
+        if one of the arrays has it.
+    targets : array_like
+        Class indices of any integer dtype, of the shape of `features` without the last axis.
+    bias : array_like, optional
+        b, of shape (K,).
+    class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, reduction
+        As for `cross_entropy` with class indices. Rows that do not count (ignored, or of weight 0) take no time.
+    block_bytes : int, default 128 MiB
+        The size of the workspace for logits, which holds the logits of at least one row.
+
+    Returns
+    -------
+    scalar or ndarray
+        The loss in nats: a scalar, or with ``reduction="none"`` an array with one number for each row.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, for an unknown reduction, and for options out of range.
+    TypeError
+        For dtypes that are not real numbers, and class indices that are not integers.
+    IndexError
+        For a class index outside of 0 .. K - 1: the message names its value and position.
+
+    See Also
+    --------
+    linear_cross_entropy_with_grad, cross_entropy
+
+    Notes
+    -----
+    Products are computed by NumPy's BLAS, in blocks of rows with all classes. The logits of a block are rounded as
+    BLAS rounds them. So the bits of the results, other than those of this library's other functions, depend on the
+    number of BLAS's threads, on its version, and on `block_bytes`. The loss is within 1e-7 (relative, float32).
+
+    Besides the workspace, memory is needed for the loss of each row. Arrays of another dtype, memory order or on
+    disk (``numpy.memmap``) are read in blocks and never converted as a whole.
+
+    References
+    ----------
+    E. Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, arXiv:2411.09009.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> features, weight = np.eye(2), np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    >>> round(float(fs.linear_cross_entropy(features, weight, np.array([0, 2]))), 12)
+    0.753109126556
+    >>> fs.linear_cross_entropy(features, weight, np.array([0, 2]), reduction="none")
+    array([0.40760596, 1.09861229])
+    """
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
+    value, _ = loss("linear_cross_entropy", features, weight, targets, bias, options, block_bytes)
+    return value
+
+
+def linear_cross_entropy_with_grad(
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any = None,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = UNSMOOTHED,
+    z_loss: float = NO_Z_LOSS,
+    softcap: float | None = None,
+    reduction: str = MEAN,
+    wrt: Any = WRT,
+    skip: bool = False,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[Any, LinearGradients]:
+    r"""`linear_cross_entropy` and its gradients with respect to features, weight and bias.
+
+    With the gradient G of the loss with respect to the logits (`cross_entropy_grad`):
+
+    .. math:: \frac{\partial L}{\partial X} = G W, \qquad \frac{\partial L}{\partial W} = G^\top X,
+        \qquad \frac{\partial L}{\partial b} = G^\top 1
+
+    Parameters
+    ----------
+    features, weight, targets, bias
+        As for `linear_cross_entropy`.
+    class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap
+        As for `cross_entropy` with class indices.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        The reduction of the loss; "sum" and "none" have the same gradients, which are those of the sum.
+    wrt : sequence of {"features", "weight", "bias"}
+        The gradients that are computed; each of the first two is a product of matrices.
+    skip : bool, default False
+        Leave out products with groups of classes whose gradients are all so small that they hardly matter: below a
+        sixteenth of the resolution of the dtype of `features` (2**-12 for bfloat16), times the common factor of
+        the gradients (1/N of a mean). Every entry of G that is left out is below that.
+    block_bytes : int, default 128 MiB
+        The size of the workspace for logits, which holds the logits of at least one row.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        As `linear_cross_entropy`.
+    gradients : LinearGradients
+        A named tuple (features, weight, bias) of arrays with the shapes and dtypes of the arguments; None for what
+        was not asked for, and for the bias if there is none.
+
+    Raises
+    ------
+    ValueError, TypeError, IndexError
+        As `linear_cross_entropy`, and for a wrong `wrt`.
+
+    See Also
+    --------
+    linear_cross_entropy, cross_entropy_with_grad
+
+    Notes
+    -----
+    Gradients are within 3e-6 of their largest entry (float32). Those of weights and bias are sums over the rows,
+    and within 2e-7 where many rows are added up for each class: if K D is at most four million, blocks of rows are
+    added up in float64. The rows of `features` that do not count have gradient 0 and take no time. Bits depend on
+    BLAS, as those of `linear_cross_entropy` do.
+
+    BLAS's threads wait for more work by spinning, some 100 ms after each product. So half of the threads
+    (`threads`) compute the losses between products, which is faster than all of them.
+
+    References
+    ----------
+    E. Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, arXiv:2411.09009.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> loss, gradients = fs.linear_cross_entropy_with_grad(np.ones((1, 1)), np.zeros((4, 1)), np.array([1]))
+    >>> float(loss)
+    1.3862943611198906
+    >>> gradients.weight
+    array([[ 0.25],
+           [-0.75],
+           [ 0.25],
+           [ 0.25]])
+    >>> gradients.features, gradients.bias
+    (array([[0.]]), None)
+    """
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
+    function = "linear_cross_entropy_with_grad"
+    return loss(function, features, weight, targets, bias, options, block_bytes, wrt, skip)

@@ -13,7 +13,7 @@ from fastsoftmax.api.derivatives import (
     softmax_vjp,
 )
 from fastsoftmax.api.entropy import softmax_entropy, softmax_entropy_with_grad
-from fastsoftmax.api.linear import linear_cross_entropy, linear_cross_entropy_with_grad
+from fastsoftmax.api.linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_softmax_statistics
 from fastsoftmax.api.losses import (
     cross_entropy,
     cross_entropy_grad,
@@ -34,6 +34,7 @@ from fastsoftmax.api.segments import (
     segment_softmax_jvp,
     segment_softmax_vjp,
 )
+from fastsoftmax.api.statistics import label_statistics
 from fastsoftmax.arrays.lazy import register as _register
 from fastsoftmax.arrays.threads import threads
 
@@ -46,8 +47,10 @@ __all__ = [
     "cross_entropy_hessian_diag",
     "cross_entropy_hvp",
     "cross_entropy_with_grad",
+    "label_statistics",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
+    "linear_softmax_statistics",
     "log_softmax",
     "log_softmax_jacobian",
     "log_softmax_jvp",

@@ -70,7 +70,7 @@ class Function(NamedTuple):
     @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
-        if self.is_ragged or self.of_products or self.name.endswith("_grad"):
+        if self.is_ragged or self.of_products or self.family == "statistics" or self.name.endswith("_grad"):
             return None
         return self.name.replace("_", "-")
 
@@ -92,6 +92,11 @@ GROUPS = {
         "for class indices of any integer dtype, or a distribution for each row, with `class_weight=`, "
         "`sample_weight=`, `ignore_index=`, `label_smoothing=`, `z_loss=`, `softcap=`, `reduction=`; first and "
         "second derivatives",
+    ),
+    "statistics": Group(
+        "Statistics",
+        "losses",
+        "log-probability and rank of the label, greatest class, entropy and log-sum-exp of each row, in one pass",
     ),
     "squared error": Group(
         "Squared error",
@@ -162,9 +167,20 @@ FUNCTIONS = {
         _curvature("cross_entropy_hvp", "softmax_product", TANGENT),
         _curvature("cross_entropy_hessian_diag", "softmax_variance"),
         _curvature("cross_entropy_hessian", "softmax_jacobian", result=SQUARE),
+        Function(
+            "label_statistics",
+            "statistics",
+            "statistics",
+            "statistics",
+            (LOGITS, LABELS),
+            (ROWS,) * 5,
+            "statistics.label_statistics",
+            bench=("",),
+        ),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
         Function("linear_cross_entropy", *_LINEAR, (LOSS,), "losses.cross_entropy"),
         Function("linear_cross_entropy_with_grad", *_LINEAR, (LOSS, GRADIENTS), "losses.cross_entropy"),
+        Function("linear_softmax_statistics", *_LINEAR, (ROWS,) * 5, "statistics.label_statistics"),
         _ragged("segment_softmax", (), (LIKE,)),
         _ragged("segment_log_softmax", (), (LIKE,)),
         _ragged("segment_logsumexp", (), (ROWS,)),

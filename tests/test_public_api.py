@@ -22,6 +22,10 @@ LINEAR = f"(features, weight, targets, bias=None, *, {OPTIONS}"
 SEGMENT_OPTIONS = "sample_weight=None, ignore_index=None, reduction='mean'"
 # By hand: what users rely on. Everything else about a function follows from its signature.
 SIGNATURES = {
+    "linear_softmax_statistics": (
+        "(features, weight, targets, bias=None, *, ignore_index=None, softcap=None, block_bytes=134217728)"
+    ),
+    "label_statistics": "(logits, labels, axis=-1, *, temperature=1.0, ignore_index=None)",
     "linear_cross_entropy": f"{LINEAR}, block_bytes=134217728)",
     "linear_cross_entropy_with_grad": (
         f"{LINEAR}, wrt=('features', 'weight', 'bias'), skip=False, block_bytes=134217728)"

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, loss
+from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, loss, statistics
 from fastsoftmax.arrays.options import MEAN, NO_Z_LOSS, UNSMOOTHED, LossOptions
+from fastsoftmax.arrays.statistics import LabelStatistics
 
 
 def linear_cross_entropy(
@@ -179,3 +180,70 @@ def linear_cross_entropy_with_grad(
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
     function = "linear_cross_entropy_with_grad"
     return loss(function, features, weight, targets, bias, options, block_bytes, wrt, skip)
+
+
+def linear_softmax_statistics(
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any = None,
+    *,
+    ignore_index: int | None = None,
+    softcap: float | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> LabelStatistics:
+    r"""`label_statistics` of the logits features @ weight.T + bias, which are never held all at once.
+
+    .. math:: p_n = \mathrm{softmax}(W x_n + b), \qquad \log p_{n y_n}, \qquad
+        \#\{k : z_{nk} > z_{n y_n}\}, \qquad \arg\max_k z_{nk}, \qquad -\sum_k p_{nk} \log p_{nk}, \qquad
+        \log \sum_k e^{z_{nk}}
+
+    Parameters
+    ----------
+    features, weight, targets, bias
+        As for `linear_cross_entropy`.
+    ignore_index : int, optional
+        Rows with this class index take no time: their log-probability, entropy and log-sum-exp are 0, their rank
+        and greatest class -1.
+    softcap : float, optional
+        c: the logits are first replaced by c tanh(logits/c).
+    block_bytes : int, default 128 MiB
+        The size of the workspace for logits, which holds the logits of at least one row.
+
+    Returns
+    -------
+    LabelStatistics
+        A named tuple of arrays with one number for each row: ``log_prob``, ``rank`` (the number of classes whose
+        logit is strictly greater than that of the label), ``argmax``, ``entropy`` and ``logsumexp``.
+
+    Raises
+    ------
+    ValueError, TypeError, IndexError
+        As `linear_cross_entropy`.
+
+    See Also
+    --------
+    label_statistics, linear_cross_entropy
+
+    Notes
+    -----
+    The logits are rounded as BLAS rounds them, so that the order of nearly equal ones may depend on the number of
+    its threads and on `block_bytes`.
+
+    References
+    ----------
+    E. Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, arXiv:2411.09009.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> weight = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    >>> found = fs.linear_softmax_statistics(np.eye(2), weight, np.array([1, 2]))
+    >>> found.rank, found.argmax
+    (array([1, 0]), array([0, 0]))
+    >>> found.log_prob
+    array([-1.40760596, -1.09861229])
+    """
+    options = LossOptions(ignore_index=ignore_index, softcap=softcap)
+    return statistics("linear_softmax_statistics", features, weight, targets, bias, options, block_bytes)

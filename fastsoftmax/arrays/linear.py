@@ -31,6 +31,7 @@ from fastsoftmax.arrays.blocks import (
 )
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.options import LossOptions, RowTargets, check_labels, reduced
+from fastsoftmax.arrays.statistics import EXACT, LabelStatistics, computed, with_nan
 from fastsoftmax.arrays.threads import max_threads, run, threads
 from fastsoftmax.machine.entry import entry
 
@@ -358,3 +359,35 @@ def _reduced(linear: Linear, rows: Array) -> Any:
             value = rows.reshape(linear.row_shape).astype(dtype)
             return value[()] if value.ndim == 0 else value
         return dtype.type(reduced(rows, options, divisor, linear.dtype))
+
+
+def statistics(
+    function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions, block_bytes: Any
+) -> LabelStatistics:
+    """The `LabelStatistics` of each row."""
+    if backend_for(features, weight, targets, bias):
+        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+    linear = Linear(function, features, weight, targets, bias, options)
+    if linear.classes > EXACT:
+        linear.dtype = np.dtype(np.float64)
+    logits = Logits(linear, block_bytes)
+    regularization = linear.given.regularization
+    floats = np.zeros((3, linear.rows), linear.dtype)
+    whole = np.full((2, linear.rows), -1)
+    for start in logits.starts():
+        where = linear.rows_of(start, min(start + logits.step, linear.count))
+        with np.errstate(all="ignore"):
+            z = logits.of(linear.block(where))
+            if regularization is not None:
+                cap = regularization[1]
+                np.multiply(np.tanh(np.divide(z, cap, out=z), out=z), cap, out=z)
+        problem = Problem(function, z, -1)
+        labels = np.ascontiguousarray(linear.labels[where], np.int64)
+        with threads(max(1, max_threads() // 2)):
+            found = computed(problem, problem.block(), labels, None)
+        whole[:, where] = with_nan(found, linear.classes, z.__getitem__)
+        floats[:, where] = found.log_prob, found.entropy, found.logsumexp
+    log_prob, entropy, lse = (_finished(row, linear.row_shape, linear.result_dtype) for row in floats)
+    rank, argmax = (row.reshape(linear.row_shape) for row in whole)
+    results = (log_prob, rank, argmax, entropy, lse)
+    return LabelStatistics(*[array[()] if array.ndim == 0 else array for array in results])

@@ -92,12 +92,12 @@ class LossOptions(NamedTuple):
 # --- targets ------------------------------------------------------------------------------------------------
 
 
-def check_kind(problem: Problem, targets: Any, options: LossOptions) -> bool:
+def check_kind(problem: Problem, targets: Any, options: LossOptions, name: str = "targets") -> bool:
     """Whether the targets of a loss are distributions; an error if the loss does not take such targets.
 
     `targets` is an array of real numbers, or any object with a shape and a dtype.
     """
-    prefix, role = named(problem.function, "targets"), FUNCTIONS[problem.function].operands[1]
+    prefix, role = named(problem.function, name), FUNCTIONS[problem.function].operands[1]
     if role == DISTRIBUTIONS:
         problem.check_shape("targets", targets)
         return True
@@ -130,7 +130,12 @@ def _all_below(labels: Array, classes: int) -> bool:
 
 
 def check_labels(
-    function: str, labels: Array, classes: int, ignore_index: Any, origin: tuple[int, ...] = ()
+    function: str,
+    labels: Array,
+    classes: int,
+    ignore_index: Any,
+    origin: tuple[int, ...] = (),
+    name: str = "targets",
 ) -> Array | None:
     """Which labels are ignored, or None; IndexError for a wrong one. `origin` is where they begin among all."""
     ignored: Array | None = None if ignore_index is None else np.equal(labels, int(ignore_index))
@@ -141,7 +146,7 @@ def check_labels(
         if wrong.any():
             place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), labels.shape))
             where = ", ".join(str(i + n) for i, n in zip(place, origin or (0,) * len(place), strict=True))
-            prefix = named(function, "targets")
+            prefix = named(function, name)
             raise IndexError(f"{prefix}[{where}] is {labels[place]}, expected a label from 0 to {classes - 1}")
     return ignored
 

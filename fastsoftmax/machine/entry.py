@@ -50,6 +50,7 @@ MODULES = (
     "pieces",
     "reductions",
     "segments",
+    "statistics",
 )
 """The modules that define kernels."""
 

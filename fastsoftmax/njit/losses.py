@@ -131,7 +131,7 @@ def _item(argument: Any) -> Run:
     return merged(lambda argument: argument)
 
 
-def _row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tuple[int, ...]) -> Run:
+def row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tuple[int, ...]) -> Run:
     """The compiled check that an array has one item for each row."""
     if absent(argument) or not isinstance(argument, types.Array) or x.ndim == 1:
         return merged(lambda argument, x: None)
@@ -146,7 +146,7 @@ def _row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tupl
     return check
 
 
-def _labels(function: str, name: str, x: Any, axes: tuple[int, ...], targets: Any, ignoring: bool) -> Run:
+def labels_of_rows(function: str, name: str, x: Any, axes: tuple[int, ...], targets: Any, ignoring: bool) -> Run:
     """The compiled function that checks and returns the labels of the rows: -1 for ignored rows."""
     ndim = x.ndim - 1
     place = ", ".join([f"{{0[{i}]}}" for i in range(ndim)])
@@ -267,10 +267,10 @@ class _Targets:
     def _checks(self) -> Run:
         """The compiled checks of shapes."""
         function, x, axes, axis = self.call.name, self.x, self.axes, self.axes[0]
-        shapes = _row_shape_check(function, self.name, self.targets, x, axes)
+        shapes = row_shape_check(function, self.name, self.targets, x, axes)
         if self.soft:
             shapes = check_same(function, self.name, "logits")
-        samples = _row_shape_check(function, "sample_weight", self.call["sample_weight"], x, axes)
+        samples = row_shape_check(function, "sample_weight", self.call["sample_weight"], x, axes)
         given = self.call["class_weight"]
         classes = merged(lambda x, class_weight: None)
         if self.weighted:
@@ -308,7 +308,7 @@ class _Targets:
             fits = converter(self.targets, axes, self.dtype) if straight(x, axes) else convert
             distributions_of = merged(lambda targets, order, shape: fits(targets, order, shape, kind))
         else:
-            labels_of = _labels(self.call.name, self.name, x, axes, self.targets, self.ignoring)
+            labels_of = labels_of_rows(self.call.name, self.name, x, axes, self.targets, self.ignoring)
         samples_of = merged(lambda sample_weight, order, rows, few: None)
         if self.sampled:
             samples_of = _per_row(self.call.name, "sample_weight", self.call["sample_weight"], x, kind)

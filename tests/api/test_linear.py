@@ -363,3 +363,30 @@ def test_empty_arrays():
     )
     assert loss == 0
     assert gradients.weight.shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_statistics(dtype, softcap):
+    """Those of the dense logits; nothing of rows that are ignored."""
+    features, weight, targets, bias = problem(SHAPES["blocks"], dtype)
+    bias = bias.astype(dtype)
+    targets[::3] = -1
+    features[0] = np.nan
+    z = features @ weight.T + bias
+    z = z if softcap is None else softcap * np.tanh(z / softcap)
+    options = {"ignore_index": -1, "softcap": softcap, "block_bytes": 16 * 70 * dtype().itemsize}
+    found = fs.linear_softmax_statistics(features, weight, targets, bias, **options)
+    expected = fs.label_statistics(z, targets, ignore_index=-1)
+    counts = targets >= 0
+    eps = np.finfo(dtype).eps
+    for name, value in found._asdict().items():
+        reference = getattr(expected, name)
+        assert value.dtype == reference.dtype
+        np.testing.assert_allclose(value[counts], reference[counts], rtol=50 * eps, atol=50 * eps)
+    np.testing.assert_array_equal(found.rank[~counts], -1)
+    np.testing.assert_array_equal(found.argmax[~counts], -1)
+    assert not found.entropy[~counts].any()
+    one = fs.linear_softmax_statistics(features[1], weight, targets[1], bias)
+    assert one.rank == found.rank[1] or softcap is not None
+    assert np.ndim(one.log_prob) == 0

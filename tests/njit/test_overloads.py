@@ -147,6 +147,14 @@ CALLS = {
         lambda s, d: (logits(s, d), labels(s), positive(s[:1], d)),
     ),
     "cross_entropy_hessian": (lambda x, y: fs.cross_entropy_hessian(x, y), lambda s, d: (logits(s, d), labels(s))),
+    "label_statistics": (
+        lambda x, y, t: fs.label_statistics(x, y, temperature=t, ignore_index=-7),
+        lambda s, d: (logits(s, d), spoiled(labels(s)), 0.7 if s[0] % 2 else 1.0),
+    ),
+    "label_statistics, axis 0": (
+        lambda x, y: fs.label_statistics(x, y, 0),
+        lambda s, d: (logits(s[::-1], d), labels(s)),
+    ),
     "squared_error, none": (
         lambda x, y: fs.squared_error(x, y, reduction="none"),
         lambda s, d: (logits(s, d), positive(s, d)),

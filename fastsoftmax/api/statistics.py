@@ -24,8 +24,7 @@ def label_statistics(
     Parameters
     ----------
     logits : array_like
-        z, of any shape with at least one axis. float32 and float64 are kept; float16 is computed in float32 and
-        returned as float16; integers and bools become float64.
+        z, of any shape with at least one axis; dtypes as for `cross_entropy`.
     labels : array_like
         Class indices of any integer dtype, of the shape of `logits` without `axis`.
     axis : int, default -1
@@ -33,15 +32,15 @@ def label_statistics(
     temperature : float, default 1.0
         T, by which the logits are divided.
     ignore_index : int, optional
-        Rows with this label, valid or not, have log-probability 0 and rank -1; their other numbers do not depend on
-        the label.
+        Rows with this label, valid or not, have log-probability 0 and rank -1; their other numbers do not depend
+        on the label.
 
     Returns
     -------
     LabelStatistics
         A named tuple of arrays with one number for each row: ``log_prob``, ``rank`` (int64), ``argmax`` (int64),
-        ``entropy`` and ``logsumexp``. The rank is the number of classes whose logit is strictly greater than that of
-        the label: 0 for a label that is as great as the greatest, and below k for a hit among the first k.
+        ``entropy`` and ``logsumexp``. The rank is the number of classes whose logit is strictly greater than that
+        of the label: 0 for a label that is as great as the greatest, and below k for a hit among the first k.
 
     Raises
     ------
@@ -60,8 +59,8 @@ def label_statistics(
 
     Notes
     -----
-    Of equal logits the first counts as the greatest. A row with NaN has the rank K and, as `numpy.argmax`, the place
-    of its first NaN; its other numbers are NaN. Without classes the greatest is -1.
+    Of equal logits the first counts as the greatest. A row with NaN has the rank K and, as `numpy.argmax`, the
+    place of its first NaN; its other numbers are NaN. Without classes the greatest is -1.
 
     The log-probability is within 4 ulp, the entropy within 6, the log-sum-exp within 2 where it does not cancel.
 
@@ -81,5 +80,6 @@ def label_statistics(
     """
     if backend := backend_for(logits, labels):
         options = {"temperature": temperature, "ignore_index": ignore_index}
-        return backend("label_statistics", logits, labels, axis=axis, out=None, **options)
+        found: LabelStatistics = backend("label_statistics", logits, labels, axis=axis, out=None, **options)
+        return found
     return statistics.label_statistics("label_statistics", logits, labels, axis, temperature, ignore_index)

@@ -37,7 +37,7 @@ from fastsoftmax.machine.entry import entry
 
 BLOCK_BYTES = 128 << 20
 """The default size of the workspace for logits."""
-ROWS = 2048
+ROWS = 4096
 """A block has at most so many rows: BLAS gains nothing from more, and a longer sum would lose digits."""
 SCRATCH_BYTES = 512 << 10
 """The size of a part of the weights' gradient that is added at a time, while it is in the cache."""
@@ -185,21 +185,33 @@ class Weights:
 
 
 class _Sum:
-    """A sum of matrices, one for each block of rows, which are added part by part."""
+    """A sum of matrices, one for each block of rows, added part by part; `single`: there is one block."""
 
-    def __init__(self, shape: tuple[int, int], dtype: Any) -> None:
-        wide = shape[0] * shape[1] * 8 <= WIDE_BYTES
+    def __init__(self, shape: tuple[int, int], dtype: Any, single: bool) -> None:
+        wide = shape[0] * shape[1] * 8 <= WIDE_BYTES and not single
         self.total = np.zeros(shape, np.float64 if wide else dtype)
         step = max(1, SCRATCH_BYTES // max(1, shape[1] * dtype.itemsize))
-        self.scratch = np.empty((min(step, max(shape[0], 1)), shape[1]), dtype)
+        self.scratch = None if single else np.empty((min(step, max(shape[0], 1)), shape[1]), dtype)
 
     def add(self, slopes: Array, features: Array, where: slice) -> None:
-        """Add ``slopes.T @ features`` to the rows `where`."""
+        """Add ``slopes[:, where].T @ features`` to the rows `where`."""
+        if self.scratch is None:
+            np.matmul(slopes[:, where].T, features, out=self.total[where])
+            return
         step = len(self.scratch)
         for k in range(where.start, where.stop, step):
             stop = min(k + step, where.stop)
-            part = np.matmul(slopes[:, k:stop].T, features, out=self.scratch[: stop - k])
-            self.total[k:stop] += part
+            self.total[k:stop] += np.matmul(slopes[:, k:stop].T, features, out=self.scratch[: stop - k])
+
+
+def _without_last_column(total: Array) -> Array:
+    """The matrix without its last column, contiguous, in the same memory."""
+    rows, width = total.shape[0], total.shape[1] - 1
+    flat = total.reshape(-1)
+    for k in range(0, rows, ROWS):
+        stop = min(k + ROWS, rows)
+        flat[k * width : stop * width] = total[k:stop, :width].ravel()
+    return flat[: rows * width].reshape(rows, width)
 
 
 def _finished(array: Array, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -256,7 +268,7 @@ def loss(
     with_bias = "bias" in wanted
     # A column of ones makes the sum over the rows, which is the gradient of the bias, a part of the same product.
     columns = (width if "weight" in wanted else 0) + with_bias
-    sums = _Sum((linear.classes, columns), dtype) if columns else None
+    sums = _Sum((linear.classes, columns), dtype, linear.count <= logits.step) if columns else None
     for start in logits.starts():
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         block = linear.block(where)
@@ -275,11 +287,12 @@ def loss(
     gradients: list[Any] = [None, None, None]
     if slopes is not None:
         gradients[0] = _finished(slopes, linear.features.shape, _returned(linear.features))
-    if sums is not None and "weight" in wanted:
-        gradients[1] = _finished(sums.total[:, :width], linear.weight.shape, _returned(linear.weight))
     if sums is not None and with_bias:
         assert linear.bias is not None
-        gradients[2] = _finished(sums.total[:, -1], linear.bias.shape, _returned(linear.bias))
+        gradients[2] = _finished(sums.total[:, -1].copy(), linear.bias.shape, _returned(linear.bias))
+    if sums is not None and "weight" in wanted:
+        total = _without_last_column(sums.total) if with_bias else sums.total
+        gradients[1] = _finished(total, linear.weight.shape, _returned(linear.weight))
     return value, LinearGradients(*gradients)
 
 

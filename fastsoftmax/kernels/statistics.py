@@ -1,12 +1,12 @@
-r"""What is asked of a row with a label: log-probability, rank, greatest class, entropy, log-sum-exp, in one pass.
+r"""What is asked of rows with labels: log-probability, rank, greatest class, entropy, log-sum-exp, in one pass.
 
 With d_k = (m - x_k)/T, the terms e_k = exp(-d_k) and s' as in `traversal.others`:
 
     log p_y = -d_y - log(1 + s'),  H = log(1 + s') + (sum_k e_k d_k)/(sum_k e_k),  lse = m/T + log(1 + s')
 
 The sums are those of `traversal.statistics` and one more, in the same loop: computing the exponentials again for
-the entropy, as `entropy` does, would take as long as all the rest. The rank is the number of classes whose logit is
-greater than that of the label.
+the entropy, as `entropy` does, would take as long as all the rest. The rank is the number of classes whose logit
+is greater than that of the label.
 """
 
 from typing import Any, NamedTuple

@@ -86,6 +86,7 @@ def test_every_option(shape):
             assert gradients.bias is None
         else:
             near(gradients.bias, expected[3], 100 * EPS)
+        assert gradients.weight.flags.c_contiguous
         alone = fs.linear_cross_entropy(*operands, bias, block_bytes=block_bytes, **options)
         np.testing.assert_array_equal(alone, loss)
 

@@ -13,7 +13,12 @@ from fastsoftmax.api.derivatives import (
     softmax_vjp,
 )
 from fastsoftmax.api.entropy import softmax_entropy, softmax_entropy_with_grad
-from fastsoftmax.api.linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_softmax_statistics
+from fastsoftmax.api.linear import (
+    linear_cross_entropy,
+    linear_cross_entropy_hvp,
+    linear_cross_entropy_with_grad,
+    linear_softmax_statistics,
+)
 from fastsoftmax.api.losses import (
     cross_entropy,
     cross_entropy_grad,
@@ -49,6 +54,7 @@ __all__ = [
     "cross_entropy_with_grad",
     "label_statistics",
     "linear_cross_entropy",
+    "linear_cross_entropy_hvp",
     "linear_cross_entropy_with_grad",
     "linear_softmax_statistics",
     "log_softmax",

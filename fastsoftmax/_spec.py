@@ -118,6 +118,7 @@ _JACOBIAN = ("derivatives", "derivatives", "jacobian", _X, (SQUARE,))
 _PRODUCT = ("derivatives", "derivatives", "product")
 _JVP, _VJP = (*_PRODUCT, (LOGITS, TANGENT), (LIKE,)), (*_PRODUCT, (LOGITS, COTANGENT), (LIKE,))
 _LINEAR = ("linear", "linear", "linear", (FEATURES, WEIGHT, LABELS))
+_PRODUCT_KERNEL = "derivatives.softmax_product"
 _RAGGED = ("segments", "segments")
 _OUT = ("", "out=")
 
@@ -180,6 +181,7 @@ FUNCTIONS = {
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
         Function("linear_cross_entropy", *_LINEAR, (LOSS,), "losses.cross_entropy"),
         Function("linear_cross_entropy_with_grad", *_LINEAR, (LOSS, GRADIENTS), "losses.cross_entropy"),
+        Function("linear_cross_entropy_hvp", *_LINEAR[:3], (*_LINEAR[3], TANGENT), (GRADIENTS,), _PRODUCT_KERNEL),
         Function("linear_softmax_statistics", *_LINEAR, (ROWS,) * 5, "statistics.label_statistics"),
         _ragged("segment_softmax", (), (LIKE,)),
         _ragged("segment_log_softmax", (), (LIKE,)),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, loss, statistics
+from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, hessian_product, loss, statistics
 from fastsoftmax.arrays.options import MEAN, NO_Z_LOSS, UNSMOOTHED, LossOptions
 from fastsoftmax.arrays.statistics import LabelStatistics
 
@@ -180,6 +180,82 @@ def linear_cross_entropy_with_grad(
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
     function = "linear_cross_entropy_with_grad"
     return loss(function, features, weight, targets, bias, options, block_bytes, wrt, skip)
+
+
+def linear_cross_entropy_hvp(
+    features: Any,
+    weight: Any,
+    targets: Any,
+    tangent: Any,
+    bias: Any = None,
+    tangent_bias: Any = None,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = UNSMOOTHED,
+    z_loss: float = NO_Z_LOSS,
+    softcap: float | None = None,
+    reduction: str = MEAN,
+    block_bytes: int = BLOCK_BYTES,
+) -> LinearGradients:
+    r"""Hessian-vector product of `linear_cross_entropy` with respect to weight and bias.
+
+    With the tangents t = V x + c of the logits of a row and the Hessian H of its loss (`cross_entropy_hvp`):
+
+    .. math:: u_n = H_n (V x_n + c), \qquad \sum_n u_n x_n^\top, \qquad \sum_n u_n
+
+    Parameters
+    ----------
+    features, weight, targets
+        As for `linear_cross_entropy`.
+    tangent : array_like
+        V, of the shape of `weight`.
+    bias, tangent_bias : array_like, optional
+        b and c, of shape (K,). None stands for zeros.
+    class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap
+        As for `cross_entropy` with class indices.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        The reduction of the loss; "sum" and "none" have the same Hessian.
+    block_bytes : int, default 128 MiB
+        The size of the workspace, half of it for logits and half for their tangents; at least one row of each.
+
+    Returns
+    -------
+    LinearGradients
+        A named tuple (None, weight, bias): the product, in the shapes and dtypes of the arguments; None for the
+        bias if neither `bias` nor `tangent_bias` is passed.
+
+    Raises
+    ------
+    ValueError, TypeError, IndexError
+        As `linear_cross_entropy`, and for tangents of another shape.
+
+    See Also
+    --------
+    linear_cross_entropy_with_grad, cross_entropy_hvp
+
+    Notes
+    -----
+    It takes three products of matrices. Newton's method with conjugate gradients needs no more of the Hessian.
+
+    References
+    ----------
+    D. Boehning, Multinomial logistic regression algorithm, Annals of the Institute of Statistical Mathematics
+    44(1), 1992, doi:10.1007/BF00048682.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> weight, tangent = np.zeros((2, 1)), np.array([[1.0], [0.0]])
+    >>> fs.linear_cross_entropy_hvp(np.ones((1, 1)), weight, np.array([0]), tangent).weight
+    array([[ 0.25],
+           [-0.25]])
+    """
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
+    arguments = (features, weight, targets, tangent, bias, tangent_bias, options, block_bytes)
+    return hessian_product("linear_cross_entropy_hvp", *arguments)
 
 
 def linear_softmax_statistics(

@@ -391,3 +391,54 @@ def test_statistics(dtype, softcap):
     one = fs.linear_softmax_statistics(features[1], weight, targets[1], bias)
     assert one.rank == found.rank[1] or softcap is not None
     assert np.ndim(one.log_prob) == 0
+
+
+@pytest.mark.parametrize("shape", ["small", "blocks", "batch"])
+def test_hessian_products(shape):
+    """Those of dense logits, with all combinations of options."""
+    shape = SHAPES[shape]
+    rng = np.random.default_rng(5)
+    tangent, tangent_bias = rng.normal(size=shape[:0:-1]), rng.normal(size=shape[2])
+    for case in grid():
+        (x, w, y), bias, options = arguments(case, shape)
+        along = tangent_bias if bias is not None else None
+        z = x @ w.T + (0 if bias is None else bias)
+        t = x @ tangent.T + (0 if along is None else along)
+        u = fs.cross_entropy_hvp(z, y, t, **options).reshape(-1, shape[2])
+        found = fs.linear_cross_entropy_hvp(
+            x, w, y, tangent, bias, along, block_bytes=32 * shape[2] * 8, **options
+        )
+        assert found.features is None
+        near(found.weight, u.T @ x.reshape(-1, shape[1]), 200 * EPS)
+        if bias is None:
+            assert found.bias is None
+        else:
+            near(found.bias, u.sum(0), 200 * EPS)
+
+
+def test_hessian_products_by_differences():
+    """Central differences of the gradient; the Hessian is symmetric."""
+    features, weight, targets, bias = problem(SHAPES["blocks"])
+    rng = np.random.default_rng(2)
+    (u, v), (b, c), step = rng.normal(size=(2, *weight.shape)), rng.normal(size=(2, len(bias))), 1e-5
+    options = {"z_loss": 0.02, "softcap": 6.0, "sample_weight": rng.uniform(0.5, 2, 100)}
+    found = fs.linear_cross_entropy_hvp(features, weight, targets, v, bias, c, **options)
+    up, down = (
+        fs.linear_cross_entropy_with_grad(features, weight + s * v, targets, bias + s * c, **options)[1]
+        for s in (step, -step)
+    )
+    near(found.weight, (up.weight - down.weight) / (2 * step), 1e-8)
+    near(found.bias, (up.bias - down.bias) / (2 * step), 1e-8)
+    other = fs.linear_cross_entropy_hvp(features, weight, targets, u, bias, b, **options)
+    forth = (found.weight * u).sum() + (found.bias * b).sum()
+    assert forth == pytest.approx((other.weight * v).sum() + (other.bias * c).sum(), rel=1e-10)
+
+
+def test_errors_of_tangents():
+    features, weight, targets, bias = problem(SHAPES["small"])
+    for operands, words in (
+        ((weight[1:],), r"tangent has shape \(6, 5\), expected \(7, 5\)"),
+        ((weight, bias, bias[1:]), r"tangent_bias has shape \(6,\), expected \(7,\)"),
+    ):
+        with pytest.raises(ValueError, match="linear_cross_entropy_hvp: " + words):
+            fs.linear_cross_entropy_hvp(features, weight, targets, *operands)

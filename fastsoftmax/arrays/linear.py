@@ -299,6 +299,8 @@ def loss(
 
 def _wanted(function: str, wrt: Any, bias: Any) -> tuple[str, ...]:
     """The names in `wrt`, without the bias if there is none."""
+    if not isinstance(wrt, (str, tuple, list, set, frozenset)):
+        raise TypeError(f"{named(function, 'wrt')} must be a sequence of names, got {wrt!r}")
     names = (wrt,) if isinstance(wrt, str) else tuple(wrt)
     for name in names:
         if name not in WRT:

@@ -336,6 +336,7 @@ def test_errors():
             (features, weight, targets),
             {"wrt": ["logits"]},
         ),
+        (TypeError, "wrt must be a sequence of names, got None", (features, weight, targets), {"wrt": None}),
         (ValueError, "block_bytes must be at least 1, got 0", (features, weight, targets), {"block_bytes": 0}),
         (TypeError, "block_bytes must be an integer, got 1.5", (features, weight, targets), {"block_bytes": 1.5}),
         (ValueError, "reduction must be one of", (features, weight, targets), {"reduction": "max"}),

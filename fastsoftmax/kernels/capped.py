@@ -141,19 +141,22 @@ def _through(value: Any, slope: Any, cap: Any) -> Any:
 
 
 @inline
-def _slope_rows(x: Any, slope: Any, y: Any, at: int, count: int, cap: Any) -> None:
-    """Store derivatives with respect to the capped logits, times s, in y from `at` on; y may be x."""
+def _slope_rows(x: Any, at: int, slope: Any, y: Any, to: int, count: int, cap: Any) -> None:
+    """Store derivatives with respect to the capped logits (those of x from `at` on), times s, in y from `to` on.
+
+    y may be x, or `slope`.
+    """
     step = lane_count(x)
     full = count // step * step
     if cap == INF:
-        _copy_rows(slope, 0, count, y, at)
+        _copy_rows(slope, 0, count, y, to)
         return
     for k in range(0, full, step):
-        store(y, at + k, _through(load(x, at + k), load(slope, k), cap))
+        store(y, to + k, _through(load(x, at + k), load(slope, k), cap))
     if full < count:
         value = load_part(x, at + full, count - full, number(x, 0.0))
         last = load_part(slope, full, count - full, number(x, 0.0))
-        store_part(y, at + full, count - full, _through(value, last, cap))
+        store_part(y, to + full, count - full, _through(value, last, cap))
 
 
 @inline
@@ -209,7 +212,7 @@ def cross_entropy(
         part, losses = behind(v, first * classes), after(results, first)
         traverse(soft_cross_entropy_block, 0, count, shape, nothing, z, part, slope, losses, options)
         if y is not None:
-            _slope_rows(data, z, grad, first * classes, count * classes, cap)
+            _slope_rows(data, first * classes, z, grad, first * classes, count * classes, cap)
 
 
 # --- second derivatives ---------------------------------------------------------------------------------------
@@ -294,6 +297,62 @@ def _bent_diagonal(value: Any, h: Any, g: Any, cap: Any) -> Any:
 
 
 @inline
+def _tangent_rows(x: Any, v: Any, at: int, count: int, cap: Any, w: Any) -> None:
+    """Store the tangents of the capped logits, s v, in w."""
+    step = lane_count(x)
+    full = count // step * step
+    if cap == INF:
+        _copy_rows(v, at, count, w, 0)
+        return
+    for k in range(0, full, step):
+        slope = _falling(load(x, at + k), cap)
+        store(w, k, spared(slope, slope * load(v, at + k)))
+    if full < count:
+        slope = _falling(load_part(x, at + full, count - full, number(x, 0.0)), cap)
+        last = load_part(v, at + full, count - full, number(x, 0.0))
+        store_part(w, full, count - full, spared(slope, slope * last))
+
+
+@inline
+def _add_rows(h: Any, g: Any, count: int) -> None:
+    """h += g."""
+    step = lane_count(h)
+    full = count // step * step
+    for k in range(0, full, step):
+        store(h, k, load(h, k) + load(g, k))
+    if full < count:
+        more = load_part(g, full, count - full, number(h, 0.0))
+        store_part(h, full, count - full, load_part(h, full, count - full, number(h, 0.0)) + more)
+
+
+@inline
+def _bent_rows(x: Any, v: Any, h: Any, g: Any, at: int, count: int, cap: Any, y: Any) -> None:
+    """Store the `_bent` products in y from `at` on, which may be x or v."""
+    step = lane_count(x)
+    full = count // step * step
+    for k in range(0, full, step):
+        store(y, at + k, _bent(load(x, at + k), load(h, k), load(g, k), load(v, at + k), cap))
+    if full < count:
+        rest, zero = count - full, number(x, 0.0)
+        value, vector = load_part(x, at + full, rest, zero), load_part(v, at + full, rest, zero)
+        bent = _bent(value, load_part(h, full, rest, zero), load_part(g, full, rest, zero), vector, cap)
+        store_part(y, at + full, rest, bent)
+
+
+@inline
+def _bent_diagonals(x: Any, h: Any, g: Any, at: int, count: int, cap: Any) -> None:
+    """Replace the diagonals with respect to z in h by those with respect to the logits, x from `at` on."""
+    step = lane_count(x)
+    full = count // step * step
+    for k in range(0, full, step):
+        store(h, k, _bent_diagonal(load(x, at + k), load(h, k), load(g, k), cap))
+    if full < count:
+        rest, zero = count - full, number(x, 0.0)
+        value, slope = load_part(x, at + full, rest, zero), load_part(g, full, rest, zero)
+        store_part(h, full, rest, _bent_diagonal(value, load_part(h, full, rest, zero), slope, cap))
+
+
+@inline
 def _gradient(
     z: Any, v: Any, g: Any, losses: Any, first: int, count: int, classes: int, nothing: Any, options: Any
 ) -> None:
@@ -341,35 +400,31 @@ def product(
         count, at = min(step, stop - first), first * classes
         length, shape = count * classes, (count, classes, 1)
         _cap_rows(data, at, length, cap, z)
-        if cap < INF:
-            for k in range(length):
-                slope = _falling(load_scalar(data, at + k), cap)
-                store_scalar(w, k, spared(slope, slope * load_scalar(direction, at + k)))
-        else:
-            _copy_rows(direction, at, length, w, 0)
+        _tangent_rows(data, direction, at, length, cap, w)
         curve = CurveOptions(_rows_from(memory(factors), first), _rows_from(heavy, first), twice)
         traverse(product_block, 0, count, shape, nothing, z, w, h, None, curve)
         if z_loss > 0:
             traverse(mean_block, 0, count, shape, nothing, z, w, g, None, curve)
-            for k in range(length):
-                store_scalar(h, k, load_scalar(h, k) + load_scalar(g, k))
+            _add_rows(h, g, length)
         if cap < INF:
             _gradient(z, v, g, losses, first, count, classes, nothing, options)
-            for k in range(length):
-                value = load_scalar(data, at + k)
-                bent = _bent(value, load_scalar(h, k), load_scalar(g, k), load_scalar(direction, at + k), cap)
-                store_scalar(result, at + k, bent)
+            _bent_rows(data, direction, h, g, at, length, cap, result)
         else:
-            _slope_rows(data, h, result, at, length, cap)
+            _slope_rows(data, at, h, result, at, length, cap)
 
 
 @inline
 def _outer_row(y: Any, at: int, p: Any, diagonal: Any, begin: int, classes: int, factor: Any) -> None:
     """Store the matrix factor p p^T with this diagonal in y from `at` on; p and the diagonal begin at `begin`."""
+    step = lane_count(y)
+    full = classes // step * step
     for i in range(classes):
         here, one = at + i * classes, load_scalar(p, begin + i)
-        for j in range(classes):
-            store_scalar(y, here + j, spared(factor, factor * (one * load_scalar(p, begin + j))))
+        for j in range(0, full, step):
+            store(y, here + j, spared(factor, factor * (one * load(p, begin + j))))
+        if full < classes:
+            last = load_part(p, begin + full, classes - full, number(y, 0.0))
+            store_part(y, here + full, classes - full, spared(factor, factor * (one * last)))
         store_scalar(y, here + i, load_scalar(diagonal, begin + i))
 
 
@@ -417,11 +472,9 @@ def variance(
         curve = CurveOptions(_rows_from(memory(factors), first), _rows_from(heavy, first), twice)
         traverse(variance_block, 0, count, shape, nothing, z, None, h, sums, curve, keep=True)
         if cap < INF:
-            for k in range(length):
-                value = load_scalar(data, at + k)
-                store_scalar(h, k, _bent_diagonal(value, load_scalar(h, k), load_scalar(g, k), cap))
-                if whole:
-                    store_scalar(p, k, _through(value, load_scalar(p, k), cap))
+            _bent_diagonals(data, h, g, at, length, cap)
+            if whole:
+                _slope_rows(data, at, p, p, 0, length, cap)
         if whole:
             for row in range(count):
                 place, factor = (at + row * classes) * classes, load_scalar(sums, row)

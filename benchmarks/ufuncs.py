@@ -54,6 +54,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "softplus": njit(lambda x: max(x, 0) + np.log1p(np.exp(-abs(x)))),
     "logaddexp": njit(lambda x, y: max(x, y) + np.log1p(np.exp(-abs(x - y)))),
     "xlogy": njit(lambda x, y: x * np.log(y) if x != 0 else 0 * x),
+    "tanh": njit(lambda x: np.tanh(x)),
     "entr": njit(lambda x: -x * np.log(x) if x > 0 else 0 * x),
 }
 

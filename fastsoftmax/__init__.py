@@ -13,6 +13,12 @@ from fastsoftmax.api.derivatives import (
     softmax_vjp,
 )
 from fastsoftmax.api.entropy import softmax_entropy, softmax_entropy_with_grad
+from fastsoftmax.api.linear import (
+    linear_cross_entropy,
+    linear_cross_entropy_hvp,
+    linear_cross_entropy_with_grad,
+    linear_softmax_statistics,
+)
 from fastsoftmax.api.losses import (
     cross_entropy,
     cross_entropy_grad,
@@ -33,6 +39,7 @@ from fastsoftmax.api.segments import (
     segment_softmax_jvp,
     segment_softmax_vjp,
 )
+from fastsoftmax.api.statistics import label_statistics
 from fastsoftmax.arrays.lazy import register as _register
 from fastsoftmax.arrays.threads import threads
 
@@ -45,6 +52,11 @@ __all__ = [
     "cross_entropy_hessian_diag",
     "cross_entropy_hvp",
     "cross_entropy_with_grad",
+    "label_statistics",
+    "linear_cross_entropy",
+    "linear_cross_entropy_hvp",
+    "linear_cross_entropy_with_grad",
+    "linear_softmax_statistics",
     "log_softmax",
     "log_softmax_jacobian",
     "log_softmax_jvp",
@@ -90,6 +102,7 @@ log_expit: _Any
 logaddexp: _Any
 logit: _Any
 softplus: _Any
+tanh: _Any
 xlogy: _Any
 
 

@@ -12,18 +12,21 @@ family
 operands
     The roles of the positional arrays: ``logits``; ``tangent`` and ``cotangent``, of the shape of the logits;
     ``labels`` (one class index for each row); ``distributions`` (of the shape of the logits); ``targets`` (labels
-    or distributions); ``indptr``; and ``positions`` (labels counted from the beginning of a segment).
+    or distributions); ``indptr``; and ``positions`` (labels counted from the beginning of a segment). Functions of
+    products have ``features`` and ``weight`` instead of logits.
 result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
-    row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. Two entries are a tuple.
+    row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. ``gradients``: a named
+    tuple, with a gradient for each argument. Several entries are a tuple.
 """
 
 from typing import NamedTuple
 
-LIKE, ROWS, SQUARE, LOSS = "like", "rows", "square", "loss"
+LIKE, ROWS, SQUARE, LOSS, GRADIENTS = "like", "rows", "square", "loss", "gradients"
 LOGITS, TANGENT, COTANGENT = "logits", "tangent", "cotangent"
 TARGETS, LABELS, DISTRIBUTIONS = "targets", "labels", "distributions"
 INDPTR, POSITIONS = "indptr", "positions"
+FEATURES, WEIGHT = "features", "weight"
 
 
 class Group(NamedTuple):
@@ -60,9 +63,16 @@ class Function(NamedTuple):
         return INDPTR in self.operands
 
     @property
+    def of_products(self) -> bool:
+        """Whether it takes features and weights instead of logits: then it needs BLAS, and arrays in memory."""
+        return FEATURES in self.operands
+
+    @property
     def command(self) -> str | None:
-        """Its name for ``fastsoftmax run``; None for ragged functions and gradients, which are options there."""
-        return None if self.is_ragged or self.name.endswith("_grad") else self.name.replace("_", "-")
+        """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
+        if self.is_ragged or self.of_products or self.family == "statistics" or self.name.endswith("_grad"):
+            return None
+        return self.name.replace("_", "-")
 
 
 GROUPS = {
@@ -80,12 +90,24 @@ GROUPS = {
         "Cross-entropy",
         "losses",
         "for class indices of any integer dtype, or a distribution for each row, with `class_weight=`, "
-        "`sample_weight=`, `ignore_index=`, `label_smoothing=`, `reduction=`; first and second derivatives",
+        "`sample_weight=`, `ignore_index=`, `label_smoothing=`, `z_loss=`, `softcap=`, `reduction=`; first and "
+        "second derivatives",
+    ),
+    "statistics": Group(
+        "Statistics",
+        "losses",
+        "log-probability and rank of the label, greatest class, entropy and log-sum-exp of each row, in one pass",
     ),
     "squared error": Group(
         "Squared error",
         "losses",
         "half the squared distance of the probabilities from the targets, with `sample_weight=` and `reduction=`",
+    ),
+    "linear": Group(
+        "Linear cross-entropy",
+        "losses",
+        "of `features @ weight.T + bias`, without ever holding these logits, and its gradients; options of "
+        "`cross_entropy`",
     ),
     "segments": Group("Ragged rows", "segments", "of rows of unequal length, in CSR form"),
 }
@@ -95,6 +117,8 @@ _FORWARD = ("activations", "activations", "forward", _X, (LIKE,))
 _JACOBIAN = ("derivatives", "derivatives", "jacobian", _X, (SQUARE,))
 _PRODUCT = ("derivatives", "derivatives", "product")
 _JVP, _VJP = (*_PRODUCT, (LOGITS, TANGENT), (LIKE,)), (*_PRODUCT, (LOGITS, COTANGENT), (LIKE,))
+_LINEAR = ("linear", "linear", "linear", (FEATURES, WEIGHT, LABELS))
+_PRODUCT_KERNEL = "derivatives.softmax_product"
 _RAGGED = ("segments", "segments")
 _OUT = ("", "out=")
 
@@ -144,7 +168,21 @@ FUNCTIONS = {
         _curvature("cross_entropy_hvp", "softmax_product", TANGENT),
         _curvature("cross_entropy_hessian_diag", "softmax_variance"),
         _curvature("cross_entropy_hessian", "softmax_jacobian", result=SQUARE),
+        Function(
+            "label_statistics",
+            "statistics",
+            "statistics",
+            "statistics",
+            (LOGITS, LABELS),
+            (ROWS,) * 5,
+            "statistics.label_statistics",
+            bench=("",),
+        ),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
+        Function("linear_cross_entropy", *_LINEAR, (LOSS,), "losses.cross_entropy"),
+        Function("linear_cross_entropy_with_grad", *_LINEAR, (LOSS, GRADIENTS), "losses.cross_entropy"),
+        Function("linear_cross_entropy_hvp", *_LINEAR[:3], (*_LINEAR[3], TANGENT), (GRADIENTS,), _PRODUCT_KERNEL),
+        Function("linear_softmax_statistics", *_LINEAR, (ROWS,) * 5, "statistics.label_statistics"),
         _ragged("segment_softmax", (), (LIKE,)),
         _ragged("segment_log_softmax", (), (LIKE,)),
         _ragged("segment_logsumexp", (), (ROWS,)),

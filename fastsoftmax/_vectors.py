@@ -19,3 +19,8 @@ COLUMNS = 5
 
 BINARY = ("logaddexp", "xlogy", "rel_entr")
 """The ufuncs of two numbers."""
+
+CAPPED = 1 << 14
+"""So many logits of several rows are capped at a time (`kernels.capped`); longer rows one by one."""
+CURVE_PARTS = 5
+"""The parts of the working memory for second derivatives there, each for so many logits."""

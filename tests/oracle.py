@@ -317,6 +317,29 @@ def shares(target, classes, class_weight=None, label_smoothing=0.0):
     return mixed if class_weight is None else exact(class_weight) * mixed
 
 
+def regularized(row, share, z_loss=0.0, softcap=None):
+    """The loss of one row with a z-loss and capped logits, its gradient and its Hessian.
+
+    L = sum_j share_j (lse - z_j) + r lse**2 with z = c tanh(a/c). By the chain rule, through dz/da = 1 - tanh**2
+    and d2z/da2 = -2 tanh (1 - tanh**2)/c.
+    """
+    with mp.workdps(digits(row)):
+        a, r = exact(row), mp.mpf(float(z_loss))
+        z, first, second = a, np.full(len(a), mp.mpf(1), object), np.full(len(a), mp.mpf(0), object)
+        if softcap is not None:
+            c = mp.mpf(float(softcap))
+            t = np.array([mp.tanh(value / c) for value in a], object)
+            z, first, second = c * t, 1 - t**2, -2 * t * (1 - t**2) / c
+        exps = np.array([mp.exp(value) for value in z], object)
+        total = mp.fsum(exps)
+        p, lse = exps / total, mp.log(total)
+        slope = (mp.fsum(share) + 2 * r * lse) * p - share
+        jacobian = np.diag(p) - np.outer(p, p)
+        hessian = (mp.fsum(share) + 2 * r * lse) * jacobian + 2 * r * np.outer(p, p)
+        loss = mp.fsum(s * (lse - value) for s, value in zip(share, z, strict=True) if s != 0) + r * lse**2
+        return loss, first * slope, np.outer(first, first) * hessian + np.diag(second * slope)
+
+
 class CrossEntropy:
     """The loss of N rows (N, K) with all options, and its derivatives, as object arrays of mpf.
 

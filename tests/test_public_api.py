@@ -14,10 +14,25 @@ pytestmark = pytest.mark.smoke
 
 ROOT = Path(__file__).parents[1]
 
-OPTIONS = "class_weight=None, sample_weight=None, ignore_index=None, label_smoothing=0.0, reduction='mean'"
+OPTIONS = (
+    "class_weight=None, sample_weight=None, ignore_index=None, label_smoothing=0.0, z_loss=0.0, softcap=None, "
+    "reduction='mean'"
+)
+LINEAR = f"(features, weight, targets, bias=None, *, {OPTIONS}"
 SEGMENT_OPTIONS = "sample_weight=None, ignore_index=None, reduction='mean'"
 # By hand: what users rely on. Everything else about a function follows from its signature.
 SIGNATURES = {
+    "linear_cross_entropy_hvp": (
+        f"(features, weight, targets, tangent, bias=None, tangent_bias=None, *, {OPTIONS}, block_bytes=134217728)"
+    ),
+    "linear_softmax_statistics": (
+        "(features, weight, targets, bias=None, *, ignore_index=None, softcap=None, block_bytes=134217728)"
+    ),
+    "label_statistics": "(logits, labels, axis=-1, *, temperature=1.0, ignore_index=None)",
+    "linear_cross_entropy": f"{LINEAR}, block_bytes=134217728)",
+    "linear_cross_entropy_with_grad": (
+        f"{LINEAR}, wrt=('features', 'weight', 'bias'), skip=False, block_bytes=134217728)"
+    ),
     "softmax": "(x, axis=-1, *, where=None, temperature=1.0, out=None)",
     "log_softmax": "(x, axis=-1, *, where=None, temperature=1.0, out=None)",
     "logsumexp": "(x, axis=-1, *, where=None, keepdims=False, out=None)",

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastsoftmax.arrays.blocks import LAST
 from fastsoftmax.arrays.losses import curvature, loss, small_cross_entropy
-from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions
+from fastsoftmax.arrays.options import MEAN, NO_Z_LOSS, UNSMOOTHED, LossOptions
 
 
 def cross_entropy(
@@ -16,6 +16,8 @@ def cross_entropy(
     sample_weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = UNSMOOTHED,
+    z_loss: float = NO_Z_LOSS,
+    softcap: float | None = None,
     reduction: str = MEAN,
 ) -> Any:
     r"""Cross-entropy of softmax(logits) against class indices or distributions.
@@ -41,6 +43,11 @@ def cross_entropy(
         Rows with this class index, valid or not, have no influence, whatever their logits. Not for distributions.
     label_smoothing : float, default 0.0
         From 0 to 1: the share of the uniform distribution that is mixed into every target.
+    z_loss : float, default 0.0
+        The factor of the square of the log-sum-exp of each row, which is added to its loss. `class_weight` does
+        not enter this term; `sample_weight` and `reduction` do.
+    softcap : float, optional
+        c: the logits are first replaced by c tanh(logits/c). This makes -c of -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean over all rows, their sum, or the loss of each row. With class indices and weights, the sum is
         divided by the sum of the weights of the rows that count (nan if that is 0), and a common power of two of
@@ -71,9 +78,17 @@ def cross_entropy(
     The loss of a row is within 4 ulp, also for a confident row, whose loss is tiny. A class with target 0 and
     logit -inf adds 0. The logits are read once and nothing of their size is allocated.
 
+    With `softcap`, these bounds hold for the capped logits, which are within 3 ulp and are rounded to the dtype of
+    the computation. With `z_loss` or `softcap`, every thread needs memory for one row, or some rows of up to 64 kB
+    (float32), and an array whose classes are not last in memory is copied.
+
     References
     ----------
     C. M. Bishop, Pattern Recognition and Machine Learning, 2006, section 4.3.4.
+
+    Gemma Team, Gemma 2: Improving Open Language Models at a Practical Size, 2024, arXiv:2408.00118 (`softcap`).
+    A. Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022, arXiv:2204.02311, section 5
+    (`z_loss`).
 
     Examples
     --------
@@ -86,11 +101,22 @@ def cross_entropy(
     array([0.40760596, 1.09861229])
     """
     small = small_cross_entropy(
-        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction, None, False
+        logits,
+        targets,
+        axis,
+        class_weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        z_loss,
+        softcap,
+        None,
+        False,
     )
     if small is not None:
         return small[0]
-    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
     return loss("cross_entropy", logits, targets, axis, options)
 
 
@@ -103,6 +129,8 @@ def cross_entropy_grad(
     sample_weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = UNSMOOTHED,
+    z_loss: float = NO_Z_LOSS,
+    softcap: float | None = None,
     reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
@@ -114,7 +142,7 @@ def cross_entropy_grad(
 
     Parameters
     ----------
-    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap
         As for `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
         The reduction of the loss; "sum" and "none" have the same gradient.
@@ -155,11 +183,22 @@ def cross_entropy_grad(
     array([[-1.92874985e-22,  1.92874985e-22]])
     """
     small = small_cross_entropy(
-        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction, out, True
+        logits,
+        targets,
+        axis,
+        class_weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        z_loss,
+        softcap,
+        out,
+        True,
     )
     if small is not None:
         return small[1]
-    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
     return loss("cross_entropy_grad", logits, targets, axis, options, out)
 
 
@@ -172,6 +211,8 @@ def cross_entropy_with_grad(
     sample_weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = UNSMOOTHED,
+    z_loss: float = NO_Z_LOSS,
+    softcap: float | None = None,
     reduction: str = MEAN,
     out: Any = None,
 ) -> tuple[Any, Any]:
@@ -179,7 +220,7 @@ def cross_entropy_with_grad(
 
     Parameters
     ----------
-    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, reduction
         As for `cross_entropy`.
     out : ndarray, optional
         Where to put the gradient: of its shape and dtype. May be `logits` itself.
@@ -211,10 +252,23 @@ def cross_entropy_with_grad(
     array([[ 0.25, -0.75,  0.25,  0.25]])
     """
     both = small_cross_entropy(
-        logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, reduction, out, True
+        logits,
+        targets,
+        axis,
+        class_weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        z_loss,
+        softcap,
+        out,
+        True,
     )
     if both is None:
-        options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+        options = LossOptions(
+            class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap
+        )
         both = loss("cross_entropy_with_grad", logits, targets, axis, options, out)
     return both
 
@@ -229,6 +283,8 @@ def cross_entropy_hvp(
     sample_weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = UNSMOOTHED,
+    z_loss: float = NO_Z_LOSS,
+    softcap: float | None = None,
     reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
@@ -245,7 +301,7 @@ def cross_entropy_hvp(
         As for `cross_entropy`.
     tangent : array_like
         v, of the shape of `logits`. A wider float dtype than that of `logits` widens the result.
-    axis, class_weight, sample_weight, ignore_index, label_smoothing
+    axis, class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap
         As for `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
         The reduction of the loss; "sum" and "none" have the same Hessian.
@@ -283,7 +339,7 @@ def cross_entropy_hvp(
     >>> fs.cross_entropy_hvp(np.zeros((1, 2)), np.array([0]), np.array([[1.0, 0.0]]))
     array([[ 0.25, -0.25]])
     """
-    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
     return curvature("cross_entropy_hvp", logits, targets, tangent, axis, options, out)
 
 
@@ -296,6 +352,8 @@ def cross_entropy_hessian_diag(
     sample_weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = UNSMOOTHED,
+    z_loss: float = NO_Z_LOSS,
+    softcap: float | None = None,
     reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
@@ -305,7 +363,7 @@ def cross_entropy_hessian_diag(
 
     Parameters
     ----------
-    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap
         As for `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
         The reduction of the loss; "sum" and "none" have the same Hessian.
@@ -342,7 +400,7 @@ def cross_entropy_hessian_diag(
     >>> fs.cross_entropy_hessian_diag(np.zeros((1, 2)), np.array([0]))
     array([[0.25, 0.25]])
     """
-    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
     return curvature("cross_entropy_hessian_diag", logits, targets, None, axis, options, out)
 
 
@@ -355,6 +413,8 @@ def cross_entropy_hessian(
     sample_weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = UNSMOOTHED,
+    z_loss: float = NO_Z_LOSS,
+    softcap: float | None = None,
     reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
@@ -364,7 +424,7 @@ def cross_entropy_hessian(
 
     Parameters
     ----------
-    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap
         As for `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
         The reduction of the loss; "sum" and "none" have the same Hessian.
@@ -402,7 +462,7 @@ def cross_entropy_hessian(
     array([[[ 0.25, -0.25],
             [-0.25,  0.25]]])
     """
-    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction)
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
     return curvature("cross_entropy_hessian", logits, targets, None, axis, options, out)
 
 

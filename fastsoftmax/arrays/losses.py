@@ -5,11 +5,13 @@ targets they take and what they return. Files and Dask use `loss_rows` and `curv
 calls gets some of the rows of a mean, and its divisor.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, SQUARE
+from fastsoftmax._vectors import CAPPED, CURVE_PARTS
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
@@ -22,7 +24,16 @@ from fastsoftmax.arrays.blocks import (
     lie_apart,
 )
 from fastsoftmax.arrays.lazy import backend_for
-from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions, RowTargets, reduced, row_losses, row_targets
+from fastsoftmax.arrays.options import (
+    MEAN,
+    NO_Z_LOSS,
+    UNSMOOTHED,
+    LossOptions,
+    RowTargets,
+    reduced,
+    row_losses,
+    row_targets,
+)
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import Divisor, inverse_of
 from fastsoftmax.machine.entry import entry, remember
@@ -41,6 +52,8 @@ def small_cross_entropy(
     ignore_index: Any,
     label_smoothing: Any,
     reduction: Any,
+    z_loss: Any,
+    softcap: Any,
     out: Any,
     gradient: bool,
 ) -> tuple[Any, Any] | None:
@@ -52,6 +65,8 @@ def small_cross_entropy(
         and sample_weight is None
         and ignore_index is None
         and label_smoothing is UNSMOOTHED
+        and z_loss is NO_Z_LOSS
+        and softcap is None
         and type(logits) is np.ndarray
     ):
         return None
@@ -90,6 +105,16 @@ class RowLosses(NamedTuple):
     divisor: Divisor
 
 
+def _shares(given: RowTargets, labels: Any) -> tuple[Any, ...]:
+    """The numbers from which kernels compute the shares of the classes, besides distributions."""
+    return labels, kernel_weights(given.class_weights, given.problem.dtype), given.base, given.gain
+
+
+def _room_for_rows(problem: Problem, parts: int) -> Any:
+    """The function that allocates the working memory of the kernels of `kernels.capped`: so many parts."""
+    return partial(np.empty, parts * max(problem.classes, CAPPED), problem.dtype)
+
+
 def _cross_entropy(
     given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
 ) -> None:
@@ -104,8 +129,11 @@ def _cross_entropy(
         arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale, False)
     else:
         kernel = entry("losses.soft_cross_entropy")
-        mix = labels, kernel_weights(given.class_weights, problem.dtype), given.base, given.gain
-        arguments = (source, distributions, *mix, row_weights, *results, *scale)
+        arguments = (source, distributions, *_shares(given, labels), row_weights, *results, *scale)
+    if given.regularization is not None:
+        kernel, arguments = entry("capped.cross_entropy"), (*arguments, *given.regularization)
+        run(kernel, problem.rows, 4 * source.size, _room_for_rows(problem, 1), *arguments)
+        return
     run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
     if given.plain and problem.x.dtype == problem.dtype:
         key = problem.dtype, output is not None
@@ -143,7 +171,8 @@ def loss_rows(
     A `divisor` is passed if the mean has other rows, too. Losses that will be reduced are in the dtype of the
     computation, and already divided by the power of two of the divisor.
     """
-    problem = Problem(function, logits, axis, name="logits")
+    regularized = options.regularization(function) is not None
+    problem = Problem(function, logits, axis, name="logits", last=regularized)
     given = row_targets(problem, targets, options, divisor)
     source = problem.block()
     labels = None if given.soft else problem.per_row(given.array, np.int64)
@@ -180,10 +209,14 @@ def curvature_rows(
 ) -> Any:
     """Second derivatives of the cross-entropy of some rows; `tangent` is None for the functions without one."""
     dense = SQUARE in FUNCTIONS[function].result
-    problem = Problem(function, logits, axis, name="logits", last=dense)
+    regularized = options.regularization(function) is not None
+    problem = Problem(function, logits, axis, name="logits", last=dense or regularized)
     operand = None if tangent is None else problem.operand("tangent", tangent)
-    factors = row_targets(problem, targets, options, divisor).factors()
+    given = row_targets(problem, targets, options, divisor)
+    factors = given.factors()
     source = problem.block()
+    if regularized:
+        return _regularized_curvature(given, source, operand, options, factors, out, dense)
     work, operands, over = source.size, 1, False
     if dense:
         output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
@@ -200,6 +233,27 @@ def curvature_rows(
         work, operands = 2 * work, 2
     kernel = entry(FUNCTIONS[function].kernel)
     run(kernel, problem.rows, work, problem.room(operands, over), *arguments)
+    return output.finish()
+
+
+def _regularized_curvature(
+    given: RowTargets, source: Any, tangent: Any, options: LossOptions, factors: Any, out: Any, dense: bool
+) -> Any:
+    """`curvature_rows` with a z-loss or capped logits."""
+    problem = given.problem
+    labels = None if given.soft else problem.per_row(given.array, np.int64)
+    distributions = problem.convert(given.array) if given.soft else None
+    kernel, work = entry("capped.variance"), 8 * source.size
+    operands: tuple[Any, ...] = (source,)
+    if tangent is not None:
+        kernel, operands = entry("capped.product"), (source, problem.convert(tangent))
+    shape = (*problem.row_shape, problem.classes, problem.classes) if dense else None
+    output = problem.output(out, shape)
+    row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
+    arguments = (*operands, distributions, *_shares(given, labels), row_weights, factors, output.block)
+    scale = options.scale(given.divisor, problem.dtype)
+    room, regularization = _room_for_rows(problem, CURVE_PARTS), given.regularization or ()
+    run(kernel, problem.rows, work, room, *arguments, *scale, *regularization)
     return output.finish()
 
 

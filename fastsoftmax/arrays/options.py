@@ -4,6 +4,7 @@ The divisor of a mean, the weights of the rows and the shares of the classes are
 `weights` has the arithmetic.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from fastsoftmax.machine.entry import entry
 
 REDUCTIONS = ("mean", "sum", "none")
 # The defaults of the public functions, which a small call recognises by identity.
-UNSMOOTHED, MEAN = 0.0, "mean"
+UNSMOOTHED, NO_Z_LOSS, MEAN = 0.0, 0.0, "mean"
 
 
 class LossOptions(NamedTuple):
@@ -39,6 +40,8 @@ class LossOptions(NamedTuple):
     ignore_index: Any = None
     label_smoothing: float = UNSMOOTHED
     reduction: str = MEAN
+    z_loss: float = NO_Z_LOSS
+    softcap: Any = None
 
     @property
     def is_mean(self) -> bool:
@@ -69,6 +72,18 @@ class LossOptions(NamedTuple):
             raise TypeError(f"{named(function, 'ignore_index')} must be an integer or None, got {index!r}")
         return int(index)
 
+    def regularization(self, function: str) -> tuple[float, float] | None:
+        """The factor of the z-loss, and the cap of the logits (inf: none); None if there is neither.
+
+        An error unless `z_loss` is at least 0 and `softcap` above 0.
+        """
+        if self.z_loss is NO_Z_LOSS and self.softcap is None:
+            return None
+        z_loss, cap = number(function, "z_loss", self.z_loss, 0.0, inclusive=True), math.inf
+        if self.softcap is not None:
+            cap = number(function, "softcap", self.softcap, 0.0, inclusive=False)
+        return None if z_loss == 0 and cap == math.inf else (z_loss, cap)
+
     def scale(self, divisor: Divisor, dtype: np.dtype[Any]) -> tuple[Any, Any]:
         """The factor of the gradients that follows from the reduction, as a pair."""
         return inverse_of(divisor.value if self.reduction == "mean" else 1.0, dtype)
@@ -77,12 +92,12 @@ class LossOptions(NamedTuple):
 # --- targets ------------------------------------------------------------------------------------------------
 
 
-def check_kind(problem: Problem, targets: Any, options: LossOptions) -> bool:
+def check_kind(problem: Problem, targets: Any, options: LossOptions, name: str = "targets") -> bool:
     """Whether the targets of a loss are distributions; an error if the loss does not take such targets.
 
     `targets` is an array of real numbers, or any object with a shape and a dtype.
     """
-    prefix, role = named(problem.function, "targets"), FUNCTIONS[problem.function].operands[1]
+    prefix, role = named(problem.function, name), FUNCTIONS[problem.function].operands[1]
     if role == DISTRIBUTIONS:
         problem.check_shape("targets", targets)
         return True
@@ -115,7 +130,12 @@ def _all_below(labels: Array, classes: int) -> bool:
 
 
 def check_labels(
-    function: str, labels: Array, classes: int, ignore_index: Any, origin: tuple[int, ...] = ()
+    function: str,
+    labels: Array,
+    classes: int,
+    ignore_index: Any,
+    origin: tuple[int, ...] = (),
+    name: str = "targets",
 ) -> Array | None:
     """Which labels are ignored, or None; IndexError for a wrong one. `origin` is where they begin among all."""
     ignored: Array | None = None if ignore_index is None else np.equal(labels, int(ignore_index))
@@ -126,7 +146,7 @@ def check_labels(
         if wrong.any():
             place = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), labels.shape))
             where = ", ".join(str(i + n) for i, n in zip(place, origin or (0,) * len(place), strict=True))
-            prefix = named(function, "targets")
+            prefix = named(function, name)
             raise IndexError(f"{prefix}[{where}] is {labels[place]}, expected a label from 0 to {classes - 1}")
     return ignored
 
@@ -137,6 +157,14 @@ def smoothed_shares(smoothing: float, classes: int) -> tuple[float, float]:
     Compiled code uses this function, too.
     """
     return smoothing / max(classes, 1), 1.0 - smoothing
+
+
+def regularized_by(z_loss: Any, cap: Any, exponent: int, kind: Any) -> tuple[Any, Any]:
+    """The z-loss times 2**exponent and the cap, in a dtype; a finite cap stays finite and above 0."""
+    limits = np.finfo(kind)
+    if cap < np.inf:
+        cap = min(max(float(cap), float(limits.tiny)), float(limits.max))
+    return kind(math.ldexp(float(z_loss), exponent)), kind(cap)
 
 
 def counts_rows(function: str, soft: bool) -> bool:
@@ -169,11 +197,14 @@ class RowTargets:
     """What follows from the targets and the options of a loss: shares of classes, weights of rows, divisor.
 
     The share of class j in row n is ``class_weight_j * (base + gain * y_nj)``, and the loss of row n is multiplied
-    by ``row_weights_n``: see `kernels.losses`. For class indices without smoothing, `row_weights` includes the
-    class weights. The weights are divided by the power of two of `divisor`, the divisor of a mean. It is passed if
-    the mean has other rows, too.
+    by ``row_weights_n``: see `kernels.losses`. If the targets are `plain`, `row_weights` includes the class
+    weights. The weights are divided by the power of two of `divisor`, the divisor of a mean. It is passed if the
+    mean has other rows, too.
 
     The divisor is the sum of `counted` times 2**`exponent`; `counted` is None if every row has weight 1.
+
+    `regularization` is the factor of the z-loss, in the same units as the weights, and the cap of the logits, as
+    kernels take them (`regularized_by`); None if there is neither.
 
     `array` has been checked (`row_targets`), and `ignored` says which of its class indices are ignored.
     """
@@ -188,6 +219,7 @@ class RowTargets:
         "gain",
         "mean",
         "problem",
+        "regularization",
         "row_weights",
         "soft",
     )
@@ -205,6 +237,9 @@ class RowTargets:
         base, gain = smoothed_shares(options.smoothing(problem.function), problem.classes)
         self.base, self.gain = problem.dtype.type(base), problem.dtype.type(gain)
         self.class_weights, self.row_weights, self.counted, self.exponent = None, None, None, 0
+        self.regularization = options.regularization(problem.function)
+        if self.regularization is not None:
+            self.regularization = regularized_by(*self.regularization, 0, problem.dtype.type)
         if divisor is None and ignored is None and options.class_weight is None and options.sample_weight is None:
             self.divisor = count_divisor(problem.rows)
             return
@@ -233,7 +268,7 @@ class RowTargets:
         """Set the weights of rows and classes for a kernel, divided by the power of two of the divisor."""
         weights, exponent = self.class_weights, self.exponent
         down = self.divisor.exponent
-        if self.base == 0:
+        if self.plain:
             counted = self.counted
             if counted is None and exponent != down:  # rows are ignored only in other parts of the mean
                 counted = np.ones(self.problem.row_shape, self.problem.dtype)
@@ -248,14 +283,16 @@ class RowTargets:
         up = 0
         if weights is not None and self.mean:
             self.class_weights, up = normalized(weights)
+            if self.regularization is not None:
+                self.regularization = regularized_by(*self.regularization, -up, self.problem.dtype.type)
         if rows is None and up != down:
             rows = np.ones(self.problem.row_shape, self.problem.dtype)
         self.row_weights = None if rows is None else scaled(rows, up - down)
 
     @property
     def plain(self) -> bool:
-        """Whether the targets are class indices, without label smoothing."""
-        return not self.soft and self.base == 0
+        """Whether the targets are class indices, without label smoothing, and the loss is not regularized."""
+        return not self.soft and self.base == 0 and self.regularization is None
 
     def kernel_rows(self, array: Array | None) -> Array | None:
         """One number for each row, in the order of the block."""

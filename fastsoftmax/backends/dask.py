@@ -8,8 +8,8 @@ whole rows
 rows in pieces
     Otherwise each piece of a row gets a summary, the summaries are merged in a tree, and the results of a piece
     follow from the merged one (`fastsoftmax.arrays.long_rows`). The bounds of the in-memory function hold, and no
-    task holds more than one chunk of each array. Functions without `pieces` in `fastsoftmax._spec` first bring the
-    classes of a row into one chunk.
+    task holds more than one chunk of each array. Functions without `pieces` in `fastsoftmax._spec`, and losses
+    with a z-loss or capped logits, first bring the classes of a row into one chunk.
 
 Dask's workers already use all processors, so a task does all its work in one thread.
 """
@@ -22,7 +22,7 @@ import dask.array as da
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, Function
-from fastsoftmax.api import activations, derivatives, entropy
+from fastsoftmax.api import activations, derivatives, entropy, statistics
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array, stand_in
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
@@ -35,6 +35,7 @@ from fastsoftmax.arrays.options import (
     part_of_divisor,
     row_targets,
 )
+from fastsoftmax.arrays.statistics import LabelStatistics
 from fastsoftmax.arrays.threads import threads
 from fastsoftmax.arrays.weights import (
     SUM,
@@ -220,7 +221,7 @@ def _cast(array: Array, dtype: Any) -> Array:
 
 # --- whole rows -----------------------------------------------------------------------------------------------
 
-_API = {"activations": activations, "derivatives": derivatives, "entropy": entropy}
+_API = {"activations": activations, "derivatives": derivatives, "entropy": entropy, "statistics": statistics}
 
 
 def _in_memory(*arrays: Any, function: Function, axis: Any, **options: Any) -> Any:
@@ -267,6 +268,32 @@ def _gathered(
 def _keywords(temperature: float, from_probs: bool) -> dict[str, Any]:
     """The options of a derivative; not all of them have `from_probs`."""
     return {"temperature": temperature, **({"from_probs": True} if from_probs else {})}
+
+
+def _statistics(function: Function, x: Any, labels: Any, *, axis: Any, out: Any, **options: Any) -> Any:
+    """`label_statistics`: the classes of a row are brought into one chunk."""
+    x = _array(function.name, "logits", x)
+    problem = _problem(function.name, x, axis, name="logits")
+    (place,) = problem.axes
+    inverse_temperature(function.name, options["temperature"], problem.dtype)
+    labels = _array(function.name, "labels", labels)
+    check_kind(problem, labels, LossOptions(ignore_index=options["ignore_index"]), "labels")
+    x = x.rechunk({place: -1})
+    every = tuple(range(x.ndim))
+    rows = tuple(a for a in every if a != place)
+    checked = labels.map_blocks(
+        _check_labels,
+        dtype=labels.dtype,
+        meta=np.empty((0,) * labels.ndim, labels.dtype),
+        function=function.name,
+        classes=problem.classes,
+        ignore_index=options["ignore_index"],
+        argument="labels",
+    ).rechunk(tuple(x.chunks[a] for a in rows))
+    options |= {"function": function, "axis": place}
+    found = _blocks(_in_memory, every, problem.result_dtype, x, every, checked, rows, **options)
+    kinds = (problem.result_dtype, np.int64, np.int64, problem.result_dtype, problem.result_dtype)
+    return LabelStatistics(*_items(found, *[(rows, np.dtype(kind)) for kind in kinds]))
 
 
 # --- softmax, log_softmax, logsumexp --------------------------------------------------------------------------
@@ -457,10 +484,17 @@ def _product(
 # --- losses ---------------------------------------------------------------------------------------------------
 
 
-def _check_labels(labels: Array, function: str, classes: int, ignore_index: Any, block_info: Any = None) -> Array:
+def _check_labels(
+    labels: Array,
+    function: str,
+    classes: int,
+    ignore_index: Any,
+    argument: str = "targets",
+    block_info: Any = None,
+) -> Array:
     """The labels, or an IndexError with the position among all of them."""
     origin = tuple(start for start, _ in block_info[0]["array-location"]) if block_info else ()
-    check_labels(function, labels, classes, ignore_index, origin)
+    check_labels(function, labels, classes, ignore_index, origin, argument)
     return labels
 
 
@@ -507,7 +541,7 @@ class _Loss:
         in_memory = not isinstance(logits, da.Array) and isinstance(targets, da.Array)
         if in_memory and targets.shape == problem.row_shape:
             x = x.rechunk((*targets.chunks[:place], -1, *targets.chunks[place:]))
-        if not function.pieces:
+        if not function.pieces or options.regularization(name) is not None:
             x = x.rechunk({place: -1})
         options.check_reduction(name)
         self.function, self.problem, self.place = function, problem, place
@@ -916,6 +950,7 @@ _FAMILIES: dict[str, Callable[..., Any]] = {
     "jacobian": _gathered,
     "product": _product,
     "entropy": _gathered,
+    "statistics": _statistics,
     "cross entropy": _loss,
     "row loss": _loss,
     "curvature": _curvature,

@@ -246,8 +246,7 @@ class Job:
 
     def loss_options(self, sample_weight: Any) -> LossOptions:
         """The options of a loss, with the weights of the rows that are computed."""
-        names = ("ignore_index", "label_smoothing", "reduction")
-        options = {name: self.given[name] for name in names if name in self.given}
+        options = {name: self.given[name] for name in LossOptions._fields[2:] if name in self.given}
         return LossOptions(class_weight=self.class_weight, sample_weight=sample_weight, **options)
 
     def place(self, box: Box, rows: bool) -> Box:
@@ -361,7 +360,7 @@ def _try_options(job: Job) -> None:
         operands[key] = np.zeros(0, np.intp) if rows else x
     options = {
         key: job.given[key]
-        for key in ("temperature", "from_probs", "ignore_index", "label_smoothing", "reduction")
+        for key in ("temperature", "from_probs", *LossOptions._fields[2:])
         if key in job.function.options
     }
     getattr(fastsoftmax, job.python_name)(x, **operands, **options)

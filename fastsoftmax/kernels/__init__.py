@@ -17,8 +17,10 @@ How they are built
     The parts of exp and log, and double-word arithmetic, for such vectors and floats, with error bounds.
 `traversal`
     The two walks through a block, and the sums over a row that every function needs.
-`activations`, `derivatives`, `entropy`, `losses`, `pieces`
+`activations`, `derivatives`, `entropy`, `losses`, `pieces`, `statistics`
     The functions. Each has one building block, and an entry point, which `jit.kernel` makes a kernel.
+`capped`
+    The cross-entropy of capped logits, with a z-loss.
 `segments`
     The same building blocks over ragged rows.
 `reductions`
@@ -44,6 +46,7 @@ from fastsoftmax.runtime import fork
 _MODULES = frozenset(
     {
         "activations",
+        "capped",
         "derivatives",
         "elementary",
         "entropy",
@@ -55,6 +58,7 @@ _MODULES = frozenset(
         "scalar",
         "segments",
         "simd",
+        "statistics",
         "traversal",
     }
 )

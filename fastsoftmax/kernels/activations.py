@@ -2,14 +2,15 @@
 
 from typing import Any, NamedTuple
 
-from fastsoftmax.kernels.elementary import below, two_sum
+from fastsoftmax.kernels.elementary import below
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.simd.memory import lane_count, load, memory, store, store_part
-from fastsoftmax.kernels.simd.values import broadcast, number, select_equal
+from fastsoftmax.kernels.simd.values import broadcast, number
 from fastsoftmax.kernels.traversal import (
     filler,
     load_last,
     log_of_others,
+    log_of_sum,
     probability_by,
     reciprocal,
     store_last,
@@ -105,13 +106,7 @@ def log_softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta:
 @inline
 def logsumexp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """lse = m + log(1 + s'); m if m is infinite; NaN if the row holds a NaN."""
-    m, rest = stats.m, stats.rest
-    high, low = log_of_others(stats)
-    total, error = two_sum(m, high)
-    value = total + (error + low)
-    infinite = select_equal(rest, rest, m, rest)
-    unbounded = select_equal(m - m, number(x, 0.0), number(x, 0.0), number(x, 1.0))
-    store_part(rows, place.row, place.count, broadcast(select_equal(unbounded, number(x, 1.0), infinite, value)))
+    store_part(rows, place.row, place.count, broadcast(log_of_sum(stats)))
 
 
 @kernel

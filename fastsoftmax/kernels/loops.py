@@ -264,7 +264,7 @@ UNARY = {
     "expm1": _overflowing,
     "log": _positive,
     "log1p": _above_minus_one,
-    **dict.fromkeys(("expit", "logit", "log_expit", "softplus", "entr"), _silent),
+    **dict.fromkeys(("expit", "logit", "log_expit", "softplus", "entr", "tanh"), _silent),
 }
 """The functions of one number, with the exceptions that their ufuncs raise."""
 

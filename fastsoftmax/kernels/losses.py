@@ -55,6 +55,7 @@ from fastsoftmax.kernels.traversal import (
     label_of,
     load_last,
     log_of_others,
+    log_of_sum,
     probability,
     probability_by,
     probability_of,
@@ -92,12 +93,16 @@ class Shares(NamedTuple):
 
 
 class SoftOptions(NamedTuple):
-    """The shares; the other fields as in `CrossEntropyOptions`."""
+    """The shares, and the factor of the square of the log-sum-exp; the other fields as in `CrossEntropyOptions`.
+
+    `z_loss` is None if there is no such term.
+    """
 
     shares: Any
     weights: Any
     scale: Any
     scale_low: Any
+    z_loss: Any
 
 
 class SquaredErrorOptions(NamedTuple):
@@ -332,19 +337,33 @@ def _soft_slope(
 @inline
 def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """`_soft_cross_entropy`, without weights in its loops if there are none, which saves 6 %."""
-    (labels, class_weights, base, gain), weights, scale, scale_low = options
+    (labels, class_weights, base, gain), weights, scale, scale_low, z_loss = options
     if size(class_weights) == 0 and size(weights) == 0:
-        plain = SoftOptions(Shares(labels, None, base, gain), None, scale, scale_low)
+        plain = SoftOptions(Shares(labels, None, base, gain), None, scale, scale_low, z_loss)
         _soft_cross_entropy(x, v, y, place, stats, rows, plain)
     else:
         _soft_cross_entropy(x, v, y, place, stats, rows, options)
 
 
 @inline
+def _add_z_loss(z_loss: Any, stats: Any, weight: Any, loss: Any, whole: Any, whole_low: Any) -> Any:
+    """The loss plus weight z lse**2, and the sum of the shares plus 2 z lse, a pair; unchanged if z is None."""
+    if z_loss is None:
+        return loss, whole, whole_low
+    lse = log_of_sum(stats)
+    product = z_loss * lse
+    more, error = two_sum(whole, product + product)
+    return muladd(weight, product * lse, loss), more, whole_low + error
+
+
+@inline
 def _soft_cross_entropy(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """Loss and gradient for shares: sum_j share_j (m - x_j) + sum(share) log(1 + s'), p sum(share) - share."""
+    """Loss and gradient for shares: sum_j share_j (m - x_j) + sum(share) log(1 + s'), p sum(share) - share.
+
+    With a z-loss, z lse**2 is added to the loss and 2 z lse p to the gradient: as if sum(share) were larger there.
+    """
     offset, length, folded, row, count = place
-    mix, row_weights, scale, scale_low = options
+    mix, row_weights, scale, scale_low, z_loss = options
     m = stats.m
     high, low = log_of_others(stats)
     log_rest = high + low
@@ -371,6 +390,7 @@ def _soft_cross_entropy(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
     heavy_share = weight * whole
     common = tiny_loss(stats, heavy_share, log_rest, heavy_share * log_rest)
     loss = muladd(weight, loss, spared(whole, common))
+    loss, whole, whole_low = _add_z_loss(z_loss, stats, weight, loss, whole, whole_low)
     store_part(rows, row, count, broadcast(spared(weight, loss)))
     if y is not None:
         inverse = reciprocal(stats)
@@ -418,7 +438,7 @@ def soft_cross_entropy(
     share_j = class_weights_j (base + gain y_j), where y is `targets`, or the one-hot labels if `targets` is None.
     """
     shares = Shares(memory(labels), memory(class_weights), base, gain)
-    options = SoftOptions(shares, memory(weights), scale, scale_low)
+    options = SoftOptions(shares, memory(weights), scale, scale_low, None)
     shape, tile = x.shape, memory(room)
     data, v, grad, results = memory(x), memory(targets), memory(y), memory(rows)
     block = soft_cross_entropy_block

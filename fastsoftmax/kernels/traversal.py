@@ -690,6 +690,18 @@ def _log_of_others(ready: Any, stats: Any) -> Any:
 
 
 @inline
+def log_of_sum(stats: Any) -> Any:
+    """lse = m + log(1 + s'); m if m is infinite; NaN if the row holds a NaN."""
+    m, rest = stats.m, stats.rest
+    high, low = log_of_others(stats)
+    total, error = two_sum(m, high)
+    value = total + (error + low)
+    infinite = select_equal(rest, rest, m, rest)
+    unbounded = select_equal(m - m, number(m, 0.0), number(m, 0.0), number(m, 1.0))
+    return select_equal(unbounded, number(m, 1.0), infinite, value)
+
+
+@inline
 def load_tile(x: Any, tile: Any, first: int, classes: int, inner: int, count: int) -> None:
     """Copy class k of `count` rows, the first of them at flat offset `first`, to vector k of `tile`.
 

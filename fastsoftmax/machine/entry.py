@@ -40,7 +40,18 @@ Addresses: TypeAlias = Annotated[Any, "addresses"]
 Sizes: TypeAlias = Annotated[Any, "sizes"]
 Address: TypeAlias = Annotated[Any, "address"]
 
-MODULES = ("activations", "derivatives", "entropy", "losses", "loops", "pieces", "reductions", "segments")
+MODULES = (
+    "activations",
+    "capped",
+    "derivatives",
+    "entropy",
+    "losses",
+    "loops",
+    "pieces",
+    "reductions",
+    "segments",
+    "statistics",
+)
 """The modules that define kernels."""
 
 _LETTERS = {

@@ -3,6 +3,7 @@
 `_Targets` does for compiled callers what `arrays.options.RowTargets` does for Python callers.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from numba import types
 from numba.core.errors import TypingError
 
 from fastsoftmax._spec import DISTRIBUTIONS, LABELS, SQUARE, TANGENT, TARGETS
+from fastsoftmax._vectors import CAPPED, CURVE_PARTS
 from fastsoftmax.arrays.options import counts_rows, smoothed_shares
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
@@ -68,14 +70,15 @@ from fastsoftmax.njit.weights import (
     scaled_classes,
 )
 
-OPTIONS = ("class_weight", "sample_weight", "ignore_index", "label_smoothing")
+OPTIONS = ("class_weight", "sample_weight", "ignore_index", "label_smoothing", "z_loss", "softcap")
 
 
 class Terms(NamedTuple):
     """Targets and options as kernels take them.
 
     The share of class j in row n is ``classes_j * (base + gain * y_nj)``. `weights` are the row weights times the
-    class weights of the labels; `beside` are row weights alone. A mean is divided by `divisor`.
+    class weights of the labels; `beside` are row weights alone. A mean is divided by `divisor`. `regularization`
+    are the factor of the z-loss and the cap of the logits, None if there is neither.
     """
 
     labels: Any
@@ -86,6 +89,7 @@ class Terms(NamedTuple):
     weights: Any
     beside: Any
     divisor: Any
+    regularization: Any
 
 
 class PlacedIndexError(FormattedIndexError):
@@ -127,7 +131,7 @@ def _item(argument: Any) -> Run:
     return merged(lambda argument: argument)
 
 
-def _row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tuple[int, ...]) -> Run:
+def row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tuple[int, ...]) -> Run:
     """The compiled check that an array has one item for each row."""
     if absent(argument) or not isinstance(argument, types.Array) or x.ndim == 1:
         return merged(lambda argument, x: None)
@@ -142,7 +146,7 @@ def _row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tupl
     return check
 
 
-def _labels(function: str, name: str, x: Any, axes: tuple[int, ...], targets: Any, ignoring: bool) -> Run:
+def labels_of_rows(function: str, name: str, x: Any, axes: tuple[int, ...], targets: Any, ignoring: bool) -> Run:
     """The compiled function that checks and returns the labels of the rows: -1 for ignored rows."""
     ndim = x.ndim - 1
     place = ", ".join([f"{{0[{i}]}}" for i in range(ndim)])
@@ -226,6 +230,8 @@ class _Targets:
         self.smooth = smoothing is not None and not isinstance(smoothing, float)
         if self.smooth:
             check_number(call.name, "label_smoothing", smoothing)
+        self.regularized = is_regularized(call)
+        self.mixed = self.smooth or self.regularized
         self._check_types()
         self.weighted, self.sampled = not absent(call["class_weight"]), not absent(call["sample_weight"])
         self.ignoring = not absent(call["ignore_index"])
@@ -261,10 +267,10 @@ class _Targets:
     def _checks(self) -> Run:
         """The compiled checks of shapes."""
         function, x, axes, axis = self.call.name, self.x, self.axes, self.axes[0]
-        shapes = _row_shape_check(function, self.name, self.targets, x, axes)
+        shapes = row_shape_check(function, self.name, self.targets, x, axes)
         if self.soft:
             shapes = check_same(function, self.name, "logits")
-        samples = _row_shape_check(function, "sample_weight", self.call["sample_weight"], x, axes)
+        samples = row_shape_check(function, "sample_weight", self.call["sample_weight"], x, axes)
         given = self.call["class_weight"]
         classes = merged(lambda x, class_weight: None)
         if self.weighted:
@@ -295,14 +301,14 @@ class _Targets:
         """The compiled ``targets, options, order, shape -> Terms``, with options as in `OPTIONS`."""
         kind, x, axes = self.kind, self.x, self.axes
         order_of_rows, _, _ = row_layout(x, axes)
-        shares, weigh = self._shares(), self._weighing(mean)
+        shares, weigh, regularize = self._shares(), self._weighing(mean), _regularizing(self.call, kind)
         labels_of = merged(lambda targets, order, shape, ignore_index, few: None)
         distributions_of = merged(lambda targets, order, shape: None)
         if self.soft:
             fits = converter(self.targets, axes, self.dtype) if straight(x, axes) else convert
             distributions_of = merged(lambda targets, order, shape: fits(targets, order, shape, kind))
         else:
-            labels_of = _labels(self.call.name, self.name, x, axes, self.targets, self.ignoring)
+            labels_of = labels_of_rows(self.call.name, self.name, x, axes, self.targets, self.ignoring)
         samples_of = merged(lambda sample_weight, order, rows, few: None)
         if self.sampled:
             samples_of = _per_row(self.call.name, "sample_weight", self.call["sample_weight"], x, kind)
@@ -311,16 +317,17 @@ class _Targets:
 
         @merged
         def terms(targets: Any, options: Any, order: Any, shape: Any) -> Any:
-            class_weight, sample_weight, ignore_index, smoothing = options
+            class_weight, sample_weight, ignore_index, smoothing, z_loss, softcap = options
             rows = shape[0] * shape[2]
             base, gain = shares(smoothing, shape[1])
             by_row = order_of_rows(order)
             labels = labels_of(targets, by_row, shape, ignore_index, stack(np.int64, 1))
             distributions = distributions_of(targets, order, shape)
             samples = samples_of(sample_weight, by_row, rows, stack(kind, 1))
-            classes, weights, beside, divisor = weigh(labels, classes_of(class_weight, kind), samples, rows)
+            classes, weights, beside, divisor, up = weigh(labels, classes_of(class_weight, kind), samples, rows)
             classes, weights, beside = present(classes), present(weights), present(beside)
-            return Terms(labels, distributions, base, gain, classes, weights, beside, divisor)
+            regularization = regularize(z_loss, softcap, -up)
+            return Terms(labels, distributions, base, gain, classes, weights, beside, divisor, regularization)
 
         return terms
 
@@ -370,14 +377,17 @@ class _Targets:
         return weigh
 
     def _weighing(self, mean: bool) -> Run:
-        """The compiled ``labels, class weights, sample weights, rows -> last four of `Terms```."""
+        """The compiled ``labels, class weights, sample weights, rows -> the weights of `Terms```.
+
+        Last comes the exponent of the power of two by which the class weights were divided.
+        """
         kind, divisor_of = self.kind, divisor_for(self.counting and mean)
         if not self.counting:
 
             @merged
             def unweighted(labels: Any, classes: Any, samples: Any, rows: int) -> Any:
                 value, _ = divisor_of(None, 0, rows, kind)
-                return classes, samples, samples, value
+                return classes, samples, samples, value, 0
 
             return unweighted
         weights_of = self._weights(with_classes=True)
@@ -386,9 +396,9 @@ class _Targets:
         leave_out = _leave_out if by_class else merged(lambda weights, labels, samples, divisor, kind: None)
         rows_beside = merged(lambda few, weights, rows, exponent, kind: None)
         up_of, normal = merged(lambda classes: 0), merged(lambda classes, exponent, kind: classes)
-        if self.smooth and of_rows:
+        if self.mixed and of_rows:
             beside_of, rows_beside = self._weights(with_classes=False), scaled
-        if self.smooth and by_class:
+        if self.mixed and by_class:
             up_of, normal, rows_beside = exponent_of, scaled_classes, scaled if of_rows else equal_weights
 
         @merged
@@ -400,9 +410,43 @@ class _Targets:
             weights = scaled(stack(kind, 1), counted, rows, exponent - down, kind)
             leave_out(weights, labels, samples, value, kind)
             beside = rows_beside(stack(kind, 1), others, rows, up - down, kind)
-            return normal(classes, -up, kind), readable(weights, (rows,), kind), beside, value
+            return normal(classes, -up, kind), readable(weights, (rows,), kind), beside, value, up
 
         return weighted
+
+
+def is_regularized(call: Call) -> bool:
+    """Whether a z-loss or a cap was passed."""
+    return not (isinstance(call["z_loss"], (float, type(None))) and absent(call["softcap"]))
+
+
+def _regularizing(call: Call, kind: Any) -> Run:
+    """The compiled ``z_loss, softcap, exponent -> regularization`` of `Terms`."""
+    if not is_regularized(call):
+        return merged(lambda z_loss, softcap, exponent: None)
+    z_given, cap_given = call["z_loss"], call["softcap"]
+    if not isinstance(z_given, float):
+        check_number(call.name, "z_loss", z_given)
+    if not absent(cap_given):
+        check_number(call.name, "softcap", cap_given)
+    capped = not absent(cap_given)
+    wrong_factor = f"{call.name}: z_loss must be finite and >= 0"
+    wrong_cap = f"{call.name}: softcap must be finite and > 0"
+    limits = np.finfo(kind)
+    tiny, most = float(limits.tiny), float(limits.max)
+    cap_of = compiled(lambda softcap: np.float64(softcap)) if capped else merged(lambda softcap: 1.0)
+
+    @compiled
+    def regularize(z_loss: Any, softcap: Any, exponent: int) -> Any:
+        factor, cap = np.float64(z_loss), cap_of(softcap)
+        if not 0.0 <= factor < np.inf:
+            raise ValueError(wrong_factor)
+        if not 0.0 < cap < np.inf:
+            raise ValueError(wrong_cap)
+        cap = min(max(cap, tiny), most) if capped else np.inf
+        return kind(math.ldexp(factor, exponent)), kind(cap)
+
+    return regularize
 
 
 @compiled
@@ -447,7 +491,7 @@ def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets
     """
     reduction, kind = literal_reduction(call.name, call["reduction"]), KINDS[dtype]
     check, terms_of = given.check, given.terms(reduction == "mean")
-    lay_out = layout(x, axes, last=False)
+    lay_out = layout(x, axes, given.regularized)
     source_for = converter(x, axes, dtype)
     begin, block_for, finish = _loss_result(call.name, x, axes, dtype, reduction)
     slope_for, target_for, deliver_to = slope(call, x, axes, dtype)
@@ -473,11 +517,43 @@ def _loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _Targets
     return run, (*call.names, OPTIONS, "out")
 
 
+@compiled
+def _room_for_rows(classes: int, parts: int, kind: Any) -> Any:
+    """The working memory of the kernels of `kernels.capped`."""
+    return empty((parts * max(classes, CAPPED),), kind)
+
+
+def _unless_inert(call: Call, build: Any) -> Run:
+    """The compiled function of a loss; if its z-loss is 0 and nothing is capped, that of the loss without them."""
+    run: Run = build(call)
+    if not is_regularized(call) or not absent(call["softcap"]):
+        return run
+    plain = build(call.replaced(z_loss=0.0, softcap=None))
+    at = OPTIONS.index("z_loss")
+
+    @merged
+    def either(x: Any, targets: Any, tangent: Any, options: Any, out: Any) -> Any:
+        if options[at] == 0:
+            return plain(x, targets, tangent, options, out)
+        return run(x, targets, tangent, options, out)
+
+    return either
+
+
 def cross_entropy(call: Call) -> Built:
     """The cross-entropy with labels or distributions."""
+    run = _unless_inert(call, _cross_entropy)
+    return merged(lambda x, targets, options, out: run(x, targets, None, options, out)), (
+        *call.names,
+        OPTIONS,
+        "out",
+    )
+
+
+def _cross_entropy(call: Call) -> Run:
     x, axes, dtype = one_axis(call)
     given = _Targets(call, x, axes, dtype)
-    plain, mixed = call.kernel(), call.kernel("soft_")
+    plain, mixed, capped = call.kernel(), call.kernel("soft_"), external("capped.cross_entropy")
 
     @merged
     def launch(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
@@ -495,8 +571,23 @@ def cross_entropy(call: Call) -> Built:
         else:
             launch_mixed(rows, room, x, terms, y, losses, scale)
 
+    kind = KINDS[dtype]
+
+    @merged
+    def launch_capped(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
+        to, labels, classes, beside = terms.distributions, terms.labels, terms.classes, terms.beside
+        z_loss, cap = terms.regularization
+        memory = _room_for_rows(x.shape[1], 1, kind)
+        base, gain = terms.base, terms.gain
+        capped(
+            0, rows, memory, x, to, labels, classes, base, gain, beside, y, losses, scale[0], scale[1], z_loss, cap
+        )
+
     chosen = launch_mixed if given.soft else launch_either if given.smooth else launch
-    return _loss(call, x, axes, dtype, given, chosen, overlap(None))
+    if given.regularized:
+        chosen = launch_capped
+    run, _ = _loss(call, x, axes, dtype, given, chosen, overlap(None))
+    return merged(lambda x, targets, tangent, options, out: run(x, targets, options, out))
 
 
 def row_loss(call: Call) -> Built:
@@ -518,6 +609,19 @@ def row_loss(call: Call) -> Built:
 
 def curvature(call: Call) -> Built:
     """The Hessian, its diagonal or its product with a tangent: that of softmax, times a factor for each row."""
+    name = call.name_of(TANGENT)
+    return _unless_inert(call, _curvature), (*call.names[:2], name, OPTIONS, "out")
+
+
+class Curve(NamedTuple):
+    """What the kernels of `kernels.capped` take for second derivatives."""
+
+    terms: Any
+    factors: Any
+    scale: Any
+
+
+def _curvature(call: Call) -> Run:
     x, axes, dtype = one_axis(call)
     name, kernel, over = call.name_of(TANGENT), call.kernel(), overlap(call["out"])
     tangent = call[name]
@@ -528,20 +632,28 @@ def curvature(call: Call) -> Built:
     given, kind = _Targets(call, x, axes, dtype), KINDS[dtype]
     check, terms_of, factors_of = given.check, given.terms(mean), _factors(given, mean)
     check_tangent = merged(lambda tangent, x: None)
-    last = call.function.result == (SQUARE,)
-    if last:
+    square_result = call.function.result == (SQUARE,)
+    if tangent is not None:
+        check_tangent = check_same(call.name, name, call.names[0])
+    if given.regularized:
+        launch = _launch_capped(kind, tangent is not None)
+    elif square_result:
         launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, None, None, w))
-        apply = square(call, x, axes, dtype, launch)
     elif tangent is None:
         launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, w))
-        apply = pointwise(call, x, axes, dtype, launch)
     else:
-        check_tangent = check_same(call.name, name, call.names[0])
         launch = merged(
             lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, over(y, v), None, None, w)
         )
-        apply = pointwise(call, x, axes, dtype, launch, operand=tangent)
-    lay_out = layout(x, axes, last)
+    last = square_result or given.regularized
+    if square_result:
+        apply = square(call, x, axes, dtype, launch)
+    else:
+        apply = pointwise(call, x, axes, dtype, launch, operand=tangent, last=last)
+    lay_out, scale_of = layout(x, axes, last), scale_for(mean)
+    weights_of = merged(lambda terms, factors: factors)
+    if given.regularized:
+        weights_of = merged(lambda terms, factors: Curve(terms, factors, scale_of(terms.divisor, kind)))
 
     @merged
     def run(x: Any, targets: Any, tangent: Any, options: Any, out: Any) -> Any:
@@ -550,19 +662,42 @@ def curvature(call: Call) -> Built:
         order, shape = lay_out(x)
         terms = terms_of(targets, options, order, shape)
         factors = factors_of(stack(kind, 1), shape, terms)
-        return apply(x, tangent, None, None, factors, out)
+        return apply(x, tangent, None, None, weights_of(terms, factors), out)
 
-    return run, (*call.names[:2], name, OPTIONS, "out")
+    return run
+
+
+def _launch_capped(kind: Any, along: bool) -> Run:
+    """The kernels of capped logits or with a z-loss: the product with a tangent (`along`), or the other two."""
+    product, variance = external("capped.product"), external("capped.variance")
+
+    @merged
+    def launch_product(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, curve: Any) -> None:
+        terms, factors, scale = curve
+        to, labels, classes, beside = terms.distributions, terms.labels, terms.classes, terms.beside
+        memory, (z_loss, cap) = _room_for_rows(x.shape[1], CURVE_PARTS, kind), terms.regularization
+        base, gain, high, low = terms.base, terms.gain, scale[0], scale[1]
+        product(0, rows, memory, x, v, to, labels, classes, base, gain, beside, factors, y, high, low, z_loss, cap)
+
+    @merged
+    def launch_variance(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, curve: Any) -> None:
+        terms, factors, scale = curve
+        to, labels, classes, beside = terms.distributions, terms.labels, terms.classes, terms.beside
+        memory, (z_loss, cap) = _room_for_rows(x.shape[1], CURVE_PARTS, kind), terms.regularization
+        base, gain, high, low = terms.base, terms.gain, scale[0], scale[1]
+        variance(0, rows, memory, x, to, labels, classes, base, gain, beside, factors, y, high, low, z_loss, cap)
+
+    return launch_product if along else launch_variance
 
 
 def _factors(given: _Targets, mean: bool) -> Run:
     """The compiled ``memory for one, shape of the blocks, terms -> factor of each row``."""
-    kind, soft, smooth = given.kind, given.soft, given.smooth
-    if not (soft or smooth or given.counting or mean):
+    kind, soft, mixed, regularized = given.kind, given.soft, given.mixed, given.regularized
+    if not (soft or mixed or given.counting or mean):
         present = kernel_weights(kind)
         return merged(lambda few, shape, terms: present(None))
     total, share_totals = external("reductions.total", result=True), external("reductions.share_totals")
-    of_rows = given.sampled or (not soft and (given.ignoring or (smooth and given.weighted and mean)))
+    of_rows = given.sampled or (not soft and (given.ignoring or (mixed and given.weighted and mean)))
     present, one = (lambda values, i: np.float64(values[i])), (lambda values, i: 1.0)
     weight_at, beside_at = merged(present if given.counting else one), merged(present if of_rows else one)
     class_at = merged(present if given.weighted else one)
@@ -583,7 +718,7 @@ def _factors(given: _Targets, mean: bool) -> Run:
 
     @compiled
     def of_labels(factors: Any, shape: Any, terms: Any) -> None:
-        if terms.base == 0.0:
+        if terms.base == 0.0 and not regularized:
             of_weights(factors, shape, terms)
             return
         every = all_classes(terms.classes, shape[1])
@@ -603,7 +738,7 @@ def _factors(given: _Targets, mean: bool) -> Run:
             share = base + np.float64(terms.gain) * (np.float64(factors[i]) + low[i])
             factors[i] = divided(share, beside_at(terms.beside, i), terms.divisor)
 
-    fill = of_distributions if soft else of_labels if smooth else of_weights
+    fill = of_distributions if soft else of_labels if mixed else of_weights
 
     @merged
     def factors_of(few: Any, shape: Any, terms: Any) -> Any:

@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from fastsoftmax._spec import FUNCTIONS, Function
 from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
-from fastsoftmax.njit import losses, rows, segments, ufuncs  # noqa: F401  # ufuncs registers those that are made
+from fastsoftmax.njit import losses, rows, segments, statistics, ufuncs  # noqa: F401  # ufuncs registers those that are made
 from fastsoftmax.njit.arguments import Call
 
 BUILDERS = {
@@ -26,6 +26,7 @@ BUILDERS = {
     "row loss": losses.row_loss,
     "curvature": losses.curvature,
     "segments": segments.ragged,
+    "statistics": statistics.statistics,
 }
 
 
@@ -72,4 +73,5 @@ def _overload(function: Function) -> None:
 
 
 for _function in FUNCTIONS.values():
-    _overload(_function)
+    if not _function.of_products:
+        _overload(_function)

@@ -66,7 +66,7 @@ def _is_tempered(call: Call) -> bool:
     return "temperature" in call and not isinstance(call["temperature"], float)
 
 
-def _beta(call: Call, kind: Any) -> Run:
+def inverse_temperature_of(call: Call, kind: Any) -> Run:
     """The compiled form of `arrays.blocks.inverse_temperature`: None if no temperature was passed."""
     if not _is_tempered(call):
         return merged(lambda temperature: None)
@@ -174,6 +174,11 @@ def like(call: Call, x: Any, dtype: Any) -> Run:
     return merged(lambda x, out: empty(x.shape, kind))
 
 
+def switched(call: Call, launch: Run) -> Run:
+    """`launch` with beta None if no temperature was passed, or if it is 1."""
+    return _switched(launch, _is_tempered(call), False)
+
+
 def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
     """`launch` with beta None if T = 1, and with True or None for the flag, so that each has its own kernel."""
     if not isinstance(flag, bool):
@@ -201,10 +206,18 @@ def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
     return hot
 
 
-def pointwise(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run, operand: Any = None) -> Run:
+def pointwise(
+    call: Call,
+    x: Any,
+    axes: tuple[int, ...],
+    dtype: Any,
+    launch: Run,
+    operand: Any = None,
+    last: bool = False,
+) -> Run:
     """The compiled function of a result like x. `operand` is the type of a second operand, if there is one."""
     kind = KINDS[dtype]
-    lay_out = layout(x, axes, last=False)
+    lay_out = layout(x, axes, last)
     result_for = like(call, x, dtype)
     source_for = converter(x, axes, dtype)
     second_for = merged(lambda v, order, shape, kind: None)
@@ -408,7 +421,7 @@ def _masked(call: Call, x: Any) -> tuple[bool, Run]:
 def _forward_like(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> Run:
     """softmax or log_softmax."""
     kind = KINDS[dtype]
-    beta, launch = _beta(call, kind), _launch_forward(call)
+    beta, launch = inverse_temperature_of(call, kind), _launch_forward(call)
     masked, check = _masked(call, x)
     if not masked:
         whole = pointwise(call, x, axes, dtype, launch)
@@ -439,7 +452,7 @@ def _forward_like(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> Run:
 def _forward_rows(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, kept: bool) -> Run:
     """logsumexp."""
     kind = KINDS[dtype]
-    beta, launch = _beta(call, kind), _launch_forward(call)
+    beta, launch = inverse_temperature_of(call, kind), _launch_forward(call)
     room_of = room_for(x, axes, None)
     lay_out = layout(x, axes, last=False)
     masked, check = _masked(call, x)
@@ -479,7 +492,7 @@ def jacobian(call: Call) -> Built:
     """The Jacobian of each row."""
     x, axes, dtype = one_axis(call)
     kernel, flag, present = call.kernel(), _flag(call, "from_probs"), kernel_weights(KINDS[dtype])
-    beta = _beta(call, KINDS[dtype])
+    beta = inverse_temperature_of(call, KINDS[dtype])
     launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, beta))
     if "from_probs" in call:
         launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, beta, flag, present(w)))
@@ -496,7 +509,7 @@ def product(call: Call) -> Built:
     same_ndim(call, name)
     dtype = widened(dtype, v)
     flag = _flag(call, "from_probs")
-    beta = _beta(call, KINDS[dtype])
+    beta = inverse_temperature_of(call, KINDS[dtype])
     check = check_same(call.name, name, call.names[0])
     kernel, over, present = call.kernel(), overlap(call["out"]), kernel_weights(KINDS[dtype])
     launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, over(y, v), beta))
@@ -521,7 +534,7 @@ def entropies(call: Call) -> Built:
     """The entropy of each row, perhaps with its gradient."""
     x, axes, dtype = one_axis(call)
     kind = KINDS[dtype]
-    beta, kernel = _beta(call, kind), call.kernel()
+    beta, kernel = inverse_temperature_of(call, kind), call.kernel()
     room_of = room_for(x, axes, None)
     lay_out = layout(x, axes, last=False)
     source_for = converter(x, axes, dtype)

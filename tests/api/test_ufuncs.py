@@ -32,6 +32,7 @@ BOUNDS = {
     "xlogy": 1.6,
     "entr": 1.6,
     "rel_entr": 1.7,
+    "tanh": 1.9,
 }
 every_name = pytest.mark.parametrize("name", NAMES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -54,6 +55,7 @@ ORACLES = {
     "xlogy": lambda x, y: x * mp.log(y),
     "entr": lambda x: -x * mp.log(x),
     "rel_entr": lambda x, y: x * mp.log(x / y),
+    "tanh": mp.tanh,
 }
 # The formulas for the next wider dtype, in which their roundings are negligible.
 WIDE = {
@@ -65,6 +67,7 @@ WIDE = {
     "logit": lambda p: np.log(p) - np.log1p(-p),
     "log_expit": lambda x: np.where(x < 0, x, 0) - np.log1p(np.exp(-abs(x))),
     "softplus": lambda x: np.where(x > 0, x, 0) + np.log1p(np.exp(-abs(x))),
+    "tanh": np.tanh,
     "entr": lambda x: np.where(x < 0, -np.inf, np.where(x == 0, 0, -x * np.log(x))),
 }
 
@@ -86,7 +89,7 @@ def arguments(name, dtype, count=500):
     reach = 90.0 if dtype == np.float32 else 712.0
     near_one = 1 + rng.uniform(-1, 1, count) * 2.0 ** rng.uniform(-52, 0, count)
     unit = rng.uniform(0, 1, 2 * count)
-    if name in ("exp", "expm1", "expit", "log_expit", "softplus"):
+    if name in ("exp", "expm1", "expit", "log_expit", "softplus", "tanh"):
         breaks = (np.arange(-60, 60) + 0.5) * np.log(2)  # where the reduced argument is largest
         uniform = [rng.uniform(-r, r, count) for r in (1.2 * reach, reach, 40, 3, 0.8)]
         return (np.concatenate([scales, -scales, breaks, *uniform]).astype(dtype),)

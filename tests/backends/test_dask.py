@@ -217,11 +217,12 @@ OPTIONS = {
         "sample_weight": np.arange(30.0).reshape(6, 5) % 4,
         "label_smoothing": 0.1,
     },
+    "regularized": {"sample_weight": np.arange(30.0).reshape(6, 5) % 4, "z_loss": 1e-3, "softcap": 20.0},
 }
 
 
 @pytest.mark.parametrize("kind", ["labels", "ignored labels", "distributions"])
-@pytest.mark.parametrize("options", usually(OPTIONS, ["plain", "all"]))
+@pytest.mark.parametrize("options", usually(OPTIONS, ["plain", "all", "regularized"]))
 @pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "rows in pieces"])
 def test_options_of_the_loss(options, kind, whole):
     x = logits()

@@ -101,12 +101,13 @@ LOSSES = [
     ("cross-entropy", "ignored.npy", ("--ignore-index", -100), {"ignore_index": -100}),
     ("cross-entropy", "t.npy", ("--class-weight", "w.npy", "--sample-weight", "s.npy"), {}),
     ("cross-entropy", "y.npy", ("--class-weight", "w.npy", "--label-smoothing", 0.1), {"label_smoothing": 0.1}),
+    ("cross-entropy", "y.npy", ("--z-loss", 0.001, "--softcap", 20), {"z_loss": 0.001, "softcap": 20}),
     ("squared-error", "t.npy", (), {}),
     ("squared-error", "t.npy", ("--sample-weight", "s.npy"), {}),
 ]
 
 
-@pytest.mark.parametrize(("function", "targets", "flags", "keywords"), usually(LOSSES, (0, 2)))
+@pytest.mark.parametrize(("function", "targets", "flags", "keywords"), usually(LOSSES, (0, 2, 5)))
 def test_losses(function, targets, flags, keywords, capsys):
     x = logits()
     keywords = dict(keywords)
@@ -408,6 +409,7 @@ REFUSED = [
     ("cross-entropy x.npy --targets short.npy", r"targets has shape \(89,\), expected \(90,\) \(class indices\)"),
     ("cross-entropy x.npy --targets wrong.npy", r"targets\[11\] is 11, expected a label from 0 to 10"),
     ("cross-entropy x.npy --targets y.npy --label-smoothing 2", r"label_smoothing must be at most 1"),
+    ("cross-entropy x.npy --targets y.npy --softcap -1", r"softcap must be finite and > 0"),
     (
         "cross-entropy x.npy --targets y.npy --class-weight y.npy",
         r"--class-weight has shape \(90,\), expected \(11,\)",

@@ -62,6 +62,10 @@ def call_functions(dtype):
                 rows = np.linspace(0.5, 2, len(x.take(0, axis).ravel())).astype(dtype)
                 weights = {"sample_weight": rows.reshape(functions.row_shape(shape, axis))}
                 function(x, axis, label_smoothing=0.1, class_weight=np.linspace(1, 2, shape[axis]), **weights)
+            if "softcap" in options:
+                function(x, axis, z_loss=0.01, softcap=20.0)
+        fs.label_statistics(x, functions.labels_for(shape, axis, dtype), axis)
+        fs.label_statistics(x, functions.labels_for(shape, axis, dtype), axis, temperature=0.7)
     wide = numbers(dtype, (1, 2**20 + 5))
     fs.softmax(wide)
     fs.logsumexp(wide)

@@ -29,12 +29,14 @@ KERNELS = (
     "activations.",
     "derivatives.softmax_jacobian",
     "derivatives.softmax_product",
+    "capped.",
     "entropy.",
     "loops.",
     "losses.cross_entropy",
     "losses.soft_cross_entropy",
     "pieces.",
     "segments.",
+    "statistics.",
 )
 """The kernels that are compared: those of every family, both walks, pieces of rows, and the loops of ufuncs."""
 

@@ -118,7 +118,43 @@ CALLS = {
         ),
         lambda s, d: (logits(s, d), positive(s, d), positive(s[1:], d), positive(s[:1], d), 0.3),
     ),
+    "cross_entropy_with_grad, z_loss": (
+        lambda x, y, z: fs.cross_entropy_with_grad(x, y, z_loss=z),
+        lambda s, d: (logits(s, d), labels(s), 0.0 if s[0] % 2 else 1e-3),
+    ),
+    "cross_entropy_with_grad, every option": (
+        lambda x, y, c, w, z: fs.cross_entropy_with_grad(
+            x, y, class_weight=c, sample_weight=w, ignore_index=-7, label_smoothing=0.1, z_loss=z, softcap=5.0
+        ),
+        lambda s, d: (logits(s, d), spoiled(labels(s)), positive(s[1:], d), positive(s[:1], d), 1e-3),
+    ),
+    "cross_entropy_grad, softcap, axis 0, in place": (
+        lambda x, y, c: fs.cross_entropy_grad(x, y, 0, softcap=c, reduction="none", out=x),
+        lambda s, d: (logits(s[::-1], d), positive(s[::-1], d), 3),
+    ),
+    "cross_entropy_hvp, z_loss, softcap": (
+        lambda x, y, v, w: fs.cross_entropy_hvp(
+            x, y, v, class_weight=w, ignore_index=-7, z_loss=1e-3, softcap=5.0
+        ),
+        lambda s, d: (logits(s, d), spoiled(labels(s)), logits(s, d, 3), positive(s[1:], d)),
+    ),
+    "cross_entropy_hessian_diag, z_loss": (
+        lambda x, y, z: fs.cross_entropy_hessian_diag(x, y, z_loss=z, reduction="sum"),
+        lambda s, d: (logits(s, d), positive(s, d), 0.0 if s[0] % 2 else 1e-3),
+    ),
+    "cross_entropy_hessian, softcap": (
+        lambda x, y, w: fs.cross_entropy_hessian(x, y, sample_weight=w, softcap=5.0, label_smoothing=0.1),
+        lambda s, d: (logits(s, d), labels(s), positive(s[:1], d)),
+    ),
     "cross_entropy_hessian": (lambda x, y: fs.cross_entropy_hessian(x, y), lambda s, d: (logits(s, d), labels(s))),
+    "label_statistics": (
+        lambda x, y, t: fs.label_statistics(x, y, temperature=t, ignore_index=-7),
+        lambda s, d: (logits(s, d), spoiled(labels(s)), 0.7 if s[0] % 2 else 1.0),
+    ),
+    "label_statistics, axis 0": (
+        lambda x, y: fs.label_statistics(x, y, 0),
+        lambda s, d: (logits(s[::-1], d), labels(s)),
+    ),
     "squared_error, none": (
         lambda x, y: fs.squared_error(x, y, reduction="none"),
         lambda s, d: (logits(s, d), positive(s, d)),
@@ -188,7 +224,7 @@ def assert_same_error(call, compiled, arguments, words):
 
 
 ELSEWHERE = {name for name in fs.__all__ if name.startswith("segment_")}  # test_njit_segments.py
-NOT_COMPILED = {"threads"}
+NOT_COMPILED = {"threads", *(name for name, entry in _spec.FUNCTIONS.items() if entry.of_products)}
 
 
 def test_every_function_is_called():

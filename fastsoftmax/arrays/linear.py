@@ -1,0 +1,478 @@
+"""The driver of losses of logits that are never held: rows of features times the weights of the classes.
+
+The rows go through in blocks with all classes. A block is a product by NumPy's BLAS into the workspace, the loss
+and the gradient with respect to these logits in place, and two more products. `block_rows` decides from shapes and
+`block_bytes` alone how many rows a block has. Rows that do not count are left out before the first product.
+
+Sums over the rows of a block are as accurate as BLAS makes them. The blocks are added up in float64 if that takes
+little memory, else in the dtype of the computation.
+
+Measured (OpenBLAS, two threads of a Xeon, float32, in units of one ``features @ weight.T``; three products are the
+least that loss and gradients can take): 3.0 at (rows, D, K) = (1024, 512, 32768), 3.3 in blocks of 32 MB;
+4.0 at (200000, 64, 100), 4.8 in blocks of 512 rows, 4.4 to 5.5 of 16384. OpenBLAS's threads spin for some 100 ms
+after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them.
+"""
+
+import operator
+from copy import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax._vectors import CAPPED, CURVE_PARTS
+from fastsoftmax.arrays.blocks import (
+    NO_ROOM,
+    Array,
+    Problem,
+    is_masked,
+    kernel_weights,
+    named,
+    real_array,
+    stand_in,
+)
+from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.options import LossOptions, RowTargets, check_labels, reduced
+from fastsoftmax.arrays.statistics import EXACT, LabelStatistics, computed, with_nan
+from fastsoftmax.arrays.threads import max_threads, run, threads
+from fastsoftmax.machine.entry import entry
+
+BLOCK_BYTES = 128 << 20
+"""The default size of the workspace for logits."""
+ROWS = 4096
+"""A block has at most so many rows: BLAS gains nothing from more, and a longer sum would lose digits."""
+SCRATCH_BYTES = 512 << 10
+"""The size of a part of the weights' gradient that is added at a time, while it is in the cache."""
+WIDE_BYTES = 32 << 20
+"""The weights' gradient is added up in float64 if that takes no more than this."""
+WEIGHT_BYTES = 4 << 20
+"""Weights that have to be converted are converted in parts of this size."""
+WRT = ("features", "weight", "bias")
+
+
+class LinearGradients(NamedTuple):
+    """The gradients of a loss of features @ weight.T + bias; None for what was not asked for."""
+
+    features: Any
+    weight: Any
+    bias: Any
+
+
+def float_array(function: str, name: str, value: Any) -> Array:
+    """`value` as an array of real numbers, as `real_array`, but bfloat16 is accepted, too."""
+    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if array.dtype.name == "bfloat16" and not is_masked(value):
+        return array
+    return real_array(function, name, value)
+
+
+def _computed_in(array: Array) -> Any:
+    """The dtype of the computation that an array asks for."""
+    return np.float32 if array.dtype.name in ("float16", "float32", "bfloat16") else np.float64
+
+
+def _resolution(dtype: Any) -> float:
+    """The difference of 1 and the next number."""
+    return 2.0**-7 if dtype.name == "bfloat16" else float(np.finfo(dtype).eps)
+
+
+def _returned(array: Array) -> Any:
+    """The dtype of results that have the dtype of an argument."""
+    return np.dtype(np.float64) if array.dtype.kind in "biu" else array.dtype.newbyteorder("=")
+
+
+class Linear:
+    """Features (rows, D), weights (K, D), bias and labels of one call, checked.
+
+    `kept` are the numbers of the rows that count, None if all do. `given` are the `RowTargets` of all rows.
+    """
+
+    def __init__(
+        self, function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions
+    ) -> None:
+        self.function = function
+        self.features = float_array(function, "features", features)
+        self.weight = float_array(function, "weight", weight)
+        self.bias = None if bias is None else float_array(function, "bias", bias)
+        if self.features.ndim == 0:
+            raise ValueError(f"{named(function, 'features')} is 0-d, expected at least one axis")
+        self.row_shape, self.width = self.features.shape[:-1], self.features.shape[-1]
+        if self.weight.ndim != 2 or self.weight.shape[1] != self.width:
+            raise ValueError(
+                f"{named(function, 'weight')} has shape {self.weight.shape}, expected (K, {self.width}) for "
+                f"features of shape {self.features.shape}"
+            )
+        self.classes = self.weight.shape[0]
+        if self.bias is not None and self.bias.shape != (self.classes,):
+            raise ValueError(f"{named(function, 'bias')} has shape {self.bias.shape}, expected ({self.classes},)")
+        arrays = [array for array in (self.features, self.weight, self.bias) if array is not None]
+        self.dtype = np.dtype(np.result_type(*map(_computed_in, arrays)))
+        self.result_dtype = _returned(self.features)
+        if self.dtype == np.float64:
+            self.result_dtype = self.dtype
+        options.check_reduction(function)
+        options.regularization(function)
+        labels = real_array(function, "targets", targets)
+        if labels.shape != self.row_shape:
+            raise ValueError(
+                f"{named(function, 'targets')} has shape {labels.shape}, expected {self.row_shape} (class "
+                f"indices) for features of shape {self.features.shape}"
+            )
+        if labels.dtype.kind not in "iu":
+            raise TypeError(
+                f"{named(function, 'targets')} are class indices and have dtype {labels.dtype}, expected integers"
+            )
+        options.ignored_index(function)
+        ignored = check_labels(function, labels, self.classes, options.ignore_index)
+        logits = stand_in((*self.row_shape, self.classes), self.dtype)
+        self.problem = Problem(function, logits, -1, last=True)
+        self.given = RowTargets(self.problem, labels, ignored, options)
+        self.options = options
+        self.rows = self.problem.rows
+        self.labels = labels.reshape(-1)
+        self.row_weights = self.given.kernel_rows(self.given.row_weights)
+        self.kept = self._counting(ignored)
+        self.matrix = self.features.reshape(self.rows, self.width)
+
+    def _counting(self, ignored: Array | None) -> Array | None:
+        """The numbers of the rows that count; None if all do."""
+        if ignored is None and self.row_weights is None:
+            return None
+        out = np.zeros(self.rows, bool) if ignored is None else ignored.reshape(-1)
+        if self.row_weights is not None:
+            out = out | (self.row_weights == 0)
+        return np.flatnonzero(~out) if out.any() else None
+
+    @property
+    def count(self) -> int:
+        """How many rows count."""
+        return self.rows if self.kept is None else len(self.kept)
+
+    def rows_of(self, start: int, stop: int) -> Any:
+        """The rows start .. stop of those that count, as an index."""
+        return slice(start, stop) if self.kept is None else self.kept[start:stop]
+
+    def block(self, where: Any) -> Array:
+        """The features of some rows, contiguous, in the dtype of the computation."""
+        return np.ascontiguousarray(self.matrix[where], self.dtype)
+
+
+def block_rows(function: str, classes: int, itemsize: int, block_bytes: Any) -> int:
+    """How many rows of logits fit into the workspace: at least one, at most `ROWS`, whole vectors if possible."""
+    if isinstance(block_bytes, bool) or not hasattr(block_bytes, "__index__"):
+        raise TypeError(f"{named(function, 'block_bytes')} must be an integer, got {block_bytes!r}")
+    if operator.index(block_bytes) < 1:
+        raise ValueError(f"{named(function, 'block_bytes')} must be at least 1, got {block_bytes!r}")
+    rows = min(ROWS, operator.index(block_bytes) // max(1, classes * itemsize))
+    return rows // 16 * 16 if rows > 16 else max(rows, 1)
+
+
+class Weights:
+    """The weights of the classes in the dtype of the computation: whole, or part by part if converted."""
+
+    def __init__(self, linear: Linear) -> None:
+        weight, dtype = linear.weight, linear.dtype
+        self.parts: list[slice] = [slice(0, linear.classes)]
+        self.weight, self.dtype = weight, dtype
+        strides, itemsize = weight.strides, dtype.itemsize
+        as_it_is = weight.dtype == dtype and weight.flags.aligned and itemsize in strides and min(strides) > 0
+        if not as_it_is and weight.size:
+            step = max(1, WEIGHT_BYTES // (linear.width * itemsize))
+            self.parts = [slice(k, min(k + step, linear.classes)) for k in range(0, linear.classes, step)]
+        self.converted = not as_it_is
+
+    def part(self, where: slice) -> Array:
+        """The weights of some classes."""
+        return np.ascontiguousarray(self.weight[where], self.dtype) if self.converted else self.weight[where]
+
+
+class _Sum:
+    """A sum of matrices, one for each block of rows, added part by part; `single`: there is one block."""
+
+    def __init__(self, shape: tuple[int, int], dtype: Any, single: bool) -> None:
+        wide = shape[0] * shape[1] * 8 <= WIDE_BYTES and not single
+        self.total = np.zeros(shape, np.float64 if wide else dtype)
+        step = max(1, SCRATCH_BYTES // max(1, shape[1] * dtype.itemsize))
+        self.scratch = None if single else np.empty((min(step, max(shape[0], 1)), shape[1]), dtype)
+
+    def add(self, slopes: Array, features: Array, where: slice) -> None:
+        """Add ``slopes[:, where].T @ features`` to the rows `where`."""
+        if self.scratch is None:
+            np.matmul(slopes[:, where].T, features, out=self.total[where])
+            return
+        step = len(self.scratch)
+        for k in range(where.start, where.stop, step):
+            stop = min(k + step, where.stop)
+            self.total[k:stop] += np.matmul(slopes[:, k:stop].T, features, out=self.scratch[: stop - k])
+
+
+def _without_last_column(total: Array) -> Array:
+    """The matrix without its last column, contiguous, in the same memory."""
+    rows, width = total.shape[0], total.shape[1] - 1
+    flat = total.reshape(-1)
+    for k in range(0, rows, ROWS):
+        stop = min(k + ROWS, rows)
+        flat[k * width : stop * width] = total[k:stop, :width].ravel()
+    return flat[: rows * width].reshape(rows, width)
+
+
+def _finished(array: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A gradient in the shape and the dtype of its argument."""
+    with np.errstate(all="ignore"):
+        return array.astype(dtype, copy=False).reshape(shape)
+
+
+class Logits:
+    """The logits of blocks of rows in one workspace, and the kernels that are run over them."""
+
+    def __init__(self, linear: Linear, block_bytes: Any) -> None:
+        self.linear, self.weights = linear, Weights(linear)
+        step = block_rows(linear.function, linear.classes, linear.dtype.itemsize, block_bytes)
+        self.step = min(step, max(linear.count, 1))
+        self.workspace = np.empty((self.step, linear.classes), linear.dtype)
+        self.bias = None if linear.bias is None else np.ascontiguousarray(linear.bias, linear.dtype)
+
+    def starts(self) -> range:
+        """The first row of each block."""
+        return range(0, self.linear.count, self.step)
+
+    def of(self, features: Array) -> Array:
+        """The logits of some rows, in the workspace."""
+        block = self.workspace[: len(features)]
+        for where in self.weights.parts:
+            np.matmul(features, self.weights.part(where).T, out=block[:, where])
+        if self.bias is not None:
+            np.add(block, self.bias, out=block)
+        return block
+
+
+def loss(
+    function: str,
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any,
+    options: LossOptions,
+    block_bytes: Any,
+    wrt: Any = (),
+    skip: bool = False,
+) -> tuple[Any, LinearGradients]:
+    """The loss, and the gradients with respect to what `wrt` names."""
+    if backend_for(features, weight, targets, bias, *options):
+        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+    wanted = _wanted(function, wrt, bias)
+    linear = Linear(function, features, weight, targets, bias, options)
+    logits = Logits(linear, block_bytes)
+    dtype, width = linear.dtype, linear.width
+    given, rows = linear.given, np.zeros(linear.rows, dtype)
+    scale = options.scale(given.divisor, dtype)
+    slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
+    with_bias = "bias" in wanted
+    # A column of ones makes the sum over the rows, which is the gradient of the bias, a part of the same product.
+    columns = (width if "weight" in wanted else 0) + with_bias
+    sums = _Sum((linear.classes, columns), dtype, linear.count <= logits.step) if columns else None
+    for start in logits.starts():
+        where = linear.rows_of(start, min(start + logits.step, linear.count))
+        block = linear.block(where)
+        with np.errstate(all="ignore"):
+            z = logits.of(block)
+            rows[where] = _block_loss(linear, z, where, scale, bool(wanted))
+            if wanted:
+                parts = _parts(linear, logits.weights, z, scale, skip)
+                if slopes is not None:
+                    slopes[where] = _times_weights(logits.weights, z, parts, width)
+                if sums is not None:
+                    factors = _with_ones(block, "weight" in wanted, with_bias)
+                    for part in parts:
+                        sums.add(z, factors, part)
+    value = _reduced(linear, rows)
+    gradients: list[Any] = [None, None, None]
+    if slopes is not None:
+        gradients[0] = _finished(slopes, linear.features.shape, _returned(linear.features))
+    if sums is not None and with_bias:
+        assert linear.bias is not None
+        gradients[2] = _finished(sums.total[:, -1].copy(), linear.bias.shape, _returned(linear.bias))
+    if sums is not None and "weight" in wanted:
+        total = _without_last_column(sums.total) if with_bias else sums.total
+        gradients[1] = _finished(total, linear.weight.shape, _returned(linear.weight))
+    return value, LinearGradients(*gradients)
+
+
+def _wanted(function: str, wrt: Any, bias: Any) -> tuple[str, ...]:
+    """The names in `wrt`, without the bias if there is none."""
+    if not isinstance(wrt, (str, tuple, list, set, frozenset)):
+        raise TypeError(f"{named(function, 'wrt')} must be a sequence of names, got {wrt!r}")
+    names = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    for name in names:
+        if name not in WRT:
+            raise ValueError(f"{named(function, 'wrt')} may name {', '.join(WRT)}, got {name!r}")
+    return tuple(name for name in names if name != "bias" or bias is not None)
+
+
+def _block_loss(linear: Linear, z: Array, where: Any, scale: tuple[Any, Any], gradient: bool) -> Array:
+    """The losses of the rows of a block; their gradient with respect to the logits replaces these."""
+    with threads(max(1, max_threads() // 2)):  # BLAS's threads spin on the other processors for a while
+        return _row_losses(linear, z, where, scale, gradient)
+
+
+def _row_losses(linear: Linear, z: Array, where: Any, scale: tuple[Any, Any], gradient: bool) -> Array:
+    given, dtype, count = linear.given, linear.dtype, len(z)
+    rows, block = np.empty(count, dtype), z.reshape(count, linear.classes, 1)
+    labels = np.ascontiguousarray(linear.labels[where], np.int64)
+    weights = kernel_weights(None if linear.row_weights is None else linear.row_weights[where], dtype)
+    results = block if gradient else None, rows
+    if given.plain:
+        kernel = entry("losses.cross_entropy")
+        run(kernel, count, 2 * z.size, lambda: NO_ROOM[dtype], block, labels, weights, *results, *scale, False)
+        return rows
+    mix = labels, kernel_weights(given.class_weights, dtype), given.base, given.gain
+    arguments = (block, None, *mix, weights, *results, *scale)
+    if given.regularization is None:
+        run(entry("losses.soft_cross_entropy"), count, 2 * z.size, lambda: NO_ROOM[dtype], *arguments)
+    else:
+        kernel, room = entry("capped.cross_entropy"), max(linear.classes, CAPPED)
+        run(kernel, count, 4 * z.size, lambda: np.empty(room, dtype), *arguments, *given.regularization)
+    return rows
+
+
+def _parts(linear: Linear, weights: Weights, z: Array, scale: tuple[Any, Any], skip: bool) -> list[slice]:
+    """The parts of the classes whose gradient is needed: all, or with `skip` those with an entry that matters."""
+    if not skip:
+        return weights.parts
+    step = max(1, SCRATCH_BYTES // max(1, linear.width * linear.dtype.itemsize))
+    least = _resolution(_returned(linear.features)) / 16 * abs(float(scale[0]))
+    found = []
+    for k in range(0, linear.classes, step):
+        part = z[:, k : k + step]
+        if not (part.max(initial=0) < least and part.min(initial=0) > -least):
+            found.append(slice(k, min(k + step, linear.classes)))
+    return found
+
+
+def _times_weights(weights: Weights, z: Array, parts: list[slice], width: int) -> Array:
+    """The sum of z[:, part] @ weight[part] over the parts."""
+    if len(parts) == 1:
+        product: Array = np.matmul(z[:, parts[0]], weights.part(parts[0]))
+        return product
+    total = np.zeros((len(z), width), z.dtype)
+    for part in parts:
+        total += np.matmul(z[:, part], weights.part(part))
+    return total
+
+
+def _with_ones(features: Array, these: bool, ones: bool) -> Array:
+    """The features, if they are wanted, with a column of ones behind them if that is wanted."""
+    if not ones:
+        return features
+    column = np.ones((len(features), 1), features.dtype)
+    return np.hstack([features, column]) if these else column
+
+
+def _reduced(linear: Linear, rows: Array) -> Any:
+    """The loss after the reduction, in the dtype of the result."""
+    options, divisor, dtype = linear.options, linear.given.divisor, linear.result_dtype
+    with np.errstate(all="ignore"):
+        if options.reduction == "none":
+            value = rows.reshape(linear.row_shape).astype(dtype)
+            return value[()] if value.ndim == 0 else value
+        return dtype.type(reduced(rows, options, divisor, linear.dtype))
+
+
+def hessian_product(
+    function: str,
+    features: Any,
+    weight: Any,
+    targets: Any,
+    tangent: Any,
+    bias: Any,
+    tangent_bias: Any,
+    options: LossOptions,
+    block_bytes: Any,
+) -> LinearGradients:
+    """The product of the Hessian with respect to weight and bias with the tangents of both.
+
+    With the tangents T = X tangent.T + tangent_bias of the logits and their product U with the Hessians of the
+    rows, it is U.T X and the sum of the rows of U.
+    """
+    if backend_for(features, weight, targets, tangent, bias, tangent_bias, *options):
+        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+    linear = Linear(function, features, weight, targets, bias, options)
+    along = copy(linear)
+    along.weight = float_array(function, "tangent", tangent)
+    if along.weight.shape != linear.weight.shape:
+        shape = linear.weight.shape
+        raise ValueError(f"{named(function, 'tangent')} has shape {along.weight.shape}, expected {shape}")
+    along.bias = None if tangent_bias is None else float_array(function, "tangent_bias", tangent_bias)
+    if along.bias is not None and along.bias.shape != (linear.classes,):
+        prefix = named(function, "tangent_bias")
+        raise ValueError(f"{prefix} has shape {along.bias.shape}, expected ({linear.classes},)")
+    block_rows(function, linear.classes, linear.dtype.itemsize, block_bytes)
+    half = max(1, block_bytes // 2)
+    logits, directions = Logits(linear, half), Logits(along, half)
+    given, dtype = linear.given, linear.dtype
+    factors, scale = given.factors(), options.scale(given.divisor, dtype)
+    with_bias = bias is not None or tangent_bias is not None
+    shape = (linear.classes, linear.width + with_bias)
+    sums = _Sum(shape, dtype, linear.count <= logits.step)
+    for start in logits.starts():
+        where = linear.rows_of(start, min(start + logits.step, linear.count))
+        block = linear.block(where)
+        with np.errstate(all="ignore"):
+            z, t = logits.of(block), directions.of(block)
+            heights = kernel_weights(factors[where] if factors.size else None, dtype)
+            with threads(max(1, max_threads() // 2)):
+                _curve(linear, z, t, where, heights, scale)
+            sums.add(z, _with_ones(block, True, with_bias), slice(0, linear.classes))
+    slope = None
+    if with_bias:
+        kind = _returned(linear.weight if linear.bias is None else linear.bias)
+        slope = _finished(sums.total[:, -1].copy(), (linear.classes,), kind)
+    total = _without_last_column(sums.total) if with_bias else sums.total
+    return LinearGradients(None, _finished(total, linear.weight.shape, _returned(linear.weight)), slope)
+
+
+def _curve(linear: Linear, z: Array, t: Array, where: Any, factors: Array, scale: tuple[Any, Any]) -> None:
+    """Replace the logits of a block by the products of the Hessians of their rows with t."""
+    given, dtype, count = linear.given, linear.dtype, len(z)
+    block, along = (array.reshape(count, linear.classes, 1) for array in (z, t))
+    if given.regularization is None:
+        kernel = entry("derivatives.softmax_product")
+        run(kernel, count, 2 * z.size, lambda: NO_ROOM[dtype], block, along, block, False, None, None, factors)
+        return
+    labels = np.ascontiguousarray(linear.labels[where], np.int64)
+    mix = labels, kernel_weights(given.class_weights, dtype), given.base, given.gain
+    weights = kernel_weights(None if linear.row_weights is None else linear.row_weights[where], dtype)
+    room = CURVE_PARTS * max(linear.classes, CAPPED)
+    arguments = (block, along, None, *mix, weights, factors, block, *scale, *given.regularization)
+    run(entry("capped.product"), count, 8 * z.size, lambda: np.empty(room, dtype), *arguments)
+
+
+def statistics(
+    function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions, block_bytes: Any
+) -> LabelStatistics:
+    """The `LabelStatistics` of each row."""
+    if backend_for(features, weight, targets, bias):
+        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+    linear = Linear(function, features, weight, targets, bias, options)
+    if linear.classes > EXACT:
+        linear.dtype = np.dtype(np.float64)
+    logits = Logits(linear, block_bytes)
+    regularization = linear.given.regularization
+    floats = np.zeros((3, linear.rows), linear.dtype)
+    whole = np.full((2, linear.rows), -1)
+    for start in logits.starts():
+        where = linear.rows_of(start, min(start + logits.step, linear.count))
+        with np.errstate(all="ignore"):
+            z = logits.of(linear.block(where))
+            if regularization is not None:
+                cap = regularization[1]
+                np.multiply(np.tanh(np.divide(z, cap, out=z), out=z), cap, out=z)
+        problem = Problem(function, z, -1)
+        labels = np.ascontiguousarray(linear.labels[where], np.int64)
+        with threads(max(1, max_threads() // 2)):
+            found = computed(problem, problem.block(), labels, None)
+        whole[:, where] = with_nan(found, linear.classes, z.__getitem__)
+        floats[:, where] = found.log_prob, found.entropy, found.logsumexp
+    log_prob, entropy, lse = (_finished(row, linear.row_shape, linear.result_dtype) for row in floats)
+    rank, argmax = (row.reshape(linear.row_shape) for row in whole)
+    results = (log_prob, rank, argmax, entropy, lse)
+    return LabelStatistics(*[array[()] if array.ndim == 0 else array for array in results])

@@ -1,0 +1,92 @@
+"""The driver of `label_statistics`: what is asked of rows of logits whose labels are known."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, real_array
+from fastsoftmax.arrays.options import LossOptions, check_kind, check_labels
+from fastsoftmax.arrays.threads import run
+from fastsoftmax.machine.entry import entry
+
+EXACT = 1 << 24
+"""float32 holds all whole numbers up to this. The places of more classes are computed in float64."""
+
+
+class LabelStatistics(NamedTuple):
+    """The numbers of each row, see `label_statistics`."""
+
+    log_prob: Any
+    rank: Any
+    argmax: Any
+    entropy: Any
+    logsumexp: Any
+
+
+def computed(problem: Problem, source: Array, labels: Array, beta: Any) -> LabelStatistics:
+    """The statistics of a block, in the order of its rows: five arrays of the dtype of the computation."""
+    found = np.empty((5, problem.rows), problem.dtype)
+    run(
+        entry("statistics.label_statistics"),
+        problem.rows,
+        2 * source.size,
+        problem.room(1),
+        source,
+        labels,
+        *found,
+        beta,
+    )
+    return LabelStatistics(*found)
+
+
+def with_nan(found: LabelStatistics, classes: int, rows_of: Any) -> tuple[Array, Array]:
+    """Ranks and greatest classes as integers; for a row with NaN, as NumPy has it, the place of the first NaN.
+
+    Such a row has the rank `classes`, behind all of them. `rows_of` returns the logits of rows by their numbers.
+    """
+    rank, argmax = found.rank.astype(np.int64), found.argmax.astype(np.int64)
+    wrong = np.flatnonzero(np.isnan(found.logsumexp))
+    if wrong.size:
+        rank[wrong] = classes
+        argmax[wrong] = [int(np.argmax(rows_of(int(i)))) for i in wrong]
+    return rank, argmax
+
+
+def label_statistics(
+    function: str, logits: Any, labels: Any, axis: int, temperature: float, ignore_index: Any
+) -> LabelStatistics:
+    """The result of the public function."""
+    problem = Problem(function, logits, axis, name="logits")
+    if problem.classes > EXACT:
+        problem.dtype = np.dtype(np.float64)
+    beta = inverse_temperature(function, temperature, problem.dtype)
+    given = real_array(function, "labels", labels)
+    check_kind(problem, given, LossOptions(ignore_index=ignore_index), "labels")
+    ignored = check_labels(function, given, problem.classes, ignore_index, name="labels")
+    source = problem.block()
+    found = computed(problem, source, problem.per_row(given, np.int64), beta)
+
+    def rows_of(row: int) -> Array:
+        """The logits of a row, by its number in the block."""
+        outer, inner = divmod(row, problem.inner)
+        one: Array = source[outer, :, inner]
+        return one
+
+    rank, argmax = with_nan(found, problem.classes, rows_of)
+    results = []
+    for values in (found.log_prob, rank, argmax, found.entropy, found.logsumexp):
+        output = _in_order(problem, values)
+        if values.dtype == problem.dtype and values.dtype.kind == "f":
+            with np.errstate(all="ignore"):
+                output = output.astype(problem.result_dtype, copy=False)
+        results.append(output)
+    if ignored is not None and ignored.any():
+        results[0][ignored], results[1][ignored] = 0, -1
+    return LabelStatistics(*[array[()] if array.ndim == 0 else array for array in results])
+
+
+def _in_order(problem: Problem, values: Array) -> Array:
+    """One number for each row, from the order of the block to that of the logits."""
+    order = problem.row_order()
+    moved = values.reshape([problem.row_shape[a] for a in order])
+    return np.ascontiguousarray(moved.transpose(np.argsort(order))).reshape(problem.row_shape)

@@ -1,0 +1,107 @@
+"""`label_statistics` inside a user's ``@njit`` code; `rows` explains builders."""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core.errors import TypingError
+
+from fastsoftmax.arrays.statistics import LabelStatistics
+from fastsoftmax.njit.arguments import (
+    KINDS,
+    Call,
+    Run,
+    absent,
+    check_ignore_index,
+    compiled,
+    converter,
+    layout,
+    merged,
+    real_array,
+    room_for,
+    row_layout,
+    stack,
+)
+from fastsoftmax.njit.losses import labels_of_rows, row_shape_check
+from fastsoftmax.njit.rows import Built, inverse_temperature_of, one_axis, row_result, switched
+
+
+def _check_types(call: Call, name: str, x: Any) -> None:
+    """TypingError unless the labels are integers, one for each row."""
+    labels = call[name]
+    check_ignore_index(call.name, call["ignore_index"])
+    if isinstance(labels, types.Integer) and x.ndim == 1:
+        return
+    real_array(call.name, name, labels)
+    if labels.ndim != x.ndim - 1:
+        raise TypingError(
+            f"{call.name}: {name} has {labels.ndim} dimensions, expected {x.ndim - 1} (class indices)"
+        )
+    if not isinstance(labels.dtype, types.Integer):
+        raise TypingError(
+            f"{call.name}: {name} are class indices and have dtype {labels.dtype}, expected integers"
+        )
+
+
+@compiled
+def _correct(source: Any, labels: Any, found: Any, ignoring: bool) -> None:
+    """What `arrays.statistics` does for rows that are ignored, or have a NaN."""
+    log_prob, rank, argmax, _, lse = found
+    inner = source.shape[2]
+    for i in range(lse.size):
+        if np.isnan(lse[i]):
+            rank[i] = source.shape[1]
+            for k in range(source.shape[1] - 1, -1, -1):
+                if np.isnan(source[i // inner, k, i % inner]):
+                    argmax[i] = k
+        if ignoring and labels[i] < 0:
+            log_prob[i], rank[i] = 0.0, -1.0
+
+
+def statistics(call: Call) -> Built:
+    """The five numbers of each row."""
+    x, axes, dtype = one_axis(call)
+    name, kind, kernel = call.names[1], KINDS[dtype], call.kernel()
+    _check_types(call, name, x)
+    ignoring = not absent(call["ignore_index"])
+    check = row_shape_check(call.name, name, call[name], x, axes)
+    labels_of = labels_of_rows(call.name, name, x, axes, call[name], ignoring)
+    order_of_rows, _, _ = row_layout(x, axes)
+    beta_of = inverse_temperature_of(call, kind)
+    launch = switched(call, merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, *y, beta)))
+    lay_out, source_for = layout(x, axes, last=False), converter(x, axes, dtype)
+    begin, block_for, finish = row_result(call.name, x, axes, dtype, False, None)
+    room_of = room_for(x, axes, None)
+    whole: Run = merged(lambda values: values.astype(np.int64))
+    if x.ndim == 1:
+        whole = merged(lambda value: np.int64(value))
+
+    @merged
+    def run(x: Any, labels: Any, temperature: Any, ignore_index: Any) -> Any:
+        check(labels, x)
+        beta = beta_of(temperature)
+        order, shape = lay_out(x)
+        rows = shape[0] * shape[2]
+        by_row = order_of_rows(order)
+        marks = labels_of(labels, by_row, shape, ignore_index, stack(np.int64, 1))
+        source = source_for(x, order, shape, kind)
+        a, b, c, d, e = begin(x, None), begin(x, None), begin(x, None), begin(x, None), begin(x, None)
+        found = (
+            block_for(a, order, rows, stack(kind, 1), source),
+            block_for(b, order, rows, stack(kind, 1), source),
+            block_for(c, order, rows, stack(kind, 1), source),
+            block_for(d, order, rows, stack(kind, 1), source),
+            block_for(e, order, rows, stack(kind, 1), source),
+        )
+        room = room_of(stack(kind, 0), shape, 1, kind, False)
+        launch(rows, room, source, marks, found, beta, None, None)
+        _correct(source, marks, found, ignoring)
+        return LabelStatistics(
+            finish(x, a, order, found[0], None),
+            whole(finish(x, b, order, found[1], None)),
+            whole(finish(x, c, order, found[2], None)),
+            finish(x, d, order, found[3], None),
+            finish(x, e, order, found[4], None),
+        )
+
+    return run, (*call.names, "temperature", "ignore_index")

@@ -1,0 +1,445 @@
+"""linear_cross_entropy: the loss of features @ weight.T + bias without its logits, and its gradients."""
+
+import itertools
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import fastsoftmax as fs
+from fastsoftmax.arrays import linear
+
+EPS = np.finfo(np.float64).eps
+SHAPES = {"small": (9, 5, 7), "one block": (40, 6, 300), "blocks": (100, 8, 70), "batch": ((3, 4), 5, 11)}
+
+
+def problem(shape, dtype=np.float64, seed=0):
+    rows, width, classes = shape
+    rng = np.random.default_rng(seed)
+    rows = rows if isinstance(rows, tuple) else (rows,)
+    features, weight = rng.normal(size=(*rows, width)), rng.normal(size=(classes, width))
+    return features.astype(dtype), weight.astype(dtype), rng.integers(0, classes, rows), rng.normal(size=classes)
+
+
+def dense(features, weight, targets, bias=None, **options):
+    """Loss and gradients by the definition, in float64."""
+    x, w = (np.asarray(a).astype(np.float64) for a in (features, weight))
+    z = x @ w.T if bias is None else x @ w.T + np.asarray(bias).astype(np.float64)
+    loss, slope = fs.cross_entropy_with_grad(z, targets, **options)
+    flat = slope.reshape(-1, len(w))
+    return loss, slope @ w, flat.T @ x.reshape(-1, x.shape[-1]), flat.sum(0)
+
+
+def near(actual, expected, tolerance):
+    """Whether the errors are within the tolerance, relative to the largest entry."""
+    expected = np.asarray(expected)
+    actual = np.asarray(actual).astype(np.float64)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max(initial=0) <= tolerance * np.abs(expected).max(initial=1e-300)
+
+
+OPTIONS = {
+    "with_bias": (False, True),
+    "weighted": (False, True),
+    "sampled": (False, True),
+    "ignored": (False, True),
+    "smoothing": (0.0, 0.1),
+    "z_loss": (0.0, 1e-2),
+    "softcap": (None, 3.0),
+    "reduction": ("mean", "sum", "none"),
+}
+
+
+def grid():
+    for values in itertools.product(*OPTIONS.values()):
+        yield dict(zip(OPTIONS, values, strict=True))
+
+
+def arguments(case, shape):
+    features, weight, targets, bias = problem(shape)
+    rng = np.random.default_rng(1)
+    options = {"label_smoothing": case["smoothing"], "reduction": case["reduction"]}
+    options |= {"z_loss": case["z_loss"], "softcap": case["softcap"]}
+    if case["weighted"]:
+        options["class_weight"] = rng.uniform(0.2, 2, len(weight))
+    if case["sampled"]:
+        options["sample_weight"] = rng.uniform(0.2, 2, targets.shape) * (rng.random(targets.shape) < 0.8)
+    if case["ignored"]:
+        targets = np.where(rng.random(targets.shape) < 0.3, -100, targets)
+        options["ignore_index"] = -100
+    return (features, weight, targets), bias if case["with_bias"] else None, options
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_option(shape):
+    """Loss and gradients with all combinations of options, in blocks of 16 rows, are those of dense logits."""
+    shape = SHAPES[shape]
+    block_bytes = 16 * shape[2] * 8
+    for case in grid():
+        operands, bias, options = arguments(case, shape)
+        expected = dense(*operands, bias, **options)
+        loss, gradients = fs.linear_cross_entropy_with_grad(*operands, bias, block_bytes=block_bytes, **options)
+        near(loss, expected[0], 100 * EPS)
+        near(gradients.features, expected[1], 100 * EPS)
+        near(gradients.weight, expected[2], 100 * EPS)
+        if bias is None:
+            assert gradients.bias is None
+        else:
+            near(gradients.bias, expected[3], 100 * EPS)
+        assert gradients.weight.flags.c_contiguous
+        alone = fs.linear_cross_entropy(*operands, bias, block_bytes=block_bytes, **options)
+        np.testing.assert_array_equal(alone, loss)
+
+
+def test_every_option_agrees_with_torch():
+    """PyTorch's autograd in float64, from the formula."""
+    torch = pytest.importorskip("torch")
+    tensor = torch.tensor
+    for case in grid():
+        (features, weight, targets), bias, options = arguments(case, SHAPES["blocks"])
+        x, w = tensor(features, requires_grad=True), tensor(weight, requires_grad=True)
+        b = tensor(np.zeros(len(weight)) if bias is None else bias, requires_grad=True)
+        z = x @ w.T + b
+        if case["softcap"] is not None:
+            z = case["softcap"] * torch.tanh(z / case["softcap"])
+        counts = torch.ones(len(features), dtype=torch.float64)
+        if case["sampled"]:
+            counts = tensor(options["sample_weight"])
+        counts = torch.where(tensor(targets >= 0), counts, 0.0)
+        classes = torch.ones(len(weight), dtype=torch.float64)
+        if case["weighted"]:
+            classes = tensor(options["class_weight"])
+        labels = tensor(np.maximum(targets, 0))
+        hot = torch.nn.functional.one_hot(labels, len(weight)).double()
+        shares = classes * ((1 - case["smoothing"]) * hot + case["smoothing"] / len(weight))
+        lse = torch.logsumexp(z, -1)
+        rows = counts * ((shares * (lse[:, None] - z)).sum(-1) + case["z_loss"] * lse**2)
+        value = rows.sum() / (counts * classes[labels]).sum() if case["reduction"] == "mean" else rows
+        value.sum().backward()
+        found, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, **options)
+        whole = value.sum() if case["reduction"] == "sum" else value
+        near(found, whole.detach().numpy(), 1e-13)
+        for name, leaf in (("features", x), ("weight", w)):
+            near(getattr(gradients, name), leaf.grad.numpy(), 1e-13)
+        if bias is not None:
+            near(gradients.bias, b.grad.numpy(), 1e-13)
+
+
+def test_derivatives_by_differences():
+    features, weight, targets, bias = problem(SHAPES["small"])
+    rng = np.random.default_rng(2)
+    options = {"z_loss": 0.05, "softcap": 4.0}
+    _, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, **options)
+    operands, step = (features, weight, bias), 1e-5
+    for place, gradient in enumerate(gradients):
+        v = rng.normal(size=gradient.shape)
+        moved = [[a + sign * step * v if k == place else a for k, a in enumerate(operands)] for sign in (1, -1)]
+        up, down = (fs.linear_cross_entropy(x, w, targets, b, **options) for x, w, b in moved)
+        assert (gradient * v).sum() == pytest.approx((up - down) / (2 * step), rel=1e-7)
+
+
+@pytest.mark.parametrize("names", [(), ("features",), ("weight",), ("bias",), ("weight", "bias"), "weight"])
+def test_only_what_is_asked_for(names):
+    operands = problem(SHAPES["blocks"])
+    loss, everything = fs.linear_cross_entropy_with_grad(*operands)
+    found, gradients = fs.linear_cross_entropy_with_grad(*operands, wrt=names)
+    assert found == loss
+    for name, expected in everything._asdict().items():
+        value = getattr(gradients, name)
+        if name in names:
+            near(value, expected, 10 * EPS)
+        else:
+            assert value is None
+
+
+def test_float32_is_accurate(record):
+    """The loss within 1e-7, gradients within 3e-6 of their largest entry; 2e-7 for sums of many rows a class."""
+    for shape, sums in (((2000, 64, 3000), 3e-6), ((50000, 32, 20), 2e-7)):
+        features, weight, targets, bias = problem(shape, np.float32)
+        weight *= np.float32(0.1)
+        bias = bias.astype(np.float32)
+        loss, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, block_bytes=1 << 21)
+        expected = dense(features, weight, targets, bias)
+        near(loss, expected[0], 1e-7)
+        near(gradients.features, expected[1], 3e-6)
+        near(gradients.weight, expected[2], sums)
+        near(gradients.bias, expected[3], sums)
+        for name, value, reference in zip(("loss", *gradients._fields), (loss, *gradients), expected, strict=True):
+            error = np.abs(value - reference).max() / np.abs(reference).max() / np.finfo(np.float32).eps
+            record(f"linear_cross_entropy, {name} (eps of its largest entry)", np.float32, error, 26)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision(kind):
+    """Computed in float32, and returned in the dtypes of the arguments."""
+    kind, eps = (
+        (np.float16, 2.0**-10) if kind == "float16" else (pytest.importorskip("ml_dtypes").bfloat16, 2.0**-7)
+    )
+    features, weight, targets, bias = problem((50, 6, 40), kind)
+    loss, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias.astype(kind))
+    assert loss.dtype == kind
+    expected = dense(features, weight, targets, bias.astype(kind))
+    near(loss, expected[0], eps)
+    for value, reference in zip(gradients, expected[1:], strict=True):
+        assert value.dtype == kind
+        near(value, reference, eps)
+    mixed = fs.linear_cross_entropy_with_grad(features, weight.astype(np.float64), targets)[1]
+    assert mixed.features.dtype == kind
+    assert mixed.weight.dtype == np.float64
+    rows = fs.linear_cross_entropy(features, weight, targets, reduction="none")
+    assert rows.dtype == kind
+    assert rows.shape == targets.shape
+
+
+def test_parts_of_converted_weights(monkeypatch):
+    """Weights of another dtype or order are converted part by part."""
+    monkeypatch.setattr(linear, "WEIGHT_BYTES", 7 * 8 * 8)
+    features, weight, targets, bias = problem(SHAPES["blocks"])
+    expected = fs.linear_cross_entropy_with_grad(features, weight, targets, bias)
+    for other in (weight.astype(">f8"), np.repeat(weight, 2, 1)[:, ::2], weight[::-1].copy()[::-1]):
+        assert (
+            len(linear.Weights(linear.Linear("f", features, other, targets, None, linear.LossOptions())).parts) > 5
+        )
+        found = fs.linear_cross_entropy_with_grad(features, other, targets, bias)
+        near(found[0], expected[0], 10 * EPS)
+        for a, b in zip(found[1], expected[1], strict=True):
+            near(a, b, 10 * EPS)
+    turned = fs.linear_cross_entropy_with_grad(
+        np.asfortranarray(features), np.asfortranarray(weight), targets, bias
+    )
+    near(turned[1].weight, expected[1].weight, 10 * EPS)
+
+
+@pytest.mark.parametrize("by", ["ignore_index", "sample_weight"])
+def test_rows_that_do_not_count_are_left_out(by, monkeypatch):
+    """Whatever they hold: they are not multiplied at all, and their gradients are 0."""
+    features, weight, targets, bias = problem(SHAPES["blocks"])
+    out = np.arange(100) % 10 < 7
+    options = {}
+    if by == "ignore_index":
+        targets[out], options["ignore_index"] = 1000, 1000
+    else:
+        options["sample_weight"] = np.where(out, 0, 1.5)
+    features[out] = np.nan
+    seen = []
+    original = linear.Logits.of
+    monkeypatch.setattr(linear.Logits, "of", lambda self, block: seen.append(len(block)) or original(self, block))
+    loss, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, **options)
+    assert sum(seen) == 30
+    expected = fs.linear_cross_entropy_with_grad(features[~out], weight, targets[~out], bias)
+    assert loss == pytest.approx(expected[0], rel=1e-14)
+    near(gradients.weight, expected[1].weight, 1e-13)
+    near(gradients.features[~out], expected[1].features, 1e-13)
+    assert not gradients.features[out].any()
+
+
+def test_nothing_counts():
+    features, weight, targets, bias = problem(SHAPES["small"])
+    loss, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, sample_weight=np.zeros(9))
+    assert np.isnan(loss)
+    assert not any(gradient.any() for gradient in gradients)
+    loss, gradients = fs.linear_cross_entropy_with_grad(features[:0], weight, targets[:0], reduction="sum")
+    assert loss == 0
+    assert gradients.features.shape == (0, 5)
+    assert not gradients.weight.any()
+
+
+def test_skip():
+    """Only classes that hardly matter are left out, and only if that is asked for."""
+    features, weight, targets, bias = problem((64, 256, 1500), np.float32)
+    bias = np.where(np.arange(1500) < 600, 0, -60).astype(np.float32)
+    targets %= 600
+    _, everything = fs.linear_cross_entropy_with_grad(features, weight, targets, bias)
+    _, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, skip=True)
+    assert not gradients.weight[1024:].any()
+    assert everything.weight[1024:].any()
+    for a, b in zip(gradients, everything, strict=True):
+        near(a, np.float64(b), 1e-6)
+
+
+def test_a_block_is_decided_by_shapes():
+    rows = linear.block_rows
+    assert rows("f", 32768, 4, 128 << 20) == 1024
+    assert rows("f", 100, 4, 128 << 20) == linear.ROWS
+    assert rows("f", 1 << 30, 4, 128 << 20) == 1
+    assert rows("f", 0, 4, 1) == 1
+
+
+def test_memory():
+    """The workspace, the results, and little else; the weights in float16 are not converted as a whole."""
+    features, weight, targets, _ = problem((4000, 32, 40000), np.float16)
+    for names, results in (((), 0), (("features", "weight"), 4000 * 32 * 6 + 40000 * 32 * 10)):
+        fs.linear_cross_entropy_with_grad(features[:10], weight, targets[:10], wrt=names, block_bytes=8 << 20)
+        tracemalloc.start()
+        fs.linear_cross_entropy_with_grad(features, weight, targets, wrt=names, block_bytes=8 << 20)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < (8 << 20) + results + (6 << 20)
+
+
+def test_memory_maps(tmp_path):
+    features, weight, targets, bias = problem(SHAPES["blocks"])
+    np.save(tmp_path / "x.npy", features)
+    np.save(tmp_path / "w.npy", weight)
+    mapped = [np.load(tmp_path / name, mmap_mode="r") for name in ("x.npy", "w.npy")]
+    loss, gradients = fs.linear_cross_entropy_with_grad(*mapped, targets, bias)
+    expected = fs.linear_cross_entropy_with_grad(features, weight, targets, bias)
+    assert loss == expected[0]
+    assert type(gradients.weight) is np.ndarray
+    np.testing.assert_array_equal(gradients.weight, expected[1].weight)
+
+
+def test_one_row():
+    """Features of one dimension are one row."""
+    features, weight, targets, bias = problem(SHAPES["small"])
+    loss, gradients = fs.linear_cross_entropy_with_grad(features[0], weight, targets[0], bias)
+    assert np.ndim(loss) == 0
+    expected = fs.linear_cross_entropy_with_grad(features[:1], weight, targets[:1], bias)
+    assert loss == expected[0]
+    np.testing.assert_array_equal(gradients.features, expected[1].features[0])
+    assert np.ndim(fs.linear_cross_entropy(features[0], weight, targets[0], reduction="none")) == 0
+
+
+def test_infinities_and_nan():
+    """A row with NaN is NaN, without a warning; other rows stay."""
+    features, weight, targets, _ = problem(SHAPES["small"])
+    clean = fs.linear_cross_entropy(features, weight, targets, reduction="none")
+    features[2, 0], features[4, 1] = np.nan, np.inf
+    with np.errstate(all="raise"):
+        rows = fs.linear_cross_entropy(features, weight, targets, reduction="none")
+    others = [0, 1, 3, 5, 6, 7, 8]
+    np.testing.assert_allclose(rows[others], clean[others], rtol=1e-14)
+    assert np.isnan(rows[2])
+
+
+def test_errors():
+    features, weight, targets, bias = problem(SHAPES["small"])
+    call = fs.linear_cross_entropy_with_grad
+    name = "linear_cross_entropy_with_grad: "
+    for kind, words, operands, options in (
+        (ValueError, r"weight has shape \(7, 4\), expected \(K, 5\)", (features, weight[:, :4], targets), {}),
+        (ValueError, r"targets has shape \(8,\), expected \(9,\)", (features, weight, targets[:8]), {}),
+        (ValueError, r"bias has shape \(6,\), expected \(7,\)", (features, weight, targets, bias[:6]), {}),
+        (ValueError, "features is 0-d", (1.0, weight, targets), {}),
+        (TypeError, "targets are class indices and have dtype float64", (features, weight, targets * 1.0), {}),
+        (TypeError, "features has dtype complex128", (features * 1j, weight, targets), {}),
+        (TypeError, "weight is a masked array", (features, np.ma.array(weight), targets), {}),
+        (
+            IndexError,
+            r"targets\[3\] is 7, expected a label from 0 to 6",
+            (features, weight, [0, 0, 0, 7] + [0] * 5),
+            {},
+        ),
+        (
+            ValueError,
+            "wrt may name features, weight, bias, got 'logits'",
+            (features, weight, targets),
+            {"wrt": ["logits"]},
+        ),
+        (TypeError, "wrt must be a sequence of names, got None", (features, weight, targets), {"wrt": None}),
+        (ValueError, "block_bytes must be at least 1, got 0", (features, weight, targets), {"block_bytes": 0}),
+        (TypeError, "block_bytes must be an integer, got 1.5", (features, weight, targets), {"block_bytes": 1.5}),
+        (ValueError, "reduction must be one of", (features, weight, targets), {"reduction": "max"}),
+        (ValueError, "softcap must be finite and > 0", (features, weight, targets), {"softcap": 0}),
+        (ValueError, r"class_weight has shape \(3,\)", (features, weight, targets), {"class_weight": [1, 2, 3]}),
+        (ValueError, r"sample_weight has shape \(3,\)", (features, weight, targets), {"sample_weight": [1, 2, 3]}),
+        (TypeError, "ignore_index must be an integer", (features, weight, targets), {"ignore_index": 1.5}),
+    ):
+        with pytest.raises(kind, match=name + words):
+            call(*operands, **options)
+
+
+def test_dask_arrays_are_refused():
+    da = pytest.importorskip("dask.array")
+    features, weight, targets, _ = problem(SHAPES["small"])
+    with pytest.raises(TypeError, match="linear_cross_entropy: Dask arrays are not supported"):
+        fs.linear_cross_entropy(da.from_array(features), weight, targets)
+
+
+def test_empty_arrays():
+    """Features without numbers have the logits of the bias; without classes there can be no labels."""
+    loss = fs.linear_cross_entropy(np.zeros((2, 0)), np.zeros((3, 0)), [0, 1], np.zeros(3))
+    assert loss == pytest.approx(np.log(3))
+    loss, gradients = fs.linear_cross_entropy_with_grad(
+        np.zeros((2, 4)), np.zeros((0, 4)), [-1, -1], ignore_index=-1, reduction="sum"
+    )
+    assert loss == 0
+    assert gradients.weight.shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_statistics(dtype, softcap):
+    """Those of the dense logits; nothing of rows that are ignored."""
+    features, weight, targets, bias = problem(SHAPES["blocks"], dtype)
+    bias = bias.astype(dtype)
+    targets[::3] = -1
+    features[0] = np.nan
+    z = features @ weight.T + bias
+    z = z if softcap is None else softcap * np.tanh(z / softcap)
+    options = {"ignore_index": -1, "softcap": softcap, "block_bytes": 16 * 70 * dtype().itemsize}
+    found = fs.linear_softmax_statistics(features, weight, targets, bias, **options)
+    expected = fs.label_statistics(z, targets, ignore_index=-1)
+    counts = targets >= 0
+    eps = np.finfo(dtype).eps
+    for name, value in found._asdict().items():
+        reference = getattr(expected, name)
+        assert value.dtype == reference.dtype
+        np.testing.assert_allclose(value[counts], reference[counts], rtol=50 * eps, atol=50 * eps)
+    np.testing.assert_array_equal(found.rank[~counts], -1)
+    np.testing.assert_array_equal(found.argmax[~counts], -1)
+    assert not found.entropy[~counts].any()
+    one = fs.linear_softmax_statistics(features[1], weight, targets[1], bias)
+    assert one.rank == found.rank[1] or softcap is not None
+    assert np.ndim(one.log_prob) == 0
+
+
+@pytest.mark.parametrize("shape", ["small", "blocks", "batch"])
+def test_hessian_products(shape):
+    """Those of dense logits, with all combinations of options."""
+    shape = SHAPES[shape]
+    rng = np.random.default_rng(5)
+    tangent, tangent_bias = rng.normal(size=shape[:0:-1]), rng.normal(size=shape[2])
+    for case in grid():
+        (x, w, y), bias, options = arguments(case, shape)
+        along = tangent_bias if bias is not None else None
+        z = x @ w.T + (0 if bias is None else bias)
+        t = x @ tangent.T + (0 if along is None else along)
+        u = fs.cross_entropy_hvp(z, y, t, **options).reshape(-1, shape[2])
+        found = fs.linear_cross_entropy_hvp(
+            x, w, y, tangent, bias, along, block_bytes=32 * shape[2] * 8, **options
+        )
+        assert found.features is None
+        near(found.weight, u.T @ x.reshape(-1, shape[1]), 200 * EPS)
+        if bias is None:
+            assert found.bias is None
+        else:
+            near(found.bias, u.sum(0), 200 * EPS)
+
+
+def test_hessian_products_by_differences():
+    """Central differences of the gradient; the Hessian is symmetric."""
+    features, weight, targets, bias = problem(SHAPES["blocks"])
+    rng = np.random.default_rng(2)
+    (u, v), (b, c), step = rng.normal(size=(2, *weight.shape)), rng.normal(size=(2, len(bias))), 1e-5
+    options = {"z_loss": 0.02, "softcap": 6.0, "sample_weight": rng.uniform(0.5, 2, 100)}
+    found = fs.linear_cross_entropy_hvp(features, weight, targets, v, bias, c, **options)
+    up, down = (
+        fs.linear_cross_entropy_with_grad(features, weight + s * v, targets, bias + s * c, **options)[1]
+        for s in (step, -step)
+    )
+    near(found.weight, (up.weight - down.weight) / (2 * step), 1e-8)
+    near(found.bias, (up.bias - down.bias) / (2 * step), 1e-8)
+    other = fs.linear_cross_entropy_hvp(features, weight, targets, u, bias, b, **options)
+    forth = (found.weight * u).sum() + (found.bias * b).sum()
+    assert forth == pytest.approx((other.weight * v).sum() + (other.bias * c).sum(), rel=1e-10)
+
+
+def test_errors_of_tangents():
+    features, weight, targets, bias = problem(SHAPES["small"])
+    for operands, words in (
+        ((weight[1:],), r"tangent has shape \(6, 5\), expected \(7, 5\)"),
+        ((weight, bias, bias[1:]), r"tangent_bias has shape \(6,\), expected \(7,\)"),
+    ):
+        with pytest.raises(ValueError, match="linear_cross_entropy_hvp: " + words):
+            fs.linear_cross_entropy_hvp(features, weight, targets, *operands)

@@ -6,6 +6,7 @@ import cases
 import numpy as np
 import oracle
 import pytest
+from numba import njit
 
 import fastsoftmax as fs
 from fastsoftmax.kernels import scalar
@@ -307,7 +308,14 @@ def test_the_slope_of_tanh(dtype, record):
     reach = 40 if dtype == np.float32 else 340
     x = np.random.default_rng(0).uniform(-reach, reach, 4000).astype(dtype)
     x[:1000] /= 50
-    compute = np.vectorize(lambda value: scalar.sech_squared(value, dtype(0)), otypes=[dtype])
+    found = np.empty_like(x)
+
+    @njit
+    def compute(x, found):
+        for i in range(x.size):
+            found[i] = scalar.sech_squared(x[i], dtype(0))
+
+    compute(x, found)
     with oracle.mp.workdps(50):
         reference = np.array([1 / oracle.mp.cosh(oracle.mp.mpf(float(value))) ** 2 for value in x], object)
-    record("1 - tanh**2", dtype, oracle.worst(compute(x), reference)[0], 4)
+    record("1 - tanh**2", dtype, oracle.worst(found, reference)[0], 4)

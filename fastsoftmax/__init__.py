@@ -24,7 +24,9 @@ from fastsoftmax.api.losses import (
     squared_error_grad,
     squared_error_with_grad,
 )
+from fastsoftmax.api.sampling import categorical, filter_logits
 from fastsoftmax.api.segments import (
+    segment_categorical,
     segment_cross_entropy,
     segment_cross_entropy_with_grad,
     segment_log_softmax,
@@ -39,17 +41,20 @@ from fastsoftmax.arrays.threads import threads
 __version__ = "0.1.0"
 
 __all__ = [
+    "categorical",
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_hessian",
     "cross_entropy_hessian_diag",
     "cross_entropy_hvp",
     "cross_entropy_with_grad",
+    "filter_logits",
     "log_softmax",
     "log_softmax_jacobian",
     "log_softmax_jvp",
     "log_softmax_vjp",
     "logsumexp",
+    "segment_categorical",
     "segment_cross_entropy",
     "segment_cross_entropy_with_grad",
     "segment_log_softmax",

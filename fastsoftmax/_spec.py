@@ -15,12 +15,13 @@ operands
     or distributions); ``indptr``; and ``positions`` (labels counted from the beginning of a segment).
 result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
-    row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. Two entries are a tuple.
+    row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. ``classes``: one class
+    index for each row, or several of them, as ``size=`` says. Two entries are a tuple.
 """
 
 from typing import NamedTuple
 
-LIKE, ROWS, SQUARE, LOSS = "like", "rows", "square", "loss"
+LIKE, ROWS, SQUARE, LOSS, CLASSES = "like", "rows", "square", "loss", "classes"
 LOGITS, TANGENT, COTANGENT = "logits", "tangent", "cotangent"
 TARGETS, LABELS, DISTRIBUTIONS = "targets", "labels", "distributions"
 INDPTR, POSITIONS = "indptr", "positions"
@@ -61,8 +62,12 @@ class Function(NamedTuple):
 
     @property
     def command(self) -> str | None:
-        """Its name for ``fastsoftmax run``; None for ragged functions and gradients, which are options there."""
-        return None if self.is_ragged or self.name.endswith("_grad") else self.name.replace("_", "-")
+        """Its name for ``fastsoftmax run``.
+
+        None for ragged functions, random draws, and gradients, which are options there.
+        """
+        absent = self.is_ragged or CLASSES in self.result or self.name.endswith("_grad")
+        return None if absent else self.name.replace("_", "-")
 
 
 GROUPS = {
@@ -86,6 +91,12 @@ GROUPS = {
         "Squared error",
         "losses",
         "half the squared distance of the probabilities from the targets, with `sample_weight=` and `reduction=`",
+    ),
+    "sampling": Group(
+        "Sampling",
+        "sampling",
+        "random classes from logits, with `rng=` or `uniforms=`, `size=`, `replace=`, and the filters of language "
+        "models: `temperature=`, `top_k=`, `top_p=`, `min_p=`",
     ),
     "segments": Group("Ragged rows", "segments", "of rows of unequal length, in CSR form"),
 }
@@ -145,6 +156,8 @@ FUNCTIONS = {
         _curvature("cross_entropy_hessian_diag", "softmax_variance"),
         _curvature("cross_entropy_hessian", "softmax_jacobian", result=SQUARE),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
+        Function("categorical", "sampling", "sampling", "draws", _X, (CLASSES,), "sampling.categorical"),
+        Function("filter_logits", "sampling", "sampling", "filters", _X, (LIKE,), "sampling.filter_logits"),
         _ragged("segment_softmax", (), (LIKE,)),
         _ragged("segment_log_softmax", (), (LIKE,)),
         _ragged("segment_logsumexp", (), (ROWS,)),
@@ -152,6 +165,14 @@ FUNCTIONS = {
         _ragged("segment_softmax_vjp", (COTANGENT,), (LIKE,)),
         _ragged("segment_cross_entropy", (POSITIONS,), (LOSS,), "segment_cross_entropy"),
         _ragged("segment_cross_entropy_with_grad", (POSITIONS,), (LOSS, LIKE), "segment_cross_entropy"),
+        Function(
+            "segment_categorical",
+            *_RAGGED,
+            "ragged draws",
+            (LOGITS, INDPTR),
+            (CLASSES,),
+            "sampling.draws",
+        ),
     )
 }
 """{name: `Function`}, in the order of the documentation."""

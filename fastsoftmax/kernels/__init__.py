@@ -21,6 +21,8 @@ How they are built
     The functions. Each has one building block, and an entry point, which `jit.kernel` makes a kernel.
 `segments`
     The same building blocks over ragged rows.
+`sampling`
+    Random classes, and the filters of logits that language models use.
 `reductions`
     Sums over rows, for means and sums of losses.
 `scalar`, `loops`
@@ -52,6 +54,7 @@ _MODULES = frozenset(
         "losses",
         "pieces",
         "reductions",
+        "sampling",
         "scalar",
         "segments",
         "simd",

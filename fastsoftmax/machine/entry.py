@@ -28,6 +28,7 @@ Floats: TypeAlias = Annotated[Any, "floats 1"]
 Table: TypeAlias = Annotated[Any, "floats 2"]
 Block: TypeAlias = Annotated[Any, "floats 3"]
 Integers: TypeAlias = Annotated[Any, "ints 1"]
+Doubles: TypeAlias = Annotated[Any, "doubles 1"]
 Flags: TypeAlias = Annotated[Any, "bools 1"]
 Temperature: TypeAlias = Annotated[Any, "none", "tuple 5"]
 Nothing: TypeAlias = Annotated[Any, "none"]
@@ -40,7 +41,17 @@ Addresses: TypeAlias = Annotated[Any, "addresses"]
 Sizes: TypeAlias = Annotated[Any, "sizes"]
 Address: TypeAlias = Annotated[Any, "address"]
 
-MODULES = ("activations", "derivatives", "entropy", "losses", "loops", "pieces", "reductions", "segments")
+MODULES = (
+    "activations",
+    "derivatives",
+    "entropy",
+    "losses",
+    "loops",
+    "pieces",
+    "reductions",
+    "sampling",
+    "segments",
+)
 """The modules that define kernels."""
 
 _LETTERS = {

@@ -66,7 +66,7 @@ def _is_tempered(call: Call) -> bool:
     return "temperature" in call and not isinstance(call["temperature"], float)
 
 
-def _beta(call: Call, kind: Any) -> Run:
+def beta_for(call: Call, kind: Any) -> Run:
     """The compiled form of `arrays.blocks.inverse_temperature`: None if no temperature was passed."""
     if not _is_tempered(call):
         return merged(lambda temperature: None)
@@ -109,7 +109,7 @@ def _check_where(call: Call, x: Any) -> None:
     where = call["where"]
     if isinstance(where, types.Array) and where.dtype == types.boolean:
         if where.ndim > x.ndim:
-            raise TypingError(f"{call.name}: where has {where.ndim} dimensions, x has {x.ndim}")
+            raise TypingError(f"{call.name}: where has {where.ndim} dimensions, {call.names[0]} has {x.ndim}")
     elif isinstance(where, types.Array):
         raise TypingError(f"{call.name}: where has dtype {where.dtype}, expected bool")
     elif not isinstance(where, types.Boolean):
@@ -388,14 +388,14 @@ def _one_item(call: Call, x: Any, dtype: Any, of_rows: bool) -> Run:
     return scalar if absent(call["out"]) else given
 
 
-def _masked(call: Call, x: Any) -> tuple[bool, Run]:
+def masked_for(call: Call, x: Any) -> tuple[bool, Run]:
     """Whether there is a mask, and the compiled check that it broadcasts to x."""
     where = call["where"]
     if absent(where) or constant(where) is True:
         return False, merged(lambda where, x: None)
     _check_where(call, x)
     shapeless = not isinstance(where, types.Array)
-    wrong = f"{call.name}: where does not broadcast to x"
+    wrong = f"{call.name}: where does not broadcast to {call.names[0]}"
 
     @merged
     def check(where: Any, x: Any) -> None:
@@ -408,8 +408,8 @@ def _masked(call: Call, x: Any) -> tuple[bool, Run]:
 def _forward_like(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> Run:
     """softmax or log_softmax."""
     kind = KINDS[dtype]
-    beta, launch = _beta(call, kind), _launch_forward(call)
-    masked, check = _masked(call, x)
+    beta, launch = beta_for(call, kind), _launch_forward(call)
+    masked, check = masked_for(call, x)
     if not masked:
         whole = pointwise(call, x, axes, dtype, launch)
         return merged(lambda x, where, t, out: whole(x, None, beta(t), None, None, out))
@@ -439,10 +439,10 @@ def _forward_like(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> Run:
 def _forward_rows(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, kept: bool) -> Run:
     """logsumexp."""
     kind = KINDS[dtype]
-    beta, launch = _beta(call, kind), _launch_forward(call)
+    beta, launch = beta_for(call, kind), _launch_forward(call)
     room_of = room_for(x, axes, None)
     lay_out = layout(x, axes, last=False)
-    masked, check = _masked(call, x)
+    masked, check = masked_for(call, x)
     source_for = converter(x, axes, dtype)
     source_of = merged(lambda x, where, order, shape: source_for(x, order, shape, kind))
     if masked:
@@ -479,7 +479,7 @@ def jacobian(call: Call) -> Built:
     """The Jacobian of each row."""
     x, axes, dtype = one_axis(call)
     kernel, flag, present = call.kernel(), _flag(call, "from_probs"), kernel_weights(KINDS[dtype])
-    beta = _beta(call, KINDS[dtype])
+    beta = beta_for(call, KINDS[dtype])
     launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, beta))
     if "from_probs" in call:
         launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, beta, flag, present(w)))
@@ -496,7 +496,7 @@ def product(call: Call) -> Built:
     same_ndim(call, name)
     dtype = widened(dtype, v)
     flag = _flag(call, "from_probs")
-    beta = _beta(call, KINDS[dtype])
+    beta = beta_for(call, KINDS[dtype])
     check = check_same(call.name, name, call.names[0])
     kernel, over, present = call.kernel(), overlap(call["out"]), kernel_weights(KINDS[dtype])
     launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, over(y, v), beta))
@@ -521,7 +521,7 @@ def entropies(call: Call) -> Built:
     """The entropy of each row, perhaps with its gradient."""
     x, axes, dtype = one_axis(call)
     kind = KINDS[dtype]
-    beta, kernel = _beta(call, kind), call.kernel()
+    beta, kernel = beta_for(call, kind), call.kernel()
     room_of = room_for(x, axes, None)
     lay_out = layout(x, axes, last=False)
     source_for = converter(x, axes, dtype)

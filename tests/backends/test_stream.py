@@ -60,6 +60,7 @@ SAME = {
     "log-softmax-jacobian": [()],
     "log-softmax-jvp": [("--tangent", "v.npy")],
     "log-softmax-vjp": [("--cotangent", "v.npy")],
+    "filter-logits": [("--top-k", 3), ("--top-p", 0.7, "--min-p", 0.1, "--temperature", 0.5)],
 }
 
 

@@ -10,6 +10,7 @@ from fastsoftmax._vectors import VECTOR_BYTES
 from fastsoftmax.kernels.simd.lowering import (
     BYTES,
     INT32,
+    INT64,
     Floats,
     Halves,
     Item,
@@ -224,3 +225,14 @@ def scratch(array: Floats, vectors: Literal) -> Same:
 def integers(count: Literal) -> Any:
     """Memory for `count` 64-bit integers on the stack, uninitialised."""
     return np.empty(count, np.int64)
+
+
+def _as_integers(build: Any, array: Any) -> Any:
+    count = build.udiv(build.mul(array.size, INT64(array.item_bytes)), INT64(8))
+    return build.memory(types.int64, build.bitcast(array.data, INT64.as_pointer()), count)
+
+
+@lowered(_as_integers, lambda array: Memory(types.int64))
+def as_integers(array: Floats) -> Any:
+    """The same memory as 64-bit integers; it must begin at a multiple of 8 bytes."""
+    return array[: array.size * array.itemsize // 8 * 8 // array.itemsize].view(np.int64)

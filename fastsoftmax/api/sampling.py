@@ -195,11 +195,9 @@ def categorical(
         if problem.x.dtype == problem.dtype and draws.beta is None:
             remember(_SMALL, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     elif numbers.size:
-        room = room_for(problem.dtype, classes, draws.filters.any, draws.replace)
-        given = draws.arguments(classes, rows, numbers, chosen)
-        flat = source.reshape(-1)
-        kernel = entry("sampling.draws")
-        run(kernel, rows, draws.work(source.size), room, NO_SEGMENTS, NO_SEGMENTS, flat, *given)
+        pieces, work, room = draws.pieces(classes), draws.work(source.size), draws.room(problem.dtype, classes)
+        given = source.reshape(-1), *draws.arguments(classes, rows, pieces, numbers, chosen)
+        run(entry("sampling.draws"), rows * pieces, work, room, NO_SEGMENTS, NO_SEGMENTS, *given)
     return draws.finish(result, lambda index: row_at(problem, index))
 
 

@@ -11,7 +11,7 @@ from fastsoftmax._spec import FUNCTIONS, LIKE
 from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
 from fastsoftmax.arrays.blocks import Array, Output, Problem, is_masked, kernel_weights, named, real_array
 from fastsoftmax.arrays.options import LossOptions, mean_divisor, reduced, spared, weight_array
-from fastsoftmax.arrays.sampling import Draws, room_for
+from fastsoftmax.arrays.sampling import Draws
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
 from fastsoftmax.arrays.weights import scaled
 from fastsoftmax.machine.entry import entry
@@ -718,8 +718,8 @@ def segment_categorical(
     )
     numbers, chosen, result = draws.in_order((0,))
     longest = int(np.diff(segments.indptr).max(initial=0))
-    room = room_for(problem.dtype, longest, draws.filters.any, draws.replace)
-    given = draws.arguments(longest, count, numbers, chosen)
+    room = draws.room(problem.dtype, longest)
+    given = draws.arguments(longest, count, 1, numbers, chosen)
     if numbers.size:
         source = segments.block(problem.x)
         segments.run(entry("sampling.draws"), draws.work(segments.work), source, *given, room=room)

@@ -21,7 +21,11 @@ from fastsoftmax.arrays.blocks import (
 
 LINE = 16
 """Parts of the working memory begin at multiples of so many numbers."""
-STRETCH = 256
+STRETCH, TABLE = 256, 288
+MANY = 16
+"""From so many draws from a row on, its terms are kept, with a table of their sums."""
+LONGEST_TABLE = 1 << 18
+LEAST_PIECE = 1 << 12
 NO_SEGMENTS = np.empty(0, np.int64)
 
 _generators: list[Any] = []  # `numpy.random` is imported when it is first used
@@ -130,12 +134,17 @@ def filters_of(function: str, top_k: Any, top_p: Any, min_p: Any, temperature: A
     return Filters(min(count, 1 << 62), np.array([_share(function, "top_p", top_p), least]))
 
 
-def room_for(dtype: np.dtype[Any], classes: int, filtered: bool, replace: bool = True) -> Callable[[], Any]:
-    """A function that allocates the working memory of one thread: that of `kernels.sampling.shelf`."""
-    count = -(-classes // LINE) * LINE
+def room_for(
+    dtype: np.dtype[Any], classes: int, filtered: bool, replace: bool = True, tabled: bool = False
+) -> Callable[[], Any]:
+    """A function that allocates the working memory of one thread: that of `kernels.sampling.draws`."""
+    count, stretches = -(-classes // LINE) * LINE, -(-classes // STRETCH)
+    size = TABLE * stretches if tabled else 0
     if filtered:
-        return partial(np.empty, count * (2 + 8 // dtype.itemsize) + -(-classes // STRETCH), dtype)
-    return partial(NO_ROOM.get, dtype) if replace else partial(np.empty, count, dtype)
+        size += count * (2 + 8 // dtype.itemsize) + stretches
+    elif not replace:
+        size += count
+    return partial(np.empty, size, dtype) if size else partial(NO_ROOM.get, dtype)
 
 
 class Draws:
@@ -199,24 +208,37 @@ class Draws:
         chosen = np.empty(numbers.shape, np.int64)
         return numbers.reshape(-1), chosen.reshape(-1), chosen.transpose(np.argsort(axes)).reshape(self.shape)
 
-    def arguments(self, classes: int, rows: int, numbers: Array, chosen: Array) -> tuple[Any, ...]:
+    def pieces(self, classes: int) -> int:
+        """In how many pieces the draws from a row are done; each computes the sums of the row for itself."""
+        return max(1, self.count // max(LEAST_PIECE, classes // 4)) if self.replace else 1
+
+    def tabled(self, classes: int) -> bool:
+        """Whether there is a table of the sums of a row."""
+        return self.replace and self.count >= MANY and classes <= LONGEST_TABLE
+
+    def room(self, dtype: np.dtype[Any], classes: int) -> Callable[[], Any]:
+        """`room_for` these draws."""
+        return room_for(dtype, classes, self.filters.any, self.replace, self.tabled(classes))
+
+    def arguments(self, classes: int, rows: int, pieces: int, numbers: Array, chosen: Array) -> tuple[Any, ...]:
         """The arguments of `kernels.sampling.draws` behind x."""
-        filters = self.filters
         return (
             classes,
             rows,
             numbers,
             chosen,
             self.count,
+            pieces,
             self.replace,
-            filters.top_k,
-            filters.levels,
+            self.tabled(classes),
+            self.filters.top_k,
+            self.filters.levels,
             self.beta,
         )
 
     def work(self, elements: int) -> int:
         """How much work it is, for `arrays.threads.run`."""
-        return (10 if self.filters.any else 2) * elements + 100 * self.uniforms.size
+        return (10 if self.filters.any else 2) * elements + 50 * self.uniforms.size
 
     def finish(self, result: Array, row_of: Callable[[tuple[int, ...]], Array]) -> Any:
         """The result, a scalar if it is 0-d; ValueError for the first row without enough classes.

@@ -28,6 +28,7 @@ from fastsoftmax.kernels.elementary import centred, exp_scaled, reference
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.simd.memory import (
     after,
+    as_doubles,
     as_integers,
     integers,
     lane_count,
@@ -66,6 +67,8 @@ PARTS = 1024
 """A row is cut into at most so many parts, each of one or several stretches, whose sums are kept."""
 KEPT = 256
 """The terms of a row of at most so many vectors are kept until its class is drawn."""
+TABLE = 288
+"""The memory of a stretch in a table: its terms, and a float64 for each of their vectors."""
 BELOW_ONE = 1 - 2.0**-53
 
 
@@ -81,15 +84,17 @@ class Workspace(NamedTuple):
     """Memory for one row."""
 
     terms: Any
-    """The terms of a stretch, or of the row if it has at most `KEPT` vectors."""
+    """The terms of a stretch, or those of the row if there is room for them."""
     near: Any
     """A vector."""
     vectors: Any
-    """The sums of all vectors of a stretch up to each."""
+    """In each stretch, the sums of all vectors up to each: of the last stretch looked at, or of all (`tabled`)."""
     parts: Any
     """The sums of the parts."""
     ends: Any
     """The sums of all parts up to each; of a short row, c_k."""
+    tabled: Any
+    """Whether `vectors` has the sums of all stretches, for many draws; `tabulate` writes them."""
 
 
 class DrawOptions(NamedTuple):
@@ -172,9 +177,9 @@ def part_length(length: int) -> int:
 
 
 @inline
-def _keeps(x: Any, length: int) -> bool:
+def _keeps(space: Workspace, length: int) -> bool:
     """Whether the terms of a row of this length are kept."""
-    kept: bool = length <= KEPT * lane_count(x)
+    kept: bool = length <= size(space.terms)
     return kept
 
 
@@ -198,7 +203,7 @@ def survey(x: Any, length: int, scale: Scale, space: Workspace) -> float:
             total += np.float64(load_scalar(space.terms, k))
             store_scalar(space.ends, k, total)
         return total
-    width, keep = part_length(length), _keeps(x, length)
+    width, keep = part_length(length), _keeps(space, length)
     for part in range((length + width - 1) // width):
         first = part * width
         value = _part(x, first, min(width, length - first), scale, space, keep)
@@ -211,26 +216,38 @@ def survey(x: Any, length: int, scale: Scale, space: Workspace) -> float:
 @inline
 def _first_above(ends: Any, count: int, bound: float) -> int:
     """The first of `count` increasing numbers that is above `bound`; the last one must be."""
-    low, high = 0, count - 1
-    while low < high:
-        middle = (low + high) // 2
-        if bound < load_scalar(ends, middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    first = 0
+    while count > 1:  # without a branch that depends on a number: it would be mispredicted half of the time
+        half = count // 2
+        first += half * int(load_scalar(ends, first + half - 1) <= bound)
+        count -= half
+    return first
+
+
+@inline
+def _add_vectors(terms: Any, length: int, ends: Any) -> None:
+    """Store the sums of all vectors of a stretch up to each."""
+    step = lane_count(terms)
+    total = 0.0
+    for vector in range((length + step - 1) // step):
+        total += fold_sum(True, _doubles(terms, vector * step))
+        store_scalar(ends, vector, total)
+
+
+@inline
+def tabulate(length: int, space: Workspace) -> None:
+    """Fill the table of a row whose terms are kept."""
+    step = lane_count(space.terms)
+    for k in range(0, length, STRETCH):
+        _add_vectors(after(space.terms, k), min(STRETCH, length - k), after(space.vectors, k // step))
 
 
 @inline
 def _within(terms: Any, length: int, share: float, ends: Any) -> int:
-    """The class of a stretch that lies at `share`, from 0 to 1, of the sum of its terms."""
+    """The class of a stretch that lies at `share`, from 0 to 1, of the sum of its terms, after `_add_vectors`."""
     step = lane_count(terms)
-    total, count = 0.0, 0
-    for k in range(0, length, step):
-        total += fold_sum(True, _doubles(terms, k))
-        store_scalar(ends, count, total)
-        count += 1
-    bound = total * min(share, BELOW_ONE)
+    count = (length + step - 1) // step
+    bound = load_scalar(ends, count - 1) * min(share, BELOW_ONE)
     vector = _first_above(ends, count, bound)
     rest = bound - load_scalar(ends, vector - 1) if vector > 0 else bound
     so_far = 0.0
@@ -258,8 +275,13 @@ def pick(x: Any, length: int, scale: Scale, space: Workspace, total: float, u: f
     share = (bound - before) / (load_scalar(space.ends, part) - before)
     first = part * width
     stop = min(first + width, length)
-    if _keeps(x, length):
-        return first + _within(after(space.terms, first), stop - first, share, space.vectors)
+    if _keeps(space, length):
+        terms, ends = after(space.terms, first), space.vectors
+        if space.tabled:
+            ends = after(ends, first // lane_count(x))
+        else:
+            _add_vectors(terms, stop - first, ends)
+        return first + _within(terms, stop - first, share, ends)
     at, weight, rest = first, 0.0, share * load_scalar(space.parts, part)
     for k in range(first, stop, STRETCH):
         value = _stretch(x, k, min(STRETCH, stop - k), scale, space.terms, 0, space.near)
@@ -271,6 +293,7 @@ def pick(x: Any, length: int, scale: Scale, space: Workspace, total: float, u: f
     if width > STRETCH:
         share = rest / weight
         _stretch(x, at, min(STRETCH, stop - at), scale, space.terms, 0, space.near)
+    _add_vectors(space.terms, min(STRETCH, stop - at), space.vectors)
     return at + _within(space.terms, min(STRETCH, stop - at), share, space.vectors)
 
 
@@ -285,7 +308,15 @@ def is_drawable(total: float) -> bool:
 def workspace(x: Any, doubles: Any) -> Workspace:
     """A `Workspace` on the stack."""
     vectors, parts, ends = scratch(doubles, 4), scratch(doubles, 128), scratch(doubles, 128)
-    return Workspace(scratch(x, KEPT), scratch(x, 1), vectors, parts, ends)
+    return Workspace(scratch(x, KEPT), scratch(x, 1), vectors, parts, ends, False)
+
+
+@inline
+def with_table(space: Workspace, room: Any, length: int) -> Workspace:
+    """The same workspace with a table in `room`, for rows of up to `length` classes, with one stretch a part."""
+    count = (length + STRETCH - 1) // STRETCH * STRETCH
+    terms = after(room, 0)
+    return Workspace(terms, space.near, as_doubles(after(room, count)), space.parts, space.ends, True)
 
 
 @inline
@@ -457,6 +488,14 @@ def _weigh(x: Any, length: int, pivot: Any, scale: Scale, by_mass: bool, near: A
 
 
 @inline
+def _is_dense(hits: int) -> bool:
+    """Whether more than three bits are set: then a loop over all lanes without a branch is the faster one."""
+    for _ in range(3):
+        hits &= hits - 1
+    return hits > 0
+
+
+@inline
 def _select(x: Any, length: int, pivot: Any, greater: bool, y: Any, count: int) -> int:
     """Append to y, which holds `count` numbers, the logits above (else below) the pivot; y may be x."""
     step = lane_count(x)
@@ -468,6 +507,11 @@ def _select(x: Any, length: int, pivot: Any, greater: bool, y: Any, count: int) 
         else:
             found = select_less(value, pivot, broadcast(one), zero)
         hits = lanes_above(found, zero)
+        if _is_dense(hits) and k + step <= length:
+            for i in range(step):
+                store_scalar(y, count, load_scalar(x, k + i))
+                count += (hits >> i) & 1
+            continue
         while hits != 0:
             store_scalar(y, count, load_scalar(x, k + lowest_bit(hits)))
             count += 1
@@ -558,8 +602,14 @@ def _keep(x: Any, length: int, cut: Cut, near: Shelf, listed: bool) -> int:
         stop = min(first + STRETCH, length)
         for k in range(first, stop, step):
             value = _some(x, k, stop, number(x, NAN))
-            found = select_less(least, value, one, select_equal(value, least, one, zero))
-            hits = lanes_above(found, zero)
+            same = select_equal(value, least, one, zero)
+            hits = lanes_above(select_less(least, value, one, same), zero)
+            if _is_dense(hits) and lanes_above(same, zero) == 0 and k + step <= stop:
+                for i in range(k, k + step):
+                    store_scalar(near.values, count, load_scalar(x, i))
+                    store_scalar(near.classes, count, load_scalar(near.classes, i) if listed else i)
+                    count += (hits >> (i - k)) & 1
+                continue
             while hits != 0:
                 i = k + lowest_bit(hits)
                 item = load_scalar(x, i)
@@ -650,8 +700,6 @@ class Request(NamedTuple):
 
     beta: Any
     """1/T or None."""
-    count: Any
-    """How many classes."""
     replace: Any
     """Whether a class may be drawn again."""
     top_k: Any
@@ -661,6 +709,9 @@ class Request(NamedTuple):
     chosen: Any
     """The uniform numbers and the classes: those of one draw lie side by side, one for each of `rows`."""
     rows: Any
+    first: Any
+    stop: Any
+    """Which of the draws, when those of a row are done in several pieces."""
 
 
 @inline
@@ -680,7 +731,7 @@ def _remove(x: Any, length: int, k: int, scale: Scale, space: Workspace) -> floa
     width = part_length(length)
     part = k // width
     first = part * width
-    keep = _keeps(x, length)
+    keep = _keeps(space, length)
     store_scalar(space.parts, part, _part(x, first, min(width, length - first), scale, space, keep))
     total = load_scalar(space.ends, part - 1) if part > 0 else 0.0
     for i in range(part, (length + width - 1) // width):
@@ -700,23 +751,25 @@ def _draw(x: Any, length: int, row: int, request: Request, near: Shelf, space: W
     elif not request.replace:
         _copy(x, length, near.values)
         data = near.values
-    drawn = 0
+    drawn = request.first
     if count > 0:
         scale = scale_of(data, count, request.beta)
         total = survey(data, count, scale, space)
-        while drawn < request.count and is_drawable(total):
+        if space.tabled and count > COLUMN_LIMIT:
+            tabulate(count, space)
+        while drawn < request.stop and is_drawable(total):
             place = drawn * request.rows + row
             found = pick(data, count, scale, space, total, load_scalar(request.uniforms, place))
             store_scalar(request.chosen, place, load_scalar(near.classes, found) if filtered else found)
             drawn += 1
-            if not request.replace and drawn < request.count:
+            if not request.replace and drawn < request.stop:
                 total = _remove(data, count, found, scale, space)
                 if _lift_lost(data, total):
                     scale = scale_of(data, count, request.beta)
                     total = survey(data, count, scale, space)
-    for k in range(drawn, request.count):
+    for k in range(drawn, request.stop):
         store_scalar(request.chosen, k * request.rows + row, NOTHING)
-    complete: bool = drawn == request.count
+    complete: bool = drawn == request.stop
     return complete
 
 
@@ -733,7 +786,9 @@ def draws(
     uniforms: Doubles,
     chosen: Integers,
     count: Count,
+    pieces: Count,
     replace: Flag,
+    tabled: Flag,
     top_k: Count,
     filters: Doubles,
     beta: Temperature,
@@ -741,18 +796,25 @@ def draws(
     """chosen[d * rows + n] = the class of draw d from row n; returns how many rows have fewer classes.
 
     If `indptr` has a size, rows are segments of at most `classes` classes, and start .. stop blocks of them, as in
-    `segments`; else all rows have `classes` classes. `room` is that of `shelf`; it may have size 0 with neither
-    filters nor ``replace=False``.
+    `segments`. Else all rows have `classes` classes, and start .. stop count pieces of their draws.
+    `room` has memory for a table (`with_table`) if `tabled`, then for `shelf` if there are filters, or for a row
+    if `replace` is False. See `arrays.sampling.room_for`.
     """
     data, numbers, table, cuts = memory(x), memory(uniforms), memory(indptr), memory(bounds)
     ragged = size(table) > 0
     spare = memory(room)
     space = workspace(data, numbers)
-    request = Request(beta, count, replace, top_k, memory(filters), numbers, memory(chosen), rows)
-    first = load_scalar(cuts, start) if ragged else start
-    last = load_scalar(cuts, stop) if ragged else stop
+    if tabled:
+        space = with_table(space, spare, classes)
+        spare = after(spare, (classes + STRETCH - 1) // STRETCH * TABLE)
+    first = max(load_scalar(cuts, start), 0) if ragged else start
+    last = min(load_scalar(cuts, stop), rows) if ragged else stop
+    levels, result = memory(filters), memory(chosen)
     failures = 0
-    for row in range(max(first, 0), min(last, rows)):
+    for piece in range(first, last):
+        row, part = piece // pieces, piece % pieces
+        begin, end = part * count // pieces, (part + 1) * count // pieces
+        request = Request(beta, replace, top_k, levels, numbers, result, rows, begin, end)
         at, length = row * classes, classes
         if ragged:  # another thread may have changed `indptr` since it was checked
             at = min(max(load_scalar(table, row), 0), size(data))

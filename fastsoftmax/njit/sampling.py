@@ -11,8 +11,7 @@ import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
-from fastsoftmax._vectors import VECTOR_BYTES
-from fastsoftmax.arrays.sampling import LINE, STRETCH
+from fastsoftmax.arrays.sampling import LINE, LONGEST_TABLE, MANY, STRETCH, TABLE
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
@@ -49,7 +48,6 @@ _categorical = external("sampling.categorical", result=True)
 _draws = external("sampling.draws", result=True)
 _filter_logits = external("sampling.filter_logits")
 FILTERS = ("top_k", "top_p", "min_p")
-DOUBLES = VECTOR_BYTES // 8
 
 
 def _integer(argument: Any) -> bool:
@@ -106,12 +104,21 @@ def _filters(call: Call) -> Run:
 
 
 @compiled
-def _room(classes: int, filtered: bool, replace: bool, nothing: Any, kind: Any) -> Any:
+def _room(classes: int, filtered: bool, replace: bool, tabled: bool, nothing: Any, kind: Any) -> Any:
     """The memory of `arrays.sampling.room_for`."""
-    count = (classes + LINE - 1) // LINE * LINE
+    count, stretches = (classes + LINE - 1) // LINE * LINE, (classes + STRETCH - 1) // STRETCH
+    size = TABLE * stretches if tabled else 0
     if filtered:
-        return empty((count * (2 + 8 // nothing.itemsize) + (classes + STRETCH - 1) // STRETCH,), kind)
-    return nothing if replace else empty((count,), kind)
+        size += count * (2 + 8 // nothing.itemsize) + stretches
+    elif not replace:
+        size += count
+    return empty((size,), kind) if size > 0 else nothing
+
+
+@compiled
+def _is_tabled(count: int, replace: bool, classes: int) -> bool:
+    """`arrays.sampling.Draws.tabled`."""
+    return replace and count >= MANY and classes <= LONGEST_TABLE
 
 
 def _sizes(call: Call) -> tuple[int, Run]:
@@ -212,9 +219,27 @@ def _draw_plain(given: Any, beta: Any) -> float:
 
 @merged
 def _draw(given: Any, beta: Any) -> float:
-    stop, room, table, bounds, source, classes, rows, numbers, chosen, count, replace, top_k, levels = given
+    stop, room, table, bounds, source, classes, rows, numbers, chosen, count, replace, tabled, top_k, levels = (
+        given
+    )
     failures: float = _draws(
-        0, stop, room, table, bounds, source, classes, rows, numbers, chosen, count, replace, top_k, levels, beta
+        0,
+        stop,
+        room,
+        table,
+        bounds,
+        source,
+        classes,
+        rows,
+        numbers,
+        chosen,
+        count,
+        1,
+        replace,
+        tabled,
+        top_k,
+        levels,
+        beta,
     )
     return failures
 
@@ -349,7 +374,9 @@ def categorical(call: Call) -> Built:
         result = empty((total,), np.int64)
         source = readable(source_of(x, where, order, shape), (rows * classes,), kind)
         nothing = empty((0,), np.int64)
-        room = _room(classes, filtered, replace or count == 1, stack(kind, 0), kind)
+        again = replace or count == 1
+        tabled = _is_tabled(count, again, classes)
+        room = _room(classes, filtered, again, tabled, stack(kind, 0), kind)
         failures = launch(
             pair,
             (
@@ -363,7 +390,8 @@ def categorical(call: Call) -> Built:
                 numbers,
                 result,
                 count,
-                replace or count == 1,
+                again,
+                tabled,
                 kept,
                 levels,
             ),
@@ -412,7 +440,9 @@ def segment_categorical(call: Call) -> Built:
         numbers = numbers_for(result_shape, total, rng, uniforms)
         result = empty((total,), np.int64)
         source = source_for(x, (0,), x.shape, kind)
-        room = _room(longest, filtered, replace or count == 1, stack(kind, 0), kind)
+        again = replace or count == 1
+        tabled = _is_tabled(count, again, longest)
+        room = _room(longest, filtered, again, tabled, stack(kind, 0), kind)
         failures = launch(
             pair,
             (
@@ -426,7 +456,8 @@ def segment_categorical(call: Call) -> Built:
                 numbers,
                 result,
                 count,
-                replace or count == 1,
+                again,
+                tabled,
                 kept,
                 levels,
             ),
@@ -456,7 +487,7 @@ def filter_logits(call: Call) -> Built:
         result = result_for(x, out)
         source = source_for(x, order, shape, kind)
         y = target_for(result, order, shape, kind, source, None, None)
-        room = _room(shape[1], True, True, stack(kind, 0), kind)
+        room = _room(shape[1], True, True, False, stack(kind, 0), kind)
         launch(pair, (shape[0], room, source, y, kept, levels))
         deliver_to(result, order, y)
         return result

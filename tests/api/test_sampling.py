@@ -363,6 +363,22 @@ def test_many_draws_are_those_of_single_ones(dtype):
         np.testing.assert_array_equal(shaped, expected.reshape(5, 8, 3))
 
 
+@every_dtype
+@pytest.mark.parametrize("options", [{}, {"top_k": 70}, {"top_p": 0.9}], ids=str)
+def test_draws_in_pieces(dtype, options, monkeypatch):
+    """The draws of one row on several threads; a table of its sums; rows that are too long for a table."""
+    rng = np.random.default_rng(11)
+    for classes in (10, 100, 300, 5000):
+        x, u = rng.standard_normal((2, classes)).astype(dtype), rng.random((3000, 2))
+        expected = fs.categorical(x, uniforms=u, size=3000, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(arguments, "LEAST_PIECE", 100)
+            patch.setattr(threads, "PARALLEL_WORK", 1 << 10)
+            np.testing.assert_array_equal(fs.categorical(x, uniforms=u, size=3000, **options), expected)
+            patch.setattr(arguments, "LONGEST_TABLE", 0)
+            np.testing.assert_array_equal(fs.categorical(x, uniforms=u, size=3000, **options), expected)
+
+
 def test_shapes():
     x = np.zeros((4, 3))
     assert type(fs.categorical(x[0])) is np.int64

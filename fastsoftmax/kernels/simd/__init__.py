@@ -56,6 +56,7 @@ is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how
     scratch           vectors on the stack
     integers          64-bit integers on the stack
     as_integers       memory of floats as 64-bit integers
+    as_doubles        memory of floats as float64
 
 `transpose`: rows into columns, and back
     load_turned       a vector's lanes of classes, of as many rows

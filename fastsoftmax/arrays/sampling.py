@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastsoftmax._vectors import LINE, STRETCH, STRETCH_TABLE
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     Array,
@@ -19,9 +20,6 @@ from fastsoftmax.arrays.blocks import (
     real_array,
 )
 
-LINE = 16
-"""Parts of the working memory begin at multiples of so many numbers."""
-STRETCH, TABLE = 256, 288
 MANY = 16
 """From so many draws from a row on, its terms are kept, with a table of their sums."""
 LONGEST_TABLE = 1 << 18
@@ -139,7 +137,7 @@ def room_for(
 ) -> Callable[[], Any]:
     """A function that allocates the working memory of one thread: that of `kernels.sampling.draws`."""
     count, stretches = -(-classes // LINE) * LINE, -(-classes // STRETCH)
-    size = TABLE * stretches if tabled else 0
+    size = STRETCH_TABLE * stretches if tabled else 0
     if filtered:
         size += count * (2 + 8 // dtype.itemsize) + stretches
     elif not replace:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import COLUMN_LIMIT
+from fastsoftmax._vectors import COLUMN_LIMIT, LINE, STRETCH, STRETCH_TABLE
 from fastsoftmax.kernels.elementary import centred, exp_scaled, reference
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.simd.memory import (
@@ -62,13 +62,10 @@ from fastsoftmax.machine.entry import Block, Count, Doubles, Flag, Floats, Integ
 INF = float("inf")
 NAN = float("nan")
 NOTHING = -1
-STRETCH = 256
 PARTS = 1024
 """A row is cut into at most so many parts, each of one or several stretches, whose sums are kept."""
 KEPT = 256
 """The terms of a row of at most so many vectors are kept until its class is drawn."""
-TABLE = 288
-"""The memory of a stretch in a table: its terms, and a float64 for each of their vectors."""
 BELOW_ONE = 1 - 2.0**-53
 
 
@@ -422,8 +419,8 @@ class Shelf(NamedTuple):
 
 @inline
 def whole_lines(count: int) -> int:
-    """`count` rounded up to a multiple of 16, whose numbers fill whole cache lines."""
-    return (count + 15) // 16 * 16
+    """`count` rounded up to a multiple of `LINE`: whole vectors."""
+    return (count + LINE - 1) // LINE * LINE
 
 
 @inline
@@ -806,7 +803,7 @@ def draws(
     space = workspace(data, numbers)
     if tabled:
         space = with_table(space, spare, classes)
-        spare = after(spare, (classes + STRETCH - 1) // STRETCH * TABLE)
+        spare = after(spare, (classes + STRETCH - 1) // STRETCH * STRETCH_TABLE)
     first = max(load_scalar(cuts, start), 0) if ragged else start
     last = min(load_scalar(cuts, stop), rows) if ragged else stop
     levels, result = memory(filters), memory(chosen)

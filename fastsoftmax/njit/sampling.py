@@ -11,7 +11,8 @@ import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
-from fastsoftmax.arrays.sampling import LINE, LONGEST_TABLE, MANY, STRETCH, TABLE
+from fastsoftmax._vectors import LINE, STRETCH, STRETCH_TABLE
+from fastsoftmax.arrays.sampling import LONGEST_TABLE, MANY
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
@@ -107,7 +108,7 @@ def _filters(call: Call) -> Run:
 def _room(classes: int, filtered: bool, replace: bool, tabled: bool, nothing: Any, kind: Any) -> Any:
     """The memory of `arrays.sampling.room_for`."""
     count, stretches = (classes + LINE - 1) // LINE * LINE, (classes + STRETCH - 1) // STRETCH
-    size = TABLE * stretches if tabled else 0
+    size = STRETCH_TABLE * stretches if tabled else 0
     if filtered:
         size += count * (2 + 8 // nothing.itemsize) + stretches
     elif not replace:

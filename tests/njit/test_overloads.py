@@ -125,9 +125,14 @@ CALLS = {
     ),
     "categorical, axis 0, where, temperature": (
         lambda x, u, w, t: fs.categorical(x, 0, uniforms=u, where=w, temperature=t),
-        lambda s, d: (logits(s[::-1], d), positive(s[:1], np.float64), mask(s[::-1]), 0.7 if s[0] % 2 else 1.0),
+        lambda s, d: (
+            logits(s[::-1], d),
+            positive(s[:1], np.float64),
+            mask(s[::-1]) | (np.arange(s[1]) == 0)[:, None],
+            0.7 if s[0] % 2 else 1.0,
+        ),
     ),
-    "categorical, all options": (
+    "categorical, every option": (
         lambda x, u: fs.categorical(
             x, uniforms=u, size=(2, 3), replace=False, temperature=1.5, top_k=70, top_p=0.999, min_p=1e-9
         ),
@@ -205,7 +210,7 @@ def assert_same_error(call, compiled, arguments, words):
     assert str(found.value) == str(expected.value)
 
 
-ELSEWHERE = {name for name in fs.__all__ if name.startswith("segment_")}  # test_njit_segments.py
+ELSEWHERE = {name for name in fs.__all__ if name.startswith("segment_")}  # test_njit_segments, test_njit_sampling
 NOT_COMPILED = {"threads"}
 
 

@@ -30,7 +30,9 @@ from fastsoftmax.api.losses import (
     squared_error_grad,
     squared_error_with_grad,
 )
+from fastsoftmax.api.sampling import categorical, filter_logits
 from fastsoftmax.api.segments import (
+    segment_categorical,
     segment_cross_entropy,
     segment_cross_entropy_with_grad,
     segment_log_softmax,
@@ -46,12 +48,14 @@ from fastsoftmax.arrays.threads import threads
 __version__ = "0.1.0"
 
 __all__ = [
+    "categorical",
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_hessian",
     "cross_entropy_hessian_diag",
     "cross_entropy_hvp",
     "cross_entropy_with_grad",
+    "filter_logits",
     "label_statistics",
     "linear_cross_entropy",
     "linear_cross_entropy_hvp",
@@ -62,6 +66,7 @@ __all__ = [
     "log_softmax_jvp",
     "log_softmax_vjp",
     "logsumexp",
+    "segment_categorical",
     "segment_cross_entropy",
     "segment_cross_entropy_with_grad",
     "segment_log_softmax",

@@ -17,12 +17,13 @@ operands
 result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
     row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. ``gradients``: a named
-    tuple, with a gradient for each argument. Several entries are a tuple.
+    tuple, with a gradient for each argument. ``classes``: one class index for each row, or several of them, as
+    ``size=`` says. Several entries are a tuple.
 """
 
 from typing import NamedTuple
 
-LIKE, ROWS, SQUARE, LOSS, GRADIENTS = "like", "rows", "square", "loss", "gradients"
+LIKE, ROWS, SQUARE, LOSS, GRADIENTS, CLASSES = "like", "rows", "square", "loss", "gradients", "classes"
 LOGITS, TANGENT, COTANGENT = "logits", "tangent", "cotangent"
 TARGETS, LABELS, DISTRIBUTIONS = "targets", "labels", "distributions"
 INDPTR, POSITIONS = "indptr", "positions"
@@ -70,9 +71,9 @@ class Function(NamedTuple):
     @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
-        if self.is_ragged or self.of_products or self.family == "statistics" or self.name.endswith("_grad"):
+        if self.is_ragged or self.of_products or self.family == "statistics" or CLASSES in self.result:
             return None
-        return self.name.replace("_", "-")
+        return None if self.name.endswith("_grad") else self.name.replace("_", "-")
 
 
 GROUPS = {
@@ -108,6 +109,12 @@ GROUPS = {
         "losses",
         "of `features @ weight.T + bias`, without ever holding these logits, and its gradients; options of "
         "`cross_entropy`",
+    ),
+    "sampling": Group(
+        "Sampling",
+        "sampling",
+        "random classes from logits, with `rng=` or `uniforms=`, `size=`, `replace=`, and the filters of language "
+        "models: `temperature=`, `top_k=`, `top_p=`, `min_p=`",
     ),
     "segments": Group("Ragged rows", "segments", "of rows of unequal length, in CSR form"),
 }
@@ -183,6 +190,17 @@ FUNCTIONS = {
         Function("linear_cross_entropy_with_grad", *_LINEAR, (LOSS, GRADIENTS), "losses.cross_entropy"),
         Function("linear_cross_entropy_hvp", *_LINEAR[:3], (*_LINEAR[3], TANGENT), (GRADIENTS,), _PRODUCT_KERNEL),
         Function("linear_softmax_statistics", *_LINEAR, (ROWS,) * 5, "statistics.label_statistics"),
+        Function(
+            "categorical",
+            "sampling",
+            "sampling",
+            "draws",
+            _X,
+            (CLASSES,),
+            "sampling.categorical",
+            bench=("", "top_p", "top_k, top_p"),
+        ),
+        Function("filter_logits", "sampling", "sampling", "filters", _X, (LIKE,), "sampling.filter_logits"),
         _ragged("segment_softmax", (), (LIKE,)),
         _ragged("segment_log_softmax", (), (LIKE,)),
         _ragged("segment_logsumexp", (), (ROWS,)),
@@ -190,6 +208,14 @@ FUNCTIONS = {
         _ragged("segment_softmax_vjp", (COTANGENT,), (LIKE,)),
         _ragged("segment_cross_entropy", (POSITIONS,), (LOSS,), "segment_cross_entropy"),
         _ragged("segment_cross_entropy_with_grad", (POSITIONS,), (LOSS, LIKE), "segment_cross_entropy"),
+        Function(
+            "segment_categorical",
+            *_RAGGED,
+            "ragged draws",
+            (LOGITS, INDPTR),
+            (CLASSES,),
+            "sampling.draws",
+        ),
     )
 }
 """{name: `Function`}, in the order of the documentation."""

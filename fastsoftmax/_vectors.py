@@ -17,6 +17,13 @@ PIECE = 1 << 16
 COLUMNS = 5
 """The columns of the table of pieces, see `kernels.segments`."""
 
+STRETCH = 256
+"""Rows are cut into stretches of so many classes for random draws, see `kernels.sampling`."""
+STRETCH_TABLE = 288
+"""The memory of a stretch in a table for many draws: its terms, and a float64 for each of their vectors."""
+LINE = 16
+"""The parts of the working memory for random draws begin at multiples of so many numbers."""
+
 BINARY = ("logaddexp", "xlogy", "rel_entr")
 """The ufuncs of two numbers."""
 

@@ -19,6 +19,8 @@ OPTIONS = (
     "reduction='mean'"
 )
 LINEAR = f"(features, weight, targets, bias=None, *, {OPTIONS}"
+DRAWS = "rng=None, uniforms=None, size=None, replace=True, temperature=1.0"
+FILTERS = "top_k=None, top_p=None, min_p=None"
 SEGMENT_OPTIONS = "sample_weight=None, ignore_index=None, reduction='mean'"
 # By hand: what users rely on. Everything else about a function follows from its signature.
 SIGNATURES = {
@@ -53,6 +55,9 @@ SIGNATURES = {
     "squared_error": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean')",
     "squared_error_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
     "squared_error_with_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
+    "categorical": f"(logits, axis=-1, *, {DRAWS}, {FILTERS}, where=None)",
+    "filter_logits": f"(logits, axis=-1, *, {FILTERS}, temperature=1.0, out=None)",
+    "segment_categorical": f"(x, indptr, *, {DRAWS}, {FILTERS})",
     "segment_softmax": "(x, indptr, *, out=None)",
     "segment_log_softmax": "(x, indptr, *, out=None)",
     "segment_logsumexp": "(x, indptr, *, out=None)",

@@ -11,6 +11,7 @@ from fastsoftmax._spec import FUNCTIONS, LIKE
 from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
 from fastsoftmax.arrays.blocks import Array, Output, Problem, is_masked, kernel_weights, named, real_array
 from fastsoftmax.arrays.options import LossOptions, mean_divisor, reduced, spared, weight_array
+from fastsoftmax.arrays.sampling import Draws
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
 from fastsoftmax.arrays.weights import scaled
 from fastsoftmax.machine.entry import entry
@@ -633,3 +634,96 @@ def segment_cross_entropy_with_grad(
     options = LossOptions(sample_weight=sample_weight, ignore_index=ignore_index, reduction=reduction)
     both: tuple[Any, Any] = _cross_entropy("segment_cross_entropy_with_grad", x, indptr, targets, options, out)
     return both
+
+
+def segment_categorical(
+    x: Any,
+    indptr: Any,
+    *,
+    rng: Any = None,
+    uniforms: Any = None,
+    size: Any = None,
+    replace: bool = True,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Any:
+    r"""Random positions within each segment of a vector, drawn with the probabilities of its softmax.
+
+    .. math:: \Pr(k) = \frac{\exp(x_{b + k} / T)}{\sum_{j \in s} \exp(x_j / T)}, \qquad
+        s = [\,b, \mathrm{indptr}_{n+1}), \quad b = \mathrm{indptr}_n
+
+    Parameters
+    ----------
+    x, indptr
+        As for `segment_softmax`.
+    rng, uniforms, size, replace, temperature, top_k, top_p, min_p
+        As for `categorical`; each segment is a row.
+
+    Returns
+    -------
+    ndarray of int64
+        Positions, counted from the beginning of the segment, of shape `size` followed by N.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `segment_softmax` for `x` and `indptr`, and `categorical` for the options. An empty segment has nothing
+        to draw: a ValueError that names it.
+
+    See Also
+    --------
+    categorical : for rows of equal length.
+    segment_softmax : the probabilities.
+
+    Notes
+    -----
+    For the same uniform numbers, the position in a segment is that which `categorical` draws from a row with the
+    same logits.
+
+    References
+    ----------
+    L. Devroye, Non-Uniform Random Variate Generation, 1986, section 2.1 of chapter III (inversion by sequential
+    search).
+
+    Examples
+    --------
+    A random neighbour of each node of a graph, whose edges are the rows of a sparse matrix:
+
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> logits, indptr = np.log([1.0, 3.0, 1.0, 2.0, 2.0]), np.array([0, 2, 5])
+    >>> position = fs.segment_categorical(logits, indptr, uniforms=[0.5, 0.1])
+    >>> position
+    array([1, 0])
+    >>> neighbours = np.array([4, 7, 0, 1, 2])
+    >>> neighbours[indptr[:-1] + position]
+    array([7, 0])
+    """
+    segments = _Segments("segment_categorical", x, indptr, None)
+    problem, count = segments.problem, segments.count
+    draws = Draws(
+        problem.function,
+        (count,),
+        problem.dtype,
+        rng=rng,
+        uniforms=uniforms,
+        size=size,
+        replace=replace,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
+    numbers, chosen, result = draws.in_order((0,))
+    longest = int(np.diff(segments.indptr).max(initial=0))
+    room = draws.room(problem.dtype, longest)
+    given = draws.arguments(longest, count, 1, numbers, chosen)
+    if numbers.size:
+        source = segments.block(problem.x)
+        segments.run(entry("sampling.draws"), draws.work(segments.work), source, *given, room=room)
+    begins = segments.indptr
+    return draws.finish(
+        result, lambda index: problem.x[begins[index[0]] : begins[index[0] + 1]].astype(np.float64)
+    )

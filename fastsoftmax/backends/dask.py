@@ -22,7 +22,7 @@ import dask.array as da
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, Function
-from fastsoftmax.api import activations, derivatives, entropy, statistics
+from fastsoftmax.api import activations, derivatives, entropy, sampling, statistics
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array, stand_in
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
@@ -35,6 +35,7 @@ from fastsoftmax.arrays.options import (
     part_of_divisor,
     row_targets,
 )
+from fastsoftmax.arrays.sampling import Draws, filters_of
 from fastsoftmax.arrays.statistics import LabelStatistics
 from fastsoftmax.arrays.threads import threads
 from fastsoftmax.arrays.weights import (
@@ -221,7 +222,13 @@ def _cast(array: Array, dtype: Any) -> Array:
 
 # --- whole rows -----------------------------------------------------------------------------------------------
 
-_API = {"activations": activations, "derivatives": derivatives, "entropy": entropy, "statistics": statistics}
+_API = {
+    "activations": activations,
+    "derivatives": derivatives,
+    "entropy": entropy,
+    "sampling": sampling,
+    "statistics": statistics,
+}
 
 
 def _in_memory(*arrays: Any, function: Function, axis: Any, **options: Any) -> Any:
@@ -943,6 +950,59 @@ def _curvature(
     return loss.back(loss.blocks(_scaled, every, dtype, value, every, plan, loss.rows, dtype=dtype))
 
 
+# --- random draws ---------------------------------------------------------------------------------------------
+
+
+def _filtered(function: Function, x: Any, *, axis: Any, out: Any, temperature: Any, **filters: Any) -> Any:
+    """filter_logits: the classes of a row are brought into one chunk."""
+    x = _array(function.name, "logits", x)
+    problem = _problem(function.name, x, axis, name="logits")
+    inverse_temperature(function.name, temperature, problem.dtype)
+    filters_of(function.name, temperature=temperature, **filters)
+    _refuse_out(function.name, out)
+    x = x.rechunk({problem.axes[0]: -1})
+    return _whole_rows(function, problem, x, temperature=temperature, **filters)
+
+
+def _drawn(x: Array, numbers: Array, where: Any, function: Function, axis: int, **options: Any) -> Any:
+    """The classes of the rows of a chunk, by their uniform numbers."""
+    return _in_memory(x, function=function, axis=axis, uniforms=numbers, where=where, **options)
+
+
+def _draws(
+    function: Function,
+    x: Any,
+    *,
+    axis: Any,
+    out: Any,
+    where: Any,
+    rng: Any,
+    uniforms: Any,
+    size: Any,
+    **options: Any,
+) -> Lazy:
+    """categorical: the classes of a row are brought into one chunk.
+
+    The uniform numbers are drawn at once, in the order of the result, as for an array in memory.
+    """
+    x = _array(function.name, "logits", x)
+    problem = _problem(function.name, x, axis, name="logits")
+    lazy = isinstance(uniforms, da.Array)
+    checked = stand_in(uniforms.shape, uniforms.dtype) if lazy else uniforms
+    draws = Draws(function.name, problem.row_shape, problem.dtype, rng=rng, uniforms=checked, size=size, **options)
+    draws.check_count(problem.classes)
+    (last,) = problem.axes
+    x = x.rechunk({last: -1})
+    every = tuple(range(x.ndim))
+    rows = tuple(a for a in every if a != last)
+    more = tuple(range(x.ndim, x.ndim + len(draws.shape) - len(rows)))
+    chunks = (*draws.shape[: len(more)], *(x.chunks[a] for a in rows))
+    numbers = _array(function.name, "uniforms", uniforms if lazy else draws.uniforms, chunks).rechunk(chunks)
+    options |= {"function": function, "axis": last, "size": size}
+    arrays = (x, every, numbers, (*more, *rows), _mask(problem, where, x), every)
+    return _blocks(_drawn, (*more, *rows), np.int64, *arrays, **options)
+
+
 # --- the way in -----------------------------------------------------------------------------------------------
 
 _FAMILIES: dict[str, Callable[..., Any]] = {
@@ -954,6 +1014,8 @@ _FAMILIES: dict[str, Callable[..., Any]] = {
     "cross entropy": _loss,
     "row loss": _loss,
     "curvature": _curvature,
+    "draws": _draws,
+    "filters": _filtered,
 }
 
 

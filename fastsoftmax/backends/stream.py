@@ -105,6 +105,8 @@ DEFAULTS: dict[str, Any] = {}
 """Every option of any command with its default; operands have None."""
 for _command in COMMANDS.values():
     DEFAULTS |= dict.fromkeys(_command.operands) | _command.options
+ROW_OPTIONS = ("temperature", "from_probs", "top_k", "top_p", "min_p")
+"""The options of functions that are no losses."""
 FILES = ("tangent", "cotangent", "targets", "class_weight", "sample_weight", "where")
 
 
@@ -359,9 +361,7 @@ def _try_options(job: Job) -> None:
         rows = key == "targets" and not job.soft
         operands[key] = np.zeros(0, np.intp) if rows else x
     options = {
-        key: job.given[key]
-        for key in ("temperature", "from_probs", *LossOptions._fields[2:])
-        if key in job.function.options
+        key: job.given[key] for key in (*ROW_OPTIONS, *LossOptions._fields[2:]) if key in job.function.options
     }
     getattr(fastsoftmax, job.python_name)(x, **operands, **options)
 
@@ -460,7 +460,7 @@ class Local:
             loss_options = job.loss_options(block.get("sample_weight"))
             value = curvature_rows(*arrays, job.axis, loss_options, divisor=self.divisor)
         else:
-            options = {key: given[key] for key in ("temperature", "from_probs") if key in job.function.options}
+            options = {key: given[key] for key in ROW_OPTIONS if key in job.function.options}
             out = x if self.dtype_kept and ("grad" in job.targets or job.function.result == _spec.LIKE) else None
             name = f"{job.python_name}_with_grad" if "grad" in job.targets else job.python_name
             value = getattr(fastsoftmax, name)(x, axis=job.axis, out=out, **block, **options)

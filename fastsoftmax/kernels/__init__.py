@@ -4,10 +4,11 @@ The contract of a kernel
 ------------------------
 ``kernel(start, stop, room, *blocks, *options)`` computes rows start .. stop; `room` is its working memory, which
 may have size 0 where rows are contiguous. Every block is C-contiguous, in native byte order and aligned; inputs
-are typed read-only; all floats have one dtype (float32 or float64); shapes agree; outputs are allocated; labels
-were checked. Weights that are all 1 may have size 0, at the address of a vector of ones. A kernel never
-validates, allocates, reshapes or raises; it holds no GIL and starts no thread. An output may lie at exactly the
-same place as the first input. It may lie over a second operand, which some kernels have to be told (`over`).
+are typed read-only; all floats have one dtype (float32 or float64), except that the uniform numbers of `sampling`
+are float64; shapes agree; outputs are allocated; labels were checked. Weights that are all 1 may have size 0, at
+the address of a vector of ones. A kernel never validates, allocates, reshapes or raises; it holds no GIL and
+starts no thread. An output may lie at exactly the same place as the first input. It may lie over a second operand,
+which some kernels have to be told (`over`).
 
 How they are built
 ------------------
@@ -23,6 +24,8 @@ How they are built
     The cross-entropy of capped logits, with a z-loss.
 `segments`
     The same building blocks over ragged rows.
+`sampling`
+    Random classes, and the filters of logits that language models use.
 `reductions`
     Sums over rows, for means and sums of losses.
 `scalar`, `loops`
@@ -55,6 +58,7 @@ _MODULES = frozenset(
         "losses",
         "pieces",
         "reductions",
+        "sampling",
         "scalar",
         "segments",
         "simd",

@@ -28,6 +28,7 @@ Floats: TypeAlias = Annotated[Any, "floats 1"]
 Table: TypeAlias = Annotated[Any, "floats 2"]
 Block: TypeAlias = Annotated[Any, "floats 3"]
 Integers: TypeAlias = Annotated[Any, "ints 1"]
+Doubles: TypeAlias = Annotated[Any, "doubles 1"]
 Flags: TypeAlias = Annotated[Any, "bools 1"]
 Temperature: TypeAlias = Annotated[Any, "none", "tuple 5"]
 Nothing: TypeAlias = Annotated[Any, "none"]
@@ -49,6 +50,7 @@ MODULES = (
     "loops",
     "pieces",
     "reductions",
+    "sampling",
     "segments",
     "statistics",
 )

@@ -41,9 +41,9 @@ _LLVM = {
 def numba_type(kind: str, dtype: str) -> Any:
     """Numba's type of a kind of argument."""
     name, _, count = kind.partition(" ")
-    if name in ("floats", "ints", "bools"):
-        item = {"floats": FLOATS.get(dtype), "ints": types.int64, "bools": types.boolean}[name]
-        return types.Array(item, int(count), "C")
+    items = {"floats": FLOATS.get(dtype), "doubles": types.float64, "ints": types.int64, "bools": types.boolean}
+    if name in items:
+        return types.Array(items[name], int(count), "C")
     if name == "tuple":
         return types.UniTuple(FLOATS[dtype], int(count))
     if name == "addresses":

@@ -14,7 +14,14 @@ from numba.extending import overload
 
 from fastsoftmax._spec import FUNCTIONS, Function
 from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
-from fastsoftmax.njit import losses, rows, segments, statistics, ufuncs  # noqa: F401  # ufuncs registers those that are made
+from fastsoftmax.njit import (
+    losses,
+    rows,
+    sampling,
+    segments,
+    statistics,
+    ufuncs,  # noqa: F401  # it registers those that are made
+)
 from fastsoftmax.njit.arguments import Call
 
 BUILDERS = {
@@ -26,6 +33,9 @@ BUILDERS = {
     "row loss": losses.row_loss,
     "curvature": losses.curvature,
     "segments": segments.ragged,
+    "draws": sampling.categorical,
+    "filters": sampling.filter_logits,
+    "ragged draws": sampling.segment_categorical,
     "statistics": statistics.statistics,
 }
 

@@ -109,7 +109,7 @@ def _check_where(call: Call, x: Any) -> None:
     where = call["where"]
     if isinstance(where, types.Array) and where.dtype == types.boolean:
         if where.ndim > x.ndim:
-            raise TypingError(f"{call.name}: where has {where.ndim} dimensions, x has {x.ndim}")
+            raise TypingError(f"{call.name}: where has {where.ndim} dimensions, {call.names[0]} has {x.ndim}")
     elif isinstance(where, types.Array):
         raise TypingError(f"{call.name}: where has dtype {where.dtype}, expected bool")
     elif not isinstance(where, types.Boolean):
@@ -401,14 +401,14 @@ def _one_item(call: Call, x: Any, dtype: Any, of_rows: bool) -> Run:
     return scalar if absent(call["out"]) else given
 
 
-def _masked(call: Call, x: Any) -> tuple[bool, Run]:
+def masked_for(call: Call, x: Any) -> tuple[bool, Run]:
     """Whether there is a mask, and the compiled check that it broadcasts to x."""
     where = call["where"]
     if absent(where) or constant(where) is True:
         return False, merged(lambda where, x: None)
     _check_where(call, x)
     shapeless = not isinstance(where, types.Array)
-    wrong = f"{call.name}: where does not broadcast to x"
+    wrong = f"{call.name}: where does not broadcast to {call.names[0]}"
 
     @merged
     def check(where: Any, x: Any) -> None:
@@ -422,7 +422,7 @@ def _forward_like(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> Run:
     """softmax or log_softmax."""
     kind = KINDS[dtype]
     beta, launch = inverse_temperature_of(call, kind), _launch_forward(call)
-    masked, check = _masked(call, x)
+    masked, check = masked_for(call, x)
     if not masked:
         whole = pointwise(call, x, axes, dtype, launch)
         return merged(lambda x, where, t, out: whole(x, None, beta(t), None, None, out))
@@ -455,7 +455,7 @@ def _forward_rows(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, kept: b
     beta, launch = inverse_temperature_of(call, kind), _launch_forward(call)
     room_of = room_for(x, axes, None)
     lay_out = layout(x, axes, last=False)
-    masked, check = _masked(call, x)
+    masked, check = masked_for(call, x)
     source_for = converter(x, axes, dtype)
     source_of = merged(lambda x, where, order, shape: source_for(x, order, shape, kind))
     if masked:

@@ -53,7 +53,7 @@ FLAT = (0,)
 # --- types --------------------------------------------------------------------------------------------------
 
 
-def _vector(call: Call, name: str) -> Any:
+def vector(call: Call, name: str) -> Any:
     """The dtype in which a vector of real numbers is computed."""
     _check_vector(call, name)
     return real_array(call.name, name, call[name])
@@ -117,7 +117,7 @@ class SegmentLabelError(IndexError):
         super().__init__(f"{name}[{n}] is {label}, expected {expected.format(n, length - 1, length)}")
 
 
-def _pointers(call: Call) -> Run:
+def pointers(call: Call) -> Run:
     """The compiled form of `api.segments._row_pointers`; it always returns a copy."""
     name = call.name
 
@@ -136,7 +136,7 @@ def _pointers(call: Call) -> Run:
 
 
 @compiled
-def _whole(indptr: Any) -> Any:
+def whole(indptr: Any) -> Any:
     """All segments as one block of work."""
     bounds = empty((2,), np.int64)
     bounds[0], bounds[1] = 0, indptr.size - 1
@@ -185,7 +185,7 @@ def _row_target(result: Any, count: int, kind: Any, source: Any) -> Any:
 
 def ragged(call: Call) -> Built:
     """A function of ragged rows."""
-    dtype = _vector(call, call.names[0])
+    dtype = vector(call, call.names[0])
     _check_integers(call, call.names[1])
     if POSITIONS in call.function.operands:
         return _loss(call, dtype)
@@ -201,7 +201,7 @@ def _forward(call: Call, dtype: Any) -> Built:
     """softmax, log-softmax, log-sum-exp."""
     kind, x = KINDS[dtype], call[call.names[0]]
     kernel, pieces_of = call.kernel(), _piece_kernel(call)
-    row_pointers, result_for, source_for = _pointers(call), _result(call, dtype), converter(x, FLAT, dtype)
+    row_pointers, result_for, source_for = pointers(call), _result(call, dtype), converter(x, FLAT, dtype)
     target_for, deliver_to = exits(x, FLAT, call["out"])
     count_of = merged(lambda x, table: x.size)
     block_for = merged(lambda result, source: target_for(result, FLAT, source.shape, kind, source, None, None))
@@ -218,7 +218,7 @@ def _forward(call: Call, dtype: Any) -> Built:
         result = result_for(out, count_of(x, table))
         source = source_for(x, FLAT, x.shape, kind)
         y = block_for(result, source)
-        kernel(0, 1, None, table, _whole(table), source, y)
+        kernel(0, 1, None, table, whole(table), source, y)
         pieces = _pieces(table)
         if pieces.size > 0:
             maxima, sums = _statistics(pieces, source, kind)
@@ -233,10 +233,10 @@ def _product(call: Call, dtype: Any) -> Built:
     """The product of the Jacobian of each segment, or of its transpose, with a vector."""
     name = call.names[2]
     x, v = call[call.names[0]], call[name]
-    _vector(call, name)
+    vector(call, name)
     dtype = widened(dtype, v)
     kind, kernel, piece_kernel, over = KINDS[dtype], call.kernel(), _piece_kernel(call), overlap(call["out"])
-    row_pointers, result_for = _pointers(call), _result(call, dtype)
+    row_pointers, result_for = pointers(call), _result(call, dtype)
     source_for, second_for = converter(x, FLAT, dtype), converter(v, FLAT, dtype)
     target_for, deliver_to = exits(x, FLAT, call["out"])
     wrong = f"{call.name}: {name} has shape ({{}},), expected that of x, ({{}},)"
@@ -255,7 +255,7 @@ def _product(call: Call, dtype: Any) -> Built:
         y = target_for(result, FLAT, x.shape, kind, source, second, None)
         covered = over(y, second)
         room = _room(stack(kind, 0), table, kind, covered)
-        kernel(0, 1, room, table, _whole(table), source, second, y, covered)
+        kernel(0, 1, room, table, whole(table), source, second, y, covered)
         pieces = _pieces(table)
         if pieces.size > 0:
             maxima, sums = _statistics(pieces, source, kind)
@@ -298,7 +298,7 @@ def _weights(call: Call, name: str, kind: Any) -> Run:
     if not (given or ignoring):
         return merged(lambda targets, sample_weight, ignore_index: None)
     if given:
-        _vector(call, "sample_weight")
+        vector(call, "sample_weight")
     wrong = f"{call.name}: sample_weight has shape ({{}},), expected ({{}},)"
 
     @raising
@@ -323,7 +323,7 @@ def _loss(call: Call, dtype: Any) -> Built:
     _check_integers(call, name)
     check_ignore_index(call.name, call["ignore_index"])
     reduction = literal_reduction(call.name, call["reduction"])
-    row_pointers, labels_of, weights_of = _pointers(call), _labels(call, name), _weights(call, name, kind)
+    row_pointers, labels_of, weights_of = pointers(call), _labels(call, name), _weights(call, name, kind)
     kernel, piece_kernel, source_for = call.kernel(), _piece_kernel(call), converter(x, FLAT, dtype)
     scale_of, returned, mean = scale_for(reduction == "mean"), wanted(call), reduction == "mean"
     counting = mean and not (absent(call["sample_weight"]) and absent(call["ignore_index"]))
@@ -345,7 +345,7 @@ def _loss(call: Call, dtype: Any) -> Built:
         factors, scale = present(weights), scale_of(divisor, kind)
         source, rows = source_for(x, FLAT, x.shape, kind), empty((labels.size,), kind)
         y = target_for(result, FLAT, x.shape, kind, source, None, None)
-        kernel(0, 1, None, table, _whole(table), source, labels, factors, y, rows, scale[0], scale[1])
+        kernel(0, 1, None, table, whole(table), source, labels, factors, y, rows, scale[0], scale[1])
         pieces = _pieces(table)
         if pieces.size > 0:
             maxima, sums = _statistics(pieces, source, kind)

@@ -52,6 +52,14 @@ def main():
             jacobian = fs.softmax_jacobian(x, axis)
             diagonal = np.moveaxis(np.einsum("...ii->...i", jacobian), -1, axis)
             np.testing.assert_allclose(diagonal, p * (1 - p), **close)
+            if axis == -1:
+                u = rng.random(shape[0])
+                drawn = (p.cumsum(-1) <= u[:, None]).sum(-1)
+                np.testing.assert_array_equal(fs.categorical(x, uniforms=u), drawn)
+                np.testing.assert_array_equal(fs.categorical(x, uniforms=u[None], size=1), drawn[None])
+                assert len(set(fs.categorical(x[0], size=4, replace=False, rng=1).tolist())) == 4
+                for options, count in (({"top_k": 3}, 3), ({"top_p": 1e-3}, 1), ({"min_p": 1.0}, 1)):
+                    assert (np.isfinite(fs.filter_logits(x, **options)).sum(-1) == count).all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for classes in (2, 70):

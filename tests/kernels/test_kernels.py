@@ -30,10 +30,11 @@ KERNELS = {
     "logsumexp": fs.logsumexp,
     "softmax_product": lambda x: fs.softmax_jvp(x, x),
     "cross_entropy": lambda x: fs.cross_entropy_with_grad(x, np.zeros(len(x), int)),
+    "categorical": fs.categorical,
 }
 
 
-MODULES = {"softmax_product": "derivatives", "cross_entropy": "losses"}
+MODULES = {"softmax_product": "derivatives", "cross_entropy": "losses", "categorical": "sampling"}
 
 
 def kernel_of(name):

@@ -25,7 +25,14 @@ POLYNOMIAL = {"float32": 8, "float64": 13}
 BUDGET = {"float32": 30, "float64": 36}
 """Vector instructions for each 64 bytes in a hot loop, with AVX-512; the longest has 29 and 34.5."""
 
-HOT_LOOPS = {"softmax": 2, "log_softmax": 2, "logsumexp": 2, "softmax_product": 2, "cross_entropy": 2}
+HOT_LOOPS = {
+    "softmax": 2,
+    "log_softmax": 2,
+    "logsumexp": 2,
+    "softmax_product": 2,
+    "cross_entropy": 2,
+    "categorical": 2,
+}
 """At least so many: how often a row's exponentials are computed, times two walks, less those that LLVM cuts."""
 
 ARITHMETIC = r"v?(?:f?n?m?(?:add|sub)|mul|div|max|min|sqrt)\d*"

@@ -9,6 +9,8 @@ from numba.core.errors import TypingError
 from fastsoftmax.kernels.simd.memory import (
     address,
     after,
+    as_doubles,
+    as_integers,
     fence,
     gather,
     integers,
@@ -176,6 +178,22 @@ def drive_integers(x, table, out, counts):
         store_scalar(room, i, i * i)
     for i in range(9):
         counts[i + 1] = load_scalar(room, i)
+
+
+def drive_as_integers(x, table, out, counts):
+    a = memory(x)
+    bits = as_integers(a)
+    counts[0] = size(bits)
+    counts[1] = load_scalar(bits, 3)
+    y = memory(out)
+    store_scalar(as_integers(y), 2, 4_600_000_000_123_456_789)
+
+
+def drive_as_doubles(x, table, out, counts):
+    y = as_doubles(memory(out))
+    counts[0] = size(y)
+    store_scalar(y, 5, np.pi)
+    counts[1] = int(load_scalar(y, 5) * 1e15)
 
 
 DRIVERS = {name.removeprefix("drive_"): f for name, f in list(globals().items()) if name.startswith("drive_")}

@@ -16,7 +16,9 @@ from fastsoftmax.kernels.simd.values import (
     if_none,
     is_single,
     lane,
+    lanes_above,
     last_lanes,
+    lowest_bit,
     number,
     shift_to_exponent,
     split_exponent,
@@ -113,6 +115,18 @@ def drive_any_above(x, table, out, counts):
         counts[2 * i + 1] = any_above(load_scalar(a, i), limit)
     counts[16] = any_above(vectors[1], number(a, 1e30))
     counts[17] = any_above(vectors[0], number(a, np.nan))
+
+
+def drive_lanes_above(x, table, out, counts):
+    a = memory(x)
+    for i in range(8):
+        counts[i] = lanes_above(load(a, i * lane_count(a)), number(a, float(i - 4)))
+    counts[8] = lanes_above(load(a, 0), number(a, np.nan))
+
+
+def drive_lowest_bit(x, table, out, counts):
+    for i in range(40):
+        counts[i] = lowest_bit(5 << i)
 
 
 def drive_number(x, table, out, counts):

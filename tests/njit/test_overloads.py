@@ -155,6 +155,29 @@ CALLS = {
         lambda x, y: fs.label_statistics(x, y, 0),
         lambda s, d: (logits(s[::-1], d), labels(s)),
     ),
+    "categorical": (
+        lambda x, u: fs.categorical(x, uniforms=u),
+        lambda s, d: (logits(s, d), positive(s[:1], np.float64)),
+    ),
+    "categorical, axis 0, where, temperature": (
+        lambda x, u, w, t: fs.categorical(x, 0, uniforms=u, where=w, temperature=t),
+        lambda s, d: (
+            logits(s[::-1], d),
+            positive(s[:1], np.float64),
+            mask(s[::-1]) | (np.arange(s[1]) == 0)[:, None],
+            0.7 if s[0] % 2 else 1.0,
+        ),
+    ),
+    "categorical, every option": (
+        lambda x, u: fs.categorical(
+            x, uniforms=u, size=(2, 3), replace=False, temperature=1.5, top_k=70, top_p=0.999, min_p=1e-9
+        ),
+        lambda s, d: (np.repeat(logits(s, d) / 20, 6, 1), positive((2, 3, s[0]), np.float64)),
+    ),
+    "filter_logits": (
+        lambda x, p: fs.filter_logits(x, top_k=40, top_p=p, min_p=0.01, out=x),
+        lambda s, d: (logits(s, d), 0.9),
+    ),
     "squared_error, none": (
         lambda x, y: fs.squared_error(x, y, reduction="none"),
         lambda s, d: (logits(s, d), positive(s, d)),
@@ -223,7 +246,7 @@ def assert_same_error(call, compiled, arguments, words):
     assert str(found.value) == str(expected.value)
 
 
-ELSEWHERE = {name for name in fs.__all__ if name.startswith("segment_")}  # test_njit_segments.py
+ELSEWHERE = {name for name in fs.__all__ if name.startswith("segment_")}  # test_njit_segments, test_njit_sampling
 NOT_COMPILED = {"threads", *(name for name, entry in _spec.FUNCTIONS.items() if entry.of_products)}
 
 

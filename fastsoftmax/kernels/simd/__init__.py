@@ -19,6 +19,8 @@ is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how
     count_equal       whole numbers plus 1 where a == b
     counted           these whole numbers as floats
     any_above         whether any lane is greater than a float
+    lanes_above       the lanes greater than a float, as bits
+    lowest_bit        the place of the lowest bit
     absolute          the absolute value
     truncate          rounded towards zero
     nearest           the nearest whole number
@@ -56,6 +58,8 @@ is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how
     load_double       read eight numbers as float64
     scratch           vectors on the stack
     integers          64-bit integers on the stack
+    as_integers       memory of floats as 64-bit integers
+    as_doubles        memory of floats as float64
 
 `transpose`: rows into columns, and back
     load_turned       a vector's lanes of classes, of as many rows

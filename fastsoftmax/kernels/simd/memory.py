@@ -10,6 +10,7 @@ from fastsoftmax._vectors import VECTOR_BYTES
 from fastsoftmax.kernels.simd.lowering import (
     BYTES,
     INT32,
+    INT64,
     Floats,
     Halves,
     Item,
@@ -224,3 +225,26 @@ def scratch(array: Floats, vectors: Literal) -> Same:
 def integers(count: Literal) -> Any:
     """Memory for `count` 64-bit integers on the stack, uninitialised."""
     return np.empty(count, np.int64)
+
+
+def _as_wide(build: Any, array: Any, kind: Any) -> Any:
+    """The same memory as numbers of 8 bytes."""
+    count = build.udiv(build.mul(array.size, INT64(array.item_bytes)), INT64(8))
+    element = build.context.get_value_type(kind)
+    return build.memory(kind, build.bitcast(array.data, element.as_pointer()), count)
+
+
+def _wide(array: Any, kind: Any) -> Any:
+    return array[: array.size * array.itemsize // 8 * 8 // array.itemsize].view(kind)
+
+
+@lowered(lambda build, array: _as_wide(build, array, types.int64), lambda array: Memory(types.int64))
+def as_integers(array: Floats) -> Any:
+    """The same memory as 64-bit integers; it must begin at a multiple of 8 bytes."""
+    return _wide(array, np.int64)
+
+
+@lowered(lambda build, array: _as_wide(build, array, types.float64), lambda array: Memory(types.float64))
+def as_doubles(array: Floats) -> Any:
+    """The same memory as float64; it must begin at a multiple of 8 bytes."""
+    return _wide(array, np.float64)

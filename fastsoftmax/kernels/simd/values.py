@@ -148,6 +148,23 @@ def any_above(a: Value, limit: Item) -> bool:
     return bool(np.any(a > limit))
 
 
+def _lanes_above(build: Any, a: Any, limit: Any) -> Any:
+    above = build.fcmp_ordered(">", *build.alike((a, limit)))
+    return build.zext(build.bitcast(above, ir.IntType(above.type.count)), build.result)
+
+
+@lowered(_lanes_above)
+def lanes_above(a: AnyVector, limit: Item) -> int:
+    """The lanes that are greater than a float, as the bits of a number: lane 0 is bit 0."""
+    return int(sum(1 << int(i) for i in np.flatnonzero(a > limit)))
+
+
+@lowered(lambda build, bits: build.cttz(bits, ir.IntType(1)(True)))
+def lowest_bit(bits: int) -> int:
+    """The place of the lowest bit of a number that is not 0."""
+    return (bits & -bits).bit_length() - 1
+
+
 @elementwise(lambda build, a: build.call_on("fabs", a))
 def absolute(a: Any) -> Any:
     """`a` without its sign."""

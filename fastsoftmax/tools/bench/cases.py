@@ -5,6 +5,7 @@ do for their users. Every function has a yardstick: NumPy's own pass over the sa
 and writes all of this memory can be much faster.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -106,18 +107,36 @@ def _pieces(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def check(function: str, library: str, ours: Any, theirs: Any, dtype: Any) -> None:
-    """`DisagreementError` unless two results (or tuples of them) are the same but for rounding."""
+    """`DisagreementError` unless two results (or tuples of them) are the same but for rounding.
+
+    Integers are random classes, which have to have the same mean.
+    """
     if isinstance(ours, tuple):
         for a, b in zip(ours, theirs, strict=True):
             check(function, library, a, b, dtype)
         return
     if np.shape(ours) != np.shape(theirs):
         raise DisagreementError(f"{function} of {library} has shape {np.shape(theirs)}, ours {np.shape(ours)}")
+    if np.asarray(ours).dtype.kind == "i":
+        _check_draws(function, library, np.asarray(ours), np.asarray(theirs))
+        return
     scale = max(float(np.max(np.abs(a))) for a, _ in _pieces(ours, ours))
     worst = max(float(np.max(np.abs(a - b))) for a, b in _pieces(ours, theirs))
     allowed = TOLERANCE * float(np.finfo(dtype).eps) * scale
     if not worst <= allowed:
         raise DisagreementError(f"{function} of {library} differs from ours by {worst:.1e}, allowed {allowed:.1e}")
+
+
+CHANCE = 8.0
+"""How far the mean of a difference of random classes may be from 0, in units of its standard error."""
+
+
+def _check_draws(function: str, library: str, ours: Any, theirs: Any) -> None:
+    difference = (ours - theirs).astype(np.float64)
+    allowed = CHANCE * float(difference.std()) / math.sqrt(difference.size)
+    if difference.size > 30 and not abs(difference.mean()) <= allowed:
+        found = abs(float(difference.mean()))
+        raise DisagreementError(f"{function} of {library} has another mean: by {found:.1e}, allowed {allowed:.1e}")
 
 
 def calls(function: str, inputs: Inputs, libraries: tuple[str, ...] = tuple(ALL)) -> Iterator[tuple[str, Any]]:

@@ -33,6 +33,9 @@ CASES = {
 }
 """The timed calls, such as ``softmax, out=``, each with its entry in the table of functions and its variant."""
 
+FILTERS = {"top_p": {"top_p": 0.9}, "top_k, top_p": {"top_k": 50, "top_p": 0.9}}
+"""The options of the variants with filters."""
+
 _ARRAYS = {
     _spec.LOGITS: "logits",
     _spec.TANGENT: "tangent",
@@ -67,14 +70,16 @@ class Library:
         """The setup of a function by its name in `CASES`, None if the library has none."""
         entry, variant = CASES[function]
         method = getattr(self, "product_of_probs" if variant.startswith("of probs") else entry.name, None)
-        if method is None or (variant.endswith("out=") and "out" not in inspect.signature(method).parameters):
+        wanted = "out" if variant.endswith("out=") else "filters" if variant in FILTERS else None
+        if method is None or (wanted and wanted not in inspect.signature(method).parameters):
             return None
         return partial(self._call, method, entry, variant)
 
     def _call(self, method: Call, entry: _spec.Function, variant: str, inputs: Inputs) -> Any:
         if self.matrices_only and len(inputs.shape) != 2:
             raise NotOfferedError
-        return method(*self._operands(entry, variant, inputs), **self._out(entry, variant, inputs))
+        options = {"filters": FILTERS[variant]} if variant in FILTERS else self._out(entry, variant, inputs)
+        return method(*self._operands(entry, variant, inputs), **options)
 
     def _operands(self, entry: _spec.Function, variant: str, inputs: Inputs) -> list[Any]:
         names = [_ARRAYS[role] for role in entry.operands]
@@ -102,7 +107,9 @@ class FastSoftmax(Library):
         options: dict[str, Any] = {} if len(inputs.shape) == 2 else {"axis": CLASS_AXIS}
         if variant.startswith("of probs"):
             options["from_probs"] = True
-        options |= self._out(entry, variant, inputs)
+        if _spec.CLASSES in entry.result:
+            options["rng"] = np.random.default_rng(0)
+        options |= self._out(entry, variant, inputs) | FILTERS.get(variant, {})
         return partial(getattr(fs, entry.name), *self._operands(entry, variant, inputs), **options)
 
 
@@ -184,6 +191,23 @@ class NumPy(Library):
 
     def cross_entropy_with_grad(self, x: Any, labels: Any, out: Any = None) -> Call:
         return partial(self._with_grad, x, labels, out)
+
+    def _filtered(self, x: Any, top_p: float, top_k: int | None = None) -> Any:
+        ordered = -np.sort(-x, CLASS_AXIS)[:, :top_k]
+        probs = self._softmax(ordered)
+        kept = (np.cumsum(probs, CLASS_AXIS) - probs < top_p).sum(CLASS_AXIS, keepdims=True)
+        least = np.take_along_axis(ordered, kept - 1, CLASS_AXIS)
+        return np.where(x < least, -np.inf, x)
+
+    def categorical(self, x: Any, filters: Any = None) -> Call:
+        rng = np.random.default_rng(0)
+
+        def call() -> Any:
+            sums = np.cumsum(self._softmax(self._filtered(x, **filters) if filters else x), CLASS_AXIS)
+            whole = np.take(sums, [-1], CLASS_AXIS)
+            return np.argmax(sums > rng.random(whole.shape, x.dtype) * whole, CLASS_AXIS)
+
+        return call
 
 
 class SciPy(Library):
@@ -312,6 +336,25 @@ class PyTorch(Library):
 
         return call
 
+    def categorical(self, x: Any, filters: Any = None) -> Call:
+        torch = self.torch
+        if x.ndim != 2:
+            raise NotOfferedError
+
+        def draw(logits: Any) -> Any:
+            return torch.multinomial(torch.softmax(logits, -1), 1)
+
+        def filtered() -> Any:
+            top_k = filters.get("top_k", x.shape[1])
+            ordered, classes = (
+                torch.topk(x, min(top_k, x.shape[1])) if "top_k" in filters else x.sort(descending=True)
+            )
+            probs = torch.softmax(ordered, -1)
+            left_out = probs.cumsum(-1) - probs >= filters["top_p"]
+            return classes.gather(-1, draw(ordered.masked_fill(left_out, -torch.inf)))[:, 0]
+
+        return filtered if filters else lambda: draw(x)[:, 0]
+
 
 class Jax(Library):
     """Compiled with `jax.jit`; arrays are on its device, and a call waits for its result. It has no ``out=``."""
@@ -372,6 +415,10 @@ class Jax(Library):
 
     def cross_entropy_with_grad(self, x: Any, labels: Any) -> Call:
         return self._jit(self.jax.value_and_grad(self._loss), x, labels)
+
+    def categorical(self, x: Any) -> Call:
+        key, draw = self.jax.random.key(0), partial(self.jax.random.categorical, axis=CLASS_AXIS)
+        return self._jit(lambda key, x: draw(key, x), key, x)
 
 
 @cache
@@ -490,6 +537,23 @@ def _loops() -> dict[str, Any]:
             out[i, labels[i]] -= 1 / x.dtype.type(x.shape[0])
         return loss / x.shape[0]
 
+    @jit
+    def categorical(x: Any, uniforms: Any, classes: Any) -> None:
+        for i in prange(x.shape[0]):
+            row_max = x[i, 0]
+            for j in range(x.shape[1]):
+                row_max = max(row_max, x[i, j])
+            terms = np.empty_like(x[i])
+            total = 0.0
+            for j in range(x.shape[1]):
+                terms[j] = math.exp(x[i, j] - row_max)
+                total += terms[j]
+            rest, chosen = uniforms[i] * total, 0
+            while chosen < x.shape[1] - 1 and rest >= terms[chosen]:
+                rest -= terms[chosen]
+                chosen += 1
+            classes[i] = chosen
+
     return {
         "softmax": softmax,
         "log_softmax": log_softmax,
@@ -499,6 +563,7 @@ def _loops() -> dict[str, Any]:
         "softmax_jacobian": softmax_jacobian,
         "cross_entropy": cross_entropy,
         "cross_entropy_with_grad": cross_entropy_with_grad,
+        "categorical": categorical,
     }
 
 
@@ -552,6 +617,16 @@ class PlainNumba(Library):
 
     def cross_entropy_with_grad(self, x: Any, labels: Any, out: Any = None) -> Call:
         return self._fill("cross_entropy_with_grad", x, labels, out=out)
+
+    def categorical(self, x: Any) -> Call:
+        loop, rng = self._loop("categorical"), np.random.default_rng(0)
+
+        def call() -> Any:
+            classes = np.empty(len(x), np.int64)
+            loop(x, rng.random(len(x)), classes)
+            return classes
+
+        return call
 
 
 OURS = FastSoftmax.name

@@ -1,0 +1,269 @@
+"""The arguments of random draws: uniform numbers, filters and sizes; what kernels take; the errors of rows."""
+
+import math
+import operator
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax._vectors import LINE, STRETCH, STRETCH_TABLE
+from fastsoftmax.arrays.blocks import (
+    NO_ROOM,
+    Array,
+    Problem,
+    inverse_temperature,
+    named,
+    number,
+    real_array,
+)
+
+MANY = 16
+"""From so many draws from a row on, its terms are kept, with a table of their sums."""
+LONGEST_TABLE = 1 << 18
+LEAST_PIECE = 1 << 12
+NO_SEGMENTS = np.empty(0, np.int64)
+
+_generators: list[Any] = []  # `numpy.random` is imported when it is first used
+
+
+def fresh_generator() -> Any:
+    """A generator with a seed of the operating system. A process has one, because a seed costs 15 us."""
+    if not _generators:
+        _generators.append(np.random.default_rng())
+    return _generators[0]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_generators.clear)  # else parent and child would draw the same numbers
+
+
+def generator(function: str, rng: Any) -> Any:
+    """`rng` as a generator: itself, or one with this seed, or for None one with a seed of its own."""
+    if rng is None:
+        return fresh_generator()
+    if isinstance(rng, np.random.Generator):
+        return rng
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{named(function, 'rng')} must be a numpy.random.Generator, a seed or None, got {rng!r}"
+        ) from None
+
+
+def sizes(function: str, size: Any) -> tuple[int, ...]:
+    """`size` as the shape of the draws from one row; None is one draw without an axis."""
+    if size is None:
+        return ()
+    try:
+        shape = tuple(map(operator.index, size)) if isinstance(size, (tuple, list)) else (operator.index(size),)
+    except TypeError:
+        raise TypeError(f"{named(function, 'size')} must be an integer or a tuple of them, got {size!r}") from None
+    if any(n < 0 for n in shape):
+        raise ValueError(f"{named(function, 'size')} must not be negative, got {size!r}")
+    return shape
+
+
+def uniform_numbers(function: str, rng: Any, uniforms: Any, shape: tuple[int, ...]) -> Array:
+    """One number in [0, 1) for each draw, of this shape."""
+    if uniforms is None:
+        drawn: Array = generator(function, rng).random(shape)
+        return drawn
+    if rng is not None:
+        raise ValueError(f"{function}: rng and uniforms exclude each other, got both")
+    array = real_array(function, "uniforms", uniforms)
+    if array.shape != shape:
+        raise ValueError(f"{named(function, 'uniforms')} has shape {array.shape}, expected {shape}")
+    numbers = array.astype(np.float64)
+    wrong = ~((numbers >= 0) & (numbers < 1))
+    if wrong.any():
+        at = tuple(map(int, np.argwhere(wrong)[0]))
+        raise ValueError(f"{named(function, 'uniforms')}[{_place(at)}] is {numbers[at]}, expected 0 <= u < 1")
+    return numbers
+
+
+def _place(index: tuple[int, ...]) -> str:
+    return ", ".join(map(str, index))
+
+
+def _share(function: str, name: str, value: Any) -> float:
+    """A number in (0, 1]; 1 for None."""
+    if value is None:
+        return 1.0
+    share = number(function, name, value, 0.0, inclusive=False)
+    if share > 1:
+        raise ValueError(f"{named(function, name)} must be at most 1, got {value!r}")
+    return share
+
+
+class Filters(NamedTuple):
+    """What `kernels.sampling.sieve` keeps."""
+
+    top_k: int
+    """0 for None."""
+    levels: Array
+    """top_p and T log(min_p): 1 and -inf for None."""
+
+    @property
+    def any(self) -> bool:
+        """Whether something may be left out."""
+        return self.top_k > 0 or self.levels[0] < 1 or self.levels[1] > -math.inf
+
+
+def filters_of(function: str, top_k: Any, top_p: Any, min_p: Any, temperature: Any) -> Filters:
+    """The filters after all checks; `temperature` was checked."""
+    count = 0
+    if top_k is not None:
+        try:
+            if isinstance(top_k, (bool, np.bool_)):
+                raise TypeError
+            count = operator.index(top_k)
+        except TypeError:
+            raise TypeError(f"{named(function, 'top_k')} must be an integer or None, got {top_k!r}") from None
+        if count < 1:
+            raise ValueError(f"{named(function, 'top_k')} must be at least 1, got {top_k!r}")
+    least = -math.inf if min_p is None else 0.0
+    share = _share(function, "min_p", min_p)
+    if share < 1:
+        least = float(temperature) * math.log(share)
+    return Filters(min(count, 1 << 62), np.array([_share(function, "top_p", top_p), least]))
+
+
+def room_for(
+    dtype: np.dtype[Any], classes: int, filtered: bool, replace: bool = True, tabled: bool = False
+) -> Callable[[], Any]:
+    """A function that allocates the working memory of one thread: that of `kernels.sampling.draws`."""
+    count, stretches = -(-classes // LINE) * LINE, -(-classes // STRETCH)
+    size = STRETCH_TABLE * stretches if tabled else 0
+    if filtered:
+        size += count * (2 + 8 // dtype.itemsize) + stretches
+    elif not replace:
+        size += count
+    return partial(np.empty, size, dtype) if size else partial(NO_ROOM.get, dtype)
+
+
+class Draws:
+    """The arguments of a function that draws classes, after all checks.
+
+    `plain` says that one class is drawn from each row, without a filter.
+
+    Parameters
+    ----------
+    function
+        The public function, for error messages.
+    row_shape
+        The shape of the rows.
+    dtype
+        The dtype of the computation.
+    """
+
+    __slots__ = ("beta", "count", "filters", "function", "plain", "replace", "row_shape", "shape", "uniforms")
+
+    def __init__(
+        self,
+        function: str,
+        row_shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        rng: Any,
+        uniforms: Any,
+        size: Any,
+        replace: Any,
+        temperature: Any,
+        top_k: Any,
+        top_p: Any,
+        min_p: Any,
+    ) -> None:
+        self.function = function
+        self.row_shape = row_shape
+        self.beta = inverse_temperature(function, temperature, dtype)
+        self.filters = filters_of(function, top_k, top_p, min_p, temperature)
+        shape = sizes(function, size)
+        self.count: int = math.prod(shape)
+        self.shape = (*shape, *row_shape)
+        self.plain = size is None and top_k is None and top_p is None and min_p is None
+        if not isinstance(replace, (bool, np.bool_)):
+            raise TypeError(f"{named(function, 'replace')} must be a bool, got {replace!r}")
+        self.replace = bool(replace) or self.count == 1
+        self.uniforms = uniform_numbers(function, rng, uniforms, self.shape)
+
+    def check_count(self, classes: int) -> None:
+        """ValueError if more different classes are wanted than there are."""
+        if not self.replace and self.count > classes and 0 not in self.row_shape:
+            raise ValueError(
+                f"{named(self.function, 'size')} is {self.count} with replace=False, "
+                f"but there are {classes} classes"
+            )
+
+    def in_order(self, order: tuple[int, ...]) -> tuple[Array, Array, Array]:
+        """Uniform numbers and memory for the classes, both flat, with rows in this order; and the result."""
+        axes = (0, *[1 + a for a in order])
+        shape = (self.count, *self.row_shape)
+        numbers = np.ascontiguousarray(self.uniforms.reshape(shape).transpose(axes))
+        chosen = np.empty(numbers.shape, np.int64)
+        return numbers.reshape(-1), chosen.reshape(-1), chosen.transpose(np.argsort(axes)).reshape(self.shape)
+
+    def pieces(self, classes: int) -> int:
+        """In how many pieces the draws from a row are done; each computes the sums of the row for itself."""
+        return max(1, self.count // max(LEAST_PIECE, classes // 4)) if self.replace else 1
+
+    def tabled(self, classes: int) -> bool:
+        """Whether there is a table of the sums of a row."""
+        return self.replace and self.count >= MANY and classes <= LONGEST_TABLE
+
+    def room(self, dtype: np.dtype[Any], classes: int) -> Callable[[], Any]:
+        """`room_for` these draws."""
+        return room_for(dtype, classes, self.filters.any, self.replace, self.tabled(classes))
+
+    def arguments(self, classes: int, rows: int, pieces: int, numbers: Array, chosen: Array) -> tuple[Any, ...]:
+        """The arguments of `kernels.sampling.draws` behind x."""
+        return (
+            classes,
+            rows,
+            numbers,
+            chosen,
+            self.count,
+            pieces,
+            self.replace,
+            self.tabled(classes),
+            self.filters.top_k,
+            self.filters.levels,
+            self.beta,
+        )
+
+    def work(self, elements: int) -> int:
+        """How much work it is, for `arrays.threads.run`."""
+        return (10 if self.filters.any else 2) * elements + 50 * self.uniforms.size
+
+    def finish(self, result: Array, row_of: Callable[[tuple[int, ...]], Array]) -> Any:
+        """The result, a scalar if it is 0-d; ValueError for the first row without enough classes.
+
+        ``row_of(index)`` is the row with this index.
+        """
+        if result.size and result.min() < 0:
+            rows = result.reshape(self.count, -1).min(axis=0).reshape(self.row_shape)
+            at = tuple(map(int, np.argwhere(rows < 0)[0]))
+            raise ValueError(f"{self.function}: {self._reason(row_of(at), at)}")
+        return result[()] if result.ndim == 0 else result
+
+    def _reason(self, row: Array, at: tuple[int, ...]) -> str:
+        """What is wrong with a row."""
+        place = f"the row of logits at [{_place(at)}]" if at else "the row of logits"
+        if np.isnan(row).any():
+            return f"{place} holds NaN"
+        if np.isposinf(row).any():
+            return f"{place} holds +inf"
+        if not np.isfinite(row).any():
+            return f"{place} has no class to draw: {'all are -inf' if row.size else 'it is empty'}"
+        left = f"size is {self.count} with replace=False"
+        kept = " after the filters" if self.filters.any else ""
+        return f"{left}, but {place} has fewer classes with a probability above 0{kept}"
+
+
+def row_at(problem: Problem, index: tuple[int, ...]) -> Array:
+    """The row of a problem with this index."""
+    row: Array = np.moveaxis(problem.x, problem.axes[0], -1)[index]
+    return row.astype(np.float64)

@@ -1,0 +1,496 @@
+"""Random draws inside a user's ``@njit`` code; `rows` explains builders.
+
+`rng` is a Generator. Without it the numbers come from Numba's own generator, ``numpy.random.random`` of compiled
+code, which the operating system seeds.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core.errors import TypingError
+
+from fastsoftmax._vectors import LINE, STRETCH, STRETCH_TABLE
+from fastsoftmax.arrays.sampling import LONGEST_TABLE, MANY
+from fastsoftmax.machine.external import external
+from fastsoftmax.njit.arguments import (
+    KINDS,
+    Call,
+    FormattedValueError,
+    Run,
+    absent,
+    check_number,
+    classes_last,
+    compiled,
+    constant,
+    convert,
+    converter,
+    deliver,
+    empty,
+    exits,
+    hide,
+    layout,
+    merged,
+    raising,
+    readable,
+    real_array,
+    room_for,
+    row_layout,
+    same_shape,
+    stack,
+    target,
+    writable,
+)
+from fastsoftmax.njit.rows import Built, inverse_temperature_of, like, masked_for, one_axis
+from fastsoftmax.njit.segments import pointers, vector, whole
+
+_categorical = external("sampling.categorical", result=True)
+_draws = external("sampling.draws", result=True)
+_filter_logits = external("sampling.filter_logits")
+FILTERS = ("top_k", "top_p", "min_p")
+
+
+def _integer(argument: Any) -> bool:
+    return isinstance(argument, types.Integer) or (isinstance(argument, int) and not isinstance(argument, bool))
+
+
+class RowError(ValueError):
+    """A row without enough classes to draw. Compiled code knows its place only; Python says the rest."""
+
+    def __init__(self, name: str, row: int) -> None:
+        super().__init__(
+            f"{name}: row {row} of the logits (in C order) holds NaN or +inf, or has fewer classes with a "
+            "probability above 0 than are drawn"
+        )
+
+
+def _filters(call: Call) -> Run:
+    """The compiled ``levels, top_k, top_p, min_p, temperature -> top_k`` of `arrays.sampling.filters_of`.
+
+    It writes top_p and T log(min_p) to `levels`.
+    """
+    name = call.name
+    count_given, shares_given = not absent(call["top_k"]), tuple(not absent(call[one]) for one in FILTERS[1:])
+    if count_given and not _integer(call["top_k"]):
+        raise TypingError(f"{name}: top_k must be an integer, got {call['top_k']}")
+    for one, given in zip(FILTERS[1:], shares_given, strict=True):
+        if given:
+            check_number(name, one, call[one])
+    mass_given, least_given = shares_given
+    few = f"{name}: top_k must be at least 1, got {{}}"
+    outside = f"{name}: {{}} must be above 0 and at most 1, got {{}}"
+
+    @raising
+    def checked(levels: Any, top_k: Any, top_p: Any, min_p: Any, temperature: float) -> int:
+        levels[0], levels[1], count = 1.0, -np.inf, 0
+        if count_given:
+            if top_k < 1:
+                raise FormattedValueError(few, top_k)
+            count = top_k
+        if mass_given:
+            if not 0.0 < top_p <= 1.0:
+                raise FormattedValueError(outside, "top_p", top_p)
+            levels[0] = top_p
+        if least_given:
+            if not 0.0 < min_p <= 1.0:
+                raise FormattedValueError(outside, "min_p", min_p)
+            if min_p < 1.0:
+                levels[1] = temperature * math.log(min_p)
+            else:
+                levels[1] = 0.0
+        return count
+
+    return checked
+
+
+@compiled
+def _room(classes: int, filtered: bool, replace: bool, tabled: bool, nothing: Any, kind: Any) -> Any:
+    """The memory of `arrays.sampling.room_for`."""
+    count, stretches = (classes + LINE - 1) // LINE * LINE, (classes + STRETCH - 1) // STRETCH
+    size = STRETCH_TABLE * stretches if tabled else 0
+    if filtered:
+        size += count * (2 + 8 // nothing.itemsize) + stretches
+    elif not replace:
+        size += count
+    return empty((size,), kind) if size > 0 else nothing
+
+
+@compiled
+def _is_tabled(count: int, replace: bool, classes: int) -> bool:
+    """`arrays.sampling.Draws.tabled`."""
+    return replace and count >= MANY and classes <= LONGEST_TABLE
+
+
+def _sizes(call: Call) -> tuple[int, Run]:
+    """How many axes `size` has, and the compiled ``size, shape of the rows -> shape of the result``."""
+    size, name = call["size"], call.name
+    if absent(size):
+        return 0, merged(lambda size, shape: shape)
+    wrong = f"{name}: size must not be negative"
+    if _integer(size):
+
+        @compiled
+        def of_number(size: Any, shape: Any) -> Any:
+            if size < 0:
+                raise ValueError(wrong)
+            return (np.intp(size), *shape)
+
+        return 1, of_number
+    if not isinstance(size, types.UniTuple) or not isinstance(size.dtype, types.Integer):
+        raise TypingError(f"{name}: size must be an integer or a tuple of them, got {size}")
+
+    @compiled
+    def of_tuple(size: Any, shape: Any) -> Any:
+        for n in size:
+            if n < 0:
+                raise ValueError(wrong)
+        return (*size, *shape)
+
+    return len(size), of_tuple
+
+
+def _numbers(call: Call, ndim: int) -> Run:
+    """The compiled ``shape, count, rng, uniforms -> uniform numbers``, flat, in C order of the result."""
+    rng, uniforms, name = call["rng"], call["uniforms"], call.name
+    if absent(uniforms):
+        if absent(rng):
+
+            @compiled
+            def of_numba(shape: Any, count: int, rng: Any, uniforms: Any) -> Any:
+                numbers = empty((count,), np.float64)
+                for i in range(count):
+                    numbers[i] = np.random.random()  # noqa: NPY002  # the only one without a Generator
+                return numbers
+
+            return of_numba
+        if not isinstance(rng, types.NumPyRandomGeneratorType):
+            raise TypingError(f"{name}: rng must be a numpy.random.Generator in compiled code, got {rng}")
+
+        @compiled
+        def of_generator(shape: Any, count: int, rng: Any, uniforms: Any) -> Any:
+            numbers = empty((count,), np.float64)
+            for i in range(count):
+                numbers[i] = rng.random()
+            return numbers
+
+        return of_generator
+    if not absent(rng):
+        raise TypingError(f"{name}: rng and uniforms exclude each other, got both")
+    real_array(name, "uniforms", uniforms)
+    if uniforms.ndim != ndim:
+        raise TypingError(f"{name}: uniforms has {uniforms.ndim} dimensions, expected {ndim}")
+    wrong_shape = f"{name}: uniforms has another shape than the result"
+    outside = f"{name}: uniforms has {{}} at place {{}} in C order, expected 0 <= u < 1"
+
+    @raising
+    def given(shape: Any, count: int, rng: Any, uniforms: Any) -> Any:
+        if not same_shape(uniforms.shape, shape):
+            raise ValueError(wrong_shape)
+        numbers = empty((count,), np.float64)
+        for i, place in enumerate(np.ndindex(uniforms.shape)):
+            numbers[i] = uniforms[place]
+            if not 0.0 <= numbers[i] < 1.0:
+                raise FormattedValueError(outside, numbers[i], i)
+        return numbers
+
+    return given
+
+
+def _launch(call: Call, kernel: Run) -> Run:
+    """The compiled ``beta, arguments -> failures``, which calls the kernel with None if T = 1, as Python does."""
+    if "temperature" in call and isinstance(call["temperature"], float):
+        return merged(lambda beta, given: kernel(given, None))
+
+    @merged
+    def chosen(beta: Any, given: Any) -> Any:
+        if beta[0] * beta[1] * beta[2] == 1.0 and beta[3] == 0.0:
+            return kernel(given, None)
+        return kernel(given, beta)
+
+    return chosen
+
+
+@merged
+def _draw_plain(given: Any, beta: Any) -> float:
+    rows, room, source, numbers, chosen = given
+    failures: float = _categorical(0, rows, room, source, numbers, chosen, beta)
+    return failures
+
+
+@merged
+def _draw(given: Any, beta: Any) -> float:
+    stop, room, table, bounds, source, classes, rows, numbers, chosen, count, replace, tabled, top_k, levels = (
+        given
+    )
+    failures: float = _draws(
+        0,
+        stop,
+        room,
+        table,
+        bounds,
+        source,
+        classes,
+        rows,
+        numbers,
+        chosen,
+        count,
+        1,
+        replace,
+        tabled,
+        top_k,
+        levels,
+        beta,
+    )
+    return failures
+
+
+@merged
+def _filter(given: Any, beta: Any) -> None:
+    rows, room, source, y, top_k, levels = given
+    _filter_logits(0, rows, room, source, y, top_k, levels, beta)
+
+
+def _check_rows(call: Call) -> Run:
+    """The compiled check that every row has a class for each draw."""
+    name = call.name
+
+    @raising
+    def check(failures: float, result: Any, count: int, rows: int) -> None:
+        if failures > 0.0:
+            for row in range(rows):
+                for draw in range(count):
+                    if result[draw * rows + row] < 0:
+                        raise RowError(name, row)
+
+    return check
+
+
+def _replaced(call: Call) -> None:
+    if not isinstance(constant(call["replace"]), (bool, types.Boolean)):
+        raise TypingError(f"{call.name}: replace must be a bool, got {call['replace']}")
+
+
+@compiled
+def _product(shape: Any) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+    return count
+
+
+# What a scalar result and an array are made of.
+_number = merged(lambda flat, shape: flat[0])
+_array = merged(lambda flat, shape: writable(flat, shape, np.int64))
+
+
+def categorical(call: Call) -> Built:
+    """Classes of each row."""
+    x, axes, dtype = one_axis(call)
+    kind = KINDS[dtype]
+    _replaced(call)
+    more, shape_for = _sizes(call)
+    plain = absent(call["size"]) and all(absent(call[one]) for one in FILTERS)
+    beta, filters_for = inverse_temperature_of(call, kind), _filters(call)
+    order_of_rows, shape_of_rows, _ = row_layout(x, axes)
+    ndim = more + x.ndim - 1
+    numbers_for, check_rows = _numbers(call, ndim), _check_rows(call)
+    lay_out = layout(x, axes, last=not plain)
+    masked, check = masked_for(call, x)
+    source_for = converter(x, axes, dtype)
+    source_of = merged(lambda x, where, order, shape: source_for(x, order, shape, kind))
+    if masked:
+
+        @compiled
+        def source_of(x: Any, where: Any, order: Any, shape: Any) -> Any:
+            block = empty(shape, kind)
+            hide(block, x, where, order)
+            return readable(block, shape, kind)
+
+    finish = _array if ndim else _number
+    if plain:
+        launch, room_of = _launch(call, _draw_plain), room_for(x, axes, None)
+        in_place = classes_last(x, axes) or x.ndim < 3
+
+        @merged
+        def run_plain(x: Any, rng: Any, uniforms: Any, temperature: Any, where: Any) -> Any:
+            pair = beta(temperature)
+            check(where, x)
+            order, shape = lay_out(x)
+            rows = shape[0] * shape[2]
+            row_shape = shape_of_rows(x.shape)
+            numbers = numbers_for(row_shape, rows, rng, uniforms)
+            result = empty((rows,), np.int64)
+            source = source_of(x, where, order, shape)
+            room = room_of(stack(kind, 0), shape, 1, kind, False)
+            if in_place:
+                failures = launch(pair, (rows, room, source, numbers, result))
+            else:
+                ordered = order_of_rows(order)
+                whole_numbers = writable(numbers, row_shape, np.float64)
+                whole_result = writable(result, row_shape, np.int64)
+                moved = convert(whole_numbers, ordered, (rows,), np.float64)
+                block = target(whole_result, ordered, (rows,), np.int64, None, None, None)
+                failures = launch(pair, (rows, room, source, moved, block))
+                deliver(whole_result, ordered, block)
+            check_rows(failures, result, 1, rows)
+            return finish(result, row_shape)
+
+        return run_plain, ("logits", "rng", "uniforms", "temperature", "where")
+
+    launch = _launch(call, _draw)
+    few = f"{call.name}: size is {{}} with replace=False, but there are {{}} classes"
+
+    @raising
+    def check_count(count: int, classes: int, rows: int, replace: bool) -> None:
+        if not replace and count > 1 and count > classes and rows > 0:
+            raise FormattedValueError(few, count, classes)
+
+    filtered = any(not absent(call[one]) for one in FILTERS)
+
+    @merged
+    def run(
+        x: Any,
+        rng: Any,
+        uniforms: Any,
+        size: Any,
+        replace: Any,
+        temperature: Any,
+        top_k: Any,
+        top_p: Any,
+        min_p: Any,
+        where: Any,
+    ) -> Any:
+        pair = beta(temperature)
+        levels = stack(np.float64, 1)
+        kept = filters_for(levels, top_k, top_p, min_p, temperature)
+        check(where, x)
+        order, shape = lay_out(x)
+        rows, classes = shape[0], shape[1]
+        result_shape = shape_for(size, shape_of_rows(x.shape))
+        total = _product(result_shape)
+        count = total // rows if rows > 0 else 0
+        check_count(count, classes, rows, replace)
+        numbers = numbers_for(result_shape, total, rng, uniforms)
+        result = empty((total,), np.int64)
+        source = readable(source_of(x, where, order, shape), (rows * classes,), kind)
+        nothing = empty((0,), np.int64)
+        again = replace or count == 1
+        tabled = _is_tabled(count, again, classes)
+        room = _room(classes, filtered, again, tabled, stack(kind, 0), kind)
+        failures = launch(
+            pair,
+            (
+                rows,
+                room,
+                nothing,
+                nothing,
+                source,
+                classes,
+                rows,
+                numbers,
+                result,
+                count,
+                again,
+                tabled,
+                kept,
+                levels,
+            ),
+        )
+        check_rows(failures, result, count, rows)
+        return finish(result, result_shape)
+
+    return run, ("logits", "rng", "uniforms", "size", "replace", "temperature", *FILTERS, "where")
+
+
+def segment_categorical(call: Call) -> Built:
+    """Positions in each segment."""
+    name = call.names[0]
+    x, dtype = call[name], vector(call, name)
+    kind = KINDS[dtype]
+    _replaced(call)
+    more, shape_for = _sizes(call)
+    beta, filters_for = inverse_temperature_of(call, kind), _filters(call)
+    numbers_for, check_rows = _numbers(call, more + 1), _check_rows(call)
+    row_pointers, source_for, launch = pointers(call), converter(x, (0,), dtype), _launch(call, _draw)
+    filtered = any(not absent(call[one]) for one in FILTERS)
+
+    @merged
+    def run(
+        x: Any,
+        indptr: Any,
+        rng: Any,
+        uniforms: Any,
+        size: Any,
+        replace: Any,
+        temperature: Any,
+        top_k: Any,
+        top_p: Any,
+        min_p: Any,
+    ) -> Any:
+        pair = beta(temperature)
+        levels = stack(np.float64, 1)
+        kept = filters_for(levels, top_k, top_p, min_p, temperature)
+        table = row_pointers(indptr, x.size)
+        rows, longest = table.size - 1, 0
+        for n in range(rows):
+            longest = max(longest, table[n + 1] - table[n])
+        result_shape = shape_for(size, (rows,))
+        total = _product(result_shape)
+        count = total // rows if rows > 0 else 0
+        numbers = numbers_for(result_shape, total, rng, uniforms)
+        result = empty((total,), np.int64)
+        source = source_for(x, (0,), x.shape, kind)
+        again = replace or count == 1
+        tabled = _is_tabled(count, again, longest)
+        room = _room(longest, filtered, again, tabled, stack(kind, 0), kind)
+        failures = launch(
+            pair,
+            (
+                1,
+                room,
+                table,
+                whole(table),
+                source,
+                longest,
+                rows,
+                numbers,
+                result,
+                count,
+                again,
+                tabled,
+                kept,
+                levels,
+            ),
+        )
+        check_rows(failures, result, count, rows)
+        return writable(result, result_shape, np.int64)
+
+    return run, (*call.names, "rng", "uniforms", "size", "replace", "temperature", *FILTERS)
+
+
+def filter_logits(call: Call) -> Built:
+    """The logits that the filters keep."""
+    x, axes, dtype = one_axis(call)
+    kind = KINDS[dtype]
+    beta, filters_for = inverse_temperature_of(call, kind), _filters(call)
+    lay_out = layout(x, axes, last=True)
+    result_for, source_for = like(call, x, dtype), converter(x, axes, dtype)
+    target_for, deliver_to = exits(x, axes, call["out"])
+    launch = _launch(call, _filter)
+
+    @merged
+    def run(x: Any, top_k: Any, top_p: Any, min_p: Any, temperature: Any, out: Any) -> Any:
+        pair = beta(temperature)
+        levels = stack(np.float64, 1)
+        kept = filters_for(levels, top_k, top_p, min_p, temperature)
+        order, shape = lay_out(x)
+        result = result_for(x, out)
+        source = source_for(x, order, shape, kind)
+        y = target_for(result, order, shape, kind, source, None, None)
+        room = _room(shape[1], True, True, False, stack(kind, 0), kind)
+        launch(pair, (shape[0], room, source, y, kept, levels))
+        deliver_to(result, order, y)
+        return result
+
+    return run, ("logits", *FILTERS, "temperature", "out")

@@ -178,7 +178,8 @@ def _lean() -> Any:
                 if not function.is_declaration and function.linkage == binding.Linkage.external:
                     function.linkage = "linkonce_odr"
             for library in self._linking_libraries:
-                self._reload_init.update(library._reload_init)
+                if hasattr(library, "_reload_init"):  # not before Numba 0.62
+                    self._reload_init.update(library._reload_init)
             self._finalize_dynamic_globals()
             self._finalized = True
 

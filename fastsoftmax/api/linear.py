@@ -127,7 +127,8 @@ def linear_cross_entropy_with_grad(
     skip : bool, default False
         Leave out products with groups of classes whose gradients are all so small that they hardly matter: below a
         sixteenth of the resolution of the dtype of `features` (2**-12 for bfloat16), times the common factor of
-        the gradients (1/N of a mean). Every entry of G that is left out is below that.
+        the gradients (1/N of a mean) and the greatest weights of a row and of a class. Every entry of G that is
+        left out is below that.
     block_bytes : int, default 128 MiB
         The size of the workspace for logits, which holds the logits of at least one row.
 
@@ -210,7 +211,7 @@ def linear_cross_entropy_hvp(
     features, weight, targets
         As for `linear_cross_entropy`.
     tangent : array_like
-        V, of the shape of `weight`.
+        V, of the shape of `weight`. The tangents are converted to the dtype that the other arrays ask for.
     bias, tangent_bias : array_like, optional
         b and c, of shape (K,). None stands for zeros.
     class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap

@@ -22,7 +22,7 @@ _SMALL: dict[np.dtype[Any], Any] = {}
 
 
 def _small(x: Any, rng: Any) -> Any:
-    """One class for each row of a small array, None if the arguments do not fit or a row has none to draw."""
+    """One class for each row of a small array, None if the arguments do not fit."""
     kernel = _SMALL.get(x.dtype)
     if kernel is None or not 0 < x.size <= SMALL or x.ndim not in (1, 2) or not x.flags.carray:
         return None
@@ -33,8 +33,9 @@ def _small(x: Any, rng: Any) -> Any:
     rows = x.size // x.shape[-1]
     chosen = np.empty(rows, np.int64)
     block = x if x.ndim == 2 else x.reshape(1, -1)
-    if kernel(0, rows, NO_ROOM[x.dtype], block, rng.random(rows), chosen, None):
-        return None
+    numbers = rng.random(rows)
+    if kernel(0, rows, NO_ROOM[x.dtype], block, numbers, chosen, None):
+        return categorical(x, uniforms=numbers.reshape(x.shape[:-1]))  # the error, with its position
     return chosen if x.ndim == 2 else chosen[0]
 
 

@@ -13,8 +13,10 @@ least that loss and gradients can take): 3.0 at (rows, D, K) = (1024, 512, 32768
 after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them.
 """
 
+import math
 import operator
 from copy import copy
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +82,12 @@ def _returned(array: Array) -> Any:
     return np.dtype(np.float64) if array.dtype.kind in "biu" else array.dtype.newbyteorder("=")
 
 
+def _is_matrix(array: Array) -> bool:
+    """Whether all axes but the last can be merged without a copy."""
+    axes = [(n, stride) for n, stride in zip(array.shape[:-1], array.strides, strict=False) if n > 1]
+    return array.size == 0 or all(a == n * b for (_, a), (n, b) in pairwise(axes))
+
+
 class Linear:
     """Features (rows, D), weights (K, D), bias and labels of one call, checked.
 
@@ -131,7 +139,7 @@ class Linear:
         self.labels = labels.reshape(-1)
         self.row_weights = self.given.kernel_rows(self.given.row_weights)
         self.kept = self._counting(ignored)
-        self.matrix = self.features.reshape(self.rows, self.width)
+        self.matrix = self.features.reshape(self.rows, self.width) if _is_matrix(self.features) else None
 
     def _counting(self, ignored: Array | None) -> Array | None:
         """The numbers of the rows that count; None if all do."""
@@ -153,7 +161,15 @@ class Linear:
 
     def block(self, where: Any) -> Array:
         """The features of some rows, contiguous, in the dtype of the computation."""
-        return np.ascontiguousarray(self.matrix[where], self.dtype)
+        if self.matrix is not None:
+            return np.ascontiguousarray(self.matrix[where], self.dtype)
+        rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
+        return np.ascontiguousarray(self.features[np.unravel_index(rows, self.row_shape)], self.dtype)
+
+    def heaviest(self) -> float:
+        """The greatest weight of a row times the greatest of a class."""
+        given = (self.row_weights, self.given.class_weights)
+        return math.prod([float(one.max(initial=0)) for one in given if one is not None])
 
 
 def block_rows(function: str, classes: int, itemsize: int, block_bytes: Any) -> int:
@@ -339,7 +355,7 @@ def _parts(linear: Linear, weights: Weights, z: Array, scale: tuple[Any, Any], s
     if not skip:
         return weights.parts
     step = max(1, SCRATCH_BYTES // max(1, linear.width * linear.dtype.itemsize))
-    least = _resolution(_returned(linear.features)) / 16 * abs(float(scale[0]))
+    least = _resolution(_returned(linear.features)) / 16 * abs(float(scale[0])) * linear.heaviest()
     found = []
     for k in range(0, linear.classes, step):
         part = z[:, k : k + step]

@@ -59,6 +59,8 @@ def sizes(function: str, size: Any) -> tuple[int, ...]:
     if size is None:
         return ()
     try:
+        if isinstance(size, (bool, np.bool_)):
+            raise TypeError
         shape = tuple(map(operator.index, size)) if isinstance(size, (tuple, list)) else (operator.index(size),)
     except TypeError:
         raise TypeError(f"{named(function, 'size')} must be an integer or a tuple of them, got {size!r}") from None
@@ -160,7 +162,7 @@ class Draws:
         The dtype of the computation.
     """
 
-    __slots__ = ("beta", "count", "filters", "function", "plain", "replace", "row_shape", "shape", "uniforms")
+    __slots__ = ("_given", "beta", "count", "filters", "function", "plain", "replace", "row_shape", "shape")
 
     def __init__(
         self,
@@ -188,7 +190,11 @@ class Draws:
         if not isinstance(replace, (bool, np.bool_)):
             raise TypeError(f"{named(function, 'replace')} must be a bool, got {replace!r}")
         self.replace = bool(replace) or self.count == 1
-        self.uniforms = uniform_numbers(function, rng, uniforms, self.shape)
+        self._given = rng, uniforms
+
+    def uniforms(self) -> Array:
+        """The uniform numbers. They are drawn here, when nothing but the logits can be wrong any more."""
+        return uniform_numbers(self.function, *self._given, self.shape)
 
     def check_count(self, classes: int) -> None:
         """ValueError if more different classes are wanted than there are."""
@@ -202,7 +208,7 @@ class Draws:
         """Uniform numbers and memory for the classes, both flat, with rows in this order; and the result."""
         axes = (0, *[1 + a for a in order])
         shape = (self.count, *self.row_shape)
-        numbers = np.ascontiguousarray(self.uniforms.reshape(shape).transpose(axes))
+        numbers = np.ascontiguousarray(self.uniforms().reshape(shape).transpose(axes))
         chosen = np.empty(numbers.shape, np.int64)
         return numbers.reshape(-1), chosen.reshape(-1), chosen.transpose(np.argsort(axes)).reshape(self.shape)
 
@@ -236,7 +242,7 @@ class Draws:
 
     def work(self, elements: int) -> int:
         """How much work it is, for `arrays.threads.run`."""
-        return (10 if self.filters.any else 2) * elements + 50 * self.uniforms.size
+        return (10 if self.filters.any else 2) * elements + 50 * math.prod(self.shape)
 
     def finish(self, result: Array, row_of: Callable[[tuple[int, ...]], Array]) -> Any:
         """The result, a scalar if it is 0-d; ValueError for the first row without enough classes.

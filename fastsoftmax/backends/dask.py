@@ -991,13 +991,14 @@ def _draws(
     checked = stand_in(uniforms.shape, uniforms.dtype) if lazy else uniforms
     draws = Draws(function.name, problem.row_shape, problem.dtype, rng=rng, uniforms=checked, size=size, **options)
     draws.check_count(problem.classes)
+    drawn = draws.uniforms()  # of a lazy array, the checks of its shape and dtype
     (last,) = problem.axes
     x = x.rechunk({last: -1})
     every = tuple(range(x.ndim))
     rows = tuple(a for a in every if a != last)
     more = tuple(range(x.ndim, x.ndim + len(draws.shape) - len(rows)))
     chunks = (*draws.shape[: len(more)], *(x.chunks[a] for a in rows))
-    numbers = _array(function.name, "uniforms", uniforms if lazy else draws.uniforms, chunks).rechunk(chunks)
+    numbers = _array(function.name, "uniforms", uniforms if lazy else drawn, chunks).rechunk(chunks)
     options |= {"function": function, "axis": last, "size": size}
     arrays = (x, every, numbers, (*more, *rows), _mask(problem, where, x), every)
     return _blocks(_drawn, (*more, *rows), np.int64, *arrays, **options)

@@ -443,3 +443,33 @@ def test_errors_of_tangents():
     ):
         with pytest.raises(ValueError, match="linear_cross_entropy_hvp: " + words):
             fs.linear_cross_entropy_hvp(features, weight, targets, *operands)
+
+
+def test_axes_that_cannot_be_merged_are_read_in_blocks():
+    """Transposed batches: the bits of a copy, without making one."""
+    features = np.random.default_rng(0).normal(size=(7, 5, 6)).astype(np.float32).transpose(1, 0, 2)
+    weight, targets = (
+        np.random.default_rng(1).normal(size=(9, 6)).astype(np.float32),
+        np.arange(35).reshape(5, 7) % 9,
+    )
+    for options in ({}, {"ignore_index": 3}):
+        expected = fs.linear_cross_entropy_with_grad(
+            np.ascontiguousarray(features), weight, targets, block_bytes=400, **options
+        )
+        found = fs.linear_cross_entropy_with_grad(features, weight, targets, block_bytes=400, **options)
+        assert found[0] == expected[0]
+        np.testing.assert_array_equal(found[1].features, expected[1].features)
+        np.testing.assert_array_equal(found[1].weight, expected[1].weight)
+
+
+@pytest.mark.parametrize("weights", [{"sample_weight": np.full(64, 1e-9)}, {"class_weight": np.full(50, 1e-9)}])
+def test_small_weights_skip_nothing_more(weights):
+    """What is skipped is measured by the greatest weight, not by 1."""
+    rng = np.random.default_rng(0)
+    features, weight = rng.normal(size=(64, 16)).astype("f4"), rng.normal(size=(50, 16)).astype("f4")
+    targets = rng.integers(0, 50, 64)
+    results = [
+        fs.linear_cross_entropy_with_grad(features, weight, targets, reduction="sum", skip=skip, **weights)
+        for skip in (False, True)
+    ]
+    np.testing.assert_allclose(results[1][1].weight, results[0][1].weight, rtol=1e-5, atol=1e-14)

@@ -705,3 +705,20 @@ def test_dask_errors():
         fs.categorical(lazy, uniforms=da.ones(4, chunks=2)).compute(scheduler="synchronous")
     with pytest.raises(TypeError, match="filter_logits: out cannot be used with Dask arrays"):
         fs.filter_logits(lazy, top_k=1, out=np.empty((4, 3)))
+
+
+def test_errors_take_numbers_once_or_not_at_all():
+    """A call that cannot succeed leaves the generator alone; a row without a class takes its numbers once."""
+    generator, twin = np.random.default_rng(3), np.random.default_rng(3)
+    with pytest.raises(ValueError, match="size is 4 with replace=False"):
+        fs.categorical(np.zeros((2, 3)), rng=generator, size=4, replace=False)
+    with pytest.raises(TypeError, match="size must be an integer"):
+        fs.categorical(np.zeros((2, 3)), rng=generator, size=True)
+    assert generator.bit_generator.state == twin.bit_generator.state
+    for _ in range(2):  # the first call remembers the kernel for small arrays
+        fs.categorical(np.zeros((2, 3)), rng=generator)
+        twin.random(2)
+        with pytest.raises(ValueError, match="holds NaN"):
+            fs.categorical(np.array([[0, 1.0], [0, np.nan]]), rng=generator)
+        twin.random(2)
+        assert generator.bit_generator.state == twin.bit_generator.state

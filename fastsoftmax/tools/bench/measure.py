@@ -1,9 +1,10 @@
-"""Samples taken in turns, and their medians.
+"""Samples of calls, each library in time windows of its own, and their medians.
 
-All libraries work in one process, on the same arrays. They take turns in a random order, so that a busy moment of
-the machine affects all of them, and none always comes after the same other one. Before a sample, the call is made
-for a while without being timed. Otherwise threads of the previous library may still be spinning on the other
-processors (those of GNU OpenMP do so for milliseconds), and the caches hold its data.
+All libraries work in one process, on the same arrays. In each of some rounds they take turns in a random order, so
+that a busy moment of the machine affects all of them, and none always comes after the same other one. A turn is a
+window of time: first a rest, because threads of the previous library may still be spinning on the other processors
+(those of GNU OpenMP and XLA do so for milliseconds); then calls that are not timed, because the caches hold the
+data of another library and sleeping threads have to wake up; then samples.
 """
 
 import gc
@@ -17,6 +18,10 @@ from typing import Any
 
 SAMPLE_SECONDS = 2e-3
 """A sample is the mean over as many calls as take this long."""
+ROUNDS = 5
+"""The windows of each library, if it has enough time; the time of a window is that share of its time."""
+REST_SECONDS = 10e-3
+"""The rest at the beginning of a window."""
 SETTLE_SECONDS = 5e-3
 """How long a call is made before it is timed."""
 SLOW_SECONDS = 0.1
@@ -25,6 +30,8 @@ VERY_SLOW_SECONDS = 1.0
 """If a call takes so long, its first call counts as a sample, too."""
 FEWEST, FEWEST_SLOW, MOST = 3, 2, 60
 """The least number of samples of a call, that of a slow call, and the greatest number."""
+UNSTEADY = 0.25
+"""A spread that is too wide (see `Timing`)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,11 @@ class Timing:
         """From at least two samples."""
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
         return cls(median, (high - low) / 2 / median if median else 0.0, len(times))
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the spread is narrow enough for the median to mean something."""
+        return self.spread <= UNSTEADY
 
 
 def _time(call: Callable[[], Any], count: int) -> float:
@@ -73,11 +85,17 @@ class _Contender:
             self.least = FEWEST_SLOW
         self.spent = time.perf_counter() - start
 
-    def sample(self) -> None:
+    def window(self, seconds: float) -> None:
+        """Rest, settle, and take samples for so many seconds: one at least, at most its part of `MOST`."""
         start = time.perf_counter()
+        enough = len(self.times) + max(MOST // ROUNDS, 1)
+        time.sleep(REST_SECONDS)
         for _ in range(self.settle):
             self.call()
-        self.times.append(_time(self.call, self.count))
+        while True:
+            self.times.append(_time(self.call, self.count))
+            if time.perf_counter() - start >= seconds or len(self.times) >= enough:
+                break
         self.spent += time.perf_counter() - start
 
 
@@ -97,7 +115,7 @@ def measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
         while active:
             order.shuffle(active)
             for contender in active:
-                contender.sample()
+                contender.window(share / ROUNDS)
             active = [c for c in active if len(c.times) < c.least or (c.spent < share and len(c.times) < MOST)]
     finally:
         if collecting:

@@ -5,15 +5,22 @@ that a busy moment of the machine affects all of them, and none always comes aft
 window of time: first a rest, because threads of the previous library may still be spinning on the other processors
 (those of GNU OpenMP and XLA do so for milliseconds); then calls that are not timed, because the caches hold the
 data of another library and sleeping threads have to wake up; then samples.
+
+If another program takes a processor, a call with several threads waits for the scheduler: 8 ms for a call of 40
+microseconds, time after time, so that no spread tells it. Linux does: it counts how long the threads of a process
+were ready but had no processor. Windows in which they waited do not count if there are enough others.
 """
 
 import gc
+import glob
 import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 SAMPLE_SECONDS = 2e-3
@@ -32,26 +39,41 @@ FEWEST, FEWEST_SLOW, MOST = 3, 2, 60
 """The least number of samples of a call, that of a slow call, and the greatest number."""
 UNSTEADY = 0.25
 """A spread that is too wide (see `Timing`)."""
+WAITING = 0.25
+"""A share of a window that its threads, added up, may wait for a processor."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a call: median, and half the distance of the quartiles relative to it."""
+    """Seconds of a call: median, and half the distance of the quartiles relative to it.
+
+    `waiting` is how long its threads, added up, waited for a processor, relative to the time that was measured.
+    """
 
     median: float
     spread: float
     samples: int
+    waiting: float = 0.0
 
     @classmethod
-    def of(cls, times: list[float]) -> "Timing":
+    def of(cls, times: list[float], waiting: float = 0.0) -> "Timing":
         """From at least two samples."""
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-        return cls(median, (high - low) / 2 / median if median else 0.0, len(times))
+        return cls(median, (high - low) / 2 / median if median else 0.0, len(times), waiting)
 
     @property
     def is_steady(self) -> bool:
-        """Whether the spread is narrow enough for the median to mean something."""
-        return self.spread <= UNSTEADY
+        """Whether the spread is narrow, and the threads had processors, so that the median means something."""
+        return self.spread <= UNSTEADY and self.waiting <= WAITING
+
+
+def _waited() -> float:
+    """Seconds that the threads of this process, added up, were ready but had no processor; 0 if none can tell."""
+    total = 0
+    for path in glob.glob("/proc/self/task/*/schedstat"):
+        with suppress(OSError, ValueError, IndexError):  # a thread has ended, or the kernel does not count
+            total += int(Path(path).read_text().split()[1])
+    return total * 1e-9
 
 
 def _time(call: Callable[[], Any], count: int) -> float:
@@ -62,11 +84,11 @@ def _time(call: Callable[[], Any], count: int) -> float:
 
 
 class _Contender:
-    """A call with its samples."""
+    """A call with its samples: a list for each window, with the share of it that threads waited."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
-        self.times: list[float] = []
+        self.windows: list[tuple[list[float], float]] = []
         start = time.perf_counter()
         # The first call may compile or start threads, so that up to three more calls are made.
         once = latest = _time(call, 1)
@@ -81,22 +103,36 @@ class _Contender:
             self.count, self.settle = math.ceil(SAMPLE_SECONDS / once), math.ceil(SETTLE_SECONDS / once)
             self.least = FEWEST
         else:
-            self.times.append(latest)
+            self.windows.append(([latest], 0.0))
             self.least = FEWEST_SLOW
         self.spent = time.perf_counter() - start
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return sum(len(times) for times, _ in self.windows)
 
     def window(self, seconds: float) -> None:
         """Rest, settle, and take samples for so many seconds: one at least, at most its part of `MOST`."""
         start = time.perf_counter()
-        enough = len(self.times) + max(MOST // ROUNDS, 1)
         time.sleep(REST_SECONDS)
         for _ in range(self.settle):
             self.call()
-        while True:
-            self.times.append(_time(self.call, self.count))
-            if time.perf_counter() - start >= seconds or len(self.times) >= enough:
-                break
+        times: list[float] = []
+        waited, begin = _waited(), time.perf_counter()
+        while not times or (time.perf_counter() - start < seconds and len(times) < MOST // ROUNDS):
+            times.append(_time(self.call, self.count))
+        elapsed = time.perf_counter() - begin
+        self.windows.append((times, (_waited() - waited) / elapsed))
         self.spent += time.perf_counter() - start
+
+    def timing(self) -> Timing:
+        """Of the windows without waiting if they have enough samples, else of all."""
+        calm = [(times, share) for times, share in self.windows if share <= WAITING]
+        if sum(len(times) for times, _ in calm) < self.least:
+            calm = self.windows
+        waiting = sum(len(times) * share for times, share in calm) / sum(len(times) for times, _ in calm)
+        return Timing.of([sample for times, _ in calm for sample in times], waiting)
 
 
 def measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Timing]:
@@ -116,8 +152,8 @@ def measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
             order.shuffle(active)
             for contender in active:
                 contender.window(share / ROUNDS)
-            active = [c for c in active if len(c.times) < c.least or (c.spent < share and len(c.times) < MOST)]
+            active = [c for c in active if c.samples < c.least or (c.spent < share and c.samples < MOST)]
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing.of(contender.times) for name, contender in contenders.items()}
+    return {name: contender.timing() for name, contender in contenders.items()}

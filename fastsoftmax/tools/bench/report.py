@@ -175,8 +175,8 @@ def _table(rows: Sequence[Row], places: Sequence[str], yardstick: str, labels: S
 LEGEND = (
     "Medians, ± half the distance of the quartiles; in brackets: ours relative to the yardstick, peers relative "
     'to ours (*where they are ahead*). Yardstick: NumPy\'s own pass over the same memory. Columns "1 thread": '
-    "the library to their left with one thread, relative to ours with one; libraries without such a column use one "
-    f"thread anyway. {DOUBT}: samples that vary too much, or threads that waited for a processor."
+    "the library to their left with one thread, relative to ours with one; others use one thread anyway. "
+    f"{DOUBT}: samples that vary too much, or threads that waited for a processor."
 )
 
 SUMMARY_SHAPES = ((32, 10), (1_000_000, 10), (10_000, 1000), (8, 21, 512, 512))
@@ -206,8 +206,8 @@ def summary(results: Results, made_by: str, more: str, picture: str) -> str:
     name = more.rpartition("/")[2]
     return (
         f"{LEGEND} {caption(results.machine)}; made by `{made_by}`.\n\n{table}\n\n"
-        f"All functions and shapes, float64 too, are in [{name}]({more}). In the median of its {len(results.rows)} "
-        f"rows, {median(results.rows)}; {len(behind(results.rows))} are behind the best peer."
+        f"All functions and shapes, float64 too, are in [{name}]({more}). In the median of its "
+        f"{len(results.rows)} rows, {median(results.rows)}; {len(behind(results.rows))} are behind the best peer."
         f"\n\n![Time against classes, rows and peers]({picture})"
     )
 

@@ -54,7 +54,7 @@ class Row:
         return times[library].median / times[OURS].median
 
     def is_doubtful(self, library: str, single: bool = False) -> bool:
-        """Whether a time says little: the samples differ too much, or the threads have waited for a processor."""
+        """Whether a time says little: samples differ too much, or threads waited for a processor (also unseen)."""
         timing = self.times(single)[library]
         return not timing.is_steady or (not single and _waited(timing, self.single.get(library)))
 

@@ -185,8 +185,8 @@ def _parser() -> argparse.ArgumentParser:
         help="measure the speed beside NumPy, SciPy, scikit-learn, PyTorch, JAX and a plain Numba loop",
         description="Measure the speed of the library beside those that are installed of NumPy, SciPy, "
         "scikit-learn, PyTorch, JAX and a plain Numba loop, with the same number of threads and, but for --quick, "
-        "with one. Every result is compared with ours before it is timed. Names may be shortened to their beginnings; "
-        "several may be given.",
+        "with one. Every result is compared with ours before it is timed. Names may be shortened to their "
+        "beginnings; several may be given.",
     )
     names: Any = {"action": "extend", "nargs": "+", "metavar": "NAME"}
     bench.add_argument("--function", **names, help="functions to measure, such as softmax or 'softmax, out='")
@@ -213,8 +213,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="DIRECTORY",
-        help="write results.json, results.md and speed.png there, after measuring what the picture needs; or map.json "
-        "and map.md of a map",
+        help="write results.json, results.md and speed.png there, after measuring what the picture needs; or "
+        "map.json and map.md of a map",
     )
     bench.set_defaults(run=_run_bench)
 

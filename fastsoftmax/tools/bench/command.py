@@ -156,7 +156,7 @@ def run_map(
         for one in maps.tables(results.rows):
             for alone in one.singles:
                 console.print(map_table(one, alone), "")
-        console.print(maps.summary(results), report.verdict(results.rows), markup=False)
+        console.print(report.verdict(results.rows), markup=False)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "map.json").write_text(report.as_json(results), encoding="utf-8")

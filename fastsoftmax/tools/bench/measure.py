@@ -8,12 +8,14 @@ data of another library and sleeping threads have to wake up; then samples.
 
 If another program takes a processor, a call with several threads waits for the scheduler: 8 ms for a call of 40
 microseconds, time after time, so that no spread tells it. Linux does: it counts how long the threads of a process
-were ready but had no processor. Windows in which they waited do not count if there are enough others.
+were ready but had no processor, and how long processors were busy with other programs. (Neither suffices alone:
+threads of JAX also wait for each other.) Windows with waiting do not count if there are enough others.
 """
 
 import gc
 import glob
 import math
+import os
 import random
 import statistics
 import time
@@ -40,14 +42,15 @@ FEWEST, FEWEST_SLOW, MOST = 3, 2, 60
 UNSTEADY = 0.25
 """A spread that is too wide (see `Timing`)."""
 WAITING = 0.25
-"""A share of a window that its threads, added up, may wait for a processor."""
+"""How long threads, added up, may wait for a processor that others use, relative to the time of a window."""
 
 
 @dataclass(frozen=True)
 class Timing:
     """Seconds of a call: median, and half the distance of the quartiles relative to it.
 
-    `waiting` is how long its threads, added up, waited for a processor, relative to the time that was measured.
+    `waiting` is how long its threads, added up, waited for processors that other programs used, relative to the
+    time that was measured.
     """
 
     median: float
@@ -62,9 +65,14 @@ class Timing:
         return cls(median, (high - low) / 2 / median if median else 0.0, len(times), waiting)
 
     @property
+    def has_waited(self) -> bool:
+        """Whether the median may be the scheduler's and not the call's."""
+        return self.waiting > WAITING
+
+    @property
     def is_steady(self) -> bool:
         """Whether the spread is narrow, and the threads had processors, so that the median means something."""
-        return self.spread <= UNSTEADY and self.waiting <= WAITING
+        return self.spread <= UNSTEADY and not self.has_waited
 
 
 def _waited() -> float:
@@ -74,6 +82,15 @@ def _waited() -> float:
         with suppress(OSError, ValueError, IndexError):  # a thread has ended, or the kernel does not count
             total += int(Path(path).read_text().split()[1])
     return total * 1e-9
+
+
+def _others() -> float:
+    """Seconds that processors were busy with other programs since some point of time; 0 if none can tell."""
+    with suppress(OSError, ValueError, IndexError):
+        ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        idle = ticks[3] + ticks[4]
+        return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK") - time.process_time()
+    return 0.0
 
 
 def _time(call: Callable[[], Any], count: int) -> float:
@@ -126,13 +143,13 @@ class _Contender:
         self.windows.append((times, (_waited() - waited) / elapsed))
         self.spent += time.perf_counter() - start
 
-    def timing(self) -> Timing:
-        """Of the windows without waiting if they have enough samples, else of all."""
+    def timing(self, others: float) -> Timing:
+        """Of the windows without waiting if they have enough samples, else of all; `others` limits the waiting."""
         calm = [(times, share) for times, share in self.windows if share <= WAITING]
         if sum(len(times) for times, _ in calm) < self.least:
             calm = self.windows
         waiting = sum(len(times) * share for times, share in calm) / sum(len(times) for times, _ in calm)
-        return Timing.of([sample for times, _ in calm for sample in times], waiting)
+        return Timing.of([sample for times, _ in calm for sample in times], min(waiting, others))
 
 
 def measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Timing]:
@@ -144,6 +161,7 @@ def measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
     order = random.Random(0)
     contenders = {name: _Contender(call) for name, call in calls.items()}
     share = seconds / max(len(calls), 1)
+    begin, busy = time.perf_counter(), _others()
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -156,4 +174,5 @@ def measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
     finally:
         if collecting:
             gc.enable()
-    return {name: contender.timing() for name, contender in contenders.items()}
+    others = max(_others() - busy, 0.0) / max(time.perf_counter() - begin, 1e-9)
+    return {name: contender.timing(others) for name, contender in contenders.items()}

@@ -137,7 +137,7 @@ MAP_FACTOR = 4.0
 
 
 def _map_panel(axes: Any, one: maps.Table, single: bool, title: str) -> Any:
-    """A cell for each shape and function: blue where ours is ahead, red where the best peer is, empty without one."""
+    """A cell for each shape and function: blue where ours is ahead, red where the best peer is."""
     rows = [[one.rows.get((shape, function)) for function in one.functions] for shape in one.shapes]
     ratios = [[(row.to_best(single) if row else None) or math.nan for row in line] for line in rows]
     mesh = axes.pcolormesh(

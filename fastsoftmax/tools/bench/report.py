@@ -119,11 +119,15 @@ def median(rows: Sequence[Row]) -> str:
         for single, text in ((False, ""), (True, " with one thread each"))
         if (found := typical(rows, single)) is not None
     ]
-    return f"our time is {' ('.join(parts)}{')' * (len(parts) - 1)} of the best peer's" if parts else "no peer"
+    return (
+        f"our time is {' ('.join(parts)}{')' * (len(parts) - 1)} of the best peer's"
+        if parts
+        else "there is no peer to compare with"
+    )
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """The median of our time relative to the best peer's, and lists of rows that are behind or do not count."""
+    """The median of our time relative to the best peer's, and lists of rows that are behind or doubtful."""
     text = f"In the median of {len(rows)} rows, {median(rows)}."
     places = []
     for row in behind(rows):
@@ -131,9 +135,12 @@ def verdict(rows: Sequence[Row]) -> str:
         places.append(f"{_place(row)} ({', '.join(f'{name} {row.ratio(name):.2f} x' for name in peers)})")
     if places:
         text += f" Behind in {len(places)}: {'; '.join(places)}."
-    doubtful = [f"{_place(row)} ({name})" for row in rows for name in row.timings if row.is_doubtful(name)]
+    doubtful = []
+    for row in rows:
+        if names := [name for name in row.timings if row.is_doubtful(name)]:
+            doubtful.append(f"{_place(row)} ({', '.join(names)})")
     if doubtful:
-        text += f" Not counted, because the times vary too much or threads waited: {'; '.join(doubtful)}."
+        text += f" Doubtful, because times vary too much or threads waited: {'; '.join(doubtful)}."
     return text
 
 

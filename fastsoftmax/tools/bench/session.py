@@ -53,18 +53,27 @@ class Row:
         times = self.times(single)
         return times[library].median / times[OURS].median
 
-    def is_doubtful(self, library: str, single: bool = False) -> bool:
-        """Whether a time says little: samples differ too much, or threads waited for a processor (also unseen)."""
+    def has_waited(self, library: str, single: bool = False) -> bool:
+        """Whether threads have waited for a processor, so that the time can be any number of times too long."""
         timing = self.times(single)[library]
-        return not timing.is_steady or (not single and _waited(timing, self.single.get(library)))
+        return timing.has_waited or (not single and _waited(timing, self.single.get(library)))
+
+    def is_doubtful(self, library: str, single: bool = False) -> bool:
+        """Whether a time says little: threads have waited, or the samples differ too much."""
+        return self.has_waited(library, single) or not self.times(single)[library].is_steady
 
     def best_peer(self, single: bool = False) -> str | None:
-        """The fastest peer of those whose time is not doubtful; None if there is none, or if ours is doubtful."""
+        """The fastest peer; None if there is none, or if it cannot be told.
+
+        It cannot if our time or the fastest peer's is doubtful, or if another peer, which may be the fastest in
+        truth, has waited.
+        """
         times = self.times(single)
-        if OURS not in times or self.is_doubtful(OURS, single):
+        peers = [name for name in times if name != OURS]
+        best = min(peers, key=lambda name: times[name].median, default=None)
+        if best is None or OURS not in times or any(self.has_waited(name, single) for name in peers):
             return None
-        peers = [name for name in times if name != OURS and not self.is_doubtful(name, single)]
-        return min(peers, key=lambda name: times[name].median, default=None)
+        return None if self.is_doubtful(OURS, single) or self.is_doubtful(best, single) else best
 
     def to_best(self, single: bool = False) -> float | None:
         """How many times as long as the best peer ours takes; below 1, ours is ahead."""

@@ -1,12 +1,16 @@
-"""Measure every case beside its peers: the tables of speed, and all of benchmarks/RESULTS.md.
+"""Measure every case beside its peers: the tables of speed, the maps, and all of benchmarks/RESULTS.md.
 
-``python benchmarks/report.py --write`` takes twenty minutes, on a machine that does nothing else. It writes the
-tables of docs/guide/speed.md and README.md (between the marks), RESULTS.md, results.json and speed.png. Without
-``--write`` it only shows the tables. ``fastsoftmax bench`` can measure a part of the cases, with a chosen number
+``python benchmarks/report.py --write`` takes half an hour, on a machine that does nothing else. It writes
+results.json and speed.png. ``python benchmarks/report.py --map --write`` takes ten minutes, and writes the map of
+this machine, maps/NAME.json and maps/NAME.svg; those of other machines stay. Both write docs/guide/speed.md and
+README.md (between the marks) and RESULTS.md, which ``--pages`` makes again of the stored numbers. Without
+``--write`` the tables are only shown. ``fastsoftmax bench`` can measure a part of the cases, with a chosen number
 of threads and into another directory.
 """
 
 import argparse
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -15,35 +19,88 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import readme  # noqa: E402
 
-from fastsoftmax.tools.bench import command, report  # noqa: E402
+from fastsoftmax.tools.bench import command, maps, pictures, report  # noqa: E402
 from fastsoftmax.tools.bench.session import Choice  # noqa: E402
 
 MADE_BY = "python benchmarks/report.py --write"
+MAP_MADE_BY = "python benchmarks/report.py --map --write"
 FROM_GUIDE = "../../benchmarks"
 """This directory, as docs/guide/speed.md links to it."""
-LIMIT = 360.0
+LIMIT = 720.0
 """Seconds for the rows; start-up, the picture's lines and the peers' compilers come on top."""
 
 
-def write(results: report.Results, directory: Path) -> None:
-    """Put the results of a run, whose files are in `directory`, into the pages and beside this file."""
-    (directory / "results.md").rename(directory / "RESULTS.md")
-    (directory / "RESULTS.md").write_text(report.complete(results, MADE_BY, "speed.png"), encoding="utf-8")
+def read(path: Path) -> report.Results:
+    """What a run has stored."""
+    return report.from_json(path.read_text(encoding="utf-8"))
+
+
+def stored_maps(directory: Path) -> dict[str, report.Results]:
+    """{name of the file: map} of all machines, by the names of the machines."""
+    found = {path.stem: read(path) for path in (directory / "maps").glob("*.json")}
+    return dict(sorted(found.items(), key=lambda item: maps.name(item[1])))
+
+
+def write_map(results: report.Results, directory: Path) -> None:
+    """Store and draw the map of a machine, in place of an earlier one of the same machine."""
+    name = re.sub(r"[^a-z0-9]+", "-", maps.name(results).lower()).strip("-")
+    place = directory / "maps"
+    place.mkdir(exist_ok=True)
+    (place / f"{name}.json").write_text(report.as_json(results), encoding="utf-8")
+    pictures.draw_map(results, place / f"{name}.svg")
+
+
+def shown_maps(directory: Path) -> str:
+    """The maps as README.md shows them: a picture of each machine, with a sentence."""
+    parts = []
+    for stem, results in stored_maps(directory).items():
+        name = maps.name(results)
+        parts.append(f"{name}, {results.machine['date']}. {maps.summary(results)}\n")
+        parts.append(f"![Our time relative to the best peer's on {name}](benchmarks/maps/{stem}.svg)\n")
+    if parts:
+        parts.append(f"Made by `{MAP_MADE_BY}`. {maps.LEGEND}")
+    return "\n".join(parts)
+
+
+def write_pages(directory: Path) -> None:
+    """Write RESULTS.md into a directory with stored results, and parts of README.md and docs/guide/speed.md."""
+    results = read(directory / "results.json")
+    parts = [report.complete(results, MADE_BY, "speed.png")]
+    for stem, found in stored_maps(directory).items():
+        picture = f"![Our time relative to the best peer's](maps/{stem}.svg)"
+        parts.append(f"## Map: {maps.name(found)}\n\n{picture}\n\n{maps.markdown(found, MAP_MADE_BY)}\n")
+    (directory / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
     summary = report.summary(results, MADE_BY, f"{FROM_GUIDE}/RESULTS.md", f"{FROM_GUIDE}/speed.png")
     readme.write("speed", summary)
+    readme.write("maps", shown_maps(directory))
 
 
 def main() -> int:
     """Measure, show, and write if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0, help="the most that a row of the tables is measured")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for all rows together")
-    parser.add_argument("--write", action="store_true", help="write the tables, RESULTS.md and speed.png")
+    parser.add_argument(
+        "--seconds", type=float, help="the most that a row is measured, for each number of threads"
+    )
+    parser.add_argument("--limit", type=float, help="seconds for all rows together")
+    parser.add_argument("--map", action="store_true", help="measure the map of this machine instead of the tables")
+    parser.add_argument("--write", action="store_true", help="store the results, and write the pages")
+    parser.add_argument("--pages", action="store_true", help="write the pages of what is stored; measure nothing")
     options = parser.parse_args()
-    output = HERE if options.write else None
-    results, agree = command.run(Choice(), seconds=options.seconds, limit=options.limit, output=output)
+    if options.pages:
+        write_pages(HERE)
+        return 0
+    if options.map:
+        seconds, limit = options.seconds or command.MAP_SECONDS, options.limit or math.inf
+        results, agree = command.run_map(seconds=seconds, limit=limit)
+        if options.write:
+            write_map(results, HERE)
+    else:
+        seconds, limit = options.seconds or command.SECONDS, options.limit or LIMIT
+        output = HERE if options.write else None
+        results, agree = command.run(Choice(), seconds=seconds, limit=limit, output=output)
     if options.write:
-        write(results, HERE)
+        (HERE / "results.md").unlink(missing_ok=True)
+        write_pages(HERE)
     return 0 if agree else 1
 
 

@@ -82,9 +82,10 @@ def _count(text: str) -> int:
 def _run_bench(arguments: argparse.Namespace) -> int:
     try:
         from fastsoftmax.tools.bench import command
+
+        return command.main(arguments)
     except ModuleNotFoundError as error:
         return _needs("bench", error)
-    return command.main(arguments)
 
 
 def _run_warmup(arguments: argparse.Namespace) -> int:
@@ -188,9 +189,9 @@ def _parser() -> argparse.ArgumentParser:
         "bench",
         help="measure the speed beside NumPy, SciPy, scikit-learn, PyTorch, JAX and a plain Numba loop",
         description="Measure the speed of the library beside those that are installed of NumPy, SciPy, "
-        "scikit-learn, PyTorch, JAX and a plain Numba loop, in one process with the same number of threads. "
-        "Every result is compared with ours before it is timed. Names may be shortened to their beginnings; "
-        "several may be given.",
+        "scikit-learn, PyTorch, JAX and a plain Numba loop, with the same number of threads and, but for --quick, "
+        "with one. Every result is compared with ours before it is timed. Names may be shortened to their "
+        "beginnings; several may be given.",
     )
     names: Any = {"action": "extend", "nargs": "+", "metavar": "NAME"}
     bench.add_argument("--function", **names, help="functions to measure, such as softmax or 'softmax, out='")
@@ -208,10 +209,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--seconds", type=_positive, metavar="S", help="time for each row of the tables")
     bench.add_argument("--quick", action="store_true", help="a small choice, in less than a minute")
     bench.add_argument(
+        "--map",
+        action="store_true",
+        help="a table of our time relative to the best peer's, for small to middle shapes and six functions",
+    )
+    bench.add_argument("--picture", type=Path, metavar="FILE", help="draw the map into this file (.svg or .png)")
+    bench.add_argument(
         "--output",
         type=Path,
         metavar="DIRECTORY",
-        help="write results.json, results.md and speed.png there, after measuring what the picture needs",
+        help="write results.json, results.md and speed.png there, after measuring what the picture needs; or "
+        "map.json and map.md of a map",
     )
     bench.set_defaults(run=_run_bench)
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 
 from fastsoftmax import __version__
@@ -11,8 +12,16 @@ from fastsoftmax.runtime import cache, prebuilt
 
 REQUIRED = ("numpy", "numba", "llvmlite")
 OPTIONAL = ("scipy", "scikit-learn", "matplotlib", "rich", "torch", "jax")
-REGISTERS = (("avx512f", "AVX-512", 64), ("avx", "AVX", 32), ("neon", "NEON", 16), ("sse2", "SSE2", 16))
+REGISTERS = (
+    ("avx512f", "AVX-512", 64),
+    ("avx2", "AVX2", 32),
+    ("avx", "AVX", 32),
+    ("neon", "NEON", 16),
+    ("sse2", "SSE2", 16),
+)
 """LLVM's names of processor features, widest first, with the bytes of their registers."""
+LEVELS = {"v4": "AVX-512", "v3": "AVX2", "aarch64": "NEON", None: ""}
+"""The vector registers of the levels for which there are libraries of kernels."""
 
 
 def version(package: str) -> str | None:
@@ -35,6 +44,11 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def registers(features: Mapping[str, bool]) -> tuple[str, int]:
+    """The widest vector registers among features of a processor, and their bytes; ("", 0) if it has none."""
+    return next(((called, width) for feature, called, width in REGISTERS if features.get(feature)), ("", 0))
+
+
 def _vectors() -> tuple[str, str]:
     """LLVM's name for the processor, and how many of its registers a vector of the kernels takes."""
     try:
@@ -43,11 +57,26 @@ def _vectors() -> tuple[str, str]:
         name, features = binding.get_host_cpu_name(), binding.get_host_cpu_features()
     except (ImportError, OSError, RuntimeError) as error:
         return "unknown", f"unknown ({type(error).__name__}: {error})"
-    for feature, called, width in REGISTERS:
-        if features.get(feature):
-            count = VECTOR_BYTES // width
-            return name, f"{VECTOR_BYTES} bytes = {count} {called} register{'s' * (count > 1)}"
-    return name, f"{VECTOR_BYTES} bytes, no vector registers that LLVM knows"
+    called, width = registers(features)
+    if not width:
+        return name, f"{VECTOR_BYTES} bytes, no vector registers that LLVM knows"
+    count = VECTOR_BYTES // width
+    return name, f"{VECTOR_BYTES} bytes = {count} {called} register{'s' * (count > 1)}"
+
+
+def model() -> str:
+    """LLVM's name for the processor, such as znver4: what makers' names like "AMD EPYC" leave open."""
+    return _vectors()[0]
+
+
+def simd() -> str:
+    """The vector registers that the kernels use: those of the library, or of what they are compiled for."""
+    if prebuilt.library() is not None:
+        return LEVELS[prebuilt.level()]
+    from fastsoftmax.machine import targets
+
+    features = targets.this_process().features.split(",")
+    return registers({feature[1:]: feature.startswith("+") for feature in features})[0]
 
 
 def report() -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ from matplotlib.image import imread
 
 import fastsoftmax as fs
 from fastsoftmax.arrays.threads import max_threads
-from fastsoftmax.tools.bench import cases, command, libraries, measure, pictures, report, session, startup
+from fastsoftmax.tools import info
+from fastsoftmax.tools.bench import cases, command, libraries, maps, measure, pictures, report, session, startup
 from fastsoftmax.tools.bench.cases import FUNCTIONS, DisagreementError
 from fastsoftmax.tools.bench.inputs import Inputs
 from fastsoftmax.tools.bench.libraries import ALL, OURS, PEERS, Library
@@ -245,6 +247,49 @@ def test_libraries_take_turns(short):
     assert set(order[2 * quarter : 3 * quarter]) == {"a", "b"}
 
 
+def test_each_library_has_windows_of_its_own_after_a_rest(monkeypatch):
+    """Nothing is called during a rest; each window has calls of one library, more than are timed."""
+    order = []
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: order.append(seconds))
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-6)
+    monkeypatch.setattr(measure, "SETTLE_SECONDS", 1e-4)
+    found = measure.measure({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0.0)
+    windows = " ".join(map(str, order)).split(str(measure.REST_SECONDS))[1:]
+    assert len(windows) == 2 * measure.FEWEST
+    assert sorted({*window.split()} for window in windows) == [{"a"}] * measure.FEWEST + [{"b"}] * measure.FEWEST
+    assert all(len(window.split()) > 3 for window in windows)
+    assert found["a"].samples == found["b"].samples == measure.FEWEST
+
+
+@pytest.mark.parametrize(("others", "median", "has_waited"), [(0.0, 8.0, False), (0.9, 8.0, True)])
+def test_windows_in_which_threads_waited_do_not_count(others, median, has_waited):
+    """Unless there are no others: then the timing says so, if another program had the processors."""
+    contender = measure._Contender(lambda: None)
+    contender.windows = [([8.0, 8.0], 1.0), ([8.0], 0.8)]
+    timing = contender.timing(others)
+    assert (timing.median, timing.samples, timing.has_waited) == (median, 3, has_waited)
+    contender.windows += [([2.0, 2.0], 0.1), ([2.0], 0.0)]
+    timing = contender.timing(others)
+    assert (timing.median, timing.samples, timing.has_waited, timing.is_steady) == (2.0, 3, False, True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="only Linux tells who waits")
+def test_waiting_is_seen():
+    """Two programs on one processor."""
+    code = (
+        "import os, subprocess, sys, time\n"
+        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])\n"
+        "from fastsoftmax.tools.bench import measure\n"
+        "busy = subprocess.Popen([sys.executable, '-c', 'while True: pass'])\n"
+        "time.sleep(0.5)\n"
+        "try: found = measure.measure({'a': lambda: sum(range(100_000))}, 0.5)['a']\n"
+        "finally: busy.kill(); busy.wait()\n"
+        "print(found.waiting)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout) > measure.WAITING / 2
+
+
 @pytest.mark.timed
 def test_the_first_calls_do_not_count(short):
     """The first calls may compile. They are not samples, and the time of a call is measured after them."""
@@ -366,19 +411,28 @@ def test_durations(seconds, text):
 
 def test_losses_are_told():
     text = report.verdict(made_up_results().rows)
-    assert text == ("fastsoftmax is ahead in 4 of 5 comparisons. Behind in: softmax 32 x 10 float32 (JAX 0.50 x).")
-    assert report.verdict(made_up_results().rows[1:]) == "fastsoftmax is ahead in 3 of 3 comparisons."
+    assert text == (
+        "In the median of 3 rows, our time is 0.67 of the best peer's. Behind in 1: softmax 32 x 10 float32 "
+        "(JAX 0.50 x)."
+    )
+    assert report.verdict(made_up_results().rows[1:]) == (
+        "In the median of 2 rows, our time is 0.53 of the best peer's."
+    )
+    assert report.verdict([made_up()]) == "In the median of 1 rows, there is no peer to compare with."
 
 
 def test_markdown():
     text = report.complete(made_up_results(), "a command")
-    assert "2020-01-01, P, S, 2 threads for each library, Python 3, numpy 2; made by `a command`" in text
+    assert "2020-01-01, P, S, up to 2 threads for each library, Python 3, numpy 2; made by `a command`" in text
     assert "| shape | fastsoftmax | x.copy() | NumPy | JAX |" in text
     assert "| 32 x 10 | **2.00 ms** ± 5 % | 1.00 ms (2.00) | 4.00 ms (2.00 x) | *1.00 ms (0.50 x)* |" in text
     assert "## softmax, float64" in text
     assert "| NumPy | 100 ms | 200 ms | 300 ms |" in text
     short = report.summary(made_up_results(), "a command", "more.md", "speed.png")
-    assert "float64 too, are in [more.md](more.md): of its 5 comparisons, fastsoftmax is ahead in 4." in short
+    assert (
+        "float64 too, are in [more.md](more.md). In the median of its 3 rows, our time is 0.67 of the best peer's; "
+        "1 are behind the best peer."
+    ) in short
     assert "![Time against classes, rows and peers](speed.png)" in short
     assert short.count("| softmax") == 2
 
@@ -393,10 +447,126 @@ def test_a_busy_machine_is_told():
 def test_json():
     content = json.loads(report.as_json(made_up_results()))
     first = content["rows"][0]
-    assert first["timings"][OURS] == {"median": 2e-3, "spread": 0.05, "samples": 9}
+    assert first["timings"][OURS] == {"median": 2e-3, "spread": 0.05, "samples": 9, "waiting": 0.0}
     assert first["ratios"] == {"NumPy": 2.0, "JAX": 0.5}
     assert first["to_yardstick"] == 2.0
     assert len(content["by_classes"]) == 4
+    results = with_one_thread()
+    assert report.from_json(report.as_json(results)) == results
+    assert report.from_json(report.as_json(made_up_results())) == made_up_results()
+
+
+def test_results_of_earlier_versions_can_be_read():
+    content = json.loads(report.as_json(made_up_results()))
+    for row in content["rows"]:
+        del row["single"]
+        for timing in (row["yardstick"], *row["timings"].values()):
+            del timing["waiting"]
+    assert report.from_json(json.dumps(content)) == made_up_results()
+
+
+def with_one_thread():
+    """Two functions on two shapes, of which one column is behind."""
+    rows = []
+    for function, shape in (("softmax", (3, 4)), ("softmax", (30, 40)), ("logsumexp", (3, 4))):
+        row = made_up(function, shape, NumPy=8e-3, PyTorch=4e-3 if function == "softmax" else 1e-3)
+        row.single = {OURS: Timing(3e-3, 0.05, 9), "NumPy": Timing(8e-3, 0.1, 9), "PyTorch": Timing(6e-3, 0.1, 9)}
+        rows.append(row)
+    machine = made_up_results().machine | {"model": "znver9", "simd": "AVX-512"}
+    return report.Results(machine, rows)
+
+
+def test_one_thread_has_columns():
+    """NumPy has none, because it uses one thread anyway."""
+    text = report.complete(with_one_thread(), "a command")
+    assert "| shape | fastsoftmax | 1 thread | x.copy() | NumPy | PyTorch | 1 thread |" in text
+    assert (
+        "| 3 x 4 | **2.00 ms** ± 5 % | 3.00 ms ± 5 % | 1.00 ms (2.00) | 8.00 ms (4.00 x) | 4.00 ms (2.00 x) | "
+        "6.00 ms (2.00 x) |"
+    ) in text
+    assert "our time is 0.50 (0.50 with one thread each) of the best peer's" in text
+    assert "P (znver9, AVX-512), S, up to 2 threads" in text
+
+
+def test_the_best_peer_has_to_be_certain():
+    row = made_up(NumPy=4e-3, JAX=3e-3)
+    assert (row.best_peer(), row.to_best()) == ("JAX", 2 / 3)
+    assert row.best_peer(single=True) is None
+    row.timings["NumPy"] = Timing(4e-3, 0.9, 9)  # varies, but is not the fastest
+    assert row.best_peer() == "JAX"
+    row.timings["NumPy"] = Timing(4e-3, 0.1, 9, waiting=0.9)  # may be the fastest in truth
+    assert row.best_peer() is None
+    row.timings["NumPy"] = Timing(4e-3, 0.1, 9)
+    row.timings["JAX"] = Timing(3e-3, 0.9, 9)  # the fastest, and varies
+    assert row.best_peer() is None
+    row.timings["JAX"] = Timing(3e-3, 0.1, 9)
+    row.timings[OURS] = Timing(2e-3, 0.9, 9)
+    assert row.best_peer() is None
+    assert "Doubtful, because times vary too much or threads waited: softmax 32 x 10 float32 (fastsoftmax)." in (
+        report.verdict([row])
+    )
+    assert "| 32 x 10 | **~2.00 ms** ± 90 % |" in report.complete(
+        report.Results(made_up_results().machine, [row]), ""
+    )
+
+
+def test_a_call_that_waits_with_threads_and_not_with_one_is_doubtful():
+    """8 ms for everything: a scheduler's artefact. A slow start of threads is none."""
+    row = made_up(PyTorch=8e-3)
+    row.single = {OURS: Timing(2e-3, 0.05, 9), "PyTorch": Timing(4e-5, 0.1, 9)}
+    assert row.has_waited("PyTorch")
+    assert not row.has_waited("PyTorch", single=True)
+    assert row.best_peer() is None
+    assert row.best_peer(single=True) == "PyTorch"
+    row.timings["PyTorch"] = Timing(3e-4, 0.1, 9)
+    assert not row.has_waited("PyTorch")
+
+
+def test_map():
+    results = with_one_thread()
+    (table,) = maps.tables(results.rows)
+    assert (table.dtype, table.functions, table.shapes) == (
+        "float32",
+        ["softmax", "logsumexp"],
+        [(3, 4), (30, 40)],
+    )
+    text = maps.markdown(results, "a command")
+    assert "| float32 | softmax | 1 thread | logsumexp | 1 thread |" in text
+    assert "| 3 x 4 | 0.50 P | 0.50 P | **2.00 P** | 0.50 P |" in text
+    assert "| 30 x 40 | 0.50 P | 0.50 P |  |  |" in text
+    assert (
+        "In the median cell our time is 0.50 (0.50 with one thread each) of the best peer's; behind in 1 of 3."
+        in text
+    )
+    assert maps.name(results) == "P (znver9, AVX-512), 2 threads"
+    results.rows[0].timings["PyTorch"] = Timing(4e-3, 0.1, 9, waiting=1.0)
+    assert "| 3 x 4 | ~ | 0.50 P |" in maps.markdown(results, "a command")
+    assert "behind in 1 of 3, not counting 1 that cannot be told." in maps.summary(results)
+    assert maps.cell(made_up()) == ""
+    assert maps.cell(made_up(JAX=1e-5)) == "200 J"
+    assert set(maps.LETTERS) == set(PEERS)
+
+
+def test_map_is_drawn(tmp_path):
+    """The same numbers give the same file, with a text in each cell; PNG is the other format."""
+    results = with_one_thread()
+    for name in ("a.svg", "b.svg", "c.png"):
+        pictures.draw_map(results, tmp_path / name)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert text.count("0.50 P") == 5
+    assert text.count("2.00 P") == 1
+    for word in (
+        "P (znver9, AVX-512), 2 threads",
+        "float32, 1 thread",
+        "float32, 2 threads",
+        "30 x 40",
+        "logsumexp",
+    ):
+        assert word in text
+    pixels = imread(tmp_path / "c.png")[..., :3]
+    red = (pixels[..., 0] > 0.6) & (pixels[..., 1:].max(-1) < 0.5)
+    assert 0.002 < red.mean() < 0.1  # the cell that is behind
 
 
 def test_picture(tmp_path):
@@ -433,7 +603,7 @@ def test_bench(capsys, tmp_path, short):
     assert "1 thread for each library" in words
     assert "softmax, float32; limit: x.copy() shape ours ± limit NumPy SciPy" in words
     assert "softmax, out=, float32" not in words
-    assert "comparisons" in words
+    assert "In the median of 2 rows, our time is" in words
     content = json.loads((output / "results.json").read_text())
     assert [row["shape"] for row in content["rows"]] == [[3, 4], [20, 30]]
     assert all(set(row["timings"]) == {OURS, "NumPy", "SciPy"} for row in content["rows"])
@@ -441,6 +611,56 @@ def test_bench(capsys, tmp_path, short):
     assert content["machine"]["threads"] == 1
     assert (output / "results.md").read_text().startswith("# Speed")
     assert imread(output / "speed.png").size
+
+
+def test_bench_map(capsys, tmp_path, short):
+    arguments = ["bench", "--map", "--function", "softmax", "logsumexp", "--shape", "3x4", "20x30"]
+    arguments += ["--library", "numpy", "scipy", "--seconds", "0.01", "--threads", "1"]
+    arguments += ["--output", str(tmp_path / "new"), "--picture", str(tmp_path / "map.svg")]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "In the median of 8 rows" in " ".join(text.split())
+    results = report.from_json((tmp_path / "new" / "map.json").read_text())
+    assert len(results.rows) == 2 * 2 * 2
+    assert {(row.shape, row.dtype) for row in results.rows} == {
+        (s, d) for s in ((3, 4), (20, 30)) for d in cases.DTYPES
+    }
+    assert results.machine["model"] == info.model()
+    assert results.machine["simd"] in {*info.LEVELS.values(), *(called for _, called, _ in info.REGISTERS)}
+    assert "| float64 | softmax | logsumexp |" in (tmp_path / "new" / "map.md").read_text()
+    assert (tmp_path / "map.svg").read_text().count("float") == 2
+
+
+@pytest.mark.skipif(max_threads() < 2, reason="needs two processors")
+def test_one_thread_is_measured_in_another_process(thread_settings):
+    """JAX is not in that process before its number of threads is set."""
+    names = [name for name in ("NumPy", "JAX") if ALL[name].installed()]
+    choice = Choice(("softmax",), ((30, 40),), ("float32",), (OURS, *names))
+    with session.OneThread() as one_thread:
+        (found,) = session.rows(choice, 0.02, 60, Complaints(forget), one_thread)
+        assert one_thread._pool.submit(os.getenv, "NPROC").result() == "1"
+        assert one_thread._pool.submit(os.getpid).result() != os.getpid()
+    assert set(found.single) == {OURS, *names}
+    assert found.single["NumPy"] == found.timings["NumPy"]  # is not measured twice
+    assert found.single[OURS] != found.timings[OURS]
+
+
+def test_the_map_has_the_middle_sizes():
+    assert len(set(cases.MAP_SHAPES)) == len(cases.MAP_SHAPES) == 18
+    assert list(cases.MAP_SHAPES) == sorted(cases.MAP_SHAPES, key=math.prod)
+    assert {
+        (1, 3),
+        (300, 100),
+        (1000, 100),
+        (5000, 33),
+        (200, 2000),
+        (32, 1000),
+        (200_000, 3),
+        (40, 50_257),
+    } <= set(cases.MAP_SHAPES)
+    assert len(command.MAP.cells()) == 18 * 6 * 2
+    assert len(command.QUICK_MAP.cells()) <= 24
 
 
 def test_a_peer_that_disagrees_makes_the_status_1(capsys, monkeypatch, short):
@@ -457,6 +677,9 @@ def test_a_peer_that_disagrees_makes_the_status_1(capsys, monkeypatch, short):
         (["--library", "nonsense"], "--library 'nonsense' is none of: fastsoftmax; NumPy;"),
         (["--function", "softmax_jac", "--shape", "2x3x4"], "leave nothing to measure"),
         (["--output", str(ROOT / "README.md")], "cannot write to"),
+        (["--picture", "map.svg"], "--picture draws a map: it needs --map"),
+        (["--map", "--picture", "map.jpg"], "--picture map.jpg: the name must end with .svg or .png"),
+        (["--map", "--picture", "no-such-place/map.svg"], "there is no directory no-such-place"),
     ],
 )
 def test_bench_refuses(capsys, arguments, words):
@@ -491,16 +714,58 @@ def test_quick_is_quick():
     assert max(math.prod(shape) for shape, _, _ in command.QUICK.cells()) <= 1_000_000
 
 
-@pytest.mark.parametrize("module", ["rich", "matplotlib"])
-def test_bench_names_the_extra_that_is_missing(capsys, monkeypatch, module):
-    for name in list(sys.modules):
-        if name.split(".")[0] == module or name.startswith("fastsoftmax.tools.bench."):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(sys.modules["fastsoftmax.tools.bench"], "command")
-    monkeypatch.delattr(sys.modules["fastsoftmax.tools.bench"], "pictures")
-    monkeypatch.setitem(sys.modules, module, None)
-    assert main(["bench"]) == 2
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("rich", []), ("matplotlib", ["--output", "."]), ("matplotlib", ["--map", "--picture", "map.svg"])],
+)
+def test_bench_names_the_extra_that_is_missing(capsys, monkeypatch, module, arguments):
+    without(monkeypatch, module)
+    assert main(["bench", *arguments]) == 2
     assert capsys.readouterr().err == f"fastsoftmax bench needs {module}: pip install 'fastsoftmax[bench]'\n"
+
+
+def without(monkeypatch, *modules):
+    """Make the import of these modules fail, also for modules of the benchmarks that were imported before."""
+    for name in list(sys.modules):
+        if name.split(".")[0] in modules or name.startswith("fastsoftmax.tools.bench."):
+            monkeypatch.delitem(sys.modules, name)
+    package = sys.modules["fastsoftmax.tools.bench"]
+    for name in (
+        "command",
+        "pictures",
+        "maps",
+        "report",
+        "session",
+        "startup",
+        "measure",
+        "libraries",
+        "cases",
+        "inputs",
+    ):
+        monkeypatch.delattr(package, name)
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+def test_bench_needs_no_peer_and_no_picture():
+    """In a process where no other library can be imported."""
+    code = (
+        "import sys\n"
+        "for name in ('scipy', 'sklearn', 'torch', 'jax', 'matplotlib', 'PIL'): sys.modules[name] = None\n"
+        "from fastsoftmax.tools import cli\n"
+        "raise SystemExit(cli.main(sys.argv[1:]))"
+    )
+    arguments = ["bench", "--function", "softmax", "--shape", "3x4", "--dtype", "float32", "--seconds", "0.01"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--threads", "1", "--library", "numpy"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Not installed" not in done.stdout  # of what was asked for
+    assert "NumPy" in done.stdout
 
 
 # --- start-up and report.py ---------------------------------------------------------------------------------
@@ -534,33 +799,65 @@ def test_startup_leaves_out_what_fails(monkeypatch):
     }
     monkeypatch.setattr(startup, "STARTS", starts)
     notes, steps = [], []
-    (found,) = startup.measure(1, lambda: steps.append(1), notes.append)
+    names = startup.of(("broken", "absent"))
+    assert names == ["NumPy", "broken"]
+    (found,) = startup.measure(names, 1, lambda: steps.append(1), notes.append)
     assert found.name == "NumPy"
     assert len(steps) == 2
     assert len(notes) == 1
     assert notes[0].startswith("start-up: broken is left out")
 
 
-def test_report_writes_readme_and_results(tmp_path, monkeypatch):
-    """With made-up numbers, and into copies of the pages."""
+@pytest.fixture
+def script(monkeypatch):
+    """benchmarks/report.py."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import readme
+    monkeypatch.delitem(sys.modules, "report", raising=False)
     import report as script
+
+    return script
+
+
+def test_report_writes_readme_and_results(tmp_path, monkeypatch, script):
+    """With made-up numbers, and into copies of the pages. Each machine keeps its map."""
+    import readme
 
     (tmp_path / "docs" / "guide").mkdir(parents=True)
     for page in readme.pages():
         (tmp_path / page.relative_to(ROOT)).write_text(page.read_text())
     before = (tmp_path / "README.md").read_text()
-    (tmp_path / "results.md").write_text("")
     monkeypatch.setattr(readme, "ROOT", tmp_path)
-    script.write(made_up_results(), tmp_path)
-    assert (tmp_path / "RESULTS.md").read_text().startswith("# Speed")
-    assert not (tmp_path / "results.md").exists()
+    monkeypatch.setattr(script, "HERE", tmp_path)
+    (tmp_path / "results.json").write_text(report.as_json(made_up_results()))
+    ours, other = with_one_thread(), with_one_thread()
+    other.machine["processor"] = "A"
+    for results in (ours, other, other):
+        script.write_map(results, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--pages"])
+    assert script.main() == 0
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
+        f"{name}-znver9-avx-512-2-threads.{kind}" for name in "ap" for kind in ("json", "svg")
+    ]
+    everything = (tmp_path / "RESULTS.md").read_text()
+    assert everything.startswith("# Speed")
+    titles = [line for line in everything.splitlines() if line.startswith("## Map")]
+    assert titles == [f"## Map: {name} (znver9, AVX-512), 2 threads" for name in "AP"]
     for page in (tmp_path / "README.md", tmp_path / "docs" / "guide" / "speed.md"):
         assert "made by `python benchmarks/report.py --write`" in page.read_text()
         assert page.read_text().count("speed: begin") == 1
-    assert "[RESULTS.md](../../benchmarks/RESULTS.md)" in page.read_text()
-    assert (tmp_path / "README.md").read_text() != before
+    assert "[RESULTS.md](../../benchmarks/RESULTS.md)" in (tmp_path / "docs" / "guide" / "speed.md").read_text()
+    after = (tmp_path / "README.md").read_text()
+    assert after != before
+    assert after.count("(benchmarks/maps/") == 2
+
+
+def test_readme_shows_the_maps_that_are_stored(script):
+    import readme
+
+    shown = readme.read("maps")
+    assert shown.strip() == script.shown_maps(ROOT / "benchmarks").strip()
+    for link in re.findall(r"\]\((benchmarks/maps/.*?)\)", shown):
+        assert (ROOT / link).exists()
 
 
 def test_benchmarks_directory_shows_the_cases(monkeypatch):

@@ -32,6 +32,28 @@ SHAPES: tuple[Shape, ...] = (
 )
 """From one small row to the vocabulary of GPT-2, one huge row, and the pixels of a segmentation, over axis 1."""
 
+MAP_SHAPES: tuple[Shape, ...] = (
+    (1, 3),
+    (1, 10),
+    (1, 1000),
+    (32, 10),
+    (1000, 3),
+    (60, 100),
+    (1000, 10),
+    (300, 100),
+    (32, 1000),
+    (1, 50_257),
+    (1000, 64),
+    (1000, 100),
+    (5000, 33),
+    (2000, 100),
+    (20_000, 10),
+    (200, 2000),
+    (200_000, 3),
+    (40, 50_257),
+)
+"""The shapes of a map, by size. Most are of middle size, where threads begin to pay."""
+
 JACOBIAN_SHAPES: tuple[Shape, ...] = ((1, 10), (32, 10), (1000, 10), (100_000, 10), (10_000, 100))
 """Shapes whose Jacobians fit into memory; those of the last one have ten times the entries of the one before."""
 

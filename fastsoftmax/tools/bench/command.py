@@ -1,10 +1,11 @@
-"""The command: progress, tables on the terminal, files."""
+"""The command: progress, tables on the terminal, files. Pictures alone need Matplotlib."""
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -14,10 +15,10 @@ from rich.table import Table
 
 import fastsoftmax as fs
 from fastsoftmax.arrays.threads import max_threads
-from fastsoftmax.tools.bench import inputs, pictures, report, session, startup
-from fastsoftmax.tools.bench.cases import FUNCTIONS
-from fastsoftmax.tools.bench.libraries import ALL, PEERS
-from fastsoftmax.tools.bench.session import Choice, Complaints, Row
+from fastsoftmax.tools.bench import inputs, maps, report, session, startup
+from fastsoftmax.tools.bench.cases import FUNCTIONS, MAP_SHAPES
+from fastsoftmax.tools.bench.libraries import ALL, OURS, PEERS
+from fastsoftmax.tools.bench.session import Choice, Complaints, OneThread, Row
 
 QUICK = Choice(
     ("softmax", "softmax, out=", "logsumexp", "cross_entropy_with_grad"),
@@ -26,6 +27,13 @@ QUICK = Choice(
 )
 QUICK_SECONDS, QUICK_LIMIT = 0.5, 10.0
 SECONDS, LIMIT = 2.0, 360.0
+MAP = Choice(
+    ("softmax", "softmax, out=", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_with_grad"),
+    MAP_SHAPES,
+    libraries=(OURS, "SciPy", "scikit-learn", "PyTorch", "JAX"),
+)
+QUICK_MAP = replace(MAP, shapes=MAP_SHAPES[1::5], dtypes=("float32",))
+MAP_SECONDS = 0.8
 SWEEP_SECONDS = 0.6
 STARTUP_REPEATS = 3
 
@@ -46,7 +54,7 @@ def _ratio(value: float | None) -> str:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows of one function and dtype: our median with its spread, and ratios."""
+    """The rows of one function and dtype: our median with its spread, and ratios; a second line for one thread."""
     shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, title_justify="left")
     shown.title = f"[bold]{rows[0].function}, {rows[0].dtype}[/]; limit: {FUNCTIONS[rows[0].function].yardstick}"
     shown.add_column("shape", no_wrap=True)
@@ -55,15 +63,112 @@ def table(rows: Sequence[Row]) -> Table:
     libraries = [name for name in PEERS if any(name in row.timings for row in rows)]
     for name in ("limit", *libraries):
         shown.add_column(SHORT.get(name, name), justify="right")
+
+    def mark(row: Row, name: str, single: bool) -> str:
+        return report.DOUBT if row.is_doubtful(name, single) else ""
+
     for row in rows:
-        shown.add_row(
-            "x".join(map(str, row.shape)),
-            report.duration(row.ours.median),
-            report.spread(row.ours),
-            f"{row.to_yardstick:.2f}",
-            *(_ratio(row.ratio(name) if name in row.timings else None) for name in libraries),
-        )
+        for single in (False, True):
+            times = row.times(single)
+            if OURS not in times:
+                continue
+            ours = times[OURS]
+            peers = [
+                f"{mark(row, name, single)}{_ratio(row.ratio(name, single))}" if name in times else ""
+                for name in libraries
+            ]
+            shown.add_row(
+                " 1 thread" if single else "x".join(map(str, row.shape)),
+                f"{mark(row, OURS, single)}{report.duration(ours.median)}",
+                report.spread(ours),
+                "" if single else f"{row.to_yardstick:.2f}",
+                *peers,
+            )
     return shown
+
+
+def map_table(one: maps.Table, single: bool) -> Table:
+    """A map of one dtype and number of threads; red where the best peer is ahead."""
+    shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, title_justify="left")
+    shown.title = f"[bold]{one.dtype}{', one thread each' if single else ''}[/]"
+    shown.add_column("shape", no_wrap=True)
+    for function in one.functions:
+        shown.add_column(function, justify="right", max_width=10, overflow="fold")
+    for shape in one.shapes:
+        line = ["x".join(map(str, shape))]
+        for function in one.functions:
+            row = one.rows.get((shape, function))
+            text = maps.cell(row, single) if row else ""
+            line.append(f"[red]{text}" if row and (row.to_best(single) or 0) > 1 else text)
+        shown.add_row(*line)
+    return shown
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every kind of measurement needs: where to print, the results, and another process or None."""
+
+    console: Console
+    complaints: Complaints
+    results: report.Results
+    one_thread: OneThread | None
+
+
+@contextmanager
+def _begun(choice: Choice, threads: int | None, single: bool) -> Iterator[_Run]:
+    """Set the threads, print what the machine is, and start the process with one thread if it is wanted."""
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    complaints = Complaints(lambda text: errors.print(text, markup=False))
+    with fs.threads(max_threads() if threads is None else threads):
+        inputs.prepare(max_threads())
+        results = report.Results(report.machine())
+        console.print(report.caption(results.machine), markup=False)
+        missing = [name for name in choice.libraries if not ALL[name].installed()]
+        if missing:
+            console.print(f"Not installed: {', '.join(missing)}.")
+        with OneThread() if single and max_threads() > 1 else nullcontext() as one_thread:
+            yield _Run(console, complaints, results, one_thread)
+
+
+def run_map(
+    choice: Choice = MAP,
+    *,
+    threads: int | None = None,
+    seconds: float = MAP_SECONDS,
+    limit: float = LIMIT,
+    single: bool = True,
+    output: Path | None = None,
+    picture: Path | None = None,
+) -> tuple[report.Results, bool]:
+    """Measure and show a map; write ``map.json`` and ``map.md`` into `output`, and draw `picture`, if given.
+
+    The parameters and results are those of `run`. If `single`, one thread is measured beside all threads.
+    """
+    with _begun(choice, threads, single) as begun:
+        console, results = begun.console, begun.results
+        console.print(maps.LEGEND, "", markup=False)
+        with _progress(console) as progress:
+            task = progress.add_task("", total=len(choice.cells()))
+            for row in session.rows(choice, seconds, limit, begun.complaints, begun.one_thread):
+                results.rows.append(row)
+                progress.update(task, advance=1, description=f"{row.function}, {session.describe(row.shape)}")
+        results.rows.sort(key=lambda row: row.place)
+        for one in maps.tables(results.rows):
+            for alone in one.singles:
+                console.print(map_table(one, alone), "")
+        console.print(report.verdict(results.rows), markup=False)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "map.json").write_text(report.as_json(results), encoding="utf-8")
+        text = f"# {maps.name(results)}\n\n{maps.markdown(results, 'fastsoftmax bench --map')}\n"
+        (output / "map.md").write_text(text, encoding="utf-8")
+        console.print(f"Written: map.json and map.md in {output}", markup=False)
+    if picture is not None:
+        from fastsoftmax.tools.bench import pictures
+
+        pictures.draw_map(results, picture)
+        console.print(f"Written: {picture}", markup=False)
+    return results, not begun.complaints.disagreements
 
 
 def run(
@@ -88,7 +193,7 @@ def run(
     limit : float
         Seconds for all rows together. If they would take longer, each row is measured for a shorter time.
     quick : bool
-        Whether to leave out the start-up and some points of the picture.
+        Whether to leave out one thread, the start-up and some points of the picture.
     output : Path, optional
         A directory.
 
@@ -99,18 +204,12 @@ def run(
     agree : bool
         Whether the results of all libraries agree with ours.
     """
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
-    complaints = Complaints(lambda text: errors.print(text, markup=False))
-    with fs.threads(max_threads() if threads is None else threads):
-        inputs.prepare(max_threads())
-        results = report.Results(report.machine())
-        console.print(report.caption(results.machine), markup=False)
-        missing = [library.name for library in ALL.values() if not library.installed()]
-        if missing:
-            console.print(f"Not installed: {', '.join(missing)}.")
+    with _begun(choice, threads, not quick) as begun:
+        console, complaints, results = begun.console, begun.complaints, begun.results
         console.print(
             "Median times of ours, ± half the distance of the quartiles; ours relative to the limit, NumPy's pass "
-            "over the same memory; the others relative to ours.\n"
+            "over the same memory; the others relative to ours. "
+            f"{report.DOUBT}: varies too much, or its threads waited for a processor.\n"
         )
         by_classes, by_rows = session.sweep_shapes() if output is not None else ([], [])
         if quick:
@@ -118,8 +217,9 @@ def run(
         repeats = 0 if quick or output is None else STARTUP_REPEATS
         with _progress(console) as progress:
             steps = len(choice.cells()) + 2 * len(by_classes) + 2 * len(by_rows)
-            task = progress.add_task("", total=steps + repeats * len(startup.STARTS))
-            for row in session.rows(choice, seconds, limit, complaints):
+            starts = startup.of(choice.libraries)
+            task = progress.add_task("", total=steps + repeats * len(starts))
+            for row in session.rows(choice, seconds, limit, complaints, begun.one_thread):
                 results.rows.append(row)
                 progress.update(task, advance=1, description=f"{row.function}, {session.describe(row.shape)}")
             results.rows.sort(key=lambda row: row.place)
@@ -131,7 +231,9 @@ def run(
                 found.sort(key=lambda row: (row.shape[1], row.shape[0]))
             if repeats:
                 progress.update(task, description="start-up")
-                results.startups = startup.measure(repeats, lambda: progress.advance(task), complaints.tell)
+                results.startups = startup.measure(
+                    starts, repeats, lambda: progress.advance(task), complaints.tell
+                )
         for function in choice.functions:
             for dtype in choice.dtypes:
                 rows = [row for row in results.rows if (row.function, row.dtype) == (function, dtype)]
@@ -139,6 +241,8 @@ def run(
                     console.print(table(rows), "")
         console.print(report.verdict(results.rows), markup=False)
     if output is not None:
+        from fastsoftmax.tools.bench import pictures
+
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").write_text(report.as_json(results), encoding="utf-8")
         pictures.draw(results, output / "speed.png")
@@ -162,7 +266,10 @@ def _chosen(option: str, wanted: Sequence[str], known: Sequence[str]) -> tuple[s
 
 def choice_of(arguments: argparse.Namespace) -> Choice:
     """What the command line asks for; ValueError for names that are unknown."""
-    choice = QUICK if arguments.quick else Choice()
+    if arguments.map:
+        choice = QUICK_MAP if arguments.quick else MAP
+    else:
+        choice = QUICK if arguments.quick else Choice()
     if arguments.function:
         choice = replace(choice, functions=_chosen("--function", arguments.function, tuple(FUNCTIONS)))
     if arguments.shape:
@@ -177,26 +284,51 @@ def choice_of(arguments: argparse.Namespace) -> Choice:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """``fastsoftmax bench``; the exit status."""
+    """``fastsoftmax bench``; the exit status. ModuleNotFoundError if a picture is asked for without Matplotlib."""
     try:
         choice = choice_of(arguments)
+        if arguments.picture is not None:
+            _check_picture(arguments)
     except ValueError as error:
         print(f"fastsoftmax bench: {error}", file=sys.stderr)
         return 2
-    seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)
-    limit = QUICK_LIMIT if arguments.quick else math.inf if arguments.seconds else LIMIT
+    if arguments.picture is not None or (arguments.output is not None and not arguments.map):
+        from fastsoftmax.tools.bench import pictures  # noqa: F401 - it is missed now, not after minutes
     if arguments.output is not None:
         try:
             arguments.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             print(f"fastsoftmax bench: cannot write to {arguments.output}: {error.strerror}", file=sys.stderr)
             return 2
-    _, agree = run(
-        choice,
-        threads=arguments.threads,
-        seconds=seconds,
-        limit=limit,
-        quick=arguments.quick,
-        output=arguments.output,
-    )
+    limit = QUICK_LIMIT if arguments.quick else math.inf if arguments.seconds else LIMIT
+    if arguments.map:
+        _, agree = run_map(
+            choice,
+            threads=arguments.threads,
+            seconds=arguments.seconds or (QUICK_SECONDS if arguments.quick else MAP_SECONDS),
+            limit=limit,
+            single=not arguments.quick,
+            output=arguments.output,
+            picture=arguments.picture,
+        )
+    else:
+        _, agree = run(
+            choice,
+            threads=arguments.threads,
+            seconds=arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS),
+            limit=limit,
+            quick=arguments.quick,
+            output=arguments.output,
+        )
     return 0 if agree else 1
+
+
+def _check_picture(arguments: argparse.Namespace) -> None:
+    """ValueError unless there is a map that can be drawn into the file."""
+    path: Path = arguments.picture
+    if not arguments.map:
+        raise ValueError("--picture draws a map: it needs --map")
+    if path.suffix not in (".svg", ".png"):
+        raise ValueError(f"--picture {path}: the name must end with .svg or .png")
+    if not path.parent.is_dir():
+        raise ValueError(f"--picture {path}: there is no directory {path.parent}")

@@ -5,8 +5,8 @@ arrays of that library, does what a user would do once (compile, ask for gradien
 timed. A method with a parameter `out` can write into an existing array. Where there is no method, or it raises
 `NotOfferedError`, the library's cell in the tables is empty.
 
-Every library gets as many threads as ours. Results into ``out=`` and results in fresh memory are timed separately,
-because fresh memory costs more than the computation: the system has to fill its pages with zeros.
+Every library may use as many threads as ours. Results into ``out=`` and results in fresh memory are timed
+separately, because fresh memory costs more than the computation: the system has to fill its pages with zeros.
 """
 
 import inspect
@@ -52,11 +52,13 @@ class NotOfferedError(Exception):
 
 
 class Library:
-    """One library: its name in the tables, the modules it needs, and whether it knows matrices only."""
+    """One library: its name in the tables, and the modules it needs."""
 
     name: str
     modules: tuple[str, ...] = ()
     matrices_only = False
+    has_threads = True
+    """Whether some of its functions use more than one thread; if none does, it is measured only once."""
 
     def installed(self) -> bool:
         """Whether its modules can be imported."""
@@ -117,6 +119,7 @@ class NumPy(Library):
     """The formulas, with few temporary arrays."""
 
     name = "NumPy"
+    has_threads = False
 
     def _softmax(self, x: Any, out: Any = None) -> Any:
         y = np.subtract(x, x.max(CLASS_AXIS, keepdims=True), out=out)
@@ -215,6 +218,7 @@ class SciPy(Library):
 
     name = "SciPy"
     modules = ("scipy",)
+    has_threads = False
 
     def _function(self, name: str, x: Any) -> Call:
         return partial(getattr(import_module("scipy.special"), name), x, axis=CLASS_AXIS)

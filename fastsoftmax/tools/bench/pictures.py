@@ -1,4 +1,4 @@
-"""Time against classes, against rows, against peers."""
+"""Time against classes, against rows, against peers; maps."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,11 +6,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
+from fastsoftmax.tools.bench import maps
 from fastsoftmax.tools.bench.libraries import OURS, PEERS
 from fastsoftmax.tools.bench.report import Results
 from fastsoftmax.tools.bench.session import Row, classes_of, describe
@@ -127,3 +130,54 @@ def draw(results: Results, path: Path) -> None:
     FigureCanvasAgg(figure).print_figure(memory, dpi=110, format="png")
     with Image.open(memory) as picture:  # few colours: a fifth of the bytes
         picture.convert("RGB").quantize(96).save(path, "PNG", optimize=True)
+
+
+MAP_FACTOR = 4.0
+"""The colours of a map end where ours takes so many times as long as the best peer, or the best peer as ours."""
+
+
+def _map_panel(axes: Any, one: maps.Table, single: bool, title: str) -> Any:
+    """A cell for each shape and function: blue where ours is ahead, red where the best peer is."""
+    rows = [[one.rows.get((shape, function)) for function in one.functions] for shape in one.shapes]
+    ratios = [[(row.to_best(single) if row else None) or math.nan for row in line] for line in rows]
+    mesh = axes.pcolormesh(
+        ratios, norm=LogNorm(1 / MAP_FACTOR, MAP_FACTOR), cmap="RdBu_r", edgecolors="white", linewidth=0.8
+    )
+    for y, line in enumerate(rows):
+        for x, row in enumerate(line):
+            ratio = ratios[y][x]
+            dark = not math.isnan(ratio) and abs(math.log(ratio)) > 0.6 * math.log(MAP_FACTOR)
+            text = maps.cell(row, single) if row else ""
+            color = "white" if dark else INK
+            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", size=7, color=color)
+    axes.set_title(title, loc="left", size=9.5, weight="bold", color=INK)
+    axes.set_xticks([x + 0.5 for x in range(len(one.functions))], one.functions, rotation=40, ha="right")
+    axes.set_yticks([y + 0.5 for y in range(len(one.shapes))], [describe(shape) for shape in one.shapes])
+    axes.set_ylim(len(one.shapes), 0)
+    axes.tick_params(labelsize=8, labelcolor=INK, length=0)
+    axes.label_outer()
+    axes.spines[:].set_visible(False)
+    return mesh
+
+
+def draw_map(results: Results, path: Path) -> None:
+    """Save a map as SVG or PNG, as the file's name says: a panel for each dtype and number of threads."""
+    count = results.machine["threads"]
+    panels = [(one, single) for one in maps.tables(results.rows) for single in one.singles]
+    height = 1.9 + 0.24 * max(len(one.shapes) for one, _ in panels)
+    width = 1.6 + sum(0.62 * len(one.functions) for one, _ in panels)
+    # The same numbers give the same file. Letters stay letters, which makes it small.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastsoftmax", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (one, single) in zip(grid, panels, strict=True):
+            threads = 1 if single else count
+            mesh = _map_panel(axes, one, single, f"{one.dtype}, {threads} thread{'s' * (threads != 1)}")
+        ticks = (0.25, 0.5, 1, 2, 4)
+        bar = figure.colorbar(mesh, ax=list(grid), ticks=ticks, format="%g", extend="both", pad=0.01, aspect=30)
+        bar.minorticks_off()
+        bar.ax.tick_params(labelsize=8, labelcolor=MUTED, color=FAINT)
+        bar.outline.set_visible(False)
+        figure.suptitle(f"{maps.name(results)}: our time / best peer's", x=0.01, ha="left", size=11, color=INK)
+        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        figure.savefig(path, dpi=110, format=path.suffix[1:], metadata=metadata)

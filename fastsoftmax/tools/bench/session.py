@@ -1,29 +1,38 @@
-"""One run: the chosen cases measured one after the other."""
+"""One run: the chosen cases measured one after the other, with all threads and with one."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
+from multiprocessing import get_context
+from typing import Any
 
+import fastsoftmax as fs
 from fastsoftmax.tools.bench import cases
-from fastsoftmax.tools.bench.inputs import CLASS_AXIS, Inputs, Shape
+from fastsoftmax.tools.bench.inputs import CLASS_AXIS, Inputs, Shape, prepare
 from fastsoftmax.tools.bench.libraries import ALL, OURS
 from fastsoftmax.tools.bench.measure import Timing, measure
 
 YARDSTICK = "yardstick"
-UNSTEADY = 0.5
-"""A row is measured again if the spread of one of its calls is larger than this (see `Timing`)."""
+WAITING_SECONDS = 1e-3
+"""Threads cost a call some hundred microseconds at most; if they add more, it has waited for a processor."""
 
 
 @dataclass
 class Row:
-    """A function on one shape and dtype: the timings by library and that of the yardstick."""
+    """A function on one shape and dtype: the timings by library, with all threads and with one, and a yardstick.
+
+    `single` is empty if only one number of threads was measured.
+    """
 
     function: str
     shape: Shape
     dtype: str
     yardstick: Timing
     timings: dict[str, Timing]
+    single: dict[str, Timing] = field(default_factory=dict)
 
     @property
     def place(self) -> tuple[int, int, str, Shape]:
@@ -35,14 +44,53 @@ class Row:
         """The timing of our library."""
         return self.timings[OURS]
 
-    def ratio(self, library: str) -> float:
+    def times(self, single: bool) -> dict[str, Timing]:
+        """The timings with one thread, or with all."""
+        return self.single if single else self.timings
+
+    def ratio(self, library: str, single: bool = False) -> float:
         """How many times as long as ours a peer takes."""
-        return self.timings[library].median / self.ours.median
+        times = self.times(single)
+        return times[library].median / times[OURS].median
+
+    def has_waited(self, library: str, single: bool = False) -> bool:
+        """Whether threads have waited for a processor, so that the time can be any number of times too long."""
+        timing = self.times(single)[library]
+        return timing.has_waited or (not single and _waited(timing, self.single.get(library)))
+
+    def is_doubtful(self, library: str, single: bool = False) -> bool:
+        """Whether a time says little: threads have waited, or the samples differ too much."""
+        return self.has_waited(library, single) or not self.times(single)[library].is_steady
+
+    def best_peer(self, single: bool = False) -> str | None:
+        """The fastest peer; None if there is none, or if it cannot be told.
+
+        It cannot if our time or the fastest peer's is doubtful, or if another peer, which may be the fastest in
+        truth, has waited.
+        """
+        times = self.times(single)
+        peers = [name for name in times if name != OURS]
+        best = min(peers, key=lambda name: times[name].median, default=None)
+        if best is None or OURS not in times or any(self.has_waited(name, single) for name in peers):
+            return None
+        return None if self.is_doubtful(OURS, single) or self.is_doubtful(best, single) else best
+
+    def to_best(self, single: bool = False) -> float | None:
+        """How many times as long as the best peer ours takes; below 1, ours is ahead."""
+        best = self.best_peer(single)
+        return None if best is None else 1 / self.ratio(best, single)
 
     @property
     def to_yardstick(self) -> float:
         """How many times as long as the yardstick ours takes."""
         return self.ours.median / self.yardstick.median
+
+
+def _waited(timing: Timing, alone: Timing | None) -> bool:
+    """Whether a call with all threads takes more than twice as long as with one, and `WAITING_SECONDS` longer."""
+    if alone is None:
+        return False
+    return timing.median > max(2 * alone.median, alone.median + WAITING_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -93,34 +141,108 @@ def describe(shape: Shape) -> str:
     return " x ".join(f"{n:,}" for n in shape)
 
 
-def row(function: str, inputs: Inputs, libraries: tuple[str, ...], seconds: float, complaints: Complaints) -> Row:
-    """Measure one row: all libraries that have the function and whose results agree with ours."""
+def _measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Timing]:
+    """As `measure`. Calls that are unsteady are measured once more, and the steadier timing counts."""
+    timings = measure(calls, seconds)
+    unsteady = {name: call for name, call in calls.items() if not timings[name].is_steady}
+    for name, again in measure(unsteady, seconds).items():
+        timings[name] = min(again, timings[name], key=lambda timing: timing.spread)
+    return timings
+
+
+def _contenders(
+    function: str, inputs: Inputs, libraries: tuple[str, ...], complaints: Complaints
+) -> dict[str, Callable[[], Any]]:
+    """The yardstick, and the calls of all libraries that have the function and whose results agree with ours."""
     title = f"{function}, {describe(inputs.shape)}, {inputs.dtype}"
-    contenders = {YARDSTICK: cases.FUNCTIONS[function].setup(inputs)}
+    found = {YARDSTICK: cases.FUNCTIONS[function].setup(inputs)}
     for library, call in cases.calls(function, inputs, libraries):
         if isinstance(call, Exception):
             complaints.note(title, library, call)
         else:
-            contenders[library] = call
-    timings = measure(contenders, seconds)
-    if max(timing.spread for timing in timings.values()) > UNSTEADY:
-        timings = measure(contenders, seconds)
-    return Row(function, inputs.shape, inputs.dtype.name, timings.pop(YARDSTICK), timings)
+            found[library] = call
+    return found
 
 
-def rows(choice: Choice, seconds: float, limit: float, complaints: Complaints) -> Iterator[Row]:
+_inputs = lru_cache(maxsize=1)(Inputs)
+"""The arrays of the latest shape and dtype; no others are kept, because they are large."""
+
+
+def _single(
+    function: str, shape: Shape, dtype: str, libraries: tuple[str, ...], seconds: float
+) -> tuple[dict[str, Timing], list[str], list[str]]:
+    """In the other process: the timings of libraries, everything to tell, and the disagreements."""
+    told: list[str] = []
+    complaints = Complaints(told.append)
+    with fs.threads(1):
+        contenders = _contenders(function, _inputs(shape, dtype), libraries, complaints)
+        del contenders[YARDSTICK]
+        return _measure(contenders, seconds), told, complaints.disagreements
+
+
+class OneThread:
+    """Another process, in which every library has one thread: JAX takes its number when it starts, for ever."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare, initargs=(1,))
+
+    def __enter__(self) -> "OneThread":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def timings(
+        self, function: str, inputs: Inputs, libraries: tuple[str, ...], seconds: float, complaints: Complaints
+    ) -> dict[str, Timing]:
+        """The timings of one row, for which this process waits."""
+        task = self._pool.submit(_single, function, inputs.shape, inputs.dtype.name, libraries, seconds)
+        found, told, disagreements = task.result()
+        for text in told:
+            complaints.tell(f"one thread: {text}")
+        complaints.disagreements += disagreements
+        return found
+
+
+def row(
+    function: str,
+    inputs: Inputs,
+    libraries: tuple[str, ...],
+    seconds: float,
+    complaints: Complaints,
+    one_thread: OneThread | None = None,
+) -> Row:
+    """Measure one row, for so many seconds with all threads and as long with one, if there is a process for that.
+
+    Calls whose threads have waited for a processor are measured once more.
+    """
+    contenders = _contenders(function, inputs, libraries, complaints)
+    timings = _measure(contenders, seconds)
+    single: dict[str, Timing] = {}
+    if one_thread is not None:
+        present = [name for name in contenders if name != YARDSTICK]
+        threaded = tuple(name for name in present if ALL[name].has_threads)
+        found = {name: timings[name] for name in present if name not in threaded}
+        found |= one_thread.timings(function, inputs, threaded, seconds, complaints)
+        single = {name: found[name] for name in present if name in found}
+        late = {name: contenders[name] for name in single if _waited(timings[name], single[name])}
+        timings |= measure(late, seconds)
+    return Row(function, inputs.shape, inputs.dtype.name, timings.pop(YARDSTICK), timings, single)
+
+
+def rows(
+    choice: Choice, seconds: float, limit: float, complaints: Complaints, one_thread: OneThread | None = None
+) -> Iterator[Row]:
     """All rows, each measured for so many seconds, or for less if all would take more than `limit` seconds.
 
     The least number of samples is taken in any case, even if that takes longer.
     """
     cells = choice.cells()
     stop = time.perf_counter() + limit
-    inputs = None
     for position, (shape, dtype, function) in enumerate(cells):
-        if inputs is None or (inputs.shape, inputs.dtype.name) != (shape, dtype):
-            inputs = Inputs(shape, dtype)
         left = max(stop - time.perf_counter(), 0.0) / (len(cells) - position)
-        yield row(function, inputs, choice.libraries, min(seconds, left), complaints)
+        share = min(seconds, left if one_thread is None else left / 2)
+        yield row(function, _inputs(shape, dtype), choice.libraries, share, complaints, one_thread)
 
 
 SWEEP_CLASSES = tuple(4**k for k in range(1, 11))

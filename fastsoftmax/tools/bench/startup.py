@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,9 +96,16 @@ class Startup:
     called: float
 
 
-def measure(repeats: int, advance: Callable[[], object], complain: Callable[[str], None]) -> list[Startup]:
-    """Medians of some repeats for all libraries that are installed, in turns."""
-    names = [name for name, start in STARTS.items() if start.installed()]
+def of(libraries: Sequence[str]) -> list[str]:
+    """The starts of those libraries that are chosen and installed; NumPy's is always there, as the yardstick."""
+    chosen = {"NumPy", "fastsoftmax", *libraries}
+    return [name for name, start in STARTS.items() if name.partition(",")[0] in chosen and start.installed()]
+
+
+def measure(
+    names: Sequence[str], repeats: int, advance: Callable[[], object], complain: Callable[[str], None]
+) -> list[Startup]:
+    """Medians of some repeats of the starts with these names, in turns."""
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="fastsoftmax-") as directory:
         for repeat in range(-1, repeats):

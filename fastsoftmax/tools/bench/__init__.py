@@ -7,13 +7,17 @@
 `cases`
     The functions that are compared, with their shapes and yardsticks, and the check that results agree.
 `measure`
-    Samples taken in turns, and their medians.
+    Samples of each library in time windows of its own, and their medians.
+`session`
+    The chosen cases one after the other, with all threads here and with one in another process.
 `startup`
     Fresh processes: import, compilation, first call.
 `report`
     Tables as Markdown, and JSON.
+`maps`
+    Our time relative to the best peer's, for many shapes and functions.
 `pictures`
-    Time against classes, against rows, against peers.
+    Time against classes, against rows, against peers; maps.
 `command`
     The command: progress, tables on the terminal, files.
 """

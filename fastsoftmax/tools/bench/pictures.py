@@ -167,7 +167,8 @@ def draw_map(results: Results, path: Path) -> None:
     height = 1.9 + 0.24 * max(len(one.shapes) for one, _ in panels)
     width = 1.6 + sum(0.62 * len(one.functions) for one, _ in panels)
     # The same numbers give the same file. Letters stay letters, which makes it small.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastsoftmax", "font.family": "sans-serif"}):
+    fonts = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastsoftmax", **fonts}):
         figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (one, single) in zip(grid, panels, strict=True):

@@ -214,7 +214,8 @@ def summary(results: Results, made_by: str, more: str, picture: str) -> str:
     return (
         f"{LEGEND} {caption(results.machine)}; made by `{made_by}`.\n\n{table}\n\n"
         f"All functions and shapes, float64 too, are in [{name}]({more}). In the median of its "
-        f"{len(results.rows)} rows, {median(results.rows)}; rows behind the best peer: {len(behind(results.rows))}."
+        f"{len(results.rows)} rows, {median(results.rows)}; "
+        f"rows behind the best peer: {len(behind(results.rows))}."
         f"\n\n![Time against classes, rows and peers]({picture})"
     )
 

@@ -167,8 +167,9 @@ def draw_map(results: Results, path: Path) -> None:
     height = 1.9 + 0.24 * max(len(one.shapes) for one, _ in panels)
     width = 1.6 + sum(0.62 * len(one.functions) for one, _ in panels)
     # The same numbers give the same file. Letters stay letters, which makes it small.
-    fonts = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastsoftmax", **fonts}):
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "fastsoftmax"}
+    settings |= {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
+    with rc_context(settings):
         figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (one, single) in zip(grid, panels, strict=True):

@@ -134,7 +134,7 @@ def _cross_entropy(
         kernel, arguments = entry("capped.cross_entropy"), (*arguments, *given.regularization)
         run(kernel, problem.rows, 4 * source.size, _room_for_rows(problem, 1), *arguments)
         return
-    run(kernel, problem.rows, 2 * source.size, problem.room(2), *arguments)
+    run(kernel, problem.rows, (1 if output is None else 2) * source.size, problem.room(2), *arguments)
     if given.plain and problem.x.dtype == problem.dtype:
         key = problem.dtype, output is not None
         remember(_SMALL, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)

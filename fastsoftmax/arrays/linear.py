@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import CAPPED, CURVE_PARTS
+from fastsoftmax._vectors import CURVE_PARTS
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     Array,
@@ -33,6 +33,7 @@ from fastsoftmax.arrays.blocks import (
     stand_in,
 )
 from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.losses import room_for_rows
 from fastsoftmax.arrays.options import LossOptions, RowTargets, check_labels, reduced
 from fastsoftmax.arrays.statistics import EXACT, LabelStatistics, computed, with_nan
 from fastsoftmax.arrays.threads import max_threads, run, threads
@@ -49,6 +50,17 @@ WIDE_BYTES = 32 << 20
 WEIGHT_BYTES = 4 << 20
 """Weights that have to be converted are converted in parts of this size."""
 WRT = ("features", "weight", "bias")
+
+
+def _check_in_memory(function: str, *arrays: Any) -> None:
+    """TypeError for Dask arrays."""
+    if backend_for(*arrays):
+        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+
+
+def _beside_blas() -> Any:
+    """Half of the threads: BLAS's own spin on the other processors for a while after a product."""
+    return threads(max(1, max_threads() // 2))
 
 
 class LinearGradients(NamedTuple):
@@ -273,14 +285,16 @@ def loss(
     skip: bool = False,
 ) -> tuple[Any, LinearGradients]:
     """The loss, and the gradients with respect to what `wrt` names."""
-    if backend_for(features, weight, targets, bias, *options):
-        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+    _check_in_memory(function, features, weight, targets, bias, *options)
     wanted = _wanted(function, wrt, bias)
     linear = Linear(function, features, weight, targets, bias, options)
     logits = Logits(linear, block_bytes)
     dtype, width = linear.dtype, linear.width
     given, rows = linear.given, np.zeros(linear.rows, dtype)
     scale = options.scale(given.divisor, dtype)
+    least = None
+    if skip:
+        least = _resolution(_returned(linear.features)) / 16 * abs(float(scale[0])) * linear.heaviest()
     slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
     with_bias = "bias" in wanted
     # A column of ones makes the sum over the rows, which is the gradient of the bias, a part of the same product.
@@ -291,9 +305,10 @@ def loss(
         block = linear.block(where)
         with np.errstate(all="ignore"):
             z = logits.of(block)
-            rows[where] = _block_loss(linear, z, where, scale, bool(wanted))
+            with _beside_blas():
+                rows[where] = _block_loss(linear, z, where, scale, bool(wanted))
             if wanted:
-                parts = _parts(linear, logits.weights, z, scale, skip)
+                parts = _parts(linear, logits.weights, z, least)
                 if slopes is not None:
                     slopes[where] = _times_weights(logits.weights, z, parts, width)
                 if sums is not None:
@@ -326,11 +341,6 @@ def _wanted(function: str, wrt: Any, bias: Any) -> tuple[str, ...]:
 
 def _block_loss(linear: Linear, z: Array, where: Any, scale: tuple[Any, Any], gradient: bool) -> Array:
     """The losses of the rows of a block; their gradient with respect to the logits replaces these."""
-    with threads(max(1, max_threads() // 2)):  # BLAS's threads spin on the other processors for a while
-        return _row_losses(linear, z, where, scale, gradient)
-
-
-def _row_losses(linear: Linear, z: Array, where: Any, scale: tuple[Any, Any], gradient: bool) -> Array:
     given, dtype, count = linear.given, linear.dtype, len(z)
     rows, block = np.empty(count, dtype), z.reshape(count, linear.classes, 1)
     labels = np.ascontiguousarray(linear.labels[where], np.int64)
@@ -340,22 +350,20 @@ def _row_losses(linear: Linear, z: Array, where: Any, scale: tuple[Any, Any], gr
         kernel = entry("losses.cross_entropy")
         run(kernel, count, 2 * z.size, lambda: NO_ROOM[dtype], block, labels, weights, *results, *scale, False)
         return rows
-    mix = labels, kernel_weights(given.class_weights, dtype), given.base, given.gain
-    arguments = (block, None, *mix, weights, *results, *scale)
+    arguments = (block, None, *given.shares(labels), weights, *results, *scale)
     if given.regularization is None:
         run(entry("losses.soft_cross_entropy"), count, 2 * z.size, lambda: NO_ROOM[dtype], *arguments)
     else:
-        kernel, room = entry("capped.cross_entropy"), max(linear.classes, CAPPED)
-        run(kernel, count, 4 * z.size, lambda: np.empty(room, dtype), *arguments, *given.regularization)
+        kernel, room = entry("capped.cross_entropy"), room_for_rows(linear.problem, 1)
+        run(kernel, count, 4 * z.size, room, *arguments, *given.regularization)
     return rows
 
 
-def _parts(linear: Linear, weights: Weights, z: Array, scale: tuple[Any, Any], skip: bool) -> list[slice]:
-    """The parts of the classes whose gradient is needed: all, or with `skip` those with an entry that matters."""
-    if not skip:
+def _parts(linear: Linear, weights: Weights, z: Array, least: float | None) -> list[slice]:
+    """The parts of the classes with an entry of the gradient of at least this size; all if it is None."""
+    if least is None:
         return weights.parts
     step = max(1, SCRATCH_BYTES // max(1, linear.width * linear.dtype.itemsize))
-    least = _resolution(_returned(linear.features)) / 16 * abs(float(scale[0])) * linear.heaviest()
     found = []
     for k in range(0, linear.classes, step):
         part = z[:, k : k + step]
@@ -409,8 +417,7 @@ def hessian_product(
     With the tangents T = X tangent.T + tangent_bias of the logits and their product U with the Hessians of the
     rows, it is U.T X and the sum of the rows of U.
     """
-    if backend_for(features, weight, targets, tangent, bias, tangent_bias, *options):
-        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+    _check_in_memory(function, features, weight, targets, tangent, bias, tangent_bias, *options)
     linear = Linear(function, features, weight, targets, bias, options)
     along = copy(linear)
     along.weight = float_array(function, "tangent", tangent)
@@ -435,7 +442,7 @@ def hessian_product(
         with np.errstate(all="ignore"):
             z, t = logits.of(block), directions.of(block)
             heights = kernel_weights(factors[where] if factors.size else None, dtype)
-            with threads(max(1, max_threads() // 2)):
+            with _beside_blas():
                 _curve(linear, z, t, where, heights, scale)
             sums.add(z, _with_ones(block, True, with_bias), slice(0, linear.classes))
     slope = None
@@ -455,19 +462,16 @@ def _curve(linear: Linear, z: Array, t: Array, where: Any, factors: Array, scale
         run(kernel, count, 2 * z.size, lambda: NO_ROOM[dtype], block, along, block, False, None, None, factors)
         return
     labels = np.ascontiguousarray(linear.labels[where], np.int64)
-    mix = labels, kernel_weights(given.class_weights, dtype), given.base, given.gain
     weights = kernel_weights(None if linear.row_weights is None else linear.row_weights[where], dtype)
-    room = CURVE_PARTS * max(linear.classes, CAPPED)
-    arguments = (block, along, None, *mix, weights, factors, block, *scale, *given.regularization)
-    run(entry("capped.product"), count, 8 * z.size, lambda: np.empty(room, dtype), *arguments)
+    arguments = (block, along, None, *given.shares(labels), weights, factors, block, *scale, *given.regularization)
+    run(entry("capped.product"), count, 8 * z.size, room_for_rows(linear.problem, CURVE_PARTS), *arguments)
 
 
 def statistics(
     function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions, block_bytes: Any
 ) -> LabelStatistics:
     """The `LabelStatistics` of each row."""
-    if backend_for(features, weight, targets, bias):
-        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+    _check_in_memory(function, features, weight, targets, bias)
     linear = Linear(function, features, weight, targets, bias, options)
     if linear.classes > EXACT:
         linear.dtype = np.dtype(np.float64)
@@ -484,7 +488,7 @@ def statistics(
                 np.multiply(np.tanh(np.divide(z, cap, out=z), out=z), cap, out=z)
         problem = Problem(function, z, -1)
         labels = np.ascontiguousarray(linear.labels[where], np.int64)
-        with threads(max(1, max_threads() // 2)):
+        with _beside_blas():
             found = computed(problem, problem.block(), labels, None)
         whole[:, where] = with_nan(found, linear.classes, z.__getitem__)
         floats[:, where] = found.log_prob, found.entropy, found.logsumexp

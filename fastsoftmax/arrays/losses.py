@@ -105,12 +105,7 @@ class RowLosses(NamedTuple):
     divisor: Divisor
 
 
-def _shares(given: RowTargets, labels: Any) -> tuple[Any, ...]:
-    """The numbers from which kernels compute the shares of the classes, besides distributions."""
-    return labels, kernel_weights(given.class_weights, given.problem.dtype), given.base, given.gain
-
-
-def _room_for_rows(problem: Problem, parts: int) -> Any:
+def room_for_rows(problem: Problem, parts: int) -> Any:
     """The function that allocates the working memory of the kernels of `kernels.capped`: so many parts."""
     return partial(np.empty, parts * max(problem.classes, CAPPED), problem.dtype)
 
@@ -129,10 +124,10 @@ def _cross_entropy(
         arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale, False)
     else:
         kernel = entry("losses.soft_cross_entropy")
-        arguments = (source, distributions, *_shares(given, labels), row_weights, *results, *scale)
+        arguments = (source, distributions, *given.shares(labels), row_weights, *results, *scale)
     if given.regularization is not None:
         kernel, arguments = entry("capped.cross_entropy"), (*arguments, *given.regularization)
-        run(kernel, problem.rows, 4 * source.size, _room_for_rows(problem, 1), *arguments)
+        run(kernel, problem.rows, 4 * source.size, room_for_rows(problem, 1), *arguments)
         return
     run(kernel, problem.rows, (1 if output is None else 2) * source.size, problem.room(2), *arguments)
     if given.plain and problem.x.dtype == problem.dtype:
@@ -250,9 +245,9 @@ def _regularized_curvature(
     shape = (*problem.row_shape, problem.classes, problem.classes) if dense else None
     output = problem.output(out, shape)
     row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
-    arguments = (*operands, distributions, *_shares(given, labels), row_weights, factors, output.block)
+    arguments = (*operands, distributions, *given.shares(labels), row_weights, factors, output.block)
     scale = options.scale(given.divisor, problem.dtype)
-    room, regularization = _room_for_rows(problem, CURVE_PARTS), given.regularization or ()
+    room, regularization = room_for_rows(problem, CURVE_PARTS), given.regularization or ()
     run(kernel, problem.rows, work, room, *arguments, *scale, *regularization)
     return output.finish()
 

@@ -294,6 +294,10 @@ class RowTargets:
         """Whether the targets are class indices, without label smoothing, and the loss is not regularized."""
         return not self.soft and self.base == 0 and self.regularization is None
 
+    def shares(self, labels: Any) -> tuple[Any, ...]:
+        """The numbers from which kernels compute the shares of the classes, besides distributions."""
+        return labels, kernel_weights(self.class_weights, self.problem.dtype), self.base, self.gain
+
     def kernel_rows(self, array: Array | None) -> Array | None:
         """One number for each row, in the order of the block."""
         return None if array is None else self.problem.per_row(array, self.problem.dtype)

@@ -279,6 +279,52 @@ def _product(shape: Any) -> int:
     return count
 
 
+def _drawing(call: Call, kind: Any) -> Run:
+    """The compiled function that draws from the rows of a source, which `table` cuts if it has a size; flat."""
+    launch, check_rows = _launch(call, _draw), _check_rows(call)
+    filtered = any(not absent(call[one]) for one in FILTERS)
+
+    @merged
+    def draw(
+        stop: int,
+        table: Any,
+        bounds: Any,
+        source: Any,
+        classes: int,
+        rows: int,
+        numbers: Any,
+        count: int,
+        replace: bool,
+        kept: Any,
+        levels: Any,
+        pair: Any,
+    ) -> Any:
+        result = empty((numbers.size,), np.int64)
+        again = replace or count == 1
+        tabled = _is_tabled(count, again, classes)
+        room = _room(classes, filtered, again, tabled, stack(kind, 0), kind)
+        given = (
+            stop,
+            room,
+            table,
+            bounds,
+            source,
+            classes,
+            rows,
+            numbers,
+            result,
+            count,
+            again,
+            tabled,
+            kept,
+            levels,
+        )
+        check_rows(launch(pair, given), result, count, rows)
+        return result
+
+    return draw
+
+
 # What a scalar result and an array are made of.
 _number = merged(lambda flat, shape: flat[0])
 _array = merged(lambda flat, shape: writable(flat, shape, np.int64))
@@ -338,15 +384,13 @@ def categorical(call: Call) -> Built:
 
         return run_plain, ("logits", "rng", "uniforms", "temperature", "where")
 
-    launch = _launch(call, _draw)
+    draw = _drawing(call, kind)
     few = f"{call.name}: size is {{}} with replace=False, but there are {{}} classes"
 
     @raising
     def check_count(count: int, classes: int, rows: int, replace: bool) -> None:
         if not replace and count > 1 and count > classes and rows > 0:
             raise FormattedValueError(few, count, classes)
-
-    filtered = any(not absent(call[one]) for one in FILTERS)
 
     @merged
     def run(
@@ -372,32 +416,9 @@ def categorical(call: Call) -> Built:
         count = total // rows if rows > 0 else 0
         check_count(count, classes, rows, replace)
         numbers = numbers_for(result_shape, total, rng, uniforms)
-        result = empty((total,), np.int64)
         source = readable(source_of(x, where, order, shape), (rows * classes,), kind)
         nothing = empty((0,), np.int64)
-        again = replace or count == 1
-        tabled = _is_tabled(count, again, classes)
-        room = _room(classes, filtered, again, tabled, stack(kind, 0), kind)
-        failures = launch(
-            pair,
-            (
-                rows,
-                room,
-                nothing,
-                nothing,
-                source,
-                classes,
-                rows,
-                numbers,
-                result,
-                count,
-                again,
-                tabled,
-                kept,
-                levels,
-            ),
-        )
-        check_rows(failures, result, count, rows)
+        result = draw(rows, nothing, nothing, source, classes, rows, numbers, count, replace, kept, levels, pair)
         return finish(result, result_shape)
 
     return run, ("logits", "rng", "uniforms", "size", "replace", "temperature", *FILTERS, "where")
@@ -411,9 +432,8 @@ def segment_categorical(call: Call) -> Built:
     _replaced(call)
     more, shape_for = _sizes(call)
     beta, filters_for = inverse_temperature_of(call, kind), _filters(call)
-    numbers_for, check_rows = _numbers(call, more + 1), _check_rows(call)
-    row_pointers, source_for, launch = pointers(call), converter(x, (0,), dtype), _launch(call, _draw)
-    filtered = any(not absent(call[one]) for one in FILTERS)
+    numbers_for, draw = _numbers(call, more + 1), _drawing(call, kind)
+    row_pointers, source_for = pointers(call), converter(x, (0,), dtype)
 
     @merged
     def run(
@@ -439,31 +459,8 @@ def segment_categorical(call: Call) -> Built:
         total = _product(result_shape)
         count = total // rows if rows > 0 else 0
         numbers = numbers_for(result_shape, total, rng, uniforms)
-        result = empty((total,), np.int64)
         source = source_for(x, (0,), x.shape, kind)
-        again = replace or count == 1
-        tabled = _is_tabled(count, again, longest)
-        room = _room(longest, filtered, again, tabled, stack(kind, 0), kind)
-        failures = launch(
-            pair,
-            (
-                1,
-                room,
-                table,
-                whole(table),
-                source,
-                longest,
-                rows,
-                numbers,
-                result,
-                count,
-                again,
-                tabled,
-                kept,
-                levels,
-            ),
-        )
-        check_rows(failures, result, count, rows)
+        result = draw(1, table, whole(table), source, longest, rows, numbers, count, replace, kept, levels, pair)
         return writable(result, result_shape, np.int64)
 
     return run, (*call.names, "rng", "uniforms", "size", "replace", "temperature", *FILTERS)

@@ -176,6 +176,18 @@ def _rows_at_a_time(part: int, x: Any, classes: int) -> int:
 # --- the loss -------------------------------------------------------------------------------------------------
 
 
+@inline
+def _loss_of_rows(
+    z: Any, v: Any, g: Any, losses: Any, first: int, count: int, classes: int, nothing: Any, options: Any
+) -> None:
+    """The losses of capped rows z, and g = dL/dz unless it is None; row `first` of v and the options is theirs."""
+    (labels, class_weights, base, gain), weights, scale, scale_low, z_loss = options
+    shares = Shares(behind(labels, first), class_weights, base, gain)
+    here = SoftOptions(shares, _rows_from(weights, first), scale, scale_low, z_loss)
+    part, shape = behind(v, first * classes), (count, classes, 1)
+    traverse(soft_cross_entropy_block, 0, count, shape, nothing, z, part, g, losses, here)
+
+
 @kernel(unless=lambda targets, labels, **_: targets == labels)
 def cross_entropy(
     start: Count,
@@ -199,17 +211,14 @@ def cross_entropy(
     classes = x.shape[1]
     data, v, grad, results, z = memory(x), memory(targets), memory(y), memory(rows), memory(room)
     nothing = after(z, size(z))
-    marks, factors, heavy = memory(labels), memory(weights), memory(class_weights)
+    shares = Shares(memory(labels), memory(class_weights), base, gain)
+    options = SoftOptions(shares, memory(weights), scale, scale_low, z_loss)
     step = _rows_at_a_time(size(z), data, classes)
     for first in range(start, stop, step):
         count = min(step, stop - first)
         _cap_rows(data, first * classes, count * classes, cap, z)
-        shares = Shares(behind(marks, first), heavy, base, gain)
-        options = SoftOptions(shares, _rows_from(factors, first), scale, scale_low, z_loss)
         slope = unless_none(grad, z)
-        shape = (count, classes, 1)
-        part, losses = behind(v, first * classes), after(results, first)
-        traverse(soft_cross_entropy_block, 0, count, shape, nothing, z, part, slope, losses, options)
+        _loss_of_rows(z, v, slope, after(results, first), first, count, classes, nothing, options)
         if y is not None:
             _slope_rows(data, first * classes, z, grad, first * classes, count * classes, cap)
 
@@ -351,18 +360,6 @@ def _bent_diagonals(x: Any, h: Any, g: Any, at: int, count: int, cap: Any) -> No
         store_part(h, full, rest, _bent_diagonal(value, load_part(h, full, rest, zero), slope, cap))
 
 
-@inline
-def _gradient(
-    z: Any, v: Any, g: Any, losses: Any, first: int, count: int, classes: int, nothing: Any, options: Any
-) -> None:
-    """g = dL/dz of the capped rows z, whose first row is row `first` of the other arrays."""
-    (labels, class_weights, base, gain), weights, scale, scale_low, z_loss = options
-    shares = Shares(behind(labels, first), class_weights, base, gain)
-    here = SoftOptions(shares, _rows_from(weights, first), scale, scale_low, z_loss)
-    part, shape = behind(v, first * classes), (count, classes, 1)
-    traverse(soft_cross_entropy_block, 0, count, shape, nothing, z, part, g, losses, here)
-
-
 @kernel(unless=lambda targets, labels, **_: targets == labels)
 def product(
     start: Count,
@@ -406,7 +403,7 @@ def product(
             traverse(mean_block, 0, count, shape, nothing, z, w, g, None, curve)
             _add_rows(h, g, length)
         if cap < INF:
-            _gradient(z, v, g, losses, first, count, classes, nothing, options)
+            _loss_of_rows(z, v, g, losses, first, count, classes, nothing, options)
             _bent_rows(data, direction, h, g, at, length, cap, result)
         else:
             _slope_rows(data, at, h, result, at, length, cap)
@@ -464,7 +461,7 @@ def variance(
         length, shape = count * classes, (count, classes, 1)
         _cap_rows(data, at, length, cap, z)
         if cap < INF:
-            _gradient(z, v, g, sums, first, count, classes, nothing, options)
+            _loss_of_rows(z, v, g, sums, first, count, classes, nothing, options)
         if whole:
             plain = ActivationOptions(None, None)
             traverse(softmax_block, 0, count, shape, nothing, z, None, p, None, plain)

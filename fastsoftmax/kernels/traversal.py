@@ -370,9 +370,9 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: 
 
     top is a pair, because all other terms are compared with it. The others are added as in `lane_sums`: the error
     of their sum is that of the terms (1.1 ulp each) and of the sums of two (1/2 ulp each), whatever their number
-    and order; with `exact`, that of the terms. The greatest entries are not in
-    that sum, so that it is accurate where it is tiny beside them. The terms are stored in `terms`, at the places
-    of their entries, unless it is None.
+    and order; with `exact`, that of the terms. The greatest entries are not in that sum, so that it is accurate
+    where it is tiny beside them. The terms are stored in `terms`, at the places of their entries, unless it is
+    None.
     """
     m = highest(x, offset, length, folded)
     shift, bias = reference(m, beta)
@@ -986,9 +986,8 @@ def traverse(
     `few` is not None, up to `FEW` short rows are computed one by one, which is faster and gives the same bits;
     then v and `given` must be None. If `inverse` (`log`) is not None, the block uses the `reciprocal` (or
     `log_of_others`) of the statistics, which is then computed for a row in each lane. So is what else a row needs
-    once, by ``head(x, stats, first, count, rows, options)``, which returns the `Reciprocal` for the
-    block; it is not called where the lanes of the block are rows. `exact` is that of `lane_sums`; with v it always
-    holds.
+    once, by ``head(x, stats, first, count, rows, options)``, which returns the `Reciprocal` for the block; it is
+    not called where the lanes of the block are rows. `exact` is that of `lane_sums`; with v it always holds.
     """
     _, classes, inner = shape
     step = lane_count(x)

@@ -1,40 +1,64 @@
 """How many threads a call uses, and how its rows are divided among them.
 
 Kernels are serial and release the GIL. `run` cuts their rows into blocks. The calling thread and helpers (threads
-that wait for work) take blocks until none is left. This works also where Numba's own parallel loops crash or
-stall: after a fork, with several Python threads at once, beside OpenMP, if the system starts no thread (the caller
-does all work then), on a busy machine (where GNU OpenMP spins for milliseconds), and with Ctrl-C (a block takes a
-millisecond). Work is handed over through one queue, which costs 4 us, besides what the system needs to wake a
-thread. The helpers end before a fork, so that a process with one thread also forks with one thread.
+that wait for work) take blocks in machine code, without the GIL, until none is left (`runtime.teams`). This works
+also where Numba's own parallel loops crash or stall: after a fork, with several Python threads at once, beside
+OpenMP, if the system starts no thread (the caller does all work then), on a busy machine (where GNU OpenMP spins
+for milliseconds), and with Ctrl-C (the caller looks for signals every few milliseconds). The helpers end before a
+fork, so that a process with one thread also forks with one thread.
+
+To wake a thread takes 20 to 80 us. So helpers wait in machine code for the next call for `IDLE` seconds before they
+sleep: calls that follow each other closely share their work within a microsecond. A helper that wakes on the
+processor of its caller moves to another one. On a busy machine helpers may come too late, or stop in the middle of
+a block. If that happens again and again, none is woken for a while. Calls that run in other threads of the program
+at the same time count: all together use as many threads as one alone would.
 
 Rows do not depend on each other, and results do not depend on the blocks: they have the same bits for any number
 of threads.
 """
 
+import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from functools import lru_cache
 from queue import SimpleQueue
 from threading import Lock, Thread
+from types import BuiltinFunctionType
 from typing import Any, Protocol
 
+import numpy as np
+
+from fastsoftmax.machine import entry
+from fastsoftmax.runtime import teams
 from fastsoftmax.runtime.numba_state import chosen_threads
 
-PARALLEL_WORK = 1 << 19
-"""Less work than this is done by the caller alone. The unit is a float32 element of a softmax, about 0.5 ns.
+SHARED_WORK = 1 << 15
+"""Less work than this is done by the caller alone. The unit is a float32 element of a softmax, about 0.5 ns."""
 
-It takes some 25 us until a helper begins, and as long until the caller knows that it has ended. On two threads
-of an AMD EPYC, work of less than 250 us took up to a third longer with a helper than without.
-"""
+WAKING_WORK = 1 << 17
+"""Less work than this is shared only with helpers that wait for it, or in a series of calls."""
+
+SERIES = 1e-4
+"""Calls are a series if so many seconds at most lie between them."""
+
+IDLE = 1e-4
+"""How many seconds a helper waits for the next call before it sleeps."""
+
+LONG_WORK = 1 << 23
+"""Helpers are always woken for so much work: it takes milliseconds."""
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 1e-3, 0.1
+"""How long, in seconds, no helper is woken for less work after two did not help; it is doubled each time."""
 
 BLOCK_WORK = 1 << 18
 """The work of a block: enough to hide the cost of taking it, and so little that a call can stop soon."""
 
-ROW_MULTIPLE = 64
-"""Blocks have a multiple of so many rows, so that vectors of rows are full and threads share no cache line."""
+ROW_MULTIPLES = (64, 16)
+"""Blocks have a multiple of so many rows, so that vectors of rows are full and threads share few cache lines."""
 
 RETIREMENT = 0.05
 """How many seconds a fork waits for helpers to end; it goes on even if one is still busy then."""
@@ -188,59 +212,55 @@ def threads(n: int) -> _Block:
     return _Block(int(n))
 
 
-class _Crew:
-    """The threads that work on one call: the caller, and the helpers that start in time.
+class _Team:
+    """The memory through which the threads of one call at a time share its rows; see `runtime.teams`.
 
-    A helper may start after all work is done. So it is counted when it starts, and none starts after `dismiss`.
-    Plain locks are used, because Ctrl-C cannot interrupt their methods halfway.
+    It is never freed, because a helper may be waiting here when the interpreter ends.
     """
 
-    __slots__ = ("_last", "_lock", "_pid", "_take", "_working", "blocks", "error")
+    __slots__ = ("_pid", "address", "join", "words")
 
-    def __init__(self, take: Callable[[], None], blocks: Iterator[int]) -> None:
-        self.blocks = blocks
-        self.error: BaseException | None = None
-        self._take: Callable[[], None] | None = take
-        self._lock = Lock()
-        self._last = Lock()  # held while a helper works
-        self._working = 0
+    def __init__(self) -> None:
+        memory = np.zeros(teams.WORDS + 8, np.int64)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
+        first = -memory.ctypes.data // 8 % 8  # cache lines begin here
+        self.words = memoryview(memory[first : first + teams.WORDS])
+        self.address = memory.ctypes.data + 8 * first
+        functions = entry.team()
+        self.words[teams.DRIVE] = functions.drive
+        self.join = functions.join
         self._pid = os.getpid()
 
-    def help(self) -> None:
-        """Take blocks until none is left. Helpers call this."""
-        with self._lock:
-            take = self._take
-            if take is None:
-                return
-            if not self._working:
-                self._last.acquire()
-            self._working += 1
+    def share(self, code: Callable[..., Any], rows: int, step: int, rooms: list[Any], args: tuple[Any, ...]) -> bool:
+        """Run a kernel's code in blocks of `step` rows, with a helper for each of the `rooms` but the first.
+
+        The result says whether a helper took part and none was waited for long.
+        """
+        words, state = self.words, teams.UNFINISHED
+        behind = (rooms[0], *args, self.address, *rooms[1:])
         try:
-            take()
-        except BaseException as error:
-            self.error = error
-            self.cancel()
+            state = code(step, rows, *behind)
+            while state == teams.UNFINISHED:
+                state = code(0, rows, *behind)
         finally:
-            with self._lock:
-                self._working -= 1
-                if not self._working:
-                    self._last.release()
+            if state != teams.FINISHED:
+                self._close(rows)
+        if words[teams.FAILED]:
+            raise IndexError("kernel access outside its array")
+        return bool(state == teams.FINISHED and words[teams.SEATED])
 
-    def cancel(self) -> None:
-        """Remove all remaining blocks, so that every thread stops after its current one."""
-        for _ in self.blocks:
-            pass
-
-    def dismiss(self) -> None:
-        """Wait until no helper works, also after Ctrl-C, which is raised at the end."""
+    def _close(self, rows: int) -> None:
+        """Take all rows that are left, and wait until no helper is inside, also after Ctrl-C, which is raised then."""
         interrupted: KeyboardInterrupt | None = None
         while True:
             try:
-                with self._lock:
-                    self._take = None
-                while self._working:
-                    if not self._last.acquire(timeout=1.0) and os.getpid() != self._pid:
+                self.words[teams.NEXT] = rows
+                self.words[teams.JOB] = 0
+                time.sleep(0)  # a call of the system: helpers see the above before the words are read again
+                while self.words[teams.INSIDE]:
+                    if os.getpid() != self._pid:
                         raise RuntimeError("a fork in the middle of a call: its helpers are not in this process")
+                    time.sleep(IDLE)
                 break
             except KeyboardInterrupt as interrupt:
                 interrupted = interrupt
@@ -248,21 +268,81 @@ class _Crew:
             raise interrupted
 
 
-class _Helpers:
-    """Threads that wait for a crew to help. Idle ones cost nothing, and none keeps the interpreter running."""
+class _Pause:
+    """When helpers are woken again after some did not help."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[_Crew | None] = SimpleQueue()
+        self._failures, self._until = 0, 0.0
+
+    def is_over(self, now: float) -> bool:
+        """Whether helpers are woken again."""
+        return now >= self._until
+
+    def note(self, helped: bool) -> None:
+        """Take note of whether the helpers that were woken have helped."""
+        self._failures = 0 if helped else min(self._failures + 1, 20)
+        if self._failures > 1:
+            pause = min(SHORTEST_PAUSE * 2.0 ** (self._failures - 2), LONGEST_PAUSE)
+            self._until = time.perf_counter() + pause
+
+
+_pause = _Pause()
+_teams: list[_Team] = []
+"""The teams of no call. The last one is taken first, since helpers may be waiting there."""
+
+
+@lru_cache(maxsize=1)
+def _patience() -> int:
+    """How often a helper looks for a job in `IDLE` seconds, measured when it is not interrupted."""
+    team, looks, least = _Team(), 200, IDLE
+    for _ in range(5):
+        begun = time.perf_counter()
+        team.join(team.address, looks, looks)
+        least = min(least, time.perf_counter() - begun)
+    return max(100, min(100_000, int(looks * IDLE / max(least, 1e-7))))
+
+
+@lru_cache(maxsize=1)
+def _processor() -> Callable[[], int]:
+    """A function that returns the number of the processor on which it runs, or -1 where the system does not say."""
+    try:
+        function: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
+    except (AttributeError, OSError, TypeError):
+        return lambda: -1
+    return function
+
+
+def _leave(processor: int) -> bool:
+    """Move this thread to another processor that it may run on; whether it could."""
+    try:
+        allowed = os.sched_getaffinity(0)
+        others = allowed - {processor}
+        if others:
+            os.sched_setaffinity(0, others)
+            os.sched_setaffinity(0, allowed)
+        return bool(others)
+    except (AttributeError, OSError):
+        return False
+
+
+class _Helpers:
+    """Threads that wait for a team to help. Idle ones cost nothing, and none keeps the interpreter running."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[_Team | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._retired = False
         self._lock = Lock()
 
     def _work(self) -> None:
-        while (crew := self._queue.get()) is not None:
-            crew.help()
+        patience = _patience()
+        while (team := self._queue.get()) is not None:
+            caller = team.words[teams.CALLER]
+            beside = caller < 0 or _processor()() != caller or _leave(caller)
+            team.join(team.address, patience if beside else 1, patience)
 
-    def ask(self, crew: _Crew, count: int) -> None:
-        """Ask `count` helpers, or fewer if the system starts no more threads."""
+    def ask(self, team: _Team, count: int) -> bool:
+        """Ask `count` helpers, or fewer if the system starts no more threads; whether one had to be woken."""
         if len(self._threads) < count:
             with self._lock:
                 try:
@@ -272,8 +352,12 @@ class _Helpers:
                         self._threads.append(thread)
                 except (RuntimeError, MemoryError):  # none can be started, or the interpreter is shutting down
                     pass
-        for _ in range(min(count, len(self._threads))):
-            self._queue.put(crew)
+        asleep = min(count, len(self._threads)) - team.words[teams.PRESENT]
+        if asleep > 0:
+            team.words[teams.CALLER] = _processor()()
+            for _ in range(asleep):
+                self._queue.put(team)
+        return asleep > 0
 
     def retire(self) -> None:
         """End the threads after the work that they were asked to do, but do not wait long for that."""
@@ -332,9 +416,11 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """The other threads do not exist in the child, and one of them may have held the lock."""
+    """The other threads do not exist in the child, and one of them may have held the lock, or been in a team."""
     global _helpers
     _helpers = _Helpers()
+    _teams.clear()
+    _calls.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -357,43 +443,83 @@ def _unit(args: tuple[Any, ...]) -> int:
     return 1
 
 
+_calls: list[None] = []
+"""An item for each call that runs now and is large enough to be shared."""
+_last_call = 0.0
+"""When the last of them ended."""
+
+
+def _threads_for(rows: int, work: int) -> int:
+    """How many threads a call of so much work uses, while others may be running."""
+    if work < LONG_WORK and not (_teams and _teams[-1].words[teams.PRESENT]):
+        now = time.perf_counter()
+        if not _pause.is_over(now) or (work < WAKING_WORK and now - _last_call > SERIES):
+            return 1
+    count = max_threads() // (1 + len(_calls))
+    return max(1, min(count, rows, work // (SHARED_WORK // 2), teams.MOST_SEATS + 1))
+
+
 def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:
     """Call ``kernel(start, stop, room, *args)`` until all rows are done, on as many threads as pay off.
 
     If the kernel has to be compiled, the caller does that before helpers are asked: they would wait for the
     compiler's lock, which the caller may hold (if Numba is compiling a function and computes a constant of it).
 
-    Every thread calls `room` once, for working memory of its own.
+    `room` returns working memory of its own for each thread.
     """
     _introduce()
     work *= _unit(args)
     memory = room()
     code = kernel.code((0, rows, memory, *args))
-    count = 1 if work < PARALLEL_WORK else min(max_threads(), rows, work // (PARALLEL_WORK // 2))
-    if count == 1 and work <= 16 * BLOCK_WORK:
+    if work < SHARED_WORK:
         code(0, rows, memory, *args)
         return
-    per_row = max(1, work // max(1, rows))
-    step = max(1, min(BLOCK_WORK // per_row, rows // (4 * count)))
-    if step > ROW_MULTIPLE:
-        step -= step % ROW_MULTIPLE
-    blocks = iter(range(0, rows, step))  # shared: taking the next one is atomic
-
-    def take(memory: Any) -> None:
-        for start in blocks:
-            code(start, min(start + step, rows), memory, *args)
-
-    crew = _Crew(lambda: take(room()), blocks)
+    count = _threads_for(rows, work)
+    _calls.append(None)
     try:
-        _helpers.ask(crew, count - 1)
-        take(memory)
+        if count == 1 and work <= 16 * BLOCK_WORK:
+            code(0, rows, memory, *args)
+        else:
+            _run_in_blocks(code, rows, work, [memory, *_rooms(room, count - 1)], args)
     finally:
-        try:
-            crew.cancel()
-        finally:
-            crew.dismiss()
-    if crew.error is not None:
-        try:
-            raise crew.error
-        finally:
-            crew.error = None  # else a reference cycle keeps the arrays until the next garbage collection
+        _end_call()
+
+
+def _end_call() -> None:
+    global _last_call
+    if _calls:  # else this is a child of a fork in the middle of the call
+        _calls.pop()
+    _last_call = time.perf_counter()
+
+
+def _rooms(room: Callable[[], Any], count: int) -> list[Any]:
+    """Working memory for so many helpers, or for fewer if there is not enough."""
+    found: list[Any] = []
+    try:
+        while len(found) < count:
+            found.append(room())
+    except MemoryError:
+        pass
+    return found
+
+
+def _run_in_blocks(code: Any, rows: int, work: int, rooms: list[Any], args: tuple[Any, ...]) -> None:
+    per_row = max(1, work // max(1, rows))
+    step = max(1, min(BLOCK_WORK // per_row, rows // (4 * len(rooms))))
+    step -= next((step % multiple for multiple in ROW_MULTIPLES if step > multiple), 0)
+    if not isinstance(code, BuiltinFunctionType):  # a function of Python, under NUMBA_DISABLE_JIT
+        for start in range(0, rows, step):
+            code(start, min(start + step, rows), rooms[0], *args)
+        return
+    try:
+        team = _teams.pop()
+    except IndexError:
+        team = _Team()
+    try:
+        woken = _helpers.ask(team, len(rooms) - 1)
+        helped = team.share(code, rows, step, rooms, args)
+        if woken or not helped:
+            _pause.note(helped)
+    finally:
+        if not team.words[teams.INSIDE]:  # else helpers did not survive a fork
+            _teams.append(team)

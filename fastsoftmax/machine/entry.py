@@ -11,7 +11,7 @@ parameter takes; every combination of them is a variant.
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
 
@@ -246,6 +246,31 @@ class Kernel:
             blocks.append(one)
         with np.errstate(all="ignore"):
             return self.function(*blocks)
+
+
+class Team(NamedTuple):
+    """The functions with which threads share the rows of a call; see `machine.teams`."""
+
+    drive: int
+    """The address of the caller's, which kernels call."""
+    join: Callable[[int, int], None]
+    """The helpers', as a function of Python."""
+
+
+@cache
+def team() -> Team:
+    """These functions, from the library or made now."""
+    names = ("teams.drive", "teams.join.py")
+    library = _prebuilt().library()
+    found = [library and library.address(name) for name in names]
+    if not all(found):
+        from fastsoftmax.runtime import interrupts
+
+        with fork.importing, interrupts.held():
+            from fastsoftmax.machine import jit
+        found = [jit.team_address(name) for name in names]
+    drive, join = found
+    return Team(int(drive or 0), _prebuilt().python_function(names[1], join))
 
 
 def entry(name: str) -> Kernel:

@@ -14,7 +14,7 @@ from typing import Any
 
 from llvmlite import binding
 
-from fastsoftmax.machine import targets
+from fastsoftmax.machine import targets, teams
 from fastsoftmax.runtime import cache as disk
 from fastsoftmax.runtime import fork, interrupts, prebuilt
 from fastsoftmax.runtime.numba_state import COMPILER
@@ -74,3 +74,14 @@ def address(name: str, variant: Callable[[], Any], form: str) -> int:
         _loaded.append(made)  # if another thread was faster, it stays, too: LLVM may be at work while it would go
         _engines.setdefault(name, made)
     return int(_engines[name].get_function_address(f"{prebuilt.PREFIX}{name}{form}"))
+
+
+def team_address(name: str) -> int:
+    """The address of a function of `machine.teams`."""
+    if teams.NAME not in _engines:
+        goal = targets.this_process()
+        with COMPILER.lock() or nullcontext(), interrupts.held():
+            made = engine(targets.object_code(teams.module(goal.triple), goal))
+        _loaded.append(made)
+        _engines.setdefault(teams.NAME, made)
+    return int(_engines[teams.NAME].get_function_address(f"{prebuilt.PREFIX}{name}"))

@@ -26,7 +26,7 @@ from typing import Any
 
 from llvmlite import binding
 
-from fastsoftmax.machine import frontend, jit, targets
+from fastsoftmax.machine import frontend, jit, targets, teams
 from fastsoftmax.machine.entry import Variant, entry, kernels
 from fastsoftmax.runtime import cache, prebuilt
 
@@ -169,6 +169,8 @@ def compile_all(goals: dict[str, targets.Target], folder: Path, processes: int, 
     for name, goal in goals.items():
         (folder / name).mkdir()
         (folder / name / "table.o").write_bytes(_table(goal))
+        code = targets.object_code(teams.module(goal.triple), goal)
+        (folder / name / f"{teams.NAME}.o").write_bytes(code)
     _in_processes(_compile, folder, processes, progress, goals)
 
 

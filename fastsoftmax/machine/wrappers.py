@@ -6,7 +6,8 @@ Numba's function for a kernel takes arrays as seven or more values each. `add` p
     takes an address for each array, and its shape; numbers as they are; the items of a tuple; nothing for None.
 ``NAME.py``
     has the form of a function of Python (``METH_FASTCALL``). It reads the fields of the arrays, releases the GIL
-    while the kernel runs, and does not check the types of its arguments.
+    while the kernel runs, and does not check the types of its arguments. With a team behind the arguments of the
+    kernel (`runtime.teams`), the first two are the rows of a block and of the call, which helpers share.
 
 The second one must run on any version of Python, so it uses nothing but the stable C interface and the fields of
 ``PyArrayObject`` that NumPy documents. It gets Python's functions from the table `TABLE`, which `runtime.prebuilt`
@@ -19,11 +20,16 @@ from typing import Any, NamedTuple
 from llvmlite import binding, ir
 
 from fastsoftmax.machine import status
+from fastsoftmax.runtime import teams
 from fastsoftmax.runtime.prebuilt import PYTHON, TABLE
 
 I1, I8, I32, I64 = (ir.IntType(width) for width in (1, 8, 32, 64))
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 POINTER, RESULT = I8.as_pointer(), DOUBLE.as_pointer()
+WORDS = I64.as_pointer()
+JOB = ir.FunctionType(I64, [WORDS, I64, I64, POINTER, I64])
+"""The type of a job, and below of the function that the caller runs: `runtime.teams`."""
+DRIVER = ir.FunctionType(I64, [WORDS, I64, POINTER, I64, I64, I64, I64])
 # Offsets of the fields of PyArrayObject behind the head of an object.
 DATA, NDIM, SHAPE = 0, 8, 16
 
@@ -128,7 +134,7 @@ def _c_function(
     return function
 
 
-class _Python:
+class Python:
     """Calls of Python's functions, through the table."""
 
     def __init__(self, module: Any, build: Any) -> None:
@@ -153,14 +159,14 @@ def _field(build: Any, base: Any, offset: Any, kind: Any) -> Any:
     return build.load(build.bitcast(build.gep(base, [offset]), kind.as_pointer()))
 
 
-def _number(build: Any, python: _Python, item: Any, kind: Any) -> Any:
+def _number(build: Any, python: Python, item: Any, kind: Any) -> Any:
     if isinstance(kind, ir.IntType):
         return python.call("PyNumber_AsSsize_t", I64, item, POINTER(None))
     value = python.call("PyFloat_AsDouble", DOUBLE, item)
     return build.fptrunc(value, FLOAT) if kind == FLOAT else value
 
 
-def _from_python(build: Any, python: _Python, item: Any, kind: Parameter) -> list[Any]:
+def from_python(build: Any, python: Python, item: Any, kind: Parameter) -> list[Any]:
     """The arguments of the C function from an object."""
     if kind is None:
         return []
@@ -181,24 +187,110 @@ def _from_python(build: Any, python: _Python, item: Any, kind: Parameter) -> lis
     return [data, *sizes]
 
 
-def _python_function(module: Any, name: str, called: Any, parameters: Sequence[Parameter], result: Any) -> None:
-    function = _declare(module, POINTER, [POINTER, POINTER.as_pointer(), I64], name)
+def word(build: Any, team: Any, place: int) -> Any:
+    """The address of a word of a team."""
+    return build.gep(team, [I64(place)])
+
+
+def _room(parameters: Sequence[Parameter], result: Any) -> int | None:
+    """How many arguments of the C function are working memory; None if threads cannot share the kernel's rows."""
+    if result is not None or len(parameters) < 3 or not parameters[0] == parameters[1] == I64:
+        return None
+    if parameters[2] is None:
+        return 0
+    return 2 if isinstance(parameters[2], Array) and parameters[2].ndim == 1 else None
+
+
+def _job(module: Any, name: str, called: Any, room: int) -> Any:
+    """The function of a job: it calls the C function with the arguments behind `teams.FRAME`."""
+    function = ir.Function(module, JOB, f"{name}.job")
+    function.linkage = "internal"
+    team, start, stop, memory, size = function.args
     build = ir.IRBuilder(function.append_basic_block())
-    python = _Python(module, build)
-    arguments = []
-    for k, parameter in enumerate(parameters):
-        item = build.load(build.gep(function.args[1], [_constant(k)]))
-        arguments += _from_python(build, python, item, parameter)
-    place = build.alloca(DOUBLE)
+    kinds = called.function_type.args[:-1]
+    arguments = [start, stop, *([build.bitcast(memory, kinds[2]), size] if room else [])]
+    for k, kind in enumerate(kinds[len(arguments) :]):
+        arguments.append(build.load(build.bitcast(word(build, team, teams.FRAME + k), kind.as_pointer())))
+    build.ret(build.zext(build.call(called, [*arguments, build.alloca(DOUBLE)]), I64))
+    return function
+
+
+def _store_rooms(build: Any, python: Python, team: Any, items: Any, seats: Any) -> None:
+    """Put the working memory of the helpers, which are arrays of Python, into `teams.ROOMS`."""
+    before = build.block
+    loop, body, after = (build.append_basic_block(name) for name in ("rooms", "room", "have_rooms"))
+    build.branch(loop)
+    build.position_at_end(loop)
+    k = build.phi(I64)
+    k.add_incoming(I64(0), before)
+    build.cbranch(build.icmp_signed("<", k, seats), body, after)
+    build.position_at_end(body)
+    data, size = from_python(build, python, build.load(build.gep(items, [k])), Array(I64, 1))
+    at = build.add(build.mul(k, I64(2)), I64(teams.ROOMS))
+    build.store(build.ptrtoint(data, I64), build.gep(team, [at]))
+    build.store(size, build.gep(team, [build.add(at, I64(1))]))
+    k.add_incoming(build.add(k, I64(1)), build.block)
+    build.branch(loop)
+    build.position_at_end(after)
+
+
+def _shared(build: Any, python: Python, job: Any, given: Sequence[Any], values: Sequence[Any], room: int) -> Any:
+    """Call the driver with the team that stands behind the kernel's arguments, and what it returns.
+
+    Behind the team is the working memory of the helpers. `given` has the address and the number of the objects
+    from the team on, `values` the arguments of the C function.
+    """
+    items, count = given
+    address = python.call("PyNumber_AsSsize_t", I64, build.load(items), POINTER(None))
+    team = build.inttoptr(address, WORDS)
+    for k, value in enumerate(values[2 + room :]):
+        build.store(value, build.bitcast(word(build, team, teams.FRAME + k), value.type.as_pointer()))
+    seats = build.sub(count, I64(1))
+    memory = [POINTER(None), I64(0)]
+    if room:
+        _store_rooms(build, python, team, build.gep(items, [I64(1)]), seats)
+        memory = [build.bitcast(values[2], POINTER), values[3]]
+    drive = build.inttoptr(build.load(word(build, team, teams.DRIVE)), DRIVER.as_pointer())
     state = python.call("PyEval_SaveThread", POINTER)
-    returned = build.call(called, [*arguments, place])
+    done = build.call(drive, [team, build.ptrtoint(job, I64), *memory, values[0], values[1], seats])
     python.call("PyEval_RestoreThread", ir.VoidType(), state)
-    with build.if_then(build.icmp_signed("!=", returned, I32(0)), likely=False):
-        text = bytearray(b"kernel access outside its array\0")
+    return done
+
+
+def _fail(module: Any, build: Any, python: Python, name: str) -> None:
+    """Raise IndexError."""
+    text = bytearray(b"kernel access outside its array\0")
+    message = module.globals.get(f"{name}.message")
+    if message is None:
         message = ir.GlobalVariable(module, ir.ArrayType(I8, len(text)), f"{name}.message")
         message.linkage, message.initializer = "internal", ir.Constant(message.value_type, text)
-        python.call("PyErr_SetString", ir.VoidType(), python.item("IndexError"), build.bitcast(message, POINTER))
-        build.ret(POINTER(None))
+    python.call("PyErr_SetString", ir.VoidType(), python.item("IndexError"), build.bitcast(message, POINTER))
+    build.ret(POINTER(None))
+
+
+def _python_function(module: Any, name: str, called: Any, parameters: Sequence[Parameter], result: Any) -> None:
+    function = _declare(module, POINTER, [POINTER, POINTER.as_pointer(), I64], name)
+    _, items, total = function.args
+    build = ir.IRBuilder(function.append_basic_block())
+    python = Python(module, build)
+    values = []
+    for k, parameter in enumerate(parameters):
+        values += from_python(build, python, build.load(build.gep(items, [I64(k)])), parameter)
+    room, count = _room(parameters, result), I64(len(parameters))
+    if room is not None:
+        with build.if_then(build.icmp_signed(">", total, count), likely=False):
+            job = _job(module, name, called, room)
+            given = build.gep(items, [count]), build.sub(total, count)
+            done = _shared(build, python, job, given, values, room)
+            with build.if_then(build.icmp_signed("==", done, I64(teams.ERROR)), likely=False):
+                _fail(module, build, python, name)
+            build.ret(python.call("PyFloat_FromDouble", POINTER, build.sitofp(done, DOUBLE)))
+    place = build.alloca(DOUBLE)
+    state = python.call("PyEval_SaveThread", POINTER)
+    returned = build.call(called, [*values, place])
+    python.call("PyEval_RestoreThread", ir.VoidType(), state)
+    with build.if_then(build.icmp_signed("!=", returned, I32(0)), likely=False):
+        _fail(module, build, python, name)
     if result is None:
         none = python.item("None")
         python.call("Py_IncRef", ir.VoidType(), none)

@@ -1,0 +1,200 @@
+"""The functions with which threads share the blocks of a call; `runtime.teams` describes their memory.
+
+``teams.drive``
+    ``drive(team, job, room, size, step, stop, seats)`` is what the caller of a kernel runs.
+``teams.join.py``
+    ``join(team, first, patience)`` is what helpers run, as a function of Python (``METH_FASTCALL``). A helper looks
+    `first` times for a job, and `patience` times for another one after a job that it worked on.
+"""
+
+from typing import Any
+
+from llvmlite import binding, ir
+
+from fastsoftmax.machine import status, wrappers
+from fastsoftmax.machine.wrappers import DRIVER, I1, I32, I64, JOB, POINTER, WORDS, word
+from fastsoftmax.runtime import teams
+from fastsoftmax.runtime.prebuilt import PREFIX
+
+NAME = "teams.drive"
+"""The name of the object; it exports this function and `JOIN`."""
+JOIN = "teams.join"
+
+ORDER = "seq_cst"
+
+
+def _load(build: Any, team: Any, place: int) -> Any:
+    return build.load_atomic(word(build, team, place), ORDER, 8)
+
+
+def _store(build: Any, team: Any, place: int, value: Any) -> None:
+    build.store_atomic(value, word(build, team, place), ORDER, 8)
+
+
+def _add(build: Any, team: Any, place: int, value: Any) -> Any:
+    """Add to a word; what it was before."""
+    return build.atomic_rmw("add", word(build, team, place), value, ORDER)
+
+
+def _pause(module: Any, build: Any, triple: str) -> None:
+    """Tell the processor that this is a loop that waits."""
+    name, operands = {
+        "x86_64": ("llvm.x86.sse2.pause", []),
+        "aarch64": ("llvm.aarch64.hint", [I32(1)]),
+    }.get(status.architecture(triple), (None, []))
+    if name is not None:
+        kind = ir.FunctionType(ir.VoidType(), [one.type for one in operands])
+        build.call(module.globals.get(name) or ir.Function(module, kind, name), operands)
+
+
+def _waiting(module: Any, build: Any, triple: str, patience: Any, done: Any) -> Any:
+    """Repeat ``done()`` until it is true, at most `patience` times; whether it was. The builder goes on behind."""
+    before = build.block
+    loop, after = build.append_basic_block("wait"), build.append_basic_block("waited")
+    build.branch(loop)
+    build.position_at_end(loop)
+    left = build.phi(I64)
+    left.add_incoming(patience, before)
+    so = done()
+    rest = build.sub(left, I64(1))
+    left.add_incoming(rest, build.block)
+    _pause(module, build, triple)
+    build.cbranch(build.or_(so, build.icmp_signed("<=", rest, I64(0))), after, loop)
+    build.position_at_end(after)
+    return so
+
+
+def _work_function(module: Any) -> Any:
+    """``work(team, job, room, size, most)``: take blocks until none is left, at most so many."""
+    kind = ir.FunctionType(ir.VoidType(), [WORDS, I64, POINTER, I64, I64])
+    function = ir.Function(module, kind, "work")
+    function.linkage = "internal"
+    team, job, room, size, most = function.args
+    build = ir.IRBuilder(function.append_basic_block("entry"))
+    step, stop = (build.load(word(build, team, place)) for place in (teams.STEP, teams.STOP))
+    code = build.inttoptr(job, JOB.as_pointer())
+    loop, block, failed, after, end = map(function.append_basic_block, ("loop", "block", "failed", "after", "end"))
+    first = build.block
+    build.branch(loop)
+
+    build.position_at_end(loop)
+    left = build.phi(I64)
+    left.add_incoming(most, first)
+    start = _add(build, team, teams.NEXT, step)
+    build.cbranch(build.icmp_signed(">=", start, stop), end, block)
+
+    build.position_at_end(block)
+    ahead = build.add(start, step)
+    limit = build.select(build.icmp_signed("<", ahead, stop), ahead, stop)
+    result = build.call(code, [team, start, limit, room, size])
+    build.cbranch(build.icmp_signed("==", result, I64(0)), after, failed)
+
+    build.position_at_end(failed)
+    _store(build, team, teams.FAILED, I64(1))
+    _store(build, team, teams.NEXT, stop)
+    build.branch(end)
+
+    build.position_at_end(after)
+    rest = build.sub(left, I64(1))
+    left.add_incoming(rest, after)
+    build.cbranch(build.icmp_signed("==", rest, I64(0)), end, loop)
+
+    build.position_at_end(end)
+    build.ret_void()
+    return function
+
+
+def _drive(module: Any, triple: str, work: Any) -> None:
+    """The function of the caller. With a step of 0 it goes on with the job that it opened before."""
+    function = ir.Function(module, DRIVER, f"{PREFIX}{NAME}")
+    team, job, room, size, step, stop, seats = function.args
+    build = ir.IRBuilder(function.append_basic_block("entry"))
+    with build.if_then(build.icmp_signed("!=", step, I64(0))):
+        for place, value in ((teams.STEP, step), (teams.STOP, stop), (teams.SEATS, seats)):
+            build.store(value, word(build, team, place))
+        for place in (teams.NEXT, teams.SEATED, teams.FAILED):
+            build.store(I64(0), word(build, team, place))
+        _add(build, team, teams.TICKET, I64(1))
+        _store(build, team, teams.JOB, job)
+    build.call(work, [team, job, room, size, I64(teams.BLOCKS)])
+    with build.if_then(build.icmp_signed("<", _load(build, team, teams.NEXT), stop)):
+        build.ret(I64(teams.UNFINISHED))
+    _store(build, team, teams.JOB, I64(0))
+
+    def alone() -> Any:
+        return build.icmp_signed("==", _load(build, team, teams.INSIDE), I64(0))
+
+    so = _waiting(module, build, triple, I64(teams.PATIENCE), alone)
+    with build.if_then(build.not_(so), likely=False):
+        build.ret(I64(teams.BUSY))
+    failed = build.icmp_signed("!=", _load(build, team, teams.FAILED), I64(0))
+    build.ret(build.select(failed, I64(teams.ERROR), I64(teams.FINISHED)))
+
+
+def _help(build: Any, team: Any, work: Any) -> Any:
+    """Work on the open job, if there is one and a seat is free; whether it was so."""
+    helped = build.alloca(I1)
+    build.store(I1(0), helped)
+    _add(build, team, teams.INSIDE, I64(1))
+    job = _load(build, team, teams.JOB)
+    with build.if_then(build.icmp_signed("!=", job, I64(0))):
+        seat = _add(build, team, teams.SEATED, I64(1))
+        with build.if_then(build.icmp_signed("<", seat, build.load(word(build, team, teams.SEATS)))):
+            at = build.add(build.mul(seat, I64(2)), I64(teams.ROOMS))
+            room = build.inttoptr(build.load(build.gep(team, [at])), POINTER)
+            size = build.load(build.gep(team, [build.add(at, I64(1))]))
+            build.call(work, [team, job, room, size, I64(-1)])
+            build.store(I1(1), helped)
+    _add(build, team, teams.INSIDE, I64(-1))
+    return build.load(helped)
+
+
+def _join(module: Any, triple: str, work: Any) -> None:
+    """The function of helpers: work, then wait for further jobs until `patience` looks have found none."""
+    kind = ir.FunctionType(POINTER, [POINTER, POINTER.as_pointer(), I64])
+    function = ir.Function(module, kind, f"{PREFIX}{JOIN}.py")
+    build = ir.IRBuilder(function.append_basic_block("entry"))
+    python = wrappers.Python(module, build)
+    given = [build.load(build.gep(function.args[1], [I64(k)])) for k in range(3)]
+    address, first, patience = (python.call("PyNumber_AsSsize_t", I64, one, POINTER(None)) for one in given)
+    team = build.inttoptr(address, WORDS)
+    state = python.call("PyEval_SaveThread", POINTER)
+    _add(build, team, teams.PRESENT, I64(1))
+    seen, looks = build.alloca(I64), build.alloca(I64)
+    build.store(I64(0), seen)
+    build.store(first, looks)
+    loop, after = build.append_basic_block("loop"), build.append_basic_block("after")
+    build.branch(loop)
+
+    build.position_at_end(loop)
+
+    def is_new() -> Any:
+        new = build.icmp_signed("!=", _load(build, team, teams.TICKET), build.load(seen))
+        return build.and_(new, build.icmp_signed("!=", _load(build, team, teams.JOB), I64(0)))
+
+    so = _waiting(module, build, triple, build.load(looks), is_new)
+    with build.if_then(so):
+        build.store(_load(build, team, teams.TICKET), seen)
+        with build.if_then(_help(build, team, work)):
+            build.store(patience, looks)
+        build.branch(loop)
+    build.branch(after)
+
+    build.position_at_end(after)
+    _add(build, team, teams.PRESENT, I64(-1))
+    python.call("PyEval_RestoreThread", ir.VoidType(), state)
+    none = python.item("None")
+    python.call("Py_IncRef", ir.VoidType(), none)
+    build.ret(none)
+
+
+def module(triple: str) -> Any:
+    """The module with both functions, not optimised."""
+    made = ir.Module(NAME)
+    made.triple = triple
+    work = _work_function(made)
+    _drive(made, triple, work)
+    _join(made, triple, work)
+    parsed = binding.parse_assembly(str(made))
+    parsed.verify()
+    return parsed

@@ -1,0 +1,49 @@
+"""The memory through which the threads of one call share its blocks, without the GIL.
+
+It is an array of 64-bit words. The caller writes a job there: the address of a function that runs one kernel with
+the arguments behind `FRAME`. While the job is open, helpers may enter it. Every thread takes the next block with one
+atomic addition, until none is left. Then the caller closes the job and waits until no helper is inside.
+
+A helper first counts itself in `INSIDE` and then looks whether the job is open; the caller first closes the job and
+then looks at `INSIDE`. Both are sequentially consistent, so either the helper sees that the job is closed, or the
+caller sees the helper. Nothing of a job is read by who is not inside an open one.
+
+Words that several threads write lie in cache lines of their own.
+"""
+
+JOB = 0
+"""The function of the open job, or 0: ``job(team, start, stop, room, size)`` returns 0 unless the kernel fails."""
+TICKET = 1
+"""The number of jobs so far, by which a helper knows a new one."""
+STEP, STOP = 2, 3
+"""The rows of a block, and of the whole call."""
+SEATS = 4
+"""How many helpers may work; each has working memory of its own, in `ROOMS`."""
+DRIVE = 5
+"""The address of the function that the caller runs."""
+CALLER = 6
+"""The processor on which the caller ran when it woke helpers, or -1."""
+NEXT = 8
+"""The first row that nobody has taken."""
+INSIDE = 16
+"""How many helpers are inside the job."""
+SEATED = 24
+"""How many helpers have asked for a seat."""
+FAILED = 25
+"""Whether a kernel has failed."""
+PRESENT = 32
+"""How many helpers work here, or wait for the next job."""
+ROOMS = 40
+"""The address and the size of the working memory of each seat."""
+MOST_SEATS = 28
+FRAME = ROOMS + 2 * MOST_SEATS
+MOST_ARGUMENTS = 96
+WORDS = FRAME + MOST_ARGUMENTS
+
+BLOCKS = 64
+"""The caller returns to Python after so many blocks, so that signals are handled."""
+PATIENCE = 4000
+"""How often the caller looks whether helpers are still inside, before it sleeps in Python; some 100 us."""
+
+FINISHED, UNFINISHED, BUSY, ERROR = 0, 1, 2, 3
+"""What the caller's function returns: all is done; rows are left; helpers are still inside; a kernel has failed."""

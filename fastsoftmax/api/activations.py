@@ -17,14 +17,14 @@ from fastsoftmax.arrays.blocks import (
     inverse_temperature,
     is_plain,
     lie_apart,
-    small_rows,
 )
 from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.plain import plain_rows, run_plain
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
 
-# For small arrays, checks cost more than the computation. `_small` does two things: it looks up the kernel for a
-# native dtype that has been used before, and calls it on the arrays as they are, or on a copy.
+# For small arrays, checks cost more than the computation. `_plain` does two things: it looks up the kernel for a
+# native dtype that has been used before, and calls it on the arrays as they are, or on a copy of a small one.
 
 Small = dict[np.dtype[Any], Callable[..., None]]
 _SOFTMAX: Small = {}
@@ -32,22 +32,22 @@ _LOG_SOFTMAX: Small = {}
 _LOGSUMEXP: Small = {}
 
 
-def _small(kernel: Callable[..., None], x: Any, out: Any) -> Any:
-    """The result of a small call, or None if an argument has to be converted or refused."""
+def _plain(kernel: Callable[..., None], x: Any, out: Any) -> Any:
+    """The result of a call with default options, or None if an argument has to be converted or refused."""
     if out is not None and not (is_plain(out, x.shape, x.dtype) and (out is x or lie_apart(x, out))):
+        return None
+    classes = x.shape[-1]
+    if classes > long_rows.LONG_ROW:
         return None
     if not x.flags.carray:
         # The bits of a longer row depend on its layout, which decides how it is walked.
-        if x.shape[-1] > COLUMN_LIMIT and not x.flags.c_contiguous:
+        if x.size > SMALL or (classes > COLUMN_LIMIT and not x.flags.c_contiguous):
             return None
         x = x.copy()
     result = np.empty_like(x) if out is None else out
-    classes = x.shape[-1]
-    count = x.size // classes
-    if x.ndim == 2:
-        kernel(0, count, NO_ROOM[x.dtype], x, result, None)
-    else:
-        kernel(0, count, NO_ROOM[x.dtype], x.reshape(count, classes), result.reshape(count, classes), None)
+    rows = x.size // classes
+    block, target = (x, result) if x.ndim == 2 else (x.reshape(rows, classes), result.reshape(rows, classes))
+    run_plain(kernel, rows, x.nbytes // 4, x.dtype, (block, target, None))
     return result
 
 
@@ -144,8 +144,8 @@ def softmax(
     """
     if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
         kernel = _SOFTMAX.get(x.dtype)
-        if kernel is not None and 0 < x.size <= SMALL and x.ndim:
-            result = _small(kernel, x, out)
+        if kernel is not None and x.size and x.ndim:
+            result = _plain(kernel, x, out)
             if result is not None:
                 return result
     return _forward("softmax", x, axis, where, temperature, out, 0.0, _SOFTMAX)
@@ -206,8 +206,8 @@ def log_softmax(
     """
     if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
         kernel = _LOG_SOFTMAX.get(x.dtype)
-        if kernel is not None and 0 < x.size <= SMALL and x.ndim:
-            result = _small(kernel, x, out)
+        if kernel is not None and x.size and x.ndim:
+            result = _plain(kernel, x, out)
             if result is not None:
                 return result
     return _forward("log_softmax", x, axis, where, temperature, out, -np.inf, _LOG_SOFTMAX)
@@ -265,9 +265,9 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     array([1.79175947, 2.07944154])
     """
     if axis is LAST and where is None and out is None and keepdims is False:
-        small = small_rows(_LOGSUMEXP, x, (), ())
-        if small is not None:
-            return small
+        rows = plain_rows(_LOGSUMEXP, x, (), (), long_rows.LONG_ROW)
+        if rows is not None:
+            return rows
     if backend := backend_for(x, where):
         return backend("logsumexp", x, axis=axis, out=out, where=where, keepdims=keepdims)
     problem = Problem("logsumexp", x, axis, several=True)

@@ -8,7 +8,6 @@ from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
     NO_ROOM,
-    SMALL,
     UNTEMPERED,
     UNWEIGHTED,
     Problem,
@@ -17,6 +16,7 @@ from fastsoftmax.arrays.blocks import (
     lie_apart,
 )
 from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.plain import run_plain
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
 
@@ -35,19 +35,17 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
         return None
     shape = x.shape
     result_shape = (*shape, shape[1]) if square else shape
-    if not 0 < x.size * (shape[1] if square else 1) <= SMALL or not all(
-        is_plain(v, shape, x.dtype) for v in operands
-    ):
+    if not x.size or shape[1] > long_rows.LONG_ROW or not all(is_plain(v, shape, x.dtype) for v in operands):
         return None
     if out is None:
         out = np.empty(result_shape, x.dtype)
     elif not is_plain(out, result_shape, x.dtype) or not all(lie_apart(out, v) for v in operands):
         return None
-    room, ones, flag = NO_ROOM[x.dtype], UNWEIGHTED[x.dtype], True if from_probs else None
+    ones, flag, work = UNWEIGHTED[x.dtype], True if from_probs else None, x.nbytes // 4
     if square:
-        kernel(0, shape[0], room, x, out, None, flag, ones)
+        run_plain(kernel, shape[0], work * max(1, shape[1] // 4), x.dtype, (x, out, None, flag, ones))
     else:
-        kernel(0, shape[0], room, x, operands[1], out, False, None, flag, ones)
+        run_plain(kernel, shape[0], 2 * work, x.dtype, (x, operands[1], out, False, None, flag, ones))
     return out
 
 

@@ -1,11 +1,13 @@
 """softmax_entropy, with its gradient."""
 
+import sys
 from typing import Any
 
 import numpy as np
 
-from fastsoftmax.arrays.blocks import LAST, NO_ROOM, UNTEMPERED, Problem, inverse_temperature, small_rows
+from fastsoftmax.arrays.blocks import LAST, NO_ROOM, UNTEMPERED, Problem, inverse_temperature
 from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.plain import plain_rows
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
 
@@ -64,9 +66,9 @@ def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED
     array([6.93147181e-01, 0.00000000e+00, 9.83662422e-21])
     """
     if axis is LAST and temperature is UNTEMPERED and out is None:
-        small = small_rows(_SMALL, x, (None,), (None,))
-        if small is not None:
-            return small
+        rows = plain_rows(_SMALL, x, (None,), (None,), sys.maxsize)
+        if rows is not None:
+            return rows
     if backend := backend_for(x):
         return backend("softmax_entropy", x, axis=axis, out=out, temperature=temperature)
     problem = Problem("softmax_entropy", x, axis)

@@ -125,22 +125,6 @@ def lie_apart(a: Array, b: Array) -> bool:
     return (a is not b and a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b)
 
 
-def small_rows(known: dict[np.dtype[Any], Any], x: Any, before: tuple[Any, ...], after: tuple[Any, ...]) -> Any:
-    """One number for each row of a small array, by the kernel for its dtype; None if the array does not fit it.
-
-    `before` and `after` are the kernel's arguments before and after its output.
-    """
-    if type(x) is not np.ndarray:
-        return None
-    kernel = known.get(x.dtype)
-    if kernel is None or not 0 < x.size <= SMALL or x.ndim < 2 or not x.flags.carray:
-        return None
-    rows = np.empty(x.shape[:-1], x.dtype)
-    block, numbers = (x, rows) if x.ndim == 2 else (x.reshape(-1, x.shape[-1]), rows.reshape(-1))
-    kernel(0, rows.size, NO_ROOM[x.dtype], block, *before, numbers, *after)
-    return rows
-
-
 def split_temperature(value: float, least: int, most: int) -> tuple[float, int, int]:
     """T as fraction * 2**(exponent + left), a fraction in (1/2, 1] and an exponent from `least` to `most`.
 

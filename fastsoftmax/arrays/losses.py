@@ -16,7 +16,6 @@ from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
     NO_ROOM,
-    SMALL,
     UNWEIGHTED,
     Problem,
     is_plain,
@@ -34,8 +33,9 @@ from fastsoftmax.arrays.options import (
     row_losses,
     row_targets,
 )
-from fastsoftmax.arrays.threads import run
-from fastsoftmax.arrays.weights import Divisor, inverse_of
+from fastsoftmax.arrays.plain import run_plain
+from fastsoftmax.arrays.threads import SHARED_WORK, run
+from fastsoftmax.arrays.weights import Divisor, inverse_of, total
 from fastsoftmax.machine.entry import entry, remember
 
 # For small calls with the default options, overhead costs more than the computation: only checks are left.
@@ -73,8 +73,9 @@ def small_cross_entropy(
     kernel = _SMALL.get((logits.dtype, gradient))
     if (
         kernel is None
-        or not 0 < logits.size <= SMALL
+        or not logits.size
         or logits.ndim != 2
+        or logits.shape[1] > long_rows.LONG_ROW
         or not logits.flags.carray
         or not is_plain(targets, logits.shape[:1], _INDEX)
     ):
@@ -90,10 +91,15 @@ def small_cross_entropy(
     ):
         return None
     rows = np.empty(count, dtype)
-    scale, scale_low = inverse_of(count, dtype)
-    room, ones = NO_ROOM[dtype], UNWEIGHTED[dtype]
-    loss = kernel(0, count, room, logits, targets, ones, slope, rows, scale, scale_low, True)
-    return None if loss < 0 else (dtype.type(loss / count), slope)
+    arguments = logits, targets, UNWEIGHTED[dtype], slope, rows, *inverse_of(count, dtype)
+    work = logits.nbytes // 4
+    if work < SHARED_WORK:
+        loss = kernel(0, count, NO_ROOM[dtype], *arguments, True)
+        return None if loss < 0 else (dtype.type(loss / count), slope)
+    if entry("losses.first_outside")(targets, logits.shape[1]) >= 0:
+        return None
+    run_plain(kernel, count, work if slope is None else 2 * work, dtype, (*arguments, False))
+    return dtype.type(total(rows) / count), slope
 
 
 class RowLosses(NamedTuple):

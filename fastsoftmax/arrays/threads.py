@@ -7,8 +7,8 @@ OpenMP, if the system starts no thread (the caller does all work then), on a bus
 for milliseconds), and with Ctrl-C (the caller looks for signals every few milliseconds). The helpers end before a
 fork, so that a process with one thread also forks with one thread.
 
-To wake a thread takes 20 to 80 us. So helpers wait in machine code for the next call for `IDLE` seconds before they
-sleep: calls that follow each other closely share their work within a microsecond. A helper that wakes on the
+To wake a thread takes 20 to 80 us. So helpers wait in machine code for the next call for `IDLE` seconds before
+they sleep: calls that follow each other closely share their work within a microsecond. A helper that wakes on the
 processor of its caller moves to another one. On a busy machine helpers may come too late, or stop in the middle of
 a block. If that happens again and again, none is woken for a while. Calls that run in other threads of the program
 at the same time count: all together use as many threads as one alone would.
@@ -30,13 +30,11 @@ from threading import Lock, Thread
 from types import BuiltinFunctionType
 from typing import Any, Protocol
 
-import numpy as np
-
 from fastsoftmax.machine import entry
 from fastsoftmax.runtime import teams
 from fastsoftmax.runtime.numba_state import chosen_threads
 
-SHARED_WORK = 1 << 15
+SHARED_WORK = 1 << 14
 """Less work than this is done by the caller alone. The unit is a float32 element of a softmax, about 0.5 ns."""
 
 WAKING_WORK = 1 << 17
@@ -48,17 +46,20 @@ SERIES = 1e-4
 IDLE = 1e-4
 """How many seconds a helper waits for the next call before it sleeps."""
 
+GRANT = 1e-3
+"""How many seconds it is relied on that the CPUs of this process are the same; to ask the system takes 2 us."""
+
 LONG_WORK = 1 << 23
 """Helpers are always woken for so much work: it takes milliseconds."""
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 1e-3, 0.1
+SHORTEST_PAUSE, LONGEST_PAUSE = 1e-3, 1e-2
 """How long, in seconds, no helper is woken for less work after two did not help; it is doubled each time."""
 
 BLOCK_WORK = 1 << 18
 """The work of a block: enough to hide the cost of taking it, and so little that a call can stop soon."""
 
-ROW_MULTIPLES = (64, 16)
-"""Blocks have a multiple of so many rows, so that vectors of rows are full and threads share few cache lines."""
+ROW_MULTIPLE = 16
+"""Blocks have a multiple of so many rows, so that vectors of rows are full."""
 
 RETIREMENT = 0.05
 """How many seconds a fork waits for helpers to end; it goes on even if one is still busy then."""
@@ -120,19 +121,25 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _granted_threads() -> int:
+    """The least of this process's CPUs, the CPU quota of its container, and ``NUMBA_NUM_THREADS``."""
+    available = min(usable_cpus(), _quota())
+    setting = os.environ.get("NUMBA_NUM_THREADS", "")
+    return min(available, int(setting)) if setting.isdigit() and int(setting) > 0 else available
+
+
 def max_threads() -> int:
     """How many threads a call may use now.
 
     The least of: the CPUs that this process may run on, the CPU quota of its container, ``NUMBA_NUM_THREADS``
     and ``numba.set_num_threads`` if these are set, and the innermost `threads` around the call.
     """
-    chosen, _ = _limit.get()
-    if chosen == 1:
-        return 1
-    available = min(usable_cpus(), _quota(), chosen_threads() or UNLIMITED)
-    setting = os.environ.get("NUMBA_NUM_THREADS", "")
-    if setting.isdigit() and int(setting) > 0:
-        available = min(available, int(setting))
+    return 1 if _limit.get()[0] == 1 else _limited(_granted_threads())
+
+
+def _limited(granted: int) -> int:
+    chosen = _limit.get()[0]
+    available = min(granted, chosen_threads() or UNLIMITED)
     return available if chosen is None else min(available, chosen)
 
 
@@ -221,17 +228,17 @@ class _Team:
     __slots__ = ("_pid", "address", "join", "words")
 
     def __init__(self) -> None:
-        memory = np.zeros(teams.WORDS + 8, np.int64)
+        memory = (ctypes.c_int64 * (teams.WORDS + 8))()
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
-        first = -memory.ctypes.data // 8 % 8  # cache lines begin here
-        self.words = memoryview(memory[first : first + teams.WORDS])
-        self.address = memory.ctypes.data + 8 * first
+        first = -ctypes.addressof(memory) // 8 % 8  # a cache line begins here
+        self.words = memoryview(memory).cast("B").cast("q")[first : first + teams.WORDS]
+        self.address = ctypes.addressof(memory) + 8 * first
         functions = entry.team()
         self.words[teams.DRIVE] = functions.drive
         self.join = functions.join
         self._pid = os.getpid()
 
-    def share(self, code: Callable[..., Any], rows: int, step: int, rooms: list[Any], args: tuple[Any, ...]) -> bool:
+    def share(self, code: Any, rows: int, step: int, rooms: list[Any], args: tuple[Any, ...]) -> bool:
         """Run a kernel's code in blocks of `step` rows, with a helper for each of the `rooms` but the first.
 
         The result says whether a helper took part and none was waited for long.
@@ -250,11 +257,11 @@ class _Team:
         return bool(state == teams.FINISHED and words[teams.SEATED])
 
     def _close(self, rows: int) -> None:
-        """Take all rows that are left, and wait until no helper is inside, also after Ctrl-C, which is raised then."""
+        """Drop the rows that are left, and wait until no helper is inside. Ctrl-C is raised after that."""
         interrupted: KeyboardInterrupt | None = None
         while True:
             try:
-                self.words[teams.NEXT] = rows
+                self.words[teams.TAKEN] = rows
                 self.words[teams.JOB] = 0
                 time.sleep(0)  # a call of the system: helpers see the above before the words are read again
                 while self.words[teams.INSIDE]:
@@ -304,7 +311,7 @@ def _patience() -> int:
 
 @lru_cache(maxsize=1)
 def _processor() -> Callable[[], int]:
-    """A function that returns the number of the processor on which it runs, or -1 where the system does not say."""
+    """A function that returns the number of its processor, or -1 where the system does not say."""
     try:
         function: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
     except (AttributeError, OSError, TypeError):
@@ -342,7 +349,7 @@ class _Helpers:
             team.join(team.address, patience if beside else 1, patience)
 
     def ask(self, team: _Team, count: int) -> bool:
-        """Ask `count` helpers, or fewer if the system starts no more threads; whether one had to be woken."""
+        """Wake helpers until `count` are there, or fewer if no thread can be started; whether one was woken."""
         if len(self._threads) < count:
             with self._lock:
                 try:
@@ -447,16 +454,33 @@ _calls: list[None] = []
 """An item for each call that runs now and is large enough to be shared."""
 _last_call = 0.0
 """When the last of them ended."""
+_last_grant = (0.0, 1)
+"""What `_granted_threads` returned last, and when."""
 
 
 def _threads_for(rows: int, work: int) -> int:
     """How many threads a call of so much work uses, while others may be running."""
-    if work < LONG_WORK and not (_teams and _teams[-1].words[teams.PRESENT]):
-        now = time.perf_counter()
-        if not _pause.is_over(now) or (work < WAKING_WORK and now - _last_call > SERIES):
-            return 1
-    count = max_threads() // (1 + len(_calls))
-    return max(1, min(count, rows, work // (SHARED_WORK // 2), teams.MOST_SEATS + 1))
+    global _last_grant
+    chosen = _limit.get()[0]
+    if chosen == 1:
+        return 1
+    now = time.perf_counter()
+    is_ready = work >= LONG_WORK or (_teams and _teams[-1].words[teams.PRESENT])
+    in_series = work >= WAKING_WORK or now - _last_call <= SERIES
+    if not (is_ready or (in_series and _pause.is_over(now))):
+        return 1
+    when, granted = _last_grant
+    if now - when > GRANT:
+        granted = _granted_threads()
+        _last_grant = now, granted
+    if chosen is not None and chosen < granted:
+        granted = chosen
+    numba = chosen_threads()
+    if numba and numba < granted:
+        granted = numba
+    if _calls:
+        granted //= 1 + len(_calls)
+    return max(1, min(granted, rows, work // (SHARED_WORK // 2), teams.MOST_SEATS + 1))
 
 
 def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:
@@ -467,34 +491,35 @@ def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: An
 
     `room` returns working memory of its own for each thread.
     """
-    _introduce()
-    work *= _unit(args)
     memory = room()
-    code = kernel.code((0, rows, memory, *args))
+    run_code(kernel.code((0, rows, memory, *args)), rows, work * _unit(args), memory, room, args)
+
+
+def run_code(
+    code: Callable[..., Any], rows: int, work: int, memory: Any, room: Callable[[], Any], args: tuple[Any, ...]
+) -> None:
+    """`run` for a kernel's code; `memory` is the caller's working memory, and float64 counts twice in `work`."""
+    global _last_call
     if work < SHARED_WORK:
         code(0, rows, memory, *args)
         return
+    _introduce()
     count = _threads_for(rows, work)
     _calls.append(None)
     try:
         if count == 1 and work <= 16 * BLOCK_WORK:
             code(0, rows, memory, *args)
         else:
-            _run_in_blocks(code, rows, work, [memory, *_rooms(room, count - 1)], args)
+            _run_in_blocks(code, rows, work, [memory] if count == 1 else _rooms(memory, room, count), args)
     finally:
-        _end_call()
+        if _calls:  # else this is a child of a fork in the middle of the call
+            _calls.pop()
+        _last_call = time.perf_counter()
 
 
-def _end_call() -> None:
-    global _last_call
-    if _calls:  # else this is a child of a fork in the middle of the call
-        _calls.pop()
-    _last_call = time.perf_counter()
-
-
-def _rooms(room: Callable[[], Any], count: int) -> list[Any]:
-    """Working memory for so many helpers, or for fewer if there is not enough."""
-    found: list[Any] = []
+def _rooms(memory: Any, room: Callable[[], Any], count: int) -> list[Any]:
+    """Working memory for so many threads, or for fewer if there is not enough."""
+    found = [memory]
     try:
         while len(found) < count:
             found.append(room())
@@ -504,9 +529,10 @@ def _rooms(room: Callable[[], Any], count: int) -> list[Any]:
 
 
 def _run_in_blocks(code: Any, rows: int, work: int, rooms: list[Any], args: tuple[Any, ...]) -> None:
-    per_row = max(1, work // max(1, rows))
-    step = max(1, min(BLOCK_WORK // per_row, rows // (4 * len(rooms))))
-    step -= next((step % multiple for multiple in ROW_MULTIPLES if step > multiple), 0)
+    count = len(rooms)
+    step = min(BLOCK_WORK * rows // work, rows // (4 * count)) or 1
+    if step > ROW_MULTIPLE:
+        step -= step % ROW_MULTIPLE
     if not isinstance(code, BuiltinFunctionType):  # a function of Python, under NUMBA_DISABLE_JIT
         for start in range(0, rows, step):
             code(start, min(start + step, rows), rooms[0], *args)
@@ -515,11 +541,12 @@ def _run_in_blocks(code: Any, rows: int, work: int, rooms: list[Any], args: tupl
         team = _teams.pop()
     except IndexError:
         team = _Team()
+    words = team.words
     try:
-        woken = _helpers.ask(team, len(rooms) - 1)
+        woken = count > 1 and words[teams.PRESENT] < count - 1 and _helpers.ask(team, count - 1)
         helped = team.share(code, rows, step, rooms, args)
-        if woken or not helped:
+        if woken or (count > 1 and not helped):
             _pause.note(helped)
     finally:
-        if not team.words[teams.INSIDE]:  # else helpers did not survive a fork
+        if not words[teams.INSIDE]:  # else helpers did not survive a fork
             _teams.append(team)

@@ -253,7 +253,7 @@ class Team(NamedTuple):
 
     drive: int
     """The address of the caller's, which kernels call."""
-    join: Callable[[int, int], None]
+    join: Callable[[int, int, int], None]
     """The helpers', as a function of Python."""
 
 

@@ -3,8 +3,8 @@
 ``teams.drive``
     ``drive(team, job, room, size, step, stop, seats)`` is what the caller of a kernel runs.
 ``teams.join.py``
-    ``join(team, first, patience)`` is what helpers run, as a function of Python (``METH_FASTCALL``). A helper looks
-    `first` times for a job, and `patience` times for another one after a job that it worked on.
+    ``join(team, first, patience)`` is what helpers run, as a function of Python (``METH_FASTCALL``). A helper
+    looks `first` times for a job, and `patience` times for another one after a job that it worked on.
 """
 
 from typing import Any
@@ -65,13 +65,17 @@ def _waiting(module: Any, build: Any, triple: str, patience: Any, done: Any) -> 
 
 
 def _work_function(module: Any) -> Any:
-    """``work(team, job, room, size, most)``: take blocks until none is left, at most so many."""
-    kind = ir.FunctionType(ir.VoidType(), [WORDS, I64, POINTER, I64, I64])
+    """``work(team, job, room, size, most, side)``: take blocks until none is left, at most so many.
+
+    ``side`` is `teams.FRONT` for the caller and `teams.BACK` for helpers.
+    """
+    kind = ir.FunctionType(ir.VoidType(), [WORDS, I64, POINTER, I64, I64, I64])
     function = ir.Function(module, kind, "work")
     function.linkage = "internal"
-    team, job, room, size, most = function.args
+    team, job, room, size, most, side = function.args
     build = ir.IRBuilder(function.append_basic_block("entry"))
-    step, stop = (build.load(word(build, team, place)) for place in (teams.STEP, teams.STOP))
+    step, stop, last = (build.load(word(build, team, place)) for place in (teams.STEP, teams.STOP, teams.LAST))
+    from_end = build.icmp_signed("==", side, I64(teams.BACK))
     code = build.inttoptr(job, JOB.as_pointer())
     loop, block, failed, after, end = map(function.append_basic_block, ("loop", "block", "failed", "after", "end"))
     first = build.block
@@ -80,10 +84,12 @@ def _work_function(module: Any) -> Any:
     build.position_at_end(loop)
     left = build.phi(I64)
     left.add_incoming(most, first)
-    start = _add(build, team, teams.NEXT, step)
-    build.cbranch(build.icmp_signed(">=", start, stop), end, block)
+    build.cbranch(build.icmp_signed(">=", _add(build, team, teams.TAKEN, step), stop), end, block)
 
     build.position_at_end(block)
+    # There is a block for this thread: the next of its side.
+    before = build.atomic_rmw("add", build.gep(team, [side]), step, ORDER)
+    start = build.select(from_end, build.sub(last, before), before)
     ahead = build.add(start, step)
     limit = build.select(build.icmp_signed("<", ahead, stop), ahead, stop)
     result = build.call(code, [team, start, limit, room, size])
@@ -91,7 +97,7 @@ def _work_function(module: Any) -> Any:
 
     build.position_at_end(failed)
     _store(build, team, teams.FAILED, I64(1))
-    _store(build, team, teams.NEXT, stop)
+    _store(build, team, teams.TAKEN, stop)
     build.branch(end)
 
     build.position_at_end(after)
@@ -104,6 +110,12 @@ def _work_function(module: Any) -> Any:
     return function
 
 
+def _last_block(build: Any, step: Any, stop: Any) -> Any:
+    """The first row of the last block."""
+    before = build.sub(stop, I64(1))
+    return build.sub(before, build.srem(before, step))
+
+
 def _drive(module: Any, triple: str, work: Any) -> None:
     """The function of the caller. With a step of 0 it goes on with the job that it opened before."""
     function = ir.Function(module, DRIVER, f"{PREFIX}{NAME}")
@@ -112,12 +124,13 @@ def _drive(module: Any, triple: str, work: Any) -> None:
     with build.if_then(build.icmp_signed("!=", step, I64(0))):
         for place, value in ((teams.STEP, step), (teams.STOP, stop), (teams.SEATS, seats)):
             build.store(value, word(build, team, place))
-        for place in (teams.NEXT, teams.SEATED, teams.FAILED):
+        build.store(_last_block(build, step, stop), word(build, team, teams.LAST))
+        for place in (teams.TAKEN, teams.FRONT, teams.BACK, teams.SEATED, teams.FAILED):
             build.store(I64(0), word(build, team, place))
         _add(build, team, teams.TICKET, I64(1))
         _store(build, team, teams.JOB, job)
-    build.call(work, [team, job, room, size, I64(teams.BLOCKS)])
-    with build.if_then(build.icmp_signed("<", _load(build, team, teams.NEXT), stop)):
+    build.call(work, [team, job, room, size, I64(teams.BLOCKS), I64(teams.FRONT)])
+    with build.if_then(build.icmp_signed("<", _load(build, team, teams.TAKEN), stop)):
         build.ret(I64(teams.UNFINISHED))
     _store(build, team, teams.JOB, I64(0))
 
@@ -143,7 +156,7 @@ def _help(build: Any, team: Any, work: Any) -> Any:
             at = build.add(build.mul(seat, I64(2)), I64(teams.ROOMS))
             room = build.inttoptr(build.load(build.gep(team, [at])), POINTER)
             size = build.load(build.gep(team, [build.add(at, I64(1))]))
-            build.call(work, [team, job, room, size, I64(-1)])
+            build.call(work, [team, job, room, size, I64(-1), I64(teams.BACK)])
             build.store(I1(1), helped)
     _add(build, team, teams.INSIDE, I64(-1))
     return build.load(helped)

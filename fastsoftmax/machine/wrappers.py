@@ -192,9 +192,12 @@ def word(build: Any, team: Any, place: int) -> Any:
     return build.gep(team, [I64(place)])
 
 
-def _room(parameters: Sequence[Parameter], result: Any) -> int | None:
-    """How many arguments of the C function are working memory; None if threads cannot share the kernel's rows."""
-    if result is not None or len(parameters) < 3 or not parameters[0] == parameters[1] == I64:
+def _room(parameters: Sequence[Parameter]) -> int | None:
+    """How many arguments of the C function are working memory; None if threads cannot share the kernel's rows.
+
+    The result of a kernel that has one is dropped when its rows are shared.
+    """
+    if len(parameters) < 3 or not parameters[0] == parameters[1] == I64:
         return None
     if parameters[2] is None:
         return 0
@@ -276,7 +279,7 @@ def _python_function(module: Any, name: str, called: Any, parameters: Sequence[P
     values = []
     for k, parameter in enumerate(parameters):
         values += from_python(build, python, build.load(build.gep(items, [I64(k)])), parameter)
-    room, count = _room(parameters, result), I64(len(parameters))
+    room, count = _room(parameters), I64(len(parameters))
     if room is not None:
         with build.if_then(build.icmp_signed(">", total, count), likely=False):
             job = _job(module, name, called, room)

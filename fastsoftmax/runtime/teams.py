@@ -1,12 +1,13 @@
 """The memory through which the threads of one call share its blocks, without the GIL.
 
 It is an array of 64-bit words. The caller writes a job there: the address of a function that runs one kernel with
-the arguments behind `FRAME`. While the job is open, helpers may enter it. Every thread takes the next block with one
-atomic addition, until none is left. Then the caller closes the job and waits until no helper is inside.
+the arguments behind `FRAME`. While the job is open, helpers may enter it. Every thread takes blocks, the caller
+from the first row on and helpers from the last row down: if the next call has the same arrays, a thread finds its
+rows in its cache. When no block is left, the caller closes the job and waits until no helper is inside.
 
-A helper first counts itself in `INSIDE` and then looks whether the job is open; the caller first closes the job and
-then looks at `INSIDE`. Both are sequentially consistent, so either the helper sees that the job is closed, or the
-caller sees the helper. Nothing of a job is read by who is not inside an open one.
+A helper first counts itself in `INSIDE` and then looks whether the job is open; the caller first closes the job
+and then looks at `INSIDE`. Both are sequentially consistent, so either the helper sees that the job is closed, or
+the caller sees the helper. Nothing of a job is read by who is not inside an open one.
 
 Words that several threads write lie in cache lines of their own.
 """
@@ -23,8 +24,12 @@ DRIVE = 5
 """The address of the function that the caller runs."""
 CALLER = 6
 """The processor on which the caller ran when it woke helpers, or -1."""
-NEXT = 8
-"""The first row that nobody has taken."""
+LAST = 7
+"""The first row of the last block."""
+TAKEN = 8
+"""How many rows have been taken, where the last block counts as a whole one."""
+FRONT, BACK = 9, 10
+"""How many of them by the caller, from the first row on, and by helpers, from the last row down."""
 INSIDE = 16
 """How many helpers are inside the job."""
 SEATED = 24
@@ -46,4 +51,4 @@ PATIENCE = 4000
 """How often the caller looks whether helpers are still inside, before it sleeps in Python; some 100 us."""
 
 FINISHED, UNFINISHED, BUSY, ERROR = 0, 1, 2, 3
-"""What the caller's function returns: all is done; rows are left; helpers are still inside; a kernel has failed."""
+"""What the caller gets: all is done; rows are left; helpers are still inside; a kernel has failed."""

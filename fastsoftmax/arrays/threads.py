@@ -450,7 +450,7 @@ def _unit(args: tuple[Any, ...]) -> int:
     return 1
 
 
-_calls: list[None] = []
+_calls: set[object] = set()
 """An item for each call that runs now and is large enough to be shared."""
 _last_call = 0.0
 """When the last of them ended."""
@@ -465,9 +465,12 @@ def _threads_for(rows: int, work: int) -> int:
     if chosen == 1:
         return 1
     now = time.perf_counter()
-    is_ready = work >= LONG_WORK or (_teams and _teams[-1].words[teams.PRESENT])
-    in_series = work >= WAKING_WORK or now - _last_call <= SERIES
-    if not (is_ready or (in_series and _pause.is_over(now))):
+    try:
+        waiting = _teams[-1].words[teams.PRESENT] > 0
+    except IndexError:
+        waiting = False
+    pays = work >= WAKING_WORK or now - _last_call <= SERIES
+    if not (waiting or work >= LONG_WORK or (pays and _pause.is_over(now))):
         return 1
     when, granted = _last_grant
     if now - when > GRANT:
@@ -504,16 +507,15 @@ def run_code(
         code(0, rows, memory, *args)
         return
     _introduce()
-    count = _threads_for(rows, work)
-    _calls.append(None)
+    count, call = _threads_for(rows, work), object()
     try:
+        _calls.add(call)
         if count == 1 and work <= 16 * BLOCK_WORK:
             code(0, rows, memory, *args)
         else:
             _run_in_blocks(code, rows, work, [memory] if count == 1 else _rooms(memory, room, count), args)
     finally:
-        if _calls:  # else this is a child of a fork in the middle of the call
-            _calls.pop()
+        _calls.discard(call)
         _last_call = time.perf_counter()
 
 

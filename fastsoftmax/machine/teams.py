@@ -117,7 +117,7 @@ def _last_block(build: Any, step: Any, stop: Any) -> Any:
 
 
 def _drive(module: Any, triple: str, work: Any) -> None:
-    """The function of the caller. With a step of 0 it goes on with the job that it opened before."""
+    """The function of the caller: with a step it opens a job; without one it works on the open job."""
     function = ir.Function(module, DRIVER, f"{PREFIX}{NAME}")
     team, job, room, size, step, stop, seats = function.args
     build = ir.IRBuilder(function.append_basic_block("entry"))
@@ -129,6 +129,7 @@ def _drive(module: Any, triple: str, work: Any) -> None:
             build.store(I64(0), word(build, team, place))
         _add(build, team, teams.TICKET, I64(1))
         _store(build, team, teams.JOB, job)
+        build.ret(I64(teams.UNFINISHED))
     build.call(work, [team, job, room, size, I64(teams.BLOCKS), I64(teams.FRONT)])
     with build.if_then(build.icmp_signed("<", _load(build, team, teams.TAKEN), stop)):
         build.ret(I64(teams.UNFINISHED))

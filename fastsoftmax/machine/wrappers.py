@@ -254,8 +254,12 @@ def _shared(build: Any, python: Python, job: Any, given: Sequence[Any], values: 
         _store_rooms(build, python, team, build.gep(items, [I64(1)]), seats)
         memory = [build.bitcast(values[2], POINTER), values[3]]
     drive = build.inttoptr(build.load(word(build, team, teams.DRIVE)), DRIVER.as_pointer())
+    arguments = [team, build.ptrtoint(job, I64), *memory]
+    with build.if_then(build.icmp_signed("!=", values[0], I64(0))):
+        # The job is open before the GIL is released: then the system may run a helper at once instead of this thread.
+        build.call(drive, [*arguments, values[0], values[1], seats])
     state = python.call("PyEval_SaveThread", POINTER)
-    done = build.call(drive, [team, build.ptrtoint(job, I64), *memory, values[0], values[1], seats])
+    done = build.call(drive, [*arguments, I64(0), values[1], seats])
     python.call("PyEval_RestoreThread", ir.VoidType(), state)
     return done
 

@@ -4,75 +4,64 @@ import asyncio
 import contextvars
 import copy
 import gc
-import itertools
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from recorder import CALLER, FIRST_HELPER, MILLISECOND, Recorder
 
 import fastsoftmax as fs
 from fastsoftmax.arrays import threads
+from fastsoftmax.runtime import teams
 
 LARGE = (20_000, 50)
 
 
+class Always:
+    """In the place of the pause: helpers are woken for every call."""
+
+    def is_over(self, now):
+        return True
+
+    def note(self, helped):
+        pass
+
+
 @pytest.fixture
 def submissions(monkeypatch):
-    """Allows two threads also on a machine with one processor, and lists the tasks for helpers."""
-    asked = []
-    ask = threads._Helpers.ask
+    """Allows two threads also on a machine with one processor, and lists the numbers of threads of shared calls."""
+    shared, threads_for = [], threads._threads_for
 
-    def note(helpers, crew, count):
-        if count:
-            asked.append(crew)
-        ask(helpers, crew, count)
+    def note(rows, work):
+        count = threads_for(rows, work)
+        if count > 1:
+            shared.append(count)
+        return count
 
-    monkeypatch.setattr(threads._Helpers, "ask", note)
+    monkeypatch.setattr(threads, "_threads_for", note)
+    monkeypatch.setattr(threads, "_pause", Always())
+    monkeypatch.setattr(threads, "_last_grant", (0.0, 1))
     monkeypatch.setattr(threads, "_quota", lambda: 2)
+    monkeypatch.setattr(threads, "_leave", lambda processor: True)
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
-    return asked
+    yield shared
+    threads._last_grant = (0.0, 1)
 
 
 def x_of(shape=LARGE):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-class Ready:
-    """A function in the place of a kernel, which needs no compilation."""
-
-    def __init__(self, function):
-        self.function = function
-
-    def code(self, arguments):
-        return self.function
-
-
-class Recorder:
-    """A kernel that records which thread computes which rows."""
-
-    def __init__(self, pause=0.0):
-        self.calls, self.pause = [], pause
-
-    def code(self, arguments):
-        return self
-
-    def __call__(self, start, stop, memory):
-        if stop == 0:
-            return  # no rows
-        self.calls.append((threading.get_ident(), start, stop))
-        time.sleep(self.pause)
-
-    @property
-    def threads(self):
-        return {thread for thread, _, _ in self.calls}
+def run(recorder, rows, work):
+    threads.run(recorder, rows, work, recorder.room, *recorder.arguments)
 
 
 # --- who works -----------------------------------------------------------------------------------------------
@@ -101,59 +90,153 @@ def test_threads_1_is_serial(submissions, name):
 
 def test_several_threads_take_part(submissions):
     """Helpers compute rows, and the caller does, too."""
-    recorder = Recorder(pause=0.005)
-    threads.run(recorder, 4096, 4 << 20, lambda: None)
-    assert len(recorder.threads) == 2
-    assert threading.get_ident() in recorder.threads
+    recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
+    run(recorder, 4096, 4 << 20)
+    assert submissions == [2]
+    assert recorder.threads == {CALLER, FIRST_HELPER}
+    assert (recorder.times == 1).all()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 63, 64, 65, 1000, 12345])
 @pytest.mark.parametrize("per_row", [1, 100, 1 << 14, 1 << 22])
-def test_every_row_is_computed_once(submissions, rows, per_row):
-    recorder = Recorder()
-    threads.run(recorder, rows, rows * per_row, lambda: None)
-    done = sorted((start, stop) for _, start, stop in recorder.calls)
-    assert done[0][0] == 0
-    assert done[-1][1] == rows
-    assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(done))
-    assert all(start < stop for start, stop in done)
+@pytest.mark.parametrize("count", [1, 2, 5, 16])
+def test_every_row_is_computed_once(submissions, monkeypatch, rows, per_row, count):
+    monkeypatch.setattr(threads, "_quota", lambda: count)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(count)), raising=False)
+    recorder = Recorder(rows)
+    run(recorder, rows, rows * per_row)
+    assert (recorder.times == 1).all()
+
+
+def test_calls_that_follow_each_other_are_shared_from_less_work_on(submissions, monkeypatch):
+    """Isolated calls of little work are the caller's: it would take as long to wake a helper."""
+    work = threads.SHARED_WORK
+    monkeypatch.setattr(threads, "_teams", [])
+    for ended, expected in ((time.perf_counter() - 1.0, 1), (time.perf_counter() + 1.0, 2)):
+        monkeypatch.setattr(threads, "_last_call", ended)
+        assert threads._threads_for(100, work) == expected
+        assert threads._threads_for(100, threads.WAKING_WORK) == 2
+
+
+def test_helpers_wait_for_the_next_call(submissions, monkeypatch):
+    """After a call, a helper is there for some time; then it sleeps."""
+    monkeypatch.setattr(threads, "_teams", [])
+    monkeypatch.setattr(threads, "_helpers", threads._Helpers())
+    monkeypatch.setattr(threads, "_patience", lambda: 20_000_000)
+    recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
+    run(recorder, 4096, 4 << 20)
+    (team,) = threads._teams
+    assert team.words[teams.PRESENT] == 1
+    asked = []
+    monkeypatch.setattr(threads._Helpers, "ask", lambda *given: asked.append(given))
+    again = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
+    run(again, 4096, 4 << 20)
+    assert again.threads == {CALLER, FIRST_HELPER}
+    assert not asked  # nobody had to be woken
+    deadline = time.monotonic() + 60
+    while team.words[teams.PRESENT] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert team.words[teams.PRESENT] == 0
+
+
+def test_no_helper_is_woken_for_a_while_after_two_that_did_not_help(monkeypatch):
+    """The pause is doubled up to a limit, and ends when one has helped; long work does not care."""
+    now = [100.0]
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: now[0])
+    pause, lengths = threads._Pause(), []
+    pause.note(False)
+    assert pause.is_over(now[0])
+    for _ in range(8):
+        pause.note(False)
+        assert not pause.is_over(now[0])
+        lengths.append(next(k for k in range(1, 1000) if pause.is_over(now[0] + 1e-3 * k + 1e-9)))
+    assert lengths == [1, 2, 4, 8, 10, 10, 10, 10]
+    now[0] += 1.0
+    assert pause.is_over(now[0])
+    pause.note(True)
+    pause.note(False)
+    assert pause.is_over(now[0])
+    monkeypatch.setattr(threads, "_pause", pause)
+    monkeypatch.setattr(threads, "_teams", [])
+    monkeypatch.setattr(threads, "_granted_threads", lambda: 2)
+    pause.note(False)
+    assert threads._threads_for(100, threads.LONG_WORK - 1) == 1
+    assert threads._threads_for(100, threads.LONG_WORK) == 2
+
+
+def test_a_helper_leaves_the_processor_of_its_caller():
+    """It may run on all processors again afterwards."""
+    where = threads._processor()
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if len(allowed) < 2 or where() < 0:
+        pytest.skip("one processor, or a system that does not say which")
+    for _ in range(20):
+        here = where()
+        assert threads._leave(here)
+        assert os.sched_getaffinity(0) == allowed
+    assert not threads._leave(-1) or os.sched_getaffinity(0) == allowed
 
 
 def test_helpers_find_the_kernel_compiled(submissions):
     """The caller asks for its code, once: a helper could wait for a lock that the caller holds."""
-    recorder, asked = Recorder(0.002), []
-
-    class Kernel:
-        def code(self, arguments):
-            asked.append((threading.get_ident(), arguments, len(submissions), len(recorder.calls)))
-            return recorder
-
-    threads.run(Kernel(), 4096, 4 << 20, lambda: None)
-    assert asked == [(threading.get_ident(), (0, 4096, None), 0, 0)]
+    recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
+    run(recorder, 4096, 4 << 20)
+    ((thread, arguments),) = recorder.asked
+    assert thread == threading.get_ident()
+    assert arguments[:2] == (0, 4096)
     assert len(recorder.threads) == 2
 
 
 def test_no_rows():
-    """A call without rows runs the kernel at most with an empty block."""
-    recorder = Recorder()
-    threads.run(recorder, 0, 0, lambda: None)
-    assert not recorder.calls
+    """A call without rows computes none."""
+    recorder = Recorder(4)
+    run(recorder, 0, 0)
+    run(recorder, 0, 100 << 20)
+    assert not recorder.times.any()
 
 
-def test_every_thread_has_memory_of_its_own(submissions):
-    seen = {}
-    lock = threading.Lock()
+def test_every_thread_has_memory_of_its_own(submissions, monkeypatch):
+    """Working memory is allocated by the caller; where there is not enough, fewer threads take part."""
+    recorder, rooms = Recorder(4096, 20 * MILLISECOND, MILLISECOND), []
+    threads.run(recorder, 4096, 4 << 20, lambda: rooms.append(recorder.room()) or rooms[-1], *recorder.arguments)
+    assert len(rooms) == 2
+    assert all(room[1] > 0 for room in rooms)
 
-    def kernel(start, stop, memory):
-        with lock:
-            seen.setdefault(threading.get_ident(), set()).add(id(memory))
-        time.sleep(0.002)
+    def scarce():
+        if len(rooms) == 3:
+            raise MemoryError
+        rooms.append(recorder.room())
+        return rooms[-1]
 
-    rooms = []
-    threads.run(Ready(kernel), 4096, 4 << 20, lambda: rooms.append([]) or rooms[-1])
-    assert len(seen) == len(rooms) == 2
-    assert all(len(ids) == 1 for ids in seen.values())
-    assert len(set.union(*seen.values())) == 2
+    recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
+    threads.run(recorder, 4096, 4 << 20, scarce, *recorder.arguments)
+    assert recorder.threads == {CALLER}
+    assert (recorder.times == 1).all()
+
+
+def test_callers_share_the_threads(submissions, monkeypatch):
+    """While another thread of the program is in a large call, there are fewer for this one."""
+    assert threads._threads_for(100, 100 << 20) == 2
+    monkeypatch.setattr(threads, "_calls", {1})
+    assert threads._threads_for(100, 100 << 20) == 1
+    monkeypatch.setattr(threads, "_quota", lambda: 16)
+    monkeypatch.setattr(threads, "_last_grant", (0.0, 1))
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    assert threads._threads_for(100, 100 << 20) == 8
+
+
+def test_without_machine_code(submissions):
+    """Functions of Python, which take the place of kernels under NUMBA_DISABLE_JIT, run in blocks, in one thread."""
+    taken = []
+
+    class Kernel:
+        def code(self, arguments):
+            return lambda start, stop, room: taken.append((threading.get_ident(), start, stop))
+
+    threads.run(Kernel(), 4096, 4 << 20, lambda: None)
+    assert {thread for thread, _, _ in taken} == {threading.get_ident()}
+    assert [row for _, start, stop in taken for row in range(start, stop)] == list(range(4096))
+    assert len(taken) > 1
 
 
 def test_many_callers_at_once(submissions):
@@ -365,7 +448,7 @@ def test_numba_set_num_threads(sixteen):
 def test_threadpoolctl(sixteen):
     """Its limits hold in the thread that sets them, as those of `threads` do."""
     threadpoolctl = pytest.importorskip("threadpoolctl", minversion="3.2")
-    threads.run(Recorder(), 0, 0, lambda: None)
+    run(Recorder(1), 1, threads.SHARED_WORK)
     (found,) = (entry for entry in threadpoolctl.threadpool_info() if entry["user_api"] == "fastsoftmax")
     assert found["num_threads"] == 16
     with threadpoolctl.threadpool_limits(3):
@@ -463,6 +546,7 @@ def test_no_thread_can_be_started(submissions, monkeypatch, error):
 
     refused = []
     monkeypatch.setattr(threads, "_helpers", threads._Helpers())
+    monkeypatch.setattr(threads, "_teams", [])
     monkeypatch.setattr(threads.Thread, "start", refuse)
     np.testing.assert_array_equal(fs.softmax(x), expected)
     assert refused
@@ -471,107 +555,107 @@ def test_no_thread_can_be_started(submissions, monkeypatch, error):
 
 
 def test_nobody_works_when_the_call_returns(submissions):
-    """The caller waits until the helpers have finished their blocks."""
-    caller, working, helped = threading.get_ident(), [], []
-
-    def kernel(start, stop, memory):
-        working.append(start)
-        if threading.get_ident() == caller:
-            time.sleep(0.01)
-        else:
-            helped.append(start)
-            time.sleep(0.3)
-        working.remove(start)
-
-    threads.run(Ready(kernel), 4096, 4 << 20, lambda: None)
-    assert helped
-    assert not working
+    """The caller waits until the helpers have finished their blocks, also if that takes long."""
+    recorder = Recorder(4096, 20 * MILLISECOND, 300 * MILLISECOND)
+    run(recorder, 4096, 4 << 20)
+    assert recorder.threads == {CALLER, FIRST_HELPER}
+    assert (recorder.times == 1).all()
+    assert not any(team.words[teams.INSIDE] for team in threads._teams)
 
 
 def test_a_helper_that_comes_late(submissions, monkeypatch):
-    """A helper that was busy with another call finds its task done, and touches no array."""
-    rooms, late = [], []
-    monkeypatch.setattr(threads._Helpers, "ask", lambda helpers, crew, count: late.append(crew))
-    threads.run(Recorder(), 4096, 4 << 20, lambda: rooms.append(None))
-    (crew,) = late
-    crew.help()
-    assert len(rooms) == 1
+    """A helper that was busy with another call finds its job closed, and touches nothing."""
+    monkeypatch.setattr(threads, "_teams", [])
+    monkeypatch.setattr(threads._Helpers, "ask", lambda helpers, team, count: True)
+    recorder = Recorder(4096)
+    run(recorder, 4096, 4 << 20)
+    (team,) = threads._teams
+    before = list(team.words)
+    team.join(team.address, 100, 100)
+    assert list(team.words) == before
+    assert recorder.threads == {CALLER}
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_idle_helpers_keep_no_array(submissions, fails):
+def test_idle_helpers_keep_no_array(submissions):
     """The arrays of a call are freed when its caller deletes them, without garbage collection."""
-    x = x_of()
-    kept, caller, failed = weakref.ref(x), threading.get_ident(), []
-
-    def kernel(start, stop, memory, x):
-        time.sleep(0.005)
-        if fails and threading.get_ident() != caller:
-            failed.append(start)
-            raise MemoryError
-
+    recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
+    kept = weakref.ref(recorder.times)
     gc.disable()
     try:
-        with pytest.raises(MemoryError) if fails else nullcontext():
-            threads.run(Ready(kernel), 4096, 4 << 20, lambda: None, x)
-        assert len(failed) == fails
-        del submissions[:], x, kernel
-        deadline = time.monotonic() + 10
-        while kept() is not None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        run(recorder, 4096, 4 << 20)
+        del recorder
         assert kept() is None
     finally:
         gc.enable()
 
 
-def test_helpers_serve_the_next_call(submissions):
-    """The same helper thread serves all calls."""
-    recorder = Recorder(pause=0.002)
+def test_helpers_serve_the_next_call(submissions, monkeypatch):
+    """The same helper serves all calls."""
+    monkeypatch.setattr(threads, "_helpers", threads._Helpers())
     for _ in range(5):
-        threads.run(recorder, 4096, 4 << 20, lambda: None)
-    assert len(recorder.threads) == 2
-    assert sum(thread.name == "fastsoftmax" for thread in threading.enumerate()) <= max(1, (os.cpu_count() or 1))
+        recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
+        run(recorder, 4096, 4 << 20)
+        assert recorder.threads == {CALLER, FIRST_HELPER}
+    assert len(threads._helpers._threads) == 1
 
 
-def test_a_failure_in_a_helper_reaches_the_caller_when_all_have_stopped(submissions, monkeypatch):
-    """A helper may fail for lack of memory. No helper may write to the result after the call has raised."""
-    monkeypatch.setattr(threads, "_quota", lambda: 3)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
-    caller, working, failed = threading.get_ident(), [], []
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_failure_reaches_the_caller_when_all_have_stopped(submissions, where):
+    """No helper may write to the result after the call has raised. The next call is right."""
+    recorder = Recorder(4096, MILLISECOND, 20 * MILLISECOND)
+    recorder.times[0 if where == "first" else -1] = -1
+    with pytest.raises(IndexError, match="kernel access outside its array"):
+        run(recorder, 4096, 4 << 20)
+    done = recorder.times.copy()
+    assert done.max() <= 1
+    assert (done == 0).any()
+    time.sleep(0.1)
+    np.testing.assert_array_equal(recorder.times, done)
+    recorder = Recorder(4096)
+    run(recorder, 4096, 4 << 20)
+    assert (recorder.times == 1).all()
 
-    def room():
-        if threading.get_ident() != caller and not failed:
-            failed.append(True)
-            raise MemoryError("no room")
 
-    def kernel(start, stop, memory):
-        working.append(start)
-        time.sleep(0.001 if threading.get_ident() == caller else 0.1)
-        working.remove(start)
+def interrupted(recorder, work, after=(0.05,)):
+    """Run a call while another thread interrupts the main one."""
 
-    with pytest.raises(MemoryError, match="no room"):
-        threads.run(Ready(kernel), 4096, 4 << 20, room)
-    assert failed
-    assert not working
+    def interrupt():
+        for pause in after:
+            time.sleep(pause)
+            signal.raise_signal(signal.SIGINT) if os.name == "nt" else os.kill(os.getpid(), signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(recorder, len(recorder.times), work)
+    finally:
+        while other.is_alive():
+            try:
+                other.join()
+            except KeyboardInterrupt:
+                pass
 
 
 def test_interrupts_leave_everything_usable(submissions):
     """After an interrupt, blocks that have begun are finished, others are dropped, and the next call is right."""
-    caller, done = threading.get_ident(), []
-
-    def kernel(start, stop, memory):
-        time.sleep(0.005)
-        if threading.get_ident() == caller and len(done) > 2:
-            raise KeyboardInterrupt
-        done.append(start)
-
-    with pytest.raises(KeyboardInterrupt):
-        threads.run(Ready(kernel), 40_000, 400 << 20, lambda: None)
-    count = len(done)
-    assert 2 < count < 200
+    recorder = Recorder(40_000, MILLISECOND, MILLISECOND)
+    interrupted(recorder, 4000 * threads.BLOCK_WORK)
+    done = recorder.times.copy()
+    assert done.max() == 1
+    assert 0 < done.sum() < len(done)
     time.sleep(0.05)
-    assert len(done) == count
+    np.testing.assert_array_equal(recorder.times, done)
     x = x_of()
     with fs.threads(1):
         expected = fs.softmax(x)
     np.testing.assert_array_equal(fs.softmax(x), expected)
+
+
+def test_an_interrupt_while_the_caller_waits(submissions):
+    """Interrupts are held until the helper has finished its block."""
+    recorder = Recorder(4096, 20 * MILLISECOND, 600 * MILLISECOND)
+    interrupted(recorder, 4 << 20, (0.1, 0.9))
+    assert recorder.threads == {CALLER, FIRST_HELPER}
+    assert (recorder.times == 1).all()
+    assert not any(team.words[teams.INSIDE] for team in threads._teams)

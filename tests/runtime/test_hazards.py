@@ -378,33 +378,39 @@ def test_kernels_and_a_function_of_the_host_are_compiled_at_once(tmp_path):
 
 
 FORK_IN_CALL = """
-begun, forked_already = threading.Event(), []
+from recorder import CALLER, FIRST_HELPER, MILLISECOND, Recorder
+from fastsoftmax.runtime import teams
+
+workers.two_processors()
+forked_already, seen = [], []
 
 def fork_now(*_):
-    if not forked_already:
-        forked_already.append(os.fork())
+    seen.append([team.words[teams.INSIDE] for team in created])
+    forked_already.append(os.fork())
 
-class Kernel:
-    def code(self, arguments):
-        return work
+created = []
+make = workers.threads._Team.__init__
 
-def work(start, stop, memory):
-    if stop == 0:
-        return
-    if threading.current_thread() is not threading.main_thread():
-        begun.set()
-        time.sleep(1.0)
-    else:
-        begun.wait(10)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        time.sleep(0.01)
+def noted(team):
+    make(team)
+    created.append(team)
 
+workers.threads._Team.__init__ = noted
 signal.signal(signal.SIGUSR1, fork_now)
+recorder = Recorder(4096, 20 * MILLISECOND, 1000 * MILLISECOND)
+recorder.code(())  # compiled before the timer starts
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
 try:
-    workers.threads.run(Kernel(), 4, 4 << 20, lambda: None)
+    workers.threads.run(recorder, 4096, 16 << 20, recorder.room, *recorder.arguments)
 except RuntimeError as error:
     assert forked_already == [0] and "fork in the middle" in str(error)
+    recorder = Recorder(4096)
+    workers.threads.run(recorder, 4096, 16 << 20, recorder.room, *recorder.arguments)
+    assert (recorder.times == 1).all()
     os._exit(7)
+assert 1 in seen[0], seen  # a helper was inside when the process forked
+assert recorder.threads == {CALLER, FIRST_HELPER}
+assert (recorder.times == 1).all()
 assert forked_already[0] > 0
 _, status = os.waitpid(forked_already[0], 0)
 assert os.waitstatus_to_exitcode(status) == 7, status

@@ -45,7 +45,7 @@ def compiled(function: Any) -> Any:
 
 
 class Recorder:
-    """`record` with arrays for `rows`: how often each was computed, and by which thread. It stands for a kernel."""
+    """`record` with arrays that say how often each row was computed, and by whom. It stands for a kernel."""
 
     def __init__(self, rows: int, caller: float = 0, helpers: float = 0) -> None:
         """`caller` and `helpers` are the steps that a block takes there."""

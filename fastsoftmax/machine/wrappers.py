@@ -256,7 +256,7 @@ def _shared(build: Any, python: Python, job: Any, given: Sequence[Any], values: 
     drive = build.inttoptr(build.load(word(build, team, teams.DRIVE)), DRIVER.as_pointer())
     arguments = [team, build.ptrtoint(job, I64), *memory]
     with build.if_then(build.icmp_signed("!=", values[0], I64(0))):
-        # The job is open before the GIL is released: then the system may run a helper at once instead of this thread.
+        # Before the GIL is released, because the system may then run a helper in place of this thread.
         build.call(drive, [*arguments, values[0], values[1], seats])
     state = python.call("PyEval_SaveThread", POINTER)
     done = build.call(drive, [*arguments, I64(0), values[1], seats])

@@ -36,7 +36,7 @@ class Always:
 
 @pytest.fixture
 def submissions(monkeypatch):
-    """Allows two threads also on a machine with one processor, and lists the numbers of threads of shared calls."""
+    """Allows two threads also with one processor, and lists the numbers of threads of shared calls."""
     shared, threads_for = [], threads._threads_for
 
     def note(rows, work):
@@ -226,7 +226,7 @@ def test_callers_share_the_threads(submissions, monkeypatch):
 
 
 def test_without_machine_code(submissions):
-    """Functions of Python, which take the place of kernels under NUMBA_DISABLE_JIT, run in blocks, in one thread."""
+    """Functions of Python, which take the place of kernels under NUMBA_DISABLE_JIT, run in blocks."""
     taken = []
 
     class Kernel:
@@ -592,6 +592,7 @@ def test_idle_helpers_keep_no_array(submissions):
 def test_helpers_serve_the_next_call(submissions, monkeypatch):
     """The same helper serves all calls."""
     monkeypatch.setattr(threads, "_helpers", threads._Helpers())
+    monkeypatch.setattr(threads, "_teams", [])
     for _ in range(5):
         recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
         run(recorder, 4096, 4 << 20)

@@ -47,6 +47,7 @@ def submissions(monkeypatch):
 
     monkeypatch.setattr(threads, "_threads_for", note)
     monkeypatch.setattr(threads, "_pause", Always())
+    monkeypatch.setattr(threads, "_teams", [])  # nobody waits there
     monkeypatch.setattr(threads, "_last_grant", (0.0, 1))
     monkeypatch.setattr(threads, "_quota", lambda: 2)
     monkeypatch.setattr(threads, "_leave", lambda processor: True)
@@ -111,7 +112,6 @@ def test_every_row_is_computed_once(submissions, monkeypatch, rows, per_row, cou
 def test_calls_that_follow_each_other_are_shared_from_less_work_on(submissions, monkeypatch):
     """Isolated calls of little work are the caller's: it would take as long to wake a helper."""
     work = threads.SHARED_WORK
-    monkeypatch.setattr(threads, "_teams", [])
     for ended, expected in ((time.perf_counter() - 1.0, 1), (time.perf_counter() + 1.0, 2)):
         monkeypatch.setattr(threads, "_last_call", ended)
         assert threads._threads_for(100, work) == expected
@@ -120,7 +120,6 @@ def test_calls_that_follow_each_other_are_shared_from_less_work_on(submissions, 
 
 def test_helpers_wait_for_the_next_call(submissions, monkeypatch):
     """After a call, a helper is there for some time; then it sleeps."""
-    monkeypatch.setattr(threads, "_teams", [])
     monkeypatch.setattr(threads, "_helpers", threads._Helpers())
     monkeypatch.setattr(threads, "_patience", lambda: 20_000_000)
     recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
@@ -546,7 +545,6 @@ def test_no_thread_can_be_started(submissions, monkeypatch, error):
 
     refused = []
     monkeypatch.setattr(threads, "_helpers", threads._Helpers())
-    monkeypatch.setattr(threads, "_teams", [])
     monkeypatch.setattr(threads.Thread, "start", refuse)
     np.testing.assert_array_equal(fs.softmax(x), expected)
     assert refused
@@ -565,7 +563,6 @@ def test_nobody_works_when_the_call_returns(submissions):
 
 def test_a_helper_that_comes_late(submissions, monkeypatch):
     """A helper that was busy with another call finds its job closed, and touches nothing."""
-    monkeypatch.setattr(threads, "_teams", [])
     monkeypatch.setattr(threads._Helpers, "ask", lambda helpers, team, count: True)
     recorder = Recorder(4096)
     run(recorder, 4096, 4 << 20)
@@ -592,7 +589,6 @@ def test_idle_helpers_keep_no_array(submissions):
 def test_helpers_serve_the_next_call(submissions, monkeypatch):
     """The same helper serves all calls."""
     monkeypatch.setattr(threads, "_helpers", threads._Helpers())
-    monkeypatch.setattr(threads, "_teams", [])
     for _ in range(5):
         recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
         run(recorder, 4096, 4 << 20)

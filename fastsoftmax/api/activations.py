@@ -34,20 +34,23 @@ _LOGSUMEXP: Small = {}
 
 def _plain(kernel: Callable[..., None], x: Any, out: Any) -> Any:
     """The result of a call with default options, or None if an argument has to be converted or refused."""
-    if out is not None and not (is_plain(out, x.shape, x.dtype) and (out is x or lie_apart(x, out))):
+    if out is not None and out is not x and not (is_plain(out, x.shape, x.dtype) and lie_apart(x, out)):
         return None
     classes = x.shape[-1]
-    if classes > long_rows.LONG_ROW:
-        return None
     if not x.flags.carray:
         # The bits of a longer row depend on its layout, which decides how it is walked.
-        if x.size > SMALL or (classes > COLUMN_LIMIT and not x.flags.c_contiguous):
+        if out is x or x.size > SMALL or (classes > COLUMN_LIMIT and not x.flags.c_contiguous):
             return None
         x = x.copy()
     result = np.empty_like(x) if out is None else out
     rows = x.size // classes
     block, target = (x, result) if x.ndim == 2 else (x.reshape(rows, classes), result.reshape(rows, classes))
-    run_plain(kernel, rows, x.nbytes // 4, x.dtype, (block, target, None))
+    if x.size <= SMALL:
+        kernel(0, rows, NO_ROOM[x.dtype], block, target, None)
+        return result
+    if classes > long_rows.LONG_ROW:
+        return None
+    run_plain(kernel, rows, x.dtype, 1, (block, target, None))
     return result
 
 

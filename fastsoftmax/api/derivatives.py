@@ -41,11 +41,9 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
         out = np.empty(result_shape, x.dtype)
     elif not is_plain(out, result_shape, x.dtype) or not all(lie_apart(out, v) for v in operands):
         return None
-    ones, flag, work = UNWEIGHTED[x.dtype], True if from_probs else None, x.nbytes // 4
-    if square:
-        run_plain(kernel, shape[0], work * max(1, shape[1] // 4), x.dtype, (x, out, None, flag, ones))
-    else:
-        run_plain(kernel, shape[0], 2 * work, x.dtype, (x, operands[1], out, False, None, flag, ones))
+    ones, flag = UNWEIGHTED[x.dtype], True if from_probs else None
+    args = (x, out, None, flag, ones) if square else (x, operands[1], out, False, None, flag, ones)
+    run_plain(kernel, shape[0], x.dtype, max(1, shape[1] // 4) if square else 2, args)
     return out
 
 

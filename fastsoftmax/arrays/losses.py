@@ -16,6 +16,7 @@ from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
     NO_ROOM,
+    SMALL,
     UNWEIGHTED,
     Problem,
     is_plain,
@@ -34,7 +35,7 @@ from fastsoftmax.arrays.options import (
     row_targets,
 )
 from fastsoftmax.arrays.plain import run_plain
-from fastsoftmax.arrays.threads import SHARED_WORK, run
+from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import Divisor, inverse_of, total
 from fastsoftmax.machine.entry import entry, remember
 
@@ -75,7 +76,6 @@ def small_cross_entropy(
         kernel is None
         or not logits.size
         or logits.ndim != 2
-        or logits.shape[1] > long_rows.LONG_ROW
         or not logits.flags.carray
         or not is_plain(targets, logits.shape[:1], _INDEX)
     ):
@@ -91,14 +91,13 @@ def small_cross_entropy(
     ):
         return None
     rows = np.empty(count, dtype)
-    arguments = logits, targets, UNWEIGHTED[dtype], slope, rows, *inverse_of(count, dtype)
-    work = logits.nbytes // 4
-    if work < SHARED_WORK:
-        loss = kernel(0, count, NO_ROOM[dtype], *arguments, True)
+    ones, scale = UNWEIGHTED[dtype], inverse_of(count, dtype)
+    if logits.size <= SMALL:
+        loss = kernel(0, count, NO_ROOM[dtype], logits, targets, ones, slope, rows, *scale, True)
         return None if loss < 0 else (dtype.type(loss / count), slope)
-    if entry("losses.first_outside")(targets, logits.shape[1]) >= 0:
+    if logits.shape[1] > long_rows.LONG_ROW or entry("losses.first_outside")(targets, logits.shape[1]) >= 0:
         return None
-    run_plain(kernel, count, work if slope is None else 2 * work, dtype, (*arguments, False))
+    run_plain(kernel, count, dtype, 1 if slope is None else 2, (logits, targets, ones, slope, rows, *scale, False))
     return dtype.type(total(rows) / count), slope
 
 

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax.arrays.blocks import NO_ROOM
-from fastsoftmax.arrays.threads import SHARED_WORK, run_code
+from fastsoftmax.arrays.blocks import NO_ROOM, SMALL
+from fastsoftmax.arrays.threads import run_code
 
 
-def run_plain(code: Callable[..., Any], rows: int, work: int, dtype: np.dtype[Any], args: tuple[Any, ...]) -> None:
-    """Run a kernel's code on contiguous rows; `work` as for `threads.run_code`."""
-    room = NO_ROOM[dtype]
-    if work < SHARED_WORK:
-        code(0, rows, room, *args)
-    else:
-        run_code(code, rows, work, room, partial(NO_ROOM.get, dtype), args)
+def run_plain(
+    code: Callable[..., Any], rows: int, dtype: np.dtype[Any], factor: int, args: tuple[Any, ...]
+) -> None:
+    """Run a kernel's code on contiguous rows, the first of `args`; their work is `factor` times that of a softmax."""
+    work = factor * args[0].nbytes // 4
+    run_code(code, rows, work, NO_ROOM[dtype], partial(NO_ROOM.get, dtype), args)
 
 
 def plain_rows(
@@ -33,9 +32,14 @@ def plain_rows(
         return None
     dtype = x.dtype
     kernel = known.get(dtype)
-    if kernel is None or not x.size or x.ndim < 2 or x.shape[-1] > longest or not x.flags.carray:
+    if kernel is None or not x.size or x.ndim < 2 or not x.flags.carray:
         return None
     rows = np.empty(x.shape[:-1], dtype)
     block, numbers = (x, rows) if x.ndim == 2 else (x.reshape(-1, x.shape[-1]), rows.reshape(-1))
-    run_plain(kernel, rows.size, x.nbytes // 4, dtype, (block, *before, numbers, *after))
+    if x.size <= SMALL:
+        kernel(0, rows.size, NO_ROOM[dtype], block, *before, numbers, *after)
+        return rows
+    if x.shape[-1] > longest:
+        return None
+    run_plain(kernel, rows.size, dtype, 1, (block, *before, numbers, *after))
     return rows

@@ -16,7 +16,7 @@ from fastsoftmax.arrays.threads import run_code
 def run_plain(
     code: Callable[..., Any], rows: int, dtype: np.dtype[Any], factor: int, args: tuple[Any, ...]
 ) -> None:
-    """Run a kernel's code on contiguous rows, the first of `args`; their work is `factor` times that of a softmax."""
+    """Run a kernel's code on contiguous rows, the first of `args`; they take `factor` times a softmax."""
     work = factor * args[0].nbytes // 4
     run_code(code, rows, work, NO_ROOM[dtype], partial(NO_ROOM.get, dtype), args)
 

@@ -17,6 +17,7 @@ from llvmlite import binding
 from fastsoftmax.machine import targets, teams
 from fastsoftmax.runtime import cache as disk
 from fastsoftmax.runtime import fork, interrupts, prebuilt
+from fastsoftmax.runtime.numba_private import load_extensions
 from fastsoftmax.runtime.numba_state import COMPILER
 
 _tables: list[Any] = []
@@ -44,6 +45,8 @@ def _compiled(name: str, file: disk.ObjectFile, variant: Callable[[], Any]) -> b
     with fork.importing, interrupts.held():
         from fastsoftmax.machine import frontend  # here, because it imports Numba
 
+        # Ours import kernels, which must not be done with the lock of Numba: a fork takes both in this order.
+        load_extensions()
         wanted = variant()
     with COMPILER.lock() or nullcontext(), interrupts.held():
         if name not in _made:  # else another thread has compiled it meanwhile

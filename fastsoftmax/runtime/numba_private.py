@@ -27,6 +27,16 @@ def known_options(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if hasattr(CPUTargetOptions, name)}
 
 
+def load_extensions() -> None:
+    """Load what packages add to Numba, which the first compilation does otherwise, while it holds Numba's lock."""
+    try:
+        from numba.core.entrypoints import init_all
+
+        init_all()
+    except ImportError:  # documented above
+        pass
+
+
 def treat_alike(value: Any, function: Any) -> None:
     """Make `value` mean `function` in compiled code; else compiled code cannot use `value`."""
     try:

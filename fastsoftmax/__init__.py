@@ -12,6 +12,14 @@ from fastsoftmax.api.derivatives import (
     softmax_jvp,
     softmax_vjp,
 )
+from fastsoftmax.api.divergences import (
+    js_divergence,
+    js_divergence_grad,
+    js_divergence_with_grad,
+    kl_divergence,
+    kl_divergence_grad,
+    kl_divergence_with_grad,
+)
 from fastsoftmax.api.entropy import softmax_entropy, softmax_entropy_with_grad
 from fastsoftmax.api.linear import (
     linear_cross_entropy,
@@ -56,6 +64,12 @@ __all__ = [
     "cross_entropy_hvp",
     "cross_entropy_with_grad",
     "filter_logits",
+    "js_divergence",
+    "js_divergence_grad",
+    "js_divergence_with_grad",
+    "kl_divergence",
+    "kl_divergence_grad",
+    "kl_divergence_with_grad",
     "label_statistics",
     "linear_cross_entropy",
     "linear_cross_entropy_hvp",

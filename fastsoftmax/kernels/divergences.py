@@ -41,6 +41,7 @@ from fastsoftmax.kernels.elementary import (
 )
 from fastsoftmax.kernels.entropy import parted, sloped
 from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.reductions import sum_of
 from fastsoftmax.kernels.simd.memory import (
     after,
     lane_count,
@@ -462,7 +463,10 @@ def second_gradient(u: Any, w: Any, y: Any, place: Any, pair: Any, options: Any)
     beta, step = options.beta, lane_count(u)
     weight = row_value(u, folded, options.weights, row, count)
     scale, scale_low = options.scale, options.scale_low
-    heavy_a, heavy_b = _heavy(pair.a, weight, scale, scale_low, beta), _heavy(pair.b, weight, scale, scale_low, beta)
+    heavy_a, heavy_b = (
+        _heavy(pair.a, weight, scale, scale_low, beta),
+        _heavy(pair.b, weight, scale, scale_low, beta),
+    )
     heavy = heavy_a, heavy_b
     both = complement(pair.a, heavy[0]) - complement(pair.b, heavy[1])
     marks = _crest(pair.a), _crest(pair.b)
@@ -595,17 +599,20 @@ def kl_divergence(
     scale: Number,
     scale_low: Number,
     beta: Temperature,
-) -> None:
+    summed: Flag,
+) -> float:
     """rows = weights KL(q || p) of p = softmax(x/T) and q = softmax(targets/T); y = its gradient with respect to x.
 
-    If `reverse` is true, it is KL(p || q). y has size 0 if no gradient is wanted.
+    If `reverse` is true, it is KL(p || q). y has size 0 if no gradient is wanted. `summed` is for small calls: then
+    the kernel returns the sum of `rows`.
     """
     u, w = memory(targets), memory(x)
     if reverse:
         u, w = w, u
     options = DivergenceOptions(beta, memory(weights), scale, scale_low, reverse, None)
-    block, group = divergence_block, divergence_group
-    walk_pairs(block, group, start, stop, x.shape, memory(room), u, w, memory(y), memory(rows), options)
+    block, group, results = divergence_block, divergence_group, memory(rows)
+    walk_pairs(block, group, start, stop, x.shape, memory(room), u, w, memory(y), results, options)
+    return sum_of(after(results, start), stop - start) if summed else 0.0
 
 
 # --- Jensen-Shannon -------------------------------------------------------------------------------------------
@@ -746,11 +753,13 @@ def js_divergence(
     scale: Number,
     scale_low: Number,
     beta: Tempered,
-) -> None:
+    summed: Flag,
+) -> float:
     """rows = weights (share KL(q || m) + (1 - share) KL(p || m)), m = share q + (1 - share) p; y = its gradient.
 
-    p, q, y and its size are those of `kl_divergence`.
+    p, q, y and its size, and `summed` are those of `kl_divergence`.
     """
     options = DivergenceOptions(beta, memory(weights), scale, scale_low, False, (share, complement_of_share))
     u, w, grad, results, tile = memory(targets), memory(x), memory(y), memory(rows), memory(room)
     walk_pairs(mixture_block, mixture_group, start, stop, x.shape, tile, u, w, grad, results, options)
+    return sum_of(after(results, start), stop - start) if summed else 0.0

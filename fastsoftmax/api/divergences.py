@@ -149,7 +149,7 @@ def kl_divergence_grad(
     e at the greatest logit.
 
     The first gradient is finite, p - q, also where the divergence is inf. In a row whose reversed divergence is
-    inf, the formula gives -inf where q_k > 0, and NaN (inf - inf) where q_k = 0; classes with p_k = 0 have 0.
+    inf, the second one is undefined: it is NaN where p_k > 0.
 
     References
     ----------

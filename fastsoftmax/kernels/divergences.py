@@ -39,7 +39,7 @@ from fastsoftmax.kernels.elementary import (
     two_product,
     two_sum,
 )
-from fastsoftmax.kernels.entropy import parted, sloped
+from fastsoftmax.kernels.entropy import HEADROOM, parted, sloped
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.reductions import sum_of
 from fastsoftmax.kernels.simd.memory import (
@@ -141,7 +141,8 @@ class Pair(NamedTuple):
     """What determines the divergence of a row: the statistics of both blocks, and two numbers of the distances.
 
     `pivot` is the distance at the greatest entry of the first, `mean` and `mean_low` the mean of the distances
-    from it, all in units of `distance`. `infinite` is inf if an entry of a that is not 0 meets a b of 0, else 0.
+    from it, all in units of `distance`. `infinite` is inf if an entry of a that is not 0 meets a b of 0; then `mean`
+    is NaN. Else it is 0.
     """
 
     a: Any
@@ -179,10 +180,10 @@ def mark(m: Any, beta: Any) -> Mark:
 
 @inline
 def distance(value: Any, other: Any, a: Any, b: Any, beta: Any) -> Any:
-    """(log a_j - log b_j) T, but for a constant of the row; in units of 1/pre of the temperature."""
+    """log a_j - log b_j, but for a constant of the row; in units of (high + low) of the temperature."""
     if beta is None:
         return (value - a.low) - (other - b.low)
-    return muladd(value, beta[0], -a.low) - muladd(other, beta[0], -b.low)
+    return (muladd(value, beta[0], -a.low) - muladd(other, beta[0], -b.low)) * beta[1]
 
 
 @inline
@@ -190,9 +191,8 @@ def over_temperature(value: Any, low: Any, beta: Any) -> Any:
     """Distances as a pair, from their units to those of logarithms."""
     if beta is None:
         return value, low
-    lifted, lifted_low = value * beta[1], low * beta[1]
-    product, error = two_product(lifted, beta[2])
-    return product, error + muladd(lifted, beta[3], lifted_low * beta[2])
+    product, error = two_product(value, beta[2])
+    return product, error + muladd(value, beta[3], low * beta[2])
 
 
 @inline
@@ -220,7 +220,8 @@ def lane_pairs(u: Any, w: Any, offset: int, length: int, a: Any, b: Any, beta: A
         f = term(next_value, a.m, beta, a.shift, a.bias)
         d, c = distance(value, beside, a, b, beta) * unit, distance(next_value, next_beside, a, b, beta) * unit
         ties = count_equal(next_value, a.m, count_equal(value, a.m, ties))
-        tops = select_equal(next_value, a.m, tops + c, select_equal(value, a.m, tops + d, tops))
+        tops = select_equal(value, a.m, tops + d, tops)
+        tops = select_equal(next_value, a.m, tops + c, tops)
         rest = add(rest, e + f)
         dot = add(dot, muladd(e, spared(e, d), f * spared(f, c)))
         e = term(beside, b.m, beta, b.shift, b.bias)
@@ -256,13 +257,11 @@ def pair_of(sums: Any, a: Any, b: Any, beta: Any) -> Pair:
     dot, error = two_sum(sums.dot, -product)
     dot_low = (sums.dot_low - product_low) + muladd(-pivot, first.rest_low, error)
     whole, whole_low = total(first)
-    mean, mean_low = quotient(dot, dot_low, whole, whole_low)
-    unit, zero, inf = _inverse_unit(pivot), number(pivot, 0.0), number(pivot, INF)
+    unit, zero, inf = _unit(pivot), number(pivot, 0.0), number(pivot, INF)
+    mean, mean_low = quotient(dot, dot_low, whole * unit, whole_low * unit)
     infinite = select_equal(sums.dot + sums.tops, inf, inf, zero)
-    pivot = select_equal(infinite, inf, zero, pivot * unit)
-    mean = select_equal(infinite, inf, inf, mean * unit)
-    mean_low = select_equal(infinite, inf, zero, mean_low * unit)
-    return Pair(first, second, pivot, mean, mean_low, infinite)
+    mean = select_equal(infinite, inf, number(pivot, NAN), mean)
+    return Pair(first, second, pivot * _inverse_unit(pivot), mean, mean_low, infinite)
 
 
 @inline
@@ -619,7 +618,7 @@ def kl_divergence(
 
 
 class Mixed(NamedTuple):
-    """One entry of both distributions: its part of the divergence, p, and log(p/m)."""
+    """One entry of both distributions: its part of the divergence and p, both times 2**HEADROOM, and log(p/m)."""
 
     part: Any
     p: Any
@@ -627,8 +626,10 @@ class Mixed(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """What `mixed` needs of a row: the statistics of both blocks with their `reciprocal` and `Mark`, and
-    log(1 + s'_p) - log(1 + s'_q)."""
+    """What `mixed` needs of a row: the statistics of both blocks, their `reciprocal` times 2**HEADROOM, their `Mark`.
+
+    `logs` and `logs_low` are log(1 + s'_p) - log(1 + s'_q).
+    """
 
     q: Any
     p: Any
@@ -648,7 +649,9 @@ def mixture_of(pair: Any, beta: Any) -> Mixture:
     log_p, low_p = log_of_others(p)
     logs, error = two_sum(log_p, -log_q)
     marks = mark(q.m, beta), mark(p.m, beta)
-    return Mixture(q, p, reciprocal(q), reciprocal(p), marks[0], marks[1], logs, error + (low_p - low_q))
+    one, zero, power = filled(logs, 1.0), filled(logs, 0.0), filled(logs, HEADROOM)
+    lifted_q, lifted_p = weighted(reciprocal(q), one, zero, power), weighted(reciprocal(p), one, zero, power)
+    return Mixture(q, p, lifted_q, lifted_p, marks[0], marks[1], logs, error + (low_p - low_q))
 
 
 @inline
@@ -719,7 +722,9 @@ def mixture_row(u: Any, w: Any, y: Any, place: Any, pair: Any, rows: Any, option
         tops = select_equal(beside, mixture.p.m, tops + entry.log_ratio, tops)
     high, low = fold_two_sum(folded, parts[0], parts[1])
     weight = row_value(u, folded, options.weights, row, count)
-    value = maximum(number(u, 0.0), high + low)
+    lift, unlift = number(u, 2.0**HEADROOM), number(u, 2.0**-HEADROOM)
+    value = muladd(mixture.logs, number(u, 0.0), (high + low) * unlift)  # NaN if one of the distributions is
+    value = maximum(number(u, 0.0), value)
     store_part(rows, row, count, broadcast(spared(weight, weight * value)))
     if size(y) > 0:
         pivot = fold_sum(folded, tops) / mixture.p.ties
@@ -727,14 +732,15 @@ def mixture_row(u: Any, w: Any, y: Any, place: Any, pair: Any, rows: Any, option
         rest, rest_low = fold_two_sum(folded, rests[0], rests[1])
         mean = (dot - pivot * rest) + muladd(-pivot, rest_low, dot_low)
         power, inner = parted(u, beta)
+        inner = inner[0] * unlift, inner[1] * unlift
         factor = weight * share[1]
-        heavy = weighted(mixture.inverse_p, factor * options.scale, factor * options.scale_low, power)
+        heavy = weighted(reciprocal(mixture.p), factor * options.scale, factor * options.scale_low, power)
         for k in range(0, length, step):
             value = load_part(u, offset + k, min(step, length - k), number(u, -INF))
             beside = load_part(w, offset + k, min(step, length - k), number(w, -INF))
             entry = mixed(value, beside, mixture, share, beta)
             p = probability(beside, beta, mixture.p, heavy)
-            slope = sloped(entry.log_ratio - pivot, mean, number(u, 0.0), p, inner)
+            slope = sloped((entry.log_ratio - pivot) * lift, mean, number(u, 0.0), p, inner)
             store_part(y, offset + k, min(step, length - k), spared(weight, slope))
 
 

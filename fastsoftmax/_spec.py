@@ -228,6 +228,10 @@ FUNCTIONS = {
         _ragged("segment_softmax_vjp", (COTANGENT,), (LIKE,)),
         _ragged("segment_cross_entropy", (POSITIONS,), (LOSS,), "segment_cross_entropy"),
         _ragged("segment_cross_entropy_with_grad", (POSITIONS,), (LOSS, LIKE), "segment_cross_entropy"),
+        _ragged("segment_softmax_entropy", (), (ROWS,)),
+        _ragged("segment_softmax_entropy_with_grad", (), (ROWS, LIKE)),
+        _ragged("segment_kl_divergence", (TARGET_LOGITS,), (LOSS,), "segment_kl_divergence"),
+        _ragged("segment_kl_divergence_with_grad", (TARGET_LOGITS,), (LOSS, LIKE), "segment_kl_divergence"),
         Function(
             "segment_categorical",
             *_RAGGED,

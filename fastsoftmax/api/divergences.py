@@ -268,7 +268,7 @@ def js_divergence(
     Notes
     -----
     The divergence is a sum over classes of terms that are not negative, in which c |r_j| l_j is subtracted, with r =
-    log p - log q, l the greater of p and q, and c the share of the other one in m. Its error is at most 6 eps (8 with
+    log p - log q, l the greater of p and q, and c the share of the other one in m. Its error is at most 4 eps (5 with
     a temperature) times the divergence and the sum of c |r_j| min(p_j, q_j), and the error of r_j, as for
     `kl_divergence`, matters in second order only. Equal logits give exactly 0, and for ``beta=0.5`` the divergence is
     symmetric.

@@ -529,14 +529,15 @@ def divergence_block(u: Any, w: Any, y: Any, place: Any, rows: Any, options: Any
 
 @inline
 def divergence_group(
-    u: Any, w: Any, y: Any, first: int, count: int, classes: int, rows: Any, table: Any, options: Any
+    u: Any, w: Any, y: Any, offset: int, classes: int, first: int, count: int, rows: Any, table: Any, options: Any
 ) -> None:
-    """Divergences and gradients of `count` consecutive rows, the first of them row `first`."""
-    pair = measure_pairs(u, w, first * classes, classes, count, options.beta, table)
+    """Divergences and gradients of `count` consecutive rows from `offset` on, the first of them row `first`."""
+    pair = measure_pairs(u, w, offset, classes, count, options.beta, table)
     store_divergence(u, Place(0, 0, None, first, count), pair, rows, options)
     if size(y) > 0:
-        for i in range(first, first + count):
-            store_gradient(u, w, y, row_at(i * classes, classes, i), pair_at(table, i - first), options)
+        for i in range(count):
+            place = row_at(offset + i * classes, classes, first + i)
+            store_gradient(u, w, y, place, pair_at(table, i), options)
 
 
 @inline
@@ -565,7 +566,7 @@ def walk_pairs(
             store(table, k, broadcast(number(table, 0.0)))
         if classes <= PAIR_LIMIT:
             for first in range(start, stop, step):
-                group(u, w, y, first, min(step, stop - first), classes, rows, table, options)
+                group(u, w, y, first * classes, classes, first, min(step, stop - first), rows, table, options)
         else:
             for row in range(start, stop):
                 block(u, w, y, row_at(row * classes, classes, row), rows, options)
@@ -670,8 +671,9 @@ def mixed(value: Any, beside: Any, mixture: Any, share: Any, beta: Any) -> Mixed
     p = probability(beside, beta, mixture.p, mixture.inverse_p)
     apart = distance(value, beside, mixture.mark_q, mixture.mark_p, beta)
     apart, apart_low = over_temperature(apart, filled(apart, 0.0), beta)
+    zero, one = number(apart, 0.0), number(apart, 1.0)
+    apart_low = select_equal(apart_low, apart_low, apart_low, zero)  # the error of inf is nan
     gap = (apart + mixture.logs) + (apart_low + mixture.logs_low)
-    zero, one = number(gap, 0.0), number(gap, 1.0)
     size_of_gap = absolute(gap)
     bracket, power = exp_parts(-size_of_gap, number(gap, -0.0), biased(gap, zero))
     scale = shift_to_exponent(power)
@@ -696,12 +698,13 @@ def mixture_block(u: Any, w: Any, y: Any, place: Any, rows: Any, options: Any) -
 
 @inline
 def mixture_group(
-    u: Any, w: Any, y: Any, first: int, count: int, classes: int, rows: Any, table: Any, options: Any
+    u: Any, w: Any, y: Any, offset: int, classes: int, first: int, count: int, rows: Any, table: Any, options: Any
 ) -> None:
-    """The same for `count` consecutive rows, the first of them row `first`."""
-    measure_pairs(u, w, first * classes, classes, count, options.beta, table)
-    for i in range(first, first + count):
-        mixture_row(u, w, y, row_at(i * classes, classes, i), pair_at(table, i - first), rows, options)
+    """The same for `count` consecutive rows, as in `divergence_group`."""
+    measure_pairs(u, w, offset, classes, count, options.beta, table)
+    for i in range(count):
+        place = row_at(offset + i * classes, classes, first + i)
+        mixture_row(u, w, y, place, pair_at(table, i), rows, options)
 
 
 @inline

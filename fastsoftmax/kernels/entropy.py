@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fastsoftmax.kernels.elementary import below, centred, exp_scaled, most_power, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, store, store_part
+from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, size, store, store_part
 from fastsoftmax.kernels.simd.reduce import fold_two_sum
 from fastsoftmax.kernels.simd.values import broadcast, maximum, muladd, number
 from fastsoftmax.kernels.traversal import (
@@ -73,7 +73,7 @@ def parted(x: Any, beta: Any) -> Any:
 
 @inline
 def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """rows = H; y, unless None, = its gradient.
+    """rows = H; y, unless it is None or has size 0, = its gradient.
 
     Error of H: a term e 1.1 ulp, which is up to 2.2 u, its depth 1 u, their product and all sums are pairs; the
     log 4.6 u at most, and 0.5 ulp for the last rounding: at most 4 ulp, one more with a temperature. Error of the
@@ -101,6 +101,8 @@ def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
     value, error = two_sum(high, mean)
     store_part(rows, row, count, broadcast(value + (error + (low + mean_low))))
     if y is not None:
+        if size(y) == 0:
+            return
         one, nothing = number(x, 1.0), number(x, 0.0)
         inverse = weighted(reciprocal(stats), one, nothing, power)
         for k in range(0, full, step):

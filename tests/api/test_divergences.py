@@ -108,7 +108,7 @@ def check(record, name, x, t, found, temperature, reverse=False, beta=None, note
     sizes = Sizes(x, t, temperature)
     reference = oracle.rowwise(getattr(oracle, name), x, t, **options)
     size = sizes.kl(reverse) if beta is None else sizes.js(floats(reference), beta)
-    most = bound[temperature == 1.0] + (0 if beta is None else 2)
+    most = bound[temperature == 1.0]
     ulps, place = oracle.worst(loss, reference, np.maximum(size, 1e-300))
     record(f"{name}{note} (eps of its terms)", x.dtype, ulps, most, f"{detail}, row {place}")
     assert np.all(loss >= 0)
@@ -132,7 +132,6 @@ def check(record, name, x, t, found, temperature, reverse=False, beta=None, note
 def test_kl_against_the_oracle(dtype, classes, reverse, record):
     """Within 4 eps of cross-entropy plus entropy, also for almost certain rows."""
     x = cases.logits(dtype, classes)[:: 1 if classes < 64 else 2]
-    x = x[1:] if classes > 1000 else x  # seconds in the oracle for each row
     t = targets(x)
     found = fs.kl_divergence_with_grad(x, t, reverse=reverse, reduction="none")
     assert found[0].dtype == found[1].dtype == dtype
@@ -158,7 +157,6 @@ def test_kl_with_a_temperature(dtype, classes, reverse, temperature, record):
 @every_length
 def test_js_against_the_oracle(dtype, classes, record):
     x = cases.logits(dtype, classes)[:: 1 if classes < 64 else 3]
-    x = x[1:] if classes > 1000 else x
     t = targets(x)
     found = fs.js_divergence_with_grad(x, t, reduction="none")
     assert found[0].dtype == found[1].dtype == dtype

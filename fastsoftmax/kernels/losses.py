@@ -36,6 +36,7 @@ from fastsoftmax.kernels.simd.rows import class_value, lane_labels, one_hot, row
 from fastsoftmax.kernels.simd.values import (
     absolute,
     broadcast,
+    if_none,
     muladd,
     number,
     select_equal,
@@ -310,19 +311,17 @@ def cross_entropy(
 
 @inline
 def _class_weight(lengths: Any, folded: Any, x: Any, weights: Any, k: int, lanes: int) -> Any:
-    """The class weights of a vector; in the lanes of shorter segments, 0 behind their end."""
-    if lengths is not None:
-        if folded is None:
-            one, zero = number(x, 1.0), number(x, 0.0)
-            return select_less(number(x, float(k // lane_count(x))), lengths, one, zero)
-    return class_value(x, folded, weights, k, lanes)
+    """The class weights of a vector. In a tile of segments they are 1, and 0 behind the end of shorter ones."""
+    if lengths is None:
+        return broadcast(class_value(x, folded, weights, k, lanes))
+    return select_less(number(x, float(k // lane_count(x))), lengths, broadcast(number(x, 1.0)), number(x, 0.0))
 
 
 @inline
 def _share(x: Any, v: Any, offset: int, k: int, lanes: int, folded: Any, row: int, count: int, mix: Any) -> Any:
     """The shares of the vector at place k of a block; 0 in the lanes from `lanes` on."""
     labels, weights, base, gain, lengths = mix
-    weight = _class_weight(lengths, folded, x, weights, k, lanes)
+    weight = _class_weight(if_none(folded, lengths), folded, x, weights, k, lanes)
     if v is None:
         return weight * muladd(one_hot(x, folded, labels, row, count, k), gain, base)
     return weight * muladd(load_part(v, offset + k, lanes, number(x, 0.0)), gain, base)

@@ -282,7 +282,9 @@ def _loss(segments: _Segments, ignored: Array | None, options: LossOptions, out:
         weights = scaled(weights, -divisor.exponent)
     output, target = segments.output(out) if LIKE in FUNCTIONS[problem.function].result else (None, None)
     scale = options.scale(divisor, problem.dtype)
-    return _Loss(kernel_weights(weights, problem.dtype), scale, divisor, output, target, np.empty(count, problem.dtype))
+    return _Loss(
+        kernel_weights(weights, problem.dtype), scale, divisor, output, target, np.empty(count, problem.dtype)
+    )
 
 
 def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: LossOptions, out: Any = None) -> Any:

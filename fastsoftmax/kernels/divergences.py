@@ -53,7 +53,6 @@ from fastsoftmax.kernels.simd.memory import (
     size,
     store,
     store_part,
-    store_scalar,
 )
 from fastsoftmax.kernels.simd.reduce import fold_sum, fold_two_sum
 from fastsoftmax.kernels.simd.rows import row_value

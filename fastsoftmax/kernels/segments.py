@@ -532,7 +532,14 @@ def segment_kl_divergence(
 
 @kernel
 def segment_softmax_entropy(
-    start: Count, stop: Count, room: Nothing, indptr: Integers, bounds: Integers, x: Floats, y: Floats, rows: Floats
+    start: Count,
+    stop: Count,
+    room: Nothing,
+    indptr: Integers,
+    bounds: Integers,
+    x: Floats,
+    y: Floats,
+    rows: Floats,
 ) -> None:
     """rows = entropy of every segment; y = its gradient, unless it has size 0."""
     data, table, cuts = memory(x), memory(indptr), memory(bounds)

@@ -317,7 +317,9 @@ def test_the_reversed_gradient_is_a_jvp():
 # --- what holds exactly -----------------------------------------------------------------------------------------
 
 numbers = st.one_of(
-    st.floats(-50, 50, width=32), st.floats(-(2.0**100), 2.0**100, width=32), st.sampled_from([0.0, -INF, 1e-30, -0.0])
+    st.floats(-50, 50, width=32),
+    st.floats(-(2.0**100), 2.0**100, width=32),
+    st.sampled_from([0.0, -INF, 1e-30, -0.0]),
 )
 
 

@@ -205,7 +205,7 @@ FUNCTIONS = {
         ),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
         *_loss("kl_divergence", *_DIVERGENCE, bench=_OUT, module="divergences"),
-        *_loss("js_divergence", *_DIVERGENCE, bench=_OUT, module="divergences"),
+        *_loss("js_divergence", *_DIVERGENCE, bench=("",), module="divergences"),
         Function("linear_cross_entropy", *_LINEAR, (LOSS,), "losses.cross_entropy"),
         Function("linear_cross_entropy_with_grad", *_LINEAR, (LOSS, GRADIENTS), "losses.cross_entropy"),
         Function("linear_cross_entropy_hvp", *_LINEAR[:3], (*_LINEAR[3], TANGENT), (GRADIENTS,), _PRODUCT_KERNEL),

@@ -12,8 +12,9 @@ family
 operands
     The roles of the positional arrays: ``logits``; ``tangent`` and ``cotangent``, of the shape of the logits;
     ``labels`` (one class index for each row); ``distributions`` (of the shape of the logits); ``targets`` (labels
-    or distributions); ``target_logits`` (the logits of such distributions); ``indptr``; and ``positions`` (labels counted from the beginning of a segment). Functions of
-    products have ``features`` and ``weight`` instead of logits.
+    or distributions); ``target_logits`` (the logits of such distributions); ``indptr``; and ``positions`` (labels
+    counted from the beginning of a segment). Functions of products have ``features`` and ``weight`` instead of
+    logits.
 result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
     row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. ``gradients``: a named
@@ -112,8 +113,8 @@ GROUPS = {
     "divergences": Group(
         "Divergences",
         "losses",
-        "Kullback-Leibler and Jensen-Shannon divergences of two arrays of logits, with `temperature=`, `reverse=` or "
-        "`beta=`, `sample_weight=`, `reduction=`",
+        "Kullback-Leibler and Jensen-Shannon divergences of two arrays of logits, with `temperature=`, `reverse=` "
+        "or `beta=`, `sample_weight=`, `reduction=`, and their gradients",
     ),
     "linear": Group(
         "Linear cross-entropy",

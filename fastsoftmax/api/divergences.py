@@ -65,13 +65,13 @@ def kl_divergence(
 
     Notes
     -----
-    The divergence is the cross-entropy of p relative to q, minus the entropy of q. Its error is at most 4 eps (5 with
-    a temperature) times the sum of these two, so that it is within 4 ulp where they do not cancel. Equal logits give
-    exactly 0.
+    The divergence is the cross-entropy of p relative to q, minus the entropy of q. Its error is at most 4 eps (5
+    with a temperature) times the sum of these two, so that it is within 4 ulp where they do not cancel. Equal
+    logits give exactly 0.
 
     A class with q_j = 0 adds 0, also if p_j = 0. If q_j > 0 for a class whose logit is -inf, so that p_j = 0, the
-    divergence is inf. A row that holds NaN or +inf, in either array, holds nothing but -inf or has no classes, gives
-    NaN.
+    divergence is inf. A row that holds NaN or +inf, in either array, holds nothing but -inf or has no classes,
+    gives NaN.
 
     References
     ----------
@@ -143,17 +143,18 @@ def kl_divergence_grad(
     The error of p - q is at most 4 eps (5 with a temperature) times p + q, over T. Where both are above 1/2, it is
     computed as (1 - q) - (1 - p), with an error relative to the sum of these two.
 
-    The other gradient is that of the mean over p of r_k = log p_k - log q_k; with c = r at the greatest logit, its
-    error is at most 4 eps (5 with a temperature) times p_k (d_k + e_k + E)/T, where d_k and e_k are the distances
-    of the logit and the target logit k from the greatest ones, over T, and E is the mean over p of d + e, and of
-    e at the greatest logit.
+    The error of the other gradient is at most 4 eps (5 with a temperature) times p_k (s_k + S)/T. Here s_k is the
+    sum of |d| + |e| at class k and at the greatest logit, with the distances d and e of the logit and the target
+    logit from the greatest ones, over T; it is 0 at the greatest logit if there is only one. S is the mean of s
+    over p.
 
     The first gradient is finite, p - q, also where the divergence is inf. In a row whose reversed divergence is
     inf, the second one is undefined: it is NaN where p_k > 0.
 
     References
     ----------
-    G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, 2015, arXiv:1503.02531, section 2.1.
+    G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, 2015, arXiv:1503.02531, section
+    2.1.
 
     Examples
     --------
@@ -203,7 +204,8 @@ def kl_divergence_with_grad(
 
     References
     ----------
-    G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, 2015, arXiv:1503.02531, section 2.1.
+    G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, 2015, arXiv:1503.02531, section
+    2.1.
 
     Examples
     --------
@@ -242,8 +244,8 @@ def js_divergence(
     logits, target_logits, axis, temperature
         As for `kl_divergence`.
     beta : float, default 0.5
-        The share of q in the mixture m, above 0 and below 1. For small ones, the divergence is about beta KL(q || p),
-        for those close to 1 about (1 - beta) KL(p || q).
+        The share of q in the mixture m, above 0 and below 1. For small ones, the divergence is about beta KL(q ||
+        p), for those close to 1 about (1 - beta) KL(p || q).
     sample_weight, reduction
         As for `kl_divergence`.
 
@@ -267,20 +269,20 @@ def js_divergence(
 
     Notes
     -----
-    The divergence is a sum over classes of terms that are not negative, in which c |r_j| l_j is subtracted, with r =
-    log p - log q, l the greater of p and q, and c the share of the other one in m. Its error is at most 4 eps (5 with
-    a temperature) times the divergence and the sum of c |r_j| min(p_j, q_j), and the error of r_j, as for
-    `kl_divergence`, matters in second order only. Equal logits give exactly 0, and for ``beta=0.5`` the divergence is
-    symmetric.
+    The divergence is a sum over classes of terms that are not negative. Its error is at most 4 eps (5 with a
+    temperature) times the divergence plus the sum of c |r_j| min(p_j, q_j) (1 + |log p_j| + |log q_j|), with
+    r = log p - log q, and c the share of the smaller of p_j and q_j in m. Equal logits give exactly 0, and for
+    ``beta=0.5`` the divergence is symmetric.
 
     Classes of probability 0, in one distribution or in both, are no exception: the divergence and its gradient are
-    always finite. A row that holds NaN or +inf, in either array, holds nothing but -inf or has no classes, gives NaN.
+    always finite. A row that holds NaN or +inf, in either array, holds nothing but -inf or has no classes, gives
+    NaN.
 
     References
     ----------
     J. Lin, Divergence measures based on the Shannon entropy, IEEE Transactions on Information Theory 37(1), 1991,
-    doi:10.1109/18.61115. R. Agarwal et al., On-policy distillation of language models: learning from self-generated
-    mistakes, 2024, arXiv:2306.13649, section 2 (`beta`).
+    doi:10.1109/18.61115. R. Agarwal et al., On-policy distillation of language models: learning from
+    self-generated mistakes, 2024, arXiv:2306.13649, section 2 (`beta`).
 
     Examples
     --------

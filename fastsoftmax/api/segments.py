@@ -652,7 +652,8 @@ def segment_cross_entropy(
     ignore_index : int, optional
         Segments with this target, valid or not, have no influence, whatever they contain.
     label_smoothing : float, default 0.0
-        From 0 to 1: the share of the uniform distribution over the elements of a segment that is mixed into its target.
+        From 0 to 1: the share of the uniform distribution over the elements of a segment that is mixed into its
+        target.
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean over all segments that are not ignored (with weights: their weighted mean), the sum, or each loss.
 
@@ -678,9 +679,9 @@ def segment_cross_entropy(
 
     Notes
     -----
-    The loss of a segment is within 4 ulp (5 with label smoothing), also of a confident one, whose loss is tiny. There
-    are no weights of classes: a position has another meaning in each segment. If no segment counts, the mean is nan
-    and the sum 0. With label smoothing, a segment that holds -inf has the loss inf.
+    The loss of a segment is within 4 ulp (5 with label smoothing), also of a confident one, whose loss is tiny.
+    There are no weights of classes: a position has another meaning in each segment. If no segment counts, the mean
+    is nan and the sum 0. With label smoothing, a segment that holds -inf has the loss inf.
 
     References
     ----------
@@ -719,8 +720,8 @@ def segment_cross_entropy_with_grad(
 
     .. math:: \frac{\partial L_n}{\partial x_i} = p_i - [\, i = \mathrm{indptr}_n + t_n \,], \qquad i \in s_n
 
-    With ``reduction="mean"`` it is divided by the same number as the loss. With ``label_smoothing=s``, the bracket is
-    multiplied by 1 - s, and s over the length of the segment is subtracted.
+    With ``reduction="mean"`` it is divided by the same number as the loss. With ``label_smoothing=s``, the bracket
+    is multiplied by 1 - s, and s over the length of the segment is subtracted.
 
     Parameters
     ----------
@@ -749,8 +750,8 @@ def segment_cross_entropy_with_grad(
 
     Notes
     -----
-    Every entry of the gradient is within 4 ulp, also at the target of a confident segment, where p - 1 cancels. With
-    label smoothing its error is at most 5 eps times the sum of the absolute values of its terms.
+    Every entry of the gradient is within 4 ulp, also at the target of a confident segment, where p - 1 cancels.
+    With label smoothing its error is at most 5 eps times the sum of the absolute values of its terms.
 
     References
     ----------
@@ -901,8 +902,8 @@ def segment_kl_divergence(
     Returns
     -------
     scalar or ndarray
-        The loss in nats: a scalar, or with ``reduction="none"`` an array of shape (N,). It is NaN for an empty segment,
-        unless that has weight 0.
+        The loss in nats: a scalar, or with ``reduction="none"`` an array of shape (N,). It is NaN for an empty
+        segment, unless that has weight 0.
 
     Raises
     ------
@@ -949,8 +950,8 @@ def segment_kl_divergence_with_grad(
 
     .. math:: \frac{\partial L_n}{\partial x_i} = p_i - q_i, \qquad i \in s_n
 
-    With ``reverse=True`` it is p (log p - log q - L). With ``reduction="mean"`` it is divided by the same number as the
-    loss.
+    With ``reverse=True`` it is p (log p - log q - L). With ``reduction="mean"`` it is divided by the same number
+    as the loss.
 
     Parameters
     ----------
@@ -981,7 +982,8 @@ def segment_kl_divergence_with_grad(
 
     References
     ----------
-    G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, 2015, arXiv:1503.02531, section 2.1.
+    G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, 2015, arXiv:1503.02531, section
+    2.1.
 
     Examples
     --------

@@ -140,8 +140,8 @@ class Pair(NamedTuple):
     """What determines the divergence of a row: the statistics of both blocks, and two numbers of the distances.
 
     `pivot` is the distance at the greatest entry of the first, `mean` and `mean_low` the mean of the distances
-    from it, all in units of `distance`. `infinite` is inf if an entry of a that is not 0 meets a b of 0; then `mean`
-    is NaN. Else it is 0.
+    from it, all in units of `distance`. `infinite` is inf if an entry of a that is not 0 meets a b of 0; then
+    `mean` is NaN. Else it is 0.
     """
 
     a: Any
@@ -208,7 +208,7 @@ def _inverse_unit(like: Any) -> Any:
 def lane_pairs(u: Any, w: Any, offset: int, length: int, a: Any, b: Any, beta: Any) -> Sums:
     """The `Sums` of each lane. Two terms, or two products, are added, and their sum to the pair with TwoSum."""
     step = lane_count(u)
-    full, paired = length // step * step, length // (2 * step) * (2 * step)
+    paired = length // (2 * step) * (2 * step)
     zero, unit = broadcast(number(u, 0.0)), _unit(a.m)
     ties, other_ties, tops = zero, zero, zero
     rest, other, dot = (zero, zero), (zero, zero), (zero, zero)
@@ -600,10 +600,10 @@ def kl_divergence(
     beta: Temperature,
     summed: Flag,
 ) -> float:
-    """rows = weights KL(q || p) of p = softmax(x/T) and q = softmax(targets/T); y = its gradient with respect to x.
+    """rows = weights KL(q || p) of p = softmax(x/T) and q = softmax(targets/T); y = its gradient in x.
 
-    If `reverse` is true, it is KL(p || q). y has size 0 if no gradient is wanted. `summed` is for small calls: then
-    the kernel returns the sum of `rows`.
+    If `reverse` is true, it is KL(p || q). y has size 0 if no gradient is wanted. `summed` is for small calls:
+    then the kernel returns the sum of `rows`.
     """
     u, w = memory(targets), memory(x)
     if reverse:
@@ -626,7 +626,7 @@ class Mixed(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """What `mixed` needs of a row: the statistics of both blocks, their `reciprocal` times 2**HEADROOM, their `Mark`.
+    """What `mixed` needs of a row: of both blocks the statistics, the `reciprocal` times 2**HEADROOM, the `Mark`.
 
     `logs` and `logs_low` are log(1 + s'_p) - log(1 + s'_q).
     """

@@ -371,7 +371,8 @@ def _add_z_loss(z_loss: Any, stats: Any, weight: Any, loss: Any, whole: Any, who
 def soft_cross_entropy_rows(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient for shares: sum_j share_j (m - x_j) + sum(share) log(1 + s'), p sum(share) - share.
 
-    There is no gradient if y is None or has size 0. With a z-loss, z lse**2 is added to the loss and 2 z lse p to the gradient: as if sum(share) were larger there.
+    There is no gradient if y is None or has size 0. With a z-loss, z lse**2 is added to the loss and 2 z lse p to
+    the gradient: as if sum(share) were larger there.
     """
     offset, length, folded, row, count = place
     mix, row_weights, scale, scale_low, z_loss = options

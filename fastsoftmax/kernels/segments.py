@@ -149,11 +149,11 @@ def walk(
     """Run `block` over the segments of blocks of work start .. stop, except huge ones.
 
     `block` is a building block as `traversal` describes it; its options are ``options(labels, targets, weights,
-    rest, length)``, where `targets` holds the entries at the labels. `rows` is an output with one number for each segment;
-    `labels` and `weights` are inputs with one number for each. `keep` and `over` are those of `traverse`. If y
-    lies over v, `room` has memory for the terms of the longest segment that is not huge. y may have size 0; then
-    nothing is written there. `given` is that of `traverse`. The lanes of v behind the end of a segment are `fill`, or
-    0 if it is None.
+    rest, length)``, where `targets` holds the entries at the labels. `rows` is an output with one number for each
+    segment; `labels` and `weights` are inputs with one number for each. `keep` and `over` are those of `traverse`.
+    If y lies over v, `room` has memory for the terms of the longest segment that is not huge. y may have size 0;
+    then nothing is written there. `given` is that of `traverse`. The lanes of v behind the end of a segment are
+    `fill`, or 0 if it is None.
     """
     step = lane_count(x)
     tile = scratch(x, COLUMN_LIMIT)
@@ -321,7 +321,7 @@ def _smoothed(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -
 
 @inline
 def _diverging(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -> Any:
-    """The options of `divergences.divergence_block`; `rest` are the factor of the gradient, `reverse`, the slope."""
+    """The options of `divergences.divergence_block`; `rest`: the factor of the gradient, `reverse`, the slope."""
     return Wanted(DivergenceOptions(None, weights, rest[0], rest[1], rest[2], None), rest[3])
 
 
@@ -357,11 +357,18 @@ def divergence_segment(u: Any, w: Any, y: Any, place: Any, stats: Any, rows: Any
 
 @inline
 def _divergence_of(folded: Any, u: Any, w: Any, y: Any, place: Any, rows: Any, options: Any) -> None:
-    if folded is not None:
-        if place.length <= PAIR_LIMIT:
-            divergence_group(u, w, y, 0, place.length, place.row, 1, rows, scratch(u, PAIR_TABLE), options)
-            return
-    divergence_block(u, w, y, place, rows, options)
+    if folded is not None:  # the type decides
+        _divergence_of_row(u, w, y, place, rows, options)
+    else:
+        divergence_block(u, w, y, place, rows, options)
+
+
+@inline
+def _divergence_of_row(u: Any, w: Any, y: Any, place: Any, rows: Any, options: Any) -> None:
+    if place.length <= PAIR_LIMIT:
+        divergence_group(u, w, y, 0, place.length, place.row, 1, rows, scratch(u, PAIR_TABLE), options)
+    else:
+        divergence_block(u, w, y, place, rows, options)
 
 
 @kernel

@@ -35,10 +35,7 @@ def floats(values):
 
 
 def targets(x, seed=0):
-    """Target logits for x: unlike x, close to it, equal but for a shift, and with the certain class of x or another.
-
-    Where x has a large offset, the targets have another one.
-    """
+    """Target logits for x: unlike x, close to it, equal but for a shift, and with another certain class."""
     rng = np.random.default_rng(seed + x.shape[-1])
     t = 2 * rng.standard_normal(x.shape)
     wide = x.astype(np.float64)
@@ -74,7 +71,7 @@ class Sizes:
         return np.where(certain, self.lack_p + self.lack_q, self.p + self.q) / self.temperature
 
     def _about_the_top(self, sizes):
-        """p_k (s_k + sum_j p_j s_j)/T with s the size of an entry plus that at the greatest; 0 there if it is one."""
+        """p_k (s_k + sum_j p_j s_j)/T with s the size of an entry plus that at the greatest; 0 at a single one."""
         top = self.depth_p == 0
         at_top = np.sum(np.where(top, sizes, 0), axis=-1, keepdims=True) / top.sum(-1, keepdims=True)
         s = np.where(top & (top.sum(-1, keepdims=True) == 1), 0, sizes + at_top)
@@ -691,7 +688,7 @@ def test_errors_name_function_and_argument(name):
     else:
         cases_ += [((X, T), {"beta": b}, ValueError, "beta must be") for b in (0, 1, -0.5, 1.5, NAN)]
         cases_ += [((X, T), {"beta": None}, TypeError, "beta must be a number")]
-    for again in range(2):  # the second time, the short way of small calls is there
+    for _ in range(2):  # the second time, the short way of small calls is there
         for arguments, options, kind, words in cases_:
             with pytest.raises(kind, match=f"^{name}: {words}"):
                 function(*arguments, **options)

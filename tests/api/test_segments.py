@@ -291,7 +291,7 @@ def test_jvp_and_vjp_are_adjoint(dtype):
 @every_dtype
 @pytest.mark.parametrize("smoothing", [0.1, 1 / 3, 1.0])
 def test_label_smoothing(dtype, smoothing, record):
-    """Every segment has its own uniform distribution. The smoothing is rounded to a pair, which is exact enough."""
+    """Every segment has its own uniform distribution; the bits are those of rows."""
     problem = ragged(dtype)
     assert problem.lengths.max() > COLUMN_LIMIT
     losses, slope = problem.call("segment_cross_entropy_with_grad", label_smoothing=smoothing)
@@ -329,7 +329,7 @@ def test_no_smoothing_is_the_same_kernel():
 
 
 def test_smoothed_segments_with_infinities():
-    """A share of -inf is an infinite loss, as for rows; ignored segments and those of weight 0 have no influence."""
+    """A share of -inf is an infinite loss, as for rows; segments that do not count have no influence."""
     x, indptr = np.array([0.0, -np.inf, 1.0, np.nan, 3.0, 2.0, 1.0]), [0, 2, 4, 4, 7]
     options = {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.1}
     with np.errstate(all="raise"):

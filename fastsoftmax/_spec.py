@@ -12,8 +12,9 @@ family
 operands
     The roles of the positional arrays: ``logits``; ``tangent`` and ``cotangent``, of the shape of the logits;
     ``labels`` (one class index for each row); ``distributions`` (of the shape of the logits); ``targets`` (labels
-    or distributions); ``indptr``; and ``positions`` (labels counted from the beginning of a segment). Functions of
-    products have ``features`` and ``weight`` instead of logits.
+    or distributions); ``target_logits`` (the logits of such distributions); ``indptr``; and ``positions`` (labels
+    counted from the beginning of a segment). Functions of products have ``features`` and ``weight`` instead of
+    logits.
 result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
     row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. ``gradients``: a named
@@ -25,7 +26,7 @@ from typing import NamedTuple
 
 LIKE, ROWS, SQUARE, LOSS, GRADIENTS, CLASSES = "like", "rows", "square", "loss", "gradients", "classes"
 LOGITS, TANGENT, COTANGENT = "logits", "tangent", "cotangent"
-TARGETS, LABELS, DISTRIBUTIONS = "targets", "labels", "distributions"
+TARGETS, LABELS, DISTRIBUTIONS, TARGET_LOGITS = "targets", "labels", "distributions", "target_logits"
 INDPTR, POSITIONS = "indptr", "positions"
 FEATURES, WEIGHT = "features", "weight"
 
@@ -69,6 +70,11 @@ class Function(NamedTuple):
         return FEATURES in self.operands
 
     @property
+    def targets(self) -> str:
+        """The name of the parameter of its targets, if it is a loss."""
+        return TARGET_LOGITS if TARGET_LOGITS in self.operands else TARGETS
+
+    @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
         if self.is_ragged or self.of_products or self.family == "statistics" or CLASSES in self.result:
@@ -104,6 +110,12 @@ GROUPS = {
         "losses",
         "half the squared distance of the probabilities from the targets, with `sample_weight=` and `reduction=`",
     ),
+    "divergences": Group(
+        "Divergences",
+        "losses",
+        "Kullback-Leibler and Jensen-Shannon divergences of two arrays of logits, with `temperature=`, `reverse=` "
+        "or `beta=`, `sample_weight=`, `reduction=`, and their gradients",
+    ),
     "linear": Group(
         "Linear cross-entropy",
         "losses",
@@ -125,17 +137,24 @@ _JACOBIAN = ("derivatives", "derivatives", "jacobian", _X, (SQUARE,))
 _PRODUCT = ("derivatives", "derivatives", "product")
 _JVP, _VJP = (*_PRODUCT, (LOGITS, TANGENT), (LIKE,)), (*_PRODUCT, (LOGITS, COTANGENT), (LIKE,))
 _LINEAR = ("linear", "linear", "linear", (FEATURES, WEIGHT, LABELS))
+_DIVERGENCE = ("divergences", "divergence", TARGET_LOGITS, False)
 _PRODUCT_KERNEL = "derivatives.softmax_product"
 _RAGGED = ("segments", "segments")
 _OUT = ("", "out=")
 
 
 def _loss(
-    name: str, group: str, family: str, targets: str, pieces: bool, bench: tuple[str, ...] = ()
+    name: str,
+    group: str,
+    family: str,
+    targets: str,
+    pieces: bool,
+    bench: tuple[str, ...] = (),
+    module: str = "losses",
 ) -> tuple[Function, ...]:
     """A loss, its gradient, and both in one pass."""
-    entry = (group, "losses", family, (LOGITS, targets))
-    kernel = f"losses.{name}"
+    entry = (group, module, family, (LOGITS, targets))
+    kernel = f"{module}.{name}"
     return (
         Function(name, *entry, (LOSS,), kernel, name, pieces, bench[:1]),
         Function(f"{name}_grad", *entry, (LIKE,), kernel, name, pieces),
@@ -186,6 +205,8 @@ FUNCTIONS = {
             bench=("",),
         ),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
+        *_loss("kl_divergence", *_DIVERGENCE, bench=_OUT, module="divergences"),
+        *_loss("js_divergence", *_DIVERGENCE, bench=("",), module="divergences"),
         Function("linear_cross_entropy", *_LINEAR, (LOSS,), "losses.cross_entropy"),
         Function("linear_cross_entropy_with_grad", *_LINEAR, (LOSS, GRADIENTS), "losses.cross_entropy"),
         Function("linear_cross_entropy_hvp", *_LINEAR[:3], (*_LINEAR[3], TANGENT), (GRADIENTS,), _PRODUCT_KERNEL),
@@ -208,6 +229,10 @@ FUNCTIONS = {
         _ragged("segment_softmax_vjp", (COTANGENT,), (LIKE,)),
         _ragged("segment_cross_entropy", (POSITIONS,), (LOSS,), "segment_cross_entropy"),
         _ragged("segment_cross_entropy_with_grad", (POSITIONS,), (LOSS, LIKE), "segment_cross_entropy"),
+        _ragged("segment_softmax_entropy", (), (ROWS,)),
+        _ragged("segment_softmax_entropy_with_grad", (), (ROWS, LIKE)),
+        _ragged("segment_kl_divergence", (TARGET_LOGITS,), (LOSS,), "segment_kl_divergence"),
+        _ragged("segment_kl_divergence_with_grad", (TARGET_LOGITS,), (LOSS, LIKE), "segment_kl_divergence"),
         Function(
             "segment_categorical",
             *_RAGGED,

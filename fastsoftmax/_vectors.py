@@ -7,6 +7,8 @@ COLUMN_LIMIT = 64
 """Rows of up to this many contiguous classes are walked in columns (at the limit both walks are equally fast)."""
 GROUP_LIMIT = 2048
 """Longer rows are walked one by one, because a group of them would not fit into the cache."""
+PAIR_LIMIT = 1024
+"""The same limit for two rows side by side, see `kernels.divergences`."""
 FEW = 4
 """Up to this many short rows are faster one by one than in the lanes of a vector."""
 

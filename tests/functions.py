@@ -83,6 +83,7 @@ MAKERS = {
     _spec.TANGENT: (vector_for,),
     _spec.COTANGENT: (vector_for,),
     _spec.DISTRIBUTIONS: (vector_for,),
+    _spec.TARGET_LOGITS: (vector_for,),
     _spec.LABELS: (labels_for,),
     _spec.TARGETS: (labels_for, distributions_for),
 }
@@ -111,8 +112,8 @@ ACTIVATIONS = _of("forward")
 ENTROPIES = _of("entropy")
 JACOBIANS = _of("jacobian")
 PRODUCTS = _of("product")
-LOSSES = _of("cross entropy", "row loss", result=_spec.LOSS)
-GRADIENTS = _of("cross entropy", "row loss", result=_spec.LIKE)
+LOSSES = _of("cross entropy", "row loss", "divergence", result=_spec.LOSS)
+GRADIENTS = _of("cross entropy", "row loss", "divergence", result=_spec.LIKE)
 ALL = ACTIVATIONS + ENTROPIES + JACOBIANS + PRODUCTS + LOSSES + GRADIENTS
 SAME_SHAPE = tuple(f for f in ALL if f.result == "x")
 WITH_OUT = tuple(f for f in ALL if f.takes_out)

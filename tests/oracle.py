@@ -175,6 +175,63 @@ def softmax_entropy_grad(row, temperature=1.0):
         return -p * (log_p + softmax_entropy(row, temperature)) / mp.mpf(temperature)
 
 
+def _two(row, target, temperature):
+    """The probabilities and log-probabilities of both rows of logits."""
+    return (
+        softmax(row, temperature),
+        log_softmax(row, temperature),
+        softmax(target, temperature),
+        log_softmax(target, temperature),
+    )
+
+
+def _mean_log_ratio(p, log_p, log_q):
+    """sum_j p_j (log p_j - log q_j), with 0 for p_j = 0."""
+    return mp.fsum(p[j] * (log_p[j] - log_q[j]) for j in range(len(p)) if p[j] != 0)
+
+
+def kl_divergence(row, target, temperature=1.0, reverse=False):
+    """KL(q || p) = sum_j q_j (log q_j - log p_j) of p = softmax(row/T), q = softmax(target/T); KL(p || q)."""
+    with mp.workdps(max(digits(row, temperature), digits(target, temperature))):
+        p, log_p, q, log_q = _two(row, target, temperature)
+        return _mean_log_ratio(p, log_p, log_q) if reverse else _mean_log_ratio(q, log_q, log_p)
+
+
+def kl_divergence_grad(row, target, temperature=1.0, reverse=False):
+    """(p - q)/T; p_k (log p_k - log q_k - KL(p || q))/T."""
+    with mp.workdps(max(digits(row, temperature), digits(target, temperature))):
+        p, log_p, q, log_q = _two(row, target, temperature)
+        if not reverse:
+            return (p - q) / mp.mpf(temperature)
+        mean = _mean_log_ratio(p, log_p, log_q)
+        return np.array(
+            [a * (b - c - mean) if a else a for a, b, c in zip(p, log_p, log_q, strict=True)], object
+        ) / (mp.mpf(temperature))
+
+
+def _mixture(p, q, beta):
+    """m = beta q + (1 - beta) p, and its logarithm."""
+    m = mp.mpf(beta) * q + (1 - mp.mpf(beta)) * p
+    return _log(m)
+
+
+def js_divergence(row, target, temperature=1.0, beta=0.5):
+    """beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p."""
+    with mp.workdps(max(digits(row, temperature), digits(target, temperature))):
+        p, log_p, q, log_q = _two(row, target, temperature)
+        log_m, b = _mixture(p, q, beta), mp.mpf(beta)
+        return b * _mean_log_ratio(q, log_q, log_m) + (1 - b) * _mean_log_ratio(p, log_p, log_m)
+
+
+def js_divergence_grad(row, target, temperature=1.0, beta=0.5):
+    """(1 - beta) p_k (log p_k - log m_k - KL(p || m))/T."""
+    with mp.workdps(max(digits(row, temperature), digits(target, temperature))):
+        p, log_p, q, _ = _two(row, target, temperature)
+        log_m = _mixture(p, q, beta)
+        mean = _mean_log_ratio(p, log_p, log_m)
+        return (1 - mp.mpf(beta)) * p * (log_p - log_m - mean) / mp.mpf(temperature)
+
+
 def rowwise(function, rows, *others, **options):
     """`function` of each row and the entries of the other arguments that belong to it, stacked."""
     results = [function(row, *(o[n] for o in others), **options) for n, row in enumerate(rows)]

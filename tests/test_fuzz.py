@@ -40,7 +40,8 @@ ACTIVATIONS = named("forward")
 JACOBIANS, PRODUCTS, ENTROPIES = named("jacobian"), named("product"), named("entropy")
 CROSS_ENTROPIES, ROW_LOSSES = named("cross entropy", "curvature"), named("row loss")
 LABELLED = tuple(name for name in ROW_LOSSES if _spec.LABELS in FUNCTIONS[name].operands)
-EVERY = ACTIVATIONS + ENTROPIES + JACOBIANS + PRODUCTS + CROSS_ENTROPIES + ROW_LOSSES
+DIVERGENCES = named("divergence")
+EVERY = ACTIVATIONS + ENTROPIES + JACOBIANS + PRODUCTS + CROSS_ENTROPIES + ROW_LOSSES + DIVERGENCES
 SQUARE = tuple(name for name in EVERY if _spec.SQUARE in FUNCTIONS[name].result)
 
 
@@ -199,6 +200,34 @@ def right_loss(name, x, targets, v, options):
     return finish(name, losses, derivatives, weights, divisor, reduction)
 
 
+def right_divergence(name, x, t, options):
+    """The divergence with the classes last, and its gradient."""
+    temperature = LONG(options.get("temperature", 1.0))
+    (p, log_p, _), (q, log_q, _) = softmax_of(x, None, temperature), softmax_of(t, None, temperature)
+
+    def mean(weigh, values):
+        return np.where(weigh == 0, 0, weigh * values).sum(-1)
+
+    beta = LONG(options.get("beta", 0.5))
+    if name.startswith("js"):
+        log_m = np.logaddexp(np.log(beta) + log_q, np.log1p(-beta) + log_p)
+        losses = beta * mean(q, log_q - log_m) + (1 - beta) * mean(p, log_p - log_m)
+        slope = (1 - beta) * np.where(p == 0, 0, p * (log_p - log_m - mean(p, log_p - log_m)[..., None]))
+    elif options.get("reverse"):
+        losses = mean(p, log_p - log_q)
+        slope = np.where(p == 0, 0, p * (log_p - log_q - losses[..., None]))
+    else:
+        losses, slope = mean(q, log_q - log_p), p - q
+    if x.shape[-1] == 0:
+        losses = np.full_like(losses, np.nan)
+    weights = np.ones(losses.shape, LONG)
+    if options.get("sample_weight") is not None:
+        weights = np.asarray(options["sample_weight"]).astype(LONG)
+    divisor = weights.sum() if options.get("sample_weight") is not None else LONG(losses.size)
+    losses = np.where(weights == 0, 0, weights * losses)
+    return finish(name, losses, {"grad": slope / temperature}, weights, divisor, options.get("reduction", "mean"))
+
+
 def finish(name, losses, derivatives, weights, divisor, reduction):
     factor = LONG(1)
     if reduction == "mean":
@@ -261,8 +290,13 @@ def cases(draw, names, dtypes, full):
         options["from_probs"] = draw(st.booleans())
     if name in LABELLED:
         arguments.append(laid_out(rng, rng.integers(0, max(shape[axis], 1), rows), draw(layouts)))
-    elif name in PRODUCTS + ROW_LOSSES:
+    elif name in PRODUCTS + ROW_LOSSES + DIVERGENCES:
         arguments.append(another(dtypes))
+    if name in DIVERGENCES and full:
+        if draw(st.booleans()):
+            options["temperature"] = draw(st.sampled_from([0.5, 1.0, 2, np.float32(3.0)]))
+        if draw(st.booleans()):
+            options |= {"beta": draw(st.sampled_from([0.25, 0.5]))} if name.startswith("js") else {"reverse": True}
     if name in CROSS_ENTROPIES:
         if (spoiled == "labels" or draw(st.booleans())) and shape[axis]:
             labels = rng.integers(0, shape[axis], rows)
@@ -283,13 +317,13 @@ def cases(draw, names, dtypes, full):
             options["class_weight"] = weights([shape[axis]])
         if full and draw(st.booleans()):
             options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
-    if name in CROSS_ENTROPIES + ROW_LOSSES:
+    if name in CROSS_ENTROPIES + ROW_LOSSES + DIVERGENCES:
         if full and draw(st.booleans()):
             options["sample_weight"] = weights(rows)
         options["reduction"] = draw(st.sampled_from(["mean", "sum", "none"]))
         if options["reduction"] == "none" and name in ("cross_entropy_hvp",) and draw(st.booleans()):
             del options["reduction"]
-        labelled = arguments[1].ndim < len(shape) or name in ROW_LOSSES
+        labelled = arguments[1].ndim < len(shape) or name in ROW_LOSSES + DIVERGENCES
         if labelled and options.get("reduction", "mean") == "mean":  # whatever weights have in common cancels
             for key in {"class_weight", "sample_weight"} & options.keys():
                 options[key] = options[key] * options[key].dtype.type(draw(st.sampled_from([1, 1, 1e-30, 1e30])))
@@ -336,7 +370,7 @@ def spoil_shape(rng, name, arguments, options):
 
 
 def spoil_option(rng, name, arguments, options):
-    if name in CROSS_ENTROPIES + ROW_LOSSES:
+    if name in CROSS_ENTROPIES + ROW_LOSSES + DIVERGENCES:
         options["reduction"] = ["average", None, 1, np.zeros(2)][rng.integers(4)]
     elif name == "logsumexp":
         options["where"] = [np.ones(3), "yes", np.ones((1, 1, 1, 1, 1, 2), bool)][rng.integers(3)]
@@ -361,6 +395,12 @@ SPOILS = {
     "option": spoil_option,
     "out": spoil_out,
 }
+
+
+def arguments_dtype(arguments):
+    """The dtype in which the second argument is computed."""
+    dtype = arguments[0].dtype
+    return {"e": np.float32, "f": np.float32}.get(dtype.char, np.float64)
 
 
 def expected(name, arguments, options):
@@ -395,6 +435,11 @@ def expected(name, arguments, options):
             if from_probs:
                 scale *= float(np.abs(np.asarray(x, LONG)).max(initial=1, where=np.isfinite(x))) ** 2
             return right_derivative(name, x, second, temperature, from_probs), 40 * scale
+        if name in DIVERGENCES:
+            wide = float(np.abs(np.asarray(x, LONG)).max(initial=1, where=np.isfinite(x)))
+            return right_divergence(name, x, second.astype(arguments_dtype(arguments)), options), 40 * (
+                scale + wide
+            )
         targets = arguments[1] if second is None else second
         tangent = last(arguments[2]).astype(LONG) if len(arguments) > 2 else None
         return right_loss(name, x, targets, tangent, options), 100 * scale * scale
@@ -486,7 +531,7 @@ def chunked(rng, x, axis):
 
 def from_files(name, arguments, options, folder):
     """The derivative by ``fastsoftmax run``, in small blocks."""
-    x, others = arguments[0], dict(zip(("targets", "tangent"), arguments[1:], strict=False))
+    x, others = arguments[0], dict(zip((FUNCTIONS[name].targets, "tangent"), arguments[1:], strict=False))
     for key in ("class_weight", "sample_weight"):
         if options.get(key) is not None:
             others[key] = options[key]
@@ -495,7 +540,9 @@ def from_files(name, arguments, options, folder):
     for key, array in others.items():
         np.save(folder / f"{key}.npy", array)
         command += ["--" + key.replace("_", "-"), str(folder / f"{key}.npy")]
-    for key in ("axis", "ignore_index", "label_smoothing", "reduction"):
+    if options.get("reverse"):
+        command.append("--reverse")
+    for key in ("axis", "ignore_index", "label_smoothing", "reduction", "temperature", "beta"):
         if key in options:
             command.append(f"--{key.replace('_', '-')}={options[key]}")
     command += ["--grad" if name.endswith("grad") else "--output", str(folder / "y.npy"), "--force"]

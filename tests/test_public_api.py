@@ -21,7 +21,9 @@ OPTIONS = (
 LINEAR = f"(features, weight, targets, bias=None, *, {OPTIONS}"
 DRAWS = "rng=None, uniforms=None, size=None, replace=True, temperature=1.0"
 FILTERS = "top_k=None, top_p=None, min_p=None"
-SEGMENT_OPTIONS = "sample_weight=None, ignore_index=None, reduction='mean'"
+SEGMENT_OPTIONS = "sample_weight=None, ignore_index=None, label_smoothing=0.0, reduction='mean'"
+PAIR = "(logits, target_logits, axis=-1, *, temperature=1.0"
+WEIGHTED = "sample_weight=None, reduction='mean'"
 # By hand: what users rely on. Everything else about a function follows from its signature.
 SIGNATURES = {
     "linear_cross_entropy_hvp": (
@@ -55,6 +57,12 @@ SIGNATURES = {
     "squared_error": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean')",
     "squared_error_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
     "squared_error_with_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
+    "kl_divergence": f"{PAIR}, reverse=False, {WEIGHTED})",
+    "kl_divergence_grad": f"{PAIR}, reverse=False, {WEIGHTED}, out=None)",
+    "kl_divergence_with_grad": f"{PAIR}, reverse=False, {WEIGHTED}, out=None)",
+    "js_divergence": f"{PAIR}, beta=0.5, {WEIGHTED})",
+    "js_divergence_grad": f"{PAIR}, beta=0.5, {WEIGHTED}, out=None)",
+    "js_divergence_with_grad": f"{PAIR}, beta=0.5, {WEIGHTED}, out=None)",
     "categorical": f"(logits, axis=-1, *, {DRAWS}, {FILTERS}, where=None)",
     "filter_logits": f"(logits, axis=-1, *, {FILTERS}, temperature=1.0, out=None)",
     "segment_categorical": f"(x, indptr, *, {DRAWS}, {FILTERS})",
@@ -65,6 +73,10 @@ SIGNATURES = {
     "segment_softmax_vjp": "(x, indptr, cotangent, *, out=None)",
     "segment_cross_entropy": f"(x, indptr, targets, *, {SEGMENT_OPTIONS})",
     "segment_cross_entropy_with_grad": f"(x, indptr, targets, *, {SEGMENT_OPTIONS}, out=None)",
+    "segment_softmax_entropy": "(x, indptr, *, out=None)",
+    "segment_softmax_entropy_with_grad": "(x, indptr, *, out=None)",
+    "segment_kl_divergence": f"(x, indptr, target_logits, *, reverse=False, {WEIGHTED})",
+    "segment_kl_divergence_with_grad": f"(x, indptr, target_logits, *, reverse=False, {WEIGHTED}, out=None)",
     "threads": "(n)",
 }
 every_name = pytest.mark.parametrize("name", SIGNATURES)

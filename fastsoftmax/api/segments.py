@@ -2,18 +2,39 @@
 
 from bisect import bisect_left
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE
 from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
-from fastsoftmax.arrays.blocks import Array, Output, Problem, is_masked, kernel_weights, named, real_array
-from fastsoftmax.arrays.options import LossOptions, mean_divisor, reduced, spared, weight_array
+from fastsoftmax.arrays.blocks import (
+    NO_ROOM,
+    UNWEIGHTED,
+    Array,
+    Output,
+    Problem,
+    as_pair,
+    is_masked,
+    kernel_weights,
+    named,
+    real_array,
+)
+from fastsoftmax.arrays.options import (
+    UNSMOOTHED,
+    LossOptions,
+    mean_divisor,
+    reduced,
+    reversal,
+    smoothed_shares,
+    spared,
+    weight_array,
+)
 from fastsoftmax.arrays.sampling import Draws
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
-from fastsoftmax.arrays.weights import scaled
+from fastsoftmax.arrays.weights import Divisor, scaled
 from fastsoftmax.machine.entry import entry
 
 SEGMENT_WORK = 4
@@ -158,6 +179,20 @@ class _Segments:
         self.run_huge(entry("segments.piece_dots"), extents, source, vector, dots)
         self.run_huge(entry("segments.piece_softmax_product"), extents, source, vector, dots, target)
 
+    def run_whole(self, kernel: Any, arguments: Callable[..., tuple[Any, ...]]) -> None:
+        """A kernel of rows over each huge segment: ``arguments(n, classes, block)`` are those behind `room`.
+
+        `block` makes a block of one row of a vector of elements. One of size 0 stays empty.
+        """
+        lengths = np.diff(self.indptr)
+        for n in np.flatnonzero(lengths > HUGE):
+            part = slice(int(self.indptr[n]), int(self.indptr[n + 1]))
+
+            def block(vector: Array, part: slice = part) -> Array:
+                return vector[part].reshape(min(vector.size, 1), -1, 1) if vector.size else vector.reshape(0, 0, 0)
+
+            run(kernel, 1, int(lengths[n]), partial(NO_ROOM.get, self.problem.dtype), *arguments(n, block))
+
     def _over_pieces(self, kernel: Any, *args: Any) -> None:
         count = len(self._table) // COLUMNS
         run(kernel, count, 2 * count * PIECE, _no_room, self._table, *args)
@@ -216,37 +251,123 @@ def _check_targets(
     return labels, ignored
 
 
-def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: LossOptions, out: Any = None) -> Any:
-    """The loss, and the gradient if that is a result of `function`."""
-    options.check_reduction(function)
-    segments = _Segments(function, x, indptr, out)
+class _Loss(NamedTuple):
+    """The weights of the segments and the factor of the gradients as kernels take them, and the outputs."""
+
+    weights: Array
+    scale: tuple[Any, Any]
+    divisor: Divisor
+    output: Output | None
+    target: Array | None
+    rows: Array
+
+    def finished(self, segments: _Segments, options: LossOptions) -> Any:
+        """The result of the call, after the kernels have run."""
+        result_dtype, rows = segments.problem.result_dtype, self.rows
+        slope = None if self.output is None else self.output.finish()
+        if rows.dtype != result_dtype and options.reduction == "none":
+            with np.errstate(all="ignore"):
+                rows = rows.astype(result_dtype)
+        value = reduced(rows, options, self.divisor, result_dtype)
+        return value if self.output is None else (value, slope)
+
+
+def _loss(segments: _Segments, ignored: Array | None, options: LossOptions, out: Any) -> _Loss:
+    """What the kernels of a loss need besides its operands, which have been converted."""
     problem, count = segments.problem, segments.count
-    labels, ignored = _check_targets(segments, targets, options, out)
     weights = weight_array(problem, "sample_weight", options.sample_weight, (count,))
     weights = spared(weights, ignored, problem.dtype)
     divisor = mean_divisor(weights if options.is_mean else None, 0, count)
     if weights is not None:
         weights = scaled(weights, -divisor.exponent)
-    source = segments.block(problem.x)
-    output, target = segments.output(out) if LIKE in FUNCTIONS[function].result else (None, None)
-    rows = np.empty(count, problem.dtype)
-    arguments = (
-        source,
-        labels,
-        kernel_weights(weights, problem.dtype),
-        target,
-        rows,
-        *options.scale(divisor, problem.dtype),
+    output, target = segments.output(out) if LIKE in FUNCTIONS[problem.function].result else (None, None)
+    scale = options.scale(divisor, problem.dtype)
+    return _Loss(
+        kernel_weights(weights, problem.dtype), scale, divisor, output, target, np.empty(count, problem.dtype)
     )
+
+
+def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: LossOptions, out: Any = None) -> Any:
+    """The loss, and the gradient if that is a result of `function`."""
+    options.check_reduction(function)
+    smoothing = options.smoothing(function)
+    segments = _Segments(function, x, indptr, out)
+    labels, ignored = _check_targets(segments, targets, options, out)
+    source = segments.block(segments.problem.x)
+    loss = _loss(segments, ignored, options, out)
+    if smoothing:
+        _smoothed(segments, source, labels, smoothing, loss)
+        return loss.finished(segments, options)
+    arguments = source, labels, loss.weights, loss.target, loss.rows, *loss.scale
     segments.run(entry("segments.segment_cross_entropy"), 2 * segments.work, *arguments)
     if segments.huge(source):
         segments.run_huge(entry("segments.piece_cross_entropy"), *arguments)
-    slope = None if output is None else output.finish()
-    if rows.dtype != problem.result_dtype and options.reduction == "none":
-        with np.errstate(all="ignore"):
-            rows = rows.astype(problem.result_dtype)
-    value = reduced(rows, options, divisor, problem.result_dtype)
-    return value if output is None else (value, slope)
+    return loss.finished(segments, options)
+
+
+def _smoothed(segments: _Segments, source: Array, labels: Array, smoothing: float, loss: _Loss) -> None:
+    """The cross-entropy with label smoothing."""
+    dtype = segments.problem.dtype
+    _, gain = smoothed_shares(smoothing, 1)
+    target = NO_ROOM[dtype] if loss.target is None else loss.target
+    numbers = *as_pair(Fraction(smoothing), dtype), dtype.type(gain)
+    results = target, loss.rows, *loss.scale
+    kernel, work = entry("segments.segment_soft_cross_entropy"), 2 * segments.work
+    segments.run(kernel, work, source, labels, *numbers, loss.weights, *results)
+
+    def whole(n: int, block: Any) -> tuple[Any, ...]:
+        x, one = block(source), slice(n, n + 1)
+        base = dtype.type(smoothed_shares(smoothing, x.size)[0])
+        shares = (labels[one], UNWEIGHTED[dtype], base, dtype.type(gain))
+        slope = None if loss.target is None else block(target)
+        return x, None, *shares, _one(loss.weights, n), slope, loss.rows[one], *loss.scale
+
+    segments.run_whole(entry("losses.soft_cross_entropy"), whole)
+
+
+def _one(weights: Array, n: int) -> Array:
+    """The weight of one segment; weights of size 0 stay as they are."""
+    return weights[n : n + 1] if weights.size else weights
+
+
+def _entropy(function: str, x: Any, indptr: Any, out: Any) -> Any:
+    """The entropy of each segment, and the gradient if that is a result of `function`."""
+    segments = _Segments(function, x, indptr, out)
+    problem, gradient = segments.problem, LIKE in FUNCTIONS[function].result
+    source = segments.block(problem.x)
+    output, target = segments.output(out) if gradient else (None, NO_ROOM[problem.dtype])
+    entropies = segments.row_output(None if gradient else out)
+    rows = entropies.result
+    segments.run(entry("segments.segment_softmax_entropy"), 2 * segments.work, source, target, rows)
+
+    def whole(n: int, block: Any) -> tuple[Any, ...]:
+        return block(source), block(target) if gradient else None, rows[n : n + 1], None
+
+    segments.run_whole(entry("entropy.entropy"), whole)
+    return entropies.finish() if output is None else (entropies.finish(), output.finish())
+
+
+def _divergence(
+    function: str, x: Any, indptr: Any, target_logits: Any, reverse: Any, options: LossOptions, out: Any = None
+) -> Any:
+    """The Kullback-Leibler divergence, and the gradient if that is a result of `function`."""
+    options.check_reduction(function)
+    mixing = (reversal(function, reverse),)
+    segments = _Segments(function, x, indptr, out)
+    problem = segments.problem
+    array = problem.target_like("target_logits", target_logits)
+    source, second = segments.block(problem.x), segments.block(array)
+    loss = _loss(segments, None, options, out)
+    target = NO_ROOM[problem.dtype] if loss.target is None else loss.target
+    arguments = source, second, loss.weights, target, loss.rows, *mixing, *loss.scale
+    segments.run(entry("segments.segment_kl_divergence"), 4 * segments.work, *arguments)
+
+    def whole(n: int, block: Any) -> tuple[Any, ...]:
+        operands = block(source), block(second), _one(loss.weights, n), block(target), loss.rows[n : n + 1]
+        return *operands, *mixing, *loss.scale, None, False
+
+    segments.run_whole(entry("divergences.kl_divergence"), whole)
+    return loss.finished(segments, options)
 
 
 def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
@@ -510,6 +631,7 @@ def segment_cross_entropy(
     *,
     sample_weight: Any = None,
     ignore_index: int | None = None,
+    label_smoothing: float = UNSMOOTHED,
     reduction: str = "mean",
 ) -> Any:
     r"""Cross-entropy of the softmax of each segment of a vector against one position in it.
@@ -529,6 +651,9 @@ def segment_cross_entropy(
         Shape (N,): the factor of each loss. A segment of weight 0 has no influence, whatever it contains.
     ignore_index : int, optional
         Segments with this target, valid or not, have no influence, whatever they contain.
+    label_smoothing : float, default 0.0
+        From 0 to 1: the share of the uniform distribution over the elements of a segment that is mixed into its
+        target.
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean over all segments that are not ignored (with weights: their weighted mean), the sum, or each loss.
 
@@ -540,7 +665,8 @@ def segment_cross_entropy(
     Raises
     ------
     ValueError
-        As `segment_softmax`, for targets or weights of another shape, and for an unknown reduction.
+        As `segment_softmax`, for targets or weights of another shape, a smoothing that is not from 0 to 1, and an
+        unknown reduction.
     TypeError
         As `segment_softmax`, and for targets that are not integers.
     IndexError
@@ -553,9 +679,9 @@ def segment_cross_entropy(
 
     Notes
     -----
-    The loss of a segment is within 4 ulp, also of a confident one, whose loss is tiny. There are no weights of
-    classes and no label smoothing: a position has another meaning in each segment. If no segment counts, the mean
-    is nan and the sum 0.
+    The loss of a segment is within 4 ulp (5 with label smoothing), also of a confident one, whose loss is tiny.
+    There are no weights of classes: a position has another meaning in each segment. If no segment counts, the mean
+    is nan and the sum 0. With label smoothing, a segment that holds -inf has the loss inf.
 
     References
     ----------
@@ -570,7 +696,12 @@ def segment_cross_entropy(
     >>> fs.segment_cross_entropy(x, indptr, [0, 2], reduction="none")
     array([1.38629436, 0.91629073])
     """
-    options = LossOptions(sample_weight=sample_weight, ignore_index=ignore_index, reduction=reduction)
+    options = LossOptions(
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
     return _cross_entropy("segment_cross_entropy", x, indptr, targets, options)
 
 
@@ -581,6 +712,7 @@ def segment_cross_entropy_with_grad(
     *,
     sample_weight: Any = None,
     ignore_index: int | None = None,
+    label_smoothing: float = UNSMOOTHED,
     reduction: str = "mean",
     out: Any = None,
 ) -> tuple[Any, Any]:
@@ -588,11 +720,12 @@ def segment_cross_entropy_with_grad(
 
     .. math:: \frac{\partial L_n}{\partial x_i} = p_i - [\, i = \mathrm{indptr}_n + t_n \,], \qquad i \in s_n
 
-    With ``reduction="mean"`` it is divided by the same number as the loss.
+    With ``reduction="mean"`` it is divided by the same number as the loss. With ``label_smoothing=s``, the bracket
+    is multiplied by 1 - s, and s over the length of the segment is subtracted.
 
     Parameters
     ----------
-    x, indptr, targets, sample_weight, ignore_index
+    x, indptr, targets, sample_weight, ignore_index, label_smoothing
         As for `segment_cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
         As for `segment_cross_entropy`; "sum" and "none" have the same gradient.
@@ -618,6 +751,7 @@ def segment_cross_entropy_with_grad(
     Notes
     -----
     Every entry of the gradient is within 4 ulp, also at the target of a confident segment, where p - 1 cancels.
+    With label smoothing its error is at most 5 eps times the sum of the absolute values of its terms.
 
     References
     ----------
@@ -631,8 +765,238 @@ def segment_cross_entropy_with_grad(
     >>> round(float(loss), 12), grad
     (1.38629436112, array([ 0.5, -0.5, -0.5,  0.5]))
     """
-    options = LossOptions(sample_weight=sample_weight, ignore_index=ignore_index, reduction=reduction)
+    options = LossOptions(
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
     both: tuple[Any, Any] = _cross_entropy("segment_cross_entropy_with_grad", x, indptr, targets, options, out)
+    return both
+
+
+def segment_softmax_entropy(x: Any, indptr: Any, *, out: Any = None) -> Any:
+    r"""Entropy of the softmax of each segment of a vector, in nats.
+
+    .. math:: H_n = -\sum_{i \in s_n} p_i \log p_i
+
+    Parameters
+    ----------
+    x, indptr
+        As for `segment_softmax`.
+    out : ndarray, optional
+        Where to put the result: shape (N,) and the dtype of the result.
+
+    Returns
+    -------
+    ndarray
+        Shape (N,): one number for each segment, from 0 to the logarithm of its length; NaN for an empty one.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `segment_softmax`.
+
+    See Also
+    --------
+    segment_softmax_entropy_with_grad, softmax_entropy
+
+    Notes
+    -----
+    The error is within 4 ulp, and the bits are those of `softmax_entropy`. Elements of -inf add 0. A segment that
+    contains NaN or +inf, or only -inf, gives NaN.
+
+    References
+    ----------
+    T. M. Cover, J. A. Thomas, Elements of Information Theory, 2nd edition, 2006, section 2.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.segment_softmax_entropy(np.array([0.0, 0.0, 5.0, 0.0, -50.0]), [0, 2, 3, 5])
+    array([6.93147181e-01, 0.00000000e+00, 9.83662422e-21])
+    """
+    return _entropy("segment_softmax_entropy", x, indptr, out)
+
+
+def segment_softmax_entropy_with_grad(x: Any, indptr: Any, *, out: Any = None) -> tuple[Any, Any]:
+    r"""`segment_softmax_entropy` and its gradient with respect to `x`, in one pass over it.
+
+    .. math:: \frac{\partial H_n}{\partial x_i} = -p_i \, (\log p_i + H_n), \qquad i \in s_n
+
+    Parameters
+    ----------
+    x, indptr
+        As for `segment_softmax`.
+    out : ndarray, optional
+        Where to put the gradient: of its shape and dtype. May be `x` itself.
+
+    Returns
+    -------
+    entropy : ndarray
+        As `segment_softmax_entropy`.
+    grad : ndarray
+        The gradient, of the shape of `x`: for each segment that of its own entropy.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `segment_softmax`; nothing is written to `out` then.
+
+    See Also
+    --------
+    segment_softmax_entropy, softmax_entropy_with_grad
+
+    Notes
+    -----
+    Errors and edge cases are those of `softmax_entropy_with_grad`.
+
+    References
+    ----------
+    R. J. Williams, J. Peng, Function optimization using connectionist reinforcement learning algorithms,
+    Connection Science 3(3), 1991, doi:10.1080/09540099108946587.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> entropy, grad = fs.segment_softmax_entropy_with_grad(np.log([1.0, 3.0, 1.0]), [0, 2, 3])
+    >>> entropy
+    array([0.56233514, 0.        ])
+    >>> grad
+    array([ 0.2059898, -0.2059898,  0.       ])
+    """
+    both: tuple[Any, Any] = _entropy("segment_softmax_entropy_with_grad", x, indptr, out)
+    return both
+
+
+def segment_kl_divergence(
+    x: Any,
+    indptr: Any,
+    target_logits: Any,
+    *,
+    reverse: bool = False,
+    sample_weight: Any = None,
+    reduction: str = "mean",
+) -> Any:
+    r"""Kullback-Leibler divergence of the softmax of each segment of a vector from that of other logits.
+
+    .. math:: L_n = \mathrm{KL}(q \,\|\, p) = \sum_{i \in s_n} q_i (\log q_i - \log p_i)
+
+    with p and q the softmax of `x` and of `target_logits` in each segment.
+
+    Parameters
+    ----------
+    x, indptr
+        As for `segment_softmax`.
+    target_logits : array_like
+        The logits of q, of the shape of `x` and any real dtype.
+    reverse : bool, default False
+        The divergence KL(p || q) instead.
+    sample_weight : array_like, optional
+        Shape (N,): the factor of each loss. A segment of weight 0 has no influence, whatever it contains.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        The mean over all segments (with weights: their weighted mean), the sum, or each loss.
+
+    Returns
+    -------
+    scalar or ndarray
+        The loss in nats: a scalar, or with ``reduction="none"`` an array of shape (N,). It is NaN for an empty
+        segment, unless that has weight 0.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `segment_softmax` for `x` and `indptr`, and as `kl_divergence` for the other arguments.
+
+    See Also
+    --------
+    segment_kl_divergence_with_grad, kl_divergence
+
+    Notes
+    -----
+    The bits are those of `kl_divergence`, and so are errors and edge cases. With a temperature T, pass x/T and
+    target_logits/T.
+
+    References
+    ----------
+    S. Kullback, R. A. Leibler, On information and sufficiency, Annals of Mathematical Statistics 22(1), 1951,
+    doi:10.1214/aoms/1177729694.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> x, t = np.log([0.5, 0.5, 1.0, 1.0]), np.log([0.9, 0.1, 1.0, 1.0])
+    >>> fs.segment_kl_divergence(x, [0, 2, 4], t, reduction="none")
+    array([0.36806421, 0.        ])
+    """
+    options = LossOptions(sample_weight=sample_weight, reduction=reduction)
+    return _divergence("segment_kl_divergence", x, indptr, target_logits, reverse, options)
+
+
+def segment_kl_divergence_with_grad(
+    x: Any,
+    indptr: Any,
+    target_logits: Any,
+    *,
+    reverse: bool = False,
+    sample_weight: Any = None,
+    reduction: str = "mean",
+    out: Any = None,
+) -> tuple[Any, Any]:
+    r"""`segment_kl_divergence` and its gradient with respect to `x`, in one pass over both arrays.
+
+    .. math:: \frac{\partial L_n}{\partial x_i} = p_i - q_i, \qquad i \in s_n
+
+    With ``reverse=True`` it is p (log p - log q - L). With ``reduction="mean"`` it is divided by the same number
+    as the loss.
+
+    Parameters
+    ----------
+    x, indptr, target_logits, reverse, sample_weight, reduction
+        As for `segment_kl_divergence`.
+    out : ndarray, optional
+        Where to put the gradient: of its shape and dtype. May be `x` or `target_logits` itself.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        As `segment_kl_divergence`.
+    grad : ndarray
+        Of the shape of `x`; exactly 0 in segments of weight 0.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `segment_kl_divergence`, and for an unfit `out`; nothing is written to `out` then.
+
+    See Also
+    --------
+    segment_kl_divergence, kl_divergence_with_grad
+
+    Notes
+    -----
+    Errors and edge cases are those of `kl_divergence_grad`.
+
+    References
+    ----------
+    G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, 2015, arXiv:1503.02531, section
+    2.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> x, t = np.log([0.5, 0.5, 1.0]), np.log([0.9, 0.1, 1.0])
+    >>> fs.segment_kl_divergence_with_grad(x, [0, 2, 3], t, reduction="sum")[1]
+    array([-0.4,  0.4,  0. ])
+    """
+    options = LossOptions(sample_weight=sample_weight, reduction=reduction)
+    both: tuple[Any, Any] = _divergence(
+        "segment_kl_divergence_with_grad", x, indptr, target_logits, reverse, options, out
+    )
     return both
 
 

@@ -9,7 +9,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,8 @@ _COMPUTED_IN: dict[str, np.dtype[Any]] = {
 _DOUBLE: np.dtype[Any] = np.dtype(np.float64)
 NO_ROOM = {dtype: np.empty(0, dtype) for dtype in _COMPUTED_IN.values()}
 """Working memory of size 0, which is enough for contiguous rows."""
+NO_BLOCK = {dtype: np.empty((0, 0, 0), dtype) for dtype in NO_ROOM}
+"""What some kernels take if no gradient is wanted."""
 
 
 def named(function: str, name: str) -> str:
@@ -149,8 +151,14 @@ def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -
     value = number(function, "temperature", temperature, 0.0, inclusive=False)
     if value == 1.0:
         return None
+    return _inverse_of(value, dtype)
+
+
+@lru_cache(maxsize=64)
+def _inverse_of(temperature: float, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """`inverse_temperature` of a number that has been checked."""
     info = np.finfo(dtype)
-    fraction, exponent, left = split_temperature(value, 1 - info.maxexp, info.nmant - info.minexp)
+    fraction, exponent, left = split_temperature(temperature, 1 - info.maxexp, info.nmant - info.minexp)
     high, low = inverse_pair(fraction, dtype)
     scale = dtype.type(math.ldexp(1.0, -left))
     pre, gain = math.ldexp(1.0, -max(exponent, 0)), math.ldexp(1.0, max(-exponent, 0))

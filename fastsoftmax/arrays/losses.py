@@ -15,6 +15,7 @@ from fastsoftmax._vectors import CAPPED, CURVE_PARTS
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
+    NO_BLOCK,
     NO_ROOM,
     SMALL,
     UNWEIGHTED,
@@ -101,6 +102,50 @@ def small_cross_entropy(
     return dtype.type(total(rows) / count), slope
 
 
+_SMALL_DIVERGENCES: dict[tuple[np.dtype[Any], str, bool], Any] = {}
+
+
+def small_divergence(
+    function: str, logits: Any, target_logits: Any, axis: Any, options: LossOptions, out: Any
+) -> tuple[Any, Any] | None:
+    """As `small_cross_entropy`, for a divergence, also with a temperature, `reverse` or `beta`."""
+    if not (
+        axis is LAST and options.reduction is MEAN and options.sample_weight is None and type(logits) is np.ndarray
+    ):
+        return None
+    dtype = logits.dtype
+    if (
+        dtype not in NO_BLOCK
+        or not 0 < logits.size <= SMALL
+        or logits.ndim != 2
+        or not logits.flags.carray
+        or not is_plain(target_logits, logits.shape, dtype)
+    ):
+        return None
+    mixing, beta = options.divergence(function, dtype) or ((), None)
+    kernel = _SMALL_DIVERGENCES.get((dtype, FUNCTIONS[function].loss, beta is None))
+    if kernel is None:
+        return None
+    slope = NO_BLOCK[dtype]
+    if out is not None:
+        if not (is_plain(out, logits.shape, dtype) and _safe(out, logits) and _safe(out, target_logits)):
+            return None
+        slope = out
+    elif LIKE in FUNCTIONS[function].result:
+        slope = np.empty_like(logits)
+    count = len(logits)
+    rows = np.empty(count, dtype)
+    scale = inverse_of(count, dtype)
+    room, ones = NO_ROOM[dtype], UNWEIGHTED[dtype]
+    whole = kernel(0, count, room, logits, target_logits, ones, slope, rows, *mixing, *scale, beta, True)
+    return dtype.type(whole / count), slope
+
+
+def _safe(out: Any, operand: Any) -> bool:
+    """Whether a kernel may write an output of the same shape while it reads the operand."""
+    return out is operand or lie_apart(out, operand)
+
+
 class RowLosses(NamedTuple):
     """The losses of some rows, as `options.row_losses` returns them, and their gradient if it was requested."""
 
@@ -152,7 +197,23 @@ def _row_loss(
     run(kernel, problem.rows, 2 * source.size, problem.room(2, over), *arguments)
 
 
-_FAMILIES = {"cross entropy": _cross_entropy, "row loss": _row_loss}
+def _divergence(
+    given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
+) -> None:
+    assert given.divergence is not None
+    problem, (mixing, beta) = given.problem, given.divergence
+    row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
+    block = NO_BLOCK[problem.dtype] if output is None else output.block
+    arguments = source, distributions, row_weights, block, rows.block, *mixing, *scale, beta, False
+    function = FUNCTIONS[problem.function]
+    kernel = entry(function.kernel)
+    run(kernel, problem.rows, (2 if output is None else 4) * source.size, problem.room(2), *arguments)
+    if problem.x.dtype == problem.dtype:
+        key = problem.dtype, function.loss, beta is None
+        remember(_SMALL_DIVERGENCES, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
+
+
+_FAMILIES = {"cross entropy": _cross_entropy, "row loss": _row_loss, "divergence": _divergence}
 
 
 def loss_rows(
@@ -183,6 +244,17 @@ def loss_rows(
     _FAMILIES[FUNCTIONS[function].family](given, source, labels, distributions, output, rows, scale)
     slope = None if output is None else output.finish()
     return RowLosses(problem, row_losses(rows, options), slope, given.divisor)
+
+
+def divergence(
+    function: str, logits: Any, target_logits: Any, axis: int, options: LossOptions, out: Any = None
+) -> Any:
+    """`loss` for a divergence, with a short way for small arrays."""
+    found = small_divergence(function, logits, target_logits, axis, options, out)
+    if found is None:
+        return loss(function, logits, target_logits, axis, options, out)
+    results = FUNCTIONS[function].result
+    return found if len(results) == 2 else found[results[0] == LIKE]
 
 
 def loss(function: str, logits: Any, targets: Any, axis: int, options: LossOptions, out: Any = None) -> Any:

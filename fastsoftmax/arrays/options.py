@@ -9,8 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._spec import DISTRIBUTIONS, FUNCTIONS, LABELS, TARGETS
-from fastsoftmax.arrays.blocks import Array, Output, Problem, kernel_weights, named, number, real_array, stand_in
+from fastsoftmax._spec import DISTRIBUTIONS, FUNCTIONS, LABELS, TARGET_LOGITS, TARGETS
+from fastsoftmax.arrays.blocks import (
+    UNTEMPERED,
+    Array,
+    Output,
+    Problem,
+    inverse_temperature,
+    kernel_weights,
+    named,
+    number,
+    real_array,
+    stand_in,
+)
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import (
     Divisor,
@@ -28,8 +39,9 @@ from fastsoftmax.arrays.weights import (
 from fastsoftmax.machine.entry import entry
 
 REDUCTIONS = ("mean", "sum", "none")
+DIVERGENCES = frozenset(entry.loss for entry in FUNCTIONS.values() if entry.family == "divergence")
 # The defaults of the public functions, which a small call recognises by identity.
-UNSMOOTHED, NO_Z_LOSS, MEAN = 0.0, 0.0, "mean"
+UNSMOOTHED, NO_Z_LOSS, MEAN, HALF = 0.0, 0.0, "mean", 0.5
 
 
 class LossOptions(NamedTuple):
@@ -42,6 +54,9 @@ class LossOptions(NamedTuple):
     reduction: str = MEAN
     z_loss: float = NO_Z_LOSS
     softcap: Any = None
+    temperature: float = UNTEMPERED
+    reverse: bool = False
+    beta: float = HALF
 
     @property
     def is_mean(self) -> bool:
@@ -84,9 +99,38 @@ class LossOptions(NamedTuple):
             cap = number(function, "softcap", self.softcap, 0.0, inclusive=False)
         return None if z_loss == 0 and cap == math.inf else (z_loss, cap)
 
+    def divergence(self, function: str, dtype: np.dtype[Any]) -> tuple[tuple[Any, ...], Any] | None:
+        """The options of a divergence as its kernel takes them, and 1/T; None for other losses.
+
+        They are whether it is reversed, or the share of the targets in the mixture and its complement.
+        """
+        loss = FUNCTIONS[function].loss
+        if loss not in DIVERGENCES:
+            return None
+        beta = inverse_temperature(function, self.temperature, dtype)
+        if loss == "kl_divergence":
+            return (reversal(function, self.reverse),), beta
+        one, zero = dtype.type(1), dtype.type(0)
+        return mixture_shares(function, self.beta, dtype), beta or (one, one, one, zero, zero)
+
     def scale(self, divisor: Divisor, dtype: np.dtype[Any]) -> tuple[Any, Any]:
         """The factor of the gradients that follows from the reduction, as a pair."""
         return inverse_of(divisor.value if self.reduction == "mean" else 1.0, dtype)
+
+
+def reversal(function: str, reverse: Any) -> bool:
+    """`reverse` as a bool; TypeError if it is none."""
+    if not isinstance(reverse, (bool, np.bool_)):
+        raise TypeError(f"{named(function, 'reverse')} must be a bool, got {reverse!r}")
+    return bool(reverse)
+
+
+def mixture_shares(function: str, beta: Any, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """beta and 1 - beta in a dtype; an error unless `beta` is above 0 and below 1."""
+    share = number(function, "beta", beta, 0.0, inclusive=False)
+    if share >= 1:
+        raise ValueError(f"{named(function, 'beta')} must be below 1, got {beta!r}")
+    return dtype.type(share), dtype.type(1 - share)
 
 
 # --- targets ------------------------------------------------------------------------------------------------
@@ -98,8 +142,8 @@ def check_kind(problem: Problem, targets: Any, options: LossOptions, name: str =
     `targets` is an array of real numbers, or any object with a shape and a dtype.
     """
     prefix, role = named(problem.function, name), FUNCTIONS[problem.function].operands[1]
-    if role == DISTRIBUTIONS:
-        problem.check_shape("targets", targets)
+    if role in (DISTRIBUTIONS, TARGET_LOGITS):
+        problem.check_shape(FUNCTIONS[problem.function].targets, targets)
         return True
     if role == TARGETS and targets.shape == problem.shape:
         if options.ignore_index is not None:
@@ -204,7 +248,7 @@ class RowTargets:
     The divisor is the sum of `counted` times 2**`exponent`; `counted` is None if every row has weight 1.
 
     `regularization` is the factor of the z-loss, in the same units as the weights, and the cap of the logits, as
-    kernels take them (`regularized_by`); None if there is neither.
+    kernels take them (`regularized_by`); None if there is neither. `divergence` is that of `LossOptions`.
 
     `array` has been checked (`row_targets`), and `ignored` says which of its class indices are ignored.
     """
@@ -214,6 +258,7 @@ class RowTargets:
         "base",
         "class_weights",
         "counted",
+        "divergence",
         "divisor",
         "exponent",
         "gain",
@@ -238,6 +283,7 @@ class RowTargets:
         self.base, self.gain = problem.dtype.type(base), problem.dtype.type(gain)
         self.class_weights, self.row_weights, self.counted, self.exponent = None, None, None, 0
         self.regularization = options.regularization(problem.function)
+        self.divergence = options.divergence(problem.function, problem.dtype)
         if self.regularization is not None:
             self.regularization = regularized_by(*self.regularization, 0, problem.dtype.type)
         if divisor is None and ignored is None and options.class_weight is None and options.sample_weight is None:
@@ -346,7 +392,7 @@ def row_targets(
 ) -> RowTargets:
     """The targets and the options of a loss as `RowTargets`, after all checks."""
     options.check_reduction(problem.function)
-    array, ignored = real_array(problem.function, "targets", targets), None
+    array, ignored = real_array(problem.function, FUNCTIONS[problem.function].targets, targets), None
     if not check_kind(problem, array, options):
         ignored = check_labels(problem.function, array, problem.classes, options.ignore_index)
     return RowTargets(problem, array, ignored, options, divisor)

@@ -552,7 +552,7 @@ class _Loss:
             x = x.rechunk({place: -1})
         options.check_reduction(name)
         self.function, self.problem, self.place = function, problem, place
-        targets = _array(name, "targets", targets)
+        targets = _array(name, function.targets, targets)
         soft = check_kind(problem, targets, options)
         options_only = options._replace(class_weight=None, sample_weight=None)
         self.request = _Request(name, problem.classes, problem.dtype, options_only)
@@ -1014,6 +1014,7 @@ _FAMILIES: dict[str, Callable[..., Any]] = {
     "statistics": _statistics,
     "cross entropy": _loss,
     "row loss": _loss,
+    "divergence": _loss,
     "curvature": _curvature,
     "draws": _draws,
     "filters": _filtered,

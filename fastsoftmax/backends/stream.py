@@ -107,7 +107,7 @@ for _command in COMMANDS.values():
     DEFAULTS |= dict.fromkeys(_command.operands) | _command.options
 ROW_OPTIONS = ("temperature", "from_probs", "top_k", "top_p", "min_p")
 """The options of functions that are no losses."""
-FILES = ("tangent", "cotangent", "targets", "class_weight", "sample_weight", "where")
+FILES = ("tangent", "cotangent", "targets", "target_logits", "class_weight", "sample_weight", "where")
 
 
 def _flag(name: str) -> str:
@@ -239,8 +239,14 @@ class Job:
         return self.function.entry.name
 
     @property
+    def targets_of(self) -> Source | None:
+        """The targets of a loss."""
+        return self.operands.get(self.function.entry.targets)
+
+    @property
     def soft(self) -> bool:
-        return "targets" in self.operands and self.operands["targets"].ndim == self.x.ndim
+        targets = self.targets_of
+        return targets is not None and targets.ndim == self.x.ndim
 
     def per_row(self, name: str) -> bool:
         """Whether an operand has one number for each row."""
@@ -323,7 +329,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
     name = arguments.function.replace("-", "_")
     try:
         x = files.source(arguments.input)
-        logits = "logits" if "targets" in function.operands else "x"
+        logits = "logits" if function.entry.targets in function.operands else "x"
         problem = Problem(name, stand_in(x.shape, x.dtype), arguments.axis, name=logits)
         (axis,) = problem.axes
         job = Job(arguments.function, function, x, axis, problem, given, reduction=given.get("reduction", "mean"))
@@ -343,7 +349,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
             elif key == "sample_weight":
                 real_array(name, key, empty)
                 _check_shape(key, operand.shape, problem.row_shape)
-            elif key == "targets":
+            elif key == function.entry.targets:
                 check_kind(problem, real_array(name, key, empty), job.loss_options(None))
             else:
                 problem.operand(key, empty)
@@ -358,7 +364,7 @@ def _try_options(job: Job) -> None:
     x = np.zeros((0, max(job.problem.classes, 1)), job.problem.dtype)
     operands: dict[str, Any] = {}
     for key in job.function.operands:
-        rows = key == "targets" and not job.soft
+        rows = key == job.function.entry.targets and not job.soft
         operands[key] = np.zeros(0, np.intp) if rows else x
     options = {
         key: job.given[key] for key in (*ROW_OPTIONS, *LossOptions._fields[2:]) if key in job.function.options
@@ -423,9 +429,9 @@ class Local:
         self.boxes = list(cover(job.x.shape, extent, job.x.fortran))
         self.totals: list[Array] = []
         self.dtype_kept = job.x.dtype == job.problem.result_dtype and job.x.dtype.isnative
-        self.divisor = self._divisor() if "targets" in job.operands else None
+        self.divisor = None if job.targets_of is None else self._divisor(job.targets_of)
 
-    def _divisor(self) -> Divisor | None:
+    def _divisor(self, targets: Source) -> Divisor | None:
         """The divisor of the mean, or None. Labels are checked here, before any logits are read."""
         job, name = self.job, self.job.python_name
         classes, dtype = job.problem.classes, job.problem.dtype
@@ -434,7 +440,7 @@ class Local:
         divisor = known_divisor(name, job.soft, options, job.problem.rows)
         parts = []
         for box in cover(job.problem.row_shape, files.rows_of(self.extent, job.axis)):
-            labels = None if job.soft else job.operands["targets"][box]
+            labels = None if job.soft else targets[box]
             if labels is not None:
                 try:
                     check_labels(name, labels, classes, options.ignore_index, tuple(s.start for s in box))
@@ -475,7 +481,7 @@ class Local:
         gradient = "grad" in job.targets
         out = x if gradient and self.dtype_kept else None
         options = job.loss_options(block.get("sample_weight"))
-        arrays = job.python_name, x, block["targets"], job.axis, options, out
+        arrays = job.python_name, x, block[job.function.entry.targets], job.axis, options, out
         found = loss_rows(*arrays, gradient=gradient, divisor=self.divisor)
         if job.reduction != "none":
             self.totals.append(part_of_sum(found.rows))

@@ -18,7 +18,7 @@ How they are built
     The parts of exp and log, and double-word arithmetic, for such vectors and floats, with error bounds.
 `traversal`
     The two walks through a block, and the sums over a row that every function needs.
-`activations`, `derivatives`, `entropy`, `losses`, `pieces`, `statistics`
+`activations`, `derivatives`, `divergences`, `entropy`, `losses`, `pieces`, `statistics`
     The functions. Each has one building block, and an entry point, which `jit.kernel` makes a kernel.
 `capped`
     The cross-entropy of capped logits, with a z-loss.
@@ -51,6 +51,7 @@ _MODULES = frozenset(
         "activations",
         "capped",
         "derivatives",
+        "divergences",
         "elementary",
         "entropy",
         "jit",

@@ -182,7 +182,7 @@ def _loss_of_rows(
 ) -> None:
     """The losses of capped rows z, and g = dL/dz unless it is None; row `first` of v and the options is theirs."""
     (labels, class_weights, base, gain), weights, scale, scale_low, z_loss = options
-    shares = Shares(behind(labels, first), class_weights, base, gain)
+    shares = Shares(behind(labels, first), class_weights, base, gain, None)
     here = SoftOptions(shares, _rows_from(weights, first), scale, scale_low, z_loss)
     part, shape = behind(v, first * classes), (count, classes, 1)
     traverse(soft_cross_entropy_block, 0, count, shape, nothing, z, part, g, losses, here)
@@ -211,7 +211,7 @@ def cross_entropy(
     classes = x.shape[1]
     data, v, grad, results, z = memory(x), memory(targets), memory(y), memory(rows), memory(room)
     nothing = after(z, size(z))
-    shares = Shares(memory(labels), memory(class_weights), base, gain)
+    shares = Shares(memory(labels), memory(class_weights), base, gain, None)
     options = SoftOptions(shares, memory(weights), scale, scale_low, z_loss)
     step = _rows_at_a_time(size(z), data, classes)
     for first in range(start, stop, step):
@@ -389,7 +389,7 @@ def product(
     part = size(tile) // CURVE_PARTS
     z, w, h, g = tile, after(tile, part), after(tile, 2 * part), after(tile, 3 * part)
     losses, nothing = after(tile, 4 * part), after(tile, size(tile))
-    heavy, shares = memory(weights), Shares(memory(labels), memory(class_weights), base, gain)
+    heavy, shares = memory(weights), Shares(memory(labels), memory(class_weights), base, gain, None)
     options, twice = SoftOptions(shares, heavy, scale, scale_low, z_loss), (z_loss + z_loss) * scale
     step = _rows_at_a_time(part, data, classes)
     for first in range(start, stop, step):
@@ -453,7 +453,7 @@ def variance(
     part = size(tile) // CURVE_PARTS
     z, h, g, p = tile, after(tile, part), after(tile, 2 * part), after(tile, 3 * part)
     sums, nothing = after(tile, 4 * part), after(tile, size(tile))
-    heavy, shares = memory(weights), Shares(memory(labels), memory(class_weights), base, gain)
+    heavy, shares = memory(weights), Shares(memory(labels), memory(class_weights), base, gain, None)
     options, twice = SoftOptions(shares, heavy, scale, scale_low, z_loss), (z_loss + z_loss) * scale
     step = _rows_at_a_time(part, data, classes)
     for first in range(start, stop, step):

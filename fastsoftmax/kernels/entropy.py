@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fastsoftmax.kernels.elementary import below, centred, exp_scaled, most_power, quotient, two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, store, store_part
+from fastsoftmax.kernels.simd.memory import lane_count, load, load_part, memory, size, store, store_part
 from fastsoftmax.kernels.simd.reduce import fold_two_sum
 from fastsoftmax.kernels.simd.values import broadcast, maximum, muladd, number
 from fastsoftmax.kernels.traversal import (
@@ -35,7 +35,7 @@ HEADROOM = 12.0
 
 
 class EntropyOptions(NamedTuple):
-    """1/T or None, and the result of `_parted`; it is None without a gradient."""
+    """1/T or None, and the result of `parted`; it is None without a gradient."""
 
     beta: Any
     power: Any
@@ -53,14 +53,14 @@ def _add_depth(value: Any, beta: Any, stats: Any, depth: Any, sums: Any) -> Any:
 
 
 @inline
-def _gradient(depth: Any, mean: Any, mean_low: Any, p: Any, inner: Any) -> Any:
+def sloped(depth: Any, mean: Any, mean_low: Any, p: Any, inner: Any) -> Any:
     """p (d - E)/T; one part of 1/T is in p, the other is `inner`."""
     above = (depth - mean) - mean_low
     return spared(p, p * muladd(above, inner[0], above * inner[1]))
 
 
 @inline
-def _parted(x: Any, beta: Any) -> Any:
+def parted(x: Any, beta: Any) -> Any:
     """1/T 2**HEADROOM as a power of two for p, bounded so that p stays finite, and a pair for d - E."""
     room, zero = number(x, HEADROOM), number(x, 0.0)
     if beta is None:
@@ -73,7 +73,7 @@ def _parted(x: Any, beta: Any) -> Any:
 
 @inline
 def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """rows = H; y, unless None, = its gradient.
+    """rows = H; y, unless it is None or has size 0, = its gradient.
 
     Error of H: a term e 1.1 ulp, which is up to 2.2 u, its depth 1 u, their product and all sums are pairs; the
     log 4.6 u at most, and 0.5 ulp for the last rounding: at most 4 ulp, one more with a temperature. Error of the
@@ -101,18 +101,20 @@ def entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
     value, error = two_sum(high, mean)
     store_part(rows, row, count, broadcast(value + (error + (low + mean_low))))
     if y is not None:
+        if size(y) == 0:
+            return
         one, nothing = number(x, 1.0), number(x, 0.0)
         inverse = weighted(reciprocal(stats), one, nothing, power)
         for k in range(0, full, step):
             value = load(x, offset + k)
             p = probability(value, beta, stats, inverse)
             depth = -below(value, m, beta)
-            store(y, offset + k, _gradient(depth, mean, mean_low, p, inner))
+            store(y, offset + k, sloped(depth, mean, mean_low, p, inner))
         if full < length:
             last = load_part(x, offset + full, length - full, number(x, -INF))
             p = probability(last, beta, stats, inverse)
             depth = -below(last, m, beta)
-            store_part(y, offset + full, length - full, _gradient(depth, mean, mean_low, p, inner))
+            store_part(y, offset + full, length - full, sloped(depth, mean, mean_low, p, inner))
 
 
 @kernel
@@ -121,7 +123,7 @@ def entropy(
 ) -> None:
     """rows = -sum_k p_k log p_k of p = softmax(x/T); y, unless None, = -p_k (log p_k + H)/T."""
     data, results = memory(x), memory(rows)
-    power, inner = _parted(data, beta)
+    power, inner = parted(data, beta)
     options = EntropyOptions(beta, power, inner)
     shape, tile, grad = x.shape, memory(room), memory(y)
     block = entropy_block

@@ -36,6 +36,7 @@ from fastsoftmax.kernels.simd.rows import class_value, lane_labels, one_hot, row
 from fastsoftmax.kernels.simd.values import (
     absolute,
     broadcast,
+    if_none,
     muladd,
     number,
     select_equal,
@@ -90,6 +91,8 @@ class Shares(NamedTuple):
     class_weights: Any
     base: Any
     gain: Any
+    lengths: Any
+    """For segments, how many classes they have; None if all rows of a block have equally many."""
 
 
 class SoftOptions(NamedTuple):
@@ -307,10 +310,18 @@ def cross_entropy(
 
 
 @inline
+def _class_weight(lengths: Any, folded: Any, x: Any, weights: Any, k: int, lanes: int) -> Any:
+    """The class weights of a vector. In a tile of segments they are 1, and 0 behind the end of shorter ones."""
+    if lengths is None:
+        return broadcast(class_value(x, folded, weights, k, lanes))
+    return select_less(number(x, float(k // lane_count(x))), lengths, broadcast(number(x, 1.0)), number(x, 0.0))
+
+
+@inline
 def _share(x: Any, v: Any, offset: int, k: int, lanes: int, folded: Any, row: int, count: int, mix: Any) -> Any:
     """The shares of the vector at place k of a block; 0 in the lanes from `lanes` on."""
-    labels, weights, base, gain = mix
-    weight = class_value(x, folded, weights, k, lanes)
+    labels, weights, base, gain, lengths = mix
+    weight = _class_weight(if_none(folded, lengths), folded, x, weights, k, lanes)
     if v is None:
         return weight * muladd(one_hot(x, folded, labels, row, count, k), gain, base)
     return weight * muladd(load_part(v, offset + k, lanes, number(x, 0.0)), gain, base)
@@ -336,13 +347,13 @@ def _soft_slope(
 
 @inline
 def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """`_soft_cross_entropy`, without weights in its loops if there are none, which saves 6 %."""
-    (labels, class_weights, base, gain), weights, scale, scale_low, z_loss = options
+    """`soft_cross_entropy_rows`, without weights in its loops if there are none, which saves 6 %."""
+    (labels, class_weights, base, gain, _), weights, scale, scale_low, z_loss = options
     if size(class_weights) == 0 and size(weights) == 0:
-        plain = SoftOptions(Shares(labels, None, base, gain), None, scale, scale_low, z_loss)
-        _soft_cross_entropy(x, v, y, place, stats, rows, plain)
+        plain = SoftOptions(Shares(labels, None, base, gain, None), None, scale, scale_low, z_loss)
+        soft_cross_entropy_rows(x, v, y, place, stats, rows, plain)
     else:
-        _soft_cross_entropy(x, v, y, place, stats, rows, options)
+        soft_cross_entropy_rows(x, v, y, place, stats, rows, options)
 
 
 @inline
@@ -357,10 +368,11 @@ def _add_z_loss(z_loss: Any, stats: Any, weight: Any, loss: Any, whole: Any, who
 
 
 @inline
-def _soft_cross_entropy(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+def soft_cross_entropy_rows(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient for shares: sum_j share_j (m - x_j) + sum(share) log(1 + s'), p sum(share) - share.
 
-    With a z-loss, z lse**2 is added to the loss and 2 z lse p to the gradient: as if sum(share) were larger there.
+    There is no gradient if y is None or has size 0. With a z-loss, z lse**2 is added to the loss and 2 z lse p to
+    the gradient: as if sum(share) were larger there.
     """
     offset, length, folded, row, count = place
     mix, row_weights, scale, scale_low, z_loss = options
@@ -393,6 +405,8 @@ def _soft_cross_entropy(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
     loss, whole, whole_low = _add_z_loss(z_loss, stats, weight, loss, whole, whole_low)
     store_part(rows, row, count, broadcast(spared(weight, loss)))
     if y is not None:
+        if size(y) == 0:
+            return
         inverse = reciprocal(stats)
         crest = _crest(m, complement(stats, inverse))
         factor, factor_low = weight * scale, weight * scale_low
@@ -437,7 +451,7 @@ def soft_cross_entropy(
 
     share_j = class_weights_j (base + gain y_j), where y is `targets`, or the one-hot labels if `targets` is None.
     """
-    shares = Shares(memory(labels), memory(class_weights), base, gain)
+    shares = Shares(memory(labels), memory(class_weights), base, gain, None)
     options = SoftOptions(shares, memory(weights), scale, scale_low, None)
     shape, tile = x.shape, memory(room)
     data, v, grad, results = memory(x), memory(targets), memory(y), memory(rows)

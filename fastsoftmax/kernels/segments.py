@@ -26,9 +26,9 @@ have one unit and are simply added. This happens in compiled code, because users
 kernels and cannot call `merge`. The order of the additions differs, and with it the last bits.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastsoftmax._vectors import COLUMN_LIMIT, COLUMNS, HUGE, PIECE
+from fastsoftmax._vectors import COLUMN_LIMIT, COLUMNS, HUGE, PAIR_LIMIT, PIECE
 from fastsoftmax.kernels.activations import ActivationOptions, log_softmax_block, logsumexp_block, softmax_block
 from fastsoftmax.kernels.derivatives import (
     ProductOptions,
@@ -39,15 +39,20 @@ from fastsoftmax.kernels.derivatives import (
     row_centre,
     softmax_product_block,
 )
-from fastsoftmax.kernels.elementary import reference, two_sum
+from fastsoftmax.kernels.divergences import PAIR_TABLE, DivergenceOptions, divergence_block, divergence_group
+from fastsoftmax.kernels.elementary import quotient, reference, two_sum
+from fastsoftmax.kernels.entropy import EntropyOptions, entropy_block, parted
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.losses import (
     CrossEntropyOptions,
+    Shares,
+    SoftOptions,
     cross_entropy_block,
     loss_at,
     scaled_probs,
     scaled_reciprocal,
     slope_at,
+    soft_cross_entropy_rows,
 )
 from fastsoftmax.kernels.simd.memory import (
     after,
@@ -62,8 +67,8 @@ from fastsoftmax.kernels.simd.memory import (
     store_scalar,
 )
 from fastsoftmax.kernels.simd.reduce import fold_sum, fold_two_sum
-from fastsoftmax.kernels.simd.rows import gather_rows, neighbours, row_value, scatter_rows
-from fastsoftmax.kernels.simd.values import maximum, number, unless_none
+from fastsoftmax.kernels.simd.rows import gather_rows, lane_labels, neighbours, row_value, scatter_rows
+from fastsoftmax.kernels.simd.values import filled, maximum, number, unless_none
 from fastsoftmax.kernels.traversal import (
     TABLE,
     Picks,
@@ -79,9 +84,9 @@ from fastsoftmax.kernels.traversal import (
     measure,
     measured,
     row_at,
-    statistics,
     target_of,
     terms_at,
+    tile_statistics,
     top_term,
     two_to_the,
 )
@@ -114,6 +119,13 @@ def _longest(lengths: Any, at: int, count: int) -> int:
 
 
 @inline
+def _measure_alone(source: Any, length: int, table: Any, terms: Any, exact: Any, given: Any) -> None:
+    """The statistics of one segment, unless `given` is not None."""
+    if given is None:
+        measure(source, 0, length, 1, None, table, terms, exact)
+
+
+@inline
 def walk(
     block: Any,
     options: Any,
@@ -131,13 +143,17 @@ def walk(
     keep: Any = None,
     over: bool = False,
     room: Any = None,
+    given: Any = None,
+    fill: Any = None,
 ) -> None:
     """Run `block` over the segments of blocks of work start .. stop, except huge ones.
 
     `block` is a building block as `traversal` describes it; its options are ``options(labels, targets, weights,
-    rest)``, where `targets` holds the entries at the labels. `rows` is an output with one number for each segment;
-    `labels` and `weights` are inputs with one number for each. `keep` and `over` are those of `traverse`. If y
-    lies over v, `room` has memory for the terms of the longest segment that is not huge.
+    rest, length)``, where `targets` holds the entries at the labels. `rows` is an output with one number for each
+    segment; `labels` and `weights` are inputs with one number for each. `keep` and `over` are those of `traverse`.
+    If y lies over v, `room` has memory for the terms of the longest segment that is not huge. y may have size 0;
+    then nothing is written there. `given` is that of `traverse`. The lanes of v behind the end of a segment are
+    `fill`, or 0 if it is None.
     """
     step = lane_count(x)
     tile = scratch(x, COLUMN_LIMIT)
@@ -147,7 +163,7 @@ def walk(
     clear(table)
     lane_rows = scratch(x, 1)
     lane_weights = scratch(x, 1)
-    lane_labels = integers(16)
+    chosen = integers(16)
     targets = scratch(x, 1)
     starts, lengths, owners, waiting = integers(WAITING), integers(WAITING), integers(WAITING), integers(BUCKETS)
     for b in range(BUCKETS):
@@ -180,9 +196,9 @@ def walk(
                     terms, source = terms_at(keep, over, spare, y, begin), after(x, begin)
                     if labels is not None:
                         store_scalar(targets, 0, target_of(x, begin, length, labels, n))
-                    measure(source, 0, length, 1, None, table, terms, v)
+                    _measure_alone(source, length, table, terms, v, given)
                     stats = measured(table, 0)
-                    settings = options(labels, targets, weights, rest)
+                    settings = options(labels, targets, weights, rest, number(x, float(length)))
                     place = row_at(0, length, n)
                     block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, settings)
                 n += 1
@@ -216,12 +232,12 @@ def walk(
             store(tile, k * step, gather_rows(x, starts, lengths, at, k, number(x, -INF)))
         if v is not None:
             for k in range(longest):
-                store(other, k * step, gather_rows(v, starts, lengths, at, k, number(x, 0.0)))
+                store(other, k * step, gather_rows(v, starts, lengths, at, k, either(fill, number(x, 0.0))))
         if labels is not None:
             for lane in range(count):
                 named = owner + lane if at == TOGETHER else load_scalar(owners, at + lane)
                 label = label_of(labels, named, load_scalar(lengths, at + lane))
-                store_scalar(lane_labels, lane, label)
+                store_scalar(chosen, lane, label)
                 store_scalar(targets, lane, load_scalar(tile, label * step + lane))
         factors = unless_none(weights, lane_weights)
         if weights is not None:
@@ -237,11 +253,11 @@ def walk(
             other,
             out,
             Place(0, longest * step, None, 0, count),
-            statistics(tile, 0, longest * step, None, None, unless_none(keep, tile), v),
+            tile_statistics(tile, 0, longest * step, None, given, keep, v),
             unless_none(rows, lane_rows),
-            options(unless_none(labels, lane_labels), targets, factors, rest),
+            options(unless_none(labels, chosen), targets, factors, rest, lane_labels(x, lengths, at, step)),
         )
-        if y is not None:
+        if y is not None and size(y) > 0:
             for k in range(longest):
                 scatter_rows(y, starts, lengths, at, k, load(out, k * step))
         if rows is not None:
@@ -253,27 +269,106 @@ def walk(
 
 
 @inline
-def _none(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
+def _none(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -> Any:
     """The options of `log_softmax_block`."""
     return ActivationOptions(None, None)
 
 
 @inline
-def _terms(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
+def _terms(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -> Any:
     """The options of `softmax_block`, with kept terms."""
     return ActivationOptions(None, True)
 
 
 @inline
-def _plain(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
+def _plain(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -> Any:
     """The options of `softmax_product_block`, with kept terms."""
     return ProductOptions(None, None, True, None)
 
 
 @inline
-def _weighed(labels: Any, targets: Any, weights: Any, rest: Any) -> Any:
+def _weighed(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -> Any:
     """The options of `cross_entropy_block`; `rest` is the factor of the gradient as a pair."""
     return CrossEntropyOptions(Picks(labels, targets), weights, rest[0], rest[1])
+
+
+class Wanted(NamedTuple):
+    """The options of a building block, and whether its gradient is wanted."""
+
+    options: Any
+    slope: Any
+
+
+class Smoothing(NamedTuple):
+    """The label smoothing as a pair and its complement, the factor of the gradients as a pair."""
+
+    smoothing: Any
+    smoothing_low: Any
+    gain: Any
+    scale: Any
+    scale_low: Any
+    slope: Any
+
+
+@inline
+def _smoothed(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -> Any:
+    """The options of `losses.soft_cross_entropy_rows`; `rest` is a `Smoothing`."""
+    zero = filled(length, 0.0)
+    high, low = quotient(filled(length, rest.smoothing), filled(length, rest.smoothing_low), length, zero)
+    shares = Shares(labels, None, high + low, rest.gain, length)
+    return Wanted(SoftOptions(shares, weights, rest.scale, rest.scale_low, None), rest.slope)
+
+
+@inline
+def _diverging(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -> Any:
+    """The options of `divergences.divergence_block`; `rest`: the factor of the gradient, `reverse`, the slope."""
+    return Wanted(DivergenceOptions(None, weights, rest[0], rest[1], rest[2], None), rest[3])
+
+
+@inline
+def _entropic(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -> Any:
+    """The options of `entropy.entropy_block`; `rest` are those of the temperature 1, and the slope."""
+    return Wanted(EntropyOptions(None, rest[0], rest[1]), rest[2])
+
+
+@inline
+def _slope(y: Any, wanted: Any) -> Any:
+    """y, or memory of size 0 if no gradient is wanted."""
+    return after(y, 0 if wanted else size(y))
+
+
+@inline
+def smoothed_segment(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """`losses.soft_cross_entropy_rows` of segments."""
+    soft_cross_entropy_rows(x, None, _slope(y, options.slope), place, stats, rows, options.options)
+
+
+@inline
+def entropy_segment(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """`entropy.entropy_block` of segments."""
+    entropy_block(x, None, _slope(y, options.slope), place, stats, rows, options.options)
+
+
+@inline
+def divergence_segment(u: Any, w: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """The divergence of segments, with the bits of rows."""
+    _divergence_of(place.folded, u, w, _slope(y, options.slope), place, rows, options.options)
+
+
+@inline
+def _divergence_of(folded: Any, u: Any, w: Any, y: Any, place: Any, rows: Any, options: Any) -> None:
+    if folded is not None:  # the type decides
+        _divergence_of_row(u, w, y, place, rows, options)
+    else:
+        divergence_block(u, w, y, place, rows, options)
+
+
+@inline
+def _divergence_of_row(u: Any, w: Any, y: Any, place: Any, rows: Any, options: Any) -> None:
+    if place.length <= PAIR_LIMIT:
+        divergence_group(u, w, y, 0, place.length, place.row, 1, rows, scratch(u, PAIR_TABLE), options)
+    else:
+        divergence_block(u, w, y, place, rows, options)
 
 
 @kernel
@@ -358,6 +453,107 @@ def segment_cross_entropy(
         rest=rest,
         keep=grad,
     )
+
+
+@kernel
+def segment_soft_cross_entropy(
+    start: Count,
+    stop: Count,
+    room: Nothing,
+    indptr: Integers,
+    bounds: Integers,
+    x: Floats,
+    labels: Integers,
+    smoothing: Number,
+    smoothing_low: Number,
+    gain: Number,
+    weights: Floats,
+    y: Floats,
+    rows: Floats,
+    scale: Number,
+    scale_low: Number,
+) -> None:
+    """`segment_cross_entropy` with label smoothing; y has size 0 if no gradient is wanted.
+
+    The share of a class in the target is smoothing/length, and that of the label `gain` more.
+    """
+    data, table, cuts = memory(x), memory(indptr), memory(bounds)
+    targets, factors, grad, results = memory(labels), memory(weights), memory(y), memory(rows)
+    rest = Smoothing(smoothing, smoothing_low, gain, scale, scale_low, size(grad) > 0)
+    walk(
+        smoothed_segment,
+        _smoothed,
+        start,
+        stop,
+        data,
+        None,
+        grad,
+        results,
+        table,
+        cuts,
+        labels=targets,
+        weights=factors,
+        rest=rest,
+    )
+
+
+@kernel
+def segment_kl_divergence(
+    start: Count,
+    stop: Count,
+    room: Nothing,
+    indptr: Integers,
+    bounds: Integers,
+    x: Floats,
+    targets: Floats,
+    weights: Floats,
+    y: Floats,
+    rows: Floats,
+    reverse: Flag,
+    scale: Number,
+    scale_low: Number,
+) -> None:
+    """rows = weights KL(q || p) of every segment, as `divergences.kl_divergence`; y likewise."""
+    u, w, table, cuts = memory(targets), memory(x), memory(indptr), memory(bounds)
+    if reverse:
+        u, w = w, u
+    factors, grad, results = memory(weights), memory(y), memory(rows)
+    rest = (scale, scale_low, reverse, size(grad) > 0)
+    walk(
+        divergence_segment,
+        _diverging,
+        start,
+        stop,
+        u,
+        w,
+        grad,
+        results,
+        table,
+        cuts,
+        weights=factors,
+        rest=rest,
+        given=True,
+        fill=number(u, -INF),
+    )
+
+
+@kernel
+def segment_softmax_entropy(
+    start: Count,
+    stop: Count,
+    room: Nothing,
+    indptr: Integers,
+    bounds: Integers,
+    x: Floats,
+    y: Floats,
+    rows: Floats,
+) -> None:
+    """rows = entropy of every segment; y = its gradient, unless it has size 0."""
+    data, table, cuts = memory(x), memory(indptr), memory(bounds)
+    grad, results = memory(y), memory(rows)
+    power, inner = parted(data, None)
+    rest = (power, inner, size(grad) > 0)
+    walk(entropy_segment, _entropic, start, stop, data, None, grad, results, table, cuts, rest=rest)
 
 
 @kernel

@@ -904,7 +904,7 @@ def _prefetch_row(x: Any, y: Any, begin: int, classes: int) -> None:
 
 
 @inline
-def _plan(tile: Any, v: Any, y: Any, classes: int, inner: int) -> Plan:
+def plan_for(tile: Any, v: Any, y: Any, classes: int, inner: int) -> Plan:
     """The `Plan` for blocks of this shape."""
     step = lane_count(tile)
     half = size(tile) if v is None else size(tile) // 2
@@ -919,7 +919,7 @@ def _plan(tile: Any, v: Any, y: Any, classes: int, inner: int) -> Plan:
 
 
 @inline
-def _read_tile(
+def read_tile(
     x: Any, v: Any, y: Any, tile: Any, other: Any, row: int, stop: int, classes: int, inner: int, plan: Plan
 ) -> Any:
     """Copy the next tile into working memory, and prefetch one; returns its first offset and its rows."""
@@ -1014,11 +1014,11 @@ def traverse(
                 block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, options)
         return
     tile = tile_memory(room, scratch(x, TWO_TILES))
-    plan = _plan(tile, v, y, classes, inner)
+    plan = plan_for(tile, v, y, classes, inner)
     other, out = unless_none(v, after(tile, plan.half)), unless_none(y, tile)
     row = start
     while row < stop:
-        first, count = _read_tile(x, v, y, tile, other, row, stop, classes, inner, plan)
+        first, count = read_tile(x, v, y, tile, other, row, stop, classes, inner, plan)
         done = 0
         while done < count:
             lanes = min(step, count - done)

@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
-from fastsoftmax._spec import DISTRIBUTIONS, LABELS, SQUARE, TANGENT, TARGETS
+from fastsoftmax._spec import DISTRIBUTIONS, LABELS, SQUARE, TANGENT, TARGET_LOGITS, TARGETS
 from fastsoftmax._vectors import CAPPED, CURVE_PARTS
 from fastsoftmax.arrays.options import counts_rows, smoothed_shares
 from fastsoftmax.machine.external import external
@@ -24,6 +24,7 @@ from fastsoftmax.njit.arguments import (
     check_number,
     classes_last,
     compiled,
+    constant,
     convert,
     converter,
     empty,
@@ -50,12 +51,15 @@ from fastsoftmax.njit.rows import (
     FIRST,
     Built,
     check_same,
+    inverse_temperature_of,
+    is_tempered,
     one_axis,
     pointwise,
     row_result,
     same_ndim,
     slope,
     square,
+    switched,
     wanted,
     widened,
 )
@@ -70,7 +74,17 @@ from fastsoftmax.njit.weights import (
     scaled_classes,
 )
 
-OPTIONS = ("class_weight", "sample_weight", "ignore_index", "label_smoothing", "z_loss", "softcap")
+OPTIONS = (
+    "class_weight",
+    "sample_weight",
+    "ignore_index",
+    "label_smoothing",
+    "z_loss",
+    "softcap",
+    "temperature",
+    "reverse",
+    "beta",
+)
 
 
 class Terms(NamedTuple):
@@ -78,7 +92,8 @@ class Terms(NamedTuple):
 
     The share of class j in row n is ``classes_j * (base + gain * y_nj)``. `weights` are the row weights times the
     class weights of the labels; `beside` are row weights alone. A mean is divided by `divisor`. `regularization`
-    are the factor of the z-loss and the cap of the logits, None if there is neither.
+    are the factor of the z-loss and the cap of the logits, None if there is neither. `mixing` are the options of a
+    divergence, and `beta` is 1/T, None without a temperature.
     """
 
     labels: Any
@@ -90,6 +105,8 @@ class Terms(NamedTuple):
     beside: Any
     divisor: Any
     regularization: Any
+    mixing: Any
+    beta: Any
 
 
 class PlacedIndexError(FormattedIndexError):
@@ -243,7 +260,7 @@ class _Targets:
         function, name, x, targets = self.call.name, self.name, self.x, self.targets
         role, ignore_index = self.call.function.operands[1], self.call["ignore_index"]
         check_ignore_index(function, ignore_index)
-        if role == DISTRIBUTIONS:
+        if role in (DISTRIBUTIONS, TARGET_LOGITS):
             same_ndim(self.call, name)
         if self.soft and role != LABELS:
             real_array(function, name, targets)
@@ -302,6 +319,7 @@ class _Targets:
         kind, x, axes = self.kind, self.x, self.axes
         order_of_rows, _, _ = row_layout(x, axes)
         shares, weigh, regularize = self._shares(), self._weighing(mean), _regularizing(self.call, kind)
+        mix, beta_of = _mixing(self.call, kind), inverse_temperature_of(self.call, kind)
         labels_of = merged(lambda targets, order, shape, ignore_index, few: None)
         distributions_of = merged(lambda targets, order, shape: None)
         if self.soft:
@@ -317,7 +335,9 @@ class _Targets:
 
         @merged
         def terms(targets: Any, options: Any, order: Any, shape: Any) -> Any:
-            class_weight, sample_weight, ignore_index, smoothing, z_loss, softcap = options
+            class_weight, sample_weight, ignore_index, smoothing, z_loss, softcap, temperature, reverse, beta = (
+                options
+            )
             rows = shape[0] * shape[2]
             base, gain = shares(smoothing, shape[1])
             by_row = order_of_rows(order)
@@ -326,8 +346,24 @@ class _Targets:
             samples = samples_of(sample_weight, by_row, rows, stack(kind, 1))
             classes, weights, beside, divisor, up = weigh(labels, classes_of(class_weight, kind), samples, rows)
             classes, weights, beside = present(classes), present(weights), present(beside)
-            regularization = regularize(z_loss, softcap, -up)
-            return Terms(labels, distributions, base, gain, classes, weights, beside, divisor, regularization)
+            regularization, mixing, inverse = (
+                regularize(z_loss, softcap, -up),
+                mix(reverse, beta),
+                beta_of(temperature),
+            )
+            return Terms(
+                labels,
+                distributions,
+                base,
+                gain,
+                classes,
+                weights,
+                beside,
+                divisor,
+                regularization,
+                mixing,
+                inverse,
+            )
 
         return terms
 
@@ -447,6 +483,28 @@ def _regularizing(call: Call, kind: Any) -> Run:
         return kind(math.ldexp(factor, exponent)), kind(cap)
 
     return regularize
+
+
+def _mixing(call: Call, kind: Any) -> Run:
+    """The compiled ``reverse, beta -> mixing`` of `Terms`; None for losses that are no divergences."""
+    if "reverse" in call:
+        reverse = constant(call["reverse"])
+        if not isinstance(reverse, (bool, types.Boolean)):
+            raise TypingError(f"{call.name}: reverse must be a bool, got {call['reverse']}")
+        return merged(lambda reverse, beta: (reverse, False))
+    if "beta" not in call:
+        return merged(lambda reverse, beta: None)
+    check_number(call.name, "beta", call["beta"])
+    wrong = f"{call.name}: beta must be finite, > 0 and < 1"
+
+    @compiled
+    def shares(reverse: Any, beta: Any) -> Any:
+        share = np.float64(beta)
+        if not 0.0 < share < 1.0:
+            raise ValueError(wrong)
+        return kind(share), kind(1.0 - share)
+
+    return shares
 
 
 @compiled
@@ -602,6 +660,35 @@ def row_loss(call: Call) -> Built:
         kernel(0, rows, room, x, to(terms), terms.weights, y, losses, over(y, to(terms)), scale[0], scale[1])
 
     return _loss(call, x, axes, dtype, given, launch, over)
+
+
+def divergence(call: Call) -> Built:
+    """A divergence of two arrays of logits."""
+    x, axes, dtype = one_axis(call)
+    given, kind, kernel, tempered = _Targets(call, x, axes, dtype), KINDS[dtype], call.kernel(), is_tempered(call)
+    slope_of = merged(lambda y: y)
+    if wanted(call) is FIRST:
+        slope_of = merged(lambda y: writable(stack(kind, 0), (0, 0, 0), kind))
+    one, zero = kind(1.0), kind(0.0)
+    beta_of = merged(lambda beta: beta if tempered else (one, one, one, zero, zero))
+    chosen = switched(
+        call,
+        merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, w, *y, beta, False)),
+    )
+
+    @merged
+    def launch_kl(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
+        results = slope_of(y), losses, terms.mixing[0], scale[0], scale[1]
+        chosen(rows, room, x, terms.distributions, results, terms.beta, None, terms.weights)
+
+    @merged
+    def launch_js(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
+        to, weights, slope, (share, rest) = terms.distributions, terms.weights, slope_of(y), terms.mixing
+        beta = beta_of(terms.beta)
+        kernel(0, rows, room, x, to, weights, slope, losses, share, rest, scale[0], scale[1], beta, False)
+
+    launch = launch_kl if "reverse" in call else launch_js
+    return _loss(call, x, axes, dtype, given, launch, overlap(None))
 
 
 # --- second derivatives -------------------------------------------------------------------------------------

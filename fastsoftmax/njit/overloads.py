@@ -31,6 +31,7 @@ BUILDERS = {
     "entropy": rows.entropies,
     "cross entropy": losses.cross_entropy,
     "row loss": losses.row_loss,
+    "divergence": losses.divergence,
     "curvature": losses.curvature,
     "segments": segments.ragged,
     "draws": sampling.categorical,

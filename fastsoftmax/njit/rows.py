@@ -62,13 +62,13 @@ def _flag(call: Call, name: str) -> Any:
     return value
 
 
-def _is_tempered(call: Call) -> bool:
+def is_tempered(call: Call) -> bool:
     return "temperature" in call and not isinstance(call["temperature"], float)
 
 
 def inverse_temperature_of(call: Call, kind: Any) -> Run:
     """The compiled form of `arrays.blocks.inverse_temperature`: None if no temperature was passed."""
-    if not _is_tempered(call):
+    if not is_tempered(call):
         return merged(lambda temperature: None)
     check_number(call.name, "temperature", call["temperature"])
     wrong = f"{call.name}: temperature must be finite and > 0"
@@ -176,7 +176,7 @@ def like(call: Call, x: Any, dtype: Any) -> Run:
 
 def switched(call: Call, launch: Run) -> Run:
     """`launch` with beta None if no temperature was passed, or if it is 1."""
-    return _switched(launch, _is_tempered(call), False)
+    return _switched(launch, is_tempered(call), False)
 
 
 def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
@@ -364,7 +364,7 @@ def _launch_forward(call: Call) -> Run:
     launch = merged(lambda n, room, x, v, y, beta, flag, weights: kernel(0, n, room, x, y))
     if "temperature" in call:
         launch = merged(lambda n, room, x, v, y, beta, flag, weights: kernel(0, n, room, x, y, beta))
-    return _switched(launch, _is_tempered(call), False)
+    return _switched(launch, is_tempered(call), False)
 
 
 def forward(call: Call) -> Built:
@@ -496,7 +496,7 @@ def jacobian(call: Call) -> Built:
     launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, beta))
     if "from_probs" in call:
         launch = merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, y, beta, flag, present(w)))
-    whole = square(call, x, axes, dtype, _switched(launch, _is_tempered(call), flag))
+    whole = square(call, x, axes, dtype, _switched(launch, is_tempered(call), flag))
     run = merged(lambda x, temperature, from_probs, out: whole(x, None, beta(temperature), from_probs, None, out))
     return run, (*call.names, "temperature", "from_probs", "out")
 
@@ -517,7 +517,7 @@ def product(call: Call) -> Built:
         launch = merged(
             lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, y, over(y, v), beta, flag, present(w))
         )
-    whole = pointwise(call, x, axes, dtype, _switched(launch, _is_tempered(call), flag), operand=v)
+    whole = pointwise(call, x, axes, dtype, _switched(launch, is_tempered(call), flag), operand=v)
 
     @merged
     def run(x: Any, v: Any, temperature: Any, from_probs: Any, out: Any) -> Any:

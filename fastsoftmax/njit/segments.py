@@ -3,14 +3,15 @@
 They raise the errors of the Python functions, except that wrong types raise a TypingError.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
-from fastsoftmax._spec import INDPTR, LOGITS, POSITIONS, ROWS
+from fastsoftmax._spec import INDPTR, LOGITS, POSITIONS, ROWS, TARGET_LOGITS
 from fastsoftmax._vectors import COLUMNS, HUGE
+from fastsoftmax.arrays.options import smoothed_shares
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
@@ -20,8 +21,10 @@ from fastsoftmax.njit.arguments import (
     absent,
     apart,
     check_ignore_index,
+    check_number,
     check_out,
     compiled,
+    constant,
     contiguous,
     converter,
     deliver,
@@ -189,7 +192,23 @@ def ragged(call: Call) -> Built:
     _check_integers(call, call.names[1])
     if POSITIONS in call.function.operands:
         return _loss(call, dtype)
+    if TARGET_LOGITS in call.function.operands:
+        return _divergence(call, dtype)
+    if call.function.kernel == "segments.segment_softmax_entropy":
+        return _entropy(call, dtype)
     return _forward(call, dtype) if call.function.operands == (LOGITS, INDPTR) else _product(call, dtype)
+
+
+def same_size(call: Call, name: str) -> Run:
+    """The compiled check that an operand has as many elements as x."""
+    wrong = f"{call.name}: {name} has shape ({{}},), expected that of x, ({{}},)"
+
+    @raising
+    def check(v: Any, x: Any) -> None:
+        if v.size != x.size:
+            raise FormattedValueError(wrong, v.size, x.size)
+
+    return check
 
 
 def _piece_kernel(call: Call) -> Any:
@@ -239,12 +258,7 @@ def _product(call: Call, dtype: Any) -> Built:
     row_pointers, result_for = pointers(call), _result(call, dtype)
     source_for, second_for = converter(x, FLAT, dtype), converter(v, FLAT, dtype)
     target_for, deliver_to = exits(x, FLAT, call["out"])
-    wrong = f"{call.name}: {name} has shape ({{}},), expected that of x, ({{}},)"
-
-    @raising
-    def check(v: Any, x: Any) -> None:
-        if v.size != x.size:
-            raise FormattedValueError(wrong, v.size, x.size)
+    check = same_size(call, name)
 
     @merged
     def run(x: Any, indptr: Any, v: Any, out: Any) -> Any:
@@ -292,8 +306,11 @@ def _labels(call: Call, name: str) -> Run:
     return labels_of
 
 
-def _weights(call: Call, name: str, kind: Any) -> Run:
-    """The compiled ``targets, sample_weight, ignore_index -> weights of the segments``; None if all are 1."""
+def _weights(call: Call, kind: Any) -> Run:
+    """The compiled ``targets, sample_weight, ignore_index -> weights of the segments``; None if all are 1.
+
+    `targets` is an array with one item for each segment.
+    """
     given, ignoring = not absent(call["sample_weight"]), not absent(call["ignore_index"])
     if not (given or ignoring):
         return merged(lambda targets, sample_weight, ignore_index: None)
@@ -317,25 +334,98 @@ def _weights(call: Call, name: str, kind: Any) -> Run:
     return weights_of
 
 
+class Weighing(NamedTuple):
+    """What the losses of segments share: ``divisor``, ``weights`` and ``reduce`` are compiled."""
+
+    given: Run
+    divisor: Run
+    rescaled: Run
+    present: Run
+    scale: Run
+    reduce: Run
+
+
+def _weighing(call: Call, kind: Any) -> Weighing:
+    reduction = literal_reduction(call.name, call["reduction"])
+    mean = reduction == "mean"
+    counting = mean and not (absent(call["sample_weight"]) and absent(call["ignore_index"]))
+    rescaled = scaled if counting else merged(lambda few, weights, rows, exponent, kind: weights)
+    reduce = merged(lambda rows, divisor, kind: rows) if reduction == "none" else reduced_for(mean)
+    return Weighing(
+        _weights(call, kind), divisor_for(counting), rescaled, kernel_weights(kind), scale_for(mean), reduce
+    )
+
+
+def _slope(call: Call, dtype: Any, x: Any) -> tuple[Run, Run, Run]:
+    """Memory for the gradient: make the result, get the kernel's output, and copy that into the result."""
+    if wanted(call) is FIRST:
+        return NOWHERE
+    return (_result(call, dtype), *exits(x, FLAT, call["out"]))
+
+
+def _or_empty(call: Call, kind: Any) -> Run:
+    """The compiled ``output or None -> output``, of size 0 if no gradient is returned."""
+    if wanted(call) is FIRST:
+        return merged(lambda y: stack(kind, 0))
+    return merged(lambda y: y)
+
+
+# A part of a vector as a block of one row, of an output that may have size 0, and one weight if there are weights.
+_part = compiled(lambda x, begin, length, kind: readable(x[begin : begin + length], (1, length, 1), kind))
+_part_of_output = compiled(
+    lambda y, begin, length, kind: (
+        writable(y[begin : begin + length], (1, length, 1), kind) if y.size else writable(y, (0, 0, 0), kind)
+    )
+)
+_one = compiled(lambda weights, n: weights[n : n + 1] if weights.size else weights)
+
+
 def _loss(call: Call, dtype: Any) -> Built:
     """The cross-entropy with a position within each segment, perhaps with its gradient."""
     kind, name, x = KINDS[dtype], call.names[2], call[call.names[0]]
     _check_integers(call, name)
     check_ignore_index(call.name, call["ignore_index"])
-    reduction = literal_reduction(call.name, call["reduction"])
-    row_pointers, labels_of, weights_of = pointers(call), _labels(call, name), _weights(call, name, kind)
+    row_pointers, labels_of, weighing = pointers(call), _labels(call, name), _weighing(call, kind)
     kernel, piece_kernel, source_for = call.kernel(), _piece_kernel(call), converter(x, FLAT, dtype)
-    scale_of, returned, mean = scale_for(reduction == "mean"), wanted(call), reduction == "mean"
-    counting = mean and not (absent(call["sample_weight"]) and absent(call["ignore_index"]))
-    divisor_of, present = divisor_for(counting), kernel_weights(kind)
-    rescaled = scaled if counting else merged(lambda few, weights, rows, exponent, kind: weights)
-    reduce = merged(lambda rows, divisor, kind: rows) if reduction == "none" else reduced_for(mean)
-    result_for, target_for, deliver_to = NOWHERE
-    if returned is not FIRST:
-        result_for, (target_for, deliver_to) = _result(call, dtype), exits(x, FLAT, call["out"])
+    weights_of, divisor_of, rescaled, present, scale_of, reduce = weighing
+    result_for, target_for, deliver_to = _slope(call, dtype, x)
+    returned = wanted(call)
 
     @merged
-    def run(x: Any, indptr: Any, targets: Any, sample_weight: Any, ignore_index: Any, out: Any) -> Any:
+    def plain(
+        smoothing: Any, table: Any, source: Any, labels: Any, factors: Any, y: Any, rows: Any, scale: Any
+    ) -> None:
+        kernel(0, 1, None, table, whole(table), source, labels, factors, y, rows, scale[0], scale[1])
+        pieces = _pieces(table)
+        if pieces.size > 0:
+            maxima, sums = _statistics(pieces, source, kind)
+            count = maxima.size
+            piece_kernel(
+                0, count, None, pieces, maxima, sums, source, labels, factors, y, rows, scale[0], scale[1]
+            )
+
+    launch = plain
+    smoothing = call["label_smoothing"]
+    if not isinstance(smoothing, float):
+        check_number(call.name, "label_smoothing", smoothing)
+        mixed = _smoothed(call, kind)
+
+        @merged
+        def launch(
+            smoothing: Any, table: Any, source: Any, labels: Any, factors: Any, y: Any, rows: Any, scale: Any
+        ) -> None:
+            if smoothing == 0:
+                plain(smoothing, table, source, labels, factors, y, rows, scale)
+            else:
+                mixed(smoothing, table, source, labels, factors, y, rows, scale)
+
+    check = _smoothing_check(call)
+
+    @merged
+    def run(
+        x: Any, indptr: Any, targets: Any, sample_weight: Any, ignore_index: Any, smoothing: Any, out: Any
+    ) -> Any:
+        check(smoothing)
         table = row_pointers(indptr, x.size)
         labels = labels_of(targets, table, ignore_index)
         weights = weights_of(targets, sample_weight, ignore_index)
@@ -345,15 +435,151 @@ def _loss(call: Call, dtype: Any) -> Built:
         factors, scale = present(weights), scale_of(divisor, kind)
         source, rows = source_for(x, FLAT, x.shape, kind), empty((labels.size,), kind)
         y = target_for(result, FLAT, x.shape, kind, source, None, None)
-        kernel(0, 1, None, table, whole(table), source, labels, factors, y, rows, scale[0], scale[1])
-        pieces = _pieces(table)
-        if pieces.size > 0:
-            maxima, sums = _statistics(pieces, source, kind)
-            count = maxima.size
-            piece_kernel(
-                0, count, None, pieces, maxima, sums, source, labels, factors, y, rows, scale[0], scale[1]
-            )
+        launch(smoothing, table, source, labels, factors, y, rows, scale)
         deliver_to(result, FLAT, y)
         return returned(reduce(rows, divisor, kind), result)
 
-    return run, (*call.names, "sample_weight", "ignore_index", "out")
+    return run, (*call.names, "sample_weight", "ignore_index", "label_smoothing", "out")
+
+
+def _smoothing_check(call: Call) -> Run:
+    """The compiled check of the label smoothing."""
+    if isinstance(call["label_smoothing"], float):
+        return merged(lambda smoothing: None)
+    wrong = f"{call.name}: label_smoothing must be from 0 to 1"
+
+    @compiled
+    def check(smoothing: Any) -> None:
+        if not 0.0 <= np.float64(smoothing) <= 1.0:
+            raise ValueError(wrong)
+
+    return check
+
+
+def _smoothed(call: Call, kind: Any) -> Run:
+    """The compiled form of `api.segments._smoothed`."""
+    kernel, of_rows = external("segments.segment_soft_cross_entropy"), external("losses.soft_cross_entropy")
+    split, present, slope_of = compiled(smoothed_shares), kernel_weights(kind), _or_empty(call, kind)
+    block_of = _part_of_output
+    if wanted(call) is FIRST:
+        block_of = merged(lambda y, begin, length, kind: None)
+
+    @merged
+    def mixed(
+        smoothing: Any, table: Any, source: Any, labels: Any, factors: Any, y: Any, rows: Any, scale: Any
+    ) -> None:
+        share = np.float64(smoothing)
+        high = kind(share)
+        low, gain, slope = kind(share - np.float64(high)), kind(split(share, 1)[1]), slope_of(y)
+        high_scale, low_scale = scale
+        kernel(
+            0,
+            1,
+            None,
+            table,
+            whole(table),
+            source,
+            labels,
+            high,
+            low,
+            gain,
+            factors,
+            slope,
+            rows,
+            high_scale,
+            low_scale,
+        )
+        for n in range(labels.size):
+            begin, length = table[n], table[n + 1] - table[n]
+            if length > HUGE:
+                x, one = _part(source, begin, length, kind), readable(labels[n : n + 1], (1,), np.int64)
+                base, weight = kind(split(share, length)[0]), _one(factors, n)
+                of_rows(
+                    0,
+                    1,
+                    stack(kind, 0),
+                    x,
+                    None,
+                    one,
+                    present(None),
+                    base,
+                    gain,
+                    weight,
+                    block_of(y, begin, length, kind),
+                    rows[n : n + 1],
+                    high_scale,
+                    low_scale,
+                )
+
+    return mixed
+
+
+def _entropy(call: Call, dtype: Any) -> Built:
+    """The entropy of each segment, perhaps with its gradient."""
+    kind, x = KINDS[dtype], call[call.names[0]]
+    kernel, of_rows, returned = call.kernel(), external("entropy.entropy"), wanted(call)
+    row_pointers, source_for, slope_of = pointers(call), converter(x, FLAT, dtype), _or_empty(call, kind)
+    result_for, target_for, deliver_to = _slope(call, dtype, x)
+    rows_for = merged(lambda out, count: empty((count,), kind))
+    block_of = _part_of_output
+    if returned is FIRST:
+        rows_for, block_of = _result(call, dtype), merged(lambda y, begin, length, kind: None)
+
+    @merged
+    def run(x: Any, indptr: Any, out: Any) -> Any:
+        table = row_pointers(indptr, x.size)
+        result, entropies = result_for(out, x.size), rows_for(out, table.size - 1)
+        source = source_for(x, FLAT, x.shape, kind)
+        rows = _row_target(entropies, entropies.size, kind, source)
+        y = target_for(result, FLAT, x.shape, kind, source, None, None)
+        kernel(0, 1, None, table, whole(table), source, slope_of(y), rows)
+        for n in range(table.size - 1):
+            begin, length = table[n], table[n + 1] - table[n]
+            if length > HUGE:
+                block = block_of(y, begin, length, kind)
+                of_rows(0, 1, stack(kind, 0), _part(source, begin, length, kind), block, rows[n : n + 1], None)
+        deliver_to(result, FLAT, y)
+        deliver(entropies, FLAT, rows)
+        return returned(entropies, result)
+
+    return run, (*call.names, "out")
+
+
+def _divergence(call: Call, dtype: Any) -> Built:
+    """The divergence of each segment, perhaps with its gradient."""
+    kind, name, x = KINDS[dtype], call.names[2], call[call.names[0]]
+    vector(call, name)
+    if not isinstance(constant(call["reverse"]), (bool, types.Boolean)):
+        raise TypingError(f"{call.name}: reverse must be a bool, got {call['reverse']}")
+    kernel, of_rows, returned = call.kernel(), external("divergences.kl_divergence"), wanted(call)
+    row_pointers, weighing, slope_of = pointers(call), _weighing(call, kind), _or_empty(call, kind)
+    source_for, second_for = converter(x, FLAT, dtype), converter(call[name], FLAT, dtype)
+    weights_of, divisor_of, rescaled, present, scale_of, reduce = weighing
+    result_for, target_for, deliver_to = _slope(call, dtype, x)
+    check = same_size(call, name)
+
+    @merged
+    def run(x: Any, indptr: Any, target_logits: Any, reverse: Any, sample_weight: Any, out: Any) -> Any:
+        table = row_pointers(indptr, x.size)
+        check(target_logits, x)
+        count = table.size - 1
+        weights = weights_of(readable(table, (count,), np.int64), sample_weight, None)
+        result = result_for(out, x.size)
+        divisor, exponent = divisor_of(readable(weights, (count,), kind), 0, count, kind)
+        weights = rescaled(stack(kind, 1), weights, count, -exponent, kind)
+        factors, scale = present(weights), scale_of(divisor, kind)
+        source, second = source_for(x, FLAT, x.shape, kind), second_for(target_logits, FLAT, x.shape, kind)
+        rows = empty((count,), kind)
+        y = target_for(result, FLAT, x.shape, kind, source, second, None)
+        slope, high, low = slope_of(y), scale[0], scale[1]
+        kernel(0, 1, None, table, whole(table), source, second, factors, slope, rows, reverse, high, low)
+        for n in range(count):
+            begin, length = table[n], table[n + 1] - table[n]
+            if length > HUGE:
+                x_part, other = _part(source, begin, length, kind), _part(second, begin, length, kind)
+                block, weight, row = _part_of_output(slope, begin, length, kind), _one(factors, n), rows[n : n + 1]
+                of_rows(0, 1, stack(kind, 0), x_part, other, weight, block, row, reverse, high, low, None, False)
+        deliver_to(result, FLAT, y)
+        return returned(reduce(rows, divisor, kind), result)
+
+    return run, (*call.names, "reverse", "sample_weight", "out")

@@ -150,6 +150,11 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--tangent", type=Path, metavar="FILE", help="for *-jvp and cross-entropy-hvp")
     run.add_argument("--cotangent", type=Path, metavar="FILE", help="for *-vjp")
     run.add_argument("--targets", type=Path, metavar="FILE", help="class indices, or a distribution for each row")
+    run.add_argument(
+        "--target-logits", type=Path, metavar="FILE", help="for *-divergence: the logits of the targets"
+    )
+    run.add_argument("--reverse", action="store_true", default=None, help="for kl-divergence: KL(p || q)")
+    run.add_argument("--beta", type=float, metavar="B", help="for js-divergence: the share of the targets (0.5)")
     run.add_argument("--grad", type=Path, metavar="FILE", help="where the gradient of the loss goes")
     run.add_argument("--class-weight", type=Path, metavar="FILE", help="one number for each class")
     run.add_argument("--sample-weight", type=Path, metavar="FILE", help="one number for each row")

@@ -29,7 +29,9 @@ LENGTHS = (0, 1, 2, 3, 7, 8, 9, 16, 17, 40, COLUMN_LIMIT, COLUMN_LIMIT + 1, 100,
 ELEMENTWISE = ("segment_softmax", "segment_log_softmax")
 PRODUCTS = ("segment_softmax_jvp", "segment_softmax_vjp")
 LOSSES = ("segment_cross_entropy", "segment_cross_entropy_with_grad")
-NAMES = (*ELEMENTWISE, "segment_logsumexp", *PRODUCTS, *LOSSES)
+ENTROPIES = ("segment_softmax_entropy", "segment_softmax_entropy_with_grad")
+DIVERGENCES = ("segment_kl_divergence", "segment_kl_divergence_with_grad")
+NAMES = (*ELEMENTWISE, "segment_logsumexp", *PRODUCTS, *LOSSES, *ENTROPIES, *DIVERGENCES)
 every_name = pytest.mark.parametrize("name", NAMES)
 
 
@@ -57,17 +59,19 @@ class Ragged:
         if name in LOSSES:
             options = {"ignore_index": -1, "reduction": "none", **options}
             return function(self.x, self.indptr, self.targets, **options)
+        if name in DIVERGENCES:
+            return function(self.x, self.indptr, self.v, **{"reduction": "none", **options})
         if name in PRODUCTS:
             return function(self.x, self.indptr, self.v, **options)
         return function(self.x, self.indptr, **options)
 
-    def dense(self, name):
+    def dense(self, name, **options):
         """The same results, segment by segment, from the functions for rows of equal length."""
         plain = getattr(fs, name.removeprefix("segment_"))
         rows = self.split(self.x)
         if name in LOSSES:
             results = [
-                plain(row, t, reduction="none") if len(row) else None
+                plain(row, t, reduction="none", **options) if len(row) else None
                 for row, t in zip(rows, self.targets, strict=True)
             ]
             if name == "segment_cross_entropy":
@@ -76,6 +80,18 @@ class Ragged:
             return losses, np.concatenate([self.x[:0], *(result[1] for result in results if result is not None)])
         if name in PRODUCTS:
             return np.concatenate([plain(row, v) for row, v in zip(rows, self.split(self.v), strict=True)])
+        if name in ENTROPIES + DIVERGENCES:
+            pairs = [
+                (row, v) if name in DIVERGENCES else (row,)
+                for row, v in zip(rows, self.split(self.v), strict=True)
+            ]
+            results = [
+                plain(*pair, **({"reduction": "none", **options} if len(pair) > 1 else {})) for pair in pairs
+            ]
+            if not name.endswith("grad"):
+                return np.array(results, self.x.dtype)
+            slopes = [self.x[:0], *(result[1] for result in results)]
+            return np.array([result[0] for result in results], self.x.dtype), np.concatenate(slopes)
         results = [plain(row) for row in rows]
         return np.array(results) if name == "segment_logsumexp" else np.concatenate(results)
 
@@ -269,6 +285,129 @@ def test_jvp_and_vjp_are_adjoint(dtype):
     assert abs(g @ jt - jg @ t) <= 9 * np.finfo(dtype).eps * terms.sum()
 
 
+# --- label smoothing, entropies, divergences ---------------------------------------------------------------------
+
+
+@every_dtype
+@pytest.mark.parametrize("smoothing", [0.1, 1 / 3, 1.0])
+def test_label_smoothing(dtype, smoothing, record):
+    """Every segment has its own uniform distribution; the bits are those of rows."""
+    problem = ragged(dtype)
+    assert problem.lengths.max() > COLUMN_LIMIT
+    losses, slope = problem.call("segment_cross_entropy_with_grad", label_smoothing=smoothing)
+    equal(losses, problem.call("segment_cross_entropy", label_smoothing=smoothing))
+    equal((losses, slope), problem.dense("segment_cross_entropy_with_grad", label_smoothing=smoothing))
+    rows = [(n, row) for n, row in filled(problem) if len(row) <= 100]
+    found = [
+        oracle.CrossEntropy(row[None], problem.targets[n : n + 1], label_smoothing=smoothing) for n, row in rows
+    ]
+    ulps, place = oracle.worst(losses[[n for n, _ in rows]], np.array([one.loss for one in found], object))
+    record("segment_cross_entropy, smoothed", dtype, ulps, 5, f"{smoothing}, {place}")
+    slopes = joined(problem.split(slope)[n] for n, _ in rows).astype(dtype)
+    reference, terms = joined(one.gradient[0] for one in found), joined(one.terms[0] for one in found)
+    ulps, place = oracle.worst(slopes, reference, terms.astype(np.float64))
+    record("segment_cross_entropy_with_grad, smoothed (eps of its terms)", dtype, ulps, 5, f"{smoothing}, {place}")
+
+
+def test_smoothed_gradient_is_the_finite_difference():
+    problem, step = numbers([3, 1, 20, 80]), 6e-6
+    loss, slope = problem.call("segment_cross_entropy_with_grad", label_smoothing=0.2, reduction="mean")
+    assert np.isfinite(loss)
+    x = problem.x
+    for k in range(0, len(x), 7):
+        change = 0.0
+        for sign in (1, -1):
+            problem.x = x.copy()
+            problem.x[k] += sign * step
+            change += sign * problem.call("segment_cross_entropy", label_smoothing=0.2, reduction="mean")
+        assert slope[k] == pytest.approx(change / (2 * step), abs=1e-8)
+
+
+def test_no_smoothing_is_the_same_kernel():
+    problem = ragged(np.float32)
+    equal(problem.call(LOSSES[1], label_smoothing=0), problem.call(LOSSES[1]))
+
+
+def test_smoothed_segments_with_infinities():
+    """A share of -inf is an infinite loss, as for rows; segments that do not count have no influence."""
+    x, indptr = np.array([0.0, -np.inf, 1.0, np.nan, 3.0, 2.0, 1.0]), [0, 2, 4, 4, 7]
+    options = {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.1}
+    with np.errstate(all="raise"):
+        losses, slope = fs.segment_cross_entropy_with_grad(x, indptr, [0, 1, -1, 2], **options)
+        weighted = fs.segment_cross_entropy_with_grad(
+            x, indptr, [0, 1, -1, 2], sample_weight=[0, 0, 5, 1], **(options | {"reduction": "mean"})
+        )
+    assert losses[0] == np.inf
+    assert np.isnan(losses[1])
+    assert losses[2] == 0
+    assert np.isnan(slope[2:4]).all()
+    assert weighted[0] == losses[3]
+    equal(weighted[1][4:], slope[4:])
+    assert not weighted[1][:4].any()
+
+
+@pytest.mark.parametrize("function", ["segment_softmax_entropy", "segment_kl_divergence"])
+def test_losses_of_segments_reduced(function):
+    """Weights, means and sums; segments of weight 0 have no influence, be they empty or NaN."""
+    x = np.array([0.0, 1.0, np.nan, 2.0, 3.0, 5.0])
+    indptr, weight = [0, 2, 3, 3, 6], np.array([2.0, 0.0, 0.0, 1.0])
+    if function.endswith("entropy"):
+        entropies, slope = fs.segment_softmax_entropy_with_grad(x, indptr)
+        np.testing.assert_array_equal(np.isnan(entropies), [0, 1, 1, 0])
+        assert np.isnan(slope[2])
+        assert np.isfinite(np.delete(slope, 2)).all()
+        return
+    t = x[::-1].copy()
+    t[2:4] = 1.0
+    each = fs.segment_kl_divergence(x, indptr, t, reduction="none")
+    np.testing.assert_array_equal(np.isnan(each), [0, 1, 1, 0])
+    for reduction, divisor in (("mean", 3), ("sum", 1)):
+        loss, slope = fs.segment_kl_divergence_with_grad(x, indptr, t, sample_weight=weight, reduction=reduction)
+        assert loss == pytest.approx((2 * each[0] + each[3]) / divisor, rel=1e-15)
+        p, q = (fs.segment_softmax(a, indptr) for a in (x, t))
+        expected = (p - q) * np.repeat(weight, np.diff(indptr)) / divisor
+        np.testing.assert_allclose(np.delete(slope, 2), np.delete(expected, 2), rtol=1e-15, atol=1e-16)
+        assert slope[2] == 0
+
+
+def test_outputs_over_the_operands():
+    """The gradient may lie over x or over the other logits, also where segments are walked in lanes."""
+    problem = numbers([3, 0, 9, 64, 65, 300, *[5] * 40], np.float32)
+    expected = problem.call(DIVERGENCES[1], reduction="sum")
+    for place in (0, 1):
+        pair = [problem.x.copy(), problem.v.copy()]
+        found = fs.segment_kl_divergence_with_grad(
+            pair[0], problem.indptr, pair[1], reduction="sum", out=pair[place]
+        )
+        assert found[1] is pair[place]
+        equal(found[1], expected[1])
+    x = problem.x.copy()
+    equal(fs.segment_softmax_entropy_with_grad(x, problem.indptr, out=x)[1], problem.call(ENTROPIES[1])[1])
+    rows = problem.x.copy()
+    out = rows[: len(problem.lengths)]
+    equal(fs.segment_softmax_entropy(rows, problem.indptr, out=out), problem.call(ENTROPIES[0]))
+
+
+def test_huge_segments_are_rows():
+    """Longer ones than `HUGE` are not cut in these functions: they have the bits of a row."""
+    problem = numbers([5, HUGE + 3, 0, 70], np.float32)
+    one = slice(5, HUGE + 8)
+    x, v = problem.x[one], problem.v[one]
+    for name, dense in (
+        (ENTROPIES[1], fs.softmax_entropy_with_grad(x)),
+        (DIVERGENCES[1], fs.kl_divergence_with_grad(x, v)),
+    ):
+        rows, slope = problem.call(name)
+        equal(slope[one], dense[1])
+        assert rows[1] == dense[0]
+        equal(problem.call(name.removesuffix("_with_grad")), rows)
+    losses, slope = problem.call(LOSSES[1], label_smoothing=0.1)
+    dense = fs.cross_entropy_with_grad(x, problem.targets[1], label_smoothing=0.1)
+    assert losses[1] == dense[0]
+    equal(slope[one], dense[1])
+    equal(problem.call(LOSSES[0], label_smoothing=0.1), losses)
+
+
 # --- the same bits in any company ----------------------------------------------------------------------------
 
 
@@ -294,6 +433,14 @@ def test_any_lengths(lengths, seed, bad):
         problem.x = x
     for name in ("segment_softmax", "segment_logsumexp", "segment_cross_entropy_with_grad"):
         equal(problem.call(name), problem.dense(name))
+    equal(
+        problem.call("segment_cross_entropy_with_grad", label_smoothing=0.3),
+        problem.dense("segment_cross_entropy_with_grad", label_smoothing=0.3),
+    )
+    equal(problem.call("segment_softmax_entropy_with_grad"), problem.dense("segment_softmax_entropy_with_grad"))
+    for reverse in (False, True):
+        name = "segment_kl_divergence_with_grad"
+        equal(problem.call(name, reverse=reverse), problem.dense(name, reverse=reverse))
 
 
 @settings(max_examples=40, deadline=None)
@@ -562,6 +709,10 @@ def test_nothing(name, indptr, dtype):
     elif name in LOSSES:
         losses = result[0] if isinstance(result, tuple) else result
         equal(losses, np.zeros(len(indptr) - 1, dtype))
+    elif name in ENTROPIES + DIVERGENCES:
+        rows, slope = result if isinstance(result, tuple) else (result, np.empty(0, dtype))
+        equal(rows, np.full(len(indptr) - 1, np.nan, dtype))
+        equal(slope, np.empty(0, dtype))
     else:
         equal(result, np.empty(0, dtype))
 
@@ -713,7 +864,7 @@ X = np.arange(5.0)
 
 
 def call(name, x=X, indptr=(0, 2, 5), targets=(0, 1), **options):
-    extra = (targets,) if name in LOSSES else (x,) if name in PRODUCTS else ()
+    extra = (targets,) if name in LOSSES else (x,) if name in PRODUCTS + DIVERGENCES else ()
     return getattr(fs, name)(x, indptr, *extra, **options)
 
 
@@ -755,10 +906,10 @@ def test_errors_of_x(name):
         call(name, x=np.ma.masked_array(X, X > 1))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "segment_cross_entropy"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in (LOSSES[0], DIVERGENCES[0])])
 def test_errors_of_out(name):
     """And nothing is written."""
-    shape = (2,) if name == "segment_logsumexp" else (5,)
+    shape = (2,) if name in ("segment_logsumexp", "segment_softmax_entropy") else (5,)
     for out, kind, words in (
         (np.zeros(7), ValueError, f"out has shape (7,), expected {shape}"),
         (np.zeros(shape, np.float32), TypeError, "out has dtype float32, expected float64"),
@@ -777,6 +928,21 @@ def test_errors_of_vectors(name):
     argument = "cotangent" if name.endswith("vjp") else "tangent"
     with pytest.raises(ValueError, match=rf"^{name}: {argument} has shape \(4,\), expected that of x, \(5,\)"):
         getattr(fs, name)(X, [0, 5], X[:4])
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_errors_of_divergences(name):
+    function = getattr(fs, name)
+    with pytest.raises(ValueError, match=rf"^{name}: target_logits has shape \(4,\), expected that of x, \(5,\)"):
+        function(X, [0, 5], X[:4])
+    with pytest.raises(TypeError, match=rf"^{name}: target_logits has dtype complex128"):
+        function(X, [0, 5], X + 0j)
+    with pytest.raises(TypeError, match=rf"^{name}: reverse must be a bool, got None"):
+        function(X, [0, 5], X, reverse=None)
+    with pytest.raises(ValueError, match=rf"^{name}: reduction must be one of"):
+        function(X, [0, 5], X, reduction="max")
+    with pytest.raises(ValueError, match=rf"^{name}: sample_weight has shape \(2,\), expected \(1,\)"):
+        function(X, [0, 5], X, sample_weight=[1, 2])
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -809,6 +975,11 @@ def test_errors_of_options(name):
         call(name, sample_weight=[1, 1, 1])
     with pytest.raises(TypeError, match=rf"^{name}: ignore_index must be an integer or None, got 1.5"):
         call(name, ignore_index=1.5)
+    for smoothing in (-0.1, 1.5, np.nan):
+        with pytest.raises(ValueError, match=rf"^{name}: label_smoothing must be"):
+            call(name, label_smoothing=smoothing)
+    with pytest.raises(TypeError, match=rf"^{name}: label_smoothing must be a number"):
+        call(name, label_smoothing="much")
 
 
 # --- safety --------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from numba import prange
 from numba.core.errors import TypingError
 from registered import njit
-from test_segments import NAMES, PRODUCTS, Ragged, call, equal
+from test_segments import DIVERGENCES, ENTROPIES, NAMES, PRODUCTS, Ragged, call, equal
 
 import fastsoftmax as fs
 from fastsoftmax._vectors import HUGE
@@ -53,6 +53,33 @@ def with_grad(x, indptr, targets, weights):
 
 
 @njit
+def smoothed(x, indptr, targets, weights, smoothing):
+    return fs.segment_cross_entropy_with_grad(
+        x, indptr, targets, sample_weight=weights, ignore_index=-1, label_smoothing=smoothing
+    )
+
+
+@njit
+def entropy(x, indptr):
+    return fs.segment_softmax_entropy(x, indptr)
+
+
+@njit
+def entropy_with_grad(x, indptr):
+    return fs.segment_softmax_entropy_with_grad(x, indptr)
+
+
+@njit
+def divergence(x, indptr, target_logits):
+    return fs.segment_kl_divergence(x, indptr, target_logits, reverse=True, reduction="none")
+
+
+@njit
+def divergence_with_grad(x, indptr, target_logits, weights):
+    return fs.segment_kl_divergence_with_grad(x, indptr, target_logits, sample_weight=weights)
+
+
+@njit
 def summed(x, indptr, targets):
     return fs.segment_cross_entropy(x, indptr, targets, reduction="sum")
 
@@ -65,6 +92,10 @@ COMPILED = {
     "segment_softmax_vjp": vjp,
     "segment_cross_entropy": cross_entropy,
     "segment_cross_entropy_with_grad": with_grad,
+    "segment_softmax_entropy": entropy,
+    "segment_softmax_entropy_with_grad": entropy_with_grad,
+    "segment_kl_divergence": divergence,
+    "segment_kl_divergence_with_grad": divergence_with_grad,
 }
 
 
@@ -79,27 +110,48 @@ def problem(dtype, huge=False):
 def compare(name, segments):
     weights = np.arange(len(segments.lengths)) % 3 / 7
     arguments = [segments.x, segments.indptr]
-    if name in PRODUCTS:
+    options = {}
+    if name in PRODUCTS + DIVERGENCES:
         arguments.append(segments.v)
-    if "entropy" in name:
+    if "cross_entropy" in name:
         arguments.append(segments.targets)
-    if name.endswith("grad"):
+    if name == "segment_kl_divergence":
+        options["reverse"] = True
+    if name.endswith("grad") and name not in ENTROPIES:
         arguments.append(weights)
         expected = segments.call(name, sample_weight=weights, reduction="mean")
     else:
-        expected = segments.call(name)
+        expected = segments.call(name, **options)
     actual = COMPILED[name](*arguments)
     if isinstance(actual, tuple):
-        assert actual[0] == expected[0]
+        np.testing.assert_array_equal(actual[0], expected[0])
         actual, expected = actual[1], expected[1]
     equal(actual, expected)
+
+
+@pytest.mark.parametrize("huge", [False, True])
+def test_smoothing(huge):
+    """The value decides at run time which kernel is called."""
+    segments = problem(np.float64, huge)
+    weights = np.arange(len(segments.lengths)) % 3 / 7
+    for value in (0.0, 0.3):
+        found = smoothed(segments.x, segments.indptr, segments.targets, weights, value)
+        expected = segments.call(
+            "segment_cross_entropy_with_grad", sample_weight=weights, label_smoothing=value, reduction="mean"
+        )
+        assert found[0] == expected[0]
+        equal(found[1], expected[1])
+    with pytest.raises(ValueError, match="label_smoothing must be from 0 to 1"):
+        smoothed(segments.x, segments.indptr, segments.targets, weights, 1.5)
 
 
 def test_every_function_is_there():
     assert set(COMPILED) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", ["segment_softmax", "segment_cross_entropy_with_grad"])
+@pytest.mark.parametrize(
+    "name", ["segment_softmax", "segment_cross_entropy_with_grad", "segment_kl_divergence_with_grad"]
+)
 def test_bits(name):
     """The bits agree for segments of all lengths."""
     compare(name, problem(np.float64, huge=True))

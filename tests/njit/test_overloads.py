@@ -186,6 +186,37 @@ CALLS = {
         lambda x, y: fs.squared_error_grad(x, y),
         lambda s, d: (logits(s, d), labels((*s, 2))),
     ),
+    "kl_divergence, none": (
+        lambda x, y: fs.kl_divergence(x, y, reduction="none"),
+        lambda s, d: (logits(s, d), logits(s, d, 3)),
+    ),
+    "kl_divergence_grad, out": (
+        lambda x, y, out: fs.kl_divergence_grad(x, y, reduction="sum", out=out),
+        lambda s, d: (logits(s, d), logits(s, d, 3), np.empty(s, d)),
+    ),
+    "kl_divergence_with_grad, every option": (
+        lambda x, y, w, t, r: fs.kl_divergence_with_grad(x, y, temperature=t, reverse=r, sample_weight=w),
+        lambda s, d: (
+            logits(s, d),
+            logits(s, d, 3),
+            positive(s[:1], d),
+            0.7 if s[0] % 2 else 1.0,
+            bool(s[1] % 2),
+        ),
+    ),
+    "kl_divergence_with_grad, axis 0, over the targets": (
+        lambda x, y: fs.kl_divergence_with_grad(x, y, 0, out=y),
+        lambda s, d: (logits(s[::-1], d), logits(s[::-1], d, 3)),
+    ),
+    "js_divergence": (lambda x, y: fs.js_divergence(x, y), lambda s, d: (logits(s, d), labels((*s, 2)))),
+    "js_divergence_grad, beta": (
+        lambda x, y, b: fs.js_divergence_grad(x, y, beta=b, out=x),
+        lambda s, d: (logits(s, d), logits(s, d, 3), 0.3),
+    ),
+    "js_divergence_with_grad, temperature": (
+        lambda x, y, t: fs.js_divergence_with_grad(x, y, temperature=t, reduction="none"),
+        lambda s, d: (logits(s, d), logits(s, d, 3), 0.7 if s[0] % 2 else 1.0),
+    ),
     "squared_error_with_grad, weights": (
         lambda x, y, w: fs.squared_error_with_grad(x, y, sample_weight=w),
         lambda s, d: (logits(s, d), positive(s, d), positive(s[:1], d)),
@@ -256,6 +287,7 @@ def test_every_function_is_called():
 
 
 SOME = {
+    "kl_divergence_with_grad, every option",
     "softmax",
     "softmax, where",
     "logsumexp",

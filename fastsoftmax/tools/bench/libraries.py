@@ -43,6 +43,7 @@ _ARRAYS = {
     _spec.TARGETS: "labels",
     _spec.LABELS: "labels",
     _spec.DISTRIBUTIONS: "tangent",
+    _spec.TARGET_LOGITS: "tangent",
 }
 """The attribute of `Inputs` that serves as an operand."""
 
@@ -195,6 +196,45 @@ class NumPy(Library):
     def cross_entropy_with_grad(self, x: Any, labels: Any, out: Any = None) -> Call:
         return partial(self._with_grad, x, labels, out)
 
+    def _mean_log_ratio(self, log_a: Any, log_b: Any) -> Any:
+        return (np.exp(log_a) * (log_a - log_b)).sum(CLASS_AXIS).mean()
+
+    def _mixed(self, x: Any, t: Any) -> tuple[Any, Any, Any]:
+        log_p, log_q = self._log_softmax(x), self._log_softmax(t)
+        log_m = np.logaddexp(log_p, log_q)
+        log_m -= log_m.dtype.type(np.log(2))
+        loss = (self._mean_log_ratio(log_q, log_m) + self._mean_log_ratio(log_p, log_m)) / 2
+        return loss, log_p, log_m
+
+    def kl_divergence(self, x: Any, t: Any) -> Call:
+        return lambda: self._mean_log_ratio(self._log_softmax(t), self._log_softmax(x))
+
+    def kl_divergence_with_grad(self, x: Any, t: Any, out: Any = None) -> Call:
+        def call() -> Any:
+            log_p, log_q = self._log_softmax(x, out), self._log_softmax(t)
+            loss = self._mean_log_ratio(log_q, log_p)
+            grad = np.exp(log_p, out=log_p)
+            grad -= np.exp(log_q)
+            grad /= x.size // x.shape[CLASS_AXIS]
+            return loss, grad
+
+        return call
+
+    def js_divergence(self, x: Any, t: Any) -> Call:
+        return lambda: self._mixed(x, t)[0]
+
+    def js_divergence_with_grad(self, x: Any, t: Any) -> Call:
+        def call() -> Any:
+            loss, log_p, log_m = self._mixed(x, t)
+            p = np.exp(log_p)
+            log_p -= log_m
+            log_p -= (p * log_p).sum(CLASS_AXIS, keepdims=True)
+            p *= log_p
+            p /= 2 * (x.size // x.shape[CLASS_AXIS])
+            return loss, p
+
+        return call
+
     def _filtered(self, x: Any, top_p: float, top_k: int | None = None) -> Any:
         ordered = -np.sort(-x, CLASS_AXIS)[:, :top_k]
         probs = self._softmax(ordered)
@@ -231,6 +271,22 @@ class SciPy(Library):
 
     def logsumexp(self, x: Any) -> Call:
         return self._function("logsumexp", x)
+
+    def kl_divergence(self, x: Any, t: Any) -> Call:
+        special = import_module("scipy.special")
+        softmax = partial(special.softmax, axis=CLASS_AXIS)
+        return lambda: special.rel_entr(softmax(t), softmax(x)).sum(CLASS_AXIS).mean()
+
+    def js_divergence(self, x: Any, t: Any) -> Call:
+        special = import_module("scipy.special")
+        softmax, rel_entr = partial(special.softmax, axis=CLASS_AXIS), special.rel_entr
+
+        def call() -> Any:
+            p, q = softmax(x), softmax(t)
+            m = (p + q) / 2
+            return (rel_entr(q, m).sum(CLASS_AXIS).mean() + rel_entr(p, m).sum(CLASS_AXIS).mean()) / 2
+
+        return call
 
 
 class ScikitLearn(Library):
@@ -328,17 +384,43 @@ class PyTorch(Library):
     def cross_entropy(self, x: Any, labels: Any) -> Call:
         return partial(self.torch.nn.functional.cross_entropy, x, labels)
 
-    def cross_entropy_with_grad(self, x: Any, labels: Any) -> Call:
-        loss_of = self.torch.nn.functional.cross_entropy
+    def _with_grad(self, loss_of: Call, x: Any, targets: Any) -> Call:
         x.requires_grad_()
 
         def call() -> Any:
             x.grad = None
-            loss = loss_of(x, labels)
+            loss = loss_of(x, targets)
             loss.backward()
             return loss.detach(), x.grad
 
         return call
+
+    def cross_entropy_with_grad(self, x: Any, labels: Any) -> Call:
+        return self._with_grad(self.torch.nn.functional.cross_entropy, x, labels)
+
+    def _kl(self, x: Any, t: Any) -> Any:
+        log_softmax, rows = self.torch.log_softmax, x.numel() // x.shape[CLASS_AXIS]
+        log_p, log_q = log_softmax(x, CLASS_AXIS), log_softmax(t, CLASS_AXIS)
+        return self.torch.nn.functional.kl_div(log_p, log_q, reduction="sum", log_target=True) / rows
+
+    def _js(self, x: Any, t: Any) -> Any:
+        torch, rows = self.torch, x.numel() // x.shape[CLASS_AXIS]
+        log_p, log_q = torch.log_softmax(x, CLASS_AXIS), torch.log_softmax(t, CLASS_AXIS)
+        log_m = torch.logaddexp(log_p, log_q) - np.log(2)
+        kl_div = partial(torch.nn.functional.kl_div, reduction="sum", log_target=True)
+        return (kl_div(log_m, log_q) + kl_div(log_m, log_p)) / (2 * rows)
+
+    def kl_divergence(self, x: Any, t: Any) -> Call:
+        return partial(self._kl, x, t)
+
+    def kl_divergence_with_grad(self, x: Any, t: Any) -> Call:
+        return self._with_grad(self._kl, x, t)
+
+    def js_divergence(self, x: Any, t: Any) -> Call:
+        return partial(self._js, x, t)
+
+    def js_divergence_with_grad(self, x: Any, t: Any) -> Call:
+        return self._with_grad(self._js, x, t)
 
     def categorical(self, x: Any, filters: Any = None) -> Call:
         torch = self.torch
@@ -419,6 +501,30 @@ class Jax(Library):
 
     def cross_entropy_with_grad(self, x: Any, labels: Any) -> Call:
         return self._jit(self.jax.value_and_grad(self._loss), x, labels)
+
+    def _mean_log_ratio(self, log_a: Any, log_b: Any) -> Any:
+        """As `optax.losses.kl_divergence_with_log_targets`."""
+        return (self.jax.numpy.exp(log_a) * (log_a - log_b)).sum(CLASS_AXIS).mean()
+
+    def _kl(self, x: Any, t: Any) -> Any:
+        return self._mean_log_ratio(self.jax.nn.log_softmax(t, CLASS_AXIS), self.jax.nn.log_softmax(x, CLASS_AXIS))
+
+    def _js(self, x: Any, t: Any) -> Any:
+        log_p, log_q = self.jax.nn.log_softmax(x, CLASS_AXIS), self.jax.nn.log_softmax(t, CLASS_AXIS)
+        log_m = self.jax.numpy.logaddexp(log_p, log_q) - np.log(2)
+        return (self._mean_log_ratio(log_q, log_m) + self._mean_log_ratio(log_p, log_m)) / 2
+
+    def kl_divergence(self, x: Any, t: Any) -> Call:
+        return self._jit(self._kl, x, t)
+
+    def kl_divergence_with_grad(self, x: Any, t: Any) -> Call:
+        return self._jit(self.jax.value_and_grad(self._kl), x, t)
+
+    def js_divergence(self, x: Any, t: Any) -> Call:
+        return self._jit(self._js, x, t)
+
+    def js_divergence_with_grad(self, x: Any, t: Any) -> Call:
+        return self._jit(self.jax.value_and_grad(self._js), x, t)
 
     def categorical(self, x: Any) -> Call:
         key, draw = self.jax.random.key(0), partial(self.jax.random.categorical, axis=CLASS_AXIS)

@@ -43,9 +43,11 @@ Address: TypeAlias = Annotated[Any, "address"]
 
 MODULES = (
     "activations",
+    "binary",
     "capped",
     "derivatives",
     "entropy",
+    "focal",
     "losses",
     "loops",
     "pieces",

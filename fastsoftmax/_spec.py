@@ -59,6 +59,12 @@ class Function(NamedTuple):
     bench: tuple[str, ...] = ()
 
     @property
+    def second(self) -> str:
+        """The name of the second array of losses and statistics."""
+        labels = self.family in ("statistics", "focal", "focal curvature")
+        return "labels" if labels else "targets"
+
+    @property
     def is_ragged(self) -> bool:
         """Whether its rows are segments of a vector."""
         return INDPTR in self.operands
@@ -93,6 +99,12 @@ GROUPS = {
         "for class indices of any integer dtype, or a distribution for each row, with `class_weight=`, "
         "`sample_weight=`, `ignore_index=`, `label_smoothing=`, `z_loss=`, `softcap=`, `reduction=`; first and "
         "second derivatives",
+    ),
+    "focal loss": Group(
+        "Focal loss",
+        "losses",
+        "the cross-entropy with less weight for rows that are predicted well, with `gamma=`, `class_weight=`, "
+        "`sample_weight=`, `ignore_index=`, `reduction=`; first and second derivatives",
     ),
     "statistics": Group(
         "Statistics",
@@ -184,6 +196,20 @@ FUNCTIONS = {
             (ROWS,) * 5,
             "statistics.label_statistics",
             bench=("",),
+        ),
+        *(
+            entry._replace(module="focal", kernel="focal.focal_loss")
+            for entry in _loss("focal_loss", "focal loss", "focal", LABELS, pieces=False, bench=_OUT)
+        ),
+        Function(
+            "focal_loss_hessian_diag",
+            "focal loss",
+            "focal",
+            "focal curvature",
+            (LOGITS, LABELS),
+            (LIKE,),
+            "focal.focal_variance",
+            "focal_loss",
         ),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
         Function("linear_cross_entropy", *_LINEAR, (LOSS,), "losses.cross_entropy"),

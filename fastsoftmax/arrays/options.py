@@ -42,6 +42,7 @@ class LossOptions(NamedTuple):
     reduction: str = MEAN
     z_loss: float = NO_Z_LOSS
     softcap: Any = None
+    gamma: float = 0.0
 
     @property
     def is_mean(self) -> bool:
@@ -84,6 +85,10 @@ class LossOptions(NamedTuple):
             cap = number(function, "softcap", self.softcap, 0.0, inclusive=False)
         return None if z_loss == 0 and cap == math.inf else (z_loss, cap)
 
+    def focus(self, function: str) -> float:
+        """`gamma` as a float; an error unless it is finite and at least 0."""
+        return number(function, "gamma", self.gamma, 0.0, inclusive=True)
+
     def scale(self, divisor: Divisor, dtype: np.dtype[Any]) -> tuple[Any, Any]:
         """The factor of the gradients that follows from the reduction, as a pair."""
         return inverse_of(divisor.value if self.reduction == "mean" else 1.0, dtype)
@@ -92,12 +97,13 @@ class LossOptions(NamedTuple):
 # --- targets ------------------------------------------------------------------------------------------------
 
 
-def check_kind(problem: Problem, targets: Any, options: LossOptions, name: str = "targets") -> bool:
+def check_kind(problem: Problem, targets: Any, options: LossOptions) -> bool:
     """Whether the targets of a loss are distributions; an error if the loss does not take such targets.
 
     `targets` is an array of real numbers, or any object with a shape and a dtype.
     """
-    prefix, role = named(problem.function, name), FUNCTIONS[problem.function].operands[1]
+    function = FUNCTIONS[problem.function]
+    prefix, role = named(problem.function, function.second), function.operands[1]
     if role == DISTRIBUTIONS:
         problem.check_shape("targets", targets)
         return True
@@ -206,6 +212,8 @@ class RowTargets:
     `regularization` is the factor of the z-loss, in the same units as the weights, and the cap of the logits, as
     kernels take them (`regularized_by`); None if there is neither.
 
+    `gamma` is that of the focal loss, in the dtype of the computation.
+
     `array` has been checked (`row_targets`), and `ignored` says which of its class indices are ignored.
     """
 
@@ -217,6 +225,7 @@ class RowTargets:
         "divisor",
         "exponent",
         "gain",
+        "gamma",
         "mean",
         "problem",
         "regularization",
@@ -237,6 +246,7 @@ class RowTargets:
         base, gain = smoothed_shares(options.smoothing(problem.function), problem.classes)
         self.base, self.gain = problem.dtype.type(base), problem.dtype.type(gain)
         self.class_weights, self.row_weights, self.counted, self.exponent = None, None, None, 0
+        self.gamma = problem.dtype.type(options.focus(problem.function))
         self.regularization = options.regularization(problem.function)
         if self.regularization is not None:
             self.regularization = regularized_by(*self.regularization, 0, problem.dtype.type)
@@ -346,9 +356,10 @@ def row_targets(
 ) -> RowTargets:
     """The targets and the options of a loss as `RowTargets`, after all checks."""
     options.check_reduction(problem.function)
-    array, ignored = real_array(problem.function, "targets", targets), None
+    name = FUNCTIONS[problem.function].second
+    array, ignored = real_array(problem.function, name, targets), None
     if not check_kind(problem, array, options):
-        ignored = check_labels(problem.function, array, problem.classes, options.ignore_index)
+        ignored = check_labels(problem.function, array, problem.classes, options.ignore_index, name=name)
     return RowTargets(problem, array, ignored, options, divisor)
 
 

@@ -189,17 +189,18 @@ def scaled_probs(
 def cross_entropy_head(x: Any, stats: Any, first: int, count: int, rows: Any, options: Any) -> Any:
     """Store the losses of a group of rows, and the gradients at their labels in place of the entries there."""
     target = load(options.picks.targets, lane_count(x))
-    weight, steep = row_factors(target, stats, row_value(x, None, options.weights, first, count), options)
+    weight = row_value(x, None, options.weights, first, count)
+    weight, steep = row_factors(options.factors, options.gamma, target, stats, weight)
     store_part(rows, first, count, broadcast(loss_at(target, stats, weight, options.weights)))
     return _gradient_head(stats.inverse, x, target, stats, steep, options)
 
 
 @inline
-def row_factors(target: Any, stats: Any, weight: Any, options: Any) -> Any:
+def row_factors(factors: Any, gamma: Any, target: Any, stats: Any, weight: Any) -> Any:
     """The weights of a row's loss and of its gradient."""
-    if options.factors is None:
+    if factors is None:
         return weight, weight
-    return options.factors(target, stats, weight, options.gamma)
+    return factors(target, stats, weight, gamma)
 
 
 @inline
@@ -222,7 +223,7 @@ def _loss_and_slope(log: Any, x: Any, y: Any, place: Any, stats: Any, rows: Any,
     if log is not None:
         return stats.inverse, target
     weight = row_value(x, place.folded, weights, place.row, place.count)
-    weight, steep = row_factors(target, stats, weight, options)
+    weight, steep = row_factors(options.factors, options.gamma, target, stats, weight)
     store_part(rows, place.row, place.count, broadcast(loss_at(target, stats, weight, weights)))
     if y is None:
         return stats.inverse, target

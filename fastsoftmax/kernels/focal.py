@@ -1,7 +1,7 @@
 r"""The focal loss of rows with labels, and its first and second derivatives.
 
-With p the probability of the label, q = 1 - p and L = -log p, the loss is q**gamma L. Let rho = L/q, which is 1 for
-q = 0. Then
+With p the probability of the label, q = 1 - p and L = -log p, the loss is q**gamma L. Let rho = L/q, which is 1
+for q = 0. Then
 
     dL_f/dz_k     = F (p_k - [k = label]),   F = q**gamma (1 + gamma p rho)
     d2L_f/dz_k**2 = F p_k (1 - p_k) + G p_k**2       for k != label
@@ -19,7 +19,12 @@ from typing import Any, NamedTuple
 from fastsoftmax.kernels.capped import variance_of_terms
 from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
-from fastsoftmax.kernels.losses import CrossEntropyOptions, cross_entropy_block, cross_entropy_head, scatter_targets
+from fastsoftmax.kernels.losses import (
+    CrossEntropyOptions,
+    cross_entropy_block,
+    cross_entropy_head,
+    scatter_targets,
+)
 from fastsoftmax.kernels.scalar import log_as_pair, power_scaled_down, times_power
 from fastsoftmax.kernels.simd.memory import lane_count, memory, scratch
 from fastsoftmax.kernels.simd.rows import row_value
@@ -70,7 +75,10 @@ def _focus(target: Any, stats: Any, gamma: Any) -> Focus:
     rest, rest_low = two_sum(one, -p)
     q = select_equal(target, stats.m, complement(stats, inverse), rest)
     # log q: the logarithm of 0 is replaced by that of its units, which makes a power of 0 below
-    above, above_low = select_equal(target, stats.m, others, rest), select_equal(target, stats.m, others_low, rest_low)
+    above, above_low = (
+        select_equal(target, stats.m, others, rest),
+        select_equal(target, stats.m, others_low, rest_low),
+    )
     below, below_low = select_equal(target, stats.m, whole, one), select_equal(target, stats.m, whole_low, zero)
     high, low = log_as_pair(select_equal(above, zero, one, above), above_low)
     base, base_low = log_as_pair(below, below_low)

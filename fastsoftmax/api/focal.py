@@ -18,7 +18,7 @@ def focal_loss(
     ignore_index: int | None = None,
     reduction: str = MEAN,
 ) -> Any:
-    r"""Focal loss of softmax(logits): the cross-entropy, with less weight for rows that are predicted well.
+    r"""Focal loss of softmax(logits): a cross-entropy with less weight for rows that are predicted well.
 
     .. math:: L_n = -(1 - p_n)^\gamma \log p_n, \qquad p_n = \mathrm{softmax}(z_n)_{t_n}
 

@@ -196,7 +196,7 @@ def binary_cross_entropy_hessian_diag(
     reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
-    r"""Second derivative of `binary_cross_entropy` with respect to each logit, the diagonal of its Hessian.
+    r"""Second derivative of `binary_cross_entropy` for each logit, the diagonal of its Hessian.
 
     .. math:: \frac{\partial^2 L}{\partial z^2} = (w t + 1 - t) \, p (1 - p)
 
@@ -430,7 +430,7 @@ def binary_focal_loss_hessian_diag(
     reduction: str = MEAN,
     out: Any = None,
 ) -> Any:
-    r"""Second derivative of `binary_focal_loss` with respect to each logit, the diagonal of its Hessian.
+    r"""Second derivative of `binary_focal_loss` for each logit, the diagonal of its Hessian.
 
     The Hessian has no other entries. For gamma > 0 the loss is not convex, so that entries may be negative.
 

@@ -204,6 +204,8 @@ class Focus(NamedTuple):
     """The cross-entropy, in units of `unit`."""
     unit: Any
     """e, as a number in the same units: e itself, but its factor where `power` holds its power of two."""
+    tilt: Any
+    """`unlikely` - `likely`, which is 1 - 2 t or 2 t - 1, and exact."""
     certain: Any
     """0 where the target is 0 or 1 and favoured by the logit."""
     factor: Any
@@ -237,13 +239,15 @@ def _focus(z: Any, t: Any, options: Any) -> Focus:
         value = select_less(apart, zero, parts.factor, value)
         unit = select_less(apart, zero, parts.factor, unit)
         power = power + apart
-    return Focus(parts, sides, e, parts.total, value, unit, certain, factor, power)
+    tilt = sides.sign * (one - (t + t))
+    return Focus(parts, sides, e, parts.total, value, unit, tilt, certain, factor, power)
 
 
 @inline
 def _alpha(t: Any, weight: Any, options: Any) -> Any:
     """The weight of an entry: alpha t + beta (1 - t), which is exact for a target 0 or 1, times its own."""
-    return weight * muladd(t, options.alpha, options.beta * (number(t, 1.0) - t))
+    factor = muladd(t, options.alpha, options.beta * (number(t, 1.0) - t))
+    return spared(weight, weight * factor)
 
 
 @inline
@@ -252,7 +256,7 @@ def _bent(focus: Any) -> Any:
     likely, unlikely, _ = focus.sides
     one, total = number(focus.e, 1.0), focus.total
     share = select_equal(focus.certain, number(focus.e, 0.0), one, focus.e / muladd(likely, focus.e, unlikely))
-    return (unlikely - likely) * share / total, muladd(-likely, focus.unit, unlikely) / total
+    return focus.tilt * share / total, muladd(-likely, focus.unit, unlikely) / total
 
 
 @inline
@@ -290,15 +294,17 @@ def focal_curve(z: Any, t: Any, positive: Any, weight: Any, options: Any) -> Any
     bend = muladd(gamma - one, ratio, (focus.e - one) / total)
     steep, lead, factor, power = gamma * ratio, focus.unit, focus.factor, focus.power
     if _is_far(focus.parts.n):
-        likely, unlikely, _ = focus.sides
+        unlikely = focus.sides.unlikely
         wrong = select_less(number(z, 0.0009765625), unlikely, focus.parts.n, zero)
         apart = select_less(wrong, number(z, FAR), wrong, zero)
-        steep = select_less(apart, zero, gamma * (unlikely - likely) / unlikely, steep)
+        steep = select_less(apart, zero, gamma * focus.tilt / unlikely, steep)
         lead = select_less(apart, zero, one, lead)
         factor = select_less(apart, zero, factor * focus.parts.factor, factor)
         power = power + apart
-    value = muladd(steep, muladd(bend, focus.loss, difference + difference), lead / total / total)
-    scaled = _scaled(value * factor, weight * options.scale, weight * options.scale_low)
+    # The factor first: it is 0 where the loss may be so large that its products overflow.
+    inner = muladd(bend, focus.loss, difference + difference)
+    value = muladd(steep * factor, inner, lead * factor / total / total)
+    scaled = _scaled(value, weight * options.scale, weight * options.scale_low)
     return spared(weight, times_power(scaled, power))
 
 

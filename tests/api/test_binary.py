@@ -204,7 +204,7 @@ def test_every_option_agrees_with_torch(gamma):
                 z, y = torch.tensor(x, requires_grad=True), torch.tensor(t)
                 factor = torch.ones(30, 4, dtype=torch.float64)
                 factor = factor if weight is None else factor * torch.tensor(weight)
-                plus = None if special is None or gamma is not None else torch.as_tensor(special)
+                plus = None if special is None or gamma is not None else torch.tensor(special, dtype=z.dtype)
                 losses = functional.binary_cross_entropy_with_logits(z, y, pos_weight=plus, reduction="none")
                 options = {"sample_weight": weight, "reduction": reduction}
                 name = "binary_cross_entropy" if gamma is None else "binary_focal_loss"

@@ -49,6 +49,7 @@ def operands(entry, targets, shape, dtype):
         _spec.COTANGENT: x[..., ::-1].copy(),
         _spec.LABELS: np.arange(shape[0]) % shape[1],
         _spec.DISTRIBUTIONS: np.full(shape, 1 / shape[1], dtype),
+        _spec.PROBABILITIES: np.linspace(0, 1, x.size).astype(dtype).reshape(x.shape),
         _spec.INDPTR: np.arange(shape[0] + 1) * shape[1],
         _spec.POSITIONS: np.arange(shape[0]) % shape[1],
     }

@@ -1,7 +1,7 @@
 r"""Objectives for gradient boosting: softmax, binary, multi-label and focal, for XGBoost, LightGBM and CatBoost.
 
-For several classes, each library fits one tree per class and round to the derivatives of the cross-entropy of softmax(scores). They
-differ in what they pass to an objective and in what they expect back:
+For several classes, each library fits one tree per class and round to the derivatives of the cross-entropy of
+softmax(scores). They differ in what they pass to an objective and in what they expect back:
 
 =========== ============================================= ==================================================
 library     passes                                        expects back
@@ -24,9 +24,9 @@ row weight w, the gradient is w (p - y); the curvature is one of
   Hessian, because the absolute values of the off-diagonal entries of a row sum to p (1 - p);
 - ``"scaled"``: w K/(K - 1) p (1 - p), as in LightGBM's multiclass. The factor is that of Friedman's LogitBoost.
 
-With ``gamma``, the loss is the focal loss; the diagonal of its Hessian takes the place of p (1 - p). It is negative
-for some scores, because this loss is not convex. A booster divides by the curvature of a leaf, so that smaller ones
-are replaced by 1e-16.
+With ``gamma``, the loss is the focal loss; the diagonal of its Hessian takes the place of p (1 - p). It is
+negative for some scores, because this loss is not convex. A booster divides by the curvature of a leaf, so that
+smaller ones are replaced by 1e-16.
 
 Objectives for two classes have one score s for each row, and p = 1/(1 + exp(-s)); for multi-label learning, one
 for each row and label:
@@ -438,8 +438,9 @@ def xgboost_binary_objective(
 
     Notes
     -----
-    Predictions are raw scores; `fastsoftmax.expit` gives the probabilities. With the same ``base_score``, without
-    gamma and alpha, the trees are those of binary:logistic, up to rounding; `pos_weight` is its scale_pos_weight.
+    Predictions are raw scores; `fastsoftmax.expit` gives the probabilities. Without gamma and alpha, the trees are
+    those of binary:logistic, up to rounding, if the boosters begin at the same score: ``base_score`` is a score
+    here, and a probability there, so that 0.0 here is 0.5 there. `pos_weight` is its scale_pos_weight.
 
     References
     ----------
@@ -530,9 +531,10 @@ def lightgbm_binary_objective(
     Returns
     -------
     callable
-        ``objective(preds, train_data) -> (grad, hess)`` for ``lightgbm.train({"objective": ...}, ...)``: raw scores
-        of shape (N,). ``objective(y_true, y_pred, weight)`` for the scikit-learn classes. Results have the shape of
-        the scores. With gamma, a curvature below 1e-16 is replaced by 1e-16. The callable can be pickled and copied.
+        ``objective(preds, train_data) -> (grad, hess)`` for ``lightgbm.train({"objective": ...}, ...)``: raw
+        scores of shape (N,). ``objective(y_true, y_pred, weight)`` for the scikit-learn classes. Results have the
+        shape of the scores. With gamma, a curvature below 1e-16 is replaced by 1e-16. The callable can be pickled
+        and copied.
 
     Raises
     ------
@@ -630,8 +632,8 @@ class CatBoostMultiClass:
 class CatBoostBinary:
     r"""Binary, multi-label or focal objective for CatBoost, as ``loss_function=CatBoostBinary()``.
 
-    CatBoost maximises, so that it expects the derivatives of minus the loss. It calls `calc_ders_range` for blocks of
-    rows; for several labels, `calc_ders_multi` for each row.
+    CatBoost maximises, so that it expects the derivatives of minus the loss. It calls `calc_ders_range` for blocks
+    of rows; for several labels, `calc_ders_multi` for each row.
 
     Parameters
     ----------

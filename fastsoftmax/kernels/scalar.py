@@ -451,12 +451,18 @@ class Logistic(NamedTuple):
 
 
 @inline
+def _deepest(x: Any) -> Any:
+    """A number below which exp, times any finite number, is 0."""
+    return number(x, -174.0) if is_single(x) else number(x, -1416.0)
+
+
+@inline
 def exp_scaled_down(t: Any, tail: Any) -> Any:
     """``exp(t + tail)`` of t <= 0 as n, a factor and its low part, for `times_power`; 0 where no product needs it.
 
     The pair has an error of 0.2 u. The products with all finite numbers are 0 where the factor is 0.
     """
-    low, zero = number(t, -174.0) if is_single(t) else number(t, -1416.0), number(t, 0.0)
+    low, zero = _deepest(t), number(t, 0.0)
     n, factor, factor_low = _exp_parts(select_less(t, low, low, t), select_less(t, low, zero, tail))
     return n, select_less(t, low, zero, factor), select_less(t, low, zero, factor_low)
 
@@ -473,13 +479,32 @@ def times_power(value: Any, n: Any) -> Any:
 
 @inline
 def logistic(z: Any) -> Logistic:
-    """The parts of functions of z that are made of e = exp(-abs(z)): within 1 u, the logarithm within 1.4 u."""
+    """The parts of functions of z made of e = exp(-abs(z)): e is within 1 u, the logarithm within 1.4 u."""
     n, factor, factor_low = exp_scaled_down(-absolute(z), number(z, -0.0))
     scale = shift_to_exponent(maximum(n, number(z, FAR)) + _bias(z))
     e = factor * scale
     total, error = two_sum(number(z, 1.0), e)
     high, low = _log_pair(total, muladd(factor_low, scale, error), number(z, 0.0))
     return Logistic(n, factor, e, total, high, low)
+
+
+@inline
+def quick_logistic(z: Any) -> Logistic:
+    """`logistic` without pairs, in two thirds of the time: e within 1.1 ulp, the logarithm within 2.7 ulp.
+
+    The errors of the logarithm are that of e, of which it keeps the part e/((1 + e) log(1 + e)) <= 1, and the 1.6
+    ulp of `log1p`.
+    """
+    low, zero, one = _deepest(z), number(z, 0.0), number(z, 1.0)
+    t = -absolute(z)
+    n, exact = _reduce(select_less(t, low, low, t))
+    r = muladd(n, _low_ln2(z, -1.0), exact)
+    factor = select_less(t, low, zero, muladd(_square_sum(r), r, r) + one)
+    e = factor * shift_to_exponent(maximum(n, number(z, FAR)) + _bias(z))
+    total = one + e
+    k, m = split_exponent(total)
+    f, c = _log_parts(k, m, (e - (total - one)) * shift_to_exponent(_bias(z) - k))
+    return Logistic(n, factor, e, total, _times_ln2(k, f - c), zero)
 
 
 @inline

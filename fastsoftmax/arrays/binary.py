@@ -15,9 +15,11 @@ from fastsoftmax._spec import FUNCTIONS
 from fastsoftmax._vectors import CHUNK
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
+    SMALL,
     Array,
     check_out,
     computed_in,
+    is_plain,
     memory_order,
     named,
     number,
@@ -32,6 +34,7 @@ from fastsoftmax.arrays.weights import (
     Divisor,
     converted,
     count_divisor,
+    inverse_of,
     joined,
     joined_divisor,
     normal_divisor,
@@ -40,7 +43,7 @@ from fastsoftmax.arrays.weights import (
     scaled,
     total,
 )
-from fastsoftmax.machine.entry import entry
+from fastsoftmax.machine.entry import entry, remember
 
 LOSS, GRADIENT, CURVATURE = 0, 1, 2
 """What is computed, as kernels have it."""
@@ -298,8 +301,56 @@ def _constants(entries: _Entries, options: BinaryOptions) -> tuple[str, tuple[An
     return "binary.focal", (gamma, kind(alpha), kind(beta)), WORK["binary focal"]
 
 
+_SMALL: dict[tuple[str, np.dtype[Any]], Any] = {}
+"""The machine code of kernels that have been used; for small calls, checks cost more than the computation."""
+
+
+def _small(order: int, logits: Any, targets: Any, options: BinaryOptions) -> tuple[Any, Any] | None:
+    """The mean loss of a small array, and a derivative; None for options, and for arrays to convert or refuse."""
+    gamma = options.gamma
+    if not (
+        options.reduction is MEAN
+        and options.label_smoothing is UNSMOOTHED
+        and options.pos_weight is None
+        and options.sample_weight is None
+        and options.alpha is None
+        and type(gamma) is float
+        and 0 <= gamma < math.inf
+        and type(logits) is np.ndarray
+    ):
+        return None
+    dtype, count = logits.dtype, logits.size
+    name = "binary.focal" if gamma else "binary.cross_entropy"
+    kernel = _SMALL.get((name, dtype))
+    if (
+        kernel is None
+        or not 0 < count <= SMALL
+        or not logits.flags.carray
+        or not is_plain(targets, logits.shape, dtype)
+    ):
+        return None
+    kind, nothing, chunks = dtype.type, NO_ROOM[dtype], -(-count // CHUNK)
+    slope = np.empty_like(logits) if order != LOSS else nothing
+    sums = np.empty(3 * chunks)
+    constants = (kind(gamma), kind(1), kind(1)) if gamma else (kind(0), kind(1))
+    if gamma and constants[0] == 0:
+        return None
+    flats = logits.reshape(-1), targets.reshape(-1), nothing, nothing, nothing, slope.reshape(-1)
+    kernel(0, chunks, nothing, *flats, sums, order, *constants, *inverse_of(count, dtype))
+    if chunks == 1:
+        wrong, whole = sums[2], float(sums[0] + sums[1])
+    else:
+        table = sums.reshape(chunks, 3)
+        wrong, whole = table[:, 2].any(), total(np.ascontiguousarray(table[:, :2]))
+    if wrong:
+        return None
+    return quotient(whole, Divisor(float(count)), dtype), _scalar(slope)
+
+
 def binary_loss(function: str, order: int, logits: Any, targets: Any, options: BinaryOptions, out: Any) -> Any:
     """The losses and derivatives of a public function: (loss, gradient or second derivative or None)."""
+    if out is None and (small := _small(order, logits, targets, options)) is not None:
+        return small
     if backend_for(logits, targets, *options):
         raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks to dask.array.map_blocks")
     entries = _Entries(function, logits, targets, options)
@@ -321,6 +372,7 @@ def binary_loss(function: str, order: int, logits: Any, targets: Any, options: B
     room = lambda: NO_ROOM[entries.dtype]  # noqa: E731
     if all(flat is not None for flat in flats):
         run(kernel, chunks, work * entries.size, room, *flats, *arguments)
+        remember(_SMALL, (name, entries.dtype), kernel, 0, 0, NO_ROOM[entries.dtype], *flats, *arguments)
     else:
         converting = _Converting(kernel, entries.size, sources, written)
         run(converting, chunks, work * entries.size, room, entries.dtype, *arguments)

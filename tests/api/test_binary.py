@@ -561,6 +561,41 @@ def test_errors(name):
         function(da.zeros(3), da.zeros(3))
 
 
+@every_name
+@every_dtype
+@pytest.mark.parametrize("shape", [(), (1,), (5, 7), (CHUNK,), (3, CHUNK), (65_536,), (65_537,)])
+def test_small_calls_give_the_bits_of_the_general_way(name, dtype, shape, monkeypatch):
+    """Also the errors; and the short way is taken for plain arrays up to a limit."""
+    function = getattr(fs, name)
+    rng = np.random.default_rng(11)
+    x, t = np.asarray(rng.normal(0, 3, shape), dtype), np.asarray(rng.random(shape), dtype)
+    function(x, t)
+    found = [function(x, t)]
+    if "focal" in name:
+        found += [function(x, t, gamma=0.0), function(x, t, gamma=1e-60)]
+    with pytest.raises(ValueError, match="expected a number from 0 to 1"):
+        function(x, t + dtype(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(binary, "_Entries", None)
+        if x.size <= 65_536:
+            function(x, t)
+        else:
+            with pytest.raises(TypeError, match="NoneType"):
+                function(x, t)
+    monkeypatch.setattr(binary, "_SMALL", {})
+    expected = [function(x, t)]
+    if "focal" in name:
+        monkeypatch.setattr(binary, "_SMALL", {})
+        expected.append(function(x, t, gamma=0.0))
+        monkeypatch.setattr(binary, "_SMALL", {})
+        expected.append(function(x, t, gamma=1e-60))
+    for one, other in zip(found, expected, strict=True):
+        pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
+        for a, b in pairs:
+            np.testing.assert_array_equal(a, b)
+            assert type(a) is type(b)
+
+
 def test_what_is_converted_is_as_documented():
     """The branch for arrays that a kernel takes as they are does not allocate parts."""
     x, t = np.zeros(40_000, np.float32), np.zeros(40_000, np.float32)

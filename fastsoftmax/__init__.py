@@ -4,6 +4,16 @@ from typing import Any as _Any
 
 from fastsoftmax.api import ufuncs as _ufuncs
 from fastsoftmax.api.activations import log_softmax, logsumexp, softmax
+from fastsoftmax.api.binary import (
+    binary_cross_entropy,
+    binary_cross_entropy_grad,
+    binary_cross_entropy_hessian_diag,
+    binary_cross_entropy_with_grad,
+    binary_focal_loss,
+    binary_focal_loss_grad,
+    binary_focal_loss_hessian_diag,
+    binary_focal_loss_with_grad,
+)
 from fastsoftmax.api.derivatives import (
     log_softmax_jacobian,
     log_softmax_jvp,
@@ -21,6 +31,12 @@ from fastsoftmax.api.divergences import (
     kl_divergence_with_grad,
 )
 from fastsoftmax.api.entropy import softmax_entropy, softmax_entropy_with_grad
+from fastsoftmax.api.focal import (
+    focal_loss,
+    focal_loss_grad,
+    focal_loss_hessian_diag,
+    focal_loss_with_grad,
+)
 from fastsoftmax.api.linear import (
     linear_cross_entropy,
     linear_cross_entropy_hvp,
@@ -60,6 +76,14 @@ from fastsoftmax.arrays.threads import threads
 __version__ = "0.1.0"
 
 __all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_grad",
+    "binary_cross_entropy_hessian_diag",
+    "binary_cross_entropy_with_grad",
+    "binary_focal_loss",
+    "binary_focal_loss_grad",
+    "binary_focal_loss_hessian_diag",
+    "binary_focal_loss_with_grad",
     "categorical",
     "cross_entropy",
     "cross_entropy_grad",
@@ -68,6 +92,10 @@ __all__ = [
     "cross_entropy_hvp",
     "cross_entropy_with_grad",
     "filter_logits",
+    "focal_loss",
+    "focal_loss_grad",
+    "focal_loss_hessian_diag",
+    "focal_loss_with_grad",
     "js_divergence",
     "js_divergence_grad",
     "js_divergence_with_grad",

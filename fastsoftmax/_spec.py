@@ -12,19 +12,21 @@ family
 operands
     The roles of the positional arrays: ``logits``; ``tangent`` and ``cotangent``, of the shape of the logits;
     ``labels`` (one class index for each row); ``distributions`` (of the shape of the logits); ``targets`` (labels
-    or distributions); ``target_logits`` (the logits of such distributions); ``indptr``; and ``positions`` (labels
-    counted from the beginning of a segment). Functions of products have ``features`` and ``weight`` instead of
-    logits.
+    or distributions); ``target_logits`` (the logits of such distributions); ``probabilities`` (one number from 0 to
+    1 for each logit); ``indptr``; and ``positions`` (labels counted from the beginning of a segment). Functions of
+    products have ``features`` and ``weight`` instead of logits.
 result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
     row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. ``gradients``: a named
     tuple, with a gradient for each argument. ``classes``: one class index for each row, or several of them, as
-    ``size=`` says. Several entries are a tuple.
+    ``size=`` says. ``entries``: one number for each logit, or one number in all, as ``reduction=`` says. Several
+    entries are a tuple.
 """
 
 from typing import NamedTuple
 
 LIKE, ROWS, SQUARE, LOSS, GRADIENTS, CLASSES = "like", "rows", "square", "loss", "gradients", "classes"
+ENTRIES, PROBABILITIES = "entries", "probabilities"
 LOGITS, TANGENT, COTANGENT = "logits", "tangent", "cotangent"
 TARGETS, LABELS, DISTRIBUTIONS, TARGET_LOGITS = "targets", "labels", "distributions", "target_logits"
 INDPTR, POSITIONS = "indptr", "positions"
@@ -60,9 +62,22 @@ class Function(NamedTuple):
     bench: tuple[str, ...] = ()
 
     @property
+    def second(self) -> str:
+        """The name of the second array of losses and statistics."""
+        if TARGET_LOGITS in self.operands:
+            return TARGET_LOGITS
+        labels = self.family in ("statistics", "focal", "focal curvature")
+        return "labels" if labels else "targets"
+
+    @property
     def is_ragged(self) -> bool:
         """Whether its rows are segments of a vector."""
         return INDPTR in self.operands
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether it takes single logits, which have no axis of classes."""
+        return PROBABILITIES in self.operands
 
     @property
     def of_products(self) -> bool:
@@ -70,14 +85,11 @@ class Function(NamedTuple):
         return FEATURES in self.operands
 
     @property
-    def targets(self) -> str:
-        """The name of the parameter of its targets, if it is a loss."""
-        return TARGET_LOGITS if TARGET_LOGITS in self.operands else TARGETS
-
-    @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
-        if self.is_ragged or self.of_products or self.family == "statistics" or CLASSES in self.result:
+        if self.is_ragged or self.is_elementwise or self.of_products or CLASSES in self.result:
+            return None
+        if self.family in ("statistics", "focal", "focal curvature"):
             return None
         return None if self.name.endswith("_grad") else self.name.replace("_", "-")
 
@@ -98,6 +110,19 @@ GROUPS = {
         "losses",
         "for class indices of any integer dtype, or a distribution for each row, with `class_weight=`, "
         "`sample_weight=`, `ignore_index=`, `label_smoothing=`, `z_loss=`, `softcap=`, `reduction=`; first and "
+        "second derivatives",
+    ),
+    "focal loss": Group(
+        "Focal loss",
+        "losses",
+        "the cross-entropy with less weight for rows that are predicted well, with `gamma=`, `class_weight=`, "
+        "`sample_weight=`, `ignore_index=`, `reduction=`; first and second derivatives",
+    ),
+    "binary": Group(
+        "Binary losses",
+        "losses",
+        "of single logits, against targets from 0 to 1, of any shape: cross-entropy with `pos_weight=` and "
+        "`label_smoothing=`, focal loss with `gamma=` and `alpha=`; `sample_weight=`, `reduction=`; first and "
         "second derivatives",
     ),
     "statistics": Group(
@@ -162,6 +187,17 @@ def _loss(
     )
 
 
+def _binary(name: str, family: str, kernel: str, bench: tuple[str, ...]) -> tuple[Function, ...]:
+    """A loss of single logits, its gradient, both in one pass, and its second derivative."""
+    entry = ("binary", "binary", family, (LOGITS, PROBABILITIES))
+    return (
+        Function(name, *entry, (ENTRIES,), kernel, name, bench=bench[:1]),
+        Function(f"{name}_grad", *entry, (LIKE,), kernel, name),
+        Function(f"{name}_with_grad", *entry, (ENTRIES, LIKE), kernel, name, bench=bench),
+        Function(f"{name}_hessian_diag", *entry, (LIKE,), kernel, name),
+    )
+
+
 def _curvature(name: str, kernel: str, *operands: str, result: str = LIKE) -> Function:
     """A function of the second derivative of the cross-entropy."""
     entry = ("cross-entropy", "losses", "curvature", (LOGITS, TARGETS, *operands), (result,))
@@ -204,6 +240,22 @@ FUNCTIONS = {
             "statistics.label_statistics",
             bench=("",),
         ),
+        *(
+            entry._replace(module="focal", kernel="focal.focal_loss")
+            for entry in _loss("focal_loss", "focal loss", "focal", LABELS, pieces=False, bench=_OUT)
+        ),
+        Function(
+            "focal_loss_hessian_diag",
+            "focal loss",
+            "focal",
+            "focal curvature",
+            (LOGITS, LABELS),
+            (LIKE,),
+            "focal.focal_variance",
+            "focal_loss",
+        ),
+        *_binary("binary_cross_entropy", "binary entropy", "binary.cross_entropy", _OUT),
+        *_binary("binary_focal_loss", "binary focal", "binary.focal", ()),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
         *_loss("kl_divergence", *_DIVERGENCE, bench=_OUT, module="divergences"),
         *_loss("js_divergence", *_DIVERGENCE, bench=("",), module="divergences"),

@@ -26,6 +26,9 @@ STRETCH_TABLE = 288
 LINE = 16
 """The parts of the working memory for random draws begin at multiples of so many numbers."""
 
+CHUNK = 512
+"""The losses of single logits are added up in chunks of so many, at fixed places, see `kernels.binary`."""
+
 BINARY = ("logaddexp", "xlogy", "rel_entr")
 """The ufuncs of two numbers."""
 

@@ -162,6 +162,108 @@ def squared_error_grad(row, target):
         return p * (d - _inner(d, p))
 
 
+def _focal(p, q, gamma):
+    """-(1 - p)**gamma log p and its first two derivatives with respect to p; q is 1 - p."""
+    log_p = mp.log(p)
+    if q == 0:
+        return mp.mpf(0), None, None
+    first = gamma * q ** (gamma - 1) * log_p - q**gamma / p
+    second = -gamma * (gamma - 1) * q ** (gamma - 2) * log_p + 2 * gamma * q ** (gamma - 1) / p + q**gamma / p**2
+    return -(q**gamma) * log_p, first, second
+
+
+def focal_loss(row, label, gamma):
+    """L = -(1 - p)^gamma log p of the label."""
+    with mp.workdps(digits(row)):
+        p = softmax(row)
+        return _focal(p[label], 1 - p[label], mp.mpf(float(gamma)))[0]
+
+
+def focal_loss_grad(row, label, gamma):
+    """dL/dz_k = L'(p) p ([k = label] - p_k)."""
+    with mp.workdps(digits(row)):
+        p = softmax(row)
+        _, first, _ = _focal(p[label], 1 - p[label], mp.mpf(float(gamma)))
+        if first is None:
+            return 0 * p
+        return first * p[label] * _one_hot_minus(p, label)
+
+
+def focal_loss_hessian_diag(row, label, gamma):
+    """L''(p) (dp/dz_k)^2 + L'(p) d2p/dz_k^2, with d2p/dz_k^2 = p (([k = label] - p_k)^2 - p_k (1 - p_k))."""
+    gap = float(np.max(row)) - float(row[label])  # the terms of a label with a tiny p cancel
+    with mp.workdps(digits(row) + int(min(gap / np.log(10), MOST_DIGITS))):
+        terms = _exp(exact(row))
+        p = terms / mp.fsum(terms)
+        _, first, second = _focal(p[label], 1 - p[label], mp.mpf(float(gamma)))
+        if first is None:
+            return 0 * p
+        d = _one_hot_minus(p, label)
+        return second * (p[label] * d) ** 2 + first * p[label] * (d * d - p * (1 - p))
+
+
+def focal_loss_hessian_size(row, label, gamma):
+    """The sum of the absolute values of the terms of the diagonal, ordered by powers of p_k - [k = label]."""
+    with mp.workdps(digits(row)):
+        p, gamma = softmax(row), mp.mpf(float(gamma))
+        own, q = p[label], 1 - p[label]
+        if q == 0:
+            return 0 * p
+        loss = -mp.log(own)
+        slope = q**gamma + gamma * q ** (gamma - 1) * own * loss
+        bend = gamma * own * (q ** (gamma - 1) * (2 + loss) + abs(gamma - 1) * q ** (gamma - 2) * own * loss)
+        return slope * p * (1 - p) + bend * _one_hot_minus(p, label) ** 2
+
+
+def _one_hot_minus(p, label):
+    difference = -p
+    difference[label] = 1 - p[label]
+    return difference
+
+
+def _logistic(z, t):
+    """p, 1 - p, and the cross-entropy -t log p - (1 - t) log(1 - p) with its weights w t and 1 - t."""
+    p, q = 1 / (1 + mp.exp(-z)), 1 / (1 + mp.exp(z))
+    return p, q, (mp.log(1 + mp.exp(-z)), mp.log(1 + mp.exp(z)))
+
+
+def binary_cross_entropy(z, t, weight=1, smoothing=0):
+    """-w t log p - (1 - t) log(1 - p), and its first and second derivative."""
+    z, t, weight, smoothing = (mp.mpf(float(value)) for value in (z, t, weight, smoothing))
+    with mp.workdps(DIGITS + int(min(abs(z) / 2, MOST_DIGITS))):
+        t = t * (1 - smoothing) + smoothing / 2
+        p, q, (plus, minus) = _logistic(z, t)
+        return (
+            weight * t * plus + (1 - t) * minus,
+            (1 - t) * p - weight * t * q,
+            (weight * t + 1 - t) * p * q,
+        )
+
+
+def binary_focal_loss(z, t, gamma, alpha=None):
+    """alpha_t (1 - p_t)^gamma BCE with its first and second derivative, by the product rule.
+
+    Last come the sums of the absolute values of the terms of the derivatives.
+    """
+    z, t, gamma = (mp.mpf(float(value)) for value in (z, t, gamma))
+    with mp.workdps(DIGITS + int(min(abs(z) / 2, MOST_DIGITS))):
+        p, q, (plus, minus) = _logistic(z, t)
+        factor = mp.mpf(1) if alpha is None else mp.mpf(float(alpha)) * t + (1 - mp.mpf(float(alpha))) * (1 - t)
+        wrong, loss = t * q + (1 - t) * p, t * plus + (1 - t) * minus
+        slope, turn = (1 - t) * p - t * q, (1 - 2 * t) * p * q  # the derivatives of the loss, and of `wrong`
+        power = wrong**gamma
+        bend = (1 - 2 * t) * p * q * (q - p)  # the second derivative of `wrong`
+        first = [gamma * power / wrong * turn * loss, power * (1 - t) * p, -power * t * q]
+        second = [
+            gamma * (gamma - 1) * power / wrong**2 * turn**2 * loss,
+            gamma * power / wrong * bend * loss,
+            2 * gamma * power / wrong * turn * slope,
+            power * p * q,
+        ]
+        sizes = [factor * mp.fsum(abs(term) for term in terms) for terms in (first, second)]
+        return factor * power * loss, factor * mp.fsum(first), factor * mp.fsum(second), *sizes
+
+
 def softmax_entropy(row, temperature=1.0):
     """H = -sum_k p_k log p_k."""
     with mp.workdps(digits(row, temperature)):

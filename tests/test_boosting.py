@@ -529,3 +529,173 @@ def test_catboost_trains_as_well(weighted):
     theirs, ours = scores.values()
     np.testing.assert_allclose(fs.softmax(ours), fs.softmax(theirs), rtol=0, atol=1e-5)
     assert quality(ours, test_labels)[0] > 0.85
+
+
+# --- binary, multi-label and focal objectives ------------------------------------------------------------------
+
+BINARY = {
+    "xgboost": (boosting.xgboost_binary_objective, np.float32, np.array([])),
+    "lightgbm": (boosting.lightgbm_binary_objective, np.float64, None),
+}
+FOCAL_BOUND = 10
+"""Those of the focal loss with gamma = 2 (6 ulp), the weight, and alpha; measured by the terms of a derivative."""
+
+
+@pytest.mark.parametrize("library", BINARY)
+@pytest.mark.parametrize("options", [{}, {"pos_weight": 3.0}, {"gamma": 2.0}, {"gamma": 2.0, "alpha": 0.25}])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", [(80,), (40, 3)])
+def test_formula_of_binary_objectives(library, options, weighted, shape, record):
+    make, dtype, no_weights = BINARY[library]
+    rng = np.random.default_rng(3)
+    scores, labels = rng.normal(0, 3, shape).astype(dtype), rng.integers(0, 2, shape)
+    scores.flat[0], labels.flat[0] = 30, 1
+    weights = rng.uniform(0.5, 2, shape[0]).astype(np.float32) if weighted else no_weights
+    objective = make(**options)
+    gradient, second = objective(scores, dataset(labels.ravel().astype(np.float32), weights))
+    assert gradient.shape == second.shape == shape
+    assert gradient.dtype == second.dtype == dtype
+    factor = weights[:, None] if weighted and len(shape) == 2 else weights if weighted else 1
+    factor = oracle.exact(np.broadcast_to(factor, shape)).ravel()
+    if "gamma" in options:
+        exact = oracle.rowwise(
+            lambda z, t: np.array(oracle.binary_focal_loss(z, t, 2.0, options.get("alpha")), object),
+            scores.ravel(),
+            labels.ravel(),
+        )
+        sizes, bound = (exact[:, 3] * factor, exact[:, 4] * factor), FOCAL_BOUND
+    else:
+        exact = oracle.rowwise(
+            lambda z, t: np.array(oracle.binary_cross_entropy(z, t, options.get("pos_weight", 1)), object),
+            scores.ravel(),
+            labels.ravel(),
+        )
+        sizes, bound = (abs(exact[:, 1] * factor), exact[:, 2] * factor), 5
+    expected = exact[:, 1] * factor, exact[:, 2] * factor
+    found = gradient.ravel(), second.ravel()
+    floored = np.array([float(v) <= boosting.LEAST_CURVATURE for v in expected[1]])
+    for k, name in enumerate(("gradient", "curvature")):
+        kept = ~floored if k else np.ones(len(floored), bool)
+        ulps, _ = oracle.worst(found[k][kept], expected[k][kept], np.array([float(v) for v in sizes[k][kept]]))
+        record(f"{library}, {name}, {'focal' if 'gamma' in options else 'binary'}", dtype, ulps, bound)
+    if "gamma" in options:
+        assert floored.any()
+        np.testing.assert_array_equal(second.ravel()[floored], dtype(boosting.LEAST_CURVATURE))
+    again = objective(labels, scores, weights if weighted else None)
+    for one, other in zip(again, (gradient, second), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("make", [boosting.xgboost_objective, boosting.lightgbm_objective])
+def test_focal_objectives_of_several_classes(make):
+    """The derivatives of focal_loss, with the factor of the curvature, and its floor."""
+    scores, labels, weights = rows(np.float64)
+    gradient, second = make(5, gamma=1.5, curvature="exact")(scores, dataset(labels, weights))
+    options = {"gamma": 1.5, "sample_weight": weights, "reduction": "sum"}
+    np.testing.assert_array_equal(gradient, fs.focal_loss_grad(scores, labels, **options))
+    curve = fs.focal_loss_hessian_diag(scores, labels, **options)
+    assert (curve < 0).any()
+    np.testing.assert_array_equal(second, np.maximum(curve, boosting.LEAST_CURVATURE))
+    plain = boosting.gradient_and_curvature(scores, labels, weights, gamma=1.5, curvature="upper")
+    np.testing.assert_array_equal(plain[1], 2 * curve)
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("make", [boosting.xgboost_binary_objective, boosting.lightgbm_binary_objective])
+def test_binary_objectives_can_be_pickled_and_copied(make, way):
+    objective = make(gamma=2.0, alpha=0.25)
+    again = COPIES[way](objective)
+    assert repr(again) == repr(objective) == f"{make.__name__}(pos_weight=None, gamma=2.0, alpha=0.25)"
+    assert list(inspect.signature(objective).parameters)[2] == "sample_weight"
+    for one, other in zip(again([0, 1], np.zeros(2)), objective([0, 1], np.zeros(2)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_catboost_binary():
+    """Minus the derivatives: pairs for rows, a diagonal matrix for the labels of a row."""
+    scores, labels, weights = [0.5, -2.0, 30.0], [1.0, 0.0, 1.0], [1.0, 2.0, 0.5]
+    for options in ({}, {"pos_weight": 2.0}, {"gamma": 2.0, "alpha": 0.25}):
+        objective = pickle.loads(pickle.dumps(boosting.CatBoostBinary(**options)))
+        gradient, second = boosting.binary_gradient_and_curvature(scores, labels, weights, **options)
+        if "gamma" in options:
+            second = np.maximum(second, boosting.LEAST_CURVATURE)
+        expected = list(zip((-gradient).tolist(), (-second).tolist(), strict=True))
+        assert objective.calc_ders_range(scores, labels, weights) == expected
+        first, matrix = objective.calc_ders_multi(scores, labels, 2.0)
+        gradient, second = boosting.binary_gradient_and_curvature(scores, labels, [2.0] * 3, **options)
+        assert first == (-gradient).tolist()
+        if "gamma" not in options:
+            assert matrix == np.diag(-second).tolist()
+    assert len(boosting.CatBoostBinary().calc_ders_range(scores, labels, None)) == 3
+
+
+def test_errors_of_binary_objectives():
+    for make in (boosting.xgboost_binary_objective, boosting.lightgbm_binary_objective, boosting.CatBoostBinary):
+        name = make.__name__
+        with pytest.raises(ValueError, match=f"{name}: gamma must be finite and >= 0"):
+            make(gamma=-1)
+        with pytest.raises(ValueError, match=f"{name}: pos_weight is for the cross-entropy"):
+            make(pos_weight=2.0, gamma=1.0)
+    with pytest.raises(ValueError, match=r"scores have shape \(2, 2, 2\), expected \(rows,\) or \(rows, labels\)"):
+        boosting.binary_gradient_and_curvature(np.zeros((2, 2, 2)), np.zeros(8))
+    with pytest.raises(ValueError, match=r"targets\[1\] is 2.0, expected a number from 0 to 1"):
+        boosting.xgboost_binary_objective()(np.zeros(2), dataset(np.array([1.0, 2.0])))
+    with pytest.raises(ValueError, match="xgboost_objective: gamma must be finite and >= 0"):
+        boosting.xgboost_objective(3, gamma=np.nan)
+
+
+def train_binary(library, objective, weighted, **options):
+    """Raw scores of the test half of the breast cancer data."""
+    module = pytest.importorskip(library)
+    features, labels, weights, test, _ = data("breast_cancer")
+    weights = weights if weighted else None
+    if library == "xgboost":
+        matrix = module.DMatrix(features, label=labels, weight=weights)
+        start = 0.5 if objective is None else 0.0  # a probability for the built-in objective, else a score
+        parameters = {"base_score": start, "max_depth": 3, "nthread": 1, "tree_method": "exact"}
+        parameters |= {"disable_default_eval_metric": True, **options}
+        if objective is None:
+            parameters["objective"] = "binary:logistic"
+        booster = module.train(parameters, matrix, ROUNDS, obj=objective)
+        return booster.predict(module.DMatrix(test), output_margin=True)
+    parameters = {"objective": "binary" if objective is None else objective, "boost_from_average": False}
+    parameters |= {"num_leaves": 7, "num_threads": 1, "deterministic": True, "verbose": -1, **options}
+    matrix = module.Dataset(features, label=labels, weight=weights)
+    return module.train(parameters, matrix, ROUNDS).predict(test, raw_score=True)
+
+
+@pytest.mark.parametrize("library", BINARY)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pos_weight", [None, 2.5])
+def test_the_same_booster_as_with_the_built_in_binary_objective(library, weighted, pos_weight):
+    """Probabilities agree to 1e-5, because the libraries add derivatives in float32."""
+    options = {} if pos_weight is None else {"scale_pos_weight": pos_weight}
+    expected = train_binary(library, None, weighted, **options)
+    scores = train_binary(library, BINARY[library][0](pos_weight=pos_weight), weighted)
+    np.testing.assert_allclose(fs.expit(scores), fs.expit(expected), rtol=0, atol=1e-5)
+    assert np.mean((scores > 0) == data("breast_cancer")[4]) > 0.9
+
+
+@pytest.mark.parametrize("library", BINARY)
+def test_focal_objectives_train(library):
+    scores = train_binary(library, BINARY[library][0](gamma=2.0, alpha=0.25), False)
+    assert np.mean((scores > 0) == data("breast_cancer")[4]) > 0.88
+
+
+def test_xgboost_trains_several_labels():
+    """The labels of a row in one matrix; each is learnt as alone."""
+    xgboost = pytest.importorskip("xgboost")
+    features, labels, _, test, answers = data("wine")
+    several, right = labels[:, None] == np.arange(3), answers[:, None] == np.arange(3)
+    parameters = {"base_score": 0.0, "max_depth": 3, "nthread": 1, "disable_default_eval_metric": True}
+    objective = boosting.xgboost_binary_objective()
+    matrix = xgboost.DMatrix(features, label=several.astype(np.float32))
+    together = xgboost.train(parameters, matrix, ROUNDS, obj=objective).predict(
+        xgboost.DMatrix(test), output_margin=True
+    )
+    assert together.shape == right.shape
+    assert np.mean((together > 0) == right) > 0.9
+    parameters |= {"base_score": 0.5, "objective": "binary:logistic"}
+    built_in_ = xgboost.train(parameters, matrix, ROUNDS)
+    expected = built_in_.predict(xgboost.DMatrix(test), output_margin=True)
+    np.testing.assert_allclose(fs.expit(together), fs.expit(expected), rtol=0, atol=1e-5)

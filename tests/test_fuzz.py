@@ -531,7 +531,7 @@ def chunked(rng, x, axis):
 
 def from_files(name, arguments, options, folder):
     """The derivative by ``fastsoftmax run``, in small blocks."""
-    x, others = arguments[0], dict(zip((FUNCTIONS[name].targets, "tangent"), arguments[1:], strict=False))
+    x, others = arguments[0], dict(zip((FUNCTIONS[name].second, "tangent"), arguments[1:], strict=False))
     for key in ("class_weight", "sample_weight"):
         if options.get(key) is not None:
             others[key] = options[key]

@@ -18,6 +18,9 @@ OPTIONS = (
     "class_weight=None, sample_weight=None, ignore_index=None, label_smoothing=0.0, z_loss=0.0, softcap=None, "
     "reduction='mean'"
 )
+FOCAL = "gamma=2.0, class_weight=None, sample_weight=None, ignore_index=None, reduction='mean'"
+BINARY = "pos_weight=None, sample_weight=None, label_smoothing=0.0, reduction='mean'"
+BINARY_FOCAL = "gamma=2.0, alpha=None, sample_weight=None, reduction='mean'"
 LINEAR = f"(features, weight, targets, bias=None, *, {OPTIONS}"
 DRAWS = "rng=None, uniforms=None, size=None, replace=True, temperature=1.0"
 FILTERS = "top_k=None, top_p=None, min_p=None"
@@ -54,6 +57,18 @@ SIGNATURES = {
     "cross_entropy_hvp": f"(logits, targets, tangent, axis=-1, *, {OPTIONS}, out=None)",
     "cross_entropy_hessian_diag": f"(logits, targets, axis=-1, *, {OPTIONS}, out=None)",
     "cross_entropy_hessian": f"(logits, targets, axis=-1, *, {OPTIONS}, out=None)",
+    "focal_loss": f"(logits, labels, axis=-1, *, {FOCAL})",
+    "focal_loss_grad": f"(logits, labels, axis=-1, *, {FOCAL}, out=None)",
+    "focal_loss_with_grad": f"(logits, labels, axis=-1, *, {FOCAL}, out=None)",
+    "focal_loss_hessian_diag": f"(logits, labels, axis=-1, *, {FOCAL}, out=None)",
+    "binary_cross_entropy": f"(logits, targets, *, {BINARY})",
+    "binary_cross_entropy_grad": f"(logits, targets, *, {BINARY}, out=None)",
+    "binary_cross_entropy_with_grad": f"(logits, targets, *, {BINARY}, out=None)",
+    "binary_cross_entropy_hessian_diag": f"(logits, targets, *, {BINARY}, out=None)",
+    "binary_focal_loss": f"(logits, targets, *, {BINARY_FOCAL})",
+    "binary_focal_loss_grad": f"(logits, targets, *, {BINARY_FOCAL}, out=None)",
+    "binary_focal_loss_with_grad": f"(logits, targets, *, {BINARY_FOCAL}, out=None)",
+    "binary_focal_loss_hessian_diag": f"(logits, targets, *, {BINARY_FOCAL}, out=None)",
     "squared_error": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean')",
     "squared_error_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
     "squared_error_with_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",

@@ -26,7 +26,10 @@ def test_an_entry_is_true(function):
     positional = [p.name for p in inspect.signature(public).parameters.values() if p.default is p.empty]
     assert len(positional) == len(function.operands)
     for name, role in zip(positional, function.operands, strict=True):
-        if role in (_spec.LABELS, _spec.DISTRIBUTIONS, _spec.POSITIONS) and name != _spec.LABELS:
+        if (
+            role in (_spec.LABELS, _spec.DISTRIBUTIONS, _spec.POSITIONS, _spec.PROBABILITIES)
+            and name != _spec.LABELS
+        ):
             role = _spec.TARGETS
         assert name == ("x" if role == _spec.LOGITS and name != "logits" else role)
     assert list(entry(function.kernel).variants())

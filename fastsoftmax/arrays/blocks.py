@@ -205,6 +205,47 @@ def kernel_weights(weights: Array | None, dtype: np.dtype[Any]) -> Array:
     return UNWEIGHTED[dtype] if weights is None else read_only(weights.view())
 
 
+def memory_order(x: Array) -> tuple[int, ...]:
+    """The order of the axes in which x is contiguous; the natural order if there is none."""
+    natural = tuple(range(x.ndim))
+    if not x.flags.c_contiguous and x.size:
+        by_stride = tuple(sorted(natural, key=lambda i: -x.strides[i]))
+        if x.transpose(by_stride).flags.c_contiguous:
+            return by_stride
+    return natural
+
+
+def computed_in(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """The dtype of the result for an argument of this dtype, and that of the computation."""
+    result = dtype.newbyteorder("=") if dtype.char in "efd" else _DOUBLE
+    return result, _COMPUTED_IN[result.char]
+
+
+def same_place(source: Array, target: Array) -> bool:
+    """Whether an input lies apart from an output, or exactly at its place: then it may be read as that is written.
+
+    Both have the same order of axes.
+    """
+    return not np.may_share_memory(source, target) or (
+        source.shape == target.shape
+        and source.strides == target.strides
+        and source.__array_interface__["data"][0] == target.__array_interface__["data"][0]
+    )
+
+
+def check_out(function: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """An error unless `out` is a writable array of this shape and dtype."""
+    prefix = named(function, "out")
+    if not isinstance(out, np.ndarray) or is_masked(out):
+        raise TypeError(f"{prefix} must be a numpy.ndarray, got {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"{prefix} has shape {out.shape}, expected {shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"{prefix} has dtype {out.dtype}, expected {dtype}")
+    if not out.flags.writeable:
+        raise ValueError(f"{prefix} is read-only")
+
+
 class Problem:
     """One call: the layout that its arrays share, and the conversions to blocks and back.
 
@@ -250,8 +291,7 @@ class Problem:
         self.name = name
         self.x = array
         self.shape = array.shape
-        self.result_dtype = array.dtype.newbyteorder("=") if array.dtype.char in "efd" else _DOUBLE
-        self.dtype = _COMPUTED_IN[self.result_dtype.char]
+        self.result_dtype, self.dtype = computed_in(array.dtype)
         self.inputs: list[Array] = []
         if several:
             self.axes = any_axes(function, axis, array.ndim)
@@ -265,13 +305,9 @@ class Problem:
         """Choose the order of the axes in the block: their order in memory, if a kernel can use it."""
         x, axes = self.x, self.axes
         natural = tuple(range(x.ndim))
-        order = natural
+        order = memory_order(x)
         self.row_shape = tuple([n for a, n in enumerate(self.shape) if a not in axes])
         self.rows = math.prod(self.row_shape)
-        if not x.flags.c_contiguous and x.size:
-            by_stride = tuple(sorted(natural, key=lambda i: -x.strides[i]))
-            if x.transpose(by_stride).flags.c_contiguous:
-                order = by_stride
         if len(axes) == 1:
             self.classes = self.shape[axes[0]]
             following = order[order.index(axes[0]) + 1 :]
@@ -401,7 +437,7 @@ class Output:
             order = tuple(range(len(shape)))
             block_shape = (problem.outer, *shape[-2:])
         if out is not None:
-            self._check()
+            check_out(problem.function, out, shape, problem.result_dtype)
             if out.dtype == problem.dtype and out.dtype.isnative and out.flags.aligned:
                 target = out.transpose(order)
                 if target.flags.c_contiguous and self._safe(target):
@@ -416,28 +452,10 @@ class Output:
             self.result = memory.transpose(np.argsort(order))
             self.block = memory.reshape(block_shape)
 
-    def _check(self) -> None:
-        out, problem = self.out, self.problem
-        prefix = named(problem.function, "out")
-        if not isinstance(out, np.ndarray) or is_masked(out):
-            raise TypeError(f"{prefix} must be a numpy.ndarray, got {type(out).__name__}")
-        if out.shape != self.shape:
-            raise ValueError(f"{prefix} has shape {out.shape}, expected {self.shape}")
-        if out.dtype != problem.result_dtype:
-            raise TypeError(f"{prefix} has dtype {out.dtype}, expected {problem.result_dtype}")
-        if not out.flags.writeable:
-            raise ValueError(f"{prefix} is read-only")
-
     def _safe(self, target: Array) -> bool:
         """Whether no input is overwritten before it is read: each lies elsewhere, or exactly at `target`."""
-        for source in (self.problem.x.transpose(self.problem.order), *self.problem.inputs):
-            if np.may_share_memory(source, target) and not (
-                source.shape == target.shape
-                and source.strides == target.strides
-                and source.__array_interface__["data"][0] == target.__array_interface__["data"][0]
-            ):
-                return False
-        return True
+        sources = (self.problem.x.transpose(self.problem.order), *self.problem.inputs)
+        return all(same_place(source, target) for source in sources)
 
     def over(self, operand: Array) -> bool:
         """Whether a kernel's output may lie over an operand."""

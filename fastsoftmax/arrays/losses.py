@@ -40,6 +40,9 @@ from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import Divisor, inverse_of, total
 from fastsoftmax.machine.entry import entry, remember
 
+CURVATURE = "derivatives.softmax_variance"
+"""The kernel for the diagonal of the Hessian of a focal loss with gamma = 0."""
+
 # For small calls with the default options, overhead costs more than the computation: only checks are left.
 _SMALL: dict[tuple[np.dtype[Any], bool], Any] = {}
 _INDEX: np.dtype[Any] = np.dtype(np.int64)
@@ -213,7 +216,26 @@ def _divergence(
         remember(_SMALL_DIVERGENCES, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
 
 
-_FAMILIES = {"cross entropy": _cross_entropy, "row loss": _row_loss, "divergence": _divergence}
+def _focal(
+    given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
+) -> None:
+    problem = given.problem
+    if given.gamma == 0:
+        _cross_entropy(given, source, labels, distributions, output, rows, scale)
+        return
+    row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
+    block = None if output is None else output.block
+    kernel = entry(FUNCTIONS[problem.function].kernel)
+    arguments = source, labels, row_weights, block, rows.block, *scale, given.gamma
+    run(kernel, problem.rows, (1 if output is None else 2) * source.size, problem.room(2), *arguments)
+
+
+_FAMILIES = {
+    "cross entropy": _cross_entropy,
+    "row loss": _row_loss,
+    "divergence": _divergence,
+    "focal": _focal,
+}
 
 
 def loss_rows(
@@ -290,10 +312,17 @@ def curvature_rows(
     if regularized:
         return _regularized_curvature(given, source, operand, options, factors, out, dense)
     work, operands, over = source.size, 1, False
-    if dense:
+    kernel = entry(FUNCTIONS[function].kernel)
+    if FUNCTIONS[function].family == "focal curvature":
+        output = problem.output(out)
+        arguments: tuple[Any, ...] = (source, problem.per_row(given.array, np.int64), factors, output.block)
+        arguments = (*arguments, given.gamma)
+        if given.gamma == 0:
+            kernel, arguments = entry(CURVATURE), (source, output.block, factors)
+    elif dense:
         output = problem.output(out, (*problem.row_shape, problem.classes, problem.classes))
         work *= max(1, problem.classes // 4)
-        arguments: tuple[Any, ...] = (source, output.block, None, None, factors)
+        arguments = (source, output.block, None, None, factors)
     elif operand is None:
         output = problem.output(out)
         arguments = source, output.block, factors
@@ -303,7 +332,6 @@ def curvature_rows(
         over = output.over(second)
         arguments = source, second, output.block, over, None, None, factors
         work, operands = 2 * work, 2
-    kernel = entry(FUNCTIONS[function].kernel)
     run(kernel, problem.rows, work, problem.room(operands, over), *arguments)
     return output.finish()
 
@@ -332,7 +360,7 @@ def _regularized_curvature(
 def curvature(
     function: str, logits: Any, targets: Any, tangent: Any, axis: int, options: LossOptions, out: Any
 ) -> Any:
-    """cross_entropy_hvp, cross_entropy_hessian_diag or cross_entropy_hessian."""
+    """cross_entropy_hvp, cross_entropy_hessian_diag, cross_entropy_hessian or focal_loss_hessian_diag."""
     if backend := backend_for(logits, targets, tangent, *options):
         return backend(function, logits, targets, tangent, axis=axis, out=out, options=options)
     return curvature_rows(function, logits, targets, tangent, axis, options, out)

@@ -57,6 +57,7 @@ class LossOptions(NamedTuple):
     temperature: float = UNTEMPERED
     reverse: bool = False
     beta: float = HALF
+    gamma: float = 0.0
 
     @property
     def is_mean(self) -> bool:
@@ -113,6 +114,10 @@ class LossOptions(NamedTuple):
         one, zero = dtype.type(1), dtype.type(0)
         return mixture_shares(function, self.beta, dtype), beta or (one, one, one, zero, zero)
 
+    def focus(self, function: str) -> float:
+        """`gamma` as a float; an error unless it is finite and at least 0."""
+        return number(function, "gamma", self.gamma, 0.0, inclusive=True)
+
     def scale(self, divisor: Divisor, dtype: np.dtype[Any]) -> tuple[Any, Any]:
         """The factor of the gradients that follows from the reduction, as a pair."""
         return inverse_of(divisor.value if self.reduction == "mean" else 1.0, dtype)
@@ -136,14 +141,15 @@ def mixture_shares(function: str, beta: Any, dtype: np.dtype[Any]) -> tuple[Any,
 # --- targets ------------------------------------------------------------------------------------------------
 
 
-def check_kind(problem: Problem, targets: Any, options: LossOptions, name: str = "targets") -> bool:
+def check_kind(problem: Problem, targets: Any, options: LossOptions) -> bool:
     """Whether the targets of a loss are distributions; an error if the loss does not take such targets.
 
     `targets` is an array of real numbers, or any object with a shape and a dtype.
     """
-    prefix, role = named(problem.function, name), FUNCTIONS[problem.function].operands[1]
+    function = FUNCTIONS[problem.function]
+    prefix, role = named(problem.function, function.second), function.operands[1]
     if role in (DISTRIBUTIONS, TARGET_LOGITS):
-        problem.check_shape(FUNCTIONS[problem.function].targets, targets)
+        problem.check_shape(function.second, targets)
         return True
     if role == TARGETS and targets.shape == problem.shape:
         if options.ignore_index is not None:
@@ -250,6 +256,8 @@ class RowTargets:
     `regularization` is the factor of the z-loss, in the same units as the weights, and the cap of the logits, as
     kernels take them (`regularized_by`); None if there is neither. `divergence` is that of `LossOptions`.
 
+    `gamma` is that of the focal loss, in the dtype of the computation.
+
     `array` has been checked (`row_targets`), and `ignored` says which of its class indices are ignored.
     """
 
@@ -262,6 +270,7 @@ class RowTargets:
         "divisor",
         "exponent",
         "gain",
+        "gamma",
         "mean",
         "problem",
         "regularization",
@@ -282,6 +291,7 @@ class RowTargets:
         base, gain = smoothed_shares(options.smoothing(problem.function), problem.classes)
         self.base, self.gain = problem.dtype.type(base), problem.dtype.type(gain)
         self.class_weights, self.row_weights, self.counted, self.exponent = None, None, None, 0
+        self.gamma = problem.dtype.type(options.focus(problem.function))
         self.regularization = options.regularization(problem.function)
         self.divergence = options.divergence(problem.function, problem.dtype)
         if self.regularization is not None:
@@ -392,9 +402,10 @@ def row_targets(
 ) -> RowTargets:
     """The targets and the options of a loss as `RowTargets`, after all checks."""
     options.check_reduction(problem.function)
-    array, ignored = real_array(problem.function, FUNCTIONS[problem.function].targets, targets), None
+    name = FUNCTIONS[problem.function].second
+    array, ignored = real_array(problem.function, name, targets), None
     if not check_kind(problem, array, options):
-        ignored = check_labels(problem.function, array, problem.classes, options.ignore_index)
+        ignored = check_labels(problem.function, array, problem.classes, options.ignore_index, name=name)
     return RowTargets(problem, array, ignored, options, divisor)
 
 

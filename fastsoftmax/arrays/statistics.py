@@ -61,7 +61,7 @@ def label_statistics(
         problem.dtype = np.dtype(np.float64)
     beta = inverse_temperature(function, temperature, problem.dtype)
     given = real_array(function, "labels", labels)
-    check_kind(problem, given, LossOptions(ignore_index=ignore_index), "labels")
+    check_kind(problem, given, LossOptions(ignore_index=ignore_index))
     ignored = check_labels(function, given, problem.classes, ignore_index, name="labels")
     source = problem.block()
     found = computed(problem, source, problem.per_row(given, np.int64), beta)

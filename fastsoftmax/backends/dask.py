@@ -284,7 +284,7 @@ def _statistics(function: Function, x: Any, labels: Any, *, axis: Any, out: Any,
     (place,) = problem.axes
     inverse_temperature(function.name, options["temperature"], problem.dtype)
     labels = _array(function.name, "labels", labels)
-    check_kind(problem, labels, LossOptions(ignore_index=options["ignore_index"]), "labels")
+    check_kind(problem, labels, LossOptions(ignore_index=options["ignore_index"]))
     x = x.rechunk({place: -1})
     every = tuple(range(x.ndim))
     rows = tuple(a for a in every if a != place)
@@ -552,7 +552,7 @@ class _Loss:
             x = x.rechunk({place: -1})
         options.check_reduction(name)
         self.function, self.problem, self.place = function, problem, place
-        targets = _array(name, function.targets, targets)
+        targets = _array(name, function.second, targets)
         soft = check_kind(problem, targets, options)
         options_only = options._replace(class_weight=None, sample_weight=None)
         self.request = _Request(name, problem.classes, problem.dtype, options_only)
@@ -574,6 +574,7 @@ class _Loss:
                 function=name,
                 classes=problem.classes,
                 ignore_index=options.ignore_index,
+                argument=function.second,
             )
             self.targets = checked.rechunk(chunks[:-1])
         self.target_index = self.every if soft else self.rows
@@ -1015,6 +1016,8 @@ _FAMILIES: dict[str, Callable[..., Any]] = {
     "cross entropy": _loss,
     "row loss": _loss,
     "divergence": _loss,
+    "focal": _loss,
+    "focal curvature": _curvature,
     "curvature": _curvature,
     "draws": _draws,
     "filters": _filtered,

@@ -241,7 +241,7 @@ class Job:
     @property
     def targets_of(self) -> Source | None:
         """The targets of a loss."""
-        return self.operands.get(self.function.entry.targets)
+        return self.operands.get(self.function.entry.second)
 
     @property
     def soft(self) -> bool:
@@ -329,7 +329,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
     name = arguments.function.replace("-", "_")
     try:
         x = files.source(arguments.input)
-        logits = "logits" if function.entry.targets in function.operands else "x"
+        logits = "logits" if function.entry.second in function.operands else "x"
         problem = Problem(name, stand_in(x.shape, x.dtype), arguments.axis, name=logits)
         (axis,) = problem.axes
         job = Job(arguments.function, function, x, axis, problem, given, reduction=given.get("reduction", "mean"))
@@ -349,7 +349,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
             elif key == "sample_weight":
                 real_array(name, key, empty)
                 _check_shape(key, operand.shape, problem.row_shape)
-            elif key == function.entry.targets:
+            elif key == function.entry.second:
                 check_kind(problem, real_array(name, key, empty), job.loss_options(None))
             else:
                 problem.operand(key, empty)
@@ -364,7 +364,7 @@ def _try_options(job: Job) -> None:
     x = np.zeros((0, max(job.problem.classes, 1)), job.problem.dtype)
     operands: dict[str, Any] = {}
     for key in job.function.operands:
-        rows = key == job.function.entry.targets and not job.soft
+        rows = key == job.function.entry.second and not job.soft
         operands[key] = np.zeros(0, np.intp) if rows else x
     options = {
         key: job.given[key] for key in (*ROW_OPTIONS, *LossOptions._fields[2:]) if key in job.function.options
@@ -481,7 +481,7 @@ class Local:
         gradient = "grad" in job.targets
         out = x if gradient and self.dtype_kept else None
         options = job.loss_options(block.get("sample_weight"))
-        arrays = job.python_name, x, block[job.function.entry.targets], job.axis, options, out
+        arrays = job.python_name, x, block[job.function.entry.second], job.axis, options, out
         found = loss_rows(*arrays, gradient=gradient, divisor=self.divisor)
         if job.reduction != "none":
             self.totals.append(part_of_sum(found.rows))

@@ -20,6 +20,10 @@ How they are built
     The two walks through a block, and the sums over a row that every function needs.
 `activations`, `derivatives`, `divergences`, `entropy`, `losses`, `pieces`, `statistics`
     The functions. Each has one building block, and an entry point, which `jit.kernel` makes a kernel.
+`focal`
+    The focal loss and its derivatives: row factors for the building blocks of the cross-entropy.
+`binary`
+    Cross-entropy and focal loss of single logits.
 `capped`
     The cross-entropy of capped logits, with a z-loss.
 `segments`
@@ -49,11 +53,13 @@ from fastsoftmax.runtime import fork
 _MODULES = frozenset(
     {
         "activations",
+        "binary",
         "capped",
         "derivatives",
         "divergences",
         "elementary",
         "entropy",
+        "focal",
         "jit",
         "loops",
         "losses",

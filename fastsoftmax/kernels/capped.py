@@ -274,8 +274,16 @@ def _variance(e: Any, inverse: Any, heavy: Any, square: Any, at_top: Any) -> Any
 @inline
 def variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """y = C p (1 - p) + 2 r p**2, and rows = 2 r - C unless it is None; x holds the terms of the rows."""
-    offset, length, _, row, count = place
     weight, factor, twice = _curve(x, place, stats, options)
+    variance_of_terms(x, y, place, stats, weight, factor, twice)
+    if rows is not None:
+        store_part(rows, place.row, place.count, broadcast(twice - factor))
+
+
+@inline
+def variance_of_terms(x: Any, y: Any, place: Any, stats: Any, weight: Any, factor: Any, twice: Any) -> None:
+    """y = factor p (1 - p) + twice p**2, and 0 where the weight is 0; x holds the terms of the rows."""
+    offset, length, _, _, _ = place
     nothing = number(x, 0.0)
     inverse = reciprocal(stats)
     heavy, square = weighted(inverse, factor, nothing, nothing), weighted(inverse, twice, nothing, nothing)
@@ -288,8 +296,6 @@ def variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, op
     if full < length:
         value = _variance(load_part(x, offset + full, length - full, nothing), inverse, heavy, square, at_top)
         store_part(y, offset + full, length - full, spared(weight, value))
-    if rows is not None:
-        store_part(rows, row, count, broadcast(twice - factor))
 
 
 @inline

@@ -76,12 +76,18 @@ TINY = 2.0**-60
 
 
 class CrossEntropyOptions(NamedTuple):
-    """Labels and the entries there, the row weights, and the factor of the gradients as a pair."""
+    """Labels and the entries there, the row weights, and the factor of the gradients as a pair.
+
+    `factors` is None, or a function ``factors(target, stats, weight, gamma)`` that returns the weight of the loss
+    and that of the gradient of each row (`focal`).
+    """
 
     picks: Any
     weights: Any
     scale: Any
     scale_low: Any
+    factors: Any
+    gamma: Any
 
 
 class Shares(NamedTuple):
@@ -118,7 +124,7 @@ class SquaredErrorOptions(NamedTuple):
 
 
 @inline
-def _scatter_targets(
+def scatter_targets(
     y: Any, offset: int, labels: Any, row: int, count: int, stride: int, classes: int, room: Any, value: Any
 ) -> None:
     """Store `value`, which has a lane for each row, in y at the labels of the rows."""
@@ -187,13 +193,22 @@ def cross_entropy_head(x: Any, stats: Any, first: int, count: int, rows: Any, op
     """Store the losses of a group of rows, and the gradients at their labels in place of the entries there."""
     target = load(options.picks.targets, lane_count(x))
     weight = row_value(x, None, options.weights, first, count)
+    weight, steep = row_factors(options.factors, options.gamma, target, stats, weight)
     store_part(rows, first, count, broadcast(loss_at(target, stats, weight, options.weights)))
-    return _gradient_head(stats.inverse, x, target, stats, weight, options)
+    return _gradient_head(stats.inverse, x, target, stats, steep, options)
+
+
+@inline
+def row_factors(factors: Any, gamma: Any, target: Any, stats: Any, weight: Any) -> Any:
+    """The weights of a row's loss and of its gradient."""
+    if factors is None:
+        return weight, weight
+    return factors(target, stats, weight, gamma)
 
 
 @inline
 def _gradient_head(inverse: Any, x: Any, target: Any, stats: Any, weight: Any, options: Any) -> Any:
-    picks, _, scale, scale_low = options
+    picks, _, scale, scale_low, _, _ = options
     if inverse is None:
         return inverse
     store(picks.targets, lane_count(x), slope_at(x, target, stats, weight, scale, scale_low))
@@ -206,16 +221,17 @@ def _loss_and_slope(log: Any, x: Any, y: Any, place: Any, stats: Any, rows: Any,
 
     If `log` is not None, `cross_entropy_head` has done all that.
     """
-    picks, weights, scale, scale_low = options
+    picks, weights, scale, scale_low, _, _ = options
     target = row_value(x, place.folded, picks.targets, 0, place.count)
     if log is not None:
         return stats.inverse, target
     weight = row_value(x, place.folded, weights, place.row, place.count)
+    weight, steep = row_factors(options.factors, options.gamma, target, stats, weight)
     store_part(rows, place.row, place.count, broadcast(loss_at(target, stats, weight, weights)))
     if y is None:
         return stats.inverse, target
-    inverse = scaled_reciprocal(stats, weight, scale, scale_low)
-    return inverse, slope_at(x, target, stats, weight, scale, scale_low)
+    inverse = scaled_reciprocal(stats, steep, scale, scale_low)
+    return inverse, slope_at(x, target, stats, steep, scale, scale_low)
 
 
 @inline
@@ -238,7 +254,7 @@ def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
                 index = index + number(x, 1.0)
             return
         scaled_probs(x, y, offset, length, stats, inverse, weight, True)
-        _scatter_targets(y, offset, labels, row, count, stride, classes, scratch(x, 1), slope)
+        scatter_targets(y, offset, labels, row, count, stride, classes, scratch(x, 1), slope)
 
 
 @inline
@@ -281,7 +297,7 @@ def cross_entropy(
     if summed and _first_outside(targets, start, stop, x.shape[1]) >= 0:
         return -1.0
     picks = Picks(targets, scratch(data, 2))
-    options = CrossEntropyOptions(picks, factors, scale, scale_low)
+    options = CrossEntropyOptions(picks, factors, scale, scale_low, None, None)
     traverse(
         cross_entropy_block,
         start,

@@ -29,6 +29,13 @@ from fastsoftmax.machine.entry import Block, Count, Floats, Number, Room
 @inline
 def sum_of(data: Any, count: int) -> Any:
     """The sum of `count` numbers in float64, compensated: its error is that of the last rounding."""
+    high, low = pair_sum_of(data, count)
+    return high + low if low == low else high  # the error of inf is nan
+
+
+@inline
+def pair_sum_of(data: Any, count: int) -> Any:
+    """The sum of `count` numbers as a pair of float64."""
     full = count // 8 * 8
     zero = broadcast(np.float64(0.0))
     sums = (zero, zero)
@@ -38,7 +45,7 @@ def sum_of(data: Any, count: int) -> Any:
     for k in range(full, count):
         high, error = two_sum(high, np.float64(load_scalar(data, k)))
         low += error
-    return high + low if low == low else high  # the error of inf is nan
+    return high, low
 
 
 @kernel

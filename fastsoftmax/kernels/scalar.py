@@ -32,7 +32,7 @@ J.-M. Muller et al., Handbook of Floating-Point Arithmetic, 2nd ed., 2018, doi:1
 (TwoSum: section 4.3; argument reduction: section 10.2).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastsoftmax.kernels.elementary import (
     INF,
@@ -45,6 +45,7 @@ from fastsoftmax.kernels.elementary import (
     MAGIC_64,
     NAN,
     _square_sum,
+    most_power,
     quotient,
     two_product,
     two_sum,
@@ -62,6 +63,9 @@ from fastsoftmax.kernels.simd.values import (
     split_exponent,
     unless_none,
 )
+
+FAR = -60.0
+"""Below 2**FAR, 1 + e is 1 and log(1 + e) is e, in every dtype."""
 
 __all__ = [
     "entr",
@@ -429,6 +433,98 @@ def rel_entr(x: Any, y: Any) -> Any:
     value = select_less(zero, x, select_less(zero, y, value, infinity), infinity)
     value = select_equal(x, zero, select_less(y, zero, infinity, zero), value)
     return select_equal(x, x, select_equal(y, y, value, y), x)
+
+
+class Logistic(NamedTuple):
+    """What functions of the logit z need of e = exp(-abs(z)); see `logistic`."""
+
+    n: Any
+    factor: Any
+    """e = 2**n factor, also where that is no normal number."""
+    e: Any
+    """e where n >= `FAR`; below, a number that 1 + e does not change with."""
+    total: Any
+    """1 + e."""
+    log: Any
+    log_low: Any
+    """log(1 + e) as a pair; where n < `FAR` it is e."""
+
+
+@inline
+def _deepest(x: Any) -> Any:
+    """A number below which exp, times any finite number, is 0."""
+    return number(x, -174.0) if is_single(x) else number(x, -1416.0)
+
+
+@inline
+def exp_scaled_down(t: Any, tail: Any) -> Any:
+    """``exp(t + tail)`` of t <= 0 as n, a factor and its low part, for `times_power`; 0 where no product needs it.
+
+    The pair has an error of 0.2 u. The products with all finite numbers are 0 where the factor is 0.
+    """
+    low, zero = _deepest(t), number(t, 0.0)
+    n, factor, factor_low = _exp_parts(select_less(t, low, low, t), select_less(t, low, zero, tail))
+    return n, select_less(t, low, zero, factor), select_less(t, low, zero, factor_low)
+
+
+@inline
+def times_power(value: Any, n: Any) -> Any:
+    """``value * 2**n`` for n <= 0, rounded once unless `value` is tiny."""
+    least, magic = -(most_power(value) + most_power(value)), _bias(n)
+    bounded = maximum(n, least)
+    half = muladd(bounded, number(n, 0.5), magic)
+    rest = shift_to_exponent((bounded - (half - magic)) + magic)
+    return select_less(n, least, number(value, 0.0), (value * shift_to_exponent(half)) * rest)
+
+
+@inline
+def logistic(z: Any) -> Logistic:
+    """The parts of functions of z made of e = exp(-abs(z)): e is within 1 u, the logarithm within 1.4 u."""
+    n, factor, factor_low = exp_scaled_down(-absolute(z), number(z, -0.0))
+    scale = shift_to_exponent(maximum(n, number(z, FAR)) + _bias(z))
+    e = factor * scale
+    total, error = two_sum(number(z, 1.0), e)
+    high, low = _log_pair(total, muladd(factor_low, scale, error), number(z, 0.0))
+    return Logistic(n, factor, e, total, high, low)
+
+
+@inline
+def quick_logistic(z: Any) -> Logistic:
+    """`logistic` without pairs, in two thirds of the time: e within 1.1 ulp, the logarithm within 2.7 ulp.
+
+    The errors of the logarithm are that of e, of which it keeps the part e/((1 + e) log(1 + e)) <= 1, and the 1.6
+    ulp of `log1p`.
+    """
+    low, zero, one = _deepest(z), number(z, 0.0), number(z, 1.0)
+    t = -absolute(z)
+    n, exact = _reduce(select_less(t, low, low, t))
+    r = muladd(n, _low_ln2(z, -1.0), exact)
+    factor = select_less(t, low, zero, muladd(_square_sum(r), r, r) + one)
+    e = factor * shift_to_exponent(maximum(n, number(z, FAR)) + _bias(z))
+    total = one + e
+    k, m = split_exponent(total)
+    f, c = _log_parts(k, m, (e - (total - one)) * shift_to_exponent(_bias(z) - k))
+    return Logistic(n, factor, e, total, _times_ln2(k, f - c), zero)
+
+
+@inline
+def log_as_pair(x: Any, x_low: Any) -> Any:
+    """``log(x + x_low)`` of a finite x > 0 as a pair, to 1.1 u; x_low is a few u of x, and 0 if x is denormal."""
+    lifted, k = _normal(x)
+    return _log_pair(lifted, select_equal(k, number(x, 0.0), x_low, number(x, 0.0)), k)
+
+
+@inline
+def power_scaled_down(high: Any, low: Any, gamma: Any) -> Any:
+    """``exp(gamma (high + low))`` for high <= 0 and gamma >= 0, as n and a factor: `exp_scaled_down`.
+
+    An absolute error of the logarithm is multiplied by gamma; the error of the power itself is 0.7 u.
+    """
+    edge = number(high, -1048576.0)  # no factor but 1 is left below, and infinities would make NaN
+    bounded = select_less(high, edge, edge, high)
+    product, error = two_product(bounded, gamma)
+    n, factor, factor_low = exp_scaled_down(product, muladd(low, gamma, error))
+    return n, factor + factor_low
 
 
 @inline

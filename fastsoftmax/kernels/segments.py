@@ -289,7 +289,7 @@ def _plain(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -> A
 @inline
 def _weighed(labels: Any, targets: Any, weights: Any, rest: Any, length: Any) -> Any:
     """The options of `cross_entropy_block`; `rest` is the factor of the gradient as a pair."""
-    return CrossEntropyOptions(Picks(labels, targets), weights, rest[0], rest[1])
+    return CrossEntropyOptions(Picks(labels, targets), weights, rest[0], rest[1], None, None)
 
 
 class Wanted(NamedTuple):

@@ -604,7 +604,7 @@ def others(stats: Any) -> Any:
 
 
 @inline
-def _terms_of_others(stats: Any) -> Any:
+def terms_of_others(stats: Any) -> Any:
     """The sum of all terms but one of the greatest, as a pair."""
     top, top_low = stats.top
     ties = stats.ties - number(top, 1.0)
@@ -619,7 +619,7 @@ def complement(stats: Any, inverse: Any) -> Any:
 
     This is accurate where p is close to 1 and the subtraction 1 - p is not.
     """
-    high, low = _terms_of_others(stats)
+    high, low = terms_of_others(stats)
     value = muladd(high, inverse.scale, muladd(high, inverse.scale_low, low * inverse.scale)) * inverse.unit
     return select_less(high, inverse.least, inverse.nothing, value)
 
@@ -627,7 +627,7 @@ def complement(stats: Any, inverse: Any) -> Any:
 @inline
 def lifted_complement(stats: Any, inverse: Any) -> Any:
     """2**LIFT times `complement`, which is a normal number wherever a term is."""
-    high, low = _terms_of_others(stats)
+    high, low = terms_of_others(stats)
     return muladd(high, inverse.scale, muladd(high, inverse.scale_low, low * inverse.scale))
 
 

@@ -44,10 +44,12 @@ Address: TypeAlias = Annotated[Any, "address"]
 
 MODULES = (
     "activations",
+    "binary",
     "capped",
     "derivatives",
     "divergences",
     "entropy",
+    "focal",
     "losses",
     "loops",
     "pieces",

@@ -84,6 +84,7 @@ OPTIONS = (
     "temperature",
     "reverse",
     "beta",
+    "gamma",
 )
 
 
@@ -93,7 +94,8 @@ class Terms(NamedTuple):
     The share of class j in row n is ``classes_j * (base + gain * y_nj)``. `weights` are the row weights times the
     class weights of the labels; `beside` are row weights alone. A mean is divided by `divisor`. `regularization`
     are the factor of the z-loss and the cap of the logits, None if there is neither. `mixing` are the options of a
-    divergence, and `beta` is 1/T, None without a temperature.
+    divergence, and `beta` is 1/T, None without a temperature. `gamma` is that of the
+    focal loss, None for other losses.
     """
 
     labels: Any
@@ -107,6 +109,7 @@ class Terms(NamedTuple):
     regularization: Any
     mixing: Any
     beta: Any
+    gamma: Any
 
 
 class PlacedIndexError(FormattedIndexError):
@@ -320,6 +323,7 @@ class _Targets:
         order_of_rows, _, _ = row_layout(x, axes)
         shares, weigh, regularize = self._shares(), self._weighing(mean), _regularizing(self.call, kind)
         mix, beta_of = _mixing(self.call, kind), inverse_temperature_of(self.call, kind)
+        focus = gamma_of(self.call, kind)
         labels_of = merged(lambda targets, order, shape, ignore_index, few: None)
         distributions_of = merged(lambda targets, order, shape: None)
         if self.soft:
@@ -335,9 +339,8 @@ class _Targets:
 
         @merged
         def terms(targets: Any, options: Any, order: Any, shape: Any) -> Any:
-            class_weight, sample_weight, ignore_index, smoothing, z_loss, softcap, temperature, reverse, beta = (
-                options
-            )
+            class_weight, sample_weight, ignore_index, smoothing, z_loss, softcap = options[:6]
+            temperature, reverse, beta, gamma = options[6:]
             rows = shape[0] * shape[2]
             base, gain = shares(smoothing, shape[1])
             by_row = order_of_rows(order)
@@ -346,24 +349,10 @@ class _Targets:
             samples = samples_of(sample_weight, by_row, rows, stack(kind, 1))
             classes, weights, beside, divisor, up = weigh(labels, classes_of(class_weight, kind), samples, rows)
             classes, weights, beside = present(classes), present(weights), present(beside)
-            regularization, mixing, inverse = (
-                regularize(z_loss, softcap, -up),
-                mix(reverse, beta),
-                beta_of(temperature),
-            )
-            return Terms(
-                labels,
-                distributions,
-                base,
-                gain,
-                classes,
-                weights,
-                beside,
-                divisor,
-                regularization,
-                mixing,
-                inverse,
-            )
+            regularization, mixing = regularize(z_loss, softcap, -up), mix(reverse, beta)
+            power, inverse = focus(gamma), beta_of(temperature)
+            shared = labels, distributions, base, gain, classes, weights, beside, divisor
+            return Terms(*shared, regularization, mixing, inverse, power)
 
         return terms
 
@@ -505,6 +494,23 @@ def _mixing(call: Call, kind: Any) -> Run:
         return kind(share), kind(1.0 - share)
 
     return shares
+
+
+def gamma_of(call: Call, kind: Any) -> Run:
+    """The compiled ``gamma -> gamma`` in the dtype `kind`; None for a loss without it."""
+    if call["gamma"] is None:
+        return merged(lambda gamma: None)
+    check_number(call.name, "gamma", call["gamma"])
+    wrong = f"{call.name}: gamma must be finite and >= 0"
+
+    @compiled
+    def focus(gamma: Any) -> Any:
+        value = np.float64(gamma)
+        if not 0.0 <= value < np.inf:
+            raise ValueError(wrong)
+        return kind(value)
+
+    return focus
 
 
 @compiled
@@ -691,6 +697,22 @@ def divergence(call: Call) -> Built:
     return _loss(call, x, axes, dtype, given, launch, overlap(None))
 
 
+def focal(call: Call) -> Built:
+    """The focal loss; with gamma = 0 the cross-entropy."""
+    x, axes, dtype = one_axis(call)
+    given = _Targets(call, x, axes, dtype)
+    kernel, plain = call.kernel(), external("losses.cross_entropy")
+
+    @merged
+    def launch(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
+        if terms.gamma == 0.0:
+            plain(0, rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1], False)
+        else:
+            kernel(0, rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1], terms.gamma)
+
+    return _loss(call, x, axes, dtype, given, launch, overlap(None))
+
+
 # --- second derivatives -------------------------------------------------------------------------------------
 
 
@@ -752,6 +774,36 @@ def _curvature(call: Call) -> Run:
         return apply(x, tangent, None, None, weights_of(terms, factors), out)
 
     return run
+
+
+def focal_curvature(call: Call) -> Built:
+    """The diagonal of the Hessian of the focal loss."""
+    x, axes, dtype = one_axis(call)
+    kernel, plain = call.kernel(), external("derivatives.softmax_variance")
+    mean = literal_reduction(call.name, call["reduction"]) == "mean"
+    given, kind = _Targets(call, x, axes, dtype), KINDS[dtype]
+    check, terms_of, factors_of = given.check, given.terms(mean), _factors(given, mean)
+    lay_out = layout(x, axes, last=False)
+
+    @merged
+    def launch(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, curve: Any) -> None:
+        labels, factors, gamma = curve
+        if gamma == 0.0:
+            plain(0, rows, room, x, y, factors)
+        else:
+            kernel(0, rows, room, x, labels, factors, y, gamma)
+
+    apply = pointwise(call, x, axes, dtype, launch)
+
+    @merged
+    def run(x: Any, labels: Any, options: Any, out: Any) -> Any:
+        check(x, labels, options)
+        order, shape = lay_out(x)
+        terms = terms_of(labels, options, order, shape)
+        factors = factors_of(stack(kind, 1), shape, terms)
+        return apply(x, None, None, None, (terms.labels, factors, terms.gamma), out)
+
+    return run, (*call.names, OPTIONS, "out")
 
 
 def _launch_capped(kind: Any, along: bool) -> Run:

@@ -15,6 +15,7 @@ from numba.extending import overload
 from fastsoftmax._spec import FUNCTIONS, Function
 from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
 from fastsoftmax.njit import (
+    binary,
     losses,
     rows,
     sampling,
@@ -33,6 +34,10 @@ BUILDERS = {
     "row loss": losses.row_loss,
     "divergence": losses.divergence,
     "curvature": losses.curvature,
+    "focal": losses.focal,
+    "focal curvature": losses.focal_curvature,
+    "binary entropy": binary.binary,
+    "binary focal": binary.binary,
     "segments": segments.ragged,
     "draws": sampling.categorical,
     "filters": sampling.filter_logits,

@@ -66,6 +66,13 @@ def call_functions(dtype):
                 function(x, axis, z_loss=0.01, softcap=20.0)
         fs.label_statistics(x, functions.labels_for(shape, axis, dtype), axis)
         fs.label_statistics(x, functions.labels_for(shape, axis, dtype), axis, temperature=0.7)
+    for count in (5, 1100):
+        z, t = numbers(dtype, count), np.linspace(0, 1, count).astype(dtype)
+        weights = np.linspace(0.5, 2, count).astype(dtype)
+        for ending in ("", "_with_grad", "_hessian_diag"):
+            getattr(fs, f"binary_cross_entropy{ending}")(z, t, pos_weight=3.0, sample_weight=weights)
+            getattr(fs, f"binary_focal_loss{ending}")(z, t, gamma=1.5, alpha=0.3)
+            getattr(fs, f"binary_focal_loss{ending}")(z, t, reduction="none")
     wide = numbers(dtype, (1, 2**20 + 5))
     fs.softmax(wide)
     fs.logsumexp(wide)

@@ -50,6 +50,7 @@ def operands(entry, targets, shape, dtype):
         _spec.LABELS: np.arange(shape[0]) % shape[1],
         _spec.DISTRIBUTIONS: np.full(shape, 1 / shape[1], dtype),
         _spec.TARGET_LOGITS: x[..., ::-1].copy(),
+        _spec.PROBABILITIES: np.linspace(0, 1, x.size).astype(dtype).reshape(x.shape),
         _spec.INDPTR: np.arange(shape[0] + 1) * shape[1],
         _spec.POSITIONS: np.arange(shape[0]) % shape[1],
     }

@@ -224,6 +224,75 @@ CALLS = {
 }
 
 
+CALLS |= {
+    "focal_loss": (lambda x, y: fs.focal_loss(x, y), lambda s, d: (logits(s, d), labels(s, np.uint8))),
+    "focal_loss, none": (
+        lambda x, y, g: fs.focal_loss(x, y, gamma=g, reduction="none"),
+        lambda s, d: (logits(s, d), labels(s), 0.0 if s[0] % 2 else 0.5),
+    ),
+    "focal_loss_grad": (
+        lambda x, y, out: fs.focal_loss_grad(x, y, gamma=1, reduction="sum", out=out),
+        lambda s, d: (logits(s, d), labels(s), np.empty(s, d)),
+    ),
+    "focal_loss_with_grad, weights": (
+        lambda x, y, c, w, g: fs.focal_loss_with_grad(
+            x, y, gamma=g, class_weight=c, sample_weight=w, ignore_index=-7
+        ),
+        lambda s, d: (
+            logits(s, d),
+            spoiled(labels(s)),
+            positive(s[1:], np.float64),
+            positive(s[:1], d),
+            0.0 if s[0] % 2 else 1.5,
+        ),
+    ),
+    "focal_loss_hessian_diag": (
+        lambda x, y: fs.focal_loss_hessian_diag(x, y, 0, gamma=0.5),
+        lambda s, d: (logits(s[::-1], d), labels(s)),
+    ),
+    "focal_loss_hessian_diag, weights": (
+        lambda x, y, w, g: fs.focal_loss_hessian_diag(x, y, gamma=g, sample_weight=w, ignore_index=-7, out=x),
+        lambda s, d: (logits(s, d), spoiled(labels(s)), positive(s[:1], d), 0.0 if s[0] % 2 else 1.5),
+    ),
+    "binary_cross_entropy": (
+        lambda x, t: fs.binary_cross_entropy(x, t),
+        lambda s, d: (logits(s, d), positive(s, np.float64) < 0.5),
+    ),
+    "binary_cross_entropy, weights": (
+        lambda x, t, p, w, a: fs.binary_cross_entropy(x, t, pos_weight=p, sample_weight=w, label_smoothing=a),
+        lambda s, d: (logits(s, d), positive(s, d), positive(s[1:], d), 1e9 * positive((s[0], 1), d), 0.1),
+    ),
+    "binary_cross_entropy_grad": (
+        lambda x, t, out: fs.binary_cross_entropy_grad(x, t, pos_weight=2.5, reduction="sum", out=out),
+        lambda s, d: (logits(s, d), positive(s, d), np.empty(s, d)),
+    ),
+    "binary_cross_entropy_with_grad": (
+        lambda x, t: fs.binary_cross_entropy_with_grad(x, t, reduction="none"),
+        lambda s, d: (logits(s, d), positive(s, d)),
+    ),
+    "binary_cross_entropy_hessian_diag": (
+        lambda x, t, w: fs.binary_cross_entropy_hessian_diag(x, t, sample_weight=w),
+        lambda s, d: (logits(s, d), positive(s, d), 3.0),
+    ),
+    "binary_focal_loss": (
+        lambda x, t: fs.binary_focal_loss(x, t, reduction="none"),
+        lambda s, d: (logits(s, d), positive(s, d)),
+    ),
+    "binary_focal_loss_grad": (
+        lambda x, t: fs.binary_focal_loss_grad(x, t, gamma=0.5, alpha=0.25, out=x),
+        lambda s, d: (logits((2 * s[0], s[1]), d)[::2], positive(s, d)),
+    ),
+    "binary_focal_loss_with_grad, weights": (
+        lambda x, t, g, w: fs.binary_focal_loss_with_grad(x, t, gamma=g, sample_weight=w),
+        lambda s, d: (logits(s, d), positive(s, d), 0.0 if s[0] % 2 else 3.0, positive(s, np.float64)),
+    ),
+    "binary_focal_loss_hessian_diag": (
+        lambda x, t: fs.binary_focal_loss_hessian_diag(x, t, gamma=3, alpha=0, reduction="sum"),
+        lambda s, d: (logits(s, d), positive(s, d)),
+    ),
+}
+
+
 def usual(entry):
     """The call of a loss of rows without options."""
     function, labelled = getattr(fs, entry.name), _spec.LABELS in entry.operands
@@ -293,6 +362,9 @@ SOME = {
     "logsumexp",
     "cross_entropy_with_grad, all options",
     "squared_error_with_grad, weights",
+    "focal_loss_with_grad, weights",
+    "binary_cross_entropy, weights",
+    "binary_focal_loss_grad",
 }
 
 

@@ -58,6 +58,11 @@ class Inputs:
         return np.random.default_rng(2).integers(0, self.classes, self.row_shape)
 
     @cached_property
+    def hits(self) -> Array:
+        """0 or 1 for each logit, in the dtype of the logits: the targets of binary losses."""
+        return (np.random.default_rng(3).random(self.shape) < 0.3).astype(self.dtype)
+
+    @cached_property
     def out(self) -> Array:
         """Of the shape of the logits; its pages are in memory."""
         return np.full(self.shape, 0.5, self.dtype)

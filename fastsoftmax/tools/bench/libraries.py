@@ -44,6 +44,7 @@ _ARRAYS = {
     _spec.LABELS: "labels",
     _spec.DISTRIBUTIONS: "tangent",
     _spec.TARGET_LOGITS: "tangent",
+    _spec.PROBABILITIES: "hits",
 }
 """The attribute of `Inputs` that serves as an operand."""
 
@@ -107,7 +108,8 @@ class FastSoftmax(Library):
 
     def _public(self, entry: _spec.Function, variant: str, inputs: Inputs) -> Call:
         # The last axis is our default, and naming it is not what a user would do.
-        options: dict[str, Any] = {} if len(inputs.shape) == 2 else {"axis": CLASS_AXIS}
+        usual = len(inputs.shape) == 2 or entry.is_elementwise
+        options: dict[str, Any] = {} if usual else {"axis": CLASS_AXIS}
         if variant.startswith("of probs"):
             options["from_probs"] = True
         if _spec.CLASSES in entry.result:
@@ -166,6 +168,46 @@ class NumPy(Library):
         np.put_along_axis(grad, place, chosen - 1, CLASS_AXIS)
         grad /= labels.size
         return loss, grad
+
+    def _focal(self, x: Any, labels: Any) -> Any:
+        log_p = np.take_along_axis(self._log_softmax(x), np.expand_dims(labels, CLASS_AXIS), CLASS_AXIS)
+        return -((1 - np.exp(log_p)) ** 2 * log_p).mean()
+
+    def _focal_with_grad(self, x: Any, labels: Any, out: Any = None) -> Any:
+        log_probs = self._log_softmax(x, out)
+        place = np.expand_dims(labels, CLASS_AXIS)
+        log_p = np.take_along_axis(log_probs, place, CLASS_AXIS)
+        p = np.exp(log_p)
+        loss = -((1 - p) ** 2 * log_p).mean()
+        grad = np.exp(log_probs, out=log_probs)
+        np.put_along_axis(grad, place, p - 1, CLASS_AXIS)
+        grad *= ((1 - p) ** 2 - 2 * (1 - p) * p * log_p) / labels.size
+        return loss, grad
+
+    def _binary(self, x: Any, t: Any) -> Any:
+        return (np.logaddexp(0, x) - t * x).mean()
+
+    def _binary_with_grad(self, x: Any, t: Any, out: Any = None) -> Any:
+        loss = self._binary(x, t)
+        grad = np.negative(x, out=out)
+        np.exp(grad, out=grad)
+        grad += 1
+        np.reciprocal(grad, out=grad)
+        grad -= t
+        grad /= x.size
+        return loss, grad
+
+    def focal_loss(self, x: Any, labels: Any) -> Call:
+        return partial(self._focal, x, labels)
+
+    def focal_loss_with_grad(self, x: Any, labels: Any, out: Any = None) -> Call:
+        return partial(self._focal_with_grad, x, labels, out)
+
+    def binary_cross_entropy(self, x: Any, t: Any) -> Call:
+        return partial(self._binary, x, t)
+
+    def binary_cross_entropy_with_grad(self, x: Any, t: Any, out: Any = None) -> Call:
+        return partial(self._binary_with_grad, x, t, out)
 
     def softmax(self, x: Any, out: Any = None) -> Call:
         return partial(self._softmax, x, out)
@@ -288,6 +330,26 @@ class SciPy(Library):
 
         return call
 
+    def binary_cross_entropy(self, x: Any, t: Any) -> Call:
+        log_expit = import_module("scipy.special").log_expit
+
+        def call() -> Any:
+            log_p = log_expit(x)
+            return (x - t * x - log_p).mean()
+
+        return call
+
+    def binary_cross_entropy_with_grad(self, x: Any, t: Any) -> Call:
+        special = import_module("scipy.special")
+
+        def call() -> Any:
+            log_p, p = special.log_expit(x), special.expit(x)
+            p -= t
+            p /= x.size
+            return (x - t * x - log_p).mean(), p
+
+        return call
+
 
 class ScikitLearn(Library):
     """The softmax and the loss that its classifiers use; both for matrices. The loss has no public name."""
@@ -316,6 +378,26 @@ class ScikitLearn(Library):
             losses, grad = loss.loss_gradient(**arguments)
             grad /= len(x)
             return losses.mean(), grad
+
+        return call
+
+    def _binary(self, x: Any, t: Any) -> tuple[Any, dict[str, Any]]:
+        loss = import_module("sklearn._loss.loss").HalfBinomialLoss()
+        return loss, {"y_true": t.reshape(-1), "raw_prediction": x.reshape(-1), "n_threads": max_threads()}
+
+    def binary_cross_entropy(self, x: Any, t: Any) -> Call:
+        loss, arguments = self._binary(x, t)
+        return lambda: loss.loss(**arguments).mean()
+
+    def binary_cross_entropy_with_grad(self, x: Any, t: Any, out: Any = None) -> Call:
+        loss, arguments = self._binary(x, t)
+        if out is not None:
+            arguments |= {"loss_out": np.empty(x.size, x.dtype), "gradient_out": out.reshape(-1)}
+
+        def call() -> Any:
+            losses, grad = loss.loss_gradient(**arguments)
+            grad /= x.size
+            return losses.mean(), grad.reshape(x.shape)
 
         return call
 
@@ -381,22 +463,38 @@ class PyTorch(Library):
 
         return call
 
-    def cross_entropy(self, x: Any, labels: Any) -> Call:
-        return partial(self.torch.nn.functional.cross_entropy, x, labels)
+    def _focal(self, x: Any, labels: Any) -> Any:
+        losses = self.torch.nn.functional.cross_entropy(x, labels, reduction="none")
+        return ((1 - (-losses).exp()) ** 2 * losses).mean()
 
-    def _with_grad(self, loss_of: Call, x: Any, targets: Any) -> Call:
+    def focal_loss(self, x: Any, labels: Any) -> Call:
+        return partial(self._focal, x, labels)
+
+    def focal_loss_with_grad(self, x: Any, labels: Any) -> Call:
+        return self._backward(x, partial(self._focal, x, labels))
+
+    def binary_cross_entropy(self, x: Any, t: Any) -> Call:
+        return partial(self.torch.nn.functional.binary_cross_entropy_with_logits, x, t)
+
+    def binary_cross_entropy_with_grad(self, x: Any, t: Any) -> Call:
+        return self._backward(x, self.binary_cross_entropy(x, t))
+
+    def _backward(self, x: Any, loss_of: Call) -> Call:
         x.requires_grad_()
 
         def call() -> Any:
             x.grad = None
-            loss = loss_of(x, targets)
+            loss = loss_of()
             loss.backward()
             return loss.detach(), x.grad
 
         return call
 
+    def cross_entropy(self, x: Any, labels: Any) -> Call:
+        return partial(self.torch.nn.functional.cross_entropy, x, labels)
+
     def cross_entropy_with_grad(self, x: Any, labels: Any) -> Call:
-        return self._with_grad(self.torch.nn.functional.cross_entropy, x, labels)
+        return self._backward(x, self.cross_entropy(x, labels))
 
     def _kl(self, x: Any, t: Any) -> Any:
         log_softmax, rows = self.torch.log_softmax, x.numel() // x.shape[CLASS_AXIS]
@@ -414,13 +512,13 @@ class PyTorch(Library):
         return partial(self._kl, x, t)
 
     def kl_divergence_with_grad(self, x: Any, t: Any) -> Call:
-        return self._with_grad(self._kl, x, t)
+        return self._backward(x, partial(self._kl, x, t))
 
     def js_divergence(self, x: Any, t: Any) -> Call:
         return partial(self._js, x, t)
 
     def js_divergence_with_grad(self, x: Any, t: Any) -> Call:
-        return self._with_grad(self._js, x, t)
+        return self._backward(x, partial(self._js, x, t))
 
     def categorical(self, x: Any, filters: Any = None) -> Call:
         torch = self.torch

@@ -1,0 +1,395 @@
+"""The driver of the losses of single logits: elementwise functions, whose arrays have one shape.
+
+The entries are numbered in the order of the logits in memory, and a kernel computes chunks of them, at fixed
+places: so a sum has the same bits for any number of threads. Arrays that are not contiguous, or have another
+dtype, are converted some chunks at a time, and never whole.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax._spec import FUNCTIONS
+from fastsoftmax._vectors import CHUNK
+from fastsoftmax.arrays.blocks import (
+    NO_ROOM,
+    SMALL,
+    Array,
+    check_out,
+    computed_in,
+    is_plain,
+    memory_order,
+    named,
+    number,
+    real_array,
+    same_place,
+)
+from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions
+from fastsoftmax.arrays.threads import run
+from fastsoftmax.arrays.weights import (
+    SUM,
+    Divisor,
+    converted,
+    count_divisor,
+    inverse_of,
+    joined,
+    joined_divisor,
+    normal_divisor,
+    part_of_weight,
+    quotient,
+    scaled,
+    total,
+)
+from fastsoftmax.machine.entry import entry, remember
+
+LOSS, GRADIENT, CURVATURE = 0, 1, 2
+"""What is computed, as kernels have it."""
+
+WORK = {"binary entropy": 4, "binary focal": 8}
+"""The work of an entry, in units of `threads`."""
+
+TOGETHER = 64
+"""So many chunks are converted at a time."""
+
+
+class BinaryOptions(NamedTuple):
+    """The options of a loss as the user passed them; an option that a loss does not have keeps its default."""
+
+    pos_weight: Any = None
+    sample_weight: Any = None
+    label_smoothing: float = UNSMOOTHED
+    gamma: float = 0.0
+    alpha: Any = None
+    reduction: str = MEAN
+
+
+def _pieces(array: Array, start: int, stop: int, at: int = 0) -> Iterator[tuple[Array, int]]:
+    """The entries start .. stop of an array in C order as views of it, each with the place where it begins."""
+    if array.ndim == 0:
+        yield array, at
+    elif array.ndim == 1:
+        yield array[start:stop], at
+    else:
+        inner = math.prod(array.shape[1:])
+        while start < stop:
+            row, within = divmod(start, inner)
+            if within or stop - start < inner:
+                count = min(inner - within, stop - start)
+                yield from _pieces(array[row], within, within + count, at)
+            else:
+                rows = (stop - start) // inner
+                count = rows * inner
+                yield array[row : row + rows], at
+            start, at = start + count, at + count
+
+
+def _read(array: Array, start: int, stop: int, target: Array) -> None:
+    """Copy entries of an array to contiguous memory, without a warning where they leave the range of its dtype."""
+    for piece, at in _pieces(array, start, stop):
+        np.copyto(target[at : at + piece.size].reshape(piece.shape), piece, casting="unsafe")
+
+
+def _write(values: Array, array: Array, start: int, stop: int) -> None:
+    """Copy contiguous numbers to entries of an array."""
+    for piece, at in _pieces(array, start, stop):
+        np.copyto(piece, values[at : at + piece.size].reshape(piece.shape), casting="same_kind")
+
+
+class _Source:
+    """An input as kernels take it: contiguous as it is (`flat`), or converted piece by piece.
+
+    Weights are multiplied by 2**exponent. None stands for weights of 1, and a single number is not repeated.
+    """
+
+    __slots__ = ("array", "exponent", "flat")
+
+    def __init__(self, array: Array | None, dtype: np.dtype[Any], exponent: int = 0) -> None:
+        self.array, self.exponent = array, exponent
+        self.flat: Array | None = None
+        if array is None:
+            self.flat = NO_ROOM[dtype]
+        elif array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned and exponent == 0:
+            self.flat = array.reshape(-1)
+
+    def part(self, start: int, stop: int, room: Array) -> Array:
+        """Entries start .. stop, in `room` if they have to be converted."""
+        if self.flat is not None:
+            return self.flat if self.flat.size <= 1 else self.flat[start:stop]
+        assert self.array is not None
+        values = room[: stop - start]
+        _read(self.array, start, stop, values)
+        return scaled(values, self.exponent)
+
+
+class _Target:
+    """An output as kernels take it; None if there is none."""
+
+    __slots__ = ("array", "flat")
+
+    def __init__(self, array: Array | None, dtype: np.dtype[Any]) -> None:
+        self.array = array
+        self.flat: Array | None = None
+        if array is None:
+            self.flat = NO_ROOM[dtype]
+        elif array.dtype == dtype and array.flags.carray:
+            self.flat = array.reshape(-1)
+
+    def part(self, start: int, stop: int, room: Array) -> Array:
+        """Memory for the entries start .. stop."""
+        if self.flat is None:
+            return room[: stop - start]
+        return self.flat if self.array is None else self.flat[start:stop]
+
+    def put(self, values: Array, start: int, stop: int) -> None:
+        """Deliver what is in that memory."""
+        if self.flat is None and self.array is not None:
+            _write(values, self.array, start, stop)
+
+
+class _Converting:
+    """A kernel with arrays that are converted: for `threads.run`, as a kernel."""
+
+    def __init__(self, kernel: Any, entries: int, sources: list[_Source], targets: list[_Target]) -> None:
+        self.kernel, self.entries, self.sources, self.targets = kernel, entries, sources, targets
+
+    def code(self, arguments: tuple[Any, ...]) -> Callable[..., None]:
+        """The function ``start, stop, room, dtype, sums, *options``."""
+        return self.compute
+
+    def compute(self, start: int, stop: int, room: Array, dtype: Any, sums: Array, *options: Any) -> None:
+        """Chunks start .. stop, some at a time."""
+        parts = np.empty((len(self.sources) + len(self.targets), TOGETHER * CHUNK), dtype)
+        with np.errstate(all="ignore"):
+            for first in range(start, stop, TOGETHER):
+                chunks = min(TOGETHER, stop - first)
+                begin, end = first * CHUNK, min((first + chunks) * CHUNK, self.entries)
+                inputs = [one.part(begin, end, part) for one, part in zip(self.sources, parts, strict=False)]
+                rooms = parts[len(self.sources) :]
+                outputs = [one.part(begin, end, part) for one, part in zip(self.targets, rooms, strict=True)]
+                self.kernel(0, chunks, room, *inputs, *outputs, sums[3 * first : 3 * (first + chunks)], *options)
+                for one, values in zip(self.targets, outputs, strict=True):
+                    one.put(values, begin, end)
+
+
+class _Entries:
+    """The arrays of one call, checked, with their axes in the order of the logits in memory."""
+
+    def __init__(self, function: str, logits: Any, targets: Any, options: BinaryOptions) -> None:
+        x = real_array(function, "logits", logits)
+        t = real_array(function, "targets", targets)
+        self.function, self.shape, self.size = function, x.shape, x.size
+        if t.shape != x.shape:
+            raise ValueError(
+                f"{named(function, 'targets')} has shape {t.shape}, expected that of logits, {x.shape}"
+            )
+        LossOptions(reduction=options.reduction).check_reduction(function)
+        self.mean = options.reduction == "mean"
+        self.result_dtype, self.dtype = computed_in(x.dtype)
+        self.order = memory_order(x)
+        self.x, self.targets = self._in_order(x), self._in_order(t)
+        weights = self._weights("sample_weight", options.sample_weight)
+        positive = self._weights("pos_weight", options.pos_weight)
+        self.divisor = self._divisor(weights)
+        self.positive = self._spread(positive, 0)
+        self.weights = self._spread(weights, -self.divisor.exponent if self.mean else 0)
+
+    def _in_order(self, array: Array) -> Array:
+        return array.transpose(self.order)
+
+    def _weights(self, name: str, value: Any) -> Array | None:
+        """An array of weights that broadcasts to the shape of the logits."""
+        if value is None:
+            return None
+        array = real_array(self.function, name, value)
+        try:
+            np.broadcast_to(array, self.shape)
+        except ValueError:
+            raise ValueError(
+                f"{named(self.function, name)} of shape {array.shape} does not broadcast to logits of shape "
+                f"{self.shape}"
+            ) from None
+        return array
+
+    def _spread(self, weights: Array | None, exponent: int) -> _Source:
+        """Weights times 2**exponent with the shape of the logits; a single one is not repeated."""
+        if weights is None:
+            return _Source(None, self.dtype)
+        if weights.size == 1:
+            return _Source(scaled(converted(weights.reshape(1), self.dtype), exponent), self.dtype)
+        return _Source(self._in_order(np.broadcast_to(weights, self.shape)), self.dtype, exponent)
+
+    def _divisor(self, weights: Array | None) -> Divisor:
+        """The divisor of the mean: the sum of the weights of all entries, each repeated as often as it is used."""
+        if not self.mean or weights is None:
+            return count_divisor(self.size)
+        step, parts, source = TOGETHER * CHUNK, [], _Source(weights, self.dtype)
+        room = np.empty(step, self.dtype)
+        with np.errstate(all="ignore"):
+            for start in range(0, weights.size, step):
+                part = source.part(start, min(start + step, weights.size), room)
+                parts.append(part_of_weight(part, 0))
+        whole = joined_divisor(np.array(parts, SUM), max(weights.size, 1))
+        times, rest = divmod(self.size, max(weights.size, 1))
+        if times == 1 or rest or not math.isfinite(whole.value):
+            return whole
+        from fractions import Fraction  # here, because its import takes longer than that of this package
+
+        sum_ = joined(np.array(parts, SUM))
+        high, low, exponent = float(sum_["high"]), float(sum_["low"]), int(sum_["exponent"])
+        if not math.isfinite(high):  # but the divisor is finite
+            high, low, exponent = whole.value, 0.0, whole.exponent
+        down = times.bit_length() if abs(high) > 1 else 0
+        value = (Fraction(high) + Fraction(low)) * times / (1 << down)
+        return Divisor(*normal_divisor(float(value), exponent + down, float(self.size)))
+
+    def result(self, out: Any, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """What the user gets, and the array that is written, which is another one if `out` overlaps an input."""
+        if out is None:
+            memory = np.empty([self.shape[a] for a in self.order], dtype)
+            return memory.transpose(np.argsort(self.order)), memory
+        check_out(self.function, out, self.shape, self.result_dtype)
+        target = self._in_order(out)
+        used = [self.x, self.targets]
+        used += [one.array for one in (self.positive, self.weights) if one.array is not None]
+        if not all(same_place(source, target) for source in used):
+            target = np.empty(target.shape, dtype)
+        return out, target
+
+    def check_targets(self) -> None:
+        """ValueError for a target that is not from 0 to 1, unless its entry has weight 0."""
+        if self.targets.dtype == np.bool_:
+            return
+        step = TOGETHER * CHUNK
+        values, factors = np.empty(step, self.dtype), np.empty(step, self.dtype)
+        source = _Source(self.targets, self.dtype)
+        with np.errstate(all="ignore"):
+            for start in range(0, self.size, step):
+                stop = min(start + step, self.size)
+                t = source.part(start, stop, values)
+                if t.min() >= 0 and t.max() <= 1:  # false for NaN
+                    continue
+                wrong = ~((t >= 0) & (t <= 1))
+                if self.weights.array is not None:
+                    wrong &= self.weights.part(start, stop, factors) != 0
+                if wrong.any():
+                    self._refuse(start + int(np.argmax(wrong)))
+
+    def _refuse(self, entry_number: int) -> None:
+        place = np.unravel_index(entry_number, self.targets.shape)
+        where = ", ".join(str(int(place[self.order.index(a)])) for a in range(len(self.shape)))
+        prefix = named(self.function, "targets")
+        raise ValueError(f"{prefix}[{where}] is {self.targets[place]}, expected a number from 0 to 1")
+
+
+def _constants(entries: _Entries, options: BinaryOptions) -> tuple[str, tuple[Any, ...], int]:
+    """The kernel, its options and the work of an entry."""
+    function, kind = entries.function, entries.dtype.type
+    family, work = FUNCTIONS[function].family, WORK["binary entropy"]
+    smoothing = LossOptions(label_smoothing=options.label_smoothing).smoothing(function)
+    gamma = kind(LossOptions(gamma=options.gamma).focus(function))
+    alpha, beta = 1.0, 1.0
+    if options.alpha is not None:
+        alpha = number(function, "alpha", options.alpha, 0.0, inclusive=True)
+        if alpha > 1:
+            raise ValueError(f"{named(function, 'alpha')} must be at most 1, got {alpha!r}")
+        beta = 1.0 - alpha
+    if family == "binary entropy" or (gamma == 0 and options.alpha is None):
+        return "binary.cross_entropy", (kind(smoothing / 2), kind(1.0 - smoothing)), work
+    return "binary.focal", (gamma, kind(alpha), kind(beta)), WORK["binary focal"]
+
+
+_SMALL: dict[tuple[str, np.dtype[Any]], Any] = {}
+"""The machine code of kernels that have been used; for small calls, checks cost more than the computation."""
+
+
+def _small(order: int, logits: Any, targets: Any, options: BinaryOptions) -> tuple[Any, Any] | None:
+    """The mean loss of a small array, and a derivative; None for options, and for arrays to convert or refuse."""
+    gamma = options.gamma
+    if not (
+        options.reduction is MEAN
+        and options.label_smoothing is UNSMOOTHED
+        and options.pos_weight is None
+        and options.sample_weight is None
+        and options.alpha is None
+        and type(gamma) is float
+        and 0 <= gamma < math.inf
+        and type(logits) is np.ndarray
+    ):
+        return None
+    dtype, count = logits.dtype, logits.size
+    name = "binary.focal" if gamma else "binary.cross_entropy"
+    kernel = _SMALL.get((name, dtype))
+    if (
+        kernel is None
+        or not 0 < count <= SMALL
+        or not logits.flags.carray
+        or not is_plain(targets, logits.shape, dtype)
+    ):
+        return None
+    kind, nothing, chunks = dtype.type, NO_ROOM[dtype], -(-count // CHUNK)
+    slope = np.empty_like(logits) if order != LOSS else nothing
+    sums = np.empty(3 * chunks)
+    constants = (kind(gamma), kind(1), kind(1)) if gamma else (kind(0), kind(1))
+    if gamma and constants[0] == 0:
+        return None
+    flats = logits.reshape(-1), targets.reshape(-1), nothing, nothing, nothing, slope.reshape(-1)
+    kernel(0, chunks, nothing, *flats, sums, order, *constants, *inverse_of(count, dtype))
+    if chunks == 1:
+        wrong, whole = sums[2], float(sums[0] + sums[1])
+    else:
+        table = sums.reshape(chunks, 3)
+        wrong, whole = table[:, 2].any(), total(np.ascontiguousarray(table[:, :2]))
+    if wrong:
+        return None
+    return quotient(whole, Divisor(float(count)), dtype), _scalar(slope)
+
+
+def binary_loss(function: str, order: int, logits: Any, targets: Any, options: BinaryOptions, out: Any) -> Any:
+    """The losses and derivatives of a public function: (loss, gradient or second derivative or None)."""
+    if out is None and (small := _small(order, logits, targets, options)) is not None:
+        return small
+    if backend_for(logits, targets, *options):
+        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks to dask.array.map_blocks")
+    entries = _Entries(function, logits, targets, options)
+    name, constants, work = _constants(entries, options)
+    unreduced = options.reduction == "none" and order != CURVATURE
+    if out is not None and order != LOSS:
+        check_out(function, out, entries.shape, entries.result_dtype)
+        entries.check_targets()
+    scale = LossOptions(reduction=options.reduction).scale(entries.divisor, entries.dtype)
+    losses, loss_memory = entries.result(None, entries.result_dtype) if unreduced else (None, None)
+    slope, memory = entries.result(out, entries.result_dtype) if order != LOSS else (None, None)
+    chunks = -(-entries.size // CHUNK)
+    sums = np.zeros((chunks, 3))
+    sources = [_Source(entries.x, entries.dtype), _Source(entries.targets, entries.dtype)]
+    sources += [entries.positive, entries.weights]
+    written = [_Target(loss_memory, entries.dtype), _Target(memory, entries.dtype)]
+    kernel, arguments = entry(name), (sums.reshape(-1), order, *constants, *scale)
+    flats = [*(one.flat for one in sources), *(one.flat for one in written)]
+    room = lambda: NO_ROOM[entries.dtype]  # noqa: E731
+    if all(flat is not None for flat in flats):
+        run(kernel, chunks, work * entries.size, room, *flats, *arguments)
+        remember(_SMALL, (name, entries.dtype), kernel, 0, 0, NO_ROOM[entries.dtype], *flats, *arguments)
+    else:
+        converting = _Converting(kernel, entries.size, sources, written)
+        run(converting, chunks, work * entries.size, room, entries.dtype, *arguments)
+    if sums[:, 2].any():
+        entries.check_targets()
+    if slope is not None and memory is not None and out is not None and not np.may_share_memory(memory, out):
+        np.copyto(entries._in_order(out), memory)
+    return _reduced(entries, losses, sums, options), _scalar(slope)
+
+
+def _scalar(array: Any) -> Any:
+    return array[()] if array is not None and array.ndim == 0 else array
+
+
+def _reduced(entries: _Entries, losses: Any, sums: Array, options: BinaryOptions) -> Any:
+    """The loss after the reduction."""
+    if options.reduction == "none":
+        return _scalar(losses)
+    divisor = entries.divisor if entries.mean else None
+    return quotient(total(np.ascontiguousarray(sums[:, :2])), divisor, entries.result_dtype)

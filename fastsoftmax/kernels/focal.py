@@ -1,0 +1,180 @@
+r"""The focal loss of rows with labels, and its first and second derivatives.
+
+With p the probability of the label, q = 1 - p and L = -log p, the loss is q**gamma L. Let rho = L/q, which is 1
+for q = 0. Then
+
+    dL_f/dz_k     = F (p_k - [k = label]),   F = q**gamma (1 + gamma p rho)
+    d2L_f/dz_k**2 = F p_k (1 - p_k) + G p_k**2       for k != label
+                  = q**gamma p ((1 + 2 gamma) q + gamma L (gamma p - q))   at the label
+    G             = gamma q**(gamma - 1) p (2 - L + (gamma - 1) p rho)
+
+So loss and gradient are those of the cross-entropy with another weight for each row. q is the sum of the other
+terms where the label is a greatest entry (`traversal.complement`), and log q the difference of two logarithms in
+the same units, so that neither cancels. At the label, no power of q but q**gamma is left, and p_k <= q elsewhere:
+the derivatives are finite for every gamma >= 0, also for p = 1.
+"""
+
+from typing import Any, NamedTuple
+
+from fastsoftmax.kernels.capped import variance_of_terms
+from fastsoftmax.kernels.elementary import two_sum
+from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.losses import (
+    CrossEntropyOptions,
+    cross_entropy_block,
+    cross_entropy_head,
+    scatter_targets,
+)
+from fastsoftmax.kernels.scalar import log_as_pair, power_scaled_down, times_power
+from fastsoftmax.kernels.simd.memory import lane_count, memory, scratch
+from fastsoftmax.kernels.simd.rows import row_value
+from fastsoftmax.kernels.simd.values import muladd, number, select_equal, select_less
+from fastsoftmax.kernels.traversal import (
+    Picks,
+    complement,
+    log_of_others,
+    probability,
+    reciprocal,
+    spared,
+    terms_of_others,
+    total,
+    traverse,
+)
+from fastsoftmax.machine.entry import Block, Count, Floats, Integers, MaybeBlock, Number, Room
+
+TINY = 2.0**-60
+"""For s' below TINY, L and q are the same number."""
+
+
+class FocalCurveOptions(NamedTuple):
+    """Labels and the entries there, the factors of the rows, and gamma."""
+
+    picks: Any
+    weights: Any
+    gamma: Any
+
+
+class Focus(NamedTuple):
+    """p, q and L of the labels, L/q, and q**gamma as a factor and a power of two."""
+
+    p: Any
+    q: Any
+    loss: Any
+    ratio: Any
+    power: Any
+    factor: Any
+
+
+@inline
+def _focus(target: Any, stats: Any, gamma: Any) -> Focus:
+    zero, one = number(target, 0.0), number(target, 1.0)
+    inverse = reciprocal(stats)
+    p = probability(target, None, stats, inverse)
+    others, others_low = terms_of_others(stats)
+    whole, whole_low = total(stats)
+    rest, rest_low = two_sum(one, -p)
+    q = select_equal(target, stats.m, complement(stats, inverse), rest)
+    # log q: the logarithm of 0 is replaced by that of its units, which makes a power of 0 below
+    above, above_low = (
+        select_equal(target, stats.m, others, rest),
+        select_equal(target, stats.m, others_low, rest_low),
+    )
+    below, below_low = select_equal(target, stats.m, whole, one), select_equal(target, stats.m, whole_low, zero)
+    high, low = log_as_pair(select_equal(above, zero, one, above), above_low)
+    base, base_low = log_as_pair(below, below_low)
+    high, error = two_sum(high, -base)
+    power, factor = power_scaled_down(high, error + (low - base_low), gamma)
+    factor = select_equal(above, zero, select_equal(gamma + zero, zero, one, zero), factor)
+    log_high, log_low = log_of_others(stats)
+    loss = (stats.m - target) + (log_high + log_low)
+    tiny = select_equal(target, stats.m, log_high, one)
+    ratio = select_less(tiny, number(target, TINY), one, loss / select_equal(q, zero, one, q))
+    return Focus(p, q, loss, ratio, power, factor)
+
+
+@inline
+def focal_factors(target: Any, stats: Any, weight: Any, gamma: Any) -> Any:
+    """The weights of the cross-entropy and of its gradient that make the focal loss and its gradient of them."""
+    p, _, _, ratio, power, factor = _focus(target, stats, gamma)
+    of_loss = spared(weight, times_power(weight * factor, power))
+    return of_loss, spared(weight, of_loss * muladd(gamma, spared(p, p * ratio), number(target, 1.0)))
+
+
+@kernel
+def focal_loss(
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    labels: Integers,
+    weights: Floats,
+    y: MaybeBlock,
+    rows: Floats,
+    scale: Number,
+    scale_low: Number,
+    gamma: Number,
+) -> None:
+    """rows = -weights (1 - p)**gamma log p of the labels; y, unless None, = scale times its gradient."""
+    data, grad, results = memory(x), memory(y), memory(rows)
+    picks = Picks(memory(labels), scratch(data, 2))
+    options = CrossEntropyOptions(picks, memory(weights), scale, scale_low, focal_factors, gamma)
+    traverse(
+        cross_entropy_block,
+        start,
+        stop,
+        x.shape,
+        memory(room),
+        data,
+        None,
+        grad,
+        results,
+        options,
+        picks=picks,
+        keep=grad,
+        few=True,
+        inverse=grad,
+        log=True,
+        head=cross_entropy_head,
+    )
+
+
+@inline
+def focal_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """The diagonal of the Hessian; x holds the terms of the rows."""
+    offset, length, folded, row, count = place
+    picks, weights, gamma = options
+    zero, one = number(x, 0.0), number(x, 1.0)
+    target = row_value(x, folded, picks.targets, 0, count)
+    weight = row_value(x, folded, weights, row, count)
+    p, q, loss, ratio, power, factor = _focus(target, stats, gamma)
+    heavy = spared(weight, times_power(weight * factor, power))
+    share, entropy = spared(p, p * ratio), spared(p, p * loss)
+    first = heavy * muladd(gamma, share, one)
+    bend = spared(p, p * (number(x, 2.0) - loss)) + (gamma - one) * (p * share)
+    second = select_equal(q, zero, zero, gamma * bend * (heavy / q))
+    variance_of_terms(x, y, place, stats, weight, first, second)
+    inner = muladd((gamma + gamma + one) * q, p, gamma * entropy * muladd(gamma, p, -q))
+    at_label = spared(weight, heavy * inner)
+    stride = 1 if folded is not None else lane_count(x)
+    scatter_targets(y, offset, picks.labels, row, count, stride, length // stride, scratch(x, 1), at_label)
+
+
+@kernel
+def focal_variance(
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    labels: Integers,
+    weights: Floats,
+    y: Block,
+    gamma: Number,
+) -> None:
+    """y = weights times the diagonal of the Hessian of the focal loss."""
+    data, result = memory(x), memory(y)
+    picks = Picks(memory(labels), scratch(data, 2))
+    options = FocalCurveOptions(picks, memory(weights), gamma)
+    shape, tile = x.shape, memory(room)
+    traverse(
+        focal_variance_block, start, stop, shape, tile, data, None, result, None, options, picks=picks, keep=True
+    )

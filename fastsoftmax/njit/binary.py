@@ -1,0 +1,265 @@
+"""Losses of single logits inside a user's ``@njit`` code; `rows` explains builders.
+
+This does for compiled callers what `arrays.binary` does for Python callers.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core.errors import TypingError
+
+from fastsoftmax._spec import ENTRIES
+from fastsoftmax._vectors import CHUNK
+from fastsoftmax.arrays.binary import CURVATURE, GRADIENT, LOSS
+from fastsoftmax.machine.external import external
+from fastsoftmax.njit.arguments import (
+    KINDS,
+    Call,
+    FormattedValueError,
+    Run,
+    absent,
+    broadcasts,
+    check_number,
+    compiled,
+    convert,
+    deliver,
+    empty,
+    kernel_weights,
+    literal_reduction,
+    memory_order,
+    merged,
+    raising,
+    readable,
+    real_array,
+    stack,
+    target,
+    transposed,
+)
+from fastsoftmax.njit.losses import gamma_of
+from fastsoftmax.njit.rows import Built, check_same, like, same_ndim, wanted
+from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
+
+OPTIONS = ("pos_weight", "sample_weight", "label_smoothing", "gamma", "alpha")
+
+
+def _flat(array: Any, kind: Any) -> Run:
+    """The compiled ``array, order -> its entries``: a view if a kernel can use its memory, else a copy."""
+    if array.ndim:
+        return merged(lambda array, order: convert(array, order, (array.size,), kind))
+
+    @compiled
+    def one(array: Any, order: Any) -> Any:
+        copy = empty((1,), kind)
+        copy[0] = array[()]
+        return readable(copy, (1,), kind)
+
+    return one
+
+
+def _weights(call: Call, name: str, x: Any, kind: Any) -> Run:
+    """The compiled ``weights, x, order -> one weight for each entry``; None if there are none."""
+    given = call[name]
+    if absent(given):
+        return merged(lambda weights, x, order: None)
+    if isinstance(given, types.Array):
+        real_array(call.name, name, given)
+        if given.ndim > x.ndim:
+            raise TypingError(f"{call.name}: {name} has {given.ndim} dimensions, logits has {x.ndim}")
+        fits = broadcasts if given.ndim else merged(lambda weights, shape: True)
+        item = merged(lambda weights: weights[()])
+        if given.ndim:
+            return _spread(call, name, fits, kind)
+    else:
+        check_number(call.name, name, given)
+        item = merged(lambda weights: weights)
+
+    @compiled
+    def repeated(weights: Any, x: Any, order: Any) -> Any:
+        every = empty((x.size,), kind)
+        every[:] = kind(item(weights))
+        return readable(every, (x.size,), kind)
+
+    return repeated
+
+
+def _spread(call: Call, name: str, fits: Run, kind: Any) -> Run:
+    """`_weights` for an array that has dimensions."""
+    wrong = f"{call.name}: {name} does not broadcast to logits"
+
+    @compiled
+    def spread(weights: Any, x: Any, order: Any) -> Any:
+        if not fits(weights, x.shape):
+            raise ValueError(wrong)
+        return convert(np.broadcast_to(weights, x.shape), order, (x.size,), kind)
+
+    return spread
+
+
+def _numbers(call: Call, kind: Any) -> Run:
+    """The compiled ``label_smoothing, alpha -> (base, gain), (weights of the classes 1 and 0)``."""
+    smoothing, alpha = call["label_smoothing"], call["alpha"]
+    if smoothing is not None:
+        check_number(call.name, "label_smoothing", smoothing)
+    if not absent(alpha):
+        check_number(call.name, "alpha", alpha)
+    wrong_smoothing = f"{call.name}: label_smoothing must be from 0 to 1"
+    wrong_alpha = f"{call.name}: alpha must be from 0 to 1"
+    smoothing_of = merged(lambda value: 0.0) if smoothing is None else compiled(lambda value: np.float64(value))
+    alphas = merged(lambda value: (1.0, 1.0))
+    if not absent(alpha):
+        alphas = compiled(lambda value: (np.float64(value), 1.0 - np.float64(value)))
+
+    @compiled
+    def numbers(label_smoothing: Any, alpha: Any) -> Any:
+        share, (one, zero) = smoothing_of(label_smoothing), alphas(alpha)
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(wrong_smoothing)
+        if not 0.0 <= one <= 1.0:
+            raise ValueError(wrong_alpha)
+        return (kind(share / 2), kind(1.0 - share)), (kind(one), kind(zero))
+
+    return numbers
+
+
+def _target_check(call: Call, x: Any, kind: Any) -> Run:
+    """The compiled check that targets are from 0 to 1 where their entry has a weight."""
+    place = ", ".join([f"{{0[{i}]}}" for i in range(x.ndim)])
+    wrong = f"{call.name}: targets[{place}] is {{1}}, expected a number from 0 to 1"
+
+    @raising
+    def complain(targets: Any, order: Any, t: Any, weights: Any) -> None:
+        at = 0
+        while (t[at] >= 0.0 and t[at] <= 1.0) or (weights.size and weights[at] == 0.0):
+            at += 1
+        if targets.ndim == 0:
+            raise FormattedValueError(wrong, (0,), t[at])
+        moved = transposed(targets, order).shape
+        raise PlacedValueError(wrong, moved, order, at, t[at])
+
+    @compiled
+    def check(targets: Any, order: Any, t: Any, weights: Any) -> None:
+        outside = 0
+        for i in range(t.size):
+            outside += not (t[i] >= 0.0 and t[i] <= 1.0) and not (weights.size and weights[i] == 0.0)
+        if outside:
+            complain(targets, order, t, weights)
+
+    return check
+
+
+class PlacedValueError(FormattedValueError):
+    """A ValueError about an item of an array, named by its number in another order of the axes."""
+
+    def __init__(self, text: str, shape: Any, order: Any, place: int, *values: Any) -> None:
+        there = np.unravel_index(place, shape)
+        super().__init__(text, [int(there[list(order).index(a)]) for a in range(len(order))], *values)
+
+
+def _order_of(x: Any) -> Run:
+    """The compiled ``x -> the order of its axes in memory``."""
+    natural = tuple(range(x.ndim))
+    if x.layout == "C" or x.ndim < 2:
+        return merged(lambda x: natural)
+    return compiled(lambda x: memory_order(x, natural))
+
+
+def _output(call: Call, x: Any, dtype: Any, needed: bool, out: Any) -> tuple[Run, Run, Run]:
+    """Memory for a result like x: make it, get what the kernel writes, and copy that into the result."""
+    kind = KINDS[dtype]
+    if not needed:
+        return (
+            merged(lambda x, out: None),
+            merged(lambda result, order, a, b, c: empty((0,), kind)),
+            merged(lambda result, order, block: None),
+        )
+    make = like(call.replaced(out=out), x, dtype)
+    if x.ndim:
+        return (
+            make,
+            merged(lambda result, order, a, b, c: target(result, order, (a.size,), kind, a, b, c)),
+            deliver,
+        )
+
+    @compiled
+    def put(result: Any, order: Any, block: Any) -> None:
+        result[()] = block[0]
+
+    return make, merged(lambda result, order, a, b, c: empty((1,), kind)), put
+
+
+def binary(call: Call) -> Built:
+    """A loss of single logits, its gradient, both, or its second derivative."""
+    function, name = call.name, call.names[0]
+    x, dtype = call[name], real_array(function, name, call[name])
+    kind = KINDS[dtype]
+    same_ndim(call, call.names[1])
+    reduction = literal_reduction(function, call["reduction"])
+    mean, curve = reduction == "mean", function.endswith("_hessian_diag")
+    sampled = not absent(call["sample_weight"])
+    result = call.function.result
+    order_flag = CURVATURE if curve else LOSS if result == (ENTRIES,) else GRADIENT
+    kernel, plain = call.kernel(), external("binary.cross_entropy")
+    focus, numbers = gamma_of(call, kind), _numbers(call, kind)
+    check_shape, check_targets = check_same(function, call.names[1], name), _target_check(call, x, kind)
+    order_of, entries_of, targets_of = _order_of(x), _flat(x, kind), _flat(call[call.names[1]], kind)
+    positive_of, samples_of = _weights(call, "pos_weight", x, kind), _weights(call, "sample_weight", x, kind)
+    present, divisor_of, scale_of = kernel_weights(kind), divisor_for(sampled and mean), scale_for(mean)
+    weigh = merged(lambda samples, rows, exponent: samples)
+    if sampled and mean:
+        weigh = merged(lambda s, n, exponent: readable(scaled(stack(kind, 1), s, n, exponent, kind), (n,), kind))
+    unreduced = reduction == "none" and ENTRIES in result
+    make_losses, losses_for, put_losses = _output(call, x, dtype, unreduced, None)
+    make_slope, slope_for, put_slope = _output(call, x, dtype, result != (ENTRIES,), call["out"])
+    reduce, returned = reduced_for(mean), wanted(call)
+    finish = merged(lambda losses, sums, divisor: kind(reduce(sums, divisor, np.float64)))
+    if unreduced:
+        finish = merged(lambda losses, sums, divisor: losses)
+        if x.ndim == 0:
+            finish = merged(lambda losses, sums, divisor: losses[()])
+    shown = merged(lambda slope: slope)
+    if x.ndim == 0 and absent(call["out"]) and result != (ENTRIES,):
+        shown = merged(lambda slope: slope[()])
+    focal, weighed = call["gamma"] is not None, not absent(call["alpha"])
+
+    @merged
+    def launch(n: int, room: Any, x: Any, t: Any, v: Any, w: Any, losses: Any, y: Any, sums: Any, s: Any) -> None:
+        (base, gain), _, _, scale = s
+        kernel(0, n, room, x, t, v, w, losses, y, sums, order_flag, base, gain, scale[0], scale[1])
+
+    @merged
+    def launch_focal(
+        n: int, room: Any, x: Any, t: Any, v: Any, w: Any, losses: Any, y: Any, sums: Any, s: Any
+    ) -> None:
+        (base, gain), (alpha, beta), gamma, scale = s
+        if gamma == 0.0 and not weighed:
+            plain(0, n, room, x, t, v, w, losses, y, sums, order_flag, base, gain, scale[0], scale[1])
+        else:
+            kernel(0, n, room, x, t, v, w, losses, y, sums, order_flag, gamma, alpha, beta, scale[0], scale[1])
+
+    start = launch_focal if focal else launch
+
+    @merged
+    def run(x: Any, targets: Any, options: Any, out: Any) -> Any:
+        pos_weight, sample_weight, label_smoothing, power, alpha = options
+        check_shape(targets, x)
+        order = order_of(x)
+        source, t = entries_of(x, order), targets_of(targets, order)
+        shares, alphas = numbers(label_smoothing, alpha)
+        gamma = focus(power)
+        positive, samples = present(positive_of(pos_weight, x, order)), samples_of(sample_weight, x, order)
+        value, down = divisor_of(samples, 0, source.size, kind)
+        weights = present(weigh(samples, source.size, -down))
+        check_targets(targets, order, t, weights)
+        losses, slope = make_losses(x, None), make_slope(x, out)
+        entries, y = losses_for(losses, order, source, t, weights), slope_for(slope, order, source, t, weights)
+        chunks = (source.size + CHUNK - 1) // CHUNK
+        sums = empty((3 * chunks,), np.float64)
+        room = stack(kind, 0)
+        scale = scale_of(value, kind)
+        start(chunks, room, source, t, positive, weights, entries, y, sums, (shares, alphas, gamma, scale))
+        put_losses(losses, order, entries)
+        put_slope(slope, order, y)
+        return returned(finish(losses, sums, value), shown(slope))
+
+    return run, (*call.names, OPTIONS, "out")

@@ -31,6 +31,7 @@ Integers: TypeAlias = Annotated[Any, "ints 1"]
 Doubles: TypeAlias = Annotated[Any, "doubles 1"]
 Flags: TypeAlias = Annotated[Any, "bools 1"]
 Temperature: TypeAlias = Annotated[Any, "none", "tuple 5"]
+Tempered: TypeAlias = Annotated[Any, "tuple 5"]
 Nothing: TypeAlias = Annotated[Any, "none"]
 MaybeTable: TypeAlias = Annotated[Any, "none", "floats 2"]
 MaybeBlock: TypeAlias = Annotated[Any, "none", "floats 3"]
@@ -48,6 +49,7 @@ MODULES = (
     "entropy",
     "losses",
     "loops",
+    "metrics",
     "pieces",
     "reductions",
     "sampling",

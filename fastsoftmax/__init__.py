@@ -4,6 +4,7 @@ from typing import Any as _Any
 
 from fastsoftmax.api import ufuncs as _ufuncs
 from fastsoftmax.api.activations import log_softmax, logsumexp, softmax
+from fastsoftmax.api.calibration import fit_temperature
 from fastsoftmax.api.derivatives import (
     log_softmax_jacobian,
     log_softmax_jvp,
@@ -56,6 +57,7 @@ __all__ = [
     "cross_entropy_hvp",
     "cross_entropy_with_grad",
     "filter_logits",
+    "fit_temperature",
     "label_statistics",
     "linear_cross_entropy",
     "linear_cross_entropy_hvp",

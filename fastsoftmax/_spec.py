@@ -18,12 +18,13 @@ result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
     row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. ``gradients``: a named
     tuple, with a gradient for each argument. ``classes``: one class index for each row, or several of them, as
-    ``size=`` says. Several entries are a tuple.
+    ``size=`` says. ``fit``: a named tuple of numbers that were fitted to all rows. Several entries are a tuple.
 """
 
 from typing import NamedTuple
 
 LIKE, ROWS, SQUARE, LOSS, GRADIENTS, CLASSES = "like", "rows", "square", "loss", "gradients", "classes"
+FIT = "fit"
 LOGITS, TANGENT, COTANGENT = "logits", "tangent", "cotangent"
 TARGETS, LABELS, DISTRIBUTIONS = "targets", "labels", "distributions"
 INDPTR, POSITIONS = "indptr", "positions"
@@ -69,9 +70,14 @@ class Function(NamedTuple):
         return FEATURES in self.operands
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether compiled code has it: what needs BLAS, or passes over its arrays many times, does not gain by it."""
+        return not (self.of_products or FIT in self.result)
+
+    @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
-        if self.is_ragged or self.of_products or self.family == "statistics" or CLASSES in self.result:
+        if self.is_ragged or not self.is_compiled or self.family == "statistics" or CLASSES in self.result:
             return None
         return None if self.name.endswith("_grad") else self.name.replace("_", "-")
 
@@ -98,6 +104,12 @@ GROUPS = {
         "Statistics",
         "losses",
         "log-probability and rank of the label, greatest class, entropy and log-sum-exp of each row, in one pass",
+    ),
+    "calibration": Group(
+        "Calibration",
+        "losses",
+        "the temperature that minimises the cross-entropy, with `sample_weight=` and `ignore_index=`; "
+        "[`fastsoftmax.metrics`](docs/guide/calibration.md) adds up losses, accuracies and calibration errors",
     ),
     "squared error": Group(
         "Squared error",
@@ -184,6 +196,15 @@ FUNCTIONS = {
             (ROWS,) * 5,
             "statistics.label_statistics",
             bench=("",),
+        ),
+        Function(
+            "fit_temperature",
+            "calibration",
+            "calibration",
+            "fit",
+            (LOGITS, LABELS),
+            (FIT,),
+            "metrics.derivatives",
         ),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
         Function("linear_cross_entropy", *_LINEAR, (LOSS,), "losses.cross_entropy"),

@@ -97,7 +97,7 @@ def check_kind(problem: Problem, targets: Any, options: LossOptions, name: str =
 
     `targets` is an array of real numbers, or any object with a shape and a dtype.
     """
-    prefix, role = named(problem.function, name), FUNCTIONS[problem.function].operands[1]
+    role = FUNCTIONS[problem.function].operands[1]
     if role == DISTRIBUTIONS:
         problem.check_shape("targets", targets)
         return True
@@ -108,8 +108,16 @@ def check_kind(problem: Problem, targets: Any, options: LossOptions, name: str =
                 f"{targets.shape} are distributions"
             )
         return True
+    soft = "" if role == LABELS else f" or {problem.shape} (distributions)"
+    check_indices(problem, targets, name, soft)
+    options.ignored_index(problem.function)
+    return False
+
+
+def check_indices(problem: Problem, targets: Any, name: str, soft: str = "") -> None:
+    """An error unless the targets can be class indices, one for each row; `soft` says what else they may be."""
+    prefix = named(problem.function, name)
     if targets.shape != problem.row_shape:
-        soft = "" if role == LABELS else f" or {problem.shape} (distributions)"
         raise ValueError(
             f"{prefix} has shape {targets.shape}, expected {problem.row_shape} (class indices){soft} for "
             f"{problem.name} of shape {problem.shape}"
@@ -119,8 +127,6 @@ def check_kind(problem: Problem, targets: Any, options: LossOptions, name: str =
             f"{prefix} of shape {targets.shape} are class indices and have dtype {targets.dtype}, "
             "expected integers"
         )
-    options.ignored_index(problem.function)
-    return False
 
 
 def _all_below(labels: Array, classes: int) -> bool:
@@ -352,14 +358,16 @@ def row_targets(
     return RowTargets(problem, array, ignored, options, divisor)
 
 
-def weight_array(problem: Problem, name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
-    """An array of weights of this shape in the dtype of the computation, or None."""
+def weight_array(
+    problem: Problem, name: str, value: Any, shape: tuple[int, ...], dtype: Any = None
+) -> Array | None:
+    """An array of weights of this shape in `dtype`, that of the computation if it is None; or None."""
     if value is None:
         return None
     array = real_array(problem.function, name, value)
     if array.shape != shape:
         raise ValueError(f"{named(problem.function, name)} has shape {array.shape}, expected {shape}")
-    return converted(array, problem.dtype)
+    return converted(array, problem.dtype if dtype is None else dtype)
 
 
 def part_of_divisor(

@@ -71,7 +71,7 @@ class Function(NamedTuple):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether compiled code has it: what needs BLAS, or passes over its arrays many times, does not gain by it."""
+        """Whether compiled code has it, which gains nothing where BLAS or many passes take the time."""
         return not (self.of_products or FIT in self.result)
 
     @property
@@ -108,8 +108,7 @@ GROUPS = {
     "calibration": Group(
         "Calibration",
         "losses",
-        "the temperature that minimises the cross-entropy, with `sample_weight=` and `ignore_index=`; "
-        "[`fastsoftmax.metrics`](docs/guide/calibration.md) adds up losses, accuracies and calibration errors",
+        "the temperature that minimises the cross-entropy, with `sample_weight=` and `ignore_index=`",
     ),
     "squared error": Group(
         "Squared error",

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastsoftmax._vectors import COUNT, HITS, METRICS, ONES, SLAB, SUM_WORDS, VALUES, WEIGHT
 from fastsoftmax.arrays import long_rows
-from fastsoftmax.arrays.blocks import Array, Problem, real_array
+from fastsoftmax.arrays.blocks import Array, Problem
 from fastsoftmax.arrays.lazy import check_in_memory
 from fastsoftmax.arrays.metrics import Total, exact_sums, joined, labelled_rows, mean, ratio, total
 
@@ -92,7 +92,7 @@ class Metrics(NamedTuple):
     0.75
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # a method of tuples
     loss: float
     perplexity: float
     accuracy: float
@@ -141,16 +141,16 @@ class RunningMetrics:
     ulp. Their sums are exact. So the result depends on nothing but the rows: not on blocks, order, threads and
     memory layout, nor on how parts were merged.
 
-    A row with NaN makes loss, Brier score, entropy and calibration error NaN, and is no hit. A label with the logit
-    -inf makes the loss inf. Products of weights and losses beyond the range of float64 count as inf.
+    A row with NaN makes loss, Brier score, entropy and calibration error NaN, and is no hit. A label with the
+    logit -inf makes the loss inf. Products of weights and losses beyond the range of float64 count as inf.
 
     An object may be used by one thread at a time. Threads, processes and Dask workers get one each, which are
     merged at the end.
 
     References
     ----------
-    M. P. Naeini, G. F. Cooper, M. Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning, 2015,
-    doi:10.1609/aaai.v29i1.9602 (expected calibration error).
+    M. P. Naeini, G. F. Cooper, M. Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning,
+    2015, doi:10.1609/aaai.v29i1.9602 (expected calibration error).
     G. W. Brier, Verification of forecasts expressed in terms of probability, 1950,
     doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2.
 
@@ -270,7 +270,9 @@ class RunningMetrics:
             perplexity = float(np.exp(loss))
         hits = {k: mean(sums, HITS + 1 + j) for j, k in enumerate(self.top_k)}
         weight = total(sums[WEIGHT])
-        parts = [[total(words) for words in three] for three in sums[self._slot_of_bins :].reshape(-1, 3, SUM_WORDS)]
+        parts = [
+            [total(words) for words in three] for three in sums[self._slot_of_bins :].reshape(-1, 3, SUM_WORDS)
+        ]
         wrong = Total(sum(abs(b.number - c.number) for _, b, c in parts), sum(b.special for _, b, _ in parts))
         one = Total(1 << 1075, 0.0)
         bins = ReliabilityBins(
@@ -280,7 +282,15 @@ class RunningMetrics:
             np.array([ratio(c, a) for a, _, c in parts]),
         )
         return Metrics(
-            int(sums[COUNT, ONES]), loss, perplexity, mean(sums, HITS), hits, brier, ratio(wrong, weight), entropy, bins
+            int(sums[COUNT, ONES]),
+            loss,
+            perplexity,
+            mean(sums, HITS),
+            hits,
+            brier,
+            ratio(wrong, weight),
+            entropy,
+            bins,
         )
 
 
@@ -337,7 +347,9 @@ class RunningLogSumExp:
         try:
             self.shape = tuple(operator.index(n) for n in ([shape] if hasattr(shape, "__index__") else shape))
         except TypeError:
-            raise TypeError(f"RunningLogSumExp: shape must be an integer or a tuple of them, got {shape!r}") from None
+            raise TypeError(
+                f"RunningLogSumExp: shape must be an integer or a tuple of them, got {shape!r}"
+            ) from None
         if min(self.shape, default=0) < 0:
             raise ValueError(f"RunningLogSumExp: shape {self.shape} has a negative size")
         nothing = np.empty((1, 0), Problem("RunningLogSumExp", np.empty(1, self.dtype), -1).dtype)
@@ -381,12 +393,13 @@ class RunningLogSumExp:
         problem = Problem(function, block, axis, name="block")
         if problem.row_shape != self.shape:
             raise ValueError(
-                f"{function}: block has shape {problem.shape}, expected {self.shape} with the classes at axis {axis}"
+                f"{function}: block has shape {problem.shape}, expected {self.shape} and an axis of "
+                f"classes at {axis}"
             )
         if not np.can_cast(problem.x.dtype, self.dtype, "safe"):
             raise TypeError(
-                f"{function}: block has dtype {problem.x.dtype}, which {self.dtype} cannot hold; convert it, or use "
-                f"RunningLogSumExp(shape, {np.result_type(problem.x.dtype, self.dtype)})"
+                f"{function}: block has dtype {problem.x.dtype}, which {self.dtype} cannot hold; convert it, or "
+                f"use RunningLogSumExp(shape, {np.result_type(problem.x.dtype, self.dtype)})"
             )
         moved = np.moveaxis(problem.x, problem.axes[0], -1)
         moved = moved[None] if moved.ndim == 1 else moved

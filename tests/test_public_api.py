@@ -55,6 +55,7 @@ SIGNATURES = {
     "squared_error": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean')",
     "squared_error_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
     "squared_error_with_grad": "(logits, targets, axis=-1, *, sample_weight=None, reduction='mean', out=None)",
+    "fit_temperature": "(logits, labels, axis=-1, *, sample_weight=None, ignore_index=None)",
     "categorical": f"(logits, axis=-1, *, {DRAWS}, {FILTERS}, where=None)",
     "filter_logits": f"(logits, axis=-1, *, {FILTERS}, temperature=1.0, out=None)",
     "segment_categorical": f"(x, indptr, *, {DRAWS}, {FILTERS})",

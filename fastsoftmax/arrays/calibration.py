@@ -1,6 +1,7 @@
 """The driver of `fit_temperature`: Newton's method for the logarithm of the temperature, in a bracket."""
 
 import math
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +10,10 @@ from fastsoftmax._vectors import DERIVATIVES, SUM_WORDS, VALUES, WEIGHT
 from fastsoftmax.arrays.blocks import inverse_parts
 from fastsoftmax.arrays.metrics import LabelledRows, Total, exact_sums, labelled_rows, ratio, total
 
-LARGE = 2.0**60
-"""At this temperature every softmax is uniform but for differences that the derivatives still show."""
+UNIFORM = 2.0**20
+"""At so many times the greatest logit, a softmax is uniform but for differences that derivatives still show."""
+PART = 1 << 18
+"""So many logits are looked at together."""
 STEPS = {"f": 2.0**-14, "d": 2.0**-28}
 """After a step of Newton's method that is smaller, the error is about its square: the roundoff of the dtype."""
 LINEAR = 0.7
@@ -56,11 +59,21 @@ class _Rows:
         if not weight.number:
             raise ValueError(f"{self.function}: there are no rows that count")
         if math.isnan(loss.special):
-            raise ValueError(f"{self.function}: logits hold NaN or +inf, or a row of -inf only, in a row that counts")
+            raise ValueError(
+                f"{self.function}: logits hold NaN or +inf, or a row of -inf only, in a row that counts"
+            )
         if loss.special:
             raise ValueError(f"{self.function}: the loss is infinite: a label has the logit -inf")
         first = ratio(Total(mean.number - depth.number, 0.0), weight)
         return Slope(ratio(loss, weight), first, ratio(variance, weight) - first, depth, mean)
+
+    def uniform(self) -> Slope:
+        """The derivatives in the limit of large temperatures."""
+        flat, most = self.rows.block.reshape(-1), 0.0
+        for start in range(0, flat.size, PART):
+            part = np.abs(flat[start : start + PART])
+            most = max(most, float(part.max(initial=0, where=np.isfinite(part))))
+        return self.at(min(UNIFORM * (most or 1.0), sys.float_info.max))
 
 
 def fit_temperature(
@@ -72,7 +85,7 @@ def fit_temperature(
     here = rows.at(1.0)
     before = here.loss
     if not here.depth.number:
-        if not rows.at(LARGE).mean.number:
+        if not rows.uniform().mean.number:
             return TemperatureFit(1.0, before, before, rows.passes)
         raise ValueError(
             f"{function}: every label has the greatest logit of its row, so that the loss has no minimum: "
@@ -84,14 +97,14 @@ def fit_temperature(
             low = place
         else:
             high = place
-        last, step = step, _step(here, step)
+        step = _step(here, step)
         if abs(step) <= small and here.second > 0:
             break
         if high == math.inf and not bounded and abs(step) >= 1:
-            if rows.at(LARGE).first <= 0:
+            if rows.uniform().first <= 0:
                 raise ValueError(
-                    f"{function}: the labels do not agree with the logits better than chance, so that the loss has "
-                    "no minimum: it decreases as the temperature goes to infinity"
+                    f"{function}: the labels do not agree with the logits better than chance, so that the loss "
+                    "has no minimum: it decreases as the temperature goes to infinity"
                 )
             bounded = True
         if not low < place + step < high or (rows.passes > PATIENCE and math.isfinite(high - low)):

@@ -1,4 +1,4 @@
-"""Exact sums over rows with labels: the driver of metrics, and of the derivatives with respect to the temperature."""
+"""Exact sums over rows with labels: the driver of metrics, and of derivatives with respect to the temperature."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from fastsoftmax._vectors import (
     NANS,
     ONES,
     SLAB,
-    SUM_WORDS,
     WEIGHT,
 )
 from fastsoftmax.arrays.blocks import Array, Problem, named, on_lines, read_only, real_array
@@ -99,7 +98,9 @@ def joined(a: Array, b: Array) -> Array:
     """The sums of both tables."""
     table = a + b
     chunks = table[:, :CHUNKS]
-    chunks[:, 1:], chunks[:, :-1] = chunks[:, 1:] + (chunks[:, :-1] >> 32), chunks[:, :-1] & (2**32 - 1)
+    carries = chunks[:, :-1] >> 32
+    chunks[:, :-1] &= 2**32 - 1
+    chunks[:, 1:] += carries
     return table
 
 

@@ -1,7 +1,7 @@
 r"""Metrics of rows with labels, and the derivatives of their loss with respect to the temperature, added exactly.
 
-For p = softmax(x) and the label y of a row, with the terms e_k and sums of `traversal.statistics`, S the sum of all
-terms, the values of a row are
+For p = softmax(x) and the label y of a row, with the terms e_k and sums of `traversal.statistics`, S the sum of
+all terms, the values of a row are
 
     loss = -log p_y,  H as in `statistics`,  confidence = max p,
     Brier score = sum_k (p_k - [k = y])**2 = (1 - p_y)**2 + sum_{k != y} p_k**2
@@ -13,11 +13,14 @@ and with depths d_k = (m - x_k)/T, p = softmax(x/T) and u = log T
 In 1 - p_y the greatest term is not subtracted from S, and neither are squares that are larger than what remains.
 
 The sums over rows have no rounding errors, so that they do not depend on the order of the rows, on blocks and on
-threads. An exact sum is a fixed-point number with all bits of float64, in chunks of 32 bits with room for carries
-(R. M. Neal, Fast exact summation using small and large superaccumulators, 2015, arXiv:1505.05571). It takes a
-scalar number in three additions. Rows without weights take a shorter way: the values of a slab are added in vectors
-of float64, and so are the rounding errors of that sum, the errors of the latter, and so on (TwoSum). If the last
-errors are all 0, these few sums are exact together.
+threads. An exact sum is a fixed-point number with all bits of float64, in chunks of 32 bits with room for carries.
+It takes a number in three additions. Rows without weights take a shorter way: the values of a slab are added in
+vectors of float64, and so are the rounding errors of that sum, the errors of the latter, and so on (TwoSum). If
+the last errors are all 0, these few sums are exact together.
+
+References
+----------
+R. M. Neal, Fast exact summation using small and large superaccumulators, 2015, arXiv:1505.05571.
 """
 
 from typing import Any, NamedTuple
@@ -164,8 +167,8 @@ def _put_lanes(sums: Any, at: int, box: Any, vector: Any) -> None:
 def put_slab(sums: Any, at: int, values: Any, count: int, box: Any) -> None:
     """Add the numbers of a slab; `count` is a multiple of 8.
 
-    In vectors, if nothing is lost in the sum of the rounding errors of their sum, or in that of its own errors, and
-    so on; else number by number, as infinities and NaN are.
+    In vectors, if nothing is lost in the sum of the rounding errors of their sum, or in that of its own errors,
+    and so on; else number by number, as infinities and NaN are.
     """
     zero = broadcast(number(box, 0.0))
     a, b, lost = zero, zero, zero
@@ -296,8 +299,9 @@ def add_bins(sums: Any, slab: Slab, at: int, bins: int, table: Any, spots: Any, 
     """Add rows, confidences and hits of each bin, without weights, after `add_hits`.
 
     `table` is memory for two integers for each bin, and for one more bin, which gets the rows that do not count.
-    Rows take turns with the two, because an addition waits for the one before at the same place. `spots` and `parts` are memory of float64 for a slab: for the bins of the rows, and their confidences. What these have
-    below 2**-34 is added for itself, which float32 needs only where more than 1000 classes are about equal.
+    Rows take turns with the two, because an addition waits for the one before at the same place. `spots` and
+    `parts` are memory of float64 for a slab: for the bins of the rows, and their confidences. What is below 2**-34
+    in these is added for itself; float32 needs that only where more than 1000 classes are about equal.
     """
     values, box = slab.values, slab.box
     zero, fine = broadcast(number(box, 0.0)), broadcast(number(box, FINE))
@@ -469,8 +473,8 @@ def update(
     """Add the metrics of rows to the exact sums with which `room` begins.
 
     The sums are those of `COUNT`, `WEIGHT`, the `VALUES` loss, entropy and Brier score, `HITS`, one for each k of
-    `top_k`, and rows, confidences and hits of each bin. Behind them, `room` has the memory of
-    `add_bins`, and from word `words` on that for a slab and tiles. Rows with labels below 0 do not count. `weights` may be empty.
+    `top_k`, and rows, confidences and hits of each bin. Behind them, `room` has the memory of `add_bins`, and from
+    word `words` on that for a slab and tiles. Rows with labels below 0 do not count. `weights` may be empty.
     """
     data, space = memory(x), memory(room)
     sums, marks, given, ks = as_integers(space), memory(labels), memory(weights), memory(top_k)

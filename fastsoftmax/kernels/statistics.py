@@ -221,7 +221,9 @@ def statistics_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, 
     store_place(x, place, folded, m, places)
     value, error = two_sum(log_high, times(mean_of(dots, known, folded), beta))
     store_part(entropies, row, count, broadcast(value + (error + log_low)))
-    lifted = RowStatistics(times(m, beta), shift, bias, known.top, known.ties, known.rest, known.rest_low, None, None)
+    lifted = RowStatistics(
+        times(m, beta), shift, bias, known.top, known.ties, known.rest, known.rest_low, None, None
+    )
     store_part(sums_out, row, count, broadcast(log_of_sum(lifted)))
 
 

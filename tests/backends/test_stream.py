@@ -1,5 +1,6 @@
 """`fastsoftmax run`: results as in memory, files of any order and size, no unfinished results."""
 
+import json
 import os
 import pickle
 import re

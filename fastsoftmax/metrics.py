@@ -11,6 +11,7 @@ once, from the numbers of the rows.
 
 import math
 import operator
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,7 +169,7 @@ class RunningMetrics:
     """
 
     def __init__(self, *, top_k: Any = (1, 5), bins: int = 15) -> None:
-        ks = [top_k] if hasattr(top_k, "__index__") else list(top_k)
+        ks = [top_k] if np.ndim(top_k) == 0 else list(top_k)
         self.top_k = tuple(_whole("top_k", k) for k in ks)
         if len(set(self.top_k)) != len(self.top_k):
             raise ValueError(f"RunningMetrics: top_k {self.top_k} has a number twice")
@@ -345,7 +346,7 @@ class RunningLogSumExp:
         if self.dtype.char not in "efd":
             raise TypeError(f"RunningLogSumExp: dtype is {self.dtype}, expected float16, float32 or float64")
         try:
-            self.shape = tuple(operator.index(n) for n in ([shape] if hasattr(shape, "__index__") else shape))
+            self.shape = tuple(operator.index(n) for n in ([shape] if np.ndim(shape) == 0 else shape))
         except TypeError:
             raise TypeError(
                 f"RunningLogSumExp: shape must be an integer or a tuple of them, got {shape!r}"
@@ -403,13 +404,14 @@ class RunningLogSumExp:
             )
         moved = np.moveaxis(problem.x, problem.axes[0], -1)
         moved = moved[None] if moved.ndim == 1 else moved
-        rows, inner = self._rows.copy(), math.prod(moved.shape[1:-1])
-        size = max(inner * max(problem.classes, len(long_rows.FIELDS)) * self._rows.dtype["m"].itemsize, 1)
-        step = max(1, PART_BYTES // size)
-        for start in range(0, moved.shape[0], step):
-            part = moved[start : start + step]
-            here = slice(start * inner, (start + part.shape[0]) * inner)
-            matrix = np.ascontiguousarray(part, self._rows.dtype["m"]).reshape(len(rows[here]), problem.classes)
+        rows, kind = self._rows.copy(), self._rows.dtype["m"]
+        inner = math.prod(moved.shape[1:-1])
+        width = max(1, min(problem.classes, PART_BYTES // kind.itemsize))
+        step = max(1, PART_BYTES // (max(inner, 1) * max(width, len(long_rows.FIELDS)) * kind.itemsize))
+        for start, begin in product(range(0, len(moved), step), range(0, problem.classes, width)):
+            part = moved[start : start + step, ..., begin : begin + width]
+            here = slice(start * inner, (start + len(part)) * inner)
+            matrix = np.ascontiguousarray(part, kind).reshape(len(part) * inner, part.shape[-1])
             rows[here] = long_rows.merge(np.stack([rows[here], long_rows.summarize(matrix)], axis=-1))
         self._rows = rows
         return self

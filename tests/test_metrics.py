@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsoftmax as fs
+from fastsoftmax import arrays, metrics
 from fastsoftmax.metrics import Metrics, RunningLogSumExp, RunningMetrics
 
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -306,8 +307,6 @@ def test_merging_carries():
 
 
 def test_an_error_adds_nothing(monkeypatch):
-    from fastsoftmax.arrays import metrics
-
     one = part(0)
     wanted = one.result()
 
@@ -316,7 +315,7 @@ def test_an_error_adds_nothing(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(metrics, "run", interrupted)
+        patch.setattr(arrays.metrics, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             one.update(np.zeros((2, 3)), [0, 1])
     with pytest.raises(IndexError):
@@ -395,7 +394,7 @@ def test_an_update_costs_little_more_than_the_statistics():
     import time
 
     x, y, _ = rows_for(np.float32, 200_000, 50)
-    metrics = RunningMetrics()
+    running = RunningMetrics()
 
     def best(call):
         times = []
@@ -406,8 +405,8 @@ def test_an_update_costs_little_more_than_the_statistics():
         return min(times)
 
     with fs.threads(1):
-        metrics.update(x, y), fs.label_statistics(x, y)
-        assert best(lambda: metrics.update(x, y)) < 1.3 * 1.5 * best(lambda: fs.label_statistics(x, y))
+        running.update(x, y), fs.label_statistics(x, y)
+        assert best(lambda: running.update(x, y)) < 1.3 * 1.5 * best(lambda: fs.label_statistics(x, y))
 
 
 # --- log-sum-exp of classes in blocks -------------------------------------------------------------------------
@@ -452,8 +451,11 @@ def test_infinities_and_nan_in_any_block(dtype):
             np.testing.assert_array_equal(running.value(), fs.logsumexp(x, 1))
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,), (300, 200)])
-def test_shapes_and_axes_of_blocks(shape, monkeypatch):
+@pytest.mark.parametrize("limit", [metrics.PART_BYTES, 100])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,), (30, 20)])
+def test_shapes_and_axes_of_blocks(shape, limit, monkeypatch):
+    """Also with blocks that are summarized in parts of a few rows and classes."""
+    monkeypatch.setattr(metrics, "PART_BYTES", limit)
     rng = np.random.default_rng(0)
     for axis in range(len(shape) + 1):
         x = rng.normal(size=(*shape[:axis], 12, *shape[axis:]))

@@ -69,6 +69,8 @@ def fit_temperature(
     loss and both derivatives come from one pass over the logits; five to eight are usual. Their sums over the rows
     are exact, so that the result does not depend on the number of threads or the order of the rows.
 
+    It is not available in compiled code (Numba), which would gain nothing.
+
     If the loss does not depend on T, because there is one class, or all logits of each row are equal, the result
     is T = 1.
 

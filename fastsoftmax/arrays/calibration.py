@@ -11,13 +11,15 @@ from fastsoftmax.arrays.blocks import inverse_parts
 from fastsoftmax.arrays.metrics import LabelledRows, Total, exact_sums, labelled_rows, ratio, total
 
 UNIFORM = 2.0**20
-"""At so many times the greatest logit, a softmax is uniform but for differences that derivatives still show."""
+"""At so many times the greatest logit, a softmax is uniform but for what derivatives still show."""
 PART = 1 << 18
 """So many logits are looked at together."""
 STEPS = {"f": 2.0**-14, "d": 2.0**-28}
 """After a step of Newton's method that is smaller, the error is about its square: the roundoff of the dtype."""
 LINEAR = 0.7
 """A step that is longer than so much of the one before: the method does not converge yet, steps are doubled."""
+LEAST, MOST = math.log(sys.float_info.min), math.log(sys.float_info.max) - 1e-9
+"""The logarithms of the temperatures that are tried."""
 PATIENCE = 40
 """After so many passes the bracket is halved, which always ends."""
 
@@ -63,7 +65,10 @@ class _Rows:
                 f"{self.function}: logits hold NaN or +inf, or a row of -inf only, in a row that counts"
             )
         if loss.special:
-            raise ValueError(f"{self.function}: the loss is infinite: a label has the logit -inf")
+            raise ValueError(
+                f"{self.function}: the loss is infinite: the logit of a label is -inf, or so far below the greatest "
+                f"that {self.rows.problem.dtype} cannot hold the difference"
+            )
         first = ratio(Total(mean.number - depth.number, 0.0), weight)
         return Slope(ratio(loss, weight), first, ratio(variance, weight) - first, depth, mean)
 
@@ -111,7 +116,9 @@ def fit_temperature(
             step = (low + high) / 2 - place
             if abs(step) <= small**2:
                 break
-        place += step
+        left, place = place, min(max(place + step, LEAST), MOST)
+        if place == left:
+            raise ValueError(f"{function}: the temperature is beyond the range of float64")
         here = rows.at(math.exp(place))
     return TemperatureFit(math.exp(place + step), here.loss + here.first * step / 2, before, rows.passes)
 

@@ -182,8 +182,18 @@ def test_infinities_and_nan(dtype):
         x[3, 1] = value
         with pytest.raises(ValueError, match=r"fit_temperature: logits hold NaN or \+inf"):
             fs.fit_temperature(x, y)
-    with pytest.raises(ValueError, match="the loss is infinite: a label has the logit -inf"):
+    with pytest.raises(ValueError, match="the loss is infinite: the logit of a label is -inf, or so far"):
         fs.fit_temperature(wider, np.where(np.arange(60) == 5, 4, y))
+
+
+def test_sizes_beyond_the_range():
+    """The difference of the logits, or the temperature, may not be a float64."""
+    for dtype, most in ((np.float32, 3e38), (np.float64, 1.7e308)):
+        x = np.array([[most, -most], [-most, most], [0, 1]], dtype)
+        with pytest.raises(ValueError, match=f"that {np.dtype(dtype)} cannot hold the difference"):
+            fs.fit_temperature(x, [1, 1, 1])
+    with pytest.raises(ValueError, match="the temperature is beyond the range of float64"):
+        fs.fit_temperature([[1e-310, 0], [1e-310, 0], [0, 1e-310]], [0, 0, 0])
 
 
 def test_errors():

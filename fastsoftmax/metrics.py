@@ -225,7 +225,7 @@ class RunningMetrics:
         """
         rows = labelled_rows("RunningMetrics.update", logits, labels, axis, sample_weight, ignore_index)
         before = np.array(self.top_k, np.int64), self.bins
-        self._sums = exact_sums("metrics.update", rows, self._sums, 2 * (self.bins + 1 + SLAB), FIELDS, before)
+        self._sums = exact_sums("metrics.update", rows, self._sums, 3 * self.bins + 2 + 2 * SLAB, FIELDS, before)
         return self
 
     def merge(self, other: "RunningMetrics") -> "RunningMetrics":

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import DERIVATIVES, SUM_WORDS, VALUES, WEIGHT
+from fastsoftmax._vectors import DERIVATIVES, SLAB, SUM_WORDS, VALUES, WEIGHT
 from fastsoftmax.arrays.blocks import inverse_parts
 from fastsoftmax.arrays.metrics import LabelledRows, Total, exact_sums, labelled_rows, ratio, total
 
@@ -56,7 +56,7 @@ class _Rows:
         self.passes += 1
         nothing = np.zeros((VALUES + DERIVATIVES, SUM_WORDS), np.int64)
         beta = inverse_parts(temperature, self.rows.problem.dtype)
-        table = exact_sums("metrics.derivatives", self.rows, nothing, 0, DERIVATIVES, (), beta)
+        table = exact_sums("metrics.derivatives", self.rows, nothing, 2 * SLAB, DERIVATIVES, (), beta)
         weight, loss, mean, depth, variance = (total(table[k]) for k in range(WEIGHT, VALUES + DERIVATIVES))
         if not weight.number:
             raise ValueError(f"{self.function}: there are no rows that count")
@@ -66,8 +66,8 @@ class _Rows:
             )
         if loss.special:
             raise ValueError(
-                f"{self.function}: the loss is infinite: the logit of a label is -inf, or so far below the greatest "
-                f"that {self.rows.problem.dtype} cannot hold the difference"
+                f"{self.function}: the loss is infinite: the logit of a label is -inf, or so far below the "
+                f"greatest that {self.rows.problem.dtype} cannot hold the difference"
             )
         first = ratio(Total(mean.number - depth.number, 0.0), weight)
         return Slope(ratio(loss, weight), first, ratio(variance, weight) - first, depth, mean)

@@ -14,9 +14,9 @@ In 1 - p_y the greatest term is not subtracted from S, and neither are squares t
 
 The sums over rows have no rounding errors, so that they do not depend on the order of the rows, on blocks and on
 threads. An exact sum is a fixed-point number with all bits of float64, in chunks of 32 bits with room for carries.
-It takes a number in three additions. Rows without weights take a shorter way: the values of a slab are added in
-vectors of float64, and so are the rounding errors of that sum, the errors of the latter, and so on (TwoSum). If
-the last errors are all 0, these few sums are exact together.
+It takes a number in three additions. There is a shorter way for many: the values of a slab are added in vectors of
+float64, and so are the rounding errors of that sum, the errors of the latter, and so on (TwoSum). If the last
+errors are all 0, these few sums are exact together.
 
 References
 ----------
@@ -51,6 +51,7 @@ from fastsoftmax.kernels.simd.memory import (
     lane_count,
     load,
     load_double,
+    load_part,
     load_scalar,
     memory,
     scratch,
@@ -95,6 +96,8 @@ FRACTION, HIDDEN, LOW = (1 << 52) - 1, 1 << 52, (1 << 32) - 1
 FINE, FINE_UNIT = 1.5 * 2.0**18, 2.0**-34
 FINE_ZERO = 1 << 51
 """The bits of the fraction of FINE."""
+LEAST = 2.0**-26
+"""The low parts of greater confidences are multiples of 2**-78, and a sum of them is exact."""
 ROWS_FROM, RIGHT_FROM, PART = 44, 54, (1 << 10) - 1
 WHOLE = 1.5 * 2.0**52
 """The low bits of x + WHOLE are the whole number x."""
@@ -212,6 +215,9 @@ class Slab(NamedTuple):
     count: Any
     box: Any
     """Memory for a vector of float64."""
+    spots: Any
+    parts: Any
+    """Memory for the float64 numbers of a slab."""
 
 
 @inline
@@ -222,35 +228,46 @@ def _counted(slab: Slab, k: int) -> Any:
 
 @inline
 def add_values(sums: Any, slab: Slab, fields: int) -> None:
-    """Add the number of rows, their weights, and the first fields; values that do not count become 0."""
-    values, labels, weights, first, count, box = slab
-    if size(weights) > 0:
-        rows = 0
-        for i in range(count):
-            if load_scalar(labels, first + i) >= 0:
-                rows += 1
-                weight = load_scalar(weights, first + i)
-                put_number(sums, WEIGHT * SUM_WORDS, box, weight)
-                for field in range(fields):
-                    value = np.float64(load_scalar(values, field * SLAB + i))
-                    put_number(sums, (VALUES + field) * SUM_WORDS, box, weight * value)
-        _increase(sums, COUNT * SUM_WORDS + ONES, rows)
-        return
+    """Add the number of rows, their weights, and the first fields. Values that do not count become 0.
+
+    With weights, those of the rows that count are in `spots` afterwards, and 0 for the others.
+    """
+    values, count, box = slab.values, slab.count, slab.box
     step = lane_count(values)
     zero, one = broadcast(number(values, 0.0)), broadcast(number(values, 1.0))
-    rows_of = zero
+    rows = zero
     for k in range(0, count, step):
         label = _counted(slab, k)
-        rows_of = rows_of + select_less(label, zero, zero, one)
+        rows = rows + select_less(label, zero, zero, one)
         for field in range(fields):
             at = field * SLAB + k
             store(values, at, select_less(label, zero, zero, load(values, at)))
-    whole = fold_sum(True, rows_of)
+    whole = fold_sum(True, rows)
     put_count(sums, COUNT * SUM_WORDS, whole)
-    put_count(sums, WEIGHT * SUM_WORDS, whole)
     padded = (count + step - 1) // step * step
+    if size(slab.weights) == 0:
+        put_count(sums, WEIGHT * SUM_WORDS, whole)
+        for field in range(fields):
+            put_slab(sums, (VALUES + field) * SUM_WORDS, after(values, field * SLAB), padded, box)
+        return
+    nothing = broadcast(number(box, 0.0))
+    store(slab.spots, padded - 8, nothing)
+    for k in range(0, count, 8):
+        lanes = min(8, count - k)
+        label = lane_labels(box, slab.labels, slab.first + k, lanes)
+        weight = load_part(slab.weights, slab.first + k, lanes, 0.0)
+        store(slab.spots, k, select_less(label, nothing, nothing, weight))
+    put_slab(sums, WEIGHT * SUM_WORDS, slab.spots, padded, box)
     for field in range(fields):
-        put_slab(sums, (VALUES + field) * SUM_WORDS, after(values, field * SLAB), padded, box)
+        add_weighted(sums, (VALUES + field) * SUM_WORDS, slab, field, padded)
+
+
+@inline
+def add_weighted(sums: Any, at: int, slab: Slab, field: int, padded: int) -> None:
+    """Add a field times the weights that `add_values` has left."""
+    for k in range(0, padded, 8):
+        store(slab.parts, k, load(slab.spots, k) * load_double(slab.values, field * SLAB + k))
+    put_slab(sums, at, slab.parts, padded, slab.box)
 
 
 @inline
@@ -263,47 +280,62 @@ def _bin_of(confidence: Any, bins: int) -> Any:
 
 
 @inline
-def add_hits(sums: Any, slab: Slab, top_k: Any) -> None:
-    """Add the rows whose greatest class, or one of the top k, is right, without weights.
+def mark_hits(slab: Slab) -> None:
+    """Put 1 into the place of the greatest class of rows where it is right, else 0.
 
-    The former are marked in the place of their greatest classes. Confidences of rows that do not count become -1.
+    Of rows that do not count, the rank becomes inf, and the confidence -1.
     """
     values = slab.values
-    zero, one, never = (
-        broadcast(number(values, 0.0)),
-        broadcast(number(values, 1.0)),
-        broadcast(number(values, INF)),
-    )
-    hits = zero
+    zero, one = broadcast(number(values, 0.0)), broadcast(number(values, 1.0))
+    never = broadcast(number(values, INF))
     for k in range(0, slab.count, lane_count(values)):
         label = _counted(slab, k)
         rank = select_less(label, zero, never, load(values, RANK * SLAB + k))
         store(values, RANK * SLAB + k, rank)
         right = select_equal(load(values, GREATEST * SLAB + k), label, one, zero)
-        right = select_less(rank, never, right, zero)
-        store(values, GREATEST * SLAB + k, right)
+        store(values, GREATEST * SLAB + k, select_less(rank, never, right, zero))
         at = CONFIDENCE * SLAB + k
         store(values, at, select_less(label, zero, -one, load(values, at)))
-        hits = hits + right
-    put_count(sums, HITS * SUM_WORDS, fold_sum(True, hits))
-    for j in range(size(top_k)):
-        limit = broadcast(number(values, float(load_scalar(top_k, j))))
-        hits = zero
-        for k in range(0, slab.count, lane_count(values)):
-            hits = hits + select_less(load(values, RANK * SLAB + k), limit, one, zero)
-        put_count(sums, (HITS + 1 + j) * SUM_WORDS, fold_sum(True, hits))
 
 
 @inline
-def add_bins(sums: Any, slab: Slab, at: int, bins: int, table: Any, spots: Any, parts: Any) -> None:
-    """Add rows, confidences and hits of each bin, without weights, after `add_hits`.
+def add_hits(sums: Any, slab: Slab, top_k: Any) -> None:
+    """Add the rows whose greatest class, or one of the top k, is right, after `mark_hits`."""
+    values, count, step = slab.values, slab.count, lane_count(slab.values)
+    zero, one = broadcast(number(values, 0.0)), broadcast(number(values, 1.0))
+    padded = (count + step - 1) // step * step
+    weighted = size(slab.weights) > 0
+    if weighted:
+        add_weighted(sums, HITS * SUM_WORDS, slab, GREATEST, padded)
+    else:
+        hits = zero
+        for k in range(0, count, step):
+            hits = hits + load(values, GREATEST * SLAB + k)
+        put_count(sums, HITS * SUM_WORDS, fold_sum(True, hits))
+    for j in range(size(top_k)):
+        limit, at = broadcast(number(values, float(load_scalar(top_k, j)))), (HITS + 1 + j) * SUM_WORDS
+        hits = zero
+        for k in range(0, count, step):
+            hit = select_less(load(values, RANK * SLAB + k), limit, one, zero)
+            if weighted:
+                store(values, k, hit)  # over the first field, which has been added
+            hits = hits + hit
+        if weighted:
+            add_weighted(sums, at, slab, 0, padded)
+        else:
+            put_count(sums, at, fold_sum(True, hits))
+
+
+@inline
+def add_bins(sums: Any, slab: Slab, at: int, bins: int, table: Any, lows: Any) -> None:
+    """Add rows, confidences and hits of each bin, without weights, after `mark_hits`.
 
     `table` is memory for two integers for each bin, and for one more bin, which gets the rows that do not count.
-    Rows take turns with the two, because an addition waits for the one before at the same place. `spots` and
-    `parts` are memory of float64 for a slab: for the bins of the rows, and their confidences. What is below 2**-34
-    in these is added for itself; float32 needs that only where more than 1000 classes are about equal.
+    Rows take turns with the two, because an addition waits for the one before at the same place. `spots` gets the
+    bins of the rows, and `parts` their confidences. What is below 2**-34 in these is added for itself, in `lows`,
+    which is memory of float64 for the bins; float32 needs that only where more than 1000 classes are about equal.
     """
-    values, box = slab.values, slab.box
+    values, box, spots, parts = slab.values, slab.box, slab.spots, slab.parts
     zero, fine = broadcast(number(box, 0.0)), broadcast(number(box, FINE))
     lost = zero
     for k in range(0, slab.count, 8):
@@ -322,12 +354,19 @@ def add_bins(sums: Any, slab: Slab, at: int, bins: int, table: Any, spots: Any, 
         amount = (load_scalar(part_bits, i) & FRACTION) - FINE_ZERO + (1 << ROWS_FROM) + (right << RIGHT_FROM)
         _increase(table, (load_scalar(spot_bits, i) & LOW) + (i & 1) * (bins + 1), amount)
     if fold_sum(True, lost) != 0.0:
+        for k in range(bins):
+            store_scalar(lows, k, 0.0)
         for i in range(slab.count):
             spot = load_scalar(spot_bits, i) & LOW
             if spot < bins:
                 confidence = np.float64(load_scalar(values, CONFIDENCE * SLAB + i))
                 low = confidence - (load_scalar(parts, i) - FINE)
-                put_number(sums, at + (3 * spot + 1) * SUM_WORDS, box, low)
+                if confidence > LEAST:
+                    store_scalar(lows, spot, load_scalar(lows, spot) + low)
+                else:
+                    put_number(sums, at + (3 * spot + 1) * SUM_WORDS, box, low)
+        for k in range(bins):
+            put_number(sums, at + (3 * k + 1) * SUM_WORDS, box, load_scalar(lows, k))
     for k in range(bins):
         found, slot = load_scalar(table, k) + load_scalar(table, bins + 1 + k), at + 3 * k * SUM_WORDS
         if found != 0:
@@ -338,25 +377,17 @@ def add_bins(sums: Any, slab: Slab, at: int, bins: int, table: Any, spots: Any, 
 
 
 @inline
-def add_weighted(sums: Any, slab: Slab, top_k: Any, at: int, bins: int) -> None:
-    """`add_hits` and `add_bins` with weights."""
-    values, labels, weights, first, count, box = slab
-    for i in range(count):
-        label = load_scalar(labels, first + i)
-        if label >= 0:
-            weight = load_scalar(weights, first + i)
-            rank = load_scalar(values, RANK * SLAB + i)
-            right = rank < INF and load_scalar(values, GREATEST * SLAB + i) == float(label)
-            if right:
-                put_number(sums, HITS * SUM_WORDS, box, weight)
-            for j in range(size(top_k)):
-                if rank < float(load_scalar(top_k, j)):
-                    put_number(sums, (HITS + 1 + j) * SUM_WORDS, box, weight)
+def add_weighted_bins(sums: Any, slab: Slab, at: int, bins: int) -> None:
+    """`add_bins` with the weights that `add_values` has left."""
+    values, box = slab.values, slab.box
+    for i in range(slab.count):
+        weight = load_scalar(slab.spots, i)
+        if weight > 0.0:
             confidence = np.float64(load_scalar(values, CONFIDENCE * SLAB + i))
             slot = at + 3 * int(_bin_of(confidence, bins)) * SUM_WORDS
             put_number(sums, slot, box, weight)
             put_number(sums, slot + SUM_WORDS, box, weight * confidence)
-            if right:
+            if load_scalar(values, GREATEST * SLAB + i) > 0.0:
                 put_number(sums, slot + 2 * SUM_WORDS, box, weight)
 
 
@@ -418,7 +449,7 @@ def _brier(row: Row, known: Any, squares: Any) -> Any:
 
 @inline
 def metrics_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """rows = log p_y, H, Brier score, confidence, rank of the label, place of the greatest entry, for `FIELDS`.
+    """rows = -log p_y, H, Brier score, confidence, rank of the label, place of the greatest entry, for `FIELDS`.
 
     A row with NaN has the rank inf. Errors as in `statistics.statistics_block`; the confidence is within 2 ulp.
     """
@@ -481,7 +512,8 @@ def update(
     at = (HITS + 1 + size(ks)) * SUM_WORDS
     slots = HITS + 1 + size(ks) + 3 * bins
     table = after(sums, slots * SUM_WORDS)
-    spots = after(as_doubles(space), slots * SUM_WORDS + 2 * (bins + 1))
+    lows = after(as_doubles(space), slots * SUM_WORDS + 2 * (bins + 1))
+    spots = after(lows, bins)
     parts = after(spots, SLAB)
     values = after(space, words * (8 // item_size(space)))
     tile, box = after(values, FIELDS * SLAB), scratch(given, 1)
@@ -494,13 +526,14 @@ def update(
         traverse(
             metrics_block, first, end, shape, tile, data, None, None, values, options, given=True, picks=picks
         )
-        slab = Slab(values, marks, given, first, count, box)
+        slab = Slab(values, marks, given, first, count, box, spots, parts)
         add_values(sums, slab, METRICS)
+        mark_hits(slab)
+        add_hits(sums, slab, ks)
         if size(given) > 0:
-            add_weighted(sums, slab, ks, at, bins)
+            add_weighted_bins(sums, slab, at, bins)
         else:
-            add_hits(sums, slab, ks)
-            add_bins(sums, slab, at, bins, table, spots, parts)
+            add_bins(sums, slab, at, bins, table, lows)
     settle(sums, slots)
 
 
@@ -519,6 +552,8 @@ def derivatives(
     data, space = memory(x), memory(room)
     sums, marks, given = as_integers(space), memory(labels), memory(weights)
     values = after(space, words * (8 // item_size(space)))
+    spots = after(as_doubles(space), (VALUES + DERIVATIVES) * SUM_WORDS)
+    parts = after(spots, SLAB)
     tile, box = after(values, DERIVATIVES * SLAB), scratch(given, 1)
     picks = Picks(marks, scratch(data, 2))
     shape = x.shape
@@ -529,5 +564,5 @@ def derivatives(
         traverse(
             derivatives_block, first, end, shape, tile, data, None, None, values, options, given=True, picks=picks
         )
-        add_values(sums, Slab(values, marks, given, first, count, box), DERIVATIVES)
+        add_values(sums, Slab(values, marks, given, first, count, box, spots, parts), DERIVATIVES)
     settle(sums, VALUES + DERIVATIVES)

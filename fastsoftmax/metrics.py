@@ -20,7 +20,7 @@ from fastsoftmax._vectors import COUNT, HITS, METRICS, ONES, SLAB, SUM_WORDS, VA
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import Array, Problem
 from fastsoftmax.arrays.lazy import check_in_memory
-from fastsoftmax.arrays.metrics import Total, exact_sums, joined, labelled_rows, mean, ratio, total
+from fastsoftmax.arrays.metrics import LOWEST_BIT, Total, exact_sums, joined, labelled_rows, mean, ratio, total
 
 __all__ = ["Metrics", "ReliabilityBins", "RunningLogSumExp", "RunningMetrics"]
 
@@ -275,7 +275,7 @@ class RunningMetrics:
             [total(words) for words in three] for three in sums[self._slot_of_bins :].reshape(-1, 3, SUM_WORDS)
         ]
         wrong = Total(sum(abs(b.number - c.number) for _, b, c in parts), sum(b.special for _, b, _ in parts))
-        one = Total(1 << 1075, 0.0)
+        one = Total(1 << LOWEST_BIT, 0.0)
         bins = ReliabilityBins(
             np.arange(self.bins + 1) / self.bins,
             np.array([ratio(a, one) for a, _, _ in parts]),

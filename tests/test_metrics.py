@@ -229,6 +229,15 @@ def test_edge_rows(dtype, classes, weighted):
     assert np.isnan(negative.loss)
 
 
+def test_losses_at_the_end_of_the_range():
+    """The mean of the greatest float64 is itself, or the one before if a product with a weight was rounded."""
+    most = np.finfo(np.float64).max
+    x = np.array([[most, 0.0]])
+    assert RunningMetrics().update(x, [1]).result().loss == most
+    found = [RunningMetrics().update(x, [1], sample_weight=[w]).result().loss for w in np.linspace(0.1, 0.9, 50)]
+    assert set(found) <= {np.nextafter(most, 0), most}
+
+
 def test_ties_and_bins_at_their_edges():
     """Of equal logits the first is the greatest, all are among the top; a bin has its upper edge."""
     found = RunningMetrics(top_k=(1, 2), bins=4).update(np.zeros((4, 4)), [0, 1, 2, 3]).result()

@@ -95,7 +95,7 @@ def exact_sums(
 
 
 def joined(a: Array, b: Array) -> Array:
-    """The sums of both tables."""
+    """The sums of both tables; the carries are moved up, as by `kernels.metrics.settle`."""
     table = a + b
     chunks = table[:, :CHUNKS]
     carries = chunks[:, :-1] >> 32

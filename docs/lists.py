@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import readme
 
-from fastsoftmax import _spec, boosting, special
+from fastsoftmax import _spec, boosting, metrics, special
 from fastsoftmax.api import ufuncs
 
 
@@ -28,6 +28,7 @@ def _pages() -> dict[str, dict[str, list[str]]]:
         "elementary": {"": [f"fastsoftmax.{name}" for name in ufuncs.NAMES]},
         "special": {"": [f"fastsoftmax.special.{name}" for name in special.__all__]},
         "boosting": {"": [f"fastsoftmax.boosting.{name}" for name in boosting.__all__]},
+        "metrics": {"": [f"fastsoftmax.metrics.{name}" for name in metrics.__all__]},
         "threads": {"": ["fastsoftmax.threads"]},
     }
 

@@ -14,6 +14,7 @@ from fastsoftmax.api.binary import (
     binary_focal_loss_hessian_diag,
     binary_focal_loss_with_grad,
 )
+from fastsoftmax.api.calibration import fit_temperature
 from fastsoftmax.api.derivatives import (
     log_softmax_jacobian,
     log_softmax_jvp,
@@ -92,6 +93,7 @@ __all__ = [
     "cross_entropy_hvp",
     "cross_entropy_with_grad",
     "filter_logits",
+    "fit_temperature",
     "focal_loss",
     "focal_loss_grad",
     "focal_loss_hessian_diag",

@@ -19,14 +19,15 @@ result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
     row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. ``gradients``: a named
     tuple, with a gradient for each argument. ``classes``: one class index for each row, or several of them, as
-    ``size=`` says. ``entries``: one number for each logit, or one number in all, as ``reduction=`` says. Several
-    entries are a tuple.
+    ``size=`` says. ``entries``: one number for each logit, or one number in all, as ``reduction=`` says. ``fit``: a
+    named tuple of numbers that were fitted to all rows. Several entries are a tuple.
 """
 
 from typing import NamedTuple
 
 LIKE, ROWS, SQUARE, LOSS, GRADIENTS, CLASSES = "like", "rows", "square", "loss", "gradients", "classes"
 ENTRIES, PROBABILITIES = "entries", "probabilities"
+FIT = "fit"
 LOGITS, TANGENT, COTANGENT = "logits", "tangent", "cotangent"
 TARGETS, LABELS, DISTRIBUTIONS, TARGET_LOGITS = "targets", "labels", "distributions", "target_logits"
 INDPTR, POSITIONS = "indptr", "positions"
@@ -85,9 +86,14 @@ class Function(NamedTuple):
         return FEATURES in self.operands
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether compiled code has it, which gains nothing where BLAS or many passes take the time."""
+        return not (self.of_products or FIT in self.result)
+
+    @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
-        if self.is_ragged or self.is_elementwise or self.of_products or CLASSES in self.result:
+        if self.is_ragged or self.is_elementwise or not self.is_compiled or CLASSES in self.result:
             return None
         if self.family in ("statistics", "focal", "focal curvature"):
             return None
@@ -129,6 +135,11 @@ GROUPS = {
         "Statistics",
         "losses",
         "log-probability and rank of the label, greatest class, entropy and log-sum-exp of each row, in one pass",
+    ),
+    "calibration": Group(
+        "Calibration",
+        "losses",
+        "the temperature that minimises the cross-entropy, with `sample_weight=` and `ignore_index=`",
     ),
     "squared error": Group(
         "Squared error",
@@ -256,6 +267,15 @@ FUNCTIONS = {
         ),
         *_binary("binary_cross_entropy", "binary entropy", "binary.cross_entropy", _OUT),
         *_binary("binary_focal_loss", "binary focal", "binary.focal", ()),
+        Function(
+            "fit_temperature",
+            "calibration",
+            "calibration",
+            "fit",
+            (LOGITS, LABELS),
+            (FIT,),
+            "metrics.derivatives",
+        ),
         *_loss("squared_error", "squared error", "row loss", DISTRIBUTIONS, pieces=True),
         *_loss("kl_divergence", *_DIVERGENCE, bench=_OUT, module="divergences"),
         *_loss("js_divergence", *_DIVERGENCE, bench=("",), module="divergences"),

@@ -36,3 +36,18 @@ CAPPED = 1 << 14
 """So many logits of several rows are capped at a time (`kernels.capped`); longer rows one by one."""
 CURVE_PARTS = 5
 """The parts of the working memory for second derivatives there, each for so many logits."""
+
+SLAB = 512
+"""The metrics of so many rows are computed before they are added (`kernels.metrics`)."""
+SUM_WORDS = 72
+"""The 64-bit words of an exact sum: its chunks, and the counters behind them."""
+CHUNKS = 67
+"""A chunk has 32 bits of the sum, and room for carries; the first has the bits from 2**-1075 on."""
+ONES, INFINITE, NANS = CHUNKS, CHUNKS + 1, CHUNKS + 2
+"""The words with the numbers of ones, of infinities and of NaN that were added."""
+COUNT, WEIGHT, VALUES = 0, 1, 2
+"""The first exact sums: the rows, their weights, and the first of the values of rows."""
+METRICS, DERIVATIVES = 3, 4
+"""How many values of a row are added: for metrics, and for the derivatives with respect to the temperature."""
+HITS = VALUES + METRICS
+"""The sum of the rows whose greatest class is right; behind it those of the top k, and three for each bin."""

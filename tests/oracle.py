@@ -560,3 +560,25 @@ class CrossEntropy:
             return np.array(
                 [f * jacobian_of_probs(p) for f, p in zip(self.factors, self.probs, strict=True)], object
             )
+
+
+def brier_score(row, label):
+    """sum_k (p_k - y_k)^2 for the one-hot y of a label."""
+    with mp.workdps(digits(row)):
+        difference = softmax(row) - exact(one_hot(label, len(row)))
+        return _inner(difference, difference)
+
+
+def temperature_slope(rows, labels, weights, temperature):
+    """The derivative with respect to 1/T of the weighted sum of -log p_y, p = softmax(z/T): sum w (E z - z_y)."""
+    slopes = []
+    for row, label, weight in zip(rows, labels, weights, strict=True):
+        z = exact(row)
+        terms = _exp(z / temperature)
+        slopes.append(mp.mpf(float(weight)) * (_inner(terms, z) / mp.fsum(terms) - z[label]))
+    return mp.fsum(slopes)
+
+
+def best_temperature(rows, labels, weights, near):
+    """The root of `temperature_slope` next to a temperature."""
+    return mp.findroot(lambda t: temperature_slope(rows, labels, weights, t), near)

@@ -78,6 +78,7 @@ SIGNATURES = {
     "js_divergence": f"{PAIR}, beta=0.5, {WEIGHTED})",
     "js_divergence_grad": f"{PAIR}, beta=0.5, {WEIGHTED}, out=None)",
     "js_divergence_with_grad": f"{PAIR}, beta=0.5, {WEIGHTED}, out=None)",
+    "fit_temperature": "(logits, labels, axis=-1, *, sample_weight=None, ignore_index=None)",
     "categorical": f"(logits, axis=-1, *, {DRAWS}, {FILTERS}, where=None)",
     "filter_logits": f"(logits, axis=-1, *, {FILTERS}, temperature=1.0, out=None)",
     "segment_categorical": f"(x, indptr, *, {DRAWS}, {FILTERS})",

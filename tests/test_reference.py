@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import fastsoftmax as fs
-from fastsoftmax import boosting, special
+from fastsoftmax import boosting, metrics, special
 from fastsoftmax.api import ufuncs
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -14,6 +14,7 @@ PUBLIC = {
     *(f"fastsoftmax.{name}" for name in (*fs.__all__, *ufuncs.NAMES)),
     *(f"fastsoftmax.special.{name}" for name in special.__all__),
     *(f"fastsoftmax.boosting.{name}" for name in boosting.__all__),
+    *(f"fastsoftmax.metrics.{name}" for name in metrics.__all__),
 }
 CHECKED = sorted(name for name in PUBLIC if name.rpartition(".")[2] not in ufuncs.DOCS)
 

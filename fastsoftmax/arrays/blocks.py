@@ -116,7 +116,7 @@ def is_plain(x: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
     return type(x) is np.ndarray and x.shape == shape and x.dtype == dtype and x.flags.carray
 
 
-def _on_lines(size: int, dtype: np.dtype[Any]) -> Array:
+def on_lines(size: int, dtype: np.dtype[Any]) -> Array:
     """Memory that begins at the start of a cache line, so that no vector of a tile lies in two of them."""
     room = np.empty(size * dtype.itemsize + VECTOR_BYTES, np.uint8)
     start = -room.ctypes.data % VECTOR_BYTES
@@ -149,16 +149,14 @@ def inverse_temperature(function: str, temperature: Any, dtype: np.dtype[Any]) -
     if type(temperature) is float and temperature == 1.0:
         return None
     value = number(function, "temperature", temperature, 0.0, inclusive=False)
-    if value == 1.0:
-        return None
-    return _inverse_of(value, dtype)
+    return None if value == 1.0 else inverse_parts(value, dtype)
 
 
 @lru_cache(maxsize=64)
-def _inverse_of(temperature: float, dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    """`inverse_temperature` of a number that has been checked."""
+def inverse_parts(value: float, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """`inverse_temperature` of a T that has been checked, and may be 1."""
     info = np.finfo(dtype)
-    fraction, exponent, left = split_temperature(temperature, 1 - info.maxexp, info.nmant - info.minexp)
+    fraction, exponent, left = split_temperature(value, 1 - info.maxexp, info.nmant - info.minexp)
     high, low = inverse_pair(fraction, dtype)
     scale = dtype.type(math.ldexp(1.0, -left))
     pre, gain = math.ldexp(1.0, -max(exponent, 0)), math.ldexp(1.0, max(-exponent, 0))
@@ -341,10 +339,10 @@ class Problem:
             if not over or self.classes <= COLUMN_LIMIT:
                 return partial(NO_ROOM.get, self.dtype)
             rows = vector if self.classes <= GROUP_LIMIT else 1
-            return partial(_on_lines, rows * self.classes, self.dtype)
+            return partial(on_lines, rows * self.classes, self.dtype)
         column = max(self.classes, 1) * vector
         wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
-        return partial(_on_lines, operands * max(wide, 1) * column, self.dtype)
+        return partial(on_lines, operands * max(wide, 1) * column, self.dtype)
 
     def block(self) -> Array:
         """x as a block."""

@@ -29,3 +29,9 @@ def backend_for(*values: Any) -> Call | None:
             if any(isinstance(value, kind) for value in values):
                 return load()
     return None
+
+
+def check_in_memory(function: str, *arrays: Any) -> None:
+    """TypeError for arrays of a back end."""
+    if backend_for(*arrays):
+        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")

@@ -32,7 +32,7 @@ from fastsoftmax.arrays.blocks import (
     real_array,
     stand_in,
 )
-from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.lazy import check_in_memory
 from fastsoftmax.arrays.losses import room_for_rows
 from fastsoftmax.arrays.options import LossOptions, RowTargets, check_labels, reduced
 from fastsoftmax.arrays.statistics import EXACT, LabelStatistics, computed, with_nan
@@ -50,12 +50,6 @@ WIDE_BYTES = 32 << 20
 WEIGHT_BYTES = 4 << 20
 """Weights that have to be converted are converted in parts of this size."""
 WRT = ("features", "weight", "bias")
-
-
-def _check_in_memory(function: str, *arrays: Any) -> None:
-    """TypeError for Dask arrays."""
-    if backend_for(*arrays):
-        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
 
 
 def _beside_blas() -> Any:
@@ -285,7 +279,7 @@ def loss(
     skip: bool = False,
 ) -> tuple[Any, LinearGradients]:
     """The loss, and the gradients with respect to what `wrt` names."""
-    _check_in_memory(function, features, weight, targets, bias, *options)
+    check_in_memory(function, features, weight, targets, bias, *options)
     wanted = _wanted(function, wrt, bias)
     linear = Linear(function, features, weight, targets, bias, options)
     logits = Logits(linear, block_bytes)
@@ -417,7 +411,7 @@ def hessian_product(
     With the tangents T = X tangent.T + tangent_bias of the logits and their product U with the Hessians of the
     rows, it is U.T X and the sum of the rows of U.
     """
-    _check_in_memory(function, features, weight, targets, tangent, bias, tangent_bias, *options)
+    check_in_memory(function, features, weight, targets, tangent, bias, tangent_bias, *options)
     linear = Linear(function, features, weight, targets, bias, options)
     along = copy(linear)
     along.weight = float_array(function, "tangent", tangent)
@@ -471,7 +465,7 @@ def statistics(
     function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions, block_bytes: Any
 ) -> LabelStatistics:
     """The `LabelStatistics` of each row."""
-    _check_in_memory(function, features, weight, targets, bias)
+    check_in_memory(function, features, weight, targets, bias)
     linear = Linear(function, features, weight, targets, bias, options)
     if linear.classes > EXACT:
         linear.dtype = np.dtype(np.float64)

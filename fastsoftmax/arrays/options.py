@@ -147,9 +147,9 @@ def check_kind(problem: Problem, targets: Any, options: LossOptions) -> bool:
     `targets` is an array of real numbers, or any object with a shape and a dtype.
     """
     function = FUNCTIONS[problem.function]
-    prefix, role = named(problem.function, function.second), function.operands[1]
+    name, role = function.second, function.operands[1]
     if role in (DISTRIBUTIONS, TARGET_LOGITS):
-        problem.check_shape(function.second, targets)
+        problem.check_shape(name, targets)
         return True
     if role == TARGETS and targets.shape == problem.shape:
         if options.ignore_index is not None:
@@ -158,8 +158,16 @@ def check_kind(problem: Problem, targets: Any, options: LossOptions) -> bool:
                 f"{targets.shape} are distributions"
             )
         return True
+    soft = "" if role == LABELS else f" or {problem.shape} (distributions)"
+    check_indices(problem, targets, name, soft)
+    options.ignored_index(problem.function)
+    return False
+
+
+def check_indices(problem: Problem, targets: Any, name: str, soft: str = "") -> None:
+    """An error unless the targets can be class indices, one for each row; `soft` says what else they may be."""
+    prefix = named(problem.function, name)
     if targets.shape != problem.row_shape:
-        soft = "" if role == LABELS else f" or {problem.shape} (distributions)"
         raise ValueError(
             f"{prefix} has shape {targets.shape}, expected {problem.row_shape} (class indices){soft} for "
             f"{problem.name} of shape {problem.shape}"
@@ -169,8 +177,6 @@ def check_kind(problem: Problem, targets: Any, options: LossOptions) -> bool:
             f"{prefix} of shape {targets.shape} are class indices and have dtype {targets.dtype}, "
             "expected integers"
         )
-    options.ignored_index(problem.function)
-    return False
 
 
 def _all_below(labels: Array, classes: int) -> bool:
@@ -409,14 +415,16 @@ def row_targets(
     return RowTargets(problem, array, ignored, options, divisor)
 
 
-def weight_array(problem: Problem, name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
-    """An array of weights of this shape in the dtype of the computation, or None."""
+def weight_array(
+    problem: Problem, name: str, value: Any, shape: tuple[int, ...], dtype: Any = None
+) -> Array | None:
+    """An array of weights of this shape in `dtype`, that of the computation if it is None; or None."""
     if value is None:
         return None
     array = real_array(problem.function, name, value)
     if array.shape != shape:
         raise ValueError(f"{named(problem.function, name)} has shape {array.shape}, expected {shape}")
-    return converted(array, problem.dtype)
+    return converted(array, problem.dtype if dtype is None else dtype)
 
 
 def part_of_divisor(

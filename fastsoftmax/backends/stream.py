@@ -12,6 +12,7 @@ renamed. So all results have their names if the exit status is 0, and none has i
 
 import errno
 import inspect
+import json
 import math
 import os
 import signal
@@ -34,11 +35,19 @@ import fastsoftmax
 from fastsoftmax import _spec
 from fastsoftmax.arrays.blocks import Array, Problem, real_array, stand_in
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
-from fastsoftmax.arrays.options import LossOptions, check_kind, check_labels, known_divisor, part_of_divisor
+from fastsoftmax.arrays.options import (
+    LossOptions,
+    check_indices,
+    check_kind,
+    check_labels,
+    known_divisor,
+    part_of_divisor,
+)
 from fastsoftmax.arrays.threads import threads
 from fastsoftmax.arrays.weights import SUM, Divisor, joined_divisor, joined_loss, part_of_sum
 from fastsoftmax.backends import files
 from fastsoftmax.backends.files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source, Target, ZarrTarget
+from fastsoftmax.metrics import RunningMetrics
 
 BLOCK_BYTES = 1 << 21
 AHEAD = 3  # so many blocks are read ahead, and so many may wait to be written
@@ -93,14 +102,21 @@ class Command:
 
     @property
     def result(self) -> str:
-        return self.entry.result[0]
+        return self.entry.result[0] if self.entry.result else ""
 
     @property
     def is_loss(self) -> bool:
         return self.result == _spec.LOSS
 
 
+METRICS = Command(
+    _spec.Function("metrics", "", "", "metrics", (_spec.LOGITS, _spec.LABELS), (), "metrics.update"),
+    ("targets",),
+    {"sample_weight": None, "ignore_index": None, "json": False},
+)
+"""`fastsoftmax.metrics.RunningMetrics`, which is no function."""
 COMMANDS = {entry.command: Command.of(entry) for entry in _spec.FUNCTIONS.values() if entry.command}
+COMMANDS[METRICS.entry.name] = METRICS
 DEFAULTS: dict[str, Any] = {}
 """Every option of any command with its default; operands have None."""
 for _command in COMMANDS.values():
@@ -288,7 +304,13 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
     results: dict[str, Path] = {}
     if function.is_loss and given["reduction"] != "none" and sys.stdout is None:
         raise RunError("the loss is printed, but standard output is closed")
-    if function.is_loss:
+    if function is METRICS:
+        if sys.stdout is None:
+            raise RunError("the metrics are printed, but standard output is closed")
+        if arguments.output is not None or arguments.scheduler is not None:
+            flag = "--output" if arguments.output is not None else "--scheduler"
+            raise RunError(f"metrics takes no {flag}: they are computed here and printed")
+    elif function.is_loss:
         if arguments.output is not None and given["reduction"] != "none":
             raise RunError("the loss is printed; with --reduction none, one for each row goes to --output")
         if given["reduction"] == "none" and arguments.output is None and given["grad"] is None:
@@ -349,11 +371,14 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
             elif key == "sample_weight":
                 real_array(name, key, empty)
                 _check_shape(key, operand.shape, problem.row_shape)
+            elif key == function.entry.second and function is METRICS:
+                check_indices(problem, real_array(name, key, empty), key)
             elif key == function.entry.second:
                 check_kind(problem, real_array(name, key, empty), job.loss_options(None))
             else:
                 problem.operand(key, empty)
-        _try_options(job)
+        if function is not METRICS:
+            _try_options(job)
     except (ValueError, TypeError, OverflowError, OSError) as error:  # AxisError is a ValueError
         raise RunError(files.reason(error)) from None
     return job
@@ -431,6 +456,20 @@ class Local:
         self.dtype_kept = job.x.dtype == job.problem.result_dtype and job.x.dtype.isnative
         self.divisor = None if job.targets_of is None else self._divisor(job.targets_of)
 
+    def labels(self, targets: Source) -> Iterator[tuple[Box, Array | None]]:
+        """The labels of one block after the other, checked; None for distributions."""
+        job = self.job
+        options = job.loss_options(None)
+        for box in cover(job.problem.row_shape, files.rows_of(self.extent, job.axis)):
+            labels = None if job.soft else targets[box]
+            if labels is not None:
+                origin = tuple(s.start for s in box)
+                try:
+                    check_labels(job.python_name, labels, job.problem.classes, options.ignore_index, origin)
+                except IndexError as error:
+                    raise RunError(str(error)) from None
+            yield box, labels
+
     def _divisor(self, targets: Source) -> Divisor | None:
         """The divisor of the mean, or None. Labels are checked here, before any logits are read."""
         job, name = self.job, self.job.python_name
@@ -439,13 +478,7 @@ class Local:
         options = job.loss_options(weights)
         divisor = known_divisor(name, job.soft, options, job.problem.rows)
         parts = []
-        for box in cover(job.problem.row_shape, files.rows_of(self.extent, job.axis)):
-            labels = None if job.soft else targets[box]
-            if labels is not None:
-                try:
-                    check_labels(name, labels, classes, options.ignore_index, tuple(s.start for s in box))
-                except IndexError as error:
-                    raise RunError(str(error)) from None
+        for box, labels in self.labels(targets):
             if options.is_mean and divisor is None:
                 part = options._replace(sample_weight=None if weights is None else weights[box])
                 parts.append(part_of_divisor(name, labels, classes, dtype, part))
@@ -529,6 +562,46 @@ class Local:
                 reader.shutdown(cancel_futures=True)
                 writer.shutdown(cancel_futures=True)
                 raise
+
+
+class Metered(Local):
+    """The metrics of the rows, in this process."""
+
+    def __init__(self, job: Job, extent: tuple[int, ...]) -> None:
+        super().__init__(job, extent)
+        self.metrics = RunningMetrics()
+
+    def _divisor(self, targets: Source) -> None:
+        """Check the labels."""
+        for _ in self.labels(targets):
+            pass
+
+    def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        """Add a block; there is nothing to write."""
+        job = self.job
+        weights, index = block.get("sample_weight"), job.given["ignore_index"]
+        self.metrics.update(block["x"], block["targets"], job.axis, weights, index)
+        return {}
+
+    def text(self) -> str:
+        """The metrics, as a table or as JSON, in which infinities and NaN are null."""
+        found = self.metrics.result()
+        table = found._asdict() | {"bins": {key: value.tolist() for key, value in found.bins._asdict().items()}}
+        if self.job.given["json"]:
+            return json.dumps(_finite(table), indent=2)
+        del table["bins"]
+        hits = table.pop("top_k_accuracy")
+        table |= {f"top_{k}_accuracy": hit for k, hit in hits.items()}
+        return "\n".join(f"{name:20}{value}" for name, value in table.items())
+
+
+def _finite(value: Any) -> Any:
+    """The same table with None instead of infinities and NaN, for which JSON has no numbers."""
+    if isinstance(value, dict):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return value if math.isfinite(value) else None
 
 
 def _write(job: Job, results: dict[str, tuple[Box, Array]]) -> None:
@@ -702,8 +775,10 @@ def _run(
         stack.callback(job.x.close)
         for operand in job.operands.values():
             stack.callback(operand.close)
-        if arguments.scheduler is None:
-            worker: Local | Distributed = Local(job, extent)
+        if function is METRICS:
+            worker: Local | Distributed = Metered(job, extent)
+        elif arguments.scheduler is None:
+            worker = Local(job, extent)
         else:
             worker = Distributed(job, extent, arguments.scheduler)
             stack.callback(worker.client.close)
@@ -718,17 +793,19 @@ def _run(
             _check_new(target, arguments.force)
         loss = worker.loss()
         if loss is not None:
-            _print_loss(job.problem.result_dtype.type(loss))
+            _print("loss", job.problem.result_dtype.type(loss))
+        if isinstance(worker, Metered):
+            _print("metrics", worker.text())
         _commit(list(job.targets.values()), arguments.force, ending)
         names = ", ".join(str(path) for path in results.values())
         _say(f"{job.name}: {progress.summary()}{' -> ' * bool(names)}{names}")
 
 
-def _print_loss(loss: Any) -> None:
+def _print(name: str, value: Any) -> None:
     try:
-        print(loss, flush=True)
+        print(value, flush=True)
     except (OSError, ValueError) as error:  # OSError: full, or without a reader; ValueError: closed
-        raise RunError(f"the loss cannot be printed: {files.reason(error)}", BROKEN) from None
+        raise RunError(f"the {name} cannot be printed: {files.reason(error)}", BROKEN) from None
 
 
 def _words(error: BaseException) -> tuple[str, int]:

@@ -30,6 +30,8 @@ How they are built
     The same building blocks over ragged rows.
 `sampling`
     Random classes, and the filters of logits that language models use.
+`metrics`
+    Metrics of rows with labels, and the derivatives of their loss with respect to the temperature, in exact sums.
 `reductions`
     Sums over rows, for means and sums of losses.
 `scalar`, `loops`
@@ -63,6 +65,7 @@ _MODULES = frozenset(
         "jit",
         "loops",
         "losses",
+        "metrics",
         "pieces",
         "reductions",
         "sampling",

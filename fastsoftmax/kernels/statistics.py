@@ -33,6 +33,7 @@ from fastsoftmax.kernels.simd.values import (
     number,
     select_equal,
     select_less,
+    unless_none,
 )
 from fastsoftmax.kernels.traversal import (
     Picks,
@@ -64,6 +65,16 @@ class StatisticsOptions(NamedTuple):
     sums: Any
 
 
+class Row(NamedTuple):
+    """What an entry of a row is added with: m, the entry at the label, 1/T or None, and the reference of m."""
+
+    m: Any
+    target: Any
+    beta: Any
+    shift: Any
+    bias: Any
+
+
 class Sums(NamedTuple):
     """For each lane: entries equal to m, the other terms as a pair, the entries above the label's."""
 
@@ -74,40 +85,80 @@ class Sums(NamedTuple):
 
 
 @inline
-def _add(value: Any, m: Any, target: Any, beta: Any, shift: Any, bias: Any, sums: Any, dots: Any) -> Any:
-    """The sums, and the sum of e d, with one entry more."""
-    one = number(value, 1.0)
-    e = term(value, m, beta, shift, bias)
-    high, error = two_sum(sums.high, e)
-    ties = select_equal(value, m, sums.ties + one, sums.ties)
-    above = select_less(target, value, sums.above + one, sums.above)
-    return Sums(ties, high, sums.low + error, above), muladd(e, spared(e, m - value), dots)
+def term_of(value: Any, row: Row) -> Any:
+    """The `traversal.term` of an entry."""
+    return term(value, row.m, row.beta, row.shift, row.bias)
 
 
 @inline
-def _sums(x: Any, offset: int, length: int, m: Any, target: Any, beta: Any, shift: Any, bias: Any) -> Any:
-    """The `Sums` of each lane, and the sum of e_k (m - x_k) as a pair."""
+def with_entry(value: Any, e: Any, row: Row, sums: Sums) -> Sums:
+    """The sums with one entry more, whose term is e."""
+    one = number(value, 1.0)
+    high, error = two_sum(sums.high, e)
+    ties = select_equal(value, row.m, sums.ties + one, sums.ties)
+    above = select_less(row.target, value, sums.above + one, sums.above)
+    return Sums(ties, high, sums.low + error, above)
+
+
+@inline
+def add_depth(value: Any, row: Row, sums: Sums, first: Any, second: Any) -> Any:
+    """One entry more for `row_sums`: the first product is e (m - x). There is no second."""
+    e = term_of(value, row)
+    return with_entry(value, e, row, sums), muladd(e, spared(e, row.m - value), first), second
+
+
+@inline
+def _join(pair: Any, part: Any) -> Any:
+    """A pair plus a number; None if both are."""
+    if part is None:
+        return pair
+    high, error = two_sum(pair[0], part)
+    return high, pair[1] + error
+
+
+@inline
+def row_sums(x: Any, offset: int, length: int, row: Row, entry: Any, second: Any) -> Any:
+    """The `Sums` of each lane, and one or two sums of products, each as a pair.
+
+    ``entry(value, row, sums, first, second)`` adds an entry. The second sum of products is None if `second` is.
+    """
     step = lane_count(x)
     full, wide = length // step * step, length // (TOGETHER * step) * (TOGETHER * step)
     zero = broadcast(number(x, 0.0))
-    sums, dot, dot_low = Sums(zero, zero, zero, zero), zero, zero
+    nothing = unless_none(second, zero)
+    sums, first_pair, second_pair = Sums(zero, zero, zero, zero), (zero, zero), unless_none(second, (zero, zero))
     for k in range(0, wide, TOGETHER * step):
-        part = zero
+        first, other = zero, nothing
         for j in range(TOGETHER):
             value = load(x, offset + k + j * step)
-            sums, part = _add(value, m, target, beta, shift, bias, sums, part)
-        dot, error = two_sum(dot, part)
-        dot_low = dot_low + error
+            sums, first, other = entry(value, row, sums, first, other)
+        first_pair, second_pair = _join(first_pair, first), _join(second_pair, other)
     for k in range(wide, full, step):
-        sums, part = _add(load(x, offset + k), m, target, beta, shift, bias, sums, zero)
-        dot, error = two_sum(dot, part)
-        dot_low = dot_low + error
+        sums, first, other = entry(load(x, offset + k), row, sums, zero, nothing)
+        first_pair, second_pair = _join(first_pair, first), _join(second_pair, other)
     if full < length:
         last = load_part(x, offset + full, length - full, number(x, -INF))
-        sums, part = _add(last, m, target, beta, shift, bias, sums, zero)
-        dot, error = two_sum(dot, part)
-        dot_low = dot_low + error
-    return sums, (dot, dot_low)
+        sums, first, other = entry(last, row, sums, zero, nothing)
+        first_pair, second_pair = _join(first_pair, first), _join(second_pair, other)
+    return sums, first_pair, second_pair
+
+
+@inline
+def statistics_of(row: Row, lanes: Sums, folded: Any) -> RowStatistics:
+    """The statistics of a row, from the sums in the lanes."""
+    high, low = fold_two_sum(folded, lanes.high, lanes.low)
+    rest, rest_low = two_sum(high, low)
+    ties, top = fold_sum(folded, lanes.ties), top_term(row.m, row.shift, row.bias, row.beta)
+    return RowStatistics(row.m, row.shift, row.bias, top, ties, rest, rest_low, None, None)
+
+
+@inline
+def mean_of(pair: Any, known: RowStatistics, folded: Any) -> Any:
+    """The mean of what was multiplied by the terms in a sum of products."""
+    high, low = fold_two_sum(folded, pair[0], pair[1])
+    whole, whole_low = total(known)
+    mean, mean_low = quotient(high, low, whole, whole_low)
+    return mean + mean_low
 
 
 @inline
@@ -141,7 +192,7 @@ def _first_in_row(x: Any, offset: int, length: int, m: Any) -> int:
 
 
 @inline
-def _store_place(x: Any, place: Any, folded: Any, m: Any, places: Any) -> None:
+def store_place(x: Any, place: Any, folded: Any, m: Any, places: Any) -> None:
     """Store the number of the first entry that is equal to m, for each row."""
     if folded is None:
         store_part(places, place.row, place.count, _first_in_lanes(x, place.offset, place.length, m))
@@ -161,29 +212,19 @@ def statistics_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, 
     m = highest(x, offset, length, folded)
     shift, bias = reference(m, beta)
     target = row_value(x, folded, picks.targets, 0, count)
-    lanes, dots = _sums(x, offset, length, m, target, beta, shift, bias)
-    high, low = fold_two_sum(folded, lanes.high, lanes.low)
-    rest, rest_low = two_sum(high, low)
-    ties = fold_sum(folded, lanes.ties)
-    known = RowStatistics(m, shift, bias, top_term(m, shift, bias, beta), ties, rest, rest_low, None, None)
+    one = Row(m, target, beta, shift, bias)
+    lanes, dots, _ = row_sums(x, offset, length, one, add_depth, None)
+    known = statistics_of(one, lanes, folded)
     log_high, log_low = log_of_others(known)
     store_part(rows, row, count, broadcast(below(target, m, beta) - (log_high + log_low)))
     store_part(ranks, row, count, broadcast(fold_sum(folded, lanes.above)))
-    _store_place(x, place, folded, m, places)
-    dot, dot_low = fold_two_sum(folded, dots[0], dots[1])
-    whole, whole_low = total(known)
-    mean, mean_low = quotient(dot, dot_low, whole, whole_low)
-    depth = times(mean + mean_low, beta)
-    value, error = two_sum(log_high, depth)
+    store_place(x, place, folded, m, places)
+    value, error = two_sum(log_high, times(mean_of(dots, known, folded), beta))
     store_part(entropies, row, count, broadcast(value + (error + log_low)))
-    store_part(
-        sums_out,
-        row,
-        count,
-        broadcast(
-            log_of_sum(RowStatistics(times(m, beta), shift, bias, known.top, ties, rest, rest_low, None, None))
-        ),
+    lifted = RowStatistics(
+        times(m, beta), shift, bias, known.top, known.ties, known.rest, known.rest_low, None, None
     )
+    store_part(sums_out, row, count, broadcast(log_of_sum(lifted)))
 
 
 @kernel

@@ -52,6 +52,7 @@ MODULES = (
     "focal",
     "losses",
     "loops",
+    "metrics",
     "pieces",
     "reductions",
     "sampling",

@@ -94,8 +94,7 @@ class Terms(NamedTuple):
     The share of class j in row n is ``classes_j * (base + gain * y_nj)``. `weights` are the row weights times the
     class weights of the labels; `beside` are row weights alone. A mean is divided by `divisor`. `regularization`
     are the factor of the z-loss and the cap of the logits, None if there is neither. `mixing` are the options of a
-    divergence, and `beta` is 1/T, None without a temperature. `gamma` is that of the
-    focal loss, None for other losses.
+    divergence, and `beta` is 1/T, None without a temperature. `gamma` is that of the focal loss, None for others.
     """
 
     labels: Any

@@ -89,5 +89,5 @@ def _overload(function: Function) -> None:
 
 
 for _function in FUNCTIONS.values():
-    if not _function.of_products:
+    if _function.is_compiled:
         _overload(_function)

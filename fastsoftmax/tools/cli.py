@@ -125,7 +125,7 @@ def _run_cache(arguments: argparse.Namespace) -> int:
     return 1 if left else 0
 
 
-COMMANDS = tuple(function.command for function in _spec.FUNCTIONS.values() if function.command)
+COMMANDS = (*(function.command for function in _spec.FUNCTIONS.values() if function.command), "metrics")
 """What `fastsoftmax run` runs."""
 
 
@@ -134,7 +134,8 @@ def _add_run(commands: Any) -> None:
         "run",
         help="a function over files of any size, here or on a Dask cluster",
         description="Run a function over .npy files, or Zarr arrays (extra zarr), in blocks: they may be larger "
-        "than memory. The result gets its name when it is complete. A loss is printed.",
+        "than memory. The result gets its name when it is complete. A loss is printed, and so are metrics: loss, "
+        "perplexity, accuracies, Brier score, calibration error and entropy of logits with labels.",
         usage="fastsoftmax run FUNCTION INPUT [-o OUTPUT] [options]",
     )
     run.add_argument("function", choices=COMMANDS, metavar="FUNCTION", help=", ".join(COMMANDS))
@@ -162,6 +163,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--label-smoothing", type=float, metavar="S", help="from 0 to 1")
     run.add_argument("--z-loss", type=float, metavar="Z", help="the factor of the square of the log-sum-exp")
     run.add_argument("--softcap", type=float, metavar="C", help="replace logits by C tanh(logits/C) first")
+    run.add_argument("--json", action="store_true", default=None, help="metrics as JSON, with all bins")
     run.add_argument("--reduction", choices=("mean", "sum", "none"), help="mean if not given")
     run.add_argument("--threads", type=int, metavar="N", help="at most so many threads")
     run.add_argument("--force", action="store_true", help="overwrite results that exist")

@@ -1,5 +1,6 @@
 """`fastsoftmax run`: results as in memory, files of any order and size, no unfinished results."""
 
+import json
 import os
 import pickle
 import re
@@ -20,6 +21,7 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax.backends import files, stream
+from fastsoftmax.metrics import RunningMetrics
 from fastsoftmax.tools import cli
 from fastsoftmax.tools.cli import main
 
@@ -179,6 +181,48 @@ def test_second_derivatives():
     ):
         run(function, "x.npy", "--targets", "y.npy", "-o", "h.npy", "--force", *others)
         np.testing.assert_array_equal(np.load("h.npy"), expected)
+
+
+@pytest.mark.parametrize(("axis", "order"), [(1, "C"), (1, "F"), (0, "C")])
+def test_metrics(axis, order, capsys):
+    """The bits of one update in memory, as a table and as JSON; rows that do not count are left out."""
+    x = logits((90, 70))
+    x[5] = np.nan
+    labels = np.random.default_rng(8).integers(0, x.shape[axis], x.shape[1 - axis])
+    labels[5 if axis == 1 else slice(0, 3)] = -100
+    weights = np.random.default_rng(9).random(len(labels))
+    if axis == 0:
+        x[5] = 0
+    np.save("x.npy", np.asarray(x, order=order))
+    np.save("y.npy", labels)
+    np.save("s.npy", weights)
+    line = ("metrics", "x.npy", "--targets", "y.npy", "--axis", axis, "--ignore-index", -100)
+    for more, given in (((), None), (("--sample-weight", "s.npy"), weights)):
+        wanted = RunningMetrics().update(x, labels, axis, given, -100).result()
+        run(*line, *more)
+        table = dict(text.split() for text in capsys.readouterr().out.splitlines())
+        assert table.pop("top_1_accuracy") == str(wanted.top_k_accuracy[1])
+        assert table.pop("top_5_accuracy") == str(wanted.top_k_accuracy[5])
+        names_of = [name for name in wanted._fields if name not in ("top_k_accuracy", "bins")]
+        assert table == {name: str(getattr(wanted, name)) for name in names_of}
+        run(*line, *more, "--json")
+        found = json.loads(capsys.readouterr().out)
+        assert {name: found[name] for name in names_of} == {name: getattr(wanted, name) for name in names_of}
+        assert found["top_k_accuracy"] == {str(k): value for k, value in wanted.top_k_accuracy.items()}
+        assert found["bins"]["edges"] == wanted.bins.edges.tolist()
+        assert [one or np.nan for one in found["bins"]["confidence"]] == pytest.approx(
+            wanted.bins.confidence.tolist(), rel=0, abs=0, nan_ok=True
+        )
+    assert names() == ["s.npy", "x.npy", "y.npy"]
+
+
+def test_metrics_without_rows(capsys):
+    np.save("x.npy", logits((0, 4)))
+    np.save("y.npy", np.zeros(0, int))
+    run("metrics", "x.npy", "--targets", "y.npy", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["count"] == 0
+    assert found["loss"] is None
 
 
 def test_float16_is_rounded_after_the_reduction(capsys):
@@ -423,6 +467,16 @@ REFUSED = [
         "cross-entropy x.npy --targets y.npy --reduction none -o p.npy --grad directory/../p.npy",
         r"--output and --grad are the same file",
     ),
+    ("metrics x.npy", r"metrics needs --targets FILE"),
+    ("metrics x.npy --targets wrong.npy", r"metrics: targets\[11\] is 11, expected a label from 0 to 10"),
+    (
+        "metrics x.npy --targets x.npy",
+        r"metrics: targets has shape \(90, 11\), expected \(90,\) \(class indices\)",
+    ),
+    ("metrics x.npy --targets y.npy -o p.npy", r"metrics takes no --output"),
+    ("metrics x.npy --targets y.npy --scheduler tcp://127.0.0.1:9", r"metrics takes no --scheduler"),
+    ("metrics x.npy --targets y.npy --sample-weight short.npy", r"--sample-weight has shape \(89,\)"),
+    ("softmax x.npy -o p.npy --json", r"softmax takes no --json"),
     ("softmax x.npy -o p.npy --scheduler tcp://127.0.0.1:9", r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
 ]
 
@@ -847,9 +901,15 @@ def test_commands_are_the_functions_and_their_options(capsys):
     """Gradients come with their function, and segments are no matrix; everything else is there."""
     assert tuple(stream.COMMANDS) == cli.COMMANDS
     # Not over files: random draws, several arrays of other shapes, and several results a row.
-    left_out = {"threads", "categorical", "label_statistics", *(name for name in fs.__all__ if "linear" in name)}
+    left_out = {
+        "threads",
+        "categorical",
+        "label_statistics",
+        "fit_temperature",
+        *(name for name in fs.__all__ if "linear" in name),
+    }
     expected = {name for name in fs.__all__ if not name.startswith("segment_") and not name.endswith("_grad")}
-    assert {name.replace("-", "_") for name in stream.COMMANDS} == expected - left_out
+    assert {name.replace("-", "_") for name in stream.COMMANDS} == expected - left_out | {"metrics"}
     assert [name for name, command in stream.COMMANDS.items() if "grad" in command.options] == [
         "softmax-entropy",
         "cross-entropy",

@@ -22,6 +22,7 @@ def test_the_kernels_run_without_a_compiler():
 def main():
     """Compare with the textbook formulas in float64, in rows and in columns, to a few eps of the dtype."""
     import fastsoftmax as fs
+    from fastsoftmax.metrics import RunningMetrics
 
     rng = np.random.default_rng(0)
     for dtype in (np.float32, np.float64):
@@ -52,6 +53,15 @@ def main():
             jacobian = fs.softmax_jacobian(x, axis)
             diagonal = np.moveaxis(np.einsum("...ii->...i", jacobian), -1, axis)
             np.testing.assert_allclose(diagonal, p * (1 - p), **close)
+            metrics = RunningMetrics().update(x, labels, axis).result()
+            np.testing.assert_allclose(metrics.loss, -(one_hot * np.log(p)).sum() / labels.size, **close)
+            np.testing.assert_allclose(metrics.brier_score, ((p - one_hot) ** 2).sum() / labels.size, **close)
+            weighted = RunningMetrics().update(x, labels, axis, np.ones(labels.shape)).result()
+            assert metrics[:-1] == weighted[:-1]
+            classes = shape[axis]
+            peaked = 4 * np.eye(classes, dtype=dtype)[[0] * 4]  # three of four labels are right
+            fit = fs.fit_temperature(peaked, [0, 0, 0, 1])
+            np.testing.assert_allclose(fit.temperature, 4 / np.log(3 * (classes - 1)), rtol=close["rtol"])
             if axis == -1:
                 u = rng.random(shape[0])
                 drawn = (p.cumsum(-1) <= u[:, None]).sum(-1)

@@ -5,6 +5,7 @@
 
 import pickle
 import sys
+from contextlib import suppress
 
 import functions
 import numpy as np
@@ -14,6 +15,7 @@ import fastsoftmax as fs
 from fastsoftmax import special
 from fastsoftmax.api import ufuncs
 from fastsoftmax.machine.entry import _LETTERS, Kernel
+from fastsoftmax.metrics import RunningMetrics
 from fastsoftmax.runtime.prebuilt import PREFIX
 
 SHAPES = (((1, 3), -1), ((5, 40), -1), ((3, 301), -1), ((40, 7), 0), ((2, 9, 20), 1), ((0, 3), 1))
@@ -66,6 +68,7 @@ def call_functions(dtype):
                 function(x, axis, z_loss=0.01, softcap=20.0)
         fs.label_statistics(x, functions.labels_for(shape, axis, dtype), axis)
         fs.label_statistics(x, functions.labels_for(shape, axis, dtype), axis, temperature=0.7)
+        call_metrics(x, functions.labels_for(shape, axis, dtype), axis)
     for count in (5, 1100):
         z, t = numbers(dtype, count), np.linspace(0, 1, count).astype(dtype)
         weights = np.linspace(0.5, 2, count).astype(dtype)
@@ -76,6 +79,13 @@ def call_functions(dtype):
     wide = numbers(dtype, (1, 2**20 + 5))
     fs.softmax(wide)
     fs.logsumexp(wide)
+
+
+def call_metrics(x, labels, axis):
+    weights = np.linspace(0, 3, labels.size).reshape(labels.shape)
+    RunningMetrics().update(x, labels, axis).update(x, labels, axis, weights)
+    with suppress(ValueError):  # there may be no minimum
+        fs.fit_temperature(x, labels, axis)
 
 
 def call_segments(dtype):

@@ -34,6 +34,7 @@ KERNELS = (
     "loops.",
     "losses.cross_entropy",
     "losses.soft_cross_entropy",
+    "metrics.",
     "pieces.",
     "segments.",
     "statistics.",

@@ -347,7 +347,7 @@ def assert_same_error(call, compiled, arguments, words):
 
 
 ELSEWHERE = {name for name in fs.__all__ if name.startswith("segment_")}  # test_njit_segments, test_njit_sampling
-NOT_COMPILED = {"threads", *(name for name, entry in _spec.FUNCTIONS.items() if entry.of_products)}
+NOT_COMPILED = {"threads", *(name for name, entry in _spec.FUNCTIONS.items() if not entry.is_compiled)}
 
 
 def test_every_function_is_called():

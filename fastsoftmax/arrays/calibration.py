@@ -1,0 +1,132 @@
+"""The driver of `fit_temperature`: Newton's method for the logarithm of the temperature, in a bracket."""
+
+import math
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax._vectors import DERIVATIVES, SLAB, SUM_WORDS, VALUES, WEIGHT
+from fastsoftmax.arrays.blocks import inverse_parts
+from fastsoftmax.arrays.metrics import LabelledRows, Total, exact_sums, labelled_rows, ratio, total
+
+UNIFORM = 2.0**20
+"""At so many times the greatest logit, a softmax is uniform but for what derivatives still show."""
+PART = 1 << 18
+"""So many logits are looked at together."""
+STEPS = {"f": 2.0**-14, "d": 2.0**-28}
+"""After a step of Newton's method that is smaller, the error is about its square: the roundoff of the dtype."""
+LINEAR = 0.7
+"""A step that is longer than so much of the one before: the method does not converge yet, steps are doubled."""
+LEAST, MOST = math.log(sys.float_info.min), math.log(sys.float_info.max) - 1e-9
+"""The logarithms of the temperatures that are tried."""
+PATIENCE = 40
+"""After so many passes the bracket is halved, which always ends."""
+
+
+class TemperatureFit(NamedTuple):
+    """A fitted temperature, see `fit_temperature`."""
+
+    temperature: float
+    loss: float
+    loss_before: float
+    iterations: int
+
+
+class Slope(NamedTuple):
+    """The loss at a temperature, and its first two derivatives with respect to log T."""
+
+    loss: float
+    first: float
+    second: float
+    depth: Total
+    """The sum of (m - z_y)/T over all rows, for the label y of a row and its greatest logit m."""
+    mean: Total
+    """The sum of the means of (m - z)/T under softmax(z/T)."""
+
+
+class _Rows:
+    """The rows of a call, and how often they have been passed over."""
+
+    def __init__(self, function: str, rows: LabelledRows) -> None:
+        self.function, self.rows, self.passes = function, rows, 0
+
+    def at(self, temperature: float) -> Slope:
+        """The loss and its derivatives, in one pass over the logits; ValueError if the loss is infinite or NaN."""
+        self.passes += 1
+        nothing = np.zeros((VALUES + DERIVATIVES, SUM_WORDS), np.int64)
+        beta = inverse_parts(temperature, self.rows.problem.dtype)
+        table = exact_sums("metrics.derivatives", self.rows, nothing, 2 * SLAB, DERIVATIVES, (), beta)
+        weight, loss, mean, depth, variance = (total(table[k]) for k in range(WEIGHT, VALUES + DERIVATIVES))
+        if not weight.number:
+            raise ValueError(f"{self.function}: there are no rows that count")
+        if math.isnan(loss.special):
+            raise ValueError(
+                f"{self.function}: logits hold NaN or +inf, or a row of -inf only, in a row that counts"
+            )
+        if loss.special:
+            raise ValueError(
+                f"{self.function}: the loss is infinite: the logit of a label is -inf, or so far below the "
+                f"greatest that {self.rows.problem.dtype} cannot hold the difference"
+            )
+        first = ratio(Total(mean.number - depth.number, 0.0), weight)
+        return Slope(ratio(loss, weight), first, ratio(variance, weight) - first, depth, mean)
+
+    def uniform(self) -> Slope:
+        """The derivatives in the limit of large temperatures."""
+        flat, most = self.rows.block.reshape(-1), 0.0
+        for start in range(0, flat.size, PART):
+            part = np.abs(flat[start : start + PART])
+            most = max(most, float(part.max(initial=0, where=np.isfinite(part))))
+        return self.at(min(UNIFORM * (most or 1.0), sys.float_info.max))
+
+
+def fit_temperature(
+    function: str, logits: Any, labels: Any, axis: int, sample_weight: Any, ignore_index: Any
+) -> TemperatureFit:
+    """The result of the public function."""
+    rows = _Rows(function, labelled_rows(function, logits, labels, axis, sample_weight, ignore_index))
+    small = STEPS[rows.rows.problem.dtype.char]
+    here = rows.at(1.0)
+    before = here.loss
+    if not here.depth.number:
+        if not rows.uniform().mean.number:
+            return TemperatureFit(1.0, before, before, rows.passes)
+        raise ValueError(
+            f"{function}: every label has the greatest logit of its row, so that the loss has no minimum: "
+            "it decreases as the temperature goes to 0"
+        )
+    place, low, high, step, bounded = 0.0, -math.inf, math.inf, 0.0, False
+    while True:
+        if here.first < 0:
+            low = place
+        else:
+            high = place
+        step = _step(here, step)
+        if abs(step) <= small and here.second > 0:
+            break
+        if high == math.inf and not bounded and abs(step) >= 1:
+            if rows.uniform().first <= 0:
+                raise ValueError(
+                    f"{function}: the labels do not agree with the logits better than chance, so that the loss "
+                    "has no minimum: it decreases as the temperature goes to infinity"
+                )
+            bounded = True
+        if not low < place + step < high or (rows.passes > PATIENCE and math.isfinite(high - low)):
+            step = (low + high) / 2 - place
+            if abs(step) <= small**2:
+                break
+        left, place = place, min(max(place + step, LEAST), MOST)
+        if place == left:
+            raise ValueError(f"{function}: the temperature is beyond the range of float64")
+        here = rows.at(math.exp(place))
+    return TemperatureFit(math.exp(place + step), here.loss + here.first * step / 2, before, rows.passes)
+
+
+def _step(here: Slope, last: float) -> float:
+    """The step of Newton's method; a longer one while the last steps went the same way and were as long."""
+    newton = here.second > 0
+    step = -here.first / here.second if newton else -math.copysign(1.0, here.first)
+    if last * step > 0 and abs(step) > LINEAR * min(abs(last), 1.0):
+        step = math.copysign(max(abs(step), 2 * abs(last)), step)
+    return step

@@ -1,0 +1,568 @@
+r"""Metrics of rows with labels, and the derivatives of their loss with respect to the temperature, added exactly.
+
+For p = softmax(x) and the label y of a row, with the terms e_k and sums of `traversal.statistics`, S the sum of
+all terms, the values of a row are
+
+    loss = -log p_y,  H as in `statistics`,  confidence = max p,
+    Brier score = sum_k (p_k - [k = y])**2 = (1 - p_y)**2 + sum_{k != y} p_k**2
+
+and with depths d_k = (m - x_k)/T, p = softmax(x/T) and u = log T
+
+    L = d_y + log(1 + s'),  dL/du = E d - d_y,  d2L/du2 = Var d - dL/du    (E and Var with respect to p)
+
+In 1 - p_y the greatest term is not subtracted from S, and neither are squares that are larger than what remains.
+
+The sums over rows have no rounding errors, so that they do not depend on the order of the rows, on blocks and on
+threads. An exact sum is a fixed-point number with all bits of float64, in chunks of 32 bits with room for carries.
+It takes a number in three additions. There is a shorter way for many: the values of a slab are added in vectors of
+float64, and so are the rounding errors of that sum, the errors of the latter, and so on (TwoSum). If the last
+errors are all 0, these few sums are exact together.
+
+References
+----------
+R. M. Neal, Fast exact summation using small and large superaccumulators, 2015, arXiv:1505.05571.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax._vectors import (
+    CHUNKS,
+    COUNT,
+    DERIVATIVES,
+    HITS,
+    INFINITE,
+    METRICS,
+    NANS,
+    ONES,
+    SLAB,
+    SUM_WORDS,
+    VALUES,
+    WEIGHT,
+)
+from fastsoftmax.kernels.elementary import below, reference, two_sum
+from fastsoftmax.kernels.jit import inline, kernel
+from fastsoftmax.kernels.simd.memory import (
+    after,
+    as_doubles,
+    as_integers,
+    item_size,
+    lane_count,
+    load,
+    load_double,
+    load_part,
+    load_scalar,
+    memory,
+    scratch,
+    size,
+    store,
+    store_part,
+    store_scalar,
+)
+from fastsoftmax.kernels.simd.reduce import fold_sum
+from fastsoftmax.kernels.simd.rows import lane_labels, row_value
+from fastsoftmax.kernels.simd.values import (
+    absolute,
+    broadcast,
+    filled,
+    is_single,
+    maximum,
+    minimum,
+    muladd,
+    number,
+    select_equal,
+    select_less,
+    truncate,
+)
+from fastsoftmax.kernels.statistics import (
+    Row,
+    Sums,
+    mean_of,
+    row_sums,
+    statistics_of,
+    store_place,
+    term_of,
+    with_entry,
+)
+from fastsoftmax.kernels.traversal import Picks, Place, highest, log_of_others, spared, total, traverse
+from fastsoftmax.machine.entry import Block, Count, Doubles, Integers, Room, Tempered
+
+INF = float("inf")
+FRACTION, HIDDEN, LOW = (1 << 52) - 1, 1 << 52, (1 << 32) - 1
+"""The bits of a float64 below its exponent, the bit that is not stored, and the bits of a chunk."""
+# A row adds one integer to its bin: its confidence in units of 2**-34, a one in bit ROWS_FROM, and if its greatest
+# class is right, one in bit RIGHT_FROM. No part of the sum over a slab reaches the next one.
+FINE, FINE_UNIT = 1.5 * 2.0**18, 2.0**-34
+FINE_ZERO = 1 << 51
+"""The bits of the fraction of FINE."""
+LEAST = 2.0**-26
+"""The low parts of greater confidences are multiples of 2**-78, and a sum of them is exact."""
+ROWS_FROM, RIGHT_FROM, PART = 44, 54, (1 << 10) - 1
+WHOLE = 1.5 * 2.0**52
+"""The low bits of x + WHOLE are the whole number x."""
+# Units of the squares of terms: a square of a term is at most 2**81 (2**961), and their sum finite.
+SQUARE_UNIT_32 = 2.0**-56
+SQUARE_UNIT_64 = 2.0**-32
+# The places of the values of a row in the memory of a slab, behind those that are added.
+CONFIDENCE, RANK, GREATEST, FIELDS = METRICS, METRICS + 1, METRICS + 2, METRICS + 3
+
+
+# --- exact sums -----------------------------------------------------------------------------------------------
+
+
+@inline
+def _increase(sums: Any, at: int, amount: int) -> None:
+    store_scalar(sums, at, load_scalar(sums, at) + amount)
+
+
+@inline
+def put(sums: Any, at: int, bits: int) -> None:
+    """Add the float64 with these bits to the exact sum that begins at word `at`."""
+    exponent, fraction = (bits >> 52) & 2047, bits & FRACTION
+    if exponent == 2047:
+        _increase(sums, at + (INFINITE if fraction == 0 else NANS), 1)
+        return
+    if exponent == 0:
+        exponent = 1
+    else:
+        fraction = fraction | HIDDEN
+    sign = bits >> 63
+    place, shift = at + (exponent >> 5), exponent & 31
+    _increase(sums, place, (((fraction << shift) & LOW) ^ sign) - sign)
+    _increase(sums, place + 1, (((fraction >> (32 - shift)) & LOW) ^ sign) - sign)
+    _increase(sums, place + 2, (((fraction >> 32) >> (32 - shift)) ^ sign) - sign)
+
+
+@inline
+def put_number(sums: Any, at: int, box: Any, value: Any) -> None:
+    """Add a float64; `box` is memory for one."""
+    store_scalar(box, 0, value)
+    put(sums, at, load_scalar(as_integers(box), 0))
+
+
+@inline
+def put_count(sums: Any, at: int, count: Any) -> None:
+    """Add a whole number, given as a float."""
+    _increase(sums, at + ONES, int(count))
+
+
+@inline
+def settle(sums: Any, slots: int) -> None:
+    """Move the carries of the chunks of all sums up by one chunk, which leaves less than 2**33 in each."""
+    for at in range(0, slots * SUM_WORDS, SUM_WORDS):
+        top = at + CHUNKS - 1
+        _increase(sums, top, load_scalar(sums, top - 1) >> 32)
+        for k in range(top - 1, at, -1):
+            store_scalar(sums, k, (load_scalar(sums, k) & LOW) + (load_scalar(sums, k - 1) >> 32))
+        store_scalar(sums, at, load_scalar(sums, at) & LOW)
+
+
+@inline
+def _put_lanes(sums: Any, at: int, box: Any, vector: Any) -> None:
+    """Add all lanes of a vector of float64."""
+    store(box, 0, vector)
+    for k in range(8):
+        put(sums, at, load_scalar(as_integers(box), k))
+
+
+@inline
+def put_slab(sums: Any, at: int, values: Any, count: int, box: Any) -> None:
+    """Add the numbers of a slab; `count` is a multiple of 8.
+
+    In vectors, if nothing is lost in the sum of the rounding errors of their sum, or in that of its own errors,
+    and so on; else number by number, as infinities and NaN are.
+    """
+    zero = broadcast(number(box, 0.0))
+    a, b, lost = zero, zero, zero
+    for k in range(0, count, 8):
+        a, error = two_sum(a, load_double(values, k))
+        b, error = two_sum(b, error)
+        lost = lost + absolute(error)
+    if fold_sum(True, lost) == 0.0:
+        _put_lanes(sums, at, box, a)
+        _put_lanes(sums, at, box, b)
+        return
+    a, b, c, d, lost = zero, zero, zero, zero, zero
+    for k in range(0, count, 8):
+        a, error = two_sum(a, load_double(values, k))
+        b, error = two_sum(b, error)
+        c, error = two_sum(c, error)
+        d, error = two_sum(d, error)
+        lost = lost + absolute(error)
+    if fold_sum(True, lost) == 0.0:
+        _put_lanes(sums, at, box, a)
+        _put_lanes(sums, at, box, b)
+        _put_lanes(sums, at, box, c)
+        _put_lanes(sums, at, box, d)
+        return
+    for k in range(count):
+        put_number(sums, at, box, np.float64(load_scalar(values, k)))
+
+
+# --- the rows of a slab ---------------------------------------------------------------------------------------
+
+
+class Slab(NamedTuple):
+    """Rows whose values are added."""
+
+    values: Any
+    """Field after field, `SLAB` numbers each."""
+    labels: Any
+    weights: Any
+    """float64, or empty if all weights are 1."""
+    first: Any
+    count: Any
+    box: Any
+    """Memory for a vector of float64."""
+    spots: Any
+    parts: Any
+    """Memory for the float64 numbers of a slab."""
+
+
+@inline
+def _counted(slab: Slab, k: int) -> Any:
+    """The labels of the rows in a vector; below 0 for rows that do not count, and behind the last row."""
+    return lane_labels(slab.values, slab.labels, slab.first + k, min(lane_count(slab.values), slab.count - k))
+
+
+@inline
+def add_values(sums: Any, slab: Slab, fields: int) -> None:
+    """Add the number of rows, their weights, and the first fields. Values that do not count become 0.
+
+    With weights, those of the rows that count are in `spots` afterwards, and 0 for the others.
+    """
+    values, count, box = slab.values, slab.count, slab.box
+    step = lane_count(values)
+    zero, one = broadcast(number(values, 0.0)), broadcast(number(values, 1.0))
+    rows = zero
+    for k in range(0, count, step):
+        label = _counted(slab, k)
+        rows = rows + select_less(label, zero, zero, one)
+        for field in range(fields):
+            at = field * SLAB + k
+            store(values, at, select_less(label, zero, zero, load(values, at)))
+    whole = fold_sum(True, rows)
+    put_count(sums, COUNT * SUM_WORDS, whole)
+    padded = (count + step - 1) // step * step
+    if size(slab.weights) == 0:
+        put_count(sums, WEIGHT * SUM_WORDS, whole)
+        for field in range(fields):
+            put_slab(sums, (VALUES + field) * SUM_WORDS, after(values, field * SLAB), padded, box)
+        return
+    nothing = broadcast(number(box, 0.0))
+    store(slab.spots, padded - 8, nothing)
+    for k in range(0, count, 8):
+        lanes = min(8, count - k)
+        label = lane_labels(box, slab.labels, slab.first + k, lanes)
+        weight = load_part(slab.weights, slab.first + k, lanes, 0.0)
+        store(slab.spots, k, select_less(label, nothing, nothing, weight))
+    put_slab(sums, WEIGHT * SUM_WORDS, slab.spots, padded, box)
+    for field in range(fields):
+        add_weighted(sums, (VALUES + field) * SUM_WORDS, slab, field, padded)
+
+
+@inline
+def add_weighted(sums: Any, at: int, slab: Slab, field: int, padded: int) -> None:
+    """Add a field times the weights that `add_values` has left."""
+    for k in range(0, padded, 8):
+        store(slab.parts, k, load(slab.spots, k) * load_double(slab.values, field * SLAB + k))
+    put_slab(sums, at, slab.parts, padded, slab.box)
+
+
+@inline
+def _bin_of(confidence: Any, bins: int) -> Any:
+    """The bin of a confidence c, as a float64: the k with k < bins c <= k + 1; 0 for NaN."""
+    zero, one = filled(confidence, 0.0), filled(confidence, 1.0)
+    scaled = maximum(confidence * float(bins), zero)
+    k = truncate(scaled)
+    return minimum(maximum(select_equal(k, scaled, k - one, k), zero), one * float(bins - 1))
+
+
+@inline
+def mark_hits(slab: Slab) -> None:
+    """Put 1 into the place of the greatest class of rows where it is right, else 0.
+
+    Of rows that do not count, the rank becomes inf, and the confidence -1.
+    """
+    values = slab.values
+    zero, one = broadcast(number(values, 0.0)), broadcast(number(values, 1.0))
+    never = broadcast(number(values, INF))
+    for k in range(0, slab.count, lane_count(values)):
+        label = _counted(slab, k)
+        rank = select_less(label, zero, never, load(values, RANK * SLAB + k))
+        store(values, RANK * SLAB + k, rank)
+        right = select_equal(load(values, GREATEST * SLAB + k), label, one, zero)
+        store(values, GREATEST * SLAB + k, select_less(rank, never, right, zero))
+        at = CONFIDENCE * SLAB + k
+        store(values, at, select_less(label, zero, -one, load(values, at)))
+
+
+@inline
+def add_hits(sums: Any, slab: Slab, top_k: Any) -> None:
+    """Add the rows whose greatest class, or one of the top k, is right, after `mark_hits`."""
+    values, count, step = slab.values, slab.count, lane_count(slab.values)
+    zero, one = broadcast(number(values, 0.0)), broadcast(number(values, 1.0))
+    padded = (count + step - 1) // step * step
+    weighted = size(slab.weights) > 0
+    if weighted:
+        add_weighted(sums, HITS * SUM_WORDS, slab, GREATEST, padded)
+    else:
+        hits = zero
+        for k in range(0, count, step):
+            hits = hits + load(values, GREATEST * SLAB + k)
+        put_count(sums, HITS * SUM_WORDS, fold_sum(True, hits))
+    for j in range(size(top_k)):
+        limit, at = broadcast(number(values, float(load_scalar(top_k, j)))), (HITS + 1 + j) * SUM_WORDS
+        hits = zero
+        for k in range(0, count, step):
+            hit = select_less(load(values, RANK * SLAB + k), limit, one, zero)
+            if weighted:
+                store(values, k, hit)  # over the first field, which has been added
+            hits = hits + hit
+        if weighted:
+            add_weighted(sums, at, slab, 0, padded)
+        else:
+            put_count(sums, at, fold_sum(True, hits))
+
+
+@inline
+def add_bins(sums: Any, slab: Slab, at: int, bins: int, table: Any, lows: Any) -> None:
+    """Add rows, confidences and hits of each bin, without weights, after `mark_hits`.
+
+    `table` is memory for two integers for each bin, and for one more bin, which gets the rows that do not count.
+    Rows take turns with the two, because an addition waits for the one before at the same place. `spots` gets the
+    bins of the rows, and `parts` their confidences. What is below 2**-34 in these is added for itself, in `lows`,
+    which is memory of float64 for the bins; float32 needs that only where more than 1000 classes are about equal.
+    """
+    values, box, spots, parts = slab.values, slab.box, slab.spots, slab.parts
+    zero, fine = broadcast(number(box, 0.0)), broadcast(number(box, FINE))
+    lost = zero
+    for k in range(0, slab.count, 8):
+        confidence = load_double(values, CONFIDENCE * SLAB + k)
+        spot = select_less(confidence, zero, zero + float(bins), _bin_of(confidence, bins))
+        store(spots, k, spot + number(box, WHOLE))
+        part = maximum(confidence, zero) + fine
+        store(parts, k, part)
+        low = select_less(confidence, zero, zero, confidence - (part - fine))
+        lost = lost + absolute(low)
+    for k in range(2 * (bins + 1)):
+        store_scalar(table, k, 0)
+    spot_bits, part_bits = as_integers(spots), as_integers(parts)
+    for i in range(slab.count):
+        right = int(load_scalar(values, GREATEST * SLAB + i))
+        amount = (load_scalar(part_bits, i) & FRACTION) - FINE_ZERO + (1 << ROWS_FROM) + (right << RIGHT_FROM)
+        _increase(table, (load_scalar(spot_bits, i) & LOW) + (i & 1) * (bins + 1), amount)
+    if fold_sum(True, lost) != 0.0:
+        for k in range(bins):
+            store_scalar(lows, k, 0.0)
+        for i in range(slab.count):
+            spot = load_scalar(spot_bits, i) & LOW
+            if spot < bins:
+                confidence = np.float64(load_scalar(values, CONFIDENCE * SLAB + i))
+                low = confidence - (load_scalar(parts, i) - FINE)
+                if confidence > LEAST:
+                    store_scalar(lows, spot, load_scalar(lows, spot) + low)
+                else:
+                    put_number(sums, at + (3 * spot + 1) * SUM_WORDS, box, low)
+        for k in range(bins):
+            put_number(sums, at + (3 * k + 1) * SUM_WORDS, box, load_scalar(lows, k))
+    for k in range(bins):
+        found, slot = load_scalar(table, k) + load_scalar(table, bins + 1 + k), at + 3 * k * SUM_WORDS
+        if found != 0:
+            _increase(sums, slot + ONES, (found >> ROWS_FROM) & PART)
+            confidence = np.float64(found & ((1 << ROWS_FROM) - 1)) * FINE_UNIT
+            put_number(sums, slot + SUM_WORDS, box, confidence)
+            _increase(sums, slot + 2 * SUM_WORDS + ONES, (found >> RIGHT_FROM) & PART)
+
+
+@inline
+def add_weighted_bins(sums: Any, slab: Slab, at: int, bins: int) -> None:
+    """`add_bins` with the weights that `add_values` has left."""
+    values, box = slab.values, slab.box
+    for i in range(slab.count):
+        weight = load_scalar(slab.spots, i)
+        if weight > 0.0:
+            confidence = np.float64(load_scalar(values, CONFIDENCE * SLAB + i))
+            slot = at + 3 * int(_bin_of(confidence, bins)) * SUM_WORDS
+            put_number(sums, slot, box, weight)
+            put_number(sums, slot + SUM_WORDS, box, weight * confidence)
+            if load_scalar(values, GREATEST * SLAB + i) > 0.0:
+                put_number(sums, slot + 2 * SUM_WORDS, box, weight)
+
+
+# --- the values of a row --------------------------------------------------------------------------------------
+
+
+class SlabOptions(NamedTuple):
+    """1/T or None, the entries at the labels, and the number of the first row of the slab."""
+
+    beta: Any
+    picks: Any
+    first: Any
+
+
+@inline
+def _square_unit(like: Any) -> Any:
+    return number(like, SQUARE_UNIT_32) if is_single(like) else number(like, SQUARE_UNIT_64)
+
+
+@inline
+def add_square(value: Any, row: Row, sums: Sums, first: Any, second: Any) -> Any:
+    """One entry more for `row_sums`: the products are e (m - x) and e**2, in units of `_square_unit`**2."""
+    e = term_of(value, row)
+    part = e * _square_unit(value)
+    products = muladd(e, spared(e, row.m - value), first), muladd(part, part, second)
+    return with_entry(value, e, row, sums), products[0], products[1]
+
+
+@inline
+def add_depths(value: Any, row: Row, sums: Sums, first: Any, second: Any) -> Any:
+    """One entry more for `row_sums`: the products are e d and e d**2."""
+    e = term_of(value, row)
+    depth = spared(e, -below(value, row.m, row.beta))
+    product = e * depth
+    return with_entry(value, e, row, sums), first + product, muladd(product, depth, second)
+
+
+@inline
+def _begin(x: Any, place: Place, options: SlabOptions) -> Row:
+    """What the entries of a row are added with."""
+    m = highest(x, place.offset, place.length, place.folded)
+    shift, bias = reference(m, options.beta)
+    target = row_value(x, place.folded, options.picks.targets, 0, place.count)
+    return Row(m, target, options.beta, shift, bias)
+
+
+@inline
+def _brier(row: Row, known: Any, squares: Any) -> Any:
+    """(1 - p_y)**2 + sum_{k != y} p_k**2; `squares` is the sum over all but the greatest entries."""
+    m, target, unit, one = row.m, row.target, _square_unit(row.m), number(row.m, 1.0)
+    whole, _ = total(known)
+    top, e = known.top[0] * unit, term_of(target, row) * unit
+    others = known.ties - one
+    lacking = select_equal(target, m, known.rest + others * known.top[0], whole - term_of(target, row)) / whole
+    squares = squares + select_equal(target, m, others * top * top, known.ties * top * top - e * e)
+    scaled = whole * unit
+    return muladd(lacking, lacking, squares / scaled / scaled)
+
+
+@inline
+def metrics_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """rows = -log p_y, H, Brier score, confidence, rank of the label, place of the greatest entry, for `FIELDS`.
+
+    A row with NaN has the rank inf. Errors as in `statistics.statistics_block`; the confidence is within 2 ulp.
+    """
+    offset, length, folded, row, count = place
+    one = _begin(x, place, options)
+    lanes, dots, squares = row_sums(x, offset, length, one, add_square, broadcast(number(x, 0.0)))
+    known = statistics_of(one, lanes, folded)
+    log_high, log_low = log_of_others(known)
+    at = row - options.first
+    loss = (log_high + log_low) - below(one.target, one.m, None)
+    store_part(rows, at, count, broadcast(loss))
+    store_part(rows, at + SLAB, count, broadcast((log_high + mean_of(dots, known, folded)) + log_low))
+    brier = _brier(one, known, fold_sum(folded, squares[0] + squares[1]))
+    store_part(rows, at + 2 * SLAB, count, broadcast(brier))
+    whole, _ = total(known)
+    store_part(rows, at + CONFIDENCE * SLAB, count, broadcast(known.top[0] / whole))
+    never = number(x, INF)
+    rank = select_equal(known.rest, known.rest, fold_sum(folded, lanes.above), never)
+    store_part(rows, at + RANK * SLAB, count, broadcast(rank))
+    store_place(x, Place(offset, length, folded, at + GREATEST * SLAB, count), folded, one.m, rows)
+
+
+@inline
+def derivatives_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """rows = the loss, E d, d at the label, and Var d, for `DERIVATIVES`."""
+    offset, length, folded, row, count = place
+    one = _begin(x, place, options)
+    lanes, dots, squares = row_sums(x, offset, length, one, add_depths, broadcast(number(x, 0.0)))
+    known = statistics_of(one, lanes, folded)
+    log_high, log_low = log_of_others(known)
+    at, depth = row - options.first, -below(one.target, one.m, options.beta)
+    store_part(rows, at, count, broadcast(depth + (log_high + log_low)))
+    mean, square = mean_of(dots, known, folded), mean_of(squares, known, folded)
+    store_part(rows, at + SLAB, count, broadcast(mean))
+    store_part(rows, at + 2 * SLAB, count, broadcast(depth))
+    variance = maximum(square - mean * mean, broadcast(number(x, 0.0)))
+    store_part(rows, at + 3 * SLAB, count, variance)
+
+
+@kernel
+def update(
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    labels: Integers,
+    weights: Doubles,
+    top_k: Integers,
+    bins: Count,
+    words: Count,
+) -> None:
+    """Add the metrics of rows to the exact sums with which `room` begins.
+
+    The sums are those of `COUNT`, `WEIGHT`, the `VALUES` loss, entropy and Brier score, `HITS`, one for each k of
+    `top_k`, and rows, confidences and hits of each bin. Behind them, `room` has the memory of `add_bins`, and from
+    word `words` on that for a slab and tiles. Rows with labels below 0 do not count. `weights` may be empty.
+    """
+    data, space = memory(x), memory(room)
+    sums, marks, given, ks = as_integers(space), memory(labels), memory(weights), memory(top_k)
+    at = (HITS + 1 + size(ks)) * SUM_WORDS
+    slots = HITS + 1 + size(ks) + 3 * bins
+    table = after(sums, slots * SUM_WORDS)
+    lows = after(as_doubles(space), slots * SUM_WORDS + 2 * (bins + 1))
+    spots = after(lows, bins)
+    parts = after(spots, SLAB)
+    values = after(space, words * (8 // item_size(space)))
+    tile, box = after(values, FIELDS * SLAB), scratch(given, 1)
+    picks = Picks(marks, scratch(data, 2))
+    shape = x.shape
+    for first in range(start, stop, SLAB):
+        count = min(SLAB, stop - first)
+        options = SlabOptions(None, picks, first)
+        end = first + count
+        traverse(
+            metrics_block, first, end, shape, tile, data, None, None, values, options, given=True, picks=picks
+        )
+        slab = Slab(values, marks, given, first, count, box, spots, parts)
+        add_values(sums, slab, METRICS)
+        mark_hits(slab)
+        add_hits(sums, slab, ks)
+        if size(given) > 0:
+            add_weighted_bins(sums, slab, at, bins)
+        else:
+            add_bins(sums, slab, at, bins, table, lows)
+    settle(sums, slots)
+
+
+@kernel
+def derivatives(
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    labels: Integers,
+    weights: Doubles,
+    words: Count,
+    beta: Tempered,
+) -> None:
+    """Add loss, E d, d at the label and Var d of rows to the exact sums with which `room` begins, as `update`."""
+    data, space = memory(x), memory(room)
+    sums, marks, given = as_integers(space), memory(labels), memory(weights)
+    values = after(space, words * (8 // item_size(space)))
+    spots = after(as_doubles(space), (VALUES + DERIVATIVES) * SUM_WORDS)
+    parts = after(spots, SLAB)
+    tile, box = after(values, DERIVATIVES * SLAB), scratch(given, 1)
+    picks = Picks(marks, scratch(data, 2))
+    shape = x.shape
+    for first in range(start, stop, SLAB):
+        count = min(SLAB, stop - first)
+        options = SlabOptions(beta, picks, first)
+        end = first + count
+        traverse(
+            derivatives_block, first, end, shape, tile, data, None, None, values, options, given=True, picks=picks
+        )
+        add_values(sums, Slab(values, marks, given, first, count, box, spots, parts), DERIVATIVES)
+    settle(sums, VALUES + DERIVATIVES)

@@ -86,8 +86,8 @@ def softmax(
     Parameters
     ----------
     x : array_like
-        Logits, of any shape. float32 and float64 are kept; float16 is computed in float32 and returned as
-        float16; integers and bools become float64.
+        Logits, of any shape. float32 and float64 are kept; float16 and ``ml_dtypes.bfloat16`` are computed
+        in float32 and returned in their dtype; integers and bools become float64.
     axis : int, tuple of ints or None, default -1
         The axis or axes along which the probabilities sum to 1; None for all. (SciPy's default is None.)
     where : array_like of bool, optional
@@ -161,8 +161,8 @@ def log_softmax(
     Parameters
     ----------
     x : array_like
-        Logits, of any shape. float32 and float64 are kept; float16 is computed in float32 and returned as
-        float16; integers and bools become float64.
+        Logits, of any shape. float32 and float64 are kept; float16 and ``ml_dtypes.bfloat16`` are computed
+        in float32 and returned in their dtype; integers and bools become float64.
     axis : int, tuple of ints or None, default -1
         The axis or axes of the classes; None for all. (SciPy's default is None.)
     where : array_like of bool, optional
@@ -221,8 +221,8 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     Parameters
     ----------
     x : array_like
-        Any shape. float32 and float64 are kept; float16 is computed in float32 and returned as float16;
-        integers and bools become float64.
+        Any shape. float32 and float64 are kept; float16 and ``ml_dtypes.bfloat16`` are computed in float32
+        and returned in their dtype; integers and bools become float64.
     axis : int, tuple of ints or None, default -1
         The axis or axes that are summed over; None for all. (SciPy's default is None.)
     where : array_like of bool, optional

@@ -27,8 +27,8 @@ def cross_entropy(
     Parameters
     ----------
     logits : array_like
-        z, of any shape with at least one axis. float32 and float64 are kept; float16 is computed in float32 and
-        returned as float16; integers and bools become float64.
+        z, of any shape with at least one axis. float32 and float64 are kept; float16 and ``ml_dtypes.bfloat16``
+        are computed in float32 and returned in their dtype; integers and bools become float64.
     targets : array_like
         Class indices of any integer dtype, of the shape of `logits` without `axis`; or a distribution for each
         row, of the shape of `logits` and any real dtype, which need not sum to 1.

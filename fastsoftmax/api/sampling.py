@@ -221,8 +221,9 @@ def filter_logits(
     Parameters
     ----------
     logits : array_like
-        Logits, of any shape with at least one axis. float32 and float64 are kept; float16 is computed in float32
-        and returned as float16; integers and bools become float64.
+        Logits, of any shape with at least one axis. float32 and float64 are kept; float16 and
+        ``ml_dtypes.bfloat16`` are computed in float32 and returned in their dtype; integers and bools become
+        float64.
     axis : int, default -1
         The axis of the classes.
     top_k : int, optional

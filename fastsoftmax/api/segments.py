@@ -258,8 +258,9 @@ def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Logits, one dimension, the segments one after the other. float32 and float64 are kept; float16 is computed
-        in float32 and returned as float16; integers and bools become float64.
+        Logits, one dimension, the segments one after the other. float32 and float64 are kept; float16 and
+        ``ml_dtypes.bfloat16`` are computed in float32 and returned in their dtype; integers and bools become
+        float64.
     indptr : array_like of int
         Shape (N + 1,), any integer dtype: segment n is ``x[indptr[n]:indptr[n + 1]]``. It begins with 0, ends with
         ``len(x)`` and never decreases. Segments may be empty.

@@ -43,6 +43,7 @@ from fastsoftmax.api.segments import (
 )
 from fastsoftmax.api.statistics import label_statistics
 from fastsoftmax.arrays.lazy import register as _register
+from fastsoftmax.arrays.lazy import register_exchange as _register_exchange
 from fastsoftmax.arrays.threads import threads
 
 __version__ = "0.1.0"
@@ -87,13 +88,28 @@ __all__ = [
 ]
 
 
+# Back ends are imported by those who have such arrays, and so their libraries.
+def _xarray() -> _Any:
+    from fastsoftmax.backends import xarray
+
+    return xarray.call
+
+
 def _dask() -> _Any:
-    from fastsoftmax.backends import dask  # by those who have Dask arrays, and so Dask
+    from fastsoftmax.backends import dask
 
     return dask.call
 
 
-_register("dask.array", _dask)
+def _interchange() -> _Any:
+    from fastsoftmax.backends import interchange
+
+    return interchange.call
+
+
+_register("xarray", "DataArray", _xarray)
+_register("dask.array", "Array", _dask)
+_register_exchange(_interchange)
 
 
 # The ufuncs are made on first use, and not in __all__: a star import would compile every one of them.

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastsoftmax.api import activations, ufuncs
 from fastsoftmax.arrays.blocks import Axis, is_masked
+from fastsoftmax.arrays.lazy import backend_for, exchange_for
 
 __all__ = ["entr", "expit", "log_expit", "log_softmax", "logit", "logsumexp", "rel_entr", "softmax", "xlogy"]
 
@@ -111,7 +112,7 @@ def __dir__() -> list[str]:
 
 def _by_kernel(x: Any) -> bool:
     """Whether the kernels compute arrays of this dtype, or raise the error for it."""
-    return is_masked(x) or np.asarray(x).dtype.char not in "gFDG"
+    return is_masked(x) or (x if backend_for(x) else np.asarray(x)).dtype.char not in "gFDG"
 
 
 def softmax(x: Any, axis: Axis = None) -> Any:
@@ -142,6 +143,8 @@ def softmax(x: Any, axis: Axis = None) -> Any:
     array([[0.25, 0.25],
            [0.25, 0.25]])
     """
+    if backend := exchange_for(x):
+        return backend("special.softmax", x, axis=axis)
     if _by_kernel(x):
         return activations.softmax(x, axis)
     x = np.asarray(x)
@@ -176,6 +179,8 @@ def log_softmax(x: Any, axis: Axis = None) -> Any:
     >>> log_softmax([1000.0, 1.0])
     array([   0., -999.])
     """
+    if backend := exchange_for(x):
+        return backend("special.log_softmax", x, axis=axis)
     if _by_kernel(x):
         return activations.log_softmax(x, axis)
     x = np.asarray(x)
@@ -233,6 +238,9 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
     >>> round(float(value), 12), float(sign)
     (1.541324854613, -1.0)
     """
+    if backend := exchange_for(a, b):
+        options = {"axis": axis, "b": b, "keepdims": keepdims, "return_sign": return_sign}
+        return backend("special.logsumexp", a, **options)
     if b is None and not return_sign and _by_kernel(a):
         return activations.logsumexp(a, axis, keepdims=bool(keepdims))
     for name, value in (("a", a), ("b", b)):

@@ -89,7 +89,8 @@ def softmax(
         Logits, of any shape. float32 and float64 are kept; float16 and ``ml_dtypes.bfloat16`` are computed
         in float32 and returned in their dtype; integers and bools become float64.
     axis : int, tuple of ints or None, default -1
-        The axis or axes along which the probabilities sum to 1; None for all. (SciPy's default is None.)
+        The axis or axes along which the probabilities sum to 1; None for all. (SciPy's default is None.) For an
+        ``xarray.DataArray`` also names of dimensions.
     where : array_like of bool, optional
         Entries that take part, broadcast to `x`. The others get probability 0 and have no influence, whatever
         they hold. If no entry of a row takes part, its probabilities are 0.
@@ -102,7 +103,8 @@ def softmax(
     Returns
     -------
     ndarray or scalar
-        The probabilities, of the shape of `x`.
+        The probabilities, of the shape of `x`: an array of the kind of `x` where that is one of PyTorch, JAX, xarray
+        or Dask, a NumPy array for all else, such as pandas objects.
 
     Raises
     ------
@@ -175,7 +177,7 @@ def log_softmax(
     Returns
     -------
     ndarray or scalar
-        The log-probabilities, of the shape of `x`.
+        The log-probabilities, of the shape of `x`; the kind of array as for `softmax`.
 
     Raises
     ------
@@ -235,7 +237,7 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     Returns
     -------
     ndarray or scalar
-        One number for each row.
+        One number for each row; the kind of array as for `softmax`.
 
     Raises
     ------

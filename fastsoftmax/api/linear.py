@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from fastsoftmax.arrays.lazy import exchanging
 from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, hessian_product, loss, statistics
 from fastsoftmax.arrays.options import MEAN, NO_Z_LOSS, UNSMOOTHED, LossOptions
 from fastsoftmax.arrays.statistics import LabelStatistics
 
 
+@exchanging
 def linear_cross_entropy(
     features: Any,
     weight: Any,
@@ -90,6 +92,7 @@ def linear_cross_entropy(
     return value
 
 
+@exchanging
 def linear_cross_entropy_with_grad(
     features: Any,
     weight: Any,
@@ -183,6 +186,7 @@ def linear_cross_entropy_with_grad(
     return loss(function, features, weight, targets, bias, options, block_bytes, wrt, skip)
 
 
+@exchanging
 def linear_cross_entropy_hvp(
     features: Any,
     weight: Any,
@@ -259,6 +263,7 @@ def linear_cross_entropy_hvp(
     return hessian_product("linear_cross_entropy_hvp", *arguments)
 
 
+@exchanging
 def linear_softmax_statistics(
     features: Any,
     weight: Any,

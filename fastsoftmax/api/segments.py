@@ -10,6 +10,7 @@ import numpy as np
 from fastsoftmax._spec import FUNCTIONS, LIKE
 from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
 from fastsoftmax.arrays.blocks import Array, Output, Problem, is_masked, kernel_weights, named, real_array
+from fastsoftmax.arrays.lazy import exchanging
 from fastsoftmax.arrays.options import LossOptions, mean_divisor, reduced, spared, weight_array
 from fastsoftmax.arrays.sampling import Draws
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
@@ -249,6 +250,7 @@ def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: Lo
     return value if output is None else (value, slope)
 
 
+@exchanging
 def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Softmax of each segment of a vector: of ragged rows in CSR form.
 
@@ -318,6 +320,7 @@ def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return _forward("softmax", x, indptr, out)
 
 
+@exchanging
 def segment_log_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Logarithm of the softmax of each segment of a vector.
 
@@ -363,6 +366,7 @@ def segment_log_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return _forward("log_softmax", x, indptr, out)
 
 
+@exchanging
 def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Logarithm of the sum of exponentials of each segment of a vector.
 
@@ -416,6 +420,7 @@ def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return output.finish()
 
 
+@exchanging
 def segment_softmax_jvp(x: Any, indptr: Any, tangent: Any, *, out: Any = None) -> Any:
     r"""Jacobian of `segment_softmax` times a tangent.
 
@@ -459,6 +464,7 @@ def segment_softmax_jvp(x: Any, indptr: Any, tangent: Any, *, out: Any = None) -
     return _product("segment_softmax_jvp", x, indptr, "tangent", tangent, out)
 
 
+@exchanging
 def segment_softmax_vjp(x: Any, indptr: Any, cotangent: Any, *, out: Any = None) -> Any:
     r"""Transposed Jacobian of `segment_softmax` times a cotangent: what backpropagation needs.
 
@@ -504,6 +510,7 @@ def segment_softmax_vjp(x: Any, indptr: Any, cotangent: Any, *, out: Any = None)
     return _product("segment_softmax_vjp", x, indptr, "cotangent", cotangent, out)
 
 
+@exchanging
 def segment_cross_entropy(
     x: Any,
     indptr: Any,
@@ -575,6 +582,7 @@ def segment_cross_entropy(
     return _cross_entropy("segment_cross_entropy", x, indptr, targets, options)
 
 
+@exchanging
 def segment_cross_entropy_with_grad(
     x: Any,
     indptr: Any,
@@ -637,6 +645,7 @@ def segment_cross_entropy_with_grad(
     return both
 
 
+@exchanging
 def segment_categorical(
     x: Any,
     indptr: Any,

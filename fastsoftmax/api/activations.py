@@ -103,8 +103,8 @@ def softmax(
     Returns
     -------
     ndarray or scalar
-        The probabilities, of the shape of `x`: an array of the kind of `x` where that is one of PyTorch, JAX, xarray
-        or Dask, a NumPy array for all else, such as pandas objects.
+        The probabilities, of the shape of `x`: an array of the kind of `x` where that is one of PyTorch, JAX,
+        xarray or Dask, a NumPy array for all else, such as pandas objects.
 
     Raises
     ------

@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 # What needs no back end, so that calls with NumPy's arrays are told apart by one comparison of sets.
 _OURS = frozenset(
-    {type(None), bool, int, float, complex, str, list, tuple, np.ndarray, np.random.Generator}
+    {type(None), bool, int, float, complex, str, list, tuple, np.ndarray}
     | {np.dtype(letter).type for letter in "?bBhHiIlLqQefdg"}
 )
 _loaders: dict[tuple[str, str], Load] = {}

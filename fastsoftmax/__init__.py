@@ -1,6 +1,9 @@
 """Softmax and all that is differentiated through it, for NumPy arrays: fast, and accurate to a few ulp."""
 
+import typing as _typing
 from typing import Any as _Any
+
+from numpy import ufunc as _ufunc
 
 from fastsoftmax.api import ufuncs as _ufuncs
 from fastsoftmax.api.activations import log_softmax, logsumexp, softmax
@@ -113,24 +116,26 @@ _register_exchange(_interchange)
 
 
 # The ufuncs are made on first use, and not in __all__: a star import would compile every one of them.
-entr: _Any
-exp: _Any
-expit: _Any
-expm1: _Any
-log: _Any
-log1p: _Any
-log_expit: _Any
-logaddexp: _Any
-logit: _Any
-softplus: _Any
-tanh: _Any
-xlogy: _Any
+entr: _ufunc
+exp: _ufunc
+expit: _ufunc
+expm1: _ufunc
+log: _ufunc
+log1p: _ufunc
+log_expit: _ufunc
+logaddexp: _ufunc
+logit: _ufunc
+softplus: _ufunc
+tanh: _ufunc
+xlogy: _ufunc
 
 
-def __getattr__(name: str) -> _Any:
-    if name in _ufuncs.NAMES:
-        return globals().setdefault(name, _ufuncs.make(name))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not _typing.TYPE_CHECKING:  # else a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> _Any:
+        if name in _ufuncs.NAMES:
+            return globals().setdefault(name, _ufuncs.make(name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,7 @@ longdouble are computed by NumPy, as SciPy does it. Masked arrays are a TypeErro
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
@@ -18,15 +18,20 @@ from fastsoftmax.api import activations, ufuncs
 from fastsoftmax.arrays.blocks import Axis, is_masked
 from fastsoftmax.arrays.lazy import backend_for, exchange_for
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import ArrayT, Axes, Dims, FloatT, Numbers, Other
+
 __all__ = ["entr", "expit", "log_expit", "log_softmax", "logit", "logsumexp", "rel_entr", "softmax", "xlogy"]
 
 # Ufuncs, made on first use.
-entr: Any
-expit: Any
-log_expit: Any
-logit: Any
-rel_entr: Any
-xlogy: Any
+entr: np.ufunc
+expit: np.ufunc
+log_expit: np.ufunc
+logit: np.ufunc
+rel_entr: np.ufunc
+xlogy: np.ufunc
 
 
 # --- ufuncs --------------------------------------------------------------------------------------------------
@@ -97,10 +102,12 @@ def _make(name: str) -> Any:
     return ufuncs.make(name, kinds, __name__, more)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _KINDS:
-        return globals().setdefault(name, _make(name))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # else a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name in _KINDS:
+            return globals().setdefault(name, _make(name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
@@ -113,6 +120,21 @@ def __dir__() -> list[str]:
 def _by_kernel(x: Any) -> bool:
     """Whether the kernels compute arrays of this dtype, or raise the error for it."""
     return is_masked(x) or (x if backend_for(x) else np.asarray(x)).dtype.char not in "gFDG"
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def softmax(x: NDArray[FloatT], axis: Axes = None) -> NDArray[FloatT]: ...
+
+    @overload
+    def softmax(x: ArrayT, axis: Dims = None) -> ArrayT: ...
+
+    @overload
+    def softmax(x: Numbers, axis: Axes = None) -> NDArray[np.float64]: ...
+
+    @overload
+    def softmax(x: NDArray[np.complexfloating[Any]] | Other, axis: Axes = None) -> Any: ...
 
 
 def softmax(x: Any, axis: Axis = None) -> Any:
@@ -147,9 +169,24 @@ def softmax(x: Any, axis: Axis = None) -> Any:
         return backend("special.softmax", x, axis=axis)
     if _by_kernel(x):
         return activations.softmax(x, axis)
-    x = np.asarray(x)
-    terms = np.exp(x - np.max(x, axis=axis, keepdims=True))
-    return terms / np.sum(terms, axis=axis, keepdims=True)
+    x, axes = np.asarray(x), cast(Any, axis)  # NumPy has messages for names
+    terms = np.exp(x - np.max(x, axis=axes, keepdims=True))
+    return terms / np.sum(terms, axis=axes, keepdims=True)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def log_softmax(x: NDArray[FloatT], axis: Axes = None) -> NDArray[FloatT]: ...
+
+    @overload
+    def log_softmax(x: ArrayT, axis: Dims = None) -> ArrayT: ...
+
+    @overload
+    def log_softmax(x: Numbers, axis: Axes = None) -> NDArray[np.float64]: ...
+
+    @overload
+    def log_softmax(x: NDArray[np.complexfloating[Any]] | Other, axis: Axes = None) -> Any: ...
 
 
 def log_softmax(x: Any, axis: Axis = None) -> Any:
@@ -183,11 +220,11 @@ def log_softmax(x: Any, axis: Axis = None) -> Any:
         return backend("special.log_softmax", x, axis=axis)
     if _by_kernel(x):
         return activations.log_softmax(x, axis)
-    x = np.asarray(x)
-    greatest = np.max(x, axis=axis, keepdims=True)
+    x, axes = np.asarray(x), cast(Any, axis)  # NumPy has messages for names
+    greatest = np.max(x, axis=axes, keepdims=True)
     shifted = x - np.where(np.isfinite(greatest), greatest, 0)
     with np.errstate(divide="ignore"):
-        return shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
+        return shifted - np.log(np.sum(np.exp(shifted), axis=axes, keepdims=True))
 
 
 def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, return_sign: bool = False) -> Any:
@@ -257,7 +294,7 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
     weights = None if b is None else np.asarray(b, dtype)
     if weights is not None:
         terms, weights = np.broadcast_arrays(terms, np.atleast_1d(weights))
-    axes = tuple(range(terms.ndim)) if axis is None else axis
+    axes = tuple(range(terms.ndim)) if axis is None else cast(Any, axis)
     with np.errstate(all="ignore"):
         if terms.size:
             value, sign = _weighted(terms, weights, axes, return_sign)

@@ -1,7 +1,7 @@
 """softmax, log_softmax and logsumexp."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -22,6 +22,11 @@ from fastsoftmax.arrays.blocks import (
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import Arrays, ArrayT, Axes, Dims, FloatT, Numbers, Other, Vector
 
 # For small arrays, checks cost more than the computation. `_small` does two things: it looks up the kernel for a
 # native dtype that has been used before, and calls it on the arrays as they are, or on a copy.
@@ -74,6 +79,44 @@ def _forward(
     if masked is not None:
         np.copyto(output.result, hidden, where=masked)
     return output.finish()
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def softmax(
+        x: NDArray[FloatT],
+        axis: Axes = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def softmax(
+        x: ArrayT,
+        axis: Dims = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def softmax(
+        x: Numbers,
+        axis: Axes = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def softmax(
+        x: Other, axis: Axes = -1, *, where: Arrays | None = None, temperature: float = 1.0, out: Any = None
+    ) -> Any: ...
 
 
 def softmax(
@@ -153,6 +196,44 @@ def softmax(
     return _forward("softmax", x, axis, where, temperature, out, 0.0, _SOFTMAX)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def log_softmax(
+        x: NDArray[FloatT],
+        axis: Axes = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def log_softmax(
+        x: ArrayT,
+        axis: Dims = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def log_softmax(
+        x: Numbers,
+        axis: Axes = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def log_softmax(
+        x: Other, axis: Axes = -1, *, where: Arrays | None = None, temperature: float = 1.0, out: Any = None
+    ) -> Any: ...
+
+
 def log_softmax(
     x: Any, axis: Axis = LAST, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
 ) -> Any:
@@ -213,6 +294,59 @@ def log_softmax(
             if result is not None:
                 return result
     return _forward("log_softmax", x, axis, where, temperature, out, -np.inf, _LOG_SOFTMAX)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def logsumexp(
+        x: Vector[FloatT],
+        axis: int | Sequence[int] = -1,
+        *,
+        where: Arrays | None = None,
+        keepdims: Literal[False] = False,
+        out: None = None,
+    ) -> FloatT: ...
+
+    @overload
+    def logsumexp(
+        x: NDArray[FloatT],
+        axis: None,
+        *,
+        where: Arrays | None = None,
+        keepdims: Literal[False] = False,
+        out: None = None,
+    ) -> FloatT: ...
+
+    @overload
+    def logsumexp(
+        x: NDArray[FloatT],
+        axis: int | Sequence[int] = -1,
+        *,
+        where: Arrays | None = None,
+        keepdims: bool = False,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def logsumexp(
+        x: ArrayT,
+        axis: Dims = -1,
+        *,
+        where: Arrays | None = None,
+        keepdims: bool = False,
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def logsumexp(
+        x: NDArray[FloatT] | Numbers | Other,
+        axis: Axes = -1,
+        *,
+        where: Arrays | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
 
 
 def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = False, out: Any = None) -> Any:

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from fastsoftmax.arrays.sampling import Draws
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
 from fastsoftmax.arrays.weights import scaled
 from fastsoftmax.machine.entry import entry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import Arrays, ArrayT, FloatT, Mean, Numbers, Other, Reduction, Rows
 
 SEGMENT_WORK = 4
 """The cost of a segment beyond that of its elements, in units of the cost of one element."""
@@ -250,6 +255,25 @@ def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: Lo
     return value if output is None else (value, slope)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_softmax(
+        x: NDArray[FloatT], indptr: Arrays, *, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_softmax(x: ArrayT, indptr: Arrays, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def segment_softmax(
+        x: Numbers, indptr: Arrays, *, out: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def segment_softmax(x: Other, indptr: Arrays, *, out: Any = None) -> Any: ...
+
+
 @exchanging
 def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Softmax of each segment of a vector: of ragged rows in CSR form.
@@ -320,6 +344,25 @@ def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return _forward("softmax", x, indptr, out)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_log_softmax(
+        x: NDArray[FloatT], indptr: Arrays, *, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_log_softmax(x: ArrayT, indptr: Arrays, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def segment_log_softmax(
+        x: Numbers, indptr: Arrays, *, out: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def segment_log_softmax(x: Other, indptr: Arrays, *, out: Any = None) -> Any: ...
+
+
 @exchanging
 def segment_log_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Logarithm of the softmax of each segment of a vector.
@@ -364,6 +407,20 @@ def segment_log_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     array([-1.92874985e-22, -5.00000000e+01, 0.00000000e+00])
     """
     return _forward("log_softmax", x, indptr, out)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def segment_logsumexp(
+        x: NDArray[FloatT], indptr: Arrays, *, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_logsumexp(x: ArrayT, indptr: Arrays, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def segment_logsumexp(x: Numbers | Other, indptr: Arrays, *, out: Any = None) -> Any: ...
 
 
 @exchanging
@@ -420,6 +477,22 @@ def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return output.finish()
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_softmax_jvp(
+        x: NDArray[FloatT], indptr: Arrays, tangent: NDArray[FloatT], *, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_softmax_jvp(
+        x: ArrayT, indptr: Arrays, tangent: Arrays, *, out: ArrayT | None = None
+    ) -> ArrayT: ...
+
+    @overload
+    def segment_softmax_jvp(x: Arrays, indptr: Arrays, tangent: Arrays, *, out: Any = None) -> Any: ...
+
+
 @exchanging
 def segment_softmax_jvp(x: Any, indptr: Any, tangent: Any, *, out: Any = None) -> Any:
     r"""Jacobian of `segment_softmax` times a tangent.
@@ -462,6 +535,22 @@ def segment_softmax_jvp(x: Any, indptr: Any, tangent: Any, *, out: Any = None) -
     array([ 0.25, -0.25,  0.  ])
     """
     return _product("segment_softmax_jvp", x, indptr, "tangent", tangent, out)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def segment_softmax_vjp(
+        x: NDArray[FloatT], indptr: Arrays, cotangent: NDArray[FloatT], *, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_softmax_vjp(
+        x: ArrayT, indptr: Arrays, cotangent: Arrays, *, out: ArrayT | None = None
+    ) -> ArrayT: ...
+
+    @overload
+    def segment_softmax_vjp(x: Arrays, indptr: Arrays, cotangent: Arrays, *, out: Any = None) -> Any: ...
 
 
 @exchanging
@@ -508,6 +597,64 @@ def segment_softmax_vjp(x: Any, indptr: Any, cotangent: Any, *, out: Any = None)
     array([-1.,  1.,  0.])
     """
     return _product("segment_softmax_vjp", x, indptr, "cotangent", cotangent, out)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def segment_cross_entropy(
+        x: NDArray[FloatT],
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Mean = "mean",
+    ) -> FloatT: ...
+
+    @overload
+    def segment_cross_entropy(
+        x: NDArray[FloatT],
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Rows,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_cross_entropy(
+        x: ArrayT,
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Reduction = "mean",
+    ) -> ArrayT: ...
+
+    @overload
+    def segment_cross_entropy(
+        x: Numbers,
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Mean = "mean",
+    ) -> np.float64: ...
+
+    @overload
+    def segment_cross_entropy(
+        x: Numbers | Other,
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Reduction = "mean",
+    ) -> Any: ...
 
 
 @exchanging
@@ -582,6 +729,57 @@ def segment_cross_entropy(
     return _cross_entropy("segment_cross_entropy", x, indptr, targets, options)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_cross_entropy_with_grad(
+        x: NDArray[FloatT],
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Mean = "mean",
+        out: NDArray[FloatT] | None = None,
+    ) -> tuple[FloatT, NDArray[FloatT]]: ...
+
+    @overload
+    def segment_cross_entropy_with_grad(
+        x: NDArray[FloatT],
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Rows,
+        out: NDArray[FloatT] | None = None,
+    ) -> tuple[NDArray[FloatT], NDArray[FloatT]]: ...
+
+    @overload
+    def segment_cross_entropy_with_grad(
+        x: ArrayT,
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Reduction = "mean",
+        out: ArrayT | None = None,
+    ) -> tuple[ArrayT, ArrayT]: ...
+
+    @overload
+    def segment_cross_entropy_with_grad(
+        x: Numbers | Other,
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Reduction = "mean",
+        out: Any = None,
+    ) -> tuple[Any, Any]: ...
+
+
 @exchanging
 def segment_cross_entropy_with_grad(
     x: Any,
@@ -643,6 +841,39 @@ def segment_cross_entropy_with_grad(
     options = LossOptions(sample_weight=sample_weight, ignore_index=ignore_index, reduction=reduction)
     both: tuple[Any, Any] = _cross_entropy("segment_cross_entropy_with_grad", x, indptr, targets, options, out)
     return both
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def segment_categorical(
+        x: NDArray[Any] | Numbers | Other,
+        indptr: Arrays,
+        *,
+        rng: Any = None,
+        uniforms: Arrays | None = None,
+        size: int | tuple[int, ...] | None = None,
+        replace: bool = True,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+    ) -> NDArray[np.int64]: ...
+
+    @overload
+    def segment_categorical(
+        x: ArrayT,
+        indptr: Arrays,
+        *,
+        rng: Any = None,
+        uniforms: Arrays | None = None,
+        size: int | tuple[int, ...] | None = None,
+        replace: bool = True,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+    ) -> ArrayT: ...
 
 
 @exchanging

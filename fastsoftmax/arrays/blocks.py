@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 Array = NDArray[Any]
-Axis = int | Sequence[int] | None
+Axis = int | str | Sequence[int] | Sequence[str] | None
 
 # Classes are moved last if the inner axis is shorter (vectors not full) or there are more of them (large tiles).
 INNER_LIMIT = 8

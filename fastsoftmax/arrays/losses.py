@@ -154,7 +154,7 @@ def loss_rows(
     function: str,
     logits: Any,
     targets: Any,
-    axis: int,
+    axis: Any,
     options: LossOptions,
     out: Any = None,
     *,
@@ -180,7 +180,7 @@ def loss_rows(
     return RowLosses(problem, row_losses(rows, options), slope, given.divisor)
 
 
-def loss(function: str, logits: Any, targets: Any, axis: int, options: LossOptions, out: Any = None) -> Any:
+def loss(function: str, logits: Any, targets: Any, axis: Any, options: LossOptions, out: Any = None) -> Any:
     """The result of the public function of this name: a loss, its gradient, or both."""
     if backend := backend_for(logits, targets, *options):
         return backend(function, logits, targets, axis=axis, out=out, options=options)
@@ -197,7 +197,7 @@ def curvature_rows(
     logits: Any,
     targets: Any,
     tangent: Any,
-    axis: int,
+    axis: Any,
     options: LossOptions,
     out: Any = None,
     divisor: Divisor | None = None,
@@ -253,7 +253,7 @@ def _regularized_curvature(
 
 
 def curvature(
-    function: str, logits: Any, targets: Any, tangent: Any, axis: int, options: LossOptions, out: Any
+    function: str, logits: Any, targets: Any, tangent: Any, axis: Any, options: LossOptions, out: Any
 ) -> Any:
     """cross_entropy_hvp, cross_entropy_hessian_diag or cross_entropy_hessian."""
     if backend := backend_for(logits, targets, tangent, *options):

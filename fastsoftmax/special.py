@@ -8,7 +8,6 @@ Real float16, float32, float64, integers and bools are computed by the kernels. 
 longdouble are computed by NumPy, as SciPy does it. Masked arrays are a TypeError. SciPy is not imported.
 """
 
-import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -55,50 +54,13 @@ _KINDS: dict[str, tuple[str, str, Callable[..., Any] | None]] = {
     "entr": ("fd", "", None),
     "rel_entr": ("fd", "", None),
 }
-_Sizes = ctypes.POINTER(ctypes.c_ssize_t)
-_Loop = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_void_p), _Sizes, _Sizes, ctypes.c_void_p)
-_alive: list[Any] = []  # NumPy calls these for as long as the process lives
-
-
-class _Operand:
-    """Numbers at an address in memory, which `numpy.asarray` makes an array of."""
-
-    def __init__(self, address: int, count: int, step: int, dtype: np.dtype[Any]) -> None:
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (address, False),
-            "shape": (count,),
-            "strides": (step,),
-            "typestr": dtype.str,
-        }
-
-
-def _numpy_loop(function: Callable[..., Any], operands: int, kind: str) -> tuple[str, int, int | None]:
-    """A ufunc's loop that lets NumPy compute `function`."""
-    dtype = np.dtype(kind)
-
-    def run(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-        *inputs, out = (np.asarray(_Operand(args[i], dimensions[0], steps[i], dtype)) for i in range(operands))
-        # In a reduction the output is an input, too: the numbers are computed one after the other.
-        whole = steps[operands - 1] != 0 and not any(
-            np.may_share_memory(x, out) and args[i] != args[operands - 1] for i, x in enumerate(inputs)
-        )
-        with np.errstate(all="ignore"):
-            for part in [slice(None)] if whole else [slice(k, k + 1) for k in range(dimensions[0])]:
-                out[part] = function(*(x[part] for x in inputs))
-
-    loop = _Loop(run)
-    _alive.append(loop)
-    address = ctypes.cast(loop, ctypes.c_void_p).value
-    assert address is not None
-    return kind, address, None
 
 
 def _make(name: str) -> Any:
     """A ufunc of this module."""
     kinds, others, function = _KINDS[name]
     operands = 3 if name in ("xlogy", "rel_entr") else 2
-    more = [_numpy_loop(function, operands, kind) for kind in others] if function else []
+    more = [ufuncs.numpy_loop(function, operands, np.dtype(kind)) for kind in others] if function else []
     return ufuncs.make(name, kinds, __name__, more)
 
 

@@ -1,10 +1,13 @@
 """`ml_dtypes.bfloat16`: computed in float32, returned as bfloat16, in every function of dense arrays."""
 
+import child
 import functions
 import numpy as np
 import pytest
 
 import fastsoftmax as fs
+from fastsoftmax import special
+from fastsoftmax.api import ufuncs
 
 bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
 every = pytest.mark.parametrize("function", functions.ALL, ids=str)
@@ -132,3 +135,50 @@ def test_segments():
     wide = fs.segment_cross_entropy_with_grad(x.astype(np.float32), indptr, [1, 7, 3], ignore_index=7)
     assert loss == wide[0].astype(bfloat16)
     np.testing.assert_array_equal(bits(slope), bits(wide[1].astype(bfloat16)))
+
+
+@pytest.mark.parametrize("name", functions.UFUNCS)
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x[::-2], lambda x: x.reshape(2, -1).T])
+def test_ufuncs(name, view):
+    """Parts of a large array, strides and two arguments; the result is that of float32, rounded."""
+    ufunc = getattr(special if name == "rel_entr" else fs, name)
+    rng = np.random.default_rng(1)
+    inputs = [view(rng.random(2 * ufuncs.PART + 6).astype(bfloat16)) for _ in range(ufunc.nin)]
+    found = ufunc(*inputs)
+    assert found.dtype == bfloat16
+    expected = ufunc(*(x.astype(np.float32) for x in inputs))
+    np.testing.assert_array_equal(bits(found), bits(expected.astype(bfloat16)))
+    out = np.empty(found.shape, bfloat16)
+    assert ufunc(*inputs, out=out) is out
+    np.testing.assert_array_equal(bits(out), bits(found))
+
+
+def test_ufuncs_of_scipys_names():
+    x = logits(100)
+    for name in special._KINDS:
+        ufunc = getattr(special, name)
+        inputs = [np.abs(x)] * ufunc.nin
+        expected = ufunc(*(one.astype(np.float32) for one in inputs)).astype(bfloat16)
+        np.testing.assert_array_equal(bits(ufunc(*inputs)), bits(expected))
+
+
+def test_a_reduction_is_computed_step_by_step():
+    x = logits(20)
+    total = x[0]
+    for one in x[1:]:
+        total = fs.logaddexp(np.array([total]), np.array([one]))[0]
+    assert fs.logaddexp.reduce(x) == total
+
+
+LATE = """
+import fastsoftmax as fs
+fs.exp(1.0)
+import ml_dtypes, numpy as np
+fs.tanh(1.0)
+print(fs.exp(np.zeros(1, ml_dtypes.bfloat16)).dtype)
+"""
+
+
+def test_library_that_is_imported_after_a_ufunc_has_been_used():
+    """The next ufunc adds the loop."""
+    assert child.run(LATE).strip() == "bfloat16"

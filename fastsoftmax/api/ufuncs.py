@@ -252,16 +252,15 @@ class Plain:
         return target
 
 
-def _interface(place: int) -> Any:
-    """The address of a C function of NumPy's in the table of those for ufuncs."""
+def _interface() -> Any:
+    """The table of the addresses of NumPy's C functions for ufuncs."""
     try:
         module = importlib.import_module("numpy._core._multiarray_umath")
     except ModuleNotFoundError:  # before NumPy 2
         module = importlib.import_module("numpy.core._multiarray_umath")
     prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
     open_capsule = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))
-    table = ctypes.cast(open_capsule(module._UFUNC_API, None), ctypes.POINTER(ctypes.c_void_p))
-    return table[place]
+    return ctypes.cast(open_capsule(module._UFUNC_API, None), ctypes.POINTER(ctypes.c_void_p))
 
 
 def from_loops(
@@ -277,7 +276,7 @@ def from_loops(
     addresses = [ctypes.addressof(block) for block in (functions, data, types)]
     pointer, integer, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
     arguments: list[Any] = [pointer, pointer, pointer, *[integer] * 4, text, text, integer, text, ctypes.py_object]
-    create = ctypes.PYFUNCTYPE(ctypes.py_object, *arguments)(_interface(_FROM_FUNC_AND_DATA))
+    create = ctypes.PYFUNCTYPE(ctypes.py_object, *arguments)(_interface()[_FROM_FUNC_AND_DATA])
     ufunc = create(*addresses, len(loops), operands - 1, 1, has, *texts, 0, None, identity)
     _alive.append((functions, data, types, texts))
     return ufunc
@@ -337,7 +336,7 @@ def _add_bfloat16(ufunc: Any) -> None:
     _, address, _ = numpy_loop(through_float32, operands, dtype)
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     arguments: list[Any] = [ctypes.py_object, integer, pointer, ctypes.POINTER(integer), pointer]
-    register = ctypes.PYFUNCTYPE(integer, *arguments)(_interface(_REGISTER_LOOP))
+    register = ctypes.PYFUNCTYPE(integer, *arguments)(_interface()[_REGISTER_LOOP])
     register(ufunc, dtype.num, address, (integer * operands)(*[dtype.num] * operands), None)
 
 

@@ -326,8 +326,7 @@ def numpy_loop(function: Callable[..., Any], operands: int, dtype: np.dtype[Any]
 
 def _add_bfloat16(ufunc: Any) -> None:
     """A loop for `ml_dtypes.bfloat16`, which the loop for float32 computes."""
-    from ml_dtypes import bfloat16  # by those who have imported it
-
+    bfloat16 = sys.modules["ml_dtypes"].bfloat16
     dtype, operands = np.dtype(bfloat16), ufunc.nin + 1
 
     def through_float32(*inputs: Any) -> Any:

@@ -35,6 +35,11 @@ def _check_floats(function: str, name: str, tensor: Tensor) -> None:
         raise TypeError(f"{function}: {name} has dtype {tensor.dtype}, expected a dtype of floats")
 
 
+def _tempered(temperature: float) -> dict[str, Any]:
+    """The option, unless it changes nothing: then a small call takes a shorter way."""
+    return {} if temperature == 1 else {"temperature": temperature}
+
+
 def _like(tensor: Tensor) -> Tensor:
     """An empty tensor like the result of a kernel for `tensor`."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
@@ -45,13 +50,13 @@ def _like(tensor: Tensor) -> Tensor:
 
 @torch.library.custom_op("fastsoftmax::softmax", mutates_args=(), device_types="cpu")
 def _softmax(x: Tensor, dim: int, temperature: float) -> Tensor:
-    return activations.softmax(x.detach(), dim, temperature=temperature).contiguous()
+    return activations.softmax(x.detach(), dim, **_tempered(temperature)).contiguous()
 
 
 @torch.library.custom_op("fastsoftmax::softmax_product", mutates_args=(), device_types="cpu")
 def _product(probs: Tensor, vector: Tensor, dim: int, temperature: float) -> Tensor:
     """The product of the Jacobian of the softmax with a vector, from probabilities."""
-    options: dict[str, Any] = {"temperature": temperature, "from_probs": True}
+    options: dict[str, Any] = {"from_probs": True, **_tempered(temperature)}
     return derivatives.softmax_vjp(probs.detach(), vector.detach(), dim, **options).contiguous()
 
 
@@ -90,12 +95,12 @@ _product.register_autograd(_product_backward, setup_context=_keep_operands)
 
 @torch.library.custom_op("fastsoftmax::log_softmax", mutates_args=(), device_types="cpu")
 def _log_softmax(x: Tensor, dim: int, temperature: float) -> Tensor:
-    return activations.log_softmax(x.detach(), dim, temperature=temperature).contiguous()
+    return activations.log_softmax(x.detach(), dim, **_tempered(temperature)).contiguous()
 
 
 @torch.library.custom_op("fastsoftmax::log_softmax_vjp", mutates_args=(), device_types="cpu")
 def _log_vjp(x: Tensor, cotangent: Tensor, dim: int, temperature: float) -> Tensor:
-    return derivatives.log_softmax_vjp(x.detach(), cotangent.detach(), dim, temperature=temperature).contiguous()
+    return derivatives.log_softmax_vjp(x.detach(), cotangent.detach(), dim, **_tempered(temperature)).contiguous()
 
 
 def _keep_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -154,25 +159,30 @@ def _rows(x: Tensor, dim: int) -> list[int]:
 # --- cross_entropy ------------------------------------------------------------------------------------------
 
 
-def _options(weight: Tensor | None, ignore_index: int | None, reduction: str, smoothing: float) -> dict[str, Any]:
-    return {
-        "class_weight": None if weight is None else weight.detach(),
-        "ignore_index": ignore_index,
-        "label_smoothing": smoothing,
-        "reduction": reduction,
-    }
+def _options(
+    target: Tensor, weight: Tensor | None, ignore_index: int | None, reduction: str, smoothing: float
+) -> dict[str, Any]:
+    """The options of a loss as the functions of this library have them, without those that change nothing."""
+    options: dict[str, Any] = {} if reduction == "mean" else {"reduction": reduction}
+    if weight is not None:
+        options["class_weight"] = weight.detach()
+    if smoothing != 0:
+        options["label_smoothing"] = smoothing
+    if ignore_index is not None and bool((target == ignore_index).any()):
+        options["ignore_index"] = ignore_index
+    return options
 
 
 def _class_dim(x: Tensor) -> int:
-    """Where PyTorch has the classes."""
-    return min(1, x.dim() - 1)
+    """Where PyTorch has the classes; -1 for matrices, because small calls along the last axis are shorter."""
+    return 1 if x.dim() > 2 else -1
 
 
 @torch.library.custom_op("fastsoftmax::cross_entropy", mutates_args=(), device_types="cpu")
 def _loss(
     x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int | None, reduction: str, smoothing: float
 ) -> Tensor:
-    options = _options(weight, ignore_index, reduction, smoothing)
+    options = _options(target, weight, ignore_index, reduction, smoothing)
     return losses.cross_entropy(x.detach(), target.detach(), _class_dim(x), **options).contiguous()
 
 
@@ -180,7 +190,7 @@ def _loss(
 def _loss_with_grad(
     x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int | None, reduction: str, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    options = _options(weight, ignore_index, reduction, smoothing)
+    options = _options(target, weight, ignore_index, reduction, smoothing)
     found = losses.cross_entropy_with_grad(x.detach(), target.detach(), _class_dim(x), **options)
     return found[0].contiguous(), found[1].contiguous()
 
@@ -195,7 +205,7 @@ def _hvp(
     reduction: str,
     smoothing: float,
 ) -> Tensor:
-    options = _options(weight, ignore_index, reduction, smoothing)
+    options = _options(target, weight, ignore_index, reduction, smoothing)
     found = losses.cross_entropy_hvp(x.detach(), target.detach(), tangent.detach(), _class_dim(x), **options)
     return found.contiguous()
 

@@ -125,7 +125,10 @@ class _Labelled:
         if kind == LIKE or (kind == ROWS and self.given.get("keepdims", False)):
             return self.x.dims
         if kind == SQUARE:
-            return (*self.row_dims, *self.axes, f"{self.axes[0]}_2")
+            second = f"{self.axes[0]}_2"
+            while second in self.x.dims:
+                second += "_2"
+            return (*self.row_dims, *self.axes, second)
         if kind == CLASSES:
             return (*self._drawn(), *self.row_dims)
         if kind == LOSS and self.given.get("reduction", "mean") != "none":

@@ -1,6 +1,6 @@
 """Arrays of other libraries in memory: read without a copy, the same bits as NumPy's, results of the same kind."""
 
-import sys
+import timeit
 
 import child
 import functions
@@ -274,6 +274,20 @@ def test_bfloat16():
     assert float(loss) == float(fs.cross_entropy(array, np.arange(4)))
 
 
+@pytest.mark.timed
+def test_a_tensor_takes_little_longer_than_an_array():
+    """3 us on a machine that is not busy, of which PyTorch's own conversions are 1.3."""
+    torch = pytest.importorskip("torch")
+    array = logits((1, 10))
+    tensor = torch.from_numpy(array)
+    best = {}
+    for _ in range(20):
+        for name, x in (("array", array), ("tensor", tensor)):
+            fs.softmax(x)
+            best[name] = min(timeit.timeit(lambda x=x: fs.softmax(x), number=500) / 500, best.get(name, 1.0))
+    assert best["tensor"] - best["array"] < 6e-6
+
+
 # --- JAX ----------------------------------------------------------------------------------------------------
 
 
@@ -356,7 +370,7 @@ def test_arrays_of_numpy_are_not_exchanged(monkeypatch):
     monkeypatch.setattr(lazy, "_exchange", [lambda: pytest.fail("asked")])
     x = logits().view(type("Sub", (np.ndarray,), {}))
     np.testing.assert_array_equal(fs.softmax(x), fs.softmax(logits()))
-    assert "torch" not in sys.modules or not lazy.is_exchanged(np.float32)
+    assert not lazy.is_exchanged(np.float32)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

@@ -108,6 +108,8 @@ def test_matrices():
     found = fs.softmax_jacobian(X, axis="class")
     check(found, fs.softmax_jacobian(X.values, axis=1), ("time", "place", "class", "class_2"))
     np.testing.assert_array_equal(found.coords["class_2"], CLASSES)
+    other = xr.DataArray(np.zeros((2, 3)), dims=("a", "a_2"))
+    assert fs.softmax_jacobian(other, axis="a").dims == ("a_2", "a", "a_2_2")
 
 
 def test_statistics():

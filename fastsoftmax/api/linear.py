@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from fastsoftmax._types import Arrays, ArrayT, FloatT, Mean, Reduction, Rows
+    from fastsoftmax._types import Arrays, ArrayT, FloatT, Mean, Numbers, Other, Reduction, Rows
 
 
 if TYPE_CHECKING:
@@ -343,6 +343,47 @@ def linear_cross_entropy_with_grad(
     return loss(function, features, weight, targets, bias, options, block_bytes, wrt, skip)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def linear_cross_entropy_hvp(
+        features: NDArray[Any] | Numbers | Other,
+        weight: Arrays,
+        targets: Arrays,
+        tangent: Arrays,
+        bias: Arrays | None = None,
+        tangent_bias: Arrays | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        block_bytes: int = BLOCK_BYTES,
+    ) -> LinearGradients: ...
+
+    @overload
+    def linear_cross_entropy_hvp(
+        features: ArrayT,
+        weight: Arrays,
+        targets: Arrays,
+        tangent: Arrays,
+        bias: Arrays | None = None,
+        tangent_bias: Arrays | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        block_bytes: int = BLOCK_BYTES,
+    ) -> LinearGradients: ...
+
+
 @exchanging
 def linear_cross_entropy_hvp(
     features: Any,
@@ -418,6 +459,33 @@ def linear_cross_entropy_hvp(
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
     arguments = (features, weight, targets, tangent, bias, tangent_bias, options, block_bytes)
     return hessian_product("linear_cross_entropy_hvp", *arguments)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def linear_softmax_statistics(
+        features: NDArray[Any] | Numbers | Other,
+        weight: Arrays,
+        targets: Arrays,
+        bias: Arrays | None = None,
+        *,
+        ignore_index: int | None = None,
+        softcap: float | None = None,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> LabelStatistics: ...
+
+    @overload
+    def linear_softmax_statistics(
+        features: ArrayT,
+        weight: Arrays,
+        targets: Arrays,
+        bias: Arrays | None = None,
+        *,
+        ignore_index: int | None = None,
+        softcap: float | None = None,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> LabelStatistics: ...
 
 
 @exchanging

@@ -32,11 +32,11 @@ class _Labelled:
     def __init__(self, name: str, given: dict[str, Any], first: str) -> None:
         self.name, self.given, self.first = name, given, first
         self.x: xr.DataArray = given[first]
-        self.axes = self._axes(given.get("axis", public(name).defaults["axis"]))
+        self.axes = self._axes(given.get("axis", public(name).defaults.get("axis", ())))
         self.row_dims = tuple(dim for dim in self.x.dims if dim not in self.axes)
 
     def _axes(self, axis: Any) -> tuple[Hashable, ...]:
-        """The dimensions of the classes; `axis` may have names, positions, or be None for all."""
+        """The dimensions of the classes; `axis` may have names, positions, or be None for all, () for none."""
         dims = self.x.dims
         if axis is None:
             return dims

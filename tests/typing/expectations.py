@@ -87,7 +87,10 @@ def reductions(single: Single, labels: Labels) -> None:
     assert_type(fs.segment_cross_entropy(single, labels, labels), np.float32)
     assert_type(fs.linear_cross_entropy(single, single, labels), np.float32)
     assert_type(fs.linear_cross_entropy_with_grad(single, single, labels), tuple[np.float32, LinearGradients])
+    assert_type(fs.linear_cross_entropy_hvp(single, single, labels, single), LinearGradients)
+    assert_type(fs.linear_softmax_statistics(single, single, labels), LabelStatistics)
     assert_type(fs.label_statistics(single, labels), LabelStatistics)
+    fs.linear_softmax_statistics("features", single, labels)  # type: ignore[arg-type]
     fs.cross_entropy(single, labels, reduction="meen")  # type: ignore[call-overload]
     fs.cross_entropy_with_grad(single, labels, reduction="max")  # type: ignore[call-overload]
     fs.linear_cross_entropy(single, single, labels, reduction="")  # type: ignore[call-overload]

@@ -2,13 +2,14 @@
 
 `call` is used if one of the arguments is such an array. NumPy reads the memory of the arrays where it is, the
 function is called again, and its results become arrays of the same kind, in the memory in which they are; JAX
-makes a copy of them. `array_api_compat` says of which kind an array is. Arrays of a library that it does not know
-are read through DLPack, and their results are NumPy arrays.
+makes a copy of them. `array_api_compat` says of which kind an array is. The results of arrays of a library that it
+does not know are NumPy arrays.
 
 PyTorch and JAX have faster ways than DLPack, which are used here: a conversion by DLPack takes 2 to 5 us each way,
 and the call of a small array 0.8.
 """
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -59,8 +60,13 @@ def _read(function: str, key: str, value: Any) -> Array:
     raise _refused(function, key, f"on another device (number {device} of DLPack)", advice)
 
 
+def _read_unknown(function: str, key: str, value: Any) -> Array:
+    """An array as NumPy has always read it, or by DLPack where NumPy knows no other way."""
+    return np.asarray(value) if hasattr(value, "__array__") else _read(function, key, value)
+
+
 _NUMPY = Kind("numpy.ndarray", lambda function, key, value: value, lambda array: array)
-_UNKNOWN = Kind("numpy.ndarray", _read, lambda array: array)
+_UNKNOWN = Kind("numpy.ndarray", _read_unknown, lambda array: array)
 _ALONE = Kind("", lambda function, key, value: value, lambda array: array)
 """What goes with arrays of any kind: numbers, lists, strings."""
 
@@ -129,24 +135,35 @@ def _look_up(function: str, key: str, value: Any) -> Kind:
     kind = type(value)
     if not is_exchanged(kind):
         return _NUMPY if hasattr(kind, "__array__") and not issubclass(kind, np.generic) else _ALONE
+    found = _UNKNOWN
+    if hasattr(kind, "__array_namespace__") or isinstance(value, _tensor()):
+        found = _kind_in(_compat(_prefix(function, key), kind), value)
+    _of_class[kind] = found
+    return found
+
+
+def _tensor() -> Any:
+    """PyTorch's class, () without PyTorch."""
+    return getattr(sys.modules.get("torch"), "Tensor", ())
+
+
+def _compat(prefix: str, kind: type) -> Any:
+    """The module `array_api_compat`."""
     try:
         import array_api_compat
     except ImportError as error:
         raise ImportError(
-            f"{_prefix(function, key)} is a {kind.__module__}.{kind.__qualname__}: arrays of other libraries need "
-            "array-api-compat, which pip install 'fastsoftmax[interchange]' installs; else pass NumPy arrays"
+            f"{prefix} is a {kind.__module__}.{kind.__qualname__}: arrays of other libraries need array-api-compat, "
+            "which pip install 'fastsoftmax[interchange]' installs; else pass NumPy arrays"
         ) from error
-    if not array_api_compat.is_array_api_obj(value):
-        found = _UNKNOWN
-    elif array_api_compat.is_torch_array(value):
-        import torch
+    return array_api_compat
 
-        found = _kind_for(torch, _torch)
-    else:
-        namespace = array_api_compat.array_namespace(value)
-        found = _kind_for(namespace, _jax if array_api_compat.is_jax_array(value) else _standard)
-    _of_class[kind] = found
-    return found
+
+def _kind_in(compat: Any, value: Any) -> Kind:
+    if compat.is_torch_array(value):
+        return _kind_for(sys.modules["torch"], _torch)
+    namespace = compat.array_namespace(value)
+    return _kind_for(namespace, _jax if compat.is_jax_array(value) else _standard)
 
 
 @cache

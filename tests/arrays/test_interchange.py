@@ -330,6 +330,8 @@ def test_unknown_libraries():
     found = fs.softmax(Exporter(x))
     assert type(found) is np.ndarray
     np.testing.assert_array_equal(found, fs.softmax(x))
+    with_array = type("Both", (Exporter,), {"__array__": lambda self, dtype=None, copy=None: self.array})
+    np.testing.assert_array_equal(fs.softmax(with_array(x, device=2)), fs.softmax(x))
     loss = fs.cross_entropy(Exporter(x), np.arange(4))
     assert type(loss) is np.float32
     assert loss == fs.cross_entropy(x, np.arange(4))
@@ -349,11 +351,15 @@ import fastsoftmax as fs
 class Exporter:
     def __dlpack__(self, **options): pass
     def __dlpack_device__(self): return 1, 0
+    def __array_namespace__(self): pass
+class Unknown:
+    def __dlpack__(self, **options): return np.zeros(2).__dlpack__(**options)
+    def __dlpack_device__(self): return 1, 0
 try:
     fs.softmax(Exporter())
 except ImportError as error:
     print(error)
-print(fs.softmax([0.0, 0.0]))
+print(fs.softmax(Unknown()))
 """
 
 

@@ -153,8 +153,8 @@ def _compat(prefix: str, kind: type) -> Any:
         import array_api_compat
     except ImportError as error:
         raise ImportError(
-            f"{prefix} is a {kind.__module__}.{kind.__qualname__}: arrays of other libraries need array-api-compat, "
-            "which pip install 'fastsoftmax[interchange]' installs; else pass NumPy arrays"
+            f"{prefix} is a {kind.__module__}.{kind.__qualname__}: arrays of other libraries need "
+            "array-api-compat, which pip install 'fastsoftmax[interchange]' installs; else pass NumPy arrays"
         ) from error
     return array_api_compat
 

@@ -18,9 +18,8 @@ from fastsoftmax.arrays.linear import LinearGradients
 from fastsoftmax.arrays.statistics import LabelStatistics
 
 if TYPE_CHECKING:
-    from typing import assert_type  # in Python 3.11 and later
-
     import xarray as xr
+    from typing_extensions import assert_type  # which type checkers know by themselves
 
 Half = NDArray[np.float16]
 Single = NDArray[np.float32]

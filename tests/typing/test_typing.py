@@ -50,7 +50,7 @@ def mypy(path, directory):
 def pyright(path, directory):
     """The lines with errors."""
     pytest.importorskip("pyright")
-    settings = {"reportUnnecessaryTypeIgnoreComment": "error", "pythonVersion": "3.11"}
+    settings = {"reportUnnecessaryTypeIgnoreComment": "error"}
     settings["extraPaths"] = [str(child.PACKAGE.parent)]
     (directory / "pyrightconfig.json").write_text(json.dumps(settings))
     shutil.copy(path, directory / "checked.py")

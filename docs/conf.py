@@ -7,7 +7,9 @@ MathML, which browsers draw by themselves: neither the build nor the reader need
 
 import inspect
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import latex2mathml.converter
 from docutils import nodes
@@ -21,6 +23,9 @@ import lists
 import fastsoftmax
 from fastsoftmax import special
 from fastsoftmax.api import ufuncs
+
+if find_spec("torch") is None:  # it is large, and the docstrings of `fastsoftmax.torch` do not need it
+    sys.modules["torch"] = MagicMock(Tensor=type("Tensor", (), {}))
 
 project = "fastsoftmax"
 author = "fastsoftmax developers"

@@ -1,6 +1,9 @@
 """Softmax and all that is differentiated through it, for NumPy arrays: fast, and accurate to a few ulp."""
 
+import typing as _typing
 from typing import Any as _Any
+
+from numpy import ufunc as _ufunc
 
 from fastsoftmax.api import ufuncs as _ufuncs
 from fastsoftmax.api.activations import log_softmax, logsumexp, softmax
@@ -72,6 +75,7 @@ from fastsoftmax.api.segments import (
 )
 from fastsoftmax.api.statistics import label_statistics
 from fastsoftmax.arrays.lazy import register as _register
+from fastsoftmax.arrays.lazy import register_exchange as _register_exchange
 from fastsoftmax.arrays.threads import threads
 
 __version__ = "0.1.0"
@@ -139,34 +143,51 @@ __all__ = [
 ]
 
 
+# Back ends are imported by those who have such arrays, and so their libraries.
+def _xarray() -> _Any:
+    from fastsoftmax.backends import xarray
+
+    return xarray.call
+
+
 def _dask() -> _Any:
-    from fastsoftmax.backends import dask  # by those who have Dask arrays, and so Dask
+    from fastsoftmax.backends import dask
 
     return dask.call
 
 
-_register("dask.array", _dask)
+def _interchange() -> _Any:
+    from fastsoftmax.backends import interchange
+
+    return interchange.call
+
+
+_register("xarray", "DataArray", _xarray)
+_register("dask.array", "Array", _dask)
+_register_exchange(_interchange)
 
 
 # The ufuncs are made on first use, and not in __all__: a star import would compile every one of them.
-entr: _Any
-exp: _Any
-expit: _Any
-expm1: _Any
-log: _Any
-log1p: _Any
-log_expit: _Any
-logaddexp: _Any
-logit: _Any
-softplus: _Any
-tanh: _Any
-xlogy: _Any
+entr: _ufunc
+exp: _ufunc
+expit: _ufunc
+expm1: _ufunc
+log: _ufunc
+log1p: _ufunc
+log_expit: _ufunc
+logaddexp: _ufunc
+logit: _ufunc
+softplus: _ufunc
+tanh: _ufunc
+xlogy: _ufunc
 
 
-def __getattr__(name: str) -> _Any:
-    if name in _ufuncs.NAMES:
-        return globals().setdefault(name, _ufuncs.make(name))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not _typing.TYPE_CHECKING:  # else a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> _Any:
+        if name in _ufuncs.NAMES:
+            return globals().setdefault(name, _ufuncs.make(name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

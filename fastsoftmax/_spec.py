@@ -12,15 +12,15 @@ family
 operands
     The roles of the positional arrays: ``logits``; ``tangent`` and ``cotangent``, of the shape of the logits;
     ``labels`` (one class index for each row); ``distributions`` (of the shape of the logits); ``targets`` (labels
-    or distributions); ``target_logits`` (the logits of such distributions); ``probabilities`` (one number from 0 to
-    1 for each logit); ``indptr``; and ``positions`` (labels counted from the beginning of a segment). Functions of
-    products have ``features`` and ``weight`` instead of logits.
+    or distributions); ``target_logits`` (the logits of such distributions); ``probabilities`` (one number from 0
+    to 1 for each logit); ``indptr``; and ``positions`` (labels counted from the beginning of a segment). Functions
+    of products have ``features`` and ``weight`` instead of logits.
 result
     ``like``: of the shape of the logits. ``rows``: one number for each row. ``square``: a K x K matrix for each
     row. ``loss``: one number for each row, or one number in all, as ``reduction=`` says. ``gradients``: a named
     tuple, with a gradient for each argument. ``classes``: one class index for each row, or several of them, as
-    ``size=`` says. ``entries``: one number for each logit, or one number in all, as ``reduction=`` says. ``fit``: a
-    named tuple of numbers that were fitted to all rows. Several entries are a tuple.
+    ``size=`` says. ``entries``: one number for each logit, or one number in all, as ``reduction=`` says. ``fit``:
+    a named tuple of numbers that were fitted to all rows. Several entries are a tuple.
 """
 
 from typing import NamedTuple

@@ -8,24 +8,29 @@ Real float16, float32, float64, integers and bools are computed by the kernels. 
 longdouble are computed by NumPy, as SciPy does it. Masked arrays are a TypeError. SciPy is not imported.
 """
 
-import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
 from fastsoftmax.api import activations, ufuncs
 from fastsoftmax.arrays.blocks import Axis, is_masked
+from fastsoftmax.arrays.lazy import backend_for, exchange_for
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import ArrayT, Axes, Dims, FloatT, Numbers, Other
 
 __all__ = ["entr", "expit", "log_expit", "log_softmax", "logit", "logsumexp", "rel_entr", "softmax", "xlogy"]
 
 # Ufuncs, made on first use.
-entr: Any
-expit: Any
-log_expit: Any
-logit: Any
-rel_entr: Any
-xlogy: Any
+entr: np.ufunc
+expit: np.ufunc
+log_expit: np.ufunc
+logit: np.ufunc
+rel_entr: np.ufunc
+xlogy: np.ufunc
 
 
 # --- ufuncs --------------------------------------------------------------------------------------------------
@@ -49,57 +54,22 @@ _KINDS: dict[str, tuple[str, str, Callable[..., Any] | None]] = {
     "entr": ("fd", "", None),
     "rel_entr": ("fd", "", None),
 }
-_Sizes = ctypes.POINTER(ctypes.c_ssize_t)
-_Loop = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_void_p), _Sizes, _Sizes, ctypes.c_void_p)
-_alive: list[Any] = []  # NumPy calls these for as long as the process lives
-
-
-class _Operand:
-    """Numbers at an address in memory, which `numpy.asarray` makes an array of."""
-
-    def __init__(self, address: int, count: int, step: int, dtype: np.dtype[Any]) -> None:
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (address, False),
-            "shape": (count,),
-            "strides": (step,),
-            "typestr": dtype.str,
-        }
-
-
-def _numpy_loop(function: Callable[..., Any], operands: int, kind: str) -> tuple[str, int, int | None]:
-    """A ufunc's loop that lets NumPy compute `function`."""
-    dtype = np.dtype(kind)
-
-    def run(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
-        *inputs, out = (np.asarray(_Operand(args[i], dimensions[0], steps[i], dtype)) for i in range(operands))
-        # In a reduction the output is an input, too: the numbers are computed one after the other.
-        whole = steps[operands - 1] != 0 and not any(
-            np.may_share_memory(x, out) and args[i] != args[operands - 1] for i, x in enumerate(inputs)
-        )
-        with np.errstate(all="ignore"):
-            for part in [slice(None)] if whole else [slice(k, k + 1) for k in range(dimensions[0])]:
-                out[part] = function(*(x[part] for x in inputs))
-
-    loop = _Loop(run)
-    _alive.append(loop)
-    address = ctypes.cast(loop, ctypes.c_void_p).value
-    assert address is not None
-    return kind, address, None
 
 
 def _make(name: str) -> Any:
     """A ufunc of this module."""
     kinds, others, function = _KINDS[name]
     operands = 3 if name in ("xlogy", "rel_entr") else 2
-    more = [_numpy_loop(function, operands, kind) for kind in others] if function else []
+    more = [ufuncs.numpy_loop(function, operands, np.dtype(kind)) for kind in others] if function else []
     return ufuncs.make(name, kinds, __name__, more)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _KINDS:
-        return globals().setdefault(name, _make(name))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # else a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name in _KINDS:
+            return globals().setdefault(name, _make(name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
@@ -111,7 +81,22 @@ def __dir__() -> list[str]:
 
 def _by_kernel(x: Any) -> bool:
     """Whether the kernels compute arrays of this dtype, or raise the error for it."""
-    return is_masked(x) or np.asarray(x).dtype.char not in "gFDG"
+    return is_masked(x) or (x if backend_for(x) else np.asarray(x)).dtype.char not in "gFDG"
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def softmax(x: NDArray[FloatT], axis: Axes = None) -> NDArray[FloatT]: ...
+
+    @overload
+    def softmax(x: ArrayT, axis: Dims = None) -> ArrayT: ...
+
+    @overload
+    def softmax(x: Numbers, axis: Axes = None) -> NDArray[np.float64]: ...
+
+    @overload
+    def softmax(x: NDArray[np.complexfloating[Any]] | Other, axis: Axes = None) -> Any: ...
 
 
 def softmax(x: Any, axis: Axis = None) -> Any:
@@ -142,11 +127,28 @@ def softmax(x: Any, axis: Axis = None) -> Any:
     array([[0.25, 0.25],
            [0.25, 0.25]])
     """
+    if backend := exchange_for(x):
+        return backend("special.softmax", x, axis=axis)
     if _by_kernel(x):
         return activations.softmax(x, axis)
-    x = np.asarray(x)
-    terms = np.exp(x - np.max(x, axis=axis, keepdims=True))
-    return terms / np.sum(terms, axis=axis, keepdims=True)
+    x, axes = np.asarray(x), cast(Any, axis)  # NumPy has messages for names
+    terms = np.exp(x - np.max(x, axis=axes, keepdims=True))
+    return terms / np.sum(terms, axis=axes, keepdims=True)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def log_softmax(x: NDArray[FloatT], axis: Axes = None) -> NDArray[FloatT]: ...
+
+    @overload
+    def log_softmax(x: ArrayT, axis: Dims = None) -> ArrayT: ...
+
+    @overload
+    def log_softmax(x: Numbers, axis: Axes = None) -> NDArray[np.float64]: ...
+
+    @overload
+    def log_softmax(x: NDArray[np.complexfloating[Any]] | Other, axis: Axes = None) -> Any: ...
 
 
 def log_softmax(x: Any, axis: Axis = None) -> Any:
@@ -176,13 +178,15 @@ def log_softmax(x: Any, axis: Axis = None) -> Any:
     >>> log_softmax([1000.0, 1.0])
     array([   0., -999.])
     """
+    if backend := exchange_for(x):
+        return backend("special.log_softmax", x, axis=axis)
     if _by_kernel(x):
         return activations.log_softmax(x, axis)
-    x = np.asarray(x)
-    greatest = np.max(x, axis=axis, keepdims=True)
+    x, axes = np.asarray(x), cast(Any, axis)  # NumPy has messages for names
+    greatest = np.max(x, axis=axes, keepdims=True)
     shifted = x - np.where(np.isfinite(greatest), greatest, 0)
     with np.errstate(divide="ignore"):
-        return shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
+        return shifted - np.log(np.sum(np.exp(shifted), axis=axes, keepdims=True))
 
 
 def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, return_sign: bool = False) -> Any:
@@ -233,6 +237,9 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
     >>> round(float(value), 12), float(sign)
     (1.541324854613, -1.0)
     """
+    if backend := exchange_for(a, b):
+        options = {"axis": axis, "b": b, "keepdims": keepdims, "return_sign": return_sign}
+        return backend("special.logsumexp", a, **options)
     if b is None and not return_sign and _by_kernel(a):
         return activations.logsumexp(a, axis, keepdims=bool(keepdims))
     for name, value in (("a", a), ("b", b)):
@@ -249,7 +256,7 @@ def logsumexp(a: Any, axis: Axis = None, b: Any = None, keepdims: bool = False, 
     weights = None if b is None else np.asarray(b, dtype)
     if weights is not None:
         terms, weights = np.broadcast_arrays(terms, np.atleast_1d(weights))
-    axes = tuple(range(terms.ndim)) if axis is None else axis
+    axes = tuple(range(terms.ndim)) if axis is None else cast(Any, axis)
     with np.errstate(all="ignore"):
         if terms.size:
             value, sign = _weighted(terms, weights, axes, return_sign)

@@ -1,7 +1,7 @@
 """softmax, log_softmax and logsumexp."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -22,6 +22,11 @@ from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.plain import plain_rows, run_plain
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import Arrays, ArrayT, Axes, Dims, FloatT, Numbers, Other, Vector
 
 # For small arrays, checks cost more than the computation. `_plain` does two things: it looks up the kernel for a
 # native dtype that has been used before, and calls it on the arrays as they are, or on a copy of a small one.
@@ -79,6 +84,44 @@ def _forward(
     return output.finish()
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def softmax(
+        x: NDArray[FloatT],
+        axis: Axes = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def softmax(
+        x: ArrayT,
+        axis: Dims = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def softmax(
+        x: Numbers,
+        axis: Axes = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def softmax(
+        x: Other, axis: Axes = -1, *, where: Arrays | None = None, temperature: float = 1.0, out: Any = None
+    ) -> Any: ...
+
+
 def softmax(
     x: Any, axis: Axis = LAST, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
 ) -> Any:
@@ -89,10 +132,11 @@ def softmax(
     Parameters
     ----------
     x : array_like
-        Logits, of any shape. float32 and float64 are kept; float16 is computed in float32 and returned as
-        float16; integers and bools become float64.
+        Logits, of any shape. float32 and float64 are kept; float16 and ``ml_dtypes.bfloat16`` are computed
+        in float32 and returned in their dtype; integers and bools become float64.
     axis : int, tuple of ints or None, default -1
-        The axis or axes along which the probabilities sum to 1; None for all. (SciPy's default is None.)
+        The axis or axes along which the probabilities sum to 1; None for all. (SciPy's default is None.) For an
+        ``xarray.DataArray`` also names of dimensions.
     where : array_like of bool, optional
         Entries that take part, broadcast to `x`. The others get probability 0 and have no influence, whatever
         they hold. If no entry of a row takes part, its probabilities are 0.
@@ -105,7 +149,8 @@ def softmax(
     Returns
     -------
     ndarray or scalar
-        The probabilities, of the shape of `x`.
+        The probabilities, of the shape of `x`: an array of the kind of `x` where that is one of PyTorch, JAX,
+        xarray or Dask, a NumPy array for all else, such as pandas objects.
 
     Raises
     ------
@@ -154,6 +199,44 @@ def softmax(
     return _forward("softmax", x, axis, where, temperature, out, 0.0, _SOFTMAX)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def log_softmax(
+        x: NDArray[FloatT],
+        axis: Axes = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def log_softmax(
+        x: ArrayT,
+        axis: Dims = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def log_softmax(
+        x: Numbers,
+        axis: Axes = -1,
+        *,
+        where: Arrays | None = None,
+        temperature: float = 1.0,
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def log_softmax(
+        x: Other, axis: Axes = -1, *, where: Arrays | None = None, temperature: float = 1.0, out: Any = None
+    ) -> Any: ...
+
+
 def log_softmax(
     x: Any, axis: Axis = LAST, *, where: Any = None, temperature: float = UNTEMPERED, out: Any = None
 ) -> Any:
@@ -164,8 +247,8 @@ def log_softmax(
     Parameters
     ----------
     x : array_like
-        Logits, of any shape. float32 and float64 are kept; float16 is computed in float32 and returned as
-        float16; integers and bools become float64.
+        Logits, of any shape. float32 and float64 are kept; float16 and ``ml_dtypes.bfloat16`` are computed
+        in float32 and returned in their dtype; integers and bools become float64.
     axis : int, tuple of ints or None, default -1
         The axis or axes of the classes; None for all. (SciPy's default is None.)
     where : array_like of bool, optional
@@ -178,7 +261,7 @@ def log_softmax(
     Returns
     -------
     ndarray or scalar
-        The log-probabilities, of the shape of `x`.
+        The log-probabilities, of the shape of `x`; the kind of array as for `softmax`.
 
     Raises
     ------
@@ -216,6 +299,59 @@ def log_softmax(
     return _forward("log_softmax", x, axis, where, temperature, out, -np.inf, _LOG_SOFTMAX)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def logsumexp(
+        x: Vector[FloatT],
+        axis: int | Sequence[int] = -1,
+        *,
+        where: Arrays | None = None,
+        keepdims: Literal[False] = False,
+        out: None = None,
+    ) -> FloatT: ...
+
+    @overload
+    def logsumexp(
+        x: NDArray[FloatT],
+        axis: None,
+        *,
+        where: Arrays | None = None,
+        keepdims: Literal[False] = False,
+        out: None = None,
+    ) -> FloatT: ...
+
+    @overload
+    def logsumexp(
+        x: NDArray[FloatT],
+        axis: int | Sequence[int] = -1,
+        *,
+        where: Arrays | None = None,
+        keepdims: bool = False,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def logsumexp(
+        x: ArrayT,
+        axis: Dims = -1,
+        *,
+        where: Arrays | None = None,
+        keepdims: bool = False,
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def logsumexp(
+        x: NDArray[FloatT] | Numbers | Other,
+        axis: Axes = -1,
+        *,
+        where: Arrays | None = None,
+        keepdims: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+
+
 def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = False, out: Any = None) -> Any:
     r"""Logarithm of the sum of exponentials of each row.
 
@@ -224,8 +360,8 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     Parameters
     ----------
     x : array_like
-        Any shape. float32 and float64 are kept; float16 is computed in float32 and returned as float16;
-        integers and bools become float64.
+        Any shape. float32 and float64 are kept; float16 and ``ml_dtypes.bfloat16`` are computed in float32
+        and returned in their dtype; integers and bools become float64.
     axis : int, tuple of ints or None, default -1
         The axis or axes that are summed over; None for all. (SciPy's default is None.)
     where : array_like of bool, optional
@@ -238,7 +374,7 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     Returns
     -------
     ndarray or scalar
-        One number for each row.
+        One number for each row; the kind of array as for `softmax`.
 
     Raises
     ------

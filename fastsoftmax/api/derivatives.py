@@ -1,6 +1,6 @@
 """Jacobians of softmax and log_softmax, and their products with tangents and cotangents."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -19,6 +19,11 @@ from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.plain import run_plain
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import Arrays, ArrayT, FloatT, Numbers, Other
 
 # Kernels for small calls with the most frequent arguments, as in `activations`: by dtype, number of operands, and
 # whether probabilities are given.
@@ -54,7 +59,7 @@ def _remember(problem: Problem, operands: int, from_probs: Any, beta: Any, kerne
 
 
 def _jacobian(
-    function: str, x: Any, axis: int, temperature: float, from_probs: bool, out: Any, logarithmic: bool
+    function: str, x: Any, axis: Any, temperature: float, from_probs: bool, out: Any, logarithmic: bool
 ) -> Any:
     if backend := backend_for(x):
         return backend(function, x, axis=axis, out=out, temperature=temperature, from_probs=from_probs)
@@ -80,7 +85,7 @@ def _product(
     x: Any,
     name: str,
     vector: Any,
-    axis: int,
+    axis: Any,
     temperature: float,
     out: Any,
     kernel: str,
@@ -109,8 +114,46 @@ def _product(
     return output.finish()
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def softmax_jacobian(
+        x: NDArray[FloatT],
+        axis: int = -1,
+        *,
+        temperature: float = 1.0,
+        from_probs: bool = False,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def softmax_jacobian(
+        x: ArrayT,
+        axis: int | str = -1,
+        *,
+        temperature: float = 1.0,
+        from_probs: bool = False,
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def softmax_jacobian(
+        x: Numbers,
+        axis: int = -1,
+        *,
+        temperature: float = 1.0,
+        from_probs: bool = False,
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def softmax_jacobian(
+        x: Other, axis: int = -1, *, temperature: float = 1.0, from_probs: bool = False, out: Any = None
+    ) -> Any: ...
+
+
 def softmax_jacobian(
-    x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED, from_probs: bool = False, out: Any = None
+    x: Any, axis: int | str = LAST, *, temperature: float = UNTEMPERED, from_probs: bool = False, out: Any = None
 ) -> Any:
     r"""Jacobian of softmax at each row.
 
@@ -171,7 +214,28 @@ def softmax_jacobian(
     return _jacobian("softmax_jacobian", x, axis, temperature, from_probs, out, logarithmic=False)
 
 
-def log_softmax_jacobian(x: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
+if TYPE_CHECKING:
+
+    @overload
+    def log_softmax_jacobian(
+        x: NDArray[FloatT], axis: int = -1, *, temperature: float = 1.0, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def log_softmax_jacobian(
+        x: ArrayT, axis: int | str = -1, *, temperature: float = 1.0, out: ArrayT | None = None
+    ) -> ArrayT: ...
+
+    @overload
+    def log_softmax_jacobian(
+        x: Numbers, axis: int = -1, *, temperature: float = 1.0, out: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def log_softmax_jacobian(x: Other, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any: ...
+
+
+def log_softmax_jacobian(x: Any, axis: int | str = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
     r"""Jacobian of log_softmax at each row.
 
     .. math:: J_{ij} = \frac{\partial \log p_i}{\partial x_j} = \frac{1}{T} (\delta_{ij} - p_j), \qquad
@@ -223,10 +287,46 @@ def log_softmax_jacobian(x: Any, axis: int = -1, *, temperature: float = 1.0, ou
     return _jacobian("log_softmax_jacobian", x, axis, temperature, False, out, logarithmic=True)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def softmax_jvp(
+        x: NDArray[FloatT],
+        tangent: NDArray[FloatT],
+        axis: int = -1,
+        *,
+        temperature: float = 1.0,
+        from_probs: bool = False,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def softmax_jvp(
+        x: ArrayT,
+        tangent: Arrays,
+        axis: int | str = -1,
+        *,
+        temperature: float = 1.0,
+        from_probs: bool = False,
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def softmax_jvp(
+        x: Arrays,
+        tangent: Arrays,
+        axis: int = -1,
+        *,
+        temperature: float = 1.0,
+        from_probs: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+
+
 def softmax_jvp(
     x: Any,
     tangent: Any,
-    axis: int = LAST,
+    axis: int | str = LAST,
     *,
     temperature: float = UNTEMPERED,
     from_probs: bool = False,
@@ -292,10 +392,46 @@ def softmax_jvp(
     return _product("softmax_jvp", x, "tangent", tangent, axis, temperature, out, "softmax_product", flag)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def softmax_vjp(
+        x: NDArray[FloatT],
+        cotangent: NDArray[FloatT],
+        axis: int = -1,
+        *,
+        temperature: float = 1.0,
+        from_probs: bool = False,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def softmax_vjp(
+        x: ArrayT,
+        cotangent: Arrays,
+        axis: int | str = -1,
+        *,
+        temperature: float = 1.0,
+        from_probs: bool = False,
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def softmax_vjp(
+        x: Arrays,
+        cotangent: Arrays,
+        axis: int = -1,
+        *,
+        temperature: float = 1.0,
+        from_probs: bool = False,
+        out: Any = None,
+    ) -> Any: ...
+
+
 def softmax_vjp(
     x: Any,
     cotangent: Any,
-    axis: int = LAST,
+    axis: int | str = LAST,
     *,
     temperature: float = UNTEMPERED,
     from_probs: bool = False,
@@ -362,7 +498,32 @@ def softmax_vjp(
     return _product("softmax_vjp", x, "cotangent", cotangent, axis, temperature, out, "softmax_product", flag)
 
 
-def log_softmax_jvp(x: Any, tangent: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
+if TYPE_CHECKING:
+
+    @overload
+    def log_softmax_jvp(
+        x: NDArray[FloatT],
+        tangent: NDArray[FloatT],
+        axis: int = -1,
+        *,
+        temperature: float = 1.0,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def log_softmax_jvp(
+        x: ArrayT, tangent: Arrays, axis: int | str = -1, *, temperature: float = 1.0, out: ArrayT | None = None
+    ) -> ArrayT: ...
+
+    @overload
+    def log_softmax_jvp(
+        x: Arrays, tangent: Arrays, axis: int = -1, *, temperature: float = 1.0, out: Any = None
+    ) -> Any: ...
+
+
+def log_softmax_jvp(
+    x: Any, tangent: Any, axis: int | str = -1, *, temperature: float = 1.0, out: Any = None
+) -> Any:
     r"""Jacobian-vector product of log_softmax.
 
     .. math:: (J v)_k = \frac{1}{T} \Bigl(v_k - \sum_j p_j v_j\Bigr)
@@ -414,7 +575,32 @@ def log_softmax_jvp(x: Any, tangent: Any, axis: int = -1, *, temperature: float 
     return _product("log_softmax_jvp", x, "tangent", tangent, axis, temperature, out, "log_softmax_jvp")
 
 
-def log_softmax_vjp(x: Any, cotangent: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None) -> Any:
+if TYPE_CHECKING:
+
+    @overload
+    def log_softmax_vjp(
+        x: NDArray[FloatT],
+        cotangent: NDArray[FloatT],
+        axis: int = -1,
+        *,
+        temperature: float = 1.0,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def log_softmax_vjp(
+        x: ArrayT, cotangent: Arrays, axis: int | str = -1, *, temperature: float = 1.0, out: ArrayT | None = None
+    ) -> ArrayT: ...
+
+    @overload
+    def log_softmax_vjp(
+        x: Arrays, cotangent: Arrays, axis: int = -1, *, temperature: float = 1.0, out: Any = None
+    ) -> Any: ...
+
+
+def log_softmax_vjp(
+    x: Any, cotangent: Any, axis: int | str = -1, *, temperature: float = 1.0, out: Any = None
+) -> Any:
     r"""Vector-Jacobian product of log_softmax.
 
     .. math:: \frac{\partial L}{\partial x_k} = \frac{1}{T} \Bigl(g_k - p_k \sum_j g_j\Bigr),

@@ -1,7 +1,7 @@
 """softmax_entropy, with its gradient."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -11,11 +11,39 @@ from fastsoftmax.arrays.plain import plain_rows
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import ArrayT, FloatT, Numbers, Other, Vector
+
 # Small calls, as in `activations`.
 _SMALL: dict[np.dtype[Any], Any] = {}
 
 
-def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED, out: Any = None) -> Any:
+if TYPE_CHECKING:
+
+    @overload
+    def softmax_entropy(
+        x: Vector[FloatT], axis: int = -1, *, temperature: float = 1.0, out: None = None
+    ) -> FloatT: ...
+
+    @overload
+    def softmax_entropy(
+        x: NDArray[FloatT], axis: int = -1, *, temperature: float = 1.0, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def softmax_entropy(
+        x: ArrayT, axis: int | str = -1, *, temperature: float = 1.0, out: ArrayT | None = None
+    ) -> ArrayT: ...
+
+    @overload
+    def softmax_entropy(
+        x: Numbers | Other, axis: int = -1, *, temperature: float = 1.0, out: Any = None
+    ) -> Any: ...
+
+
+def softmax_entropy(x: Any, axis: int | str = LAST, *, temperature: float = UNTEMPERED, out: Any = None) -> Any:
     r"""Entropy of the softmax of each row, in nats.
 
     .. math:: H = -\sum_k p_k \log p_k, \qquad p = \mathrm{softmax}(x / T)
@@ -23,8 +51,9 @@ def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED
     Parameters
     ----------
     x : array_like
-        Logits, of any shape with at least one axis. float32 and float64 are kept; float16 is computed in float32
-        and returned as float16; integers and bools become float64.
+        Logits, of any shape with at least one axis. float32 and float64 are kept; float16 and
+        ``ml_dtypes.bfloat16`` are computed in float32 and returned in their dtype; integers and bools become
+        float64.
     axis : int, default -1
         The axis of the classes.
     temperature : float, default 1.0
@@ -82,8 +111,31 @@ def softmax_entropy(x: Any, axis: int = LAST, *, temperature: float = UNTEMPERED
     return rows.finish()
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def softmax_entropy_with_grad(
+        x: Vector[FloatT], axis: int = -1, *, temperature: float = 1.0, out: NDArray[FloatT] | None = None
+    ) -> tuple[FloatT, NDArray[FloatT]]: ...
+
+    @overload
+    def softmax_entropy_with_grad(
+        x: NDArray[FloatT], axis: int = -1, *, temperature: float = 1.0, out: NDArray[FloatT] | None = None
+    ) -> tuple[NDArray[FloatT], NDArray[FloatT]]: ...
+
+    @overload
+    def softmax_entropy_with_grad(
+        x: ArrayT, axis: int | str = -1, *, temperature: float = 1.0, out: ArrayT | None = None
+    ) -> tuple[ArrayT, ArrayT]: ...
+
+    @overload
+    def softmax_entropy_with_grad(
+        x: Numbers | Other, axis: int = -1, *, temperature: float = 1.0, out: Any = None
+    ) -> tuple[Any, Any]: ...
+
+
 def softmax_entropy_with_grad(
-    x: Any, axis: int = -1, *, temperature: float = 1.0, out: Any = None
+    x: Any, axis: int | str = -1, *, temperature: float = 1.0, out: Any = None
 ) -> tuple[Any, Any]:
     r"""`softmax_entropy` and its gradient with respect to the logits, in one pass over them.
 

@@ -1,12 +1,92 @@
 """The cross-entropy of logits that are never held: features times the weights of many classes."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
+from fastsoftmax.arrays.lazy import exchanging
 from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, hessian_product, loss, statistics
 from fastsoftmax.arrays.options import MEAN, NO_Z_LOSS, UNSMOOTHED, LossOptions
 from fastsoftmax.arrays.statistics import LabelStatistics
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import Arrays, ArrayT, FloatT, Mean, Numbers, Other, Reduction, Rows
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def linear_cross_entropy(
+        features: NDArray[FloatT],
+        weight: NDArray[FloatT],
+        targets: Arrays,
+        bias: NDArray[FloatT] | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Mean = "mean",
+        block_bytes: int = BLOCK_BYTES,
+    ) -> FloatT: ...
+
+    @overload
+    def linear_cross_entropy(
+        features: NDArray[FloatT],
+        weight: NDArray[FloatT],
+        targets: Arrays,
+        bias: NDArray[FloatT] | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Rows,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def linear_cross_entropy(
+        features: ArrayT,
+        weight: Arrays,
+        targets: Arrays,
+        bias: Arrays | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        block_bytes: int = BLOCK_BYTES,
+    ) -> ArrayT: ...
+
+    @overload
+    def linear_cross_entropy(
+        features: Arrays,
+        weight: Arrays,
+        targets: Arrays,
+        bias: Arrays | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        block_bytes: int = BLOCK_BYTES,
+    ) -> Any: ...
+
+
+@exchanging
 def linear_cross_entropy(
     features: Any,
     weight: Any,
@@ -90,6 +170,86 @@ def linear_cross_entropy(
     return value
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def linear_cross_entropy_with_grad(
+        features: NDArray[FloatT],
+        weight: NDArray[FloatT],
+        targets: Arrays,
+        bias: NDArray[FloatT] | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Mean = "mean",
+        wrt: str | Sequence[str] = WRT,
+        skip: bool = False,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> tuple[FloatT, LinearGradients]: ...
+
+    @overload
+    def linear_cross_entropy_with_grad(
+        features: NDArray[FloatT],
+        weight: NDArray[FloatT],
+        targets: Arrays,
+        bias: NDArray[FloatT] | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Rows,
+        wrt: str | Sequence[str] = WRT,
+        skip: bool = False,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> tuple[NDArray[FloatT], LinearGradients]: ...
+
+    @overload
+    def linear_cross_entropy_with_grad(
+        features: ArrayT,
+        weight: Arrays,
+        targets: Arrays,
+        bias: Arrays | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        wrt: str | Sequence[str] = WRT,
+        skip: bool = False,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> tuple[ArrayT, LinearGradients]: ...
+
+    @overload
+    def linear_cross_entropy_with_grad(
+        features: Arrays,
+        weight: Arrays,
+        targets: Arrays,
+        bias: Arrays | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        wrt: str | Sequence[str] = WRT,
+        skip: bool = False,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> tuple[Any, LinearGradients]: ...
+
+
+@exchanging
 def linear_cross_entropy_with_grad(
     features: Any,
     weight: Any,
@@ -183,6 +343,48 @@ def linear_cross_entropy_with_grad(
     return loss(function, features, weight, targets, bias, options, block_bytes, wrt, skip)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def linear_cross_entropy_hvp(
+        features: NDArray[Any] | Numbers | Other,
+        weight: Arrays,
+        targets: Arrays,
+        tangent: Arrays,
+        bias: Arrays | None = None,
+        tangent_bias: Arrays | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        block_bytes: int = BLOCK_BYTES,
+    ) -> LinearGradients: ...
+
+    @overload
+    def linear_cross_entropy_hvp(
+        features: ArrayT,
+        weight: Arrays,
+        targets: Arrays,
+        tangent: Arrays,
+        bias: Arrays | None = None,
+        tangent_bias: Arrays | None = None,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        block_bytes: int = BLOCK_BYTES,
+    ) -> LinearGradients: ...
+
+
+@exchanging
 def linear_cross_entropy_hvp(
     features: Any,
     weight: Any,
@@ -259,6 +461,34 @@ def linear_cross_entropy_hvp(
     return hessian_product("linear_cross_entropy_hvp", *arguments)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def linear_softmax_statistics(
+        features: NDArray[Any] | Numbers | Other,
+        weight: Arrays,
+        targets: Arrays,
+        bias: Arrays | None = None,
+        *,
+        ignore_index: int | None = None,
+        softcap: float | None = None,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> LabelStatistics: ...
+
+    @overload
+    def linear_softmax_statistics(
+        features: ArrayT,
+        weight: Arrays,
+        targets: Arrays,
+        bias: Arrays | None = None,
+        *,
+        ignore_index: int | None = None,
+        softcap: float | None = None,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> LabelStatistics: ...
+
+
+@exchanging
 def linear_softmax_statistics(
     features: Any,
     weight: Any,

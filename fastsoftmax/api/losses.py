@@ -1,16 +1,100 @@
 """cross_entropy and squared_error, with their gradients and Hessians."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from fastsoftmax.arrays.blocks import LAST
 from fastsoftmax.arrays.losses import curvature, loss, small_cross_entropy
 from fastsoftmax.arrays.options import MEAN, NO_Z_LOSS, UNSMOOTHED, LossOptions
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import Arrays, ArrayT, FloatT, Mean, Numbers, Other, Reduction, Rows
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def cross_entropy(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Mean = "mean",
+    ) -> FloatT: ...
+
+    @overload
+    def cross_entropy(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Rows,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def cross_entropy(
+        logits: ArrayT,
+        targets: Arrays,
+        axis: int | str = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+    ) -> ArrayT: ...
+
+    @overload
+    def cross_entropy(
+        logits: Numbers,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Mean = "mean",
+    ) -> np.float64: ...
+
+    @overload
+    def cross_entropy(
+        logits: Numbers | Other,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+    ) -> Any: ...
+
 
 def cross_entropy(
     logits: Any,
     targets: Any,
-    axis: int = LAST,
+    axis: int | str = LAST,
     *,
     class_weight: Any = None,
     sample_weight: Any = None,
@@ -27,8 +111,8 @@ def cross_entropy(
     Parameters
     ----------
     logits : array_like
-        z, of any shape with at least one axis. float32 and float64 are kept; float16 is computed in float32 and
-        returned as float16; integers and bools become float64.
+        z, of any shape with at least one axis. float32 and float64 are kept; float16 and ``ml_dtypes.bfloat16``
+        are computed in float32 and returned in their dtype; integers and bools become float64.
     targets : array_like
         Class indices of any integer dtype, of the shape of `logits` without `axis`; or a distribution for each
         row, of the shape of `logits` and any real dtype, which need not sum to 1.
@@ -120,10 +204,77 @@ def cross_entropy(
     return loss("cross_entropy", logits, targets, axis, options)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def cross_entropy_grad(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def cross_entropy_grad(
+        logits: ArrayT,
+        targets: Arrays,
+        axis: int | str = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def cross_entropy_grad(
+        logits: Numbers,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def cross_entropy_grad(
+        logits: Other,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: Any = None,
+    ) -> Any: ...
+
+
 def cross_entropy_grad(
     logits: Any,
     targets: Any,
-    axis: int = LAST,
+    axis: int | str = LAST,
     *,
     class_weight: Any = None,
     sample_weight: Any = None,
@@ -202,10 +353,77 @@ def cross_entropy_grad(
     return loss("cross_entropy_grad", logits, targets, axis, options, out)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def cross_entropy_with_grad(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Mean = "mean",
+        out: NDArray[FloatT] | None = None,
+    ) -> tuple[FloatT, NDArray[FloatT]]: ...
+
+    @overload
+    def cross_entropy_with_grad(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Rows,
+        out: NDArray[FloatT] | None = None,
+    ) -> tuple[NDArray[FloatT], NDArray[FloatT]]: ...
+
+    @overload
+    def cross_entropy_with_grad(
+        logits: ArrayT,
+        targets: Arrays,
+        axis: int | str = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: ArrayT | None = None,
+    ) -> tuple[ArrayT, ArrayT]: ...
+
+    @overload
+    def cross_entropy_with_grad(
+        logits: Numbers | Other,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: Any = None,
+    ) -> tuple[Any, Any]: ...
+
+
 def cross_entropy_with_grad(
     logits: Any,
     targets: Any,
-    axis: int = LAST,
+    axis: int | str = LAST,
     *,
     class_weight: Any = None,
     sample_weight: Any = None,
@@ -273,11 +491,65 @@ def cross_entropy_with_grad(
     return both
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def cross_entropy_hvp(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        tangent: NDArray[FloatT],
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def cross_entropy_hvp(
+        logits: ArrayT,
+        targets: Arrays,
+        tangent: Arrays,
+        axis: int | str = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def cross_entropy_hvp(
+        logits: Arrays,
+        targets: Arrays,
+        tangent: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: Any = None,
+    ) -> Any: ...
+
+
 def cross_entropy_hvp(
     logits: Any,
     targets: Any,
     tangent: Any,
-    axis: int = -1,
+    axis: int | str = -1,
     *,
     class_weight: Any = None,
     sample_weight: Any = None,
@@ -343,10 +615,77 @@ def cross_entropy_hvp(
     return curvature("cross_entropy_hvp", logits, targets, tangent, axis, options, out)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def cross_entropy_hessian_diag(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def cross_entropy_hessian_diag(
+        logits: ArrayT,
+        targets: Arrays,
+        axis: int | str = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def cross_entropy_hessian_diag(
+        logits: Numbers,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def cross_entropy_hessian_diag(
+        logits: Other,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: Any = None,
+    ) -> Any: ...
+
+
 def cross_entropy_hessian_diag(
     logits: Any,
     targets: Any,
-    axis: int = -1,
+    axis: int | str = -1,
     *,
     class_weight: Any = None,
     sample_weight: Any = None,
@@ -404,10 +743,77 @@ def cross_entropy_hessian_diag(
     return curvature("cross_entropy_hessian_diag", logits, targets, None, axis, options, out)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def cross_entropy_hessian(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def cross_entropy_hessian(
+        logits: ArrayT,
+        targets: Arrays,
+        axis: int | str = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def cross_entropy_hessian(
+        logits: Numbers,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def cross_entropy_hessian(
+        logits: Other,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        class_weight: Arrays | None = None,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        reduction: Reduction = "mean",
+        out: Any = None,
+    ) -> Any: ...
+
+
 def cross_entropy_hessian(
     logits: Any,
     targets: Any,
-    axis: int = -1,
+    axis: int | str = -1,
     *,
     class_weight: Any = None,
     sample_weight: Any = None,
@@ -466,8 +872,61 @@ def cross_entropy_hessian(
     return curvature("cross_entropy_hessian", logits, targets, None, axis, options, out)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def squared_error(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Mean = "mean",
+    ) -> FloatT: ...
+
+    @overload
+    def squared_error(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Rows,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def squared_error(
+        logits: ArrayT,
+        targets: Arrays,
+        axis: int | str = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Reduction = "mean",
+    ) -> ArrayT: ...
+
+    @overload
+    def squared_error(
+        logits: Numbers,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Mean = "mean",
+    ) -> np.float64: ...
+
+    @overload
+    def squared_error(
+        logits: Numbers | Other,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Reduction = "mean",
+    ) -> Any: ...
+
+
 def squared_error(
-    logits: Any, targets: Any, axis: int = -1, *, sample_weight: Any = None, reduction: str = "mean"
+    logits: Any, targets: Any, axis: int | str = -1, *, sample_weight: Any = None, reduction: str = "mean"
 ) -> Any:
     r"""Half the squared distance of softmax(logits) from the targets.
 
@@ -525,8 +984,61 @@ def squared_error(
     return loss("squared_error", logits, targets, axis, options)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def squared_error_grad(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Reduction = "mean",
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def squared_error_grad(
+        logits: ArrayT,
+        targets: Arrays,
+        axis: int | str = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Reduction = "mean",
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def squared_error_grad(
+        logits: Numbers,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Reduction = "mean",
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def squared_error_grad(
+        logits: Other,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Reduction = "mean",
+        out: Any = None,
+    ) -> Any: ...
+
+
 def squared_error_grad(
-    logits: Any, targets: Any, axis: int = -1, *, sample_weight: Any = None, reduction: str = MEAN, out: Any = None
+    logits: Any,
+    targets: Any,
+    axis: int | str = -1,
+    *,
+    sample_weight: Any = None,
+    reduction: str = MEAN,
+    out: Any = None,
 ) -> Any:
     r"""Gradient of `squared_error` with respect to the logits.
 
@@ -574,8 +1086,61 @@ def squared_error_grad(
     return loss("squared_error_grad", logits, targets, axis, options, out)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def squared_error_with_grad(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Mean = "mean",
+        out: NDArray[FloatT] | None = None,
+    ) -> tuple[FloatT, NDArray[FloatT]]: ...
+
+    @overload
+    def squared_error_with_grad(
+        logits: NDArray[FloatT],
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Rows,
+        out: NDArray[FloatT] | None = None,
+    ) -> tuple[NDArray[FloatT], NDArray[FloatT]]: ...
+
+    @overload
+    def squared_error_with_grad(
+        logits: ArrayT,
+        targets: Arrays,
+        axis: int | str = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Reduction = "mean",
+        out: ArrayT | None = None,
+    ) -> tuple[ArrayT, ArrayT]: ...
+
+    @overload
+    def squared_error_with_grad(
+        logits: Numbers | Other,
+        targets: Arrays,
+        axis: int = -1,
+        *,
+        sample_weight: Arrays | None = None,
+        reduction: Reduction = "mean",
+        out: Any = None,
+    ) -> tuple[Any, Any]: ...
+
+
 def squared_error_with_grad(
-    logits: Any, targets: Any, axis: int = -1, *, sample_weight: Any = None, reduction: str = MEAN, out: Any = None
+    logits: Any,
+    targets: Any,
+    axis: int | str = -1,
+    *,
+    sample_weight: Any = None,
+    reduction: str = MEAN,
+    out: Any = None,
 ) -> tuple[Any, Any]:
     """`squared_error` and `squared_error_grad` in one pass over the logits.
 

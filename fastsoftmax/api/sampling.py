@@ -1,6 +1,6 @@
 """Random classes, drawn from logits, and the filters that language models put before the draw."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from fastsoftmax.arrays.sampling import (
 )
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import Arrays, ArrayT, FloatT, Numbers, Other, Vector
 
 # Small calls, as in `activations`.
 _SMALL: dict[np.dtype[Any], Any] = {}
@@ -39,9 +44,60 @@ def _small(x: Any, rng: Any) -> Any:
     return chosen if x.ndim == 2 else chosen[0]
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def categorical(  # type: ignore[overload-overlap]  # one row gives a scalar
+        logits: Vector[Any],
+        axis: int = -1,
+        *,
+        rng: Any = None,
+        uniforms: Arrays | None = None,
+        size: None = None,
+        replace: bool = True,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        where: Arrays | None = None,
+    ) -> np.int64: ...
+
+    @overload
+    def categorical(
+        logits: NDArray[Any] | Numbers | Other,
+        axis: int = -1,
+        *,
+        rng: Any = None,
+        uniforms: Arrays | None = None,
+        size: int | tuple[int, ...] | None = None,
+        replace: bool = True,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        where: Arrays | None = None,
+    ) -> NDArray[np.int64]: ...
+
+    @overload
+    def categorical(
+        logits: ArrayT,
+        axis: int | str = -1,
+        *,
+        rng: Any = None,
+        uniforms: Arrays | None = None,
+        size: int | tuple[int, ...] | None = None,
+        replace: bool = True,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        where: Arrays | None = None,
+    ) -> ArrayT: ...
+
+
 def categorical(
     logits: Any,
-    axis: int = LAST,
+    axis: int | str = LAST,
     *,
     rng: Any = None,
     uniforms: Any = None,
@@ -202,9 +258,60 @@ def categorical(
     return draws.finish(result, lambda index: row_at(problem, index))
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def filter_logits(
+        logits: NDArray[FloatT],
+        axis: int = -1,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        temperature: float = 1.0,
+        out: NDArray[FloatT] | None = None,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def filter_logits(
+        logits: ArrayT,
+        axis: int | str = -1,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        temperature: float = 1.0,
+        out: ArrayT | None = None,
+    ) -> ArrayT: ...
+
+    @overload
+    def filter_logits(
+        logits: Numbers,
+        axis: int = -1,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        temperature: float = 1.0,
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def filter_logits(
+        logits: Other,
+        axis: int = -1,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        temperature: float = 1.0,
+        out: Any = None,
+    ) -> Any: ...
+
+
 def filter_logits(
     logits: Any,
-    axis: int = -1,
+    axis: int | str = -1,
     *,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -221,8 +328,9 @@ def filter_logits(
     Parameters
     ----------
     logits : array_like
-        Logits, of any shape with at least one axis. float32 and float64 are kept; float16 is computed in float32
-        and returned as float16; integers and bools become float64.
+        Logits, of any shape with at least one axis. float32 and float64 are kept; float16 and
+        ``ml_dtypes.bfloat16`` are computed in float32 and returned in their dtype; integers and bools become
+        float64.
     axis : int, default -1
         The axis of the classes.
     top_k : int, optional

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from fastsoftmax.arrays.blocks import (
     named,
     real_array,
 )
+from fastsoftmax.arrays.lazy import exchanging
 from fastsoftmax.arrays.options import (
     UNSMOOTHED,
     LossOptions,
@@ -36,6 +37,11 @@ from fastsoftmax.arrays.sampling import Draws
 from fastsoftmax.arrays.threads import BLOCK_WORK, run
 from fastsoftmax.arrays.weights import Divisor, scaled
 from fastsoftmax.machine.entry import entry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import Arrays, ArrayT, FloatT, Mean, Numbers, Other, Reduction, Rows
 
 SEGMENT_WORK = 4
 """The cost of a segment beyond that of its elements, in units of the cost of one element."""
@@ -370,6 +376,26 @@ def _divergence(
     return loss.finished(segments, options)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_softmax(
+        x: NDArray[FloatT], indptr: Arrays, *, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_softmax(x: ArrayT, indptr: Arrays, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def segment_softmax(
+        x: Numbers, indptr: Arrays, *, out: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def segment_softmax(x: Other, indptr: Arrays, *, out: Any = None) -> Any: ...
+
+
+@exchanging
 def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Softmax of each segment of a vector: of ragged rows in CSR form.
 
@@ -379,8 +405,9 @@ def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Logits, one dimension, the segments one after the other. float32 and float64 are kept; float16 is computed
-        in float32 and returned as float16; integers and bools become float64.
+        Logits, one dimension, the segments one after the other. float32 and float64 are kept; float16 and
+        ``ml_dtypes.bfloat16`` are computed in float32 and returned in their dtype; integers and bools become
+        float64.
     indptr : array_like of int
         Shape (N + 1,), any integer dtype: segment n is ``x[indptr[n]:indptr[n + 1]]``. It begins with 0, ends with
         ``len(x)`` and never decreases. Segments may be empty.
@@ -438,6 +465,26 @@ def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return _forward("softmax", x, indptr, out)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_log_softmax(
+        x: NDArray[FloatT], indptr: Arrays, *, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_log_softmax(x: ArrayT, indptr: Arrays, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def segment_log_softmax(
+        x: Numbers, indptr: Arrays, *, out: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def segment_log_softmax(x: Other, indptr: Arrays, *, out: Any = None) -> Any: ...
+
+
+@exchanging
 def segment_log_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Logarithm of the softmax of each segment of a vector.
 
@@ -483,6 +530,21 @@ def segment_log_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return _forward("log_softmax", x, indptr, out)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_logsumexp(
+        x: NDArray[FloatT], indptr: Arrays, *, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_logsumexp(x: ArrayT, indptr: Arrays, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def segment_logsumexp(x: Numbers | Other, indptr: Arrays, *, out: Any = None) -> Any: ...
+
+
+@exchanging
 def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Logarithm of the sum of exponentials of each segment of a vector.
 
@@ -536,6 +598,23 @@ def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return output.finish()
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_softmax_jvp(
+        x: NDArray[FloatT], indptr: Arrays, tangent: NDArray[FloatT], *, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_softmax_jvp(
+        x: ArrayT, indptr: Arrays, tangent: Arrays, *, out: ArrayT | None = None
+    ) -> ArrayT: ...
+
+    @overload
+    def segment_softmax_jvp(x: Arrays, indptr: Arrays, tangent: Arrays, *, out: Any = None) -> Any: ...
+
+
+@exchanging
 def segment_softmax_jvp(x: Any, indptr: Any, tangent: Any, *, out: Any = None) -> Any:
     r"""Jacobian of `segment_softmax` times a tangent.
 
@@ -579,6 +658,23 @@ def segment_softmax_jvp(x: Any, indptr: Any, tangent: Any, *, out: Any = None) -
     return _product("segment_softmax_jvp", x, indptr, "tangent", tangent, out)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_softmax_vjp(
+        x: NDArray[FloatT], indptr: Arrays, cotangent: NDArray[FloatT], *, out: NDArray[FloatT] | None = None
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_softmax_vjp(
+        x: ArrayT, indptr: Arrays, cotangent: Arrays, *, out: ArrayT | None = None
+    ) -> ArrayT: ...
+
+    @overload
+    def segment_softmax_vjp(x: Arrays, indptr: Arrays, cotangent: Arrays, *, out: Any = None) -> Any: ...
+
+
+@exchanging
 def segment_softmax_vjp(x: Any, indptr: Any, cotangent: Any, *, out: Any = None) -> Any:
     r"""Transposed Jacobian of `segment_softmax` times a cotangent: what backpropagation needs.
 
@@ -624,6 +720,65 @@ def segment_softmax_vjp(x: Any, indptr: Any, cotangent: Any, *, out: Any = None)
     return _product("segment_softmax_vjp", x, indptr, "cotangent", cotangent, out)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_cross_entropy(
+        x: NDArray[FloatT],
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Mean = "mean",
+    ) -> FloatT: ...
+
+    @overload
+    def segment_cross_entropy(
+        x: NDArray[FloatT],
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Rows,
+    ) -> NDArray[FloatT]: ...
+
+    @overload
+    def segment_cross_entropy(
+        x: ArrayT,
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Reduction = "mean",
+    ) -> ArrayT: ...
+
+    @overload
+    def segment_cross_entropy(
+        x: Numbers,
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Mean = "mean",
+    ) -> np.float64: ...
+
+    @overload
+    def segment_cross_entropy(
+        x: Numbers | Other,
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Reduction = "mean",
+    ) -> Any: ...
+
+
+@exchanging
 def segment_cross_entropy(
     x: Any,
     indptr: Any,
@@ -705,6 +860,58 @@ def segment_cross_entropy(
     return _cross_entropy("segment_cross_entropy", x, indptr, targets, options)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_cross_entropy_with_grad(
+        x: NDArray[FloatT],
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Mean = "mean",
+        out: NDArray[FloatT] | None = None,
+    ) -> tuple[FloatT, NDArray[FloatT]]: ...
+
+    @overload
+    def segment_cross_entropy_with_grad(
+        x: NDArray[FloatT],
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Rows,
+        out: NDArray[FloatT] | None = None,
+    ) -> tuple[NDArray[FloatT], NDArray[FloatT]]: ...
+
+    @overload
+    def segment_cross_entropy_with_grad(
+        x: ArrayT,
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Reduction = "mean",
+        out: ArrayT | None = None,
+    ) -> tuple[ArrayT, ArrayT]: ...
+
+    @overload
+    def segment_cross_entropy_with_grad(
+        x: Numbers | Other,
+        indptr: Arrays,
+        targets: Arrays,
+        *,
+        sample_weight: Arrays | None = None,
+        ignore_index: int | None = None,
+        reduction: Reduction = "mean",
+        out: Any = None,
+    ) -> tuple[Any, Any]: ...
+
+
+@exchanging
 def segment_cross_entropy_with_grad(
     x: Any,
     indptr: Any,
@@ -775,6 +982,7 @@ def segment_cross_entropy_with_grad(
     return both
 
 
+@exchanging
 def segment_softmax_entropy(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Entropy of the softmax of each segment of a vector, in nats.
 
@@ -820,6 +1028,7 @@ def segment_softmax_entropy(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return _entropy("segment_softmax_entropy", x, indptr, out)
 
 
+@exchanging
 def segment_softmax_entropy_with_grad(x: Any, indptr: Any, *, out: Any = None) -> tuple[Any, Any]:
     r"""`segment_softmax_entropy` and its gradient with respect to `x`, in one pass over it.
 
@@ -871,6 +1080,7 @@ def segment_softmax_entropy_with_grad(x: Any, indptr: Any, *, out: Any = None) -
     return both
 
 
+@exchanging
 def segment_kl_divergence(
     x: Any,
     indptr: Any,
@@ -936,6 +1146,7 @@ def segment_kl_divergence(
     return _divergence("segment_kl_divergence", x, indptr, target_logits, reverse, options)
 
 
+@exchanging
 def segment_kl_divergence_with_grad(
     x: Any,
     indptr: Any,
@@ -1000,6 +1211,40 @@ def segment_kl_divergence_with_grad(
     return both
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def segment_categorical(
+        x: NDArray[Any] | Numbers | Other,
+        indptr: Arrays,
+        *,
+        rng: Any = None,
+        uniforms: Arrays | None = None,
+        size: int | tuple[int, ...] | None = None,
+        replace: bool = True,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+    ) -> NDArray[np.int64]: ...
+
+    @overload
+    def segment_categorical(
+        x: ArrayT,
+        indptr: Arrays,
+        *,
+        rng: Any = None,
+        uniforms: Arrays | None = None,
+        size: int | tuple[int, ...] | None = None,
+        replace: bool = True,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+    ) -> ArrayT: ...
+
+
+@exchanging
 def segment_categorical(
     x: Any,
     indptr: Any,

@@ -1,17 +1,45 @@
 """label_statistics: what evaluations ask of each row, in one pass over the logits."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from fastsoftmax.arrays import statistics
 from fastsoftmax.arrays.blocks import UNTEMPERED
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.statistics import LabelStatistics
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastsoftmax._types import Arrays, ArrayT, Numbers, Other
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def label_statistics(
+        logits: NDArray[Any] | Numbers | Other,
+        labels: Arrays,
+        axis: int = -1,
+        *,
+        temperature: float = 1.0,
+        ignore_index: int | None = None,
+    ) -> LabelStatistics: ...
+
+    @overload
+    def label_statistics(
+        logits: ArrayT,
+        labels: Arrays,
+        axis: int | str = -1,
+        *,
+        temperature: float = 1.0,
+        ignore_index: int | None = None,
+    ) -> LabelStatistics: ...
+
 
 def label_statistics(
     logits: Any,
     labels: Any,
-    axis: int = -1,
+    axis: int | str = -1,
     *,
     temperature: float = UNTEMPERED,
     ignore_index: int | None = None,

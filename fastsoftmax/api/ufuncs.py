@@ -7,10 +7,14 @@ NumPy makes a ufunc out of C functions by ``PyUFunc_FromFuncAndDataAndSignatureA
 public C interface but not of its Python one. ctypes calls it through the table ``_UFUNC_API``, which every
 extension module uses. Where NumPy has no such table, or Numba makes no C functions (as under
 ``NUMBA_DISABLE_JIT=1``), `Plain` replaces the ufunc: it gives the same results, but has no methods of a ufunc.
+
+The loops for float16 are compiled, too. Those for `ml_dtypes.bfloat16` are in Python, around the loop for float32.
+They are added when a ufunc is made, if that library has been imported by then.
 """
 
 import ctypes
 import importlib
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from threading import RLock
@@ -200,13 +204,18 @@ NAMES = tuple(name for name in DOCS if name != "rel_entr")
 
 FLOATS = "efd"
 _IDENTITIES = {"logaddexp": -np.inf}
-_FROM_FUNC_AND_DATA = 42  # its place in the table, fixed since NumPy 1.16
+# Places in the table of C functions, fixed since NumPy 1.16.
+_FROM_FUNC_AND_DATA = 42
+_REGISTER_LOOP = 2
 _NO_IDENTITY, _IDENTITY_VALUE = -1, -3
 _made: dict[tuple[str, str, str], Any] = {}
 _listeners: list[Callable[[str, Any, str], None]] = []
 _lock = RLock()
 LOOP = "aaaa"  # the letters of the arguments of a loop
-_alive: list[Any] = []  # memory that ufuncs point to and do not own
+_alive: list[Any] = []  # what ufuncs point to and do not own, for as long as the process lives
+_without_bfloat16: list[Any] = []
+PART = 1 << 16
+"""Loops that NumPy computes take so many elements at a time."""
 
 
 class Plain:
@@ -235,7 +244,7 @@ class Plain:
         result = np.empty(np.broadcast_shapes(*(array.shape for array in arrays)), computed)
         with np.errstate(all="ignore"):
             entry(f"loops.{self.__name__}")(*(block.reshape(-1) for block in blocks), result.reshape(-1))
-            value = result.astype(found)
+            value = result.astype(wanted if wanted.name == "bfloat16" else found)
         if out is None and where is True:
             return value[()]
         target = np.empty_like(value) if out is None else out[0] if isinstance(out, tuple) else out
@@ -244,17 +253,14 @@ class Plain:
 
 
 def _interface() -> Any:
-    """NumPy's C function that makes a ufunc."""
+    """The table of the addresses of NumPy's C functions for ufuncs."""
     try:
         module = importlib.import_module("numpy._core._multiarray_umath")
     except ModuleNotFoundError:  # before NumPy 2
         module = importlib.import_module("numpy.core._multiarray_umath")
     prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
     open_capsule = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))
-    table = ctypes.cast(open_capsule(module._UFUNC_API, None), ctypes.POINTER(ctypes.c_void_p))
-    pointer, integer, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
-    arguments: list[Any] = [pointer, pointer, pointer, *[integer] * 4, text, text, integer, text, ctypes.py_object]
-    return ctypes.PYFUNCTYPE(ctypes.py_object, *arguments)(table[_FROM_FUNC_AND_DATA])
+    return ctypes.cast(open_capsule(module._UFUNC_API, None), ctypes.POINTER(ctypes.c_void_p))
 
 
 def from_loops(
@@ -268,9 +274,78 @@ def from_loops(
     texts = name.encode(), doc.strip().encode()
     has = _NO_IDENTITY if identity is None else _IDENTITY_VALUE
     addresses = [ctypes.addressof(block) for block in (functions, data, types)]
-    ufunc = _interface()(*addresses, len(loops), operands - 1, 1, has, *texts, 0, None, identity)
+    pointer, integer, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
+    arguments: list[Any] = [pointer, pointer, pointer, *[integer] * 4, text, text, integer, text, ctypes.py_object]
+    create = ctypes.PYFUNCTYPE(ctypes.py_object, *arguments)(_interface()[_FROM_FUNC_AND_DATA])
+    ufunc = create(*addresses, len(loops), operands - 1, 1, has, *texts, 0, None, identity)
     _alive.append((functions, data, types, texts))
     return ufunc
+
+
+# --- loops that NumPy computes ------------------------------------------------------------------------------
+
+_Sizes = ctypes.POINTER(ctypes.c_ssize_t)
+_Loop = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_void_p), _Sizes, _Sizes, ctypes.c_void_p)
+
+
+class _Operand:
+    """Numbers at an address in memory, which `numpy.asarray` makes an array of."""
+
+    def __init__(self, address: int, count: int, step: int, dtype: np.dtype[Any]) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, False),
+            "shape": (count,),
+            "strides": (step,),
+            "typestr": dtype.str,
+        }
+
+
+def numpy_loop(function: Callable[..., Any], operands: int, dtype: np.dtype[Any]) -> tuple[str, int, int | None]:
+    """A ufunc's loop that lets NumPy compute `function`, part by part."""
+
+    def run(args: Any, dimensions: Any, steps: Any, data: Any) -> None:
+        count = dimensions[0]
+        blocks = (np.asarray(_Operand(args[i], count, steps[i], dtype)) for i in range(operands))
+        *inputs, out = (block.view(dtype) for block in blocks)
+        # In a reduction the output is an input, too: the numbers are computed one after the other.
+        whole = steps[operands - 1] != 0 and not any(
+            np.may_share_memory(x, out) and args[i] != args[operands - 1] for i, x in enumerate(inputs)
+        )
+        with np.errstate(all="ignore"):
+            for start in range(0, count, PART if whole else 1):
+                part = slice(start, start + PART if whole else start + 1)
+                out[part] = function(*(x[part] for x in inputs))
+
+    loop = _Loop(run)
+    _alive.append(loop)
+    address = ctypes.cast(loop, ctypes.c_void_p).value
+    assert address is not None
+    return dtype.char, address, None
+
+
+def _add_bfloat16(ufunc: Any) -> None:
+    """A loop for `ml_dtypes.bfloat16`, which the loop for float32 computes."""
+    bfloat16 = sys.modules["ml_dtypes"].bfloat16
+    dtype, operands = np.dtype(bfloat16), ufunc.nin + 1
+
+    def through_float32(*inputs: Any) -> Any:
+        return ufunc(*(x.astype(np.float32) for x in inputs)).astype(bfloat16)
+
+    _, address, _ = numpy_loop(through_float32, operands, dtype)
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    arguments: list[Any] = [ctypes.py_object, integer, pointer, ctypes.POINTER(integer), pointer]
+    register = ctypes.PYFUNCTYPE(integer, *arguments)(_interface()[_REGISTER_LOOP])
+    register(ufunc, dtype.num, address, (integer * operands)(*[dtype.num] * operands), None)
+
+
+def _add_loops_of_others() -> None:
+    """The loops for bfloat16, once its library has been imported; NumPy does not know the dtype before."""
+    while "ml_dtypes" in sys.modules and _without_bfloat16:
+        _add_bfloat16(_without_bfloat16.pop())
+
+
+# --- ufuncs -------------------------------------------------------------------------------------------------
 
 
 def _loops(name: str, kinds: str) -> list[tuple[str, int, int | None]]:
@@ -303,6 +378,8 @@ def make(name: str, kinds: str = FLOATS, module: str = "fastsoftmax", more: Any 
                 with suppress(AttributeError, ImportError, NotImplementedError, ValueError):  # see the docstring
                     operands = 3 if name in BINARY else 2
                     ufunc = from_loops(name, DOCS[name], operands, loops, _IDENTITIES.get(name))
+                    _without_bfloat16.append(ufunc)
+                    _add_loops_of_others()
             try:
                 ufunc.__module__ = module  # where a pickle looks it up
             except AttributeError:  # before NumPy 2.2, where a pickle searches all modules

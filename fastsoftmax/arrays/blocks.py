@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 Array = NDArray[Any]
-Axis = int | Sequence[int] | None
+Axis = int | str | Sequence[int] | Sequence[str] | None
 
 # Classes are moved last if the inner axis is shorter (vectors not full) or there are more of them (large tiles).
 INNER_LIMIT = 8
@@ -43,6 +43,7 @@ _COMPUTED_IN: dict[str, np.dtype[Any]] = {
     "e": np.dtype(np.float32),
     "f": np.dtype(np.float32),
     "d": np.dtype(np.float64),
+    "E": np.dtype(np.float32),  # `ml_dtypes.bfloat16`, which NumPy counts among the voids
 }
 _DOUBLE: np.dtype[Any] = np.dtype(np.float64)
 NO_ROOM = {dtype: np.empty(0, dtype) for dtype in _COMPUTED_IN.values()}
@@ -56,6 +57,11 @@ def named(function: str, name: str) -> str:
     return f"{function}: {name}"
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether it is a dtype of floating-point numbers that the functions take and return."""
+    return dtype.char in "efd" or (dtype.kind == "V" and dtype.name == "bfloat16")
+
+
 def real_array(function: str, name: str, value: Any) -> Array:
     """`value` as an array of real numbers; TypeError for masked arrays and for dtypes without a kernel."""
     if is_masked(value):
@@ -63,12 +69,28 @@ def real_array(function: str, name: str, value: Any) -> Array:
             f"{named(function, name)} is a masked array; pass its data, and where=~mask where the function has it"
         )
     array = np.asarray(value)
-    if array.dtype.char not in "efd" and array.dtype.kind not in "biu":
+    if array.dtype.char not in "efd" and array.dtype.kind not in "biu" and not is_float(array.dtype):
         raise TypeError(
             f"{named(function, name)} has dtype {array.dtype}, expected float16, float32, float64, "
-            "integers or bools"
+            f"integers or bools{_advice(name, value, array)}"
         )
     return array
+
+
+def _advice(name: str, value: Any, array: Array) -> str:
+    """What a user can do about an argument whose dtype is not numeric, as the end of a message."""
+    if hasattr(value, "tocsr"):
+        return (
+            "; for the rows of a sparse matrix A in CSR form there are segment_softmax(A.data, A.indptr) and the "
+            "other functions of segments"
+        )
+    if name in ("targets", "labels") and (
+        array.dtype.kind in "UST" or (array.size and isinstance(array.flat[0], str))
+    ):
+        return "; numpy.unique(labels, return_inverse=True) gives the class index of each label"
+    if hasattr(value, "to_numpy"):
+        return f"; {name}.to_numpy(dtype=float, na_value=float('nan')) makes an array of numbers of it"
+    return ""
 
 
 def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -215,7 +237,7 @@ def memory_order(x: Array) -> tuple[int, ...]:
 
 def computed_in(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """The dtype of the result for an argument of this dtype, and that of the computation."""
-    result = dtype.newbyteorder("=") if dtype.char in "efd" else _DOUBLE
+    result = dtype.newbyteorder("=") if is_float(dtype) else _DOUBLE
     return result, _COMPUTED_IN[result.char]
 
 
@@ -387,8 +409,10 @@ class Problem:
     def operand(self, name: str, value: Any) -> Array:
         """A second argument of the shape of x. A wider float widens the result."""
         array = self.target_like(name, value)
-        if array.dtype.kind == "f":
-            self.result_dtype = np.result_type(self.result_dtype, array.dtype)
+        if is_float(array.dtype):
+            kinds = self.result_dtype, array.dtype.newbyteorder("=")
+            # NumPy has no common dtype of float16 and bfloat16, which is float32 as in PyTorch and JAX.
+            self.result_dtype = self.dtype if {k.char for k in kinds} == {"e", "E"} else np.result_type(*kinds)
             self.dtype = _COMPUTED_IN[self.result_dtype.char]
         return array
 
@@ -464,7 +488,7 @@ class Output:
         if self.out is not None:
             if self.result is not self.out:
                 with np.errstate(all="ignore"):
-                    np.copyto(self.out, self.result, casting="same_kind")
+                    np.copyto(self.out, self.result, casting="unsafe")  # `_check` has compared the dtypes
             return self.out
         result = self.result
         if result.dtype != self.problem.result_dtype:

@@ -1,31 +1,75 @@
 """Which back end computes a call with arrays of another library; back ends register themselves here.
 
-A library is looked up in `sys.modules` only: whoever has one of its arrays has imported it.
+A library is looked up in `sys.modules` only: whoever has one of its arrays has imported it. Arrays in memory that
+speak DLPack are recognised by that method.
 """
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
 
 Call = Callable[..., Any]
+Load = Callable[[], Call]
+P = ParamSpec("P")
+R = TypeVar("R")
 
-_loaders: dict[str, Callable[[], Call]] = {}
+# What needs no back end, so that calls with NumPy's arrays are told apart by one comparison of sets.
+_OURS = frozenset(
+    {type(None), bool, int, float, complex, str, list, tuple, np.ndarray}
+    | {np.dtype(letter).type for letter in "?bBhHiIlLqQefdg"}
+)
+_loaders: dict[tuple[str, str], Load] = {}
+_exchange: list[Load] = []
+_exchanged: set[type] = set()  # classes that have been found to speak DLPack
 
 
-def register(module: str, load: Callable[[], Call]) -> None:
-    """Register a back end for calls with arrays of the class ``Array`` of this module.
+def register(module: str, name: str, load: Load) -> None:
+    """Register a back end for calls with arrays of the class `name` of this module.
 
-    `load` returns a function that is called as ``call(name, *operands, axis=axis, out=out, **options)``.
+    `load` returns a function that is called as ``call(function, *operands, **options)``. The first one that has
+    been registered gets the calls with arrays of several libraries.
     """
-    _loaders[module] = load
+    _loaders[module, name] = cache(load)
+
+
+def register_exchange(load: Load) -> None:
+    """Register the back end for calls with arrays in memory that are exchanged by DLPack."""
+    _exchange[:] = [cache(load)]
+
+
+def is_exchanged(kind: type) -> bool:
+    """Whether arrays of this class are exchanged by DLPack; NumPy's own arrays are not."""
+    return hasattr(kind, "__dlpack__") and not issubclass(kind, np.ndarray)
+
+
+def exchange_for(*values: Any) -> Call | None:
+    """The back end for a call with these arguments if one of them is exchanged by DLPack, else None."""
+    if _OURS.issuperset(map(type, values)):
+        return None
+    if not _exchanged.isdisjoint(map(type, values)) or _find_exchanged(values):
+        return _exchange[0]()
+    return None
+
+
+def _find_exchanged(values: tuple[Any, ...]) -> bool:
+    """Whether there are arrays of classes that have not been seen before."""
+    found = {kind for kind in map(type, values) if is_exchanged(kind)}
+    _exchanged.update(found)
+    return bool(found)
 
 
 def backend_for(*values: Any) -> Call | None:
     """The back end for a call with these arguments; None if the in-memory functions compute it."""
-    for name, load in _loaders.items():
-        module = sys.modules.get(name)
-        if module is not None:
-            kind = getattr(module, "Array", ())  # () while another thread is still importing it
+    if _OURS.issuperset(map(type, values)):
+        return None
+    if not _exchanged.isdisjoint(map(type, values)) or _find_exchanged(values):
+        return _exchange[0]()
+    for (module, name), load in _loaders.items():
+        if module in sys.modules:
+            kind = getattr(sys.modules[module], name, ())  # () while another thread is still importing it
             if any(isinstance(value, kind) for value in values):
                 return load()
     return None
@@ -35,3 +79,16 @@ def check_in_memory(function: str, *arrays: Any) -> None:
     """TypeError for arrays of a back end."""
     if backend_for(*arrays):
         raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+
+
+def exchanging(function: Callable[P, R]) -> Callable[P, R]:
+    """A public function without a back end of its own, for arrays that are exchanged by DLPack as well."""
+
+    @wraps(function)
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        if backend := exchange_for(*args, *keywords.values()):
+            result: R = backend(function.__name__, *args, **keywords)
+            return result
+        return function(*args, **keywords)
+
+    return call

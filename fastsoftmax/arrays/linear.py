@@ -26,7 +26,6 @@ from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     Array,
     Problem,
-    is_masked,
     kernel_weights,
     named,
     real_array,
@@ -65,14 +64,6 @@ class LinearGradients(NamedTuple):
     bias: Any
 
 
-def float_array(function: str, name: str, value: Any) -> Array:
-    """`value` as an array of real numbers, as `real_array`, but bfloat16 is accepted, too."""
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
-    if array.dtype.name == "bfloat16" and not is_masked(value):
-        return array
-    return real_array(function, name, value)
-
-
 def _computed_in(array: Array) -> Any:
     """The dtype of the computation that an array asks for."""
     return np.float32 if array.dtype.name in ("float16", "float32", "bfloat16") else np.float64
@@ -104,9 +95,9 @@ class Linear:
         self, function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions
     ) -> None:
         self.function = function
-        self.features = float_array(function, "features", features)
-        self.weight = float_array(function, "weight", weight)
-        self.bias = None if bias is None else float_array(function, "bias", bias)
+        self.features = real_array(function, "features", features)
+        self.weight = real_array(function, "weight", weight)
+        self.bias = None if bias is None else real_array(function, "bias", bias)
         if self.features.ndim == 0:
             raise ValueError(f"{named(function, 'features')} is 0-d, expected at least one axis")
         self.row_shape, self.width = self.features.shape[:-1], self.features.shape[-1]
@@ -414,11 +405,11 @@ def hessian_product(
     check_in_memory(function, features, weight, targets, tangent, bias, tangent_bias, *options)
     linear = Linear(function, features, weight, targets, bias, options)
     along = copy(linear)
-    along.weight = float_array(function, "tangent", tangent)
+    along.weight = real_array(function, "tangent", tangent)
     if along.weight.shape != linear.weight.shape:
         shape = linear.weight.shape
         raise ValueError(f"{named(function, 'tangent')} has shape {along.weight.shape}, expected {shape}")
-    along.bias = None if tangent_bias is None else float_array(function, "tangent_bias", tangent_bias)
+    along.bias = None if tangent_bias is None else real_array(function, "tangent_bias", tangent_bias)
     if along.bias is not None and along.bias.shape != (linear.classes,):
         prefix = named(function, "tangent_bias")
         raise ValueError(f"{prefix} has shape {along.bias.shape}, expected ({linear.classes},)")

@@ -242,7 +242,7 @@ def loss_rows(
     function: str,
     logits: Any,
     targets: Any,
-    axis: int,
+    axis: Any,
     options: LossOptions,
     out: Any = None,
     *,
@@ -279,7 +279,7 @@ def divergence(
     return found if len(results) == 2 else found[results[0] == LIKE]
 
 
-def loss(function: str, logits: Any, targets: Any, axis: int, options: LossOptions, out: Any = None) -> Any:
+def loss(function: str, logits: Any, targets: Any, axis: Any, options: LossOptions, out: Any = None) -> Any:
     """The result of the public function of this name: a loss, its gradient, or both."""
     if backend := backend_for(logits, targets, *options):
         return backend(function, logits, targets, axis=axis, out=out, options=options)
@@ -296,7 +296,7 @@ def curvature_rows(
     logits: Any,
     targets: Any,
     tangent: Any,
-    axis: int,
+    axis: Any,
     options: LossOptions,
     out: Any = None,
     divisor: Divisor | None = None,
@@ -358,7 +358,7 @@ def _regularized_curvature(
 
 
 def curvature(
-    function: str, logits: Any, targets: Any, tangent: Any, axis: int, options: LossOptions, out: Any
+    function: str, logits: Any, targets: Any, tangent: Any, axis: Any, options: LossOptions, out: Any
 ) -> Any:
     """cross_entropy_hvp, cross_entropy_hessian_diag, cross_entropy_hessian or focal_loss_hessian_diag."""
     if backend := backend_for(logits, targets, tangent, *options):

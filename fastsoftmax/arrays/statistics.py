@@ -53,7 +53,7 @@ def with_nan(found: LabelStatistics, classes: int, rows_of: Any) -> tuple[Array,
 
 
 def label_statistics(
-    function: str, logits: Any, labels: Any, axis: int, temperature: float, ignore_index: Any
+    function: str, logits: Any, labels: Any, axis: Any, temperature: float, ignore_index: Any
 ) -> LabelStatistics:
     """The result of the public function."""
     problem = Problem(function, logits, axis, name="logits")

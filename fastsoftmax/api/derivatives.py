@@ -8,6 +8,7 @@ from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
     NO_ROOM,
+    SMALL,
     UNTEMPERED,
     UNWEIGHTED,
     Problem,
@@ -40,7 +41,10 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
         return None
     shape = x.shape
     result_shape = (*shape, shape[1]) if square else shape
-    if not x.size or shape[1] > long_rows.LONG_ROW or not all(is_plain(v, shape, x.dtype) for v in operands):
+    factor, size = (max(1, shape[1] // 4), x.size * shape[1]) if square else (2, x.size)
+    if not size or not all(is_plain(v, shape, x.dtype) for v in operands):
+        return None
+    if size > SMALL and shape[1] > long_rows.LONG_ROW:
         return None
     if out is None:
         out = np.empty(result_shape, x.dtype)
@@ -48,7 +52,10 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
         return None
     ones, flag = UNWEIGHTED[x.dtype], True if from_probs else None
     args = (x, out, None, flag, ones) if square else (x, operands[1], out, False, None, flag, ones)
-    run_plain(kernel, shape[0], x.dtype, max(1, shape[1] // 4) if square else 2, args)
+    if size <= SMALL:
+        kernel(0, shape[0], NO_ROOM[x.dtype], *args)
+    else:
+        run_plain(kernel, shape[0], x.dtype, factor, args)
     return out
 
 

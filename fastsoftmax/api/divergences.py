@@ -143,10 +143,10 @@ def kl_divergence_grad(
     The error of p - q is at most 4 eps (5 with a temperature) times p + q, over T. Where both are above 1/2, it is
     computed as (1 - q) - (1 - p), with an error relative to the sum of these two.
 
-    The error of the other gradient is at most 4 eps (5 with a temperature) times p_k (s_k + S)/T. Here s_k is the
-    sum of |d| + |e| at class k and at the greatest logit, with the distances d and e of the logit and the target
-    logit from the greatest ones, over T; it is 0 at the greatest logit if there is only one. S is the mean of s
-    over p.
+    The error of the other gradient is at most 4 eps (5 with a temperature) times p_k (s_k + S)/T. Here s_k is a
+    sum of distances of logits from the greatest one of their row, over T: of the logit and the target logit of
+    class k, and of the target logit at the greatest logit. It is 0 at the greatest logit if there is only one. S
+    is the mean of s over p.
 
     The first gradient is finite, p - q, also where the divergence is inf. In a row whose reversed divergence is
     inf, the second one is undefined: it is NaN where p_k > 0.
@@ -270,9 +270,12 @@ def js_divergence(
     Notes
     -----
     The divergence is a sum over classes of terms that are not negative. Its error is at most 4 eps (5 with a
-    temperature) times the divergence plus the sum of c |r_j| min(p_j, q_j) (1 + |log p_j| + |log q_j|), with
-    r = log p - log q, and c the share of the smaller of p_j and q_j in m. Equal logits give exactly 0, and for
-    ``beta=0.5`` the divergence is symmetric.
+    temperature) times the divergence plus the sum over classes of
+
+    .. math:: c_j \, |\log p_j - \log q_j| \, \min(p_j, q_j) \, (1 + |\log p_j| + |\log q_j|)
+
+    where c is the share of the smaller of p and q in m. Equal logits give exactly 0, and for ``beta=0.5`` the
+    divergence is symmetric.
 
     Classes of probability 0, in one distribution or in both, are no exception: the divergence and its gradient are
     always finite. A row that holds NaN or +inf, in either array, holds nothing but -inf or has no classes, gives

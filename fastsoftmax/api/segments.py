@@ -1070,11 +1070,11 @@ def segment_softmax_entropy_with_grad(x: Any, indptr: Any, *, out: Any = None) -
     --------
     >>> import numpy as np
     >>> import fastsoftmax as fs
-    >>> entropy, grad = fs.segment_softmax_entropy_with_grad(np.log([1.0, 3.0, 1.0]), [0, 2, 3])
+    >>> entropy, grad = fs.segment_softmax_entropy_with_grad(np.log([1.0, 3.0, 3.0, 1.0]), [0, 2, 4])
     >>> entropy
-    array([0.56233514, 0.        ])
+    array([0.56233514, 0.56233514])
     >>> grad
-    array([ 0.2059898, -0.2059898,  0.       ])
+    array([ 0.2059898, -0.2059898, -0.2059898,  0.2059898])
     """
     both: tuple[Any, Any] = _entropy("segment_softmax_entropy_with_grad", x, indptr, out)
     return both

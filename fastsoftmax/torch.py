@@ -275,6 +275,8 @@ def softmax(input: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor
     tensor([ 0.2500, -0.2500])
     """
     _check_floats("softmax", "input", input)
+    if input.dim() == 0:
+        return softmax(input.reshape(1), dim, temperature=temperature).reshape(())
     return _softmax(input, dim, float(temperature))
 
 
@@ -309,6 +311,8 @@ def log_softmax(input: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Te
     -1.9287498479639178e-22
     """
     _check_floats("log_softmax", "input", input)
+    if input.dim() == 0:
+        return log_softmax(input.reshape(1), dim, temperature=temperature).reshape(())
     return _log_softmax(input, dim, float(temperature))
 
 
@@ -343,11 +347,13 @@ def logsumexp(input: Tensor, dim: int | Sequence[int] = -1, keepdim: bool = Fals
     tensor(0.)
     """
     _check_floats("logsumexp", "input", input)
+    if input.dim() == 0:
+        return logsumexp(input.reshape(1), dim).reshape(())
     if isinstance(dim, int):
         return _kept(_logsumexp(input, dim), (dim,), input.dim(), keepdim)
     dims = tuple(axis % input.dim() for axis in dim)
     rest = [axis for axis in range(input.dim()) if axis not in dims]
-    rows = input.permute(*rest, *dims).flatten(len(rest))
+    rows = input.permute(*rest, *dims).flatten(len(rest)) if dims else input.unsqueeze(-1)
     return _kept(_logsumexp(rows, -1), dims, input.dim(), keepdim)
 
 

@@ -84,6 +84,44 @@ def test_other_shapes(shape):
     torch.testing.assert_close(ours.softmax(x), F.softmax(x, -1))
 
 
+@pytest.mark.parametrize(
+    ("function", "theirs"),
+    [(ours.softmax, F.softmax), (ours.log_softmax, F.log_softmax), (ours.logsumexp, torch.logsumexp)],
+)
+def test_a_number_is_a_row(function, theirs):
+    x, y = (torch.tensor(3.0, requires_grad=True) for _ in range(2))
+    found, expected = function(x, dim=0), theirs(y, dim=0)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    with pytest.raises(IndexError, match="axis 5 is out of bounds"):
+        function(torch.zeros(2, 3), dim=5)
+
+
+def test_no_dimensions():
+    x = logits()
+    torch.testing.assert_close(ours.logsumexp(x, ()), x)
+
+
+@pytest.mark.parametrize("function", [ours.softmax, ours.log_softmax, ours.logsumexp])
+def test_infinities(function):
+    theirs = getattr(F, function.__name__, torch.logsumexp)
+    rows = [[0.0, -np.inf, 1.0], [np.nan, 1.0, 2.0], [-np.inf] * 3]
+    x, y = (torch.tensor(rows, requires_grad=True) for _ in range(2))
+    torch.testing.assert_close(function(x, -1), theirs(y, -1), equal_nan=True)
+    function(x, -1).sum().backward()
+    theirs(y, -1).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, equal_nan=True)
+
+
+def test_all_rows_ignored():
+    x, labels = logits((4, 3)), torch.full((4,), -100)
+    assert torch.isnan(ours.cross_entropy(x, labels))
+    (slope,) = torch.autograd.grad(ours.cross_entropy(x, labels, reduction="sum"), x)
+    assert not slope.any()
+
+
 def test_the_hessian_of_a_confident_row():
     """The reason for kernels in the second derivative: p - p**2 from a rounded p = 1 would be 0."""
     x = torch.tensor([[0.0, -50.0]], dtype=torch.float64, requires_grad=True)

@@ -481,15 +481,12 @@ def right_focal(x, labels, gamma):
     q = np.where(label, 0, p).sum(-1)
     ratio = np.where(q > 0, -log_own / np.where(q > 0, q, 1), 1)
     slope = q**gamma * (1 + gamma * own * ratio)
-    below = np.where(q > 0, q, 1) ** (gamma - 1)
-    bend = np.where(q > 0, gamma * below * own * (2 + log_own + (gamma - 1) * own * ratio), 0)
+    bend = gamma * q ** (gamma + 1) * own * (2 + log_own + (gamma - 1) * own * ratio)
     away = np.where(label, -q[..., None], p)
+    share = away / np.where(q > 0, q, 1)[..., None]  # at most 1
     lacking = np.where(label, q[..., None], 1 - p)
-    return (
-        -(q**gamma) * log_own,
-        slope[..., None] * away,
-        slope[..., None] * p * lacking + bend[..., None] * away**2,
-    )
+    curve = slope[..., None] * p * lacking + bend[..., None] * share**2
+    return -(q**gamma) * log_own, slope[..., None] * away, curve
 
 
 def right_binary(name, x, t, options):
@@ -534,7 +531,7 @@ def assert_close(name, actual, right, options, weights):
 
 
 @pytest.mark.parametrize("name", FOCAL + BINARY)
-@settings(deadline=None, max_examples=40, derandomize=True, suppress_health_check=relaxed)
+@settings(deadline=None, max_examples=15, derandomize=True, suppress_health_check=relaxed)
 @given(st.data())
 def test_focal_and_binary_losses_of_anything(name, data):
     """Any dtype, layout and options; targets that are wrong in one case out of four."""

@@ -93,9 +93,8 @@ class Function(NamedTuple):
     @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
-        if self.is_ragged or self.is_elementwise or not self.is_compiled or CLASSES in self.result:
-            return None
-        if self.family in ("statistics", "focal", "focal curvature"):
+        apart = self.is_ragged or self.is_elementwise or not self.is_compiled
+        if apart or self.family == "statistics" or CLASSES in self.result:
             return None
         return None if self.name.endswith("_grad") else self.name.replace("_", "-")
 

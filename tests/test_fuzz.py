@@ -512,6 +512,116 @@ def test_anything_at_all(name, data):
     check(data.draw(cases((name,), DTYPES, full=True)))
 
 
+# --- focal and binary losses ----------------------------------------------------------------------------------
+
+FOCAL, BINARY = named("focal", "focal curvature"), named("binary entropy", "binary focal")
+ROUGH = 500
+
+
+def right_focal(x, labels, gamma):
+    """Loss, gradient and diagonal of the Hessian of each row, classes last, in long double."""
+    p, log_p, _ = softmax_of(x)
+    label = np.eye(p.shape[-1], dtype=bool)[labels]
+    own, log_own = p[label].reshape(labels.shape), log_p[label].reshape(labels.shape)
+    q = np.where(label, 0, p).sum(-1)
+    ratio = np.where(q > 0, -log_own / np.where(q > 0, q, 1), 1)
+    slope = q**gamma * (1 + gamma * own * ratio)
+    bend = gamma * q ** (gamma + 1) * own * (2 + log_own + (gamma - 1) * own * ratio)
+    away = np.where(label, -q[..., None], p)
+    share = away / np.where(q > 0, q, 1)[..., None]  # at most 1
+    lacking = np.where(label, q[..., None], 1 - p)
+    curve = slope[..., None] * p * lacking + bend[..., None] * share**2
+    return -(q**gamma) * log_own, slope[..., None] * away, curve
+
+
+def right_binary(name, x, t, options):
+    """Loss, first and second derivative of each entry, in long double."""
+    z, t = np.asarray(x).astype(LONG), np.asarray(t).astype(LONG)
+    e = np.exp(-np.abs(z))
+    p, q = np.where(z > 0, 1, e) / (1 + e), np.where(z > 0, e, 1) / (1 + e)
+    plus, minus = np.log1p(e) + np.where(z > 0, 0, -z), np.log1p(e) + np.where(z > 0, z, 0)
+    if "focal" not in name:
+        smoothing, weight = (
+            options.get("label_smoothing", 0),
+            np.asarray(options.get("pos_weight", 1)).astype(LONG),
+        )
+        t = t * (1 - LONG(smoothing)) + LONG(smoothing) / 2
+        both = weight * t + 1 - t
+        return weight * t * plus + (1 - t) * minus, (1 - t) * p - weight * t * q, both * p * q
+    gamma, alpha = LONG(options.get("gamma", 2.0)), options.get("alpha")
+    factor = 1 if alpha is None else LONG(alpha) * t + (1 - LONG(alpha)) * (1 - t)
+    wrong, loss, slope = t * q + (1 - t) * p, t * plus + (1 - t) * minus, (1 - t) * p - t * q
+    ratio = (1 - 2 * t) * p * q / np.where(wrong > 0, wrong, 1)
+    power = factor * wrong**gamma
+    first = power * (gamma * ratio * loss + slope)
+    terms = gamma * (gamma - 1) * ratio**2 * loss + gamma * ratio * (q - p) * loss + 2 * gamma * ratio * slope
+    return power * loss, first, power * (terms + p * q)
+
+
+def assert_close(name, actual, right, options, weights):
+    """`actual` against loss, first and second derivative of each row or entry."""
+    right = [weights.reshape(weights.shape + (1,) * (r.ndim - weights.ndim)) * r for r in right]
+    reduction = options["reduction"]
+    divisor = weights.sum() if reduction == "mean" else LONG(1)
+    loss = right[0] if reduction == "none" else right[0].sum() / divisor
+    wanted = {"grad": right[1] / divisor, "diag": right[2] / divisor}.get(name.rpartition("_")[2], loss)
+    expected = (loss, right[1] / divisor) if name.endswith("with_grad") else (wanted,)
+    for one, other in zip(actual if isinstance(actual, tuple) else (actual,), expected, strict=True):
+        assert np.shape(one) == np.shape(other)
+        eps = float(np.finfo(np.asarray(one).dtype).eps)
+        scale = max(1.0, float(np.max(np.abs(other), initial=0)))
+        np.testing.assert_allclose(
+            np.asarray(one).astype(LONG), other, rtol=ROUGH * eps, atol=ROUGH * eps * scale / max(1, np.size(one))
+        )
+
+
+@pytest.mark.parametrize("name", FOCAL + BINARY)
+@settings(deadline=None, max_examples=15, derandomize=True, suppress_health_check=relaxed)
+@given(st.data())
+def test_focal_and_binary_losses_of_anything(name, data):
+    """Any dtype, layout and options; targets that are wrong in one case out of four."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    shape = tuple(data.draw(st.lists(LENGTHS.filter(bool), min_size=1, max_size=3)))
+    shape = shape if np.prod(shape) <= MOST else shape[:1]
+    dtype = data.draw(st.sampled_from([d for d in DTYPES if d != "f2"]))
+    kind = data.draw(st.sampled_from(["normal", "wide", "equal"]))
+    x = contents(rng, shape, dtype, kind)
+    computed = np.float32 if np.dtype(dtype).itemsize == 4 and np.dtype(dtype).kind == "f" else np.float64
+    layouts_ = st.sampled_from(LAYOUTS)
+    options = {"reduction": data.draw(st.sampled_from(["mean", "sum", "none"]))}
+    binary = name in BINARY
+    rows = shape if binary else shape[:-1]
+    weights = np.ones(rows, LONG)
+    if data.draw(st.booleans()):
+        options["sample_weight"] = laid_out(rng, rng.random(rows).astype(computed), data.draw(layouts_))
+        weights = np.asarray(options["sample_weight"]).astype(LONG)
+    if "focal" in name:
+        options["gamma"] = data.draw(st.sampled_from([0, 0.5, 1, 2.0, 5]))
+    if binary:
+        targets = contents(rng, shape, "?", "") if data.draw(st.booleans()) else rng.random(shape).astype(computed)
+        if "focal" in name:
+            options["alpha"] = data.draw(st.sampled_from([None, 0.25, 1]))
+        else:
+            options["pos_weight"] = data.draw(st.sampled_from([1, 2.5, rng.random(shape[-1:]).astype(computed)]))
+            options["label_smoothing"] = data.draw(st.sampled_from([0.0, 0.125]))
+        wrong = targets.astype(computed) + 2
+        right = right_binary(name, x, targets, options)
+    else:
+        targets = rng.integers(0, shape[-1], rows).astype(data.draw(st.sampled_from(["i8", "u1", ">i4"])))
+        wrong = targets.astype(np.int64) - 1000
+        right = right_focal(x, targets.astype(np.int64), LONG(options["gamma"]))
+    x = laid_out(rng, x, data.draw(layouts_))
+    function = getattr(fs, name)
+    if data.draw(st.integers(0, 3)) == 0:
+        with pytest.raises((ValueError, IndexError)):
+            function(x, laid_out(rng, wrong, data.draw(layouts_)), **options)
+        return
+    targets = laid_out(rng, targets, data.draw(layouts_))
+    before = x.tobytes(), targets.tobytes()
+    assert_close(name, function(x, targets, **options), right, options, weights)
+    assert (x.tobytes(), targets.tobytes()) == before, "an input has changed"
+
+
 # --- the same bits from chunks and files ---------------------------------------------------------------------
 
 DERIVATIVES = tuple(

@@ -98,7 +98,8 @@ class Command:
             options.pop(name, None)
         if f"{entry.name}_with_grad" in _spec.FUNCTIONS:
             options["grad"] = None
-        return cls(entry, tuple(operands), options)
+        # The class indices are targets in all commands, whatever the name of the parameter.
+        return cls(entry, tuple("targets" if name == entry.second else name for name in operands), options)
 
     @property
     def result(self) -> str:
@@ -264,6 +265,10 @@ class Job:
         targets = self.targets_of
         return targets is not None and targets.ndim == self.x.ndim
 
+    def arguments(self, operands: dict[str, Any]) -> dict[str, Any]:
+        """Operands by the names of the parameters of the public function."""
+        return {self.function.entry.second if key == "targets" else key: one for key, one in operands.items()}
+
     def per_row(self, name: str) -> bool:
         """Whether an operand has one number for each row."""
         return self.operands[name].ndim < self.x.ndim
@@ -394,7 +399,7 @@ def _try_options(job: Job) -> None:
     options = {
         key: job.given[key] for key in (*ROW_OPTIONS, *LossOptions._fields[2:]) if key in job.function.options
     }
-    getattr(fastsoftmax, job.python_name)(x, **operands, **options)
+    getattr(fastsoftmax, job.python_name)(x, **job.arguments(operands), **options)
 
 
 def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], stack: ExitStack) -> None:
@@ -494,7 +499,7 @@ class Local:
         if job.function.is_loss:
             return self._loss(box, x, block)
         rows = job.function.result == _spec.ROWS
-        if job.function.entry.family == "curvature":
+        if job.function.entry.family in ("curvature", "focal curvature"):
             arrays = job.python_name, x, block["targets"], block.get("tangent")
             loss_options = job.loss_options(block.get("sample_weight"))
             value = curvature_rows(*arrays, job.axis, loss_options, divisor=self.divisor)
@@ -661,7 +666,7 @@ class Distributed:
         name = job.python_name
         if "grad" in job.targets:
             name += "_with_grad"
-        result = getattr(fastsoftmax, name)(x, axis=job.axis, **operands, **options)
+        result = getattr(fastsoftmax, name)(x, axis=job.axis, **job.arguments(operands), **options)
         lazy = dict(zip(("loss", "grad"), result, strict=True)) if "grad" in job.targets else {"loss": result}
         if not job.function.is_loss or job.reduction == "none":
             lazy["output"] = lazy.pop("loss")

@@ -164,6 +164,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--z-loss", type=float, metavar="Z", help="the factor of the square of the log-sum-exp")
     run.add_argument("--softcap", type=float, metavar="C", help="replace logits by C tanh(logits/C) first")
     run.add_argument("--json", action="store_true", default=None, help="metrics as JSON, with all bins")
+    run.add_argument("--gamma", type=float, metavar="G", help="for focal-loss: 2 if not given")
     run.add_argument("--reduction", choices=("mean", "sum", "none"), help="mean if not given")
     run.add_argument("--threads", type=int, metavar="N", help="at most so many threads")
     run.add_argument("--force", action="store_true", help="overwrite results that exist")

@@ -897,22 +897,38 @@ def test_unknown_functions_are_refused(capsys):
     assert "softmax-jvp" in capsys.readouterr().err
 
 
+def test_focal_loss(tmp_path, capsys):
+    """The bits of the call in memory; class indices are targets here, too."""
+    rng = np.random.default_rng(0)
+    x, labels, weights = rng.normal(0, 3, (7000, 12)), rng.integers(-1, 12, 7000), rng.random(7000)
+    for name, array in (("x", x), ("y", labels), ("w", weights)):
+        np.save(tmp_path / f"{name}.npy", array)
+    options = [f"--targets={tmp_path / 'y.npy'}", f"--sample-weight={tmp_path / 'w.npy'}", "--ignore-index=-1"]
+    command = ["run", "focal-loss", str(tmp_path / "x.npy"), *options, "--gamma=1.5"]
+    assert main([*command, f"--grad={tmp_path / 'g.npy'}"]) == 0
+    given = {"gamma": 1.5, "sample_weight": weights, "ignore_index": -1}
+    loss, gradient = fs.focal_loss_with_grad(x, labels, **given)
+    assert float(capsys.readouterr().out) == loss
+    np.testing.assert_array_equal(np.load(tmp_path / "g.npy"), gradient)
+    command[1] = "focal-loss-hessian-diag"
+    assert main([*command, f"--output={tmp_path / 'h.npy'}"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "h.npy"), fs.focal_loss_hessian_diag(x, labels, **given))
+    assert main([*command[:-1], "--gamma=-1", f"--output={tmp_path / 'i.npy'}"]) == 2
+    assert "gamma must be finite and >= 0" in capsys.readouterr().err
+
+
 def test_commands_are_the_functions_and_their_options(capsys):
     """Gradients come with their function, and segments are no matrix; everything else is there."""
     assert tuple(stream.COMMANDS) == cli.COMMANDS
     # Not over files: random draws, several arrays of other shapes, and several results a row.
-    left_out = {
-        "threads",
-        "categorical",
-        "label_statistics",
-        "fit_temperature",
-        *(name for name in fs.__all__ if "linear" in name),
-    }
+    left_out = {"threads", "categorical", "label_statistics", "fit_temperature"}
+    left_out |= {name for name in fs.__all__ if "linear" in name or name.startswith("binary_")}
     expected = {name for name in fs.__all__ if not name.startswith("segment_") and not name.endswith("_grad")}
     assert {name.replace("-", "_") for name in stream.COMMANDS} == expected - left_out | {"metrics"}
     assert [name for name, command in stream.COMMANDS.items() if "grad" in command.options] == [
         "softmax-entropy",
         "cross-entropy",
+        "focal-loss",
         "squared-error",
     ]
     assert stream.DEFAULTS["reduction"] == "mean"

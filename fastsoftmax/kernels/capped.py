@@ -181,7 +181,7 @@ def _loss_of_rows(
     z: Any, v: Any, g: Any, losses: Any, first: int, count: int, classes: int, nothing: Any, options: Any
 ) -> None:
     """The losses of capped rows z, and g = dL/dz unless it is None; row `first` of v and the options is theirs."""
-    (labels, class_weights, base, gain), weights, scale, scale_low, z_loss = options
+    (labels, class_weights, base, gain, _), weights, scale, scale_low, z_loss = options
     shares = Shares(behind(labels, first), class_weights, base, gain, None)
     here = SoftOptions(shares, _rows_from(weights, first), scale, scale_low, z_loss)
     part, shape = behind(v, first * classes), (count, classes, 1)

@@ -1,8 +1,10 @@
 """The driver of losses of logits that are never held: rows of features times the weights of the classes.
 
 The rows go through in blocks with all classes. A block is a product by NumPy's BLAS into the workspace, the loss
-and the gradient with respect to these logits in place, and two more products. `block_rows` decides from shapes and
-`block_bytes` alone how many rows a block has. Rows that do not count are left out before the first product.
+and the gradient with respect to these logits in place, and two more products. Where the workspace is too small for
+that (`class_blocks`), the classes are cut, too: a first pass over all blocks for the sums over the classes of each
+row (`linear_pieces`), and a second one for the gradients, which makes four products. Shapes, dtypes, options and
+`block_bytes` alone decide. Rows that do not count are left out before the first product.
 
 Sums over the rows of a block are as accurate as BLAS makes them. The blocks are added up in float64 if that takes
 little memory, else in the dtype of the computation.
@@ -11,10 +13,14 @@ Measured (OpenBLAS, two threads of a Xeon, float32, in units of one ``features @
 least that loss and gradients can take): 3.0 at (rows, D, K) = (1024, 512, 32768), 3.3 in blocks of 32 MB;
 4.0 at (200000, 64, 100), 4.8 in blocks of 512 rows, 4.4 to 5.5 of 16384. OpenBLAS's threads spin for some 100 ms
 after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them.
+With cut classes (two threads of an EPYC with AVX-512, busy with other work), and in blocks of rows in brackets:
+5.4 (6.3) at (300, 16, 3000000), 4.7 (4.9) at (1024, 256, 262144); 1.75 (1.81) and 1.12 (1.13) for the loss alone,
+which therefore follows the same rule.
 """
 
 import math
 import operator
+from collections.abc import Callable
 from copy import copy
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -33,6 +39,7 @@ from fastsoftmax.arrays.blocks import (
     stand_in,
 )
 from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.linear_pieces import Pieces
 from fastsoftmax.arrays.losses import room_for_rows
 from fastsoftmax.arrays.options import LossOptions, RowTargets, check_labels, reduced
 from fastsoftmax.arrays.statistics import EXACT, LabelStatistics, computed, with_nan
@@ -43,6 +50,10 @@ BLOCK_BYTES = 128 << 20
 """The default size of the workspace for logits."""
 ROWS = 4096
 """A block has at most so many rows: BLAS gains nothing from more, and a longer sum would lose digits."""
+FEW_ROWS = 256
+"""The classes are cut if the workspace holds fewer rows of all of them than this."""
+FEW_CLASSES = 512
+"""Blocks of classes have at least so many, if the workspace holds the logits of one row of them."""
 SCRATCH_BYTES = 512 << 10
 """The size of a part of the weights' gradient that is added at a time, while it is in the cache."""
 WIDE_BYTES = 32 << 20
@@ -178,6 +189,17 @@ class Linear:
         rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
         return np.ascontiguousarray(self.features[np.unravel_index(rows, self.row_shape)], self.dtype)
 
+    @property
+    def converts(self) -> bool:
+        """Whether the weights have another dtype or order than BLAS takes."""
+        strides, itemsize, aligned = self.weight.strides, self.dtype.itemsize, self.weight.flags.aligned
+        return not (self.weight.dtype == self.dtype and aligned and itemsize in strides and min(strides) > 0)
+
+    def part(self, where: slice) -> Array:
+        """The weights of some classes, in the dtype of the computation."""
+        part = self.weight[where]
+        return np.ascontiguousarray(part, self.dtype) if self.converts else part
+
     def heaviest(self) -> float:
         """The greatest weight of a row times the greatest of a class."""
         given = (self.row_weights, self.given.class_weights)
@@ -198,19 +220,11 @@ class Weights:
     """The weights of the classes in the dtype of the computation: whole, or part by part if converted."""
 
     def __init__(self, linear: Linear) -> None:
-        weight, dtype = linear.weight, linear.dtype
+        self.part = linear.part
         self.parts: list[slice] = [slice(0, linear.classes)]
-        self.weight, self.dtype = weight, dtype
-        strides, itemsize = weight.strides, dtype.itemsize
-        as_it_is = weight.dtype == dtype and weight.flags.aligned and itemsize in strides and min(strides) > 0
-        if not as_it_is and weight.size:
-            step = max(1, WEIGHT_BYTES // (linear.width * itemsize))
+        if linear.converts and linear.weight.size:
+            step = max(1, WEIGHT_BYTES // (linear.width * linear.dtype.itemsize))
             self.parts = [slice(k, min(k + step, linear.classes)) for k in range(0, linear.classes, step)]
-        self.converted = not as_it_is
-
-    def part(self, where: slice) -> Array:
-        """The weights of some classes."""
-        return np.ascontiguousarray(self.weight[where], self.dtype) if self.converted else self.weight[where]
 
 
 class _Sum:
@@ -288,17 +302,45 @@ def loss(
     _check_in_memory(function, features, weight, targets, bias, *options)
     wanted = _wanted(function, wrt, bias)
     linear = Linear(function, features, weight, targets, bias, options)
-    logits = Logits(linear, block_bytes)
-    dtype, width = linear.dtype, linear.width
-    given, rows = linear.given, np.zeros(linear.rows, dtype)
-    scale = options.scale(given.divisor, dtype)
+    scale = options.scale(linear.given.divisor, linear.dtype)
     least = None
     if skip:
         least = _resolution(_returned(linear.features)) / 16 * abs(float(scale[0])) * linear.heaviest()
+    extent = class_blocks(linear, block_bytes, wanted)
+    if extent is None:
+        found = _in_blocks_of_rows(linear, block_bytes, wanted, scale, least)
+    else:
+        found = _in_blocks_of_classes(linear, extent, wanted, scale, least)
+    arrays: tuple[Any, ...] = (linear.features, linear.weight, linear.bias)
+    gradients = [
+        None if value is None else _finished(value, array.shape, _returned(array))
+        for value, array in zip(found[1:], arrays, strict=True)
+    ]
+    return _reduced(linear, found.rows), LinearGradients(*gradients)
+
+
+class _Found(NamedTuple):
+    """The losses of all rows, and the gradients in the dtype in which they were added up; None if not wanted."""
+
+    rows: Array
+    features: Any
+    weight: Any
+    bias: Any
+
+
+def _columns(linear: Linear, wanted: tuple[str, ...]) -> int:
+    """The columns of the sums over the rows: a column of ones makes the gradient of the bias part of a product."""
+    return (linear.width if "weight" in wanted else 0) + ("bias" in wanted)
+
+
+def _in_blocks_of_rows(
+    linear: Linear, block_bytes: Any, wanted: tuple[str, ...], scale: tuple[Any, Any], least: float | None
+) -> _Found:
+    """The loss and its gradients from blocks of rows with all classes."""
+    logits = Logits(linear, block_bytes)
+    dtype, width, rows = linear.dtype, linear.width, np.zeros(linear.rows, linear.dtype)
     slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
-    with_bias = "bias" in wanted
-    # A column of ones makes the sum over the rows, which is the gradient of the bias, a part of the same product.
-    columns = (width if "weight" in wanted else 0) + with_bias
+    with_bias, columns = "bias" in wanted, _columns(linear, wanted)
     sums = _Sum((linear.classes, columns), dtype, linear.count <= logits.step) if columns else None
     for start in logits.starts():
         where = linear.rows_of(start, min(start + logits.step, linear.count))
@@ -308,24 +350,106 @@ def loss(
             with _beside_blas():
                 rows[where] = _block_loss(linear, z, where, scale, bool(wanted))
             if wanted:
-                parts = _parts(linear, logits.weights, z, least)
+                parts = _parts(linear, logits.weights.parts, z, least)
                 if slopes is not None:
-                    slopes[where] = _times_weights(logits.weights, z, parts, width)
+                    slopes[where] = _times_weights(logits.weights.part, z, parts, width)
                 if sums is not None:
                     factors = _with_ones(block, "weight" in wanted, with_bias)
                     for part in parts:
                         sums.add(z, factors, part)
-    value = _reduced(linear, rows)
-    gradients: list[Any] = [None, None, None]
-    if slopes is not None:
-        gradients[0] = _finished(slopes, linear.features.shape, _returned(linear.features))
+    weight = bias = None
     if sums is not None and with_bias:
-        assert linear.bias is not None
-        gradients[2] = _finished(sums.total[:, -1].copy(), linear.bias.shape, _returned(linear.bias))
+        bias = sums.total[:, -1].copy()
     if sums is not None and "weight" in wanted:
-        total = _without_last_column(sums.total) if with_bias else sums.total
-        gradients[1] = _finished(total, linear.weight.shape, _returned(linear.weight))
-    return value, LinearGradients(*gradients)
+        weight = _without_last_column(sums.total) if with_bias else sums.total
+    return _Found(rows, slopes, weight, bias)
+
+
+def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...]) -> tuple[int, int] | None:
+    """The rows and classes of a block where the classes are cut; None for blocks of rows with all classes.
+
+    They are cut if `FEW_ROWS` rows of all of them do not fit into the workspace. A block then has as many rows as
+    one of few classes, since the features, and what is known of the rows, are read again for each block of
+    classes, the weights only once. It has so many classes that the sums over the rows fit into a quarter of the
+    workspace in float64, and converted weights into `WEIGHT_BYTES`.
+    """
+    itemsize, count = linear.dtype.itemsize, max(linear.count, 1)
+    fitting = block_rows(linear.function, linear.classes, itemsize, block_bytes)
+    if fitting >= min(FEW_ROWS, count) or linear.classes <= FEW_CLASSES:
+        return None
+    regularization = linear.given.regularization
+    room = operator.index(block_bytes) // itemsize
+    if wanted and regularization is not None and regularization[1] < math.inf:
+        room //= 2
+    rows = min(ROWS, count, max(1, room // FEW_CLASSES))
+    classes = room // rows
+    if columns := _columns(linear, wanted):
+        classes = min(classes, operator.index(block_bytes) // (32 * columns))
+    if linear.converts and linear.width:
+        classes = min(classes, WEIGHT_BYTES // (linear.width * itemsize))
+    classes = classes // 16 * 16 if classes > 16 else max(classes, 1)
+    return rows, min(classes, linear.classes)
+
+
+def _in_blocks_of_classes(
+    linear: Linear, extent: tuple[int, int], wanted: tuple[str, ...], scale: tuple[Any, Any], least: float | None
+) -> _Found:
+    """The loss from a pass over blocks of classes, and its gradients from a second one."""
+    step, classes = extent
+    dtype, width, count = linear.dtype, linear.width, linear.count
+    kept = linear.rows_of(0, count)
+    labels = np.ascontiguousarray(linear.labels[kept], np.int64)
+    pieces = Pieces(linear.given, labels, None if linear.row_weights is None else linear.row_weights[kept])
+    workspace = np.empty(step * classes, dtype)
+    capped = np.empty(step * classes if wanted and pieces.cap < math.inf else 0, dtype)
+    ranges = [slice(k, min(k + classes, linear.classes)) for k in range(0, linear.classes, classes)]
+    blocks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def logits(where: slice, part: Array, these: slice) -> tuple[Array, Array]:
+        features = linear.block(linear.rows_of(where.start, where.stop))
+        shape = len(features), len(part)
+        z = np.matmul(features, part.T, out=workspace[: math.prod(shape)].reshape(shape))
+        if linear.bias is not None:
+            np.add(z, linear.bias[these].astype(dtype), out=z)
+        return features, z
+
+    with np.errstate(all="ignore"):
+        for these in ranges:
+            part = linear.part(these)
+            for where in blocks:
+                _, z = logits(where, part, these)
+                with _beside_blas():
+                    pieces.add(pieces.capped(z, z), where, these)
+        rows = np.zeros(linear.rows, dtype)
+        rows[kept] = pieces.finish(scale)
+    if not wanted:
+        return _Found(rows, None, None, None)
+    slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
+    columns, with_bias = _columns(linear, wanted), "bias" in wanted
+    weight = np.empty(linear.weight.shape, _returned(linear.weight)) if "weight" in wanted else None
+    bias = np.empty(linear.classes, dtype) if with_bias else None
+    for these in ranges:
+        part = linear.part(these)
+        sums = _Sum((len(part), columns), dtype, len(blocks) == 1) if columns else None
+        with np.errstate(all="ignore"):
+            for where in blocks:
+                features, a = logits(where, part, these)
+                z = capped[: a.size].reshape(a.shape) if capped.size else a
+                with _beside_blas():
+                    pieces.slope(pieces.capped(a, z), where, these, a)
+                groups = _parts(linear, [slice(0, len(part))], z, least)
+                if slopes is not None:
+                    of_all = linear.rows_of(where.start, where.stop)
+                    slopes[of_all] += _times_weights(part.__getitem__, z, groups, width)
+                if sums is not None:
+                    factors = _with_ones(features, weight is not None, with_bias)
+                    for group in groups:
+                        sums.add(z, factors, group)
+            if sums is not None and weight is not None:
+                weight[these] = sums.total[:, :width]
+            if sums is not None and bias is not None:
+                bias[these] = sums.total[:, -1]
+    return _Found(rows, slopes, weight, bias)
 
 
 def _wanted(function: str, wrt: Any, bias: Any) -> tuple[str, ...]:
@@ -359,27 +483,27 @@ def _block_loss(linear: Linear, z: Array, where: Any, scale: tuple[Any, Any], gr
     return rows
 
 
-def _parts(linear: Linear, weights: Weights, z: Array, least: float | None) -> list[slice]:
-    """The parts of the classes with an entry of the gradient of at least this size; all if it is None."""
+def _parts(linear: Linear, every: list[slice], z: Array, least: float | None) -> list[slice]:
+    """The parts of the classes with an entry of the gradient of at least this size; `every` if it is None."""
     if least is None:
-        return weights.parts
+        return every
     step = max(1, SCRATCH_BYTES // max(1, linear.width * linear.dtype.itemsize))
     found = []
-    for k in range(0, linear.classes, step):
+    for k in range(0, z.shape[1], step):
         part = z[:, k : k + step]
         if not (part.max(initial=0) < least and part.min(initial=0) > -least):
-            found.append(slice(k, min(k + step, linear.classes)))
+            found.append(slice(k, min(k + step, z.shape[1])))
     return found
 
 
-def _times_weights(weights: Weights, z: Array, parts: list[slice], width: int) -> Array:
-    """The sum of z[:, part] @ weight[part] over the parts."""
+def _times_weights(weights: Callable[[slice], Array], z: Array, parts: list[slice], width: int) -> Array:
+    """The sum of z[:, part] @ weights(part) over the parts."""
     if len(parts) == 1:
-        product: Array = np.matmul(z[:, parts[0]], weights.part(parts[0]))
+        product: Array = np.matmul(z[:, parts[0]], weights(parts[0]))
         return product
     total = np.zeros((len(z), width), z.dtype)
     for part in parts:
-        total += np.matmul(z[:, part], weights.part(part))
+        total += np.matmul(z[:, part], weights(part))
     return total
 
 

@@ -65,13 +65,15 @@ class Function(NamedTuple):
 
     @property
     def of_products(self) -> bool:
-        """Whether it takes features and weights instead of logits: then it needs BLAS, and arrays in memory."""
+        """Whether it takes features and weights instead of logits: then it needs BLAS, and weights in memory."""
         return FEATURES in self.operands
 
     @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
-        if self.is_ragged or self.of_products or self.family == "statistics" or CLASSES in self.result:
+        if self.is_ragged or self.family == "statistics" or CLASSES in self.result:
+            return None
+        if self.of_products and self.result != (LOSS,):
             return None
         return None if self.name.endswith("_grad") else self.name.replace("_", "-")
 

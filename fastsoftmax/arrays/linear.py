@@ -44,6 +44,7 @@ from fastsoftmax.arrays.losses import room_for_rows
 from fastsoftmax.arrays.options import LossOptions, RowTargets, check_labels, reduced
 from fastsoftmax.arrays.statistics import EXACT, LabelStatistics, computed, with_nan
 from fastsoftmax.arrays.threads import max_threads, run, threads
+from fastsoftmax.arrays.weights import Divisor
 from fastsoftmax.machine.entry import entry
 
 BLOCK_BYTES = 128 << 20
@@ -61,12 +62,6 @@ WIDE_BYTES = 32 << 20
 WEIGHT_BYTES = 4 << 20
 """Weights that have to be converted are converted in parts of this size."""
 WRT = ("features", "weight", "bias")
-
-
-def _check_in_memory(function: str, *arrays: Any) -> None:
-    """TypeError for Dask arrays."""
-    if backend_for(*arrays):
-        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
 
 
 def _beside_blas() -> Any:
@@ -100,7 +95,7 @@ def _resolution(dtype: Any) -> float:
     return 2.0**-7 if dtype.name == "bfloat16" else float(np.finfo(dtype).eps)
 
 
-def _returned(array: Array) -> Any:
+def returned_dtype(array: Array) -> Any:
     """The dtype of results that have the dtype of an argument."""
     return np.dtype(np.float64) if array.dtype.kind in "biu" else array.dtype.newbyteorder("=")
 
@@ -111,52 +106,84 @@ def _is_matrix(array: Array) -> bool:
     return array.size == 0 or all(a == n * b for (_, a), (n, b) in pairwise(axes))
 
 
+def logits_of(function: str, features: Array, weight: Array, bias: Array | None = None) -> Array:
+    """A stand-in for the logits, in the dtype of the losses; ValueError if the shapes do not fit.
+
+    For bfloat16 features it is float32.
+    """
+    if features.ndim == 0:
+        raise ValueError(f"{named(function, 'features')} is 0-d, expected at least one axis")
+    width = features.shape[-1]
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"{named(function, 'weight')} has shape {weight.shape}, expected (K, {width}) for "
+            f"features of shape {features.shape}"
+        )
+    classes = len(weight)
+    if bias is not None and bias.shape != (classes,):
+        raise ValueError(f"{named(function, 'bias')} has shape {bias.shape}, expected ({classes},)")
+    dtype = np.result_type(*(_computed_in(array) for array in (features, weight, bias) if array is not None))
+    if dtype == np.float32 and features.dtype.name == "float16":
+        dtype = np.dtype(np.float16)
+    return stand_in((*features.shape[:-1], classes), dtype)
+
+
+class LossParts(NamedTuple):
+    """The losses of all rows, and the gradients in the dtype of their sums; None for what is not wanted."""
+
+    rows: Array
+    features: Any
+    weight: Any
+    bias: Any
+
+
+def check_targets(function: str, labels: Array, shape: tuple[int, ...]) -> None:
+    """An error unless these are class indices for features of this shape."""
+    if labels.shape != shape[:-1]:
+        raise ValueError(
+            f"{named(function, 'targets')} has shape {labels.shape}, expected {shape[:-1]} (class "
+            f"indices) for features of shape {shape}"
+        )
+    if labels.dtype.kind not in "iu":
+        raise TypeError(
+            f"{named(function, 'targets')} are class indices and have dtype {labels.dtype}, expected integers"
+        )
+
+
 class Linear:
     """Features (rows, D), weights (K, D), bias and labels of one call, checked.
 
-    `kept` are the numbers of the rows that count, None if all do. `given` are the `RowTargets` of all rows.
+    `kept` are the numbers of the rows that count, None if all do. `given` are the `RowTargets` of all rows. A
+    `divisor` is passed if the mean has other rows, too.
     """
 
     def __init__(
-        self, function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions
+        self,
+        function: str,
+        features: Any,
+        weight: Any,
+        targets: Any,
+        bias: Any,
+        options: LossOptions,
+        divisor: Divisor | None = None,
     ) -> None:
         self.function = function
         self.features = float_array(function, "features", features)
         self.weight = float_array(function, "weight", weight)
         self.bias = None if bias is None else float_array(function, "bias", bias)
-        if self.features.ndim == 0:
-            raise ValueError(f"{named(function, 'features')} is 0-d, expected at least one axis")
+        logits = logits_of(function, self.features, self.weight, self.bias)
+        self.problem = Problem(function, logits, -1, last=True)
         self.row_shape, self.width = self.features.shape[:-1], self.features.shape[-1]
-        if self.weight.ndim != 2 or self.weight.shape[1] != self.width:
-            raise ValueError(
-                f"{named(function, 'weight')} has shape {self.weight.shape}, expected (K, {self.width}) for "
-                f"features of shape {self.features.shape}"
-            )
-        self.classes = self.weight.shape[0]
-        if self.bias is not None and self.bias.shape != (self.classes,):
-            raise ValueError(f"{named(function, 'bias')} has shape {self.bias.shape}, expected ({self.classes},)")
-        arrays = [array for array in (self.features, self.weight, self.bias) if array is not None]
-        self.dtype = np.dtype(np.result_type(*map(_computed_in, arrays)))
-        self.result_dtype = _returned(self.features)
-        if self.dtype == np.float64:
-            self.result_dtype = self.dtype
+        self.classes, self.dtype, self.result_dtype = len(self.weight), self.problem.dtype, logits.dtype
+        if self.features.dtype.name == "bfloat16" and self.dtype == np.float32:
+            self.result_dtype = self.features.dtype
         options.check_reduction(function)
         options.regularization(function)
         labels = real_array(function, "targets", targets)
-        if labels.shape != self.row_shape:
-            raise ValueError(
-                f"{named(function, 'targets')} has shape {labels.shape}, expected {self.row_shape} (class "
-                f"indices) for features of shape {self.features.shape}"
-            )
-        if labels.dtype.kind not in "iu":
-            raise TypeError(
-                f"{named(function, 'targets')} are class indices and have dtype {labels.dtype}, expected integers"
-            )
+        check_targets(function, labels, self.features.shape)
         options.ignored_index(function)
         ignored = check_labels(function, labels, self.classes, options.ignore_index)
-        logits = stand_in((*self.row_shape, self.classes), self.dtype)
-        self.problem = Problem(function, logits, -1, last=True)
-        self.given = RowTargets(self.problem, labels, ignored, options)
+        self.given = RowTargets(self.problem, labels, ignored, options, divisor)
         self.options = options
         self.rows = self.problem.rows
         self.labels = labels.reshape(-1)
@@ -188,6 +215,15 @@ class Linear:
             return np.ascontiguousarray(self.matrix[where], self.dtype)
         rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
         return np.ascontiguousarray(self.features[np.unravel_index(rows, self.row_shape)], self.dtype)
+
+    def finished(self, parts: LossParts) -> LinearGradients:
+        """The gradients in the shapes and dtypes of the arguments."""
+        arrays: tuple[Any, ...] = (self.features, self.weight, self.bias)
+        gradients = [
+            None if value is None else _finished(value, array.shape, returned_dtype(array))
+            for value, array in zip(parts[1:], arrays, strict=True)
+        ]
+        return LinearGradients(*gradients)
 
     @property
     def converts(self) -> bool:
@@ -299,33 +335,42 @@ def loss(
     skip: bool = False,
 ) -> tuple[Any, LinearGradients]:
     """The loss, and the gradients with respect to what `wrt` names."""
-    _check_in_memory(function, features, weight, targets, bias, *options)
-    wanted = _wanted(function, wrt, bias)
-    linear = Linear(function, features, weight, targets, bias, options)
+    operands = features, weight, targets, bias
+    if backend := backend_for(*operands, *options):
+        found: tuple[Any, LinearGradients] = backend(
+            function, *operands, axis=-1, out=None, options=options, block_bytes=block_bytes, wrt=wrt, skip=skip
+        )
+        return found
+    linear, parts = loss_parts(function, *operands, options, block_bytes, wrt, skip)
+    return _reduced(linear, parts.rows), linear.finished(parts)
+
+
+def loss_parts(
+    function: str,
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any,
+    options: LossOptions,
+    block_bytes: Any,
+    wrt: Any = (),
+    skip: bool = False,
+    divisor: Divisor | None = None,
+) -> tuple[Linear, LossParts]:
+    """The losses of rows, and the gradients, before they are rounded to the dtypes of the results.
+
+    A `divisor` is passed if the mean has other rows, too.
+    """
+    wanted = wanted_gradients(function, wrt, bias)
+    linear = Linear(function, features, weight, targets, bias, options, divisor)
     scale = options.scale(linear.given.divisor, linear.dtype)
     least = None
     if skip:
-        least = _resolution(_returned(linear.features)) / 16 * abs(float(scale[0])) * linear.heaviest()
+        least = _resolution(returned_dtype(linear.features)) / 16 * abs(float(scale[0])) * linear.heaviest()
     extent = class_blocks(linear, block_bytes, wanted)
     if extent is None:
-        found = _in_blocks_of_rows(linear, block_bytes, wanted, scale, least)
-    else:
-        found = _in_blocks_of_classes(linear, extent, wanted, scale, least)
-    arrays: tuple[Any, ...] = (linear.features, linear.weight, linear.bias)
-    gradients = [
-        None if value is None else _finished(value, array.shape, _returned(array))
-        for value, array in zip(found[1:], arrays, strict=True)
-    ]
-    return _reduced(linear, found.rows), LinearGradients(*gradients)
-
-
-class _Found(NamedTuple):
-    """The losses of all rows, and the gradients in the dtype in which they were added up; None if not wanted."""
-
-    rows: Array
-    features: Any
-    weight: Any
-    bias: Any
+        return linear, _in_blocks_of_rows(linear, block_bytes, wanted, scale, least)
+    return linear, _in_blocks_of_classes(linear, extent, wanted, scale, least)
 
 
 def _columns(linear: Linear, wanted: tuple[str, ...]) -> int:
@@ -335,7 +380,7 @@ def _columns(linear: Linear, wanted: tuple[str, ...]) -> int:
 
 def _in_blocks_of_rows(
     linear: Linear, block_bytes: Any, wanted: tuple[str, ...], scale: tuple[Any, Any], least: float | None
-) -> _Found:
+) -> LossParts:
     """The loss and its gradients from blocks of rows with all classes."""
     logits = Logits(linear, block_bytes)
     dtype, width, rows = linear.dtype, linear.width, np.zeros(linear.rows, linear.dtype)
@@ -362,7 +407,7 @@ def _in_blocks_of_rows(
         bias = sums.total[:, -1].copy()
     if sums is not None and "weight" in wanted:
         weight = _without_last_column(sums.total) if with_bias else sums.total
-    return _Found(rows, slopes, weight, bias)
+    return LossParts(rows, slopes, weight, bias)
 
 
 def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...]) -> tuple[int, int] | None:
@@ -393,7 +438,7 @@ def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...]) -> t
 
 def _in_blocks_of_classes(
     linear: Linear, extent: tuple[int, int], wanted: tuple[str, ...], scale: tuple[Any, Any], least: float | None
-) -> _Found:
+) -> LossParts:
     """The loss from a pass over blocks of classes, and its gradients from a second one."""
     step, classes = extent
     dtype, width, count = linear.dtype, linear.width, linear.count
@@ -423,10 +468,10 @@ def _in_blocks_of_classes(
         rows = np.zeros(linear.rows, dtype)
         rows[kept] = pieces.finish(scale)
     if not wanted:
-        return _Found(rows, None, None, None)
+        return LossParts(rows, None, None, None)
     slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
     columns, with_bias = _columns(linear, wanted), "bias" in wanted
-    weight = np.empty(linear.weight.shape, _returned(linear.weight)) if "weight" in wanted else None
+    weight = np.empty(linear.weight.shape, dtype) if "weight" in wanted else None
     bias = np.empty(linear.classes, dtype) if with_bias else None
     for these in ranges:
         part = linear.part(these)
@@ -449,10 +494,10 @@ def _in_blocks_of_classes(
                 weight[these] = sums.total[:, :width]
             if sums is not None and bias is not None:
                 bias[these] = sums.total[:, -1]
-    return _Found(rows, slopes, weight, bias)
+    return LossParts(rows, slopes, weight, bias)
 
 
-def _wanted(function: str, wrt: Any, bias: Any) -> tuple[str, ...]:
+def wanted_gradients(function: str, wrt: Any, bias: Any) -> tuple[str, ...]:
     """The names in `wrt`, without the bias if there is none."""
     if not isinstance(wrt, (str, tuple, list, set, frozenset)):
         raise TypeError(f"{named(function, 'wrt')} must be a sequence of names, got {wrt!r}")
@@ -541,7 +586,8 @@ def hessian_product(
     With the tangents T = X tangent.T + tangent_bias of the logits and their product U with the Hessians of the
     rows, it is U.T X and the sum of the rows of U.
     """
-    _check_in_memory(function, features, weight, targets, tangent, bias, tangent_bias, *options)
+    if backend_for(features, weight, targets, tangent, bias, tangent_bias, *options):
+        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
     linear = Linear(function, features, weight, targets, bias, options)
     along = copy(linear)
     along.weight = float_array(function, "tangent", tangent)
@@ -571,10 +617,10 @@ def hessian_product(
             sums.add(z, _with_ones(block, True, with_bias), slice(0, linear.classes))
     slope = None
     if with_bias:
-        kind = _returned(linear.weight if linear.bias is None else linear.bias)
+        kind = returned_dtype(linear.weight if linear.bias is None else linear.bias)
         slope = _finished(sums.total[:, -1].copy(), (linear.classes,), kind)
     total = _without_last_column(sums.total) if with_bias else sums.total
-    return LinearGradients(None, _finished(total, linear.weight.shape, _returned(linear.weight)), slope)
+    return LinearGradients(None, _finished(total, linear.weight.shape, returned_dtype(linear.weight)), slope)
 
 
 def _curve(linear: Linear, z: Array, t: Array, where: Any, factors: Array, scale: tuple[Any, Any]) -> None:
@@ -595,7 +641,12 @@ def statistics(
     function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions, block_bytes: Any
 ) -> LabelStatistics:
     """The `LabelStatistics` of each row."""
-    _check_in_memory(function, features, weight, targets, bias)
+    operands = features, weight, targets, bias
+    if backend := backend_for(*operands):
+        lazy: LabelStatistics = backend(
+            function, *operands, axis=-1, out=None, options=options, block_bytes=block_bytes
+        )
+        return lazy
     linear = Linear(function, features, weight, targets, bias, options)
     if linear.classes > EXACT:
         linear.dtype = np.dtype(np.float64)

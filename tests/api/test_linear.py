@@ -525,10 +525,13 @@ def test_errors():
 
 
 def test_dask_arrays_are_refused():
+    """By the products with the Hessian, and as weights."""
     da = pytest.importorskip("dask.array")
     features, weight, targets, _ = problem(SHAPES["small"])
-    with pytest.raises(TypeError, match="linear_cross_entropy: Dask arrays are not supported"):
-        fs.linear_cross_entropy(da.from_array(features), weight, targets)
+    with pytest.raises(TypeError, match="linear_cross_entropy_hvp: Dask arrays are not supported"):
+        fs.linear_cross_entropy_hvp(da.from_array(features), weight, targets, weight)
+    with pytest.raises(TypeError, match="linear_cross_entropy: weight is a Dask array and has to be in memory"):
+        fs.linear_cross_entropy(features, da.from_array(weight), targets)
 
 
 def test_empty_arrays():

@@ -70,8 +70,8 @@ def linear_cross_entropy(
     number of BLAS's threads, on its version, and on `block_bytes`. The loss is within 1e-7 (relative, float32).
 
     Besides the workspace, memory is needed for some numbers of each row. Arrays of another dtype, memory order or
-    on disk (``numpy.memmap``) are read in blocks and never converted as a whole. With Dask arrays, which may be cut
-    over the rows, the result is lazy; `weight` has to be in memory.
+    on disk (``numpy.memmap``) are read in blocks and never converted as a whole. With Dask arrays, which may be
+    cut over the rows, the result is lazy; `weight` has to be in memory.
 
     References
     ----------

@@ -54,7 +54,7 @@ ROWS = 4096
 FEW_ROWS = 256
 """The classes are cut if the workspace holds fewer rows of all of them than this."""
 FEW_CLASSES = 512
-"""Blocks of classes have at least so many, if the workspace holds the logits of one row of them."""
+"""A block has so few rows that it could have so many classes. The workspace holds at least two rows of them."""
 SCRATCH_BYTES = 512 << 10
 """The size of a part of the weights' gradient that is added at a time, while it is in the cache."""
 WIDE_BYTES = 32 << 20
@@ -423,7 +423,7 @@ def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...]) -> t
     if fitting >= min(FEW_ROWS, count) or linear.classes <= FEW_CLASSES:
         return None
     regularization = linear.given.regularization
-    room = operator.index(block_bytes) // itemsize
+    room = max(operator.index(block_bytes) // itemsize, 2 * FEW_CLASSES)
     if wanted and regularization is not None and regularization[1] < math.inf:
         room //= 2
     rows = min(ROWS, count, max(1, room // FEW_CLASSES))
@@ -432,8 +432,7 @@ def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...]) -> t
         classes = min(classes, operator.index(block_bytes) // (32 * columns))
     if linear.converts and linear.width:
         classes = min(classes, WEIGHT_BYTES // (linear.width * itemsize))
-    classes = classes // 16 * 16 if classes > 16 else max(classes, 1)
-    return rows, min(classes, linear.classes)
+    return rows, min(max(classes // 16, 1) * 16, linear.classes)
 
 
 def _in_blocks_of_classes(

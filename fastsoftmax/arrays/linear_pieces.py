@@ -119,9 +119,11 @@ class Pieces:
         if given.class_weights is not None:
             at_label = given.class_weights[self.labels].astype(np.float64)
             whole = total(given.class_weights)
-        losses = gain * np.where(at_label == 0, 0, at_label * excess) + np.where(
-            z_loss == 0, 0, z_loss * lse * lse
-        )
+        losses = np.zeros_like(lse)
+        if gain:
+            losses += gain * np.where(at_label == 0, 0, at_label * excess)
+        if z_loss:
+            losses += z_loss * lse * lse
         others = 2 * z_loss * lse if z_loss else np.zeros_like(lse)
         if self.sums is not None:
             losses += base * (whole * lse - self.sums)

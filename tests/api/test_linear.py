@@ -10,7 +10,13 @@ import fastsoftmax as fs
 from fastsoftmax.arrays import linear
 
 EPS = np.finfo(np.float64).eps
-SHAPES = {"small": (9, 5, 7), "one block": (40, 6, 300), "blocks": (100, 8, 70), "batch": ((3, 4), 5, 11)}
+SHAPES = {
+    "small": (9, 5, 7),
+    "one block": (40, 6, 300),
+    "blocks": (100, 8, 70),
+    "batch": ((3, 4), 5, 11),
+    "many": ((3, 4), 5, 40),
+}
 
 
 def problem(shape, dtype=np.float64, seed=0):
@@ -91,7 +97,7 @@ def test_every_option(shape):
         np.testing.assert_array_equal(alone, loss)
 
 
-CUT = {"all rows": ("blocks", 4, 1600), "blocks of rows": ("blocks", 32, 1600), "batch": ("batch", 4, 48)}
+CUT = {"all rows": ("blocks", 4, 1600), "blocks of rows": ("blocks", 32, 1600), "batch": ("many", 4, 48)}
 """Shapes whose classes are cut: {case: (shape, `FEW_CLASSES`, numbers in the workspace)}."""
 
 
@@ -167,7 +173,7 @@ def test_blocks_of_classes_with_infinities(monkeypatch, extents):
     targets = np.where(out[targets], 1, targets)
     bias[out] = -np.inf
     features[5] = np.nan
-    ways = [{}, {"z_loss": 0.1}, {"softcap": 3.0}, {"label_smoothing": 0.1}]
+    ways = [{}, {"z_loss": 0.1}, {"softcap": 3.0}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0}]
     ways.append({"label_smoothing": 0.1, "class_weight": np.where(out, 0.0, 1.5)})
     for options in ways:
         options |= {"reduction": "none"}
@@ -187,7 +193,7 @@ def test_blocks_of_classes_with_infinities(monkeypatch, extents):
 def test_layouts_in_blocks_of_classes(layout, monkeypatch, extents):
     """Weights of another dtype or order are converted block by block."""
     monkeypatch.setattr(linear, "FEW_CLASSES", 4)
-    monkeypatch.setattr(linear, "WEIGHT_BYTES", 10 * 8 * 8)
+    monkeypatch.setattr(linear, "WEIGHT_BYTES", 20 * 8 * 8)
     features, weight, targets, bias = problem(SHAPES["blocks"], np.float16 if layout == "float16" else np.float64)
     changes = {
         "float16": lambda w: w,
@@ -196,16 +202,21 @@ def test_layouts_in_blocks_of_classes(layout, monkeypatch, extents):
         "fortran": np.asfortranarray,
         "reversed": lambda w: w[::-1].copy()[::-1],
     }
-    expected = dense(features, weight, targets, bias)
+    itemsize, classes = {"float16": (4, 32), "fortran": (8, 64)}.get(layout, (8, 16))
+    expected = dense(features, weight, targets, bias.astype(weight.dtype))
     loss, gradients = fs.linear_cross_entropy_with_grad(
-        np.asfortranarray(features), changes[layout](weight), targets, bias, block_bytes=8 * 1600
+        np.asfortranarray(features),
+        changes[layout](weight),
+        targets,
+        bias.astype(weight.dtype),
+        block_bytes=itemsize * 6400,
     )
-    near(loss, expected[0], 1e-13)
     tolerance = 1e-3 if layout == "float16" else 1e-13
+    near(loss, expected[0], tolerance)
     assert gradients.weight.dtype == weight.dtype
     for value, reference in zip(gradients, expected[1:], strict=True):
         near(value, reference, tolerance)
-    assert extents == [(100, 16 if layout == "fortran" else 10)]
+    assert extents == [(100, classes)]
 
 
 def test_blocks_of_classes_compute_what_is_asked_for(extents):
@@ -432,7 +443,9 @@ def test_a_block_is_decided_by_shapes():
     assert extent(8192, 256, 131073, (), block=1 << 20) == (512, 512)
     assert extent(100, 16, 250_000) is None  # all rows fit
     assert extent(8192, 256, 512, block=1) is None
-    assert extent(8192, 256, 513, block=1) == (1, 1)
+    assert extent(8192, 256, 513, block=1) == (2, 16)
+    assert extent(8192, 0, 513, ()) is None
+    assert extent(8192, 0, 513, (), block=1) == (2, 512)
     rows = linear.block_rows
     assert rows("f", 32768, 4, 128 << 20) == 1024
     assert rows("f", 100, 4, 128 << 20) == linear.ROWS

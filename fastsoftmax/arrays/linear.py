@@ -283,6 +283,37 @@ class _Sum:
             self.total[k:stop] += np.matmul(slopes[:, k:stop].T, features, out=self.scratch[: stop - k])
 
 
+class _GradientSums:
+    """The sums of the gradients of weight and bias of some classes, over blocks of rows.
+
+    With fewer features than classes, a column of ones behind them makes the sum for the bias a part of the same
+    product. With more, to copy them would take longer than another product, with ones alone.
+    """
+
+    def __init__(self, linear: Linear, classes: int, weight: bool, bias: bool, single: bool) -> None:
+        width = linear.width
+        self.weight, self.bias, self.joined = weight, bias, weight and bias and width < classes
+        columns = [width + 1] if self.joined else [width] * weight + [1] * bias
+        self.sums = [_Sum((classes, count), linear.dtype, single) for count in columns]
+
+    def add(self, slopes: Array, features: Array, parts: list[slice]) -> None:
+        """Add those of a block of rows, for some parts of the classes."""
+        factors = [features] if self.weight else []
+        if self.bias:
+            ones = np.ones((len(features), 1), features.dtype)
+            factors = [np.hstack([features, ones])] if self.joined else [*factors, ones]
+        for one, factor in zip(self.sums, factors, strict=True):
+            for part in parts:
+                one.add(slopes, factor, part)
+
+    def results(self) -> tuple[Any, Any]:
+        """The gradients of weight and bias, None for what is not wanted."""
+        totals = [one.total for one in self.sums]
+        bias = totals[-1][:, -1].copy() if self.bias else None
+        weight = totals[0] if self.weight else None
+        return _without_last_column(totals[0]) if self.joined else weight, bias
+
+
 def _without_last_column(total: Array) -> Array:
     """The matrix without its last column, contiguous, in the same memory."""
     rows, width = total.shape[0], total.shape[1] - 1
@@ -373,11 +404,6 @@ def loss_parts(
     return linear, _in_blocks_of_classes(linear, extent, wanted, scale, least)
 
 
-def _columns(linear: Linear, wanted: tuple[str, ...]) -> int:
-    """The columns of the sums over the rows: a column of ones makes the gradient of the bias part of a product."""
-    return (linear.width if "weight" in wanted else 0) + ("bias" in wanted)
-
-
 def _in_blocks_of_rows(
     linear: Linear, block_bytes: Any, wanted: tuple[str, ...], scale: tuple[Any, Any], least: float | None
 ) -> LossParts:
@@ -385,8 +411,8 @@ def _in_blocks_of_rows(
     logits = Logits(linear, block_bytes)
     dtype, width, rows = linear.dtype, linear.width, np.zeros(linear.rows, linear.dtype)
     slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
-    with_bias, columns = "bias" in wanted, _columns(linear, wanted)
-    sums = _Sum((linear.classes, columns), dtype, linear.count <= logits.step) if columns else None
+    single = linear.count <= logits.step
+    sums = _GradientSums(linear, linear.classes, "weight" in wanted, "bias" in wanted, single)
     for start in logits.starts():
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         block = linear.block(where)
@@ -398,16 +424,8 @@ def _in_blocks_of_rows(
                 parts = _parts(linear, logits.weights.parts, z, least)
                 if slopes is not None:
                     slopes[where] = _times_weights(logits.weights.part, z, parts, width)
-                if sums is not None:
-                    factors = _with_ones(block, "weight" in wanted, with_bias)
-                    for part in parts:
-                        sums.add(z, factors, part)
-    weight = bias = None
-    if sums is not None and with_bias:
-        bias = sums.total[:, -1].copy()
-    if sums is not None and "weight" in wanted:
-        weight = _without_last_column(sums.total) if with_bias else sums.total
-    return LossParts(rows, slopes, weight, bias)
+                sums.add(z, block, parts)
+    return LossParts(rows, slopes, *sums.results())
 
 
 def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...]) -> tuple[int, int] | None:
@@ -428,7 +446,7 @@ def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...]) -> t
         room //= 2
     rows = min(ROWS, count, max(1, room // FEW_CLASSES))
     classes = room // rows
-    if columns := _columns(linear, wanted):
+    if columns := linear.width * ("weight" in wanted) + ("bias" in wanted):
         classes = min(classes, operator.index(block_bytes) // (32 * columns))
     if linear.converts and linear.width:
         classes = min(classes, WEIGHT_BYTES // (linear.width * itemsize))
@@ -469,12 +487,11 @@ def _in_blocks_of_classes(
     if not wanted:
         return LossParts(rows, None, None, None)
     slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
-    columns, with_bias = _columns(linear, wanted), "bias" in wanted
     weight = np.empty(linear.weight.shape, dtype) if "weight" in wanted else None
-    bias = np.empty(linear.classes, dtype) if with_bias else None
+    bias = np.empty(linear.classes, dtype) if "bias" in wanted else None
     for these in ranges:
         part = linear.part(these)
-        sums = _Sum((len(part), columns), dtype, len(blocks) == 1) if columns else None
+        sums = _GradientSums(linear, len(part), weight is not None, bias is not None, len(blocks) == 1)
         with np.errstate(all="ignore"):
             for where in blocks:
                 features, a = logits(where, part, these)
@@ -485,14 +502,10 @@ def _in_blocks_of_classes(
                 if slopes is not None:
                     of_all = linear.rows_of(where.start, where.stop)
                     slopes[of_all] += _times_weights(part.__getitem__, z, groups, width)
-                if sums is not None:
-                    factors = _with_ones(features, weight is not None, with_bias)
-                    for group in groups:
-                        sums.add(z, factors, group)
-            if sums is not None and weight is not None:
-                weight[these] = sums.total[:, :width]
-            if sums is not None and bias is not None:
-                bias[these] = sums.total[:, -1]
+                sums.add(z, features, groups)
+            for whole, found in zip((weight, bias), sums.results(), strict=True):
+                if whole is not None:
+                    whole[these] = found
     return LossParts(rows, slopes, weight, bias)
 
 
@@ -551,14 +564,6 @@ def _times_weights(weights: Callable[[slice], Array], z: Array, parts: list[slic
     return total
 
 
-def _with_ones(features: Array, these: bool, ones: bool) -> Array:
-    """The features, if they are wanted, with a column of ones behind them if that is wanted."""
-    if not ones:
-        return features
-    column = np.ones((len(features), 1), features.dtype)
-    return np.hstack([features, column]) if these else column
-
-
 def _reduced(linear: Linear, rows: Array) -> Any:
     """The loss after the reduction, in the dtype of the result."""
     options, divisor, dtype = linear.options, linear.given.divisor, linear.result_dtype
@@ -603,8 +608,7 @@ def hessian_product(
     given, dtype = linear.given, linear.dtype
     factors, scale = given.factors(), options.scale(given.divisor, dtype)
     with_bias = bias is not None or tangent_bias is not None
-    shape = (linear.classes, linear.width + with_bias)
-    sums = _Sum(shape, dtype, linear.count <= logits.step)
+    sums = _GradientSums(linear, linear.classes, True, with_bias, linear.count <= logits.step)
     for start in logits.starts():
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         block = linear.block(where)
@@ -613,12 +617,11 @@ def hessian_product(
             heights = kernel_weights(factors[where] if factors.size else None, dtype)
             with _beside_blas():
                 _curve(linear, z, t, where, heights, scale)
-            sums.add(z, _with_ones(block, True, with_bias), slice(0, linear.classes))
-    slope = None
+            sums.add(z, block, [slice(0, linear.classes)])
+    total, slope = sums.results()
     if with_bias:
         kind = returned_dtype(linear.weight if linear.bias is None else linear.bias)
-        slope = _finished(sums.total[:, -1].copy(), (linear.classes,), kind)
-    total = _without_last_column(sums.total) if with_bias else sums.total
+        slope = _finished(slope, (linear.classes,), kind)
     return LinearGradients(None, _finished(total, linear.weight.shape, returned_dtype(linear.weight)), slope)
 
 

@@ -16,6 +16,7 @@ SHAPES = {
     "blocks": (100, 8, 70),
     "batch": ((3, 4), 5, 11),
     "many": ((3, 4), 5, 40),
+    "wide": (40, 9, 6),
 }
 
 
@@ -429,6 +430,20 @@ def test_skip():
         near(a, np.float64(b), 1e-6)
 
 
+@pytest.mark.parametrize(("shape", "products"), [("blocks", 1), ("wide", 2)])
+def test_the_bias_is_a_column_of_few_features(shape, products, monkeypatch):
+    """The sums for weight and bias are one product, or two where there are more features than classes."""
+    seen = []
+    original = linear._Sum.add
+    monkeypatch.setattr(linear._Sum, "add", lambda self, *a: seen.append(self.total.shape) or original(self, *a))
+    features, weight, targets, bias = problem(SHAPES[shape])
+    _, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias)
+    assert len(seen) == products
+    expected = dense(features, weight, targets, bias)
+    near(gradients.weight, expected[2], 100 * EPS)
+    near(gradients.bias, expected[3], 100 * EPS)
+
+
 def test_a_block_is_decided_by_shapes():
     def extent(rows, width, classes, names=("features", "weight"), block=128 << 20):
         arrays = (np.empty((n, width), np.float32) for n in (rows, classes))
@@ -585,7 +600,7 @@ def test_statistics(dtype, softcap):
     assert np.ndim(one.log_prob) == 0
 
 
-@pytest.mark.parametrize("shape", ["small", "blocks", "batch"])
+@pytest.mark.parametrize("shape", ["small", "blocks", "batch", "wide"])
 def test_hessian_products(shape):
     """Those of dense logits, with all combinations of options."""
     shape = SHAPES[shape]

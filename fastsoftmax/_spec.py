@@ -82,7 +82,7 @@ class Function(NamedTuple):
 
     @property
     def of_products(self) -> bool:
-        """Whether it takes features and weights instead of logits: then it needs BLAS, and arrays in memory."""
+        """Whether it takes features and weights instead of logits: then it needs BLAS, and weights in memory."""
         return FEATURES in self.operands
 
     @property
@@ -93,8 +93,9 @@ class Function(NamedTuple):
     @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
-        apart = self.is_ragged or self.is_elementwise or not self.is_compiled
-        if apart or self.family == "statistics" or CLASSES in self.result:
+        if self.is_ragged or self.is_elementwise or self.family == "statistics" or {CLASSES, FIT} & {*self.result}:
+            return None
+        if self.of_products and self.result != (LOSS,):
             return None
         return None if self.name.endswith("_grad") else self.name.replace("_", "-")
 

@@ -122,7 +122,8 @@ def linear_cross_entropy(
     class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, reduction
         As for `cross_entropy` with class indices. Rows that do not count (ignored, or of weight 0) take no time.
     block_bytes : int, default 128 MiB
-        The size of the workspace for logits, which holds the logits of at least one row.
+        The size of the workspace for logits. It holds whole rows of them, as many as fit; or, if these are fewer
+        than 256 and not all, the logits of some classes.
 
     Returns
     -------
@@ -144,12 +145,13 @@ def linear_cross_entropy(
 
     Notes
     -----
-    Products are computed by NumPy's BLAS, in blocks of rows with all classes. The logits of a block are rounded as
+    Products are computed by NumPy's BLAS, in blocks of rows and of classes. The logits of a block are rounded as
     BLAS rounds them. So the bits of the results, other than those of this library's other functions, depend on the
     number of BLAS's threads, on its version, and on `block_bytes`. The loss is within 1e-7 (relative, float32).
 
-    Besides the workspace, memory is needed for the loss of each row. Arrays of another dtype, memory order or on
-    disk (``numpy.memmap``) are read in blocks and never converted as a whole.
+    Besides the workspace, memory is needed for some numbers of each row. Arrays of another dtype, memory order or
+    on disk (``numpy.memmap``) are read in blocks and never converted as a whole. With Dask arrays, which may be
+    cut over the rows, the result is lazy; `weight` has to be in memory.
 
     References
     ----------
@@ -290,7 +292,7 @@ def linear_cross_entropy_with_grad(
         the gradients (1/N of a mean) and the greatest weights of a row and of a class. Every entry of G that is
         left out is below that.
     block_bytes : int, default 128 MiB
-        The size of the workspace for logits, which holds the logits of at least one row.
+        As for `linear_cross_entropy`. If it holds some classes only, the logits are computed twice.
 
     Returns
     -------

@@ -1,8 +1,10 @@
 """The driver of losses of logits that are never held: rows of features times the weights of the classes.
 
 The rows go through in blocks with all classes. A block is a product by NumPy's BLAS into the workspace, the loss
-and the gradient with respect to these logits in place, and two more products. `block_rows` decides from shapes and
-`block_bytes` alone how many rows a block has. Rows that do not count are left out before the first product.
+and the gradient with respect to these logits in place, and two more products. Where the workspace is too small for
+that (`class_blocks`), the classes are cut, too: a first pass over all blocks for the sums over the classes of each
+row (`linear_pieces`), and a second one for the gradients, which makes four products. Shapes, dtypes, options and
+`block_bytes` alone decide. Rows that do not count are left out before the first product.
 
 Sums over the rows of a block are as accurate as BLAS makes them. The blocks are added up in float64 if that takes
 little memory, else in the dtype of the computation.
@@ -11,10 +13,14 @@ Measured (OpenBLAS, two threads of a Xeon, float32, in units of one ``features @
 least that loss and gradients can take): 3.0 at (rows, D, K) = (1024, 512, 32768), 3.3 in blocks of 32 MB;
 4.0 at (200000, 64, 100), 4.8 in blocks of 512 rows, 4.4 to 5.5 of 16384. OpenBLAS's threads spin for some 100 ms
 after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them.
+With cut classes (two threads of an EPYC with AVX-512, busy with other work), and in blocks of rows in brackets:
+5.4 (6.3) at (300, 16, 3000000), 4.7 (4.9) at (1024, 256, 262144); 1.75 (1.81) and 1.12 (1.13) for the loss alone,
+which therefore follows the same rule.
 """
 
 import math
 import operator
+from collections.abc import Callable
 from copy import copy
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -31,17 +37,23 @@ from fastsoftmax.arrays.blocks import (
     real_array,
     stand_in,
 )
-from fastsoftmax.arrays.lazy import check_in_memory
+from fastsoftmax.arrays.lazy import backend_for, check_in_memory
+from fastsoftmax.arrays.linear_pieces import Pieces
 from fastsoftmax.arrays.losses import room_for_rows
 from fastsoftmax.arrays.options import LossOptions, RowTargets, check_labels, reduced
 from fastsoftmax.arrays.statistics import EXACT, LabelStatistics, computed, with_nan
 from fastsoftmax.arrays.threads import max_threads, run, threads
+from fastsoftmax.arrays.weights import Divisor
 from fastsoftmax.machine.entry import entry
 
 BLOCK_BYTES = 128 << 20
 """The default size of the workspace for logits."""
 ROWS = 4096
 """A block has at most so many rows: BLAS gains nothing from more, and a longer sum would lose digits."""
+FEW_ROWS = 256
+"""The classes are cut if the workspace holds fewer rows of all of them than this."""
+FEW_CLASSES = 512
+"""A block has so few rows that it could have so many classes. The workspace holds at least two rows of them."""
 SCRATCH_BYTES = 512 << 10
 """The size of a part of the weights' gradient that is added at a time, while it is in the cache."""
 WIDE_BYTES = 32 << 20
@@ -74,7 +86,7 @@ def _resolution(dtype: Any) -> float:
     return 2.0**-7 if dtype.name == "bfloat16" else float(np.finfo(dtype).eps)
 
 
-def _returned(array: Array) -> Any:
+def returned_dtype(array: Array) -> Any:
     """The dtype of results that have the dtype of an argument."""
     return np.dtype(np.float64) if array.dtype.kind in "biu" else array.dtype.newbyteorder("=")
 
@@ -85,52 +97,84 @@ def _is_matrix(array: Array) -> bool:
     return array.size == 0 or all(a == n * b for (_, a), (n, b) in pairwise(axes))
 
 
+def logits_of(function: str, features: Array, weight: Array, bias: Array | None = None) -> Array:
+    """A stand-in for the logits, in the dtype of the losses; ValueError if the shapes do not fit.
+
+    For bfloat16 features it is float32.
+    """
+    if features.ndim == 0:
+        raise ValueError(f"{named(function, 'features')} is 0-d, expected at least one axis")
+    width = features.shape[-1]
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"{named(function, 'weight')} has shape {weight.shape}, expected (K, {width}) for "
+            f"features of shape {features.shape}"
+        )
+    classes = len(weight)
+    if bias is not None and bias.shape != (classes,):
+        raise ValueError(f"{named(function, 'bias')} has shape {bias.shape}, expected ({classes},)")
+    dtype = np.result_type(*(_computed_in(array) for array in (features, weight, bias) if array is not None))
+    if dtype == np.float32 and features.dtype.name == "float16":
+        dtype = np.dtype(np.float16)
+    return stand_in((*features.shape[:-1], classes), dtype)
+
+
+class LossParts(NamedTuple):
+    """The losses of all rows, and the gradients in the dtype of their sums; None for what is not wanted."""
+
+    rows: Array
+    features: Any
+    weight: Any
+    bias: Any
+
+
+def check_targets(function: str, labels: Array, shape: tuple[int, ...]) -> None:
+    """An error unless these are class indices for features of this shape."""
+    if labels.shape != shape[:-1]:
+        raise ValueError(
+            f"{named(function, 'targets')} has shape {labels.shape}, expected {shape[:-1]} (class "
+            f"indices) for features of shape {shape}"
+        )
+    if labels.dtype.kind not in "iu":
+        raise TypeError(
+            f"{named(function, 'targets')} are class indices and have dtype {labels.dtype}, expected integers"
+        )
+
+
 class Linear:
     """Features (rows, D), weights (K, D), bias and labels of one call, checked.
 
-    `kept` are the numbers of the rows that count, None if all do. `given` are the `RowTargets` of all rows.
+    `kept` are the numbers of the rows that count, None if all do. `given` are the `RowTargets` of all rows. A
+    `divisor` is passed if the mean has other rows, too.
     """
 
     def __init__(
-        self, function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions
+        self,
+        function: str,
+        features: Any,
+        weight: Any,
+        targets: Any,
+        bias: Any,
+        options: LossOptions,
+        divisor: Divisor | None = None,
     ) -> None:
         self.function = function
         self.features = real_array(function, "features", features)
         self.weight = real_array(function, "weight", weight)
         self.bias = None if bias is None else real_array(function, "bias", bias)
-        if self.features.ndim == 0:
-            raise ValueError(f"{named(function, 'features')} is 0-d, expected at least one axis")
+        logits = logits_of(function, self.features, self.weight, self.bias)
+        self.problem = Problem(function, logits, -1, last=True)
         self.row_shape, self.width = self.features.shape[:-1], self.features.shape[-1]
-        if self.weight.ndim != 2 or self.weight.shape[1] != self.width:
-            raise ValueError(
-                f"{named(function, 'weight')} has shape {self.weight.shape}, expected (K, {self.width}) for "
-                f"features of shape {self.features.shape}"
-            )
-        self.classes = self.weight.shape[0]
-        if self.bias is not None and self.bias.shape != (self.classes,):
-            raise ValueError(f"{named(function, 'bias')} has shape {self.bias.shape}, expected ({self.classes},)")
-        arrays = [array for array in (self.features, self.weight, self.bias) if array is not None]
-        self.dtype = np.dtype(np.result_type(*map(_computed_in, arrays)))
-        self.result_dtype = _returned(self.features)
-        if self.dtype == np.float64:
-            self.result_dtype = self.dtype
+        self.classes, self.dtype, self.result_dtype = len(self.weight), self.problem.dtype, logits.dtype
+        if self.features.dtype.name == "bfloat16" and self.dtype == np.float32:
+            self.result_dtype = self.features.dtype
         options.check_reduction(function)
         options.regularization(function)
         labels = real_array(function, "targets", targets)
-        if labels.shape != self.row_shape:
-            raise ValueError(
-                f"{named(function, 'targets')} has shape {labels.shape}, expected {self.row_shape} (class "
-                f"indices) for features of shape {self.features.shape}"
-            )
-        if labels.dtype.kind not in "iu":
-            raise TypeError(
-                f"{named(function, 'targets')} are class indices and have dtype {labels.dtype}, expected integers"
-            )
+        check_targets(function, labels, self.features.shape)
         options.ignored_index(function)
         ignored = check_labels(function, labels, self.classes, options.ignore_index)
-        logits = stand_in((*self.row_shape, self.classes), self.dtype)
-        self.problem = Problem(function, logits, -1, last=True)
-        self.given = RowTargets(self.problem, labels, ignored, options)
+        self.given = RowTargets(self.problem, labels, ignored, options, divisor)
         self.options = options
         self.rows = self.problem.rows
         self.labels = labels.reshape(-1)
@@ -163,6 +207,26 @@ class Linear:
         rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
         return np.ascontiguousarray(self.features[np.unravel_index(rows, self.row_shape)], self.dtype)
 
+    def finished(self, parts: LossParts) -> LinearGradients:
+        """The gradients in the shapes and dtypes of the arguments."""
+        arrays: tuple[Any, ...] = (self.features, self.weight, self.bias)
+        gradients = [
+            None if value is None else _finished(value, array.shape, returned_dtype(array))
+            for value, array in zip(parts[1:], arrays, strict=True)
+        ]
+        return LinearGradients(*gradients)
+
+    @property
+    def converts(self) -> bool:
+        """Whether the weights have another dtype or order than BLAS takes."""
+        strides, itemsize, aligned = self.weight.strides, self.dtype.itemsize, self.weight.flags.aligned
+        return not (self.weight.dtype == self.dtype and aligned and itemsize in strides and min(strides) > 0)
+
+    def part(self, where: slice) -> Array:
+        """The weights of some classes, in the dtype of the computation."""
+        part = self.weight[where]
+        return np.ascontiguousarray(part, self.dtype) if self.converts else part
+
     def heaviest(self) -> float:
         """The greatest weight of a row times the greatest of a class."""
         given = (self.row_weights, self.given.class_weights)
@@ -183,19 +247,11 @@ class Weights:
     """The weights of the classes in the dtype of the computation: whole, or part by part if converted."""
 
     def __init__(self, linear: Linear) -> None:
-        weight, dtype = linear.weight, linear.dtype
+        self.part = linear.part
         self.parts: list[slice] = [slice(0, linear.classes)]
-        self.weight, self.dtype = weight, dtype
-        strides, itemsize = weight.strides, dtype.itemsize
-        as_it_is = weight.dtype == dtype and weight.flags.aligned and itemsize in strides and min(strides) > 0
-        if not as_it_is and weight.size:
-            step = max(1, WEIGHT_BYTES // (linear.width * itemsize))
+        if linear.converts and linear.weight.size:
+            step = max(1, WEIGHT_BYTES // (linear.width * linear.dtype.itemsize))
             self.parts = [slice(k, min(k + step, linear.classes)) for k in range(0, linear.classes, step)]
-        self.converted = not as_it_is
-
-    def part(self, where: slice) -> Array:
-        """The weights of some classes."""
-        return np.ascontiguousarray(self.weight[where], self.dtype) if self.converted else self.weight[where]
 
 
 class _Sum:
@@ -216,6 +272,37 @@ class _Sum:
         for k in range(where.start, where.stop, step):
             stop = min(k + step, where.stop)
             self.total[k:stop] += np.matmul(slopes[:, k:stop].T, features, out=self.scratch[: stop - k])
+
+
+class _GradientSums:
+    """The sums of the gradients of weight and bias of some classes, over blocks of rows.
+
+    With fewer features than classes, a column of ones behind them makes the sum for the bias a part of the same
+    product. With more, to copy them would take longer than another product, with ones alone.
+    """
+
+    def __init__(self, linear: Linear, classes: int, weight: bool, bias: bool, single: bool) -> None:
+        width = linear.width
+        self.weight, self.bias, self.joined = weight, bias, weight and bias and width < classes
+        columns = [width + 1] if self.joined else [width] * weight + [1] * bias
+        self.sums = [_Sum((classes, count), linear.dtype, single) for count in columns]
+
+    def add(self, slopes: Array, features: Array, parts: list[slice]) -> None:
+        """Add those of a block of rows, for some parts of the classes."""
+        factors = [features] if self.weight else []
+        if self.bias:
+            ones = np.ones((len(features), 1), features.dtype)
+            factors = [np.hstack([features, ones])] if self.joined else [*factors, ones]
+        for one, factor in zip(self.sums, factors, strict=True):
+            for part in parts:
+                one.add(slopes, factor, part)
+
+    def results(self) -> tuple[Any, Any]:
+        """The gradients of weight and bias, None for what is not wanted."""
+        totals = [one.total for one in self.sums]
+        bias = totals[-1][:, -1].copy() if self.bias else None
+        weight = totals[0] if self.weight else None
+        return _without_last_column(totals[0]) if self.joined else weight, bias
 
 
 def _without_last_column(total: Array) -> Array:
@@ -270,21 +357,53 @@ def loss(
     skip: bool = False,
 ) -> tuple[Any, LinearGradients]:
     """The loss, and the gradients with respect to what `wrt` names."""
-    check_in_memory(function, features, weight, targets, bias, *options)
-    wanted = _wanted(function, wrt, bias)
-    linear = Linear(function, features, weight, targets, bias, options)
-    logits = Logits(linear, block_bytes)
-    dtype, width = linear.dtype, linear.width
-    given, rows = linear.given, np.zeros(linear.rows, dtype)
-    scale = options.scale(given.divisor, dtype)
+    operands = features, weight, targets, bias
+    if backend := backend_for(*operands, *options):
+        found: tuple[Any, LinearGradients] = backend(
+            function, *operands, axis=-1, out=None, options=options, block_bytes=block_bytes, wrt=wrt, skip=skip
+        )
+        return found
+    linear, parts = loss_parts(function, *operands, options, block_bytes, wrt, skip)
+    return _reduced(linear, parts.rows), linear.finished(parts)
+
+
+def loss_parts(
+    function: str,
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any,
+    options: LossOptions,
+    block_bytes: Any,
+    wrt: Any = (),
+    skip: bool = False,
+    divisor: Divisor | None = None,
+) -> tuple[Linear, LossParts]:
+    """The losses of rows, and the gradients, before they are rounded to the dtypes of the results.
+
+    A `divisor` is passed if the mean has other rows, too.
+    """
+    wanted = wanted_gradients(function, wrt, bias)
+    linear = Linear(function, features, weight, targets, bias, options, divisor)
+    scale = options.scale(linear.given.divisor, linear.dtype)
     least = None
     if skip:
-        least = _resolution(_returned(linear.features)) / 16 * abs(float(scale[0])) * linear.heaviest()
+        least = _resolution(returned_dtype(linear.features)) / 16 * abs(float(scale[0])) * linear.heaviest()
+    extent = class_blocks(linear, block_bytes, wanted)
+    if extent is None:
+        return linear, _in_blocks_of_rows(linear, block_bytes, wanted, scale, least)
+    return linear, _in_blocks_of_classes(linear, extent, wanted, scale, least)
+
+
+def _in_blocks_of_rows(
+    linear: Linear, block_bytes: Any, wanted: tuple[str, ...], scale: tuple[Any, Any], least: float | None
+) -> LossParts:
+    """The loss and its gradients from blocks of rows with all classes."""
+    logits = Logits(linear, block_bytes)
+    dtype, width, rows = linear.dtype, linear.width, np.zeros(linear.rows, linear.dtype)
     slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
-    with_bias = "bias" in wanted
-    # A column of ones makes the sum over the rows, which is the gradient of the bias, a part of the same product.
-    columns = (width if "weight" in wanted else 0) + with_bias
-    sums = _Sum((linear.classes, columns), dtype, linear.count <= logits.step) if columns else None
+    single = linear.count <= logits.step
+    sums = _GradientSums(linear, linear.classes, "weight" in wanted, "bias" in wanted, single)
     for start in logits.starts():
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         block = linear.block(where)
@@ -293,27 +412,95 @@ def loss(
             with _beside_blas():
                 rows[where] = _block_loss(linear, z, where, scale, bool(wanted))
             if wanted:
-                parts = _parts(linear, logits.weights, z, least)
+                parts = _parts(linear, logits.weights.parts, z, least)
                 if slopes is not None:
-                    slopes[where] = _times_weights(logits.weights, z, parts, width)
-                if sums is not None:
-                    factors = _with_ones(block, "weight" in wanted, with_bias)
-                    for part in parts:
-                        sums.add(z, factors, part)
-    value = _reduced(linear, rows)
-    gradients: list[Any] = [None, None, None]
-    if slopes is not None:
-        gradients[0] = _finished(slopes, linear.features.shape, _returned(linear.features))
-    if sums is not None and with_bias:
-        assert linear.bias is not None
-        gradients[2] = _finished(sums.total[:, -1].copy(), linear.bias.shape, _returned(linear.bias))
-    if sums is not None and "weight" in wanted:
-        total = _without_last_column(sums.total) if with_bias else sums.total
-        gradients[1] = _finished(total, linear.weight.shape, _returned(linear.weight))
-    return value, LinearGradients(*gradients)
+                    slopes[where] = _times_weights(logits.weights.part, z, parts, width)
+                sums.add(z, block, parts)
+    return LossParts(rows, slopes, *sums.results())
 
 
-def _wanted(function: str, wrt: Any, bias: Any) -> tuple[str, ...]:
+def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...]) -> tuple[int, int] | None:
+    """The rows and classes of a block where the classes are cut; None for blocks of rows with all classes.
+
+    They are cut if `FEW_ROWS` rows of all of them do not fit into the workspace. A block then has as many rows as
+    one of few classes, since the features, and what is known of the rows, are read again for each block of
+    classes, the weights only once. It has so many classes that the sums over the rows fit into a quarter of the
+    workspace in float64, and converted weights into `WEIGHT_BYTES`.
+    """
+    itemsize, count = linear.dtype.itemsize, max(linear.count, 1)
+    fitting = block_rows(linear.function, linear.classes, itemsize, block_bytes)
+    if fitting >= min(FEW_ROWS, count) or linear.classes <= FEW_CLASSES:
+        return None
+    regularization = linear.given.regularization
+    room = max(operator.index(block_bytes) // itemsize, 2 * FEW_CLASSES)
+    if wanted and regularization is not None and regularization[1] < math.inf:
+        room //= 2
+    rows = min(ROWS, count, max(1, room // FEW_CLASSES))
+    classes = room // rows
+    if columns := linear.width * ("weight" in wanted) + ("bias" in wanted):
+        classes = min(classes, operator.index(block_bytes) // (32 * columns))
+    if linear.converts and linear.width:
+        classes = min(classes, WEIGHT_BYTES // (linear.width * itemsize))
+    return rows, min(max(classes // 16, 1) * 16, linear.classes)
+
+
+def _in_blocks_of_classes(
+    linear: Linear, extent: tuple[int, int], wanted: tuple[str, ...], scale: tuple[Any, Any], least: float | None
+) -> LossParts:
+    """The loss from a pass over blocks of classes, and its gradients from a second one."""
+    step, classes = extent
+    dtype, width, count = linear.dtype, linear.width, linear.count
+    kept = linear.rows_of(0, count)
+    labels = np.ascontiguousarray(linear.labels[kept], np.int64)
+    pieces = Pieces(linear.given, labels, None if linear.row_weights is None else linear.row_weights[kept])
+    workspace = np.empty(step * classes, dtype)
+    capped = np.empty(step * classes if wanted and pieces.cap < math.inf else 0, dtype)
+    ranges = [slice(k, min(k + classes, linear.classes)) for k in range(0, linear.classes, classes)]
+    blocks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def logits(where: slice, part: Array, these: slice) -> tuple[Array, Array]:
+        features = linear.block(linear.rows_of(where.start, where.stop))
+        shape = len(features), len(part)
+        z = np.matmul(features, part.T, out=workspace[: math.prod(shape)].reshape(shape))
+        if linear.bias is not None:
+            np.add(z, linear.bias[these].astype(dtype), out=z)
+        return features, z
+
+    with np.errstate(all="ignore"):
+        for these in ranges:
+            part = linear.part(these)
+            for where in blocks:
+                _, z = logits(where, part, these)
+                with _beside_blas():
+                    pieces.add(pieces.capped(z, z), where, these)
+        rows = np.zeros(linear.rows, dtype)
+        rows[kept] = pieces.finish(scale)
+    if not wanted:
+        return LossParts(rows, None, None, None)
+    slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
+    weight = np.empty(linear.weight.shape, dtype) if "weight" in wanted else None
+    bias = np.empty(linear.classes, dtype) if "bias" in wanted else None
+    for these in ranges:
+        part = linear.part(these)
+        sums = _GradientSums(linear, len(part), weight is not None, bias is not None, len(blocks) == 1)
+        with np.errstate(all="ignore"):
+            for where in blocks:
+                features, a = logits(where, part, these)
+                z = capped[: a.size].reshape(a.shape) if capped.size else a
+                with _beside_blas():
+                    pieces.slope(pieces.capped(a, z), where, these, a)
+                groups = _parts(linear, [slice(0, len(part))], z, least)
+                if slopes is not None:
+                    of_all = linear.rows_of(where.start, where.stop)
+                    slopes[of_all] += _times_weights(part.__getitem__, z, groups, width)
+                sums.add(z, features, groups)
+            for whole, found in zip((weight, bias), sums.results(), strict=True):
+                if whole is not None:
+                    whole[these] = found
+    return LossParts(rows, slopes, weight, bias)
+
+
+def wanted_gradients(function: str, wrt: Any, bias: Any) -> tuple[str, ...]:
     """The names in `wrt`, without the bias if there is none."""
     if not isinstance(wrt, (str, tuple, list, set, frozenset)):
         raise TypeError(f"{named(function, 'wrt')} must be a sequence of names, got {wrt!r}")
@@ -344,36 +531,28 @@ def _block_loss(linear: Linear, z: Array, where: Any, scale: tuple[Any, Any], gr
     return rows
 
 
-def _parts(linear: Linear, weights: Weights, z: Array, least: float | None) -> list[slice]:
-    """The parts of the classes with an entry of the gradient of at least this size; all if it is None."""
+def _parts(linear: Linear, every: list[slice], z: Array, least: float | None) -> list[slice]:
+    """The parts of the classes with an entry of the gradient of at least this size; `every` if it is None."""
     if least is None:
-        return weights.parts
+        return every
     step = max(1, SCRATCH_BYTES // max(1, linear.width * linear.dtype.itemsize))
     found = []
-    for k in range(0, linear.classes, step):
+    for k in range(0, z.shape[1], step):
         part = z[:, k : k + step]
         if not (part.max(initial=0) < least and part.min(initial=0) > -least):
-            found.append(slice(k, min(k + step, linear.classes)))
+            found.append(slice(k, min(k + step, z.shape[1])))
     return found
 
 
-def _times_weights(weights: Weights, z: Array, parts: list[slice], width: int) -> Array:
-    """The sum of z[:, part] @ weight[part] over the parts."""
+def _times_weights(weights: Callable[[slice], Array], z: Array, parts: list[slice], width: int) -> Array:
+    """The sum of z[:, part] @ weights(part) over the parts."""
     if len(parts) == 1:
-        product: Array = np.matmul(z[:, parts[0]], weights.part(parts[0]))
+        product: Array = np.matmul(z[:, parts[0]], weights(parts[0]))
         return product
     total = np.zeros((len(z), width), z.dtype)
     for part in parts:
-        total += np.matmul(z[:, part], weights.part(part))
+        total += np.matmul(z[:, part], weights(part))
     return total
-
-
-def _with_ones(features: Array, these: bool, ones: bool) -> Array:
-    """The features, if they are wanted, with a column of ones behind them if that is wanted."""
-    if not ones:
-        return features
-    column = np.ones((len(features), 1), features.dtype)
-    return np.hstack([features, column]) if these else column
 
 
 def _reduced(linear: Linear, rows: Array) -> Any:
@@ -419,8 +598,7 @@ def hessian_product(
     given, dtype = linear.given, linear.dtype
     factors, scale = given.factors(), options.scale(given.divisor, dtype)
     with_bias = bias is not None or tangent_bias is not None
-    shape = (linear.classes, linear.width + with_bias)
-    sums = _Sum(shape, dtype, linear.count <= logits.step)
+    sums = _GradientSums(linear, linear.classes, True, with_bias, linear.count <= logits.step)
     for start in logits.starts():
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         block = linear.block(where)
@@ -429,13 +607,12 @@ def hessian_product(
             heights = kernel_weights(factors[where] if factors.size else None, dtype)
             with _beside_blas():
                 _curve(linear, z, t, where, heights, scale)
-            sums.add(z, _with_ones(block, True, with_bias), slice(0, linear.classes))
-    slope = None
+            sums.add(z, block, [slice(0, linear.classes)])
+    total, slope = sums.results()
     if with_bias:
-        kind = _returned(linear.weight if linear.bias is None else linear.bias)
-        slope = _finished(sums.total[:, -1].copy(), (linear.classes,), kind)
-    total = _without_last_column(sums.total) if with_bias else sums.total
-    return LinearGradients(None, _finished(total, linear.weight.shape, _returned(linear.weight)), slope)
+        kind = returned_dtype(linear.weight if linear.bias is None else linear.bias)
+        slope = _finished(slope, (linear.classes,), kind)
+    return LinearGradients(None, _finished(total, linear.weight.shape, returned_dtype(linear.weight)), slope)
 
 
 def _curve(linear: Linear, z: Array, t: Array, where: Any, factors: Array, scale: tuple[Any, Any]) -> None:
@@ -456,7 +633,12 @@ def statistics(
     function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions, block_bytes: Any
 ) -> LabelStatistics:
     """The `LabelStatistics` of each row."""
-    check_in_memory(function, features, weight, targets, bias)
+    operands = features, weight, targets, bias
+    if backend := backend_for(*operands):
+        lazy: LabelStatistics = backend(
+            function, *operands, axis=-1, out=None, options=options, block_bytes=block_bytes
+        )
+        return lazy
     linear = Linear(function, features, weight, targets, bias, options)
     if linear.classes > EXACT:
         linear.dtype = np.dtype(np.float64)

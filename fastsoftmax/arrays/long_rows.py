@@ -201,6 +201,28 @@ def remainder(summaries: Array) -> Array:
     return values
 
 
+# --- losses of class indices ------------------------------------------------------------------------------------
+
+
+def weighed(summaries: Array, weights: Array) -> Array:
+    """The merged summaries of rows and their weights, as the kernels of the loss take them."""
+    return read_only(np.concatenate([_given(summaries), weights[None]]))
+
+
+def labelled(logits: Array, given: Array, scale: tuple[Any, Any]) -> Array:
+    """The losses of rows, and the gradients at their labels, from the logits there; shape (2, rows)."""
+    problem, target = _block(np.ascontiguousarray(logits)[:, None])
+    rows = np.empty((2, problem.rows), problem.dtype)
+    run(entry("pieces.labelled"), problem.rows, problem.rows, problem.room(1), target, rows, given, *scale)
+    return rows
+
+
+def slope(matrix: Array, given: Array, scale: tuple[Any, Any]) -> None:
+    """Replace one piece (rows, classes), contiguous, by the gradient of the loss beside the labels."""
+    problem, x = _block(matrix)
+    run(entry("pieces.gradient"), problem.rows, 2 * x.size, problem.room(1), x, x, given, *scale)
+
+
 # --- long rows of one array -----------------------------------------------------------------------------------
 
 
@@ -250,11 +272,9 @@ def long_cross_entropy(
     """`kernels.losses.cross_entropy` of the rows of a block (rows, classes, 1); y may be x itself, or None."""
     for i, row in enumerate(x[..., 0]):
         place = min(max(int(labels[i]), 0), row.size - 1)  # checked, but another thread may have changed them
-        weight = np.full((1, 1), weights[i] if weights.size else 1, row.dtype)
-        given = read_only(np.concatenate([_given(_summary(row, None)), weight]))
-        problem, target = _block(row[place : place + 1].reshape(1, 1))
-        found = np.empty((2, 1), row.dtype)
-        run(entry("pieces.labelled"), 1, 1, problem.room(1), target, found, given, *scale)
+        weight = np.full(1, weights[i] if weights.size else 1, row.dtype)
+        given = weighed(_summary(row, None), weight)
+        found = labelled(row[place : place + 1], given, scale)
         if y is not None:
             _over_pieces(entry("pieces.gradient"), [row, y[i, :, 0]], given, *scale)
             y[i, place, 0] = found[1, 0]

@@ -11,6 +11,9 @@ rows in pieces
     task holds more than one chunk of each array. Functions without `pieces` in `fastsoftmax._spec`, and losses
     with a z-loss or capped logits, first bring the classes of a row into one chunk.
 
+Functions of features and weights take features that are cut over the rows, and weights in memory. Each task has
+the logits of its rows only, and sums over the rows are added up in a tree.
+
 Dask's workers already use all processors, so a task does all its work in one thread.
 """
 
@@ -20,11 +23,22 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
+from dask import delayed
 
 from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, Function
 from fastsoftmax.api import activations, derivatives, entropy, sampling, statistics
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array, stand_in
+from fastsoftmax.arrays.linear import (
+    Linear,
+    LinearGradients,
+    block_rows,
+    check_targets,
+    loss_parts,
+    returned_dtype,
+    wanted_gradients,
+)
+from fastsoftmax.arrays.linear import statistics as statistics_of_products
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
 from fastsoftmax.arrays.options import (
     LossOptions,
@@ -68,6 +82,11 @@ def _array(function: str, name: str, value: Any, chunks: Any = -1) -> Lazy:
     if not isinstance(value, da.Array):
         return da.from_array(real_array(function, name, value), chunks=chunks)
     real_array(function, name, np.empty(0, value.dtype))
+    return _of_known_size(function, name, value)
+
+
+def _of_known_size(function: str, name: str, value: Lazy) -> Lazy:
+    """The array; ValueError if it has chunks of unknown size."""
     if any(n != n for n in value.shape):
         raise ValueError(
             f"{named(function, name)} has chunks of unknown size; call its compute_chunk_sizes() first"
@@ -132,12 +151,13 @@ def _blocks(
     *arrays: Any,
     grid: Any = None,
     how: Callable[..., Any] = _alone,
+    shared: Any = None,
     **options: Any,
 ) -> Lazy:
     """``task(*arrays, **options)`` for the chunks of arrays, each followed by its index.
 
     `grid` has the sizes of the result's chunks along indices where they differ from those of the arrays. `how`
-    calls the task.
+    calls the task. `shared` are options that are results of Dask, the same for all chunks.
     """
     pairs: list[Any] = []
     known: set[int] = set()
@@ -156,6 +176,7 @@ def _blocks(
         concatenate=True,
         dtype=kind,
         meta=np.empty((0,) * len(index), kind),
+        **(shared or {}),
     )
 
 
@@ -512,6 +533,29 @@ def _divided(task: Callable[..., Any], *arrays: Any, constant: Divisor | None, *
     return _alone(task, *arguments, divisor, **options)
 
 
+def _divided_blocks(
+    divisor: Any, task: Any, index: tuple[int, ...], kind: Any, /, *arrays: Any, **options: Any
+) -> Lazy:
+    """`_blocks` of a task that takes the divisor as the last of its arrays."""
+    lazy = isinstance(divisor, da.Array)
+    found, constant = ((divisor, ()), None) if lazy else ((None, None), divisor)
+    return _blocks(task, index, kind, *arrays, *found, how=_divided, constant=constant, **options)
+
+
+def _whole_loss(losses: Lazy, divisor: Any, dtype: Any) -> Lazy:
+    """The mean or the sum of the losses of all rows."""
+    rows = tuple(range(losses.ndim))
+    parts = _joined(_blocks(_part_of_sum, rows, SUM, losses, rows, grid=dict.fromkeys(rows, 1)))
+    return _divided_blocks(divisor, joined_loss, (), dtype, parts, rows, dtype=dtype)
+
+
+def _counted_divisor(request: "_Request", count: int, labels: Lazy, rows: tuple[int, ...], *weights: Any) -> Lazy:
+    """The divisor of a mean that depends on labels or weights of the rows."""
+    grid = dict.fromkeys(rows, 1)
+    parts = _joined(_blocks(_counted, rows, SUM, labels, rows, *weights, grid=grid, request=request))
+    return _blocks(_joined_divisor, (), _DIVISOR, parts, rows, rows=count)
+
+
 class _Request(NamedTuple):
     """The arguments of every task of a loss: its public name, the dtype of the computation, the options."""
 
@@ -597,15 +641,11 @@ class _Loss:
         known = known_divisor(self.function.name, self.known.soft, options, self.problem.rows)
         if known is not None:
             return known
-        arrays, grid = (self.labels, self.rows, *self.weights), dict.fromkeys(self.rows, 1)
-        parts = _joined(_blocks(_counted, self.rows, SUM, *arrays, grid=grid, request=self.request))
-        return _blocks(_joined_divisor, (), _DIVISOR, parts, self.rows, rows=self.problem.rows)
+        return _counted_divisor(self.request, self.problem.rows, self.labels, self.rows, *self.weights)
 
     def blocks(self, task: Any, index: tuple[int, ...], kind: Any, /, *arrays: Any, **options: Any) -> Lazy:
         """`_blocks` of a task that takes the divisor as the last of its arrays."""
-        lazy = isinstance(self.divisor, da.Array)
-        found, constant = ((self.divisor, ()), None) if lazy else ((None, None), self.divisor)
-        return _blocks(task, index, kind, *arrays, *found, how=_divided, constant=constant, **options)
+        return _divided_blocks(self.divisor, task, index, kind, *arrays, **options)
 
     @property
     def row_dtype(self) -> Any:
@@ -615,9 +655,7 @@ class _Loss:
     def finished(self, losses: Lazy, gradient: Lazy) -> Any:
         """The result of the call, from the loss of each row and the gradient."""
         if self.request.options.reduction != "none" and LOSS in self.function.result:
-            grid, dtype = dict.fromkeys(self.rows, 1), self.problem.result_dtype
-            parts = _joined(_blocks(_part_of_sum, self.rows, SUM, losses, self.rows, grid=grid))
-            losses = self.blocks(joined_loss, (), dtype, parts, self.rows, dtype=dtype)
+            losses = _whole_loss(losses, self.divisor, self.problem.result_dtype)
         results = [losses if result == LOSS else self.back(gradient) for result in self.function.result]
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -1005,6 +1043,210 @@ def _draws(
     return _blocks(_drawn, (*more, *rows), np.int64, *arrays, **options)
 
 
+# --- losses of products --------------------------------------------------------------------------------------
+
+
+def _floats(function: str, name: str, value: Any, chunks: Any = -1) -> Lazy:
+    """`_array` for what may be bfloat16, too."""
+    if not isinstance(value, da.Array):
+        return da.from_array(real_array(function, name, value), chunks=chunks)
+    real_array(function, name, np.empty(0, value.dtype))
+    return _of_known_size(function, name, value)
+
+
+class _Products:
+    """Features (rows, D), cut over the rows, and what belongs to each row; the weights are in memory.
+
+    `linear` is the `Linear` of these shapes and dtypes, without labels and weights of the samples. `arrays` are
+    the arguments of the tasks, each followed by its index: those of the rows, of D, and of the classes.
+    """
+
+    def __init__(
+        self, function: Function, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions
+    ) -> None:
+        name = function.name
+        if isinstance(weight, da.Array):
+            raise TypeError(f"{named(name, 'weight')} is a Dask array and has to be in memory; call its compute()")
+        targets = _array(name, "targets", targets)
+        cut = (*targets.chunks, -1) if targets.ndim == np.ndim(features) - 1 else -1
+        x = _floats(name, "features", features, cut)
+        bias = None if bias is None else _floats(name, "bias", bias)
+        check_targets(name, targets, x.shape)
+        options.ignored_index(name)
+        only = options._replace(class_weight=None, sample_weight=None)
+        self.linear = Linear(
+            name,
+            stand_in(x.shape, x.dtype),
+            weight,
+            stand_in(targets.shape, np.int8),
+            None if bias is None else stand_in(bias.shape, bias.dtype),
+            only._replace(ignore_index=None),
+        )
+        classes = self.linear.classes
+        self.request = _Request(name, classes, self.linear.dtype, only)
+        self.rows, width = tuple(range(x.ndim - 1)), x.ndim - 1
+        self.every, of_class = (*self.rows, width), (x.ndim,)
+        self.x = x.rechunk({width: -1})
+        chunks = self.x.chunks[:-1]
+        self.targets = targets.map_blocks(
+            _check_labels,
+            dtype=targets.dtype,
+            meta=np.empty((0,) * targets.ndim, targets.dtype),
+            function=name,
+            classes=classes,
+            ignore_index=options.ignore_index,
+        ).rechunk(chunks)
+        class_weight = _like(name, "class_weight", options.class_weight, (classes,), -1)
+        self.sample_weight = _like(name, "sample_weight", options.sample_weight, x.shape[:-1], chunks)
+        self.weights = (class_weight, of_class, self.sample_weight, self.rows)
+        bias = None if bias is None else bias.rechunk(-1)
+        self.arrays = (self.x, self.every, self.targets, self.rows, bias, of_class)
+        self.divisor = None
+        if options.is_mean:
+            count = self.linear.rows
+            self.divisor = known_divisor(name, False, options, count) or _counted_divisor(
+                self.request, count, self.targets, self.rows, *self.weights
+            )
+        self.shared = {"weight": delayed(self.linear.weight, traverse=False)}
+
+    def sums(self, both: Lazy, place: int, shape: tuple[int, ...], dtype: Any) -> Lazy:
+        """The sum over all chunks of the gradient of this shape, which is one of the results of a task."""
+        axes = tuple(range(both.ndim, both.ndim + len(shape)))
+        index = (*self.rows, *axes)
+        parts = da.blockwise(
+            _item,
+            index,
+            both,
+            self.every,
+            place=place,
+            dtype=self.linear.dtype,
+            meta=np.empty((0,) * len(index), self.linear.dtype),
+            new_axes=dict(zip(axes, shape, strict=True)),
+            adjust_chunks=dict.fromkeys(self.rows, 1),
+            align_arrays=False,
+        )
+        whole = _tree(parts, _add_gradients, self.rows) if self.rows else parts
+        return whole.reshape(shape).map_blocks(_cast, dtype, dtype=dtype)
+
+
+def _add_gradients(parts: Array, axis: Any, keepdims: bool) -> Array:
+    with np.errstate(all="ignore"):
+        total: Array = parts.sum(axis=axis, keepdims=True)
+    return total
+
+
+def _linear_losses(
+    x: Array,
+    targets: Array,
+    bias: Any,
+    class_weight: Any,
+    sample_weight: Any,
+    divisor: Divisor | None,
+    request: _Request,
+    weight: Any,
+    **options: Any,
+) -> tuple[Any, ...]:
+    """The losses of the rows of a chunk and the gradients, those of weight and bias with an axis for each of x."""
+    weights = request.weighted(class_weight, sample_weight)
+    linear, parts = loss_parts(request.function, x, weight, targets, bias, weights, divisor=divisor, **options)
+    results = [parts.rows.reshape(x.shape[:-1]), parts.features, parts.weight, parts.bias]
+    if parts.features is not None:
+        results[1] = linear.finished(parts).features
+    for place in (2, 3):
+        if results[place] is not None:
+            results[place] = results[place].reshape((1,) * (x.ndim - 1) + results[place].shape)
+    return tuple(results)
+
+
+def _linear_loss(
+    function: Function,
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any,
+    *,
+    axis: int,
+    out: Any,
+    options: LossOptions,
+    block_bytes: Any,
+    wrt: Any,
+    skip: bool,
+) -> tuple[Lazy, LinearGradients]:
+    """The linear cross-entropy and the gradients with respect to what `wrt` names."""
+    products = _Products(function, features, weight, targets, bias, options)
+    linear, rows = products.linear, products.rows
+    block_rows(function.name, linear.classes, linear.dtype.itemsize, block_bytes)
+    wanted = wanted_gradients(function.name, wrt, bias)
+    both = _divided_blocks(
+        products.divisor,
+        _linear_losses,
+        products.every,
+        linear.result_dtype,
+        *products.arrays,
+        *products.weights,
+        shared=products.shared,
+        request=products.request,
+        block_bytes=block_bytes,
+        wrt=wanted,
+        skip=skip,
+    )
+    kinds = [returned_dtype(array) for array in (linear.features, linear.weight, linear.bias) if array is not None]
+    losses, *slope = _items(both, (rows, linear.dtype), (products.every, kinds[0]))
+    gradients: dict[str, Any] = dict.fromkeys(LinearGradients._fields)
+    if "features" in wanted:
+        (gradients["features"],) = slope
+    if "weight" in wanted:
+        gradients["weight"] = products.sums(both, 2, linear.weight.shape, kinds[1])
+    if "bias" in wanted:
+        gradients["bias"] = products.sums(both, 3, (linear.classes,), kinds[2])
+    if options.reduction == "none":
+        losses = losses.map_blocks(_cast, linear.result_dtype, dtype=linear.result_dtype)
+    else:
+        losses = _whole_loss(losses, products.divisor, linear.result_dtype)
+    return losses, LinearGradients(**gradients)
+
+
+def _statistics_of_products(
+    x: Array, targets: Array, bias: Any, function: str, weight: Any, **options: Any
+) -> Any:
+    return statistics_of_products(function, x, weight, targets, bias, **options)
+
+
+def _linear_statistics(
+    function: Function,
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any,
+    *,
+    axis: int,
+    out: Any,
+    options: LossOptions,
+    block_bytes: Any,
+) -> LabelStatistics:
+    """linear_softmax_statistics."""
+    products = _Products(function, features, weight, targets, bias, options)
+    linear, rows = products.linear, products.rows
+    block_rows(function.name, linear.classes, linear.dtype.itemsize, block_bytes)
+    found = _blocks(
+        _statistics_of_products,
+        products.every,
+        linear.result_dtype,
+        *products.arrays,
+        shared=products.shared,
+        function=function.name,
+        options=options,
+        block_bytes=block_bytes,
+    )
+    kinds = (linear.result_dtype, np.int64, np.int64, linear.result_dtype, linear.result_dtype)
+    return LabelStatistics(*_items(found, *[(rows, np.dtype(kind)) for kind in kinds]))
+
+
+def _linear(function: Function, *operands: Any, **options: Any) -> Any:
+    """The functions of features and weights."""
+    return (_linear_loss if LOSS in function.result else _linear_statistics)(function, *operands, **options)
+
+
 # --- the way in -----------------------------------------------------------------------------------------------
 
 _FAMILIES: dict[str, Callable[..., Any]] = {
@@ -1021,6 +1263,7 @@ _FAMILIES: dict[str, Callable[..., Any]] = {
     "curvature": _curvature,
     "draws": _draws,
     "filters": _filtered,
+    "linear": _linear,
 }
 
 

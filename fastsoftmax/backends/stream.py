@@ -34,6 +34,8 @@ import numpy as np
 import fastsoftmax
 from fastsoftmax import _spec
 from fastsoftmax.arrays.blocks import Array, Problem, real_array, stand_in
+from fastsoftmax.arrays.linear import BLOCK_BYTES as BLOCK_BYTES_OF_LOGITS
+from fastsoftmax.arrays.linear import ROWS, check_targets, logits_of, loss_parts
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
 from fastsoftmax.arrays.options import (
     LossOptions,
@@ -93,8 +95,8 @@ class Command:
     def of(cls, entry: _spec.Function) -> "Command":
         parameters = inspect.signature(getattr(fastsoftmax, entry.name)).parameters.values()
         _, *operands = [p.name for p in parameters if p.default is p.empty]
-        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        for name in ("out", "keepdims"):
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is None}
+        for name in ("out", "keepdims", "block_bytes"):
             options.pop(name, None)
         if f"{entry.name}_with_grad" in _spec.FUNCTIONS:
             options["grad"] = None
@@ -124,7 +126,17 @@ for _command in COMMANDS.values():
     DEFAULTS |= dict.fromkeys(_command.operands) | _command.options
 ROW_OPTIONS = ("temperature", "from_probs", "top_k", "top_p", "min_p")
 """The options of functions that are no losses."""
-FILES = ("tangent", "cotangent", "targets", "target_logits", "class_weight", "sample_weight", "where")
+FILES = (
+    "tangent",
+    "cotangent",
+    "targets",
+    "target_logits",
+    "class_weight",
+    "sample_weight",
+    "where",
+    "weight",
+    "bias",
+)
 
 
 def _flag(name: str) -> str:
@@ -238,7 +250,11 @@ class Progress:
 
 @dataclass
 class Job:
-    """A run whose arguments have been checked: its inputs, its function with options, and its results."""
+    """A run whose arguments have been checked: its inputs, its function with options, and its results.
+
+    `problem` is about the logits, which the input holds or, multiplied by the weights, gives. `constants` are
+    operands that are the same for all blocks.
+    """
 
     name: str
     function: Command
@@ -248,6 +264,7 @@ class Job:
     given: dict[str, Any]
     operands: dict[str, Source] = field(default_factory=dict)
     class_weight: Array | None = None
+    constants: dict[str, Array] = field(default_factory=dict)
     targets: dict[str, Target] = field(default_factory=dict)
     reduction: str = "mean"
 
@@ -259,6 +276,11 @@ class Job:
     def targets_of(self) -> Source | None:
         """The targets of a loss."""
         return self.operands.get(self.function.entry.second)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the input."""
+        return math.prod(self.x.shape) * self.x.dtype.itemsize
 
     @property
     def soft(self) -> bool:
@@ -351,17 +373,32 @@ def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -
         raise RunError(f"{_flag(name)} has shape {shape}, expected {expected}")
 
 
+def _constants(name: str, given: dict[str, Any]) -> dict[str, Array]:
+    """The weights and the bias of a loss of products, read into memory."""
+    if given.get("weight") is None:
+        return {}
+    found = {key: files.source(given[key])[...] for key in ("weight", "bias") if given[key] is not None}
+    return {key: real_array(name, key, value) for key, value in found.items()}
+
+
 def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
     """The job, checked as far as headers and options allow."""
     name = arguments.function.replace("-", "_")
     try:
         x = files.source(arguments.input)
+        constants = _constants(name, given)
         logits = "logits" if function.entry.second in function.operands else "x"
-        problem = Problem(name, stand_in(x.shape, x.dtype), arguments.axis, name=logits)
+        block = stand_in(x.shape, x.dtype)
+        if constants:
+            if arguments.axis not in (-1, x.ndim - 1):
+                raise RunError(f"{arguments.function} takes no --axis: the last one is multiplied by the weights")
+            block, logits = logits_of(name, block, **constants), "features"
+        problem = Problem(name, block, arguments.axis, name=logits)
         (axis,) = problem.axes
-        job = Job(arguments.function, function, x, axis, problem, given, reduction=given.get("reduction", "mean"))
+        reduction = given.get("reduction", "mean")
+        job = Job(arguments.function, function, x, axis, problem, given, reduction=reduction, constants=constants)
         for key in FILES:
-            if given.get(key) is None:
+            if given.get(key) is None or key in constants:
                 continue
             operand = files.source(given[key])
             if key == "class_weight":
@@ -378,6 +415,8 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
                 _check_shape(key, operand.shape, problem.row_shape)
             elif key == function.entry.second and function is METRICS:
                 check_indices(problem, real_array(name, key, empty), key)
+            elif key == "targets" and constants:
+                check_targets(name, real_array(name, key, empty), x.shape)
             elif key == function.entry.second:
                 check_kind(problem, real_array(name, key, empty), job.loss_options(None))
             else:
@@ -393,9 +432,12 @@ def _try_options(job: Job) -> None:
     """Let the function itself check the options, by a call with an array without rows."""
     x = np.zeros((0, max(job.problem.classes, 1)), job.problem.dtype)
     operands: dict[str, Any] = {}
+    if job.constants:
+        x = np.zeros((0, job.x.shape[-1]))
     for key in job.function.operands:
         rows = key == job.function.entry.second and not job.soft
         operands[key] = np.zeros(0, np.intp) if rows else x
+    operands |= job.constants
     options = {
         key: job.given[key] for key in (*ROW_OPTIONS, *LossOptions._fields[2:]) if key in job.function.options
     }
@@ -414,7 +456,7 @@ def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], s
             shape = (*problem.row_shape, problem.classes, problem.classes)
             chunks = (*files.extent_of(rows), problem.classes, problem.classes)
         else:
-            shape, chunks = problem.shape, extent
+            shape, chunks = job.x.shape, extent
         fortran = job.x.fortran and job.function.result != _spec.SQUARE
         try:
             if files.is_zarr(path):
@@ -517,18 +559,31 @@ class Local:
     def _loss(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         job = self.job
         gradient = "grad" in job.targets
-        out = x if gradient and self.dtype_kept else None
         options = job.loss_options(block.get("sample_weight"))
-        arrays = job.python_name, x, block[job.function.entry.second], job.axis, options, out
-        found = loss_rows(*arrays, gradient=gradient, divisor=self.divisor)
+        if job.constants:
+            rows, slope = self._loss_of_products(x, block["targets"], options, gradient)
+        else:
+            out = x if gradient and self.dtype_kept else None
+            arrays = job.python_name, x, block[job.function.entry.second], job.axis, options, out
+            found = loss_rows(*arrays, gradient=gradient, divisor=self.divisor)
+            rows, slope = found.rows, found.gradient
         if job.reduction != "none":
-            self.totals.append(part_of_sum(found.rows))
+            self.totals.append(part_of_sum(rows))
         results = {}
         if "output" in job.targets:
-            results["output"] = (files.rows_of(box, job.axis), np.asarray(found.rows))
+            results["output"] = (files.rows_of(box, job.axis), np.asarray(rows))
         if gradient:
-            results["grad"] = (box, found.gradient)
+            results["grad"] = (box, slope)
         return results
+
+    def _loss_of_products(self, x: Array, targets: Array, options: LossOptions, gradient: bool) -> Any:
+        """The losses of the rows of a block of features, and their gradient with respect to the features."""
+        weight, bias = self.job.constants["weight"], self.job.constants.get("bias")
+        wrt = ("features",) if gradient else ()
+        arguments = self.job.python_name, x, weight, targets, bias, options, BLOCK_BYTES_OF_LOGITS, wrt
+        linear, parts = loss_parts(*arguments, divisor=self.divisor)
+        kind = linear.result_dtype if self.job.reduction == "none" else linear.dtype
+        return parts.rows.astype(kind).reshape(x.shape[:-1]), linear.finished(parts).features
 
     def loss(self) -> float | None:
         """The loss of the whole file, rounded to its dtype; None if there is one for each row."""
@@ -666,7 +721,12 @@ class Distributed:
         name = job.python_name
         if "grad" in job.targets:
             name += "_with_grad"
-        result = getattr(fastsoftmax, name)(x, axis=job.axis, **job.arguments(operands), **options)
+        if job.constants:
+            options |= {"wrt": ("features",)} if "grad" in job.targets else {}
+            result = getattr(fastsoftmax, name)(x, **operands, **job.constants, **options)
+            result = (result[0], result[1].features) if "grad" in job.targets else result
+        else:
+            result = getattr(fastsoftmax, name)(x, axis=job.axis, **job.arguments(operands), **options)
         lazy = dict(zip(("loss", "grad"), result, strict=True)) if "grad" in job.targets else {"loss": result}
         if not job.function.is_loss or job.reduction == "none":
             lazy["output"] = lazy.pop("loss")
@@ -691,7 +751,7 @@ class Distributed:
     def _wait(self, parts: Sequence[Any], progress: Progress) -> None:
         futures = self.client.compute(list(parts))
         try:
-            share = self.job.problem.x.nbytes // max(len(futures), 1)
+            share = self.job.nbytes // max(len(futures), 1)
             for _ in self.distributed.as_completed(futures):
                 progress.advance(share)
             self.results = self.client.gather(futures)
@@ -775,6 +835,8 @@ def _run(
     if job.x.shape and job.axis == (len(job.x.shape) - 1 if job.x.fortran else 0):
         limit *= SCATTERED
     itemsize = max(job.x.dtype.itemsize, job.problem.dtype.itemsize)
+    if job.constants:
+        limit = max(limit, ROWS * job.x.shape[-1] * itemsize)
     extent = boxes(job.x.shape, itemsize, job.axis, limit, job.x.fortran, job.x.chunks)
     with ExitStack() as stack:
         stack.callback(job.x.close)
@@ -788,7 +850,7 @@ def _run(
             worker = Distributed(job, extent, arguments.scheduler)
             stack.callback(worker.client.close)
         _open_targets(job, results, extent, stack)
-        progress = Progress(job.name, job.problem.x.nbytes)
+        progress = Progress(job.name, job.nbytes)
         try:
             with threads(arguments.threads or os.cpu_count() or 1):
                 worker.run(progress)

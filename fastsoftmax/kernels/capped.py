@@ -173,6 +173,23 @@ def _rows_at_a_time(part: int, x: Any, classes: int) -> int:
     return rows // step * step if rows > step else max(rows, 1)
 
 
+@kernel
+def cap(start: Count, stop: Count, room: Room, x: Block, y: Block, softcap: Number) -> None:
+    """y = softcap tanh(x/softcap); y may be x."""
+    classes = x.shape[1]
+    at, count = start * classes, (stop - start) * classes
+    _cap_rows(memory(x), at, count, softcap, behind(memory(y), at))
+
+
+@kernel
+def uncapped_slope(start: Count, stop: Count, room: Room, x: Block, y: Block, softcap: Number) -> None:
+    """Replace y, derivatives with respect to the capped logits, by those with respect to the logits x."""
+    classes = x.shape[1]
+    at, count = start * classes, (stop - start) * classes
+    slope = memory(y)
+    _slope_rows(memory(x), at, behind(slope, at), slope, at, count, softcap)
+
+
 # --- the loss -------------------------------------------------------------------------------------------------
 
 

@@ -139,7 +139,7 @@ def _add_run(commands: Any) -> None:
         usage="fastsoftmax run FUNCTION INPUT [-o OUTPUT] [options]",
     )
     run.add_argument("function", choices=COMMANDS, metavar="FUNCTION", help=", ".join(COMMANDS))
-    run.add_argument("input", type=Path, metavar="INPUT", help="the logits: a .npy file or a Zarr array")
+    run.add_argument("input", type=Path, metavar="INPUT", help="logits or features: a .npy file or a Zarr array")
     run.add_argument("-o", "--output", type=Path, metavar="FILE", help="the result, Zarr if it ends in .zarr")
     run.add_argument("--axis", type=int, default=-1, metavar="N", help="the axis of the classes (%(default)s)")
     run.add_argument("--temperature", type=float, metavar="T", help="1 if not given")
@@ -156,7 +156,11 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--reverse", action="store_true", default=None, help="for kl-divergence: KL(p || q)")
     run.add_argument("--beta", type=float, metavar="B", help="for js-divergence: the share of the targets (0.5)")
-    run.add_argument("--grad", type=Path, metavar="FILE", help="where the gradient of the loss goes")
+    run.add_argument(
+        "--weight", type=Path, metavar="FILE", help="for linear-*: the weights, one row for each class"
+    )
+    run.add_argument("--bias", type=Path, metavar="FILE", help="for linear-*: one number for each class")
+    run.add_argument("--grad", type=Path, metavar="FILE", help="for the gradient with respect to INPUT")
     run.add_argument("--class-weight", type=Path, metavar="FILE", help="one number for each class")
     run.add_argument("--sample-weight", type=Path, metavar="FILE", help="one number for each row")
     run.add_argument("--ignore-index", type=int, metavar="N", help="the class index of rows that do not count")

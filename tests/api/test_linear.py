@@ -10,7 +10,14 @@ import fastsoftmax as fs
 from fastsoftmax.arrays import linear
 
 EPS = np.finfo(np.float64).eps
-SHAPES = {"small": (9, 5, 7), "one block": (40, 6, 300), "blocks": (100, 8, 70), "batch": ((3, 4), 5, 11)}
+SHAPES = {
+    "small": (9, 5, 7),
+    "one block": (40, 6, 300),
+    "blocks": (100, 8, 70),
+    "batch": ((3, 4), 5, 11),
+    "many": ((3, 4), 5, 40),
+    "wide": (40, 9, 6),
+}
 
 
 def problem(shape, dtype=np.float64, seed=0):
@@ -89,6 +96,172 @@ def test_every_option(shape):
         assert gradients.weight.flags.c_contiguous
         alone = fs.linear_cross_entropy(*operands, bias, block_bytes=block_bytes, **options)
         np.testing.assert_array_equal(alone, loss)
+
+
+CUT = {"all rows": ("blocks", 4, 1600), "blocks of rows": ("blocks", 32, 1600), "batch": ("many", 4, 48)}
+"""Shapes whose classes are cut: {case: (shape, `FEW_CLASSES`, numbers in the workspace)}."""
+
+
+@pytest.fixture
+def extents(monkeypatch):
+    """The rows and classes of the blocks of all calls with cut classes."""
+    seen = []
+    original = linear._in_blocks_of_classes
+    monkeypatch.setattr(linear, "_in_blocks_of_classes", lambda *a: seen.append(a[1]) or original(*a))
+    return seen
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_every_option_in_blocks_of_classes(case, monkeypatch, extents):
+    """Where the classes are cut, with all combinations of options."""
+    name, few, numbers = CUT[case]
+    shape, several = SHAPES[name], case == "blocks of rows"
+    monkeypatch.setattr(linear, "FEW_CLASSES", few)
+    cases = 0
+    for options in grid():
+        operands, bias, options = arguments(options, shape)
+        expected = dense(*operands, bias, **options)
+        options["block_bytes"] = 8 * numbers
+        loss, gradients = fs.linear_cross_entropy_with_grad(*operands, bias, **options)
+        near(loss, expected[0], 200 * EPS)
+        near(gradients.features, expected[1], 200 * EPS)
+        near(gradients.weight, expected[2], 200 * EPS)
+        if bias is None:
+            assert gradients.bias is None
+        else:
+            near(gradients.bias, expected[3], 200 * EPS)
+        assert gradients.weight.flags.c_contiguous
+        near(fs.linear_cross_entropy(*operands, bias, **options), loss, 200 * EPS)
+        cases += 2
+    assert len(extents) == cases
+    assert all(classes < shape[2] for _, classes in extents)
+    assert not several or all(rows <= 50 for rows, _ in extents)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_blocks_of_classes_keep_digits(dtype, record, extents):
+    """float32 within 1e-7 and 3e-6; losses and gradients of certain rows keep their digits."""
+    features, weight, targets, bias = problem((600, 24, 9000), dtype)
+    weight, bias, eps = weight / dtype(8), bias.astype(dtype), np.finfo(dtype).eps
+    calls = {"": {}, ", smoothed": {"label_smoothing": 0.1}, ", capped": {"softcap": 5.0, "z_loss": 1e-3}}
+    for name, options in calls.items():
+        loss, gradients = fs.linear_cross_entropy_with_grad(
+            features, weight, targets, bias, block_bytes=1 << 20, **options
+        )
+        expected = dense(features, weight, targets, bias, **options)
+        near(loss, expected[0], 1e-7 * eps / np.finfo(np.float32).eps)
+        for key, value, reference in zip(gradients._fields, gradients, expected[1:], strict=True):
+            near(value, reference, 3e-6 * eps / np.finfo(np.float32).eps)
+            error = np.abs(value - reference).max() / np.abs(reference).max() / eps
+            record(f"linear_cross_entropy, classes cut{name}, {key} (eps of its largest entry)", dtype, error, 26)
+    assert len(extents) == 3
+    certain = np.zeros(9000, dtype)
+    certain[7] = 60
+    options = {"reduction": "none", "block_bytes": 1 << 20}
+    rows, gradients = fs.linear_cross_entropy_with_grad(
+        np.zeros((300, 2), dtype), np.zeros((9000, 2), dtype), np.full(300, 7), certain, **options
+    )
+    assert len(extents) == 4
+    np.testing.assert_allclose(rows, 8999 * np.exp(-60.0), rtol=4 * eps)
+    np.testing.assert_allclose(gradients.bias[7], -300 * 8999 * np.exp(-60.0), rtol=300 * eps)
+
+
+def test_blocks_of_classes_with_infinities(monkeypatch, extents):
+    """Classes that a bias of -inf excludes have probability 0; a row with NaN is NaN, and other rows stay."""
+    monkeypatch.setattr(linear, "FEW_CLASSES", 4)
+    features, weight, targets, bias = problem(SHAPES["blocks"])
+    out = np.arange(70) % 3 == 0
+    targets = np.where(out[targets], 1, targets)
+    bias[out] = -np.inf
+    features[5] = np.nan
+    ways = [{}, {"z_loss": 0.1}, {"softcap": 3.0}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0}]
+    ways.append({"label_smoothing": 0.1, "class_weight": np.where(out, 0.0, 1.5)})
+    for options in ways:
+        options |= {"reduction": "none"}
+        with np.errstate(all="raise"):
+            rows, gradients = fs.linear_cross_entropy_with_grad(
+                features, weight, targets, bias, block_bytes=8 * 1600, **options
+            )
+        z = features @ weight.T + bias
+        expected, slope = fs.cross_entropy_with_grad(z, targets, **options)
+        np.testing.assert_allclose(rows, expected, rtol=1e-13)
+        assert np.isnan(rows[5])
+        np.testing.assert_allclose(gradients.features, slope @ weight, rtol=1e-9, atol=1e-13)
+    assert len(extents) == len(ways)
+
+
+@pytest.mark.parametrize("layout", ["float16", "swapped", "strided", "fortran", "reversed"])
+def test_layouts_in_blocks_of_classes(layout, monkeypatch, extents):
+    """Weights of another dtype or order are converted block by block."""
+    monkeypatch.setattr(linear, "FEW_CLASSES", 4)
+    monkeypatch.setattr(linear, "WEIGHT_BYTES", 20 * 8 * 8)
+    features, weight, targets, bias = problem(SHAPES["blocks"], np.float16 if layout == "float16" else np.float64)
+    changes = {
+        "float16": lambda w: w,
+        "swapped": lambda w: w.astype(">f8"),
+        "strided": lambda w: np.repeat(w, 2, 1)[:, ::2],
+        "fortran": np.asfortranarray,
+        "reversed": lambda w: w[::-1].copy()[::-1],
+    }
+    itemsize, classes = {"float16": (4, 32), "fortran": (8, 64)}.get(layout, (8, 16))
+    expected = dense(features, weight, targets, bias.astype(weight.dtype))
+    loss, gradients = fs.linear_cross_entropy_with_grad(
+        np.asfortranarray(features),
+        changes[layout](weight),
+        targets,
+        bias.astype(weight.dtype),
+        block_bytes=itemsize * 6400,
+    )
+    tolerance = 1e-3 if layout == "float16" else 1e-13
+    near(loss, expected[0], tolerance)
+    assert gradients.weight.dtype == weight.dtype
+    for value, reference in zip(gradients, expected[1:], strict=True):
+        near(value, reference, tolerance)
+    assert extents == [(100, classes)]
+
+
+def test_blocks_of_classes_compute_what_is_asked_for(extents):
+    features, weight, targets, bias = problem((300, 8, 2000))
+    options = {"block_bytes": 8 * 300 * 600}
+    loss, everything = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, **options)
+    for names in ((), ("features",), ("weight",), ("bias",)):
+        found, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, wrt=names, **options)
+        assert found == pytest.approx(loss, rel=1e-14)
+        for name, expected in everything._asdict().items():
+            value = getattr(gradients, name)
+            assert (value is None) == (name not in names)
+            if name in names:
+                near(value, expected, 1e-13)
+    assert len(extents) == 5
+    bias = np.where(np.arange(2000) < 600, 0, -90.0)
+    targets %= 600
+    _, everything = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, **options)
+    _, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, skip=True, **options)
+    assert everything.weight[1800:].any()
+    assert not gradients.weight[1800:].any()
+    for a, b in zip(gradients, everything, strict=True):
+        near(a, b, 1e-13)
+    nothing = fs.linear_cross_entropy_with_grad(
+        features, weight, targets, bias, sample_weight=np.zeros(300), block_bytes=8
+    )
+    assert np.isnan(nothing[0])
+    assert not any(gradient.any() for gradient in nothing[1])
+
+
+def test_memory_of_many_classes():
+    """A million classes: the workspace, the results, and less than 8 MB."""
+    rng = np.random.default_rng(0)
+    classes, rows, width = 1_000_000, 600, 4
+    features = rng.standard_normal((rows, width), np.float32)
+    weight = rng.standard_normal((classes, width), np.float32)
+    targets = rng.integers(0, classes, rows)
+    for names, results in (((), 0), (("features", "weight"), 4 * (rows + classes) * width)):
+        fs.linear_cross_entropy_with_grad(features, weight[:9000], targets % 9000, wrt=names, block_bytes=1 << 20)
+        tracemalloc.start()
+        fs.linear_cross_entropy_with_grad(features, weight, targets, wrt=names, block_bytes=32 << 20)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < (32 << 20) + results + (8 << 20)
 
 
 def test_every_option_agrees_with_torch():
@@ -257,7 +430,37 @@ def test_skip():
         near(a, np.float64(b), 1e-6)
 
 
+@pytest.mark.parametrize(("shape", "products"), [("blocks", 1), ("wide", 2)])
+def test_the_bias_is_a_column_of_few_features(shape, products, monkeypatch):
+    """The sums for weight and bias are one product, or two where there are more features than classes."""
+    seen = []
+    original = linear._Sum.add
+    monkeypatch.setattr(linear._Sum, "add", lambda self, *a: seen.append(self.total.shape) or original(self, *a))
+    features, weight, targets, bias = problem(SHAPES[shape])
+    _, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias)
+    assert len(seen) == products
+    expected = dense(features, weight, targets, bias)
+    near(gradients.weight, expected[2], 100 * EPS)
+    near(gradients.bias, expected[3], 100 * EPS)
+
+
 def test_a_block_is_decided_by_shapes():
+    def extent(rows, width, classes, names=("features", "weight"), block=128 << 20):
+        arrays = (np.empty((n, width), np.float32) for n in (rows, classes))
+        given = linear.Linear("f", *arrays, np.zeros(rows, int), None, linear.LossOptions())
+        return linear.class_blocks(given, block, names)
+
+    assert extent(300, 16, 3_000_000) == (300, 111840)
+    assert extent(300, 16, 3_000_000, ()) == (300, 111840)
+    assert extent(8192, 256, 131072) is None  # 256 rows fit
+    assert extent(8192, 256, 131073) == (4096, 8192)
+    assert extent(8192, 256, 131073, block=1 << 20) == (512, 128)
+    assert extent(8192, 256, 131073, (), block=1 << 20) == (512, 512)
+    assert extent(100, 16, 250_000) is None  # all rows fit
+    assert extent(8192, 256, 512, block=1) is None
+    assert extent(8192, 256, 513, block=1) == (2, 16)
+    assert extent(8192, 0, 513, ()) is None
+    assert extent(8192, 0, 513, (), block=1) == (2, 512)
     rows = linear.block_rows
     assert rows("f", 32768, 4, 128 << 20) == 1024
     assert rows("f", 100, 4, 128 << 20) == linear.ROWS
@@ -350,10 +553,13 @@ def test_errors():
 
 
 def test_dask_arrays_are_refused():
+    """By the products with the Hessian, and as weights."""
     da = pytest.importorskip("dask.array")
     features, weight, targets, _ = problem(SHAPES["small"])
-    with pytest.raises(TypeError, match="linear_cross_entropy: Dask arrays are not supported"):
-        fs.linear_cross_entropy(da.from_array(features), weight, targets)
+    with pytest.raises(TypeError, match="linear_cross_entropy_hvp: Dask arrays are not supported"):
+        fs.linear_cross_entropy_hvp(da.from_array(features), weight, targets, weight)
+    with pytest.raises(TypeError, match="linear_cross_entropy: weight is a Dask array and has to be in memory"):
+        fs.linear_cross_entropy(features, da.from_array(weight), targets)
 
 
 def test_empty_arrays():
@@ -394,7 +600,7 @@ def test_statistics(dtype, softcap):
     assert np.ndim(one.log_prob) == 0
 
 
-@pytest.mark.parametrize("shape", ["small", "blocks", "batch"])
+@pytest.mark.parametrize("shape", ["small", "blocks", "batch", "wide"])
 def test_hessian_products(shape):
     """Those of dense logits, with all combinations of options."""
     shape = SHAPES[shape]

@@ -563,3 +563,99 @@ def test_confident_rows_in_pieces_keep_their_digits(dtype):
     np.testing.assert_allclose(
         fs.cross_entropy_hvp(cut, labels, direction).compute(), fs.cross_entropy_hvp(x, labels, v), rtol=50 * eps
     )
+
+
+# --- losses of products ---------------------------------------------------------------------------------------
+
+
+def linear_problem(dtype=np.float64):
+    rng = np.random.default_rng(3)
+    features, weight = rng.normal(size=(4, 25, 8)).astype(dtype), rng.normal(size=(70, 8)).astype(dtype)
+    targets = rng.integers(0, 70, (4, 25))
+    return features, weight, targets, rng.normal(size=70).astype(dtype)
+
+
+LINEAR = {
+    "plain": {},
+    "weights": {"class_weight": np.linspace(0.2, 2, 70), "sample_weight": np.linspace(0, 1, 100).reshape(4, 25)},
+    "sum": {"label_smoothing": 0.1, "class_weight": np.linspace(0, 2, 70), "reduction": "sum"},
+    "mean of the rest": {"ignore_index": 0, "z_loss": 0.1, "softcap": 3.0},
+    "rows": {"ignore_index": 0, "reduction": "none"},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("case", LINEAR)
+def test_linear_cross_entropy(case, dtype):
+    """The losses and gradients in memory; features and labels have different chunks, and D is cut."""
+    features, weight, targets, bias = linear_problem(dtype)
+    options = dict(LINEAR[case])
+    expected = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, **options)
+    lazy = da.from_array(features, chunks=(3, 10, 5))
+    if "sample_weight" in options:
+        options["sample_weight"] = da.from_array(options["sample_weight"], chunks=7)
+    operands = lazy, weight, da.from_array(targets, chunks=(2, 25)), da.from_array(bias, chunks=30)
+    loss, gradients = fs.linear_cross_entropy_with_grad(*operands, **options)
+    assert all(isinstance(array, da.Array) for array in (loss, *gradients))
+    assert gradients.features.chunks == ((3, 1), (10, 10, 5), (8,))
+    eps = np.finfo(dtype).eps
+    found = dask.compute(loss, *gradients, fs.linear_cross_entropy(*operands, **options))
+    for value, lazy_one, reference in zip(
+        found, (loss, *gradients, loss), (expected[0], *expected[1], expected[0]), strict=True
+    ):
+        reference = np.asarray(reference)
+        assert value.dtype == lazy_one.dtype == reference.dtype
+        assert value.shape == lazy_one.shape == reference.shape
+        np.testing.assert_allclose(value, reference, rtol=20 * eps, atol=20 * eps * np.abs(reference).max())
+
+
+def test_linear_cross_entropy_of_arrays_in_memory_with_lazy_labels():
+    """The chunks are those of the labels; only what `wrt` names is computed."""
+    features, weight, targets, bias = linear_problem()
+    loss, gradients = fs.linear_cross_entropy_with_grad(
+        features, weight, da.from_array(targets, chunks=(4, 9)), bias, wrt="weight"
+    )
+    assert (gradients.features, gradients.bias) == (None, None)
+    expected = fs.linear_cross_entropy_with_grad(features, weight, targets, bias)
+    assert float(loss.compute()) == pytest.approx(expected[0], rel=1e-14)
+    np.testing.assert_allclose(gradients.weight.compute(), expected[1].weight, rtol=1e-12, atol=1e-15)
+    one = fs.linear_cross_entropy_with_grad(da.from_array(features[0, 0]), weight, targets[0, 0])
+    first = fs.linear_cross_entropy_with_grad(features[0, 0], weight, targets[0, 0])
+    assert float(one[0].compute()) == first[0]
+    np.testing.assert_array_equal(one[1].weight.compute(), first[1].weight)
+
+
+def test_linear_softmax_statistics():
+    features, weight, targets, bias = linear_problem()
+    options = {"ignore_index": 5, "softcap": 4.0}
+    expected = fs.linear_softmax_statistics(features, weight, targets, bias, **options)
+    lazy = da.from_array(features, chunks=(1, 10, 8))
+    found = dask.compute(*fs.linear_softmax_statistics(lazy, weight, targets, bias, **options))
+    for value, reference in zip(found, expected, strict=True):
+        assert value.dtype == reference.dtype
+        np.testing.assert_allclose(value, reference, rtol=1e-13, atol=1e-13)
+
+
+def test_errors_of_linear_cross_entropy():
+    """Wrong arguments are refused at once, a wrong label when it is read, with its position among all."""
+    features, weight, targets, bias = linear_problem()
+    lazy = da.from_array(features, chunks=(2, 10, 8))
+    for kind, words, operands, options in (
+        (ValueError, r"weight has shape \(70, 7\), expected \(K, 8\)", (weight[:, 1:], targets), {}),
+        (ValueError, r"targets has shape \(3, 25\), expected \(4, 25\)", (weight, targets[1:]), {}),
+        (TypeError, "targets are class indices and have dtype float64", (weight, targets / 1), {}),
+        (ValueError, r"bias has shape \(69,\)", (weight, targets, bias[1:]), {}),
+        (ValueError, r"sample_weight has shape \(4,\)", (weight, targets), {"sample_weight": np.ones(4)}),
+        (ValueError, r"class_weight has shape \(4,\)", (weight, targets), {"class_weight": np.ones(4)}),
+        (ValueError, "block_bytes must be at least 1", (weight, targets), {"block_bytes": 0}),
+        (ValueError, "reduction must be one of", (weight, targets), {"reduction": "max"}),
+        (ValueError, "wrt may name", (weight, targets), {"wrt": "logits"}),
+    ):
+        with pytest.raises(kind, match="linear_cross_entropy_with_grad: " + words):
+            fs.linear_cross_entropy_with_grad(lazy, *operands, **options)
+    with pytest.raises(ValueError, match="features has chunks of unknown size"):
+        fs.linear_cross_entropy(lazy[lazy[:, 0, 0] > 0], weight, targets)
+    targets[3, 20] = 70
+    loss = fs.linear_cross_entropy(lazy, weight, targets)
+    with pytest.raises(IndexError, match=r"targets\[3, 20\] is 70"):
+        loss.compute()

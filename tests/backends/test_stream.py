@@ -136,6 +136,77 @@ def test_losses(function, targets, flags, keywords, capsys):
     assert capsys.readouterr().out == ""
 
 
+PRODUCTS = [
+    ((), {}),
+    (("--bias", "b.npy", "--ignore-index", 3), {"ignore_index": 3}),
+    (("--class-weight", "w.npy", "--sample-weight", "s.npy", "--reduction", "sum"), {"reduction": "sum"}),
+    (("--label-smoothing", 0.1, "--z-loss", 0.01, "--softcap", 5), {"z_loss": 0.01, "softcap": 5}),
+]
+
+
+@pytest.mark.parametrize(("flags", "keywords"), usually(PRODUCTS, (1, 2)))
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_losses_of_products(flags, keywords, dtype, capsys, monkeypatch):
+    """The loss of features times weights, in blocks of rows, and the gradient with respect to the features."""
+    monkeypatch.setattr(stream, "ROWS", 16)
+    x, weight, labels = logits((9, 10, 6), dtype), logits((40, 6), dtype), np.arange(90).reshape(9, 10) % 40
+    arrays = {"b": logits((40,), dtype), "w": np.linspace(0.5, 2, 40), "s": np.arange(90).reshape(9, 10) % 3}
+    arrays |= {"x": x, "weight": weight, "y": labels}
+    for name, array in arrays.items():
+        np.save(f"{name}.npy", array)
+    keywords = dict(keywords)
+    for flag, value in zip(flags[::2], flags[1::2], strict=True):
+        if flag != "--reduction":
+            keywords[flag[2:].replace("-", "_")] = np.load(value) if str(value).endswith(".npy") else value
+    seen = []
+    original = stream.loss_parts
+    monkeypatch.setattr(stream, "loss_parts", lambda *a, **k: seen.append(a[1].shape) or original(*a, **k))
+    operands = ("linear-cross-entropy", "x.npy", "--weight", "weight.npy", "--targets", "y.npy")
+    run(*operands, "--grad", "g.npy", *flags)
+    assert len(seen) > 2
+    loss, gradients = fs.linear_cross_entropy_with_grad(x, weight, labels, **keywords)
+    eps = float(np.finfo(dtype).eps)
+    assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=4 * eps)
+    slope = np.load("g.npy")
+    assert slope.dtype == dtype
+    np.testing.assert_allclose(slope, gradients.features, rtol=8 * eps, atol=8 * eps * np.abs(slope).max())
+    keywords["reduction"] = "none"
+    run(*operands, *flags, "--reduction", "none", "-o", "rows.npy")
+    rows = fs.linear_cross_entropy(x, weight, labels, **keywords)
+    np.testing.assert_allclose(np.load("rows.npy"), rows, rtol=8 * eps)
+    assert np.load("rows.npy").dtype == rows.dtype
+    assert capsys.readouterr().out == ""
+
+
+def test_errors_of_products(capsys):
+    """Wrong files are refused before any features are read; a wrong label with its position among all."""
+    for name, array in {
+        "x": logits((90, 6)),
+        "weight": logits((40, 6)),
+        "narrow": logits((40, 5)),
+        "b": logits((39,)),
+        "y": np.arange(90) % 41,
+        "t": logits((90, 40)),
+    }.items():
+        np.save(f"{name}.npy", array)
+    given = ("linear-cross-entropy", "x.npy")
+    for flags, words in (
+        (("--targets", "y.npy"), "needs --weight FILE"),
+        (("--weight", "weight.npy"), "needs --targets FILE"),
+        (("--weight", "narrow.npy", "--targets", "y.npy"), "weight has shape (40, 5), expected (K, 6)"),
+        (("--weight", "weight.npy", "--targets", "y.npy", "--bias", "b.npy"), "bias has shape (39,)"),
+        (("--weight", "weight.npy", "--targets", "t.npy"), "targets has shape (90, 40), expected (90,)"),
+        (("--weight", "weight.npy", "--targets", "y.npy"), "targets[40] is 40, expected a label from 0 to 39"),
+        (("--weight", "weight.npy", "--targets", "y.npy", "--axis", 0), "takes no --axis"),
+        (("--weight", "weight.npy", "--targets", "y.npy", "--temperature", 2), "takes no --temperature"),
+        (("--weight", "weight.npy", "--targets", "y.npy", "--softcap", 0), "softcap must be finite and > 0"),
+    ):
+        run(*given, *flags, status=2)
+        assert words in capsys.readouterr().err
+    run("cross-entropy", "x.npy", "--targets", "y.npy", "--weight", "weight.npy", status=2)
+    assert "takes no --weight" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("function", "targets"), [("cross-entropy", "y.npy"), ("cross-entropy", "t.npy"), ("squared-error", "t.npy")]
 )
@@ -922,7 +993,8 @@ def test_commands_are_the_functions_and_their_options(capsys):
     assert tuple(stream.COMMANDS) == cli.COMMANDS
     # Not over files: random draws, several arrays of other shapes, and several results a row.
     left_out = {"threads", "categorical", "label_statistics", "fit_temperature"}
-    left_out |= {name for name in fs.__all__ if "linear" in name or name.startswith("binary_")}
+    left_out |= {"linear_cross_entropy_hvp", "linear_softmax_statistics"}
+    left_out |= {name for name in fs.__all__ if name.startswith("binary_")}
     expected = {name for name in fs.__all__ if not name.startswith("segment_") and not name.endswith("_grad")}
     assert {name.replace("-", "_") for name in stream.COMMANDS} == expected - left_out | {"metrics"}
     assert [name for name, command in stream.COMMANDS.items() if "grad" in command.options] == [
@@ -930,6 +1002,7 @@ def test_commands_are_the_functions_and_their_options(capsys):
         "cross-entropy",
         "focal-loss",
         "squared-error",
+        "linear-cross-entropy",
     ]
     assert stream.DEFAULTS["reduction"] == "mean"
     assert stream.DEFAULTS["temperature"] == 1.0
@@ -1227,6 +1300,13 @@ def test_on_a_dask_scheduler(capsys, monkeypatch):
         loss, slope = fs.cross_entropy_with_grad(x, ignored, **keywords)
         assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=2e-7)
         np.testing.assert_array_equal(np.load("g.npy"), slope)
+        monkeypatch.setattr(stream, "ROWS", 64)
+        weight = logits((11, 11))
+        np.save("weight.npy", weight)
+        run("linear-cross-entropy", "x.npy", "--weight", "weight.npy", *given, "--grad", "l.npy", *address)
+        loss, gradients = fs.linear_cross_entropy_with_grad(x, weight, ignored, **keywords)
+        assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=4e-7)
+        np.testing.assert_allclose(np.load("l.npy"), gradients.features, rtol=1e-5, atol=1e-8)
         run("cross-entropy", "x.npy", "--targets", "bad.npy", "--grad", "h.npy", *address, status=3)
         assert re.search(r"targets\[\d*\] is 11, .* h\.npy not written", capsys.readouterr().err)
         assert "h.npy" not in names()

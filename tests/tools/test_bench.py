@@ -1,5 +1,6 @@
 """Benchmarks: the cases do what their names say, samples are taken in turns, reports show what was measured."""
 
+import importlib
 import json
 import math
 import os
@@ -864,6 +865,82 @@ def test_readme_shows_the_maps_that_are_stored(script):
         assert (ROOT / link).exists()
 
 
+def imported(name, monkeypatch):
+    """A script of benchmarks/."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
+
+
+def test_linear_cross_entropy_beside_peers(tmp_path, monkeypatch):
+    """Each library in a process of its own; the pages and the picture come from the stored numbers."""
+    pytest.importorskip("matplotlib")
+    script = imported("linear", monkeypatch)
+    import readme
+
+    if sys.platform == "linux":
+        monkeypatch.setattr(script, "LIBRARIES", {script.OURS: script.LIBRARIES[script.OURS]})
+        found = script.results(64, 8, (50, 3000), 0.01)
+        assert list(found["cases"]) == ["50", "3000"]
+        ours = found["cases"]["3000"][script.OURS]
+        assert ours["seconds"] > 0
+        assert 3000 * 8 * 4 < ours["peak"] < 30e6
+        assert ours["loss"] == pytest.approx(np.log(3000), rel=0.2)
+    case = {
+        name: {"seconds": 2.0 + n, "peak": 1e8 * (1 + n), "loss": 1.0}
+        for n, name in enumerate(("JAX", script.OURS))
+    }
+    made_up = {"machine": made_up_results().machine, "rows": 9, "width": 8, "cases": {"10": case, "2000": case}}
+    (tmp_path / "docs" / "guide").mkdir(parents=True)
+    for page in readme.pages():
+        (tmp_path / page.relative_to(ROOT)).write_text(page.read_text())
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "HERE", tmp_path)
+    monkeypatch.setattr(script, "LIBRARIES", dict.fromkeys(("JAX", script.OURS, "a", "b")))
+    (tmp_path / "linear.json").write_text(json.dumps(made_up))
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["linear.py", "--pages"])
+        script.main()
+        pictures_made = (tmp_path / "linear.svg").read_text()
+    assert "Peak memory beside the arguments" in pictures_made
+    script.draw(made_up, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == pictures_made
+    page = (tmp_path / "docs" / "guide" / "optimisers.md").read_text()
+    assert "| 2,000 | 2.00 s (0.7 x), 100 MB | 3.00 s, 200 MB |" in page
+    shown = (tmp_path / "README.md").read_text()
+    assert "with 2,000 classes takes 3.00 s and 200 MB; JAX 0.7 times as long, 0.5 times the memory." in shown
+    assert "(benchmarks/linear.svg)" in shown
+
+
+def test_readme_shows_the_stored_linear_cross_entropy(monkeypatch):
+    script = imported("linear", monkeypatch)
+    import readme
+
+    stored = json.loads((ROOT / "benchmarks" / "linear.json").read_text())
+    assert readme.read("linear").strip() == script.table(stored).strip()
+    assert readme.read("picture of linear").strip() == script.picture(stored).strip()
+    assert (ROOT / "benchmarks" / "linear.svg").exists()
+
+
+def test_multinomial_regression_beside_scikit_learn(monkeypatch):
+    """Every solver finds the same loss, and ours the products of the Hessian that differences give."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("scipy")
+    script = imported("regression", monkeypatch)
+    found = {name: script.measure(name, (600, 8, 5), "float64", 1.0, 1e-4) for name in script.SOLVERS}
+    for one in found.values():
+        assert one["gradient"] <= 1e-4
+        assert one["iterations"] > 2
+        assert one["loss"] == pytest.approx(found["scikit-learn, lbfgs"]["loss"], rel=1e-5)
+    assert script.table(found, "a caption").count("\n| ") == 5
+    x, labels = script.problem(200, 6, 4, np.float64)
+    regression = script.Regression(x, labels, 4, 0.1)
+    flat, along = np.random.default_rng(2).normal(size=(2, 28))
+    up, down = (regression.objective(flat + step * along) for step in (1e-5, -1e-5))
+    np.testing.assert_allclose(regression.product(flat, along), (up[1] - down[1]) / 2e-5, rtol=1e-7, atol=1e-9)
+    assert (up[0] - down[0]) / 2e-5 == pytest.approx(regression.objective(flat)[1] @ along, rel=1e-8)
+
+
 def test_benchmarks_directory_shows_the_cases(monkeypatch):
     """benchmarks/test_speed.py, as pytest would import it."""
     pytest.importorskip("pytest_benchmark")
@@ -888,7 +965,9 @@ def test_a_disturbed_row_is_measured_again(monkeypatch):
     assert session.row("softmax", inputs, ("NumPy",), 0.1, Complaints(forget)).ours == Timing(5.0, 0.9, 3)
 
 
-@pytest.mark.parametrize("script", ["accuracy", "cluster", "report", "segments", "streaming", "ufuncs"])
+@pytest.mark.parametrize(
+    "script", ["accuracy", "cluster", "linear", "regression", "report", "segments", "streaming", "ufuncs"]
+)
 def test_scripts_start(script):
     """The scripts that make the tables find all modules that they import."""
     path = Path(__file__).parents[2] / "benchmarks" / f"{script}.py"

@@ -25,7 +25,17 @@ COLORS = dict(
 MARKERS = dict(zip((OURS, *PEERS), "osv^D*P", strict=True))
 
 
-def _style(axes: Any, title: str, x: str, y: str) -> None:
+SVG: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fastsoftmax",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+}
+"""Settings with which the same numbers give the same file. Letters stay letters, which makes it small."""
+
+
+def style(axes: Any, title: str, x: str, y: str) -> None:
+    """Title, labels and grid of a panel."""
     axes.set_title(title, loc="left", size=11, weight="bold", color=INK)
     axes.set_xlabel(x, color=MUTED, size=9)
     axes.set_ylabel(y, color=MUTED, size=9)
@@ -104,15 +114,15 @@ def draw(results: Results, path: Path) -> None:
         elements = math.prod(rows[0].shape)
         _lines(axes, rows, lambda row: classes_of(row.shape), lambda row, t: 1e9 * t / math.prod(row.shape))
         title = f"softmax of {elements / 1e6:.0f} million {rows[0].dtype}"
-        _style(axes, title, "classes in a row", "nanoseconds for each number")
+        style(axes, title, "classes in a row", "nanoseconds for each number")
     if results.by_rows:
         axes, rows = next(grid), results.by_rows
         _lines(axes, rows, lambda row: row.shape[0], lambda _, t: 1e6 * t)
-        _style(axes, f"softmax of rows of {classes_of(rows[0].shape)} {rows[0].dtype}", "rows", "microseconds")
+        style(axes, f"softmax of rows of {classes_of(rows[0].shape)} {rows[0].dtype}", "rows", "microseconds")
     if bars:
         axes = next(grid)
         _bars(axes, bars)
-        _style(axes, f"{describe(bars[0].shape)} {bars[0].dtype}", "time relative to fastsoftmax", "")
+        style(axes, f"{describe(bars[0].shape)} {bars[0].dtype}", "time relative to fastsoftmax", "")
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -166,10 +176,7 @@ def draw_map(results: Results, path: Path) -> None:
     panels = [(one, single) for one in maps.tables(results.rows) for single in one.singles]
     height = 1.9 + 0.24 * max(len(one.shapes) for one, _ in panels)
     width = 1.6 + sum(0.62 * len(one.functions) for one, _ in panels)
-    # The same numbers give the same file. Letters stay letters, which makes it small.
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "fastsoftmax"}
-    settings |= {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
-    with rc_context(settings):
+    with rc_context(SVG):
         figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (one, single) in zip(grid, panels, strict=True):

@@ -1,0 +1,151 @@
+r"""Rows of logits whose classes come in blocks: the loss from a first pass, the gradient from a second one.
+
+`add` merges the summary of each block into those of the rows, as for any row in pieces (`long_rows`). Together
+with the logit z_y at the label they give the loss -log p_y. With label smoothing the loss also needs the sum of
+all logits, which is added up as a pair of numbers. For a row of weight w, with shares q_j = c_j (base + gain y_j)
+of the classes (c are the class weights) and the factor r of the z-loss (`kernels.capped`):
+
+    L        = w (base (lse sum(c) - sum_j c_j z_j) + gain c_y (lse - z_y) + r lse**2)
+    dL/dz_j  = w (C p_j - q_j),  where  C = base sum(c) + gain c_y + 2 r lse
+    dL/dz_y  = w (q_y (p_y - 1) + (C - q_y) p_y)
+
+lse is computed in float64. lse - z_y and p_y - 1 come from the kernel that computes them without cancellation. So
+the errors are those of the logits, which BLAS has rounded: some eps max_j abs(z_j).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays.blocks import NO_ROOM, Array, kernel_weights, read_only
+from fastsoftmax.arrays.options import RowTargets
+from fastsoftmax.arrays.threads import run
+from fastsoftmax.arrays.weights import total
+from fastsoftmax.machine.entry import entry
+
+OUTER_BYTES = 1 << 19
+"""Shares of the classes are subtracted from so many bytes of a block at a time, which stay in the cache."""
+
+
+def _lse(summaries: Array) -> Array:
+    """log(sum_j exp(z_j)) in float64."""
+    with np.errstate(all="ignore"):
+        top, rest = (summaries[name] + summaries[f"{name}_low"].astype(np.float64) for name in ("top", "rest"))
+        value = summaries["m"] + np.log(summaries["ties"] + rest / top)
+        rounded = long_rows.logsumexp(summaries)
+        result: Array = np.where(np.isfinite(rounded), value, rounded)
+        return result
+
+
+class Pieces:
+    """The sums over the classes of some rows, block by block, and then their losses and gradients.
+
+    `labels` and `row_weights` (or None) are those of the rows, in the order of the rows of the blocks.
+    """
+
+    def __init__(self, given: RowTargets, labels: Array, row_weights: Array | None) -> None:
+        self.given, self.labels, self.dtype = given, labels, given.problem.dtype
+        rows = len(labels)
+        self.row_weights = np.ones(rows, self.dtype) if row_weights is None else row_weights
+        self.cap = np.inf if given.regularization is None else given.regularization[1]
+        self.logits = np.zeros(rows, self.dtype)
+        self.sums = np.zeros(rows) if given.base else None
+        self.summaries = np.empty(rows, long_rows.summary_dtype(self.dtype))
+        self.given_rows: Array = np.empty(0)
+        self.slopes: Array = np.empty(0)
+        self.flat: Array = np.empty(0)
+        self.scale: tuple[Any, Any] = (1, 0)
+
+    def capped(self, z: Array, result: Array) -> Array:
+        """The capped logits of a block, in the memory of `result`, which may be the block itself."""
+        if self.cap == np.inf:
+            return z
+        x, y = z[..., None], result[..., None]
+        run(entry("capped.cap"), len(z), 2 * z.size, lambda: NO_ROOM[self.dtype], x, y, self.cap)
+        return result
+
+    def add(self, z: Array, rows: slice, classes: slice) -> None:
+        """The first pass over a block of capped logits. The blocks of a row come in the order of the classes."""
+        part = long_rows.summarize(z)
+        if classes.start:
+            part = long_rows.merge(np.stack([self.summaries[rows], part], axis=-1))
+        self.summaries[rows] = part
+        at, columns = self._labelled(rows, classes)
+        self.logits[rows.start + at] = z[at, columns]
+        if self.sums is not None:
+            self.sums[rows] += self._sum(z, classes)
+
+    def _labelled(self, rows: slice, classes: slice) -> tuple[Array, Array]:
+        """The rows and columns of a block with the labels that lie in it."""
+        columns = self.labels[rows] - classes.start
+        at = np.flatnonzero((columns >= 0) & (columns < classes.stop - classes.start))
+        return at, columns[at]
+
+    def _weights_of(self, classes: slice) -> Array:
+        """The weights of some classes."""
+        weights = self.given.class_weights
+        return np.ones(classes.stop - classes.start, self.dtype) if weights is None else weights[classes]
+
+    def _sum(self, z: Array, classes: slice) -> Array:
+        """sum_j c_j z_j over a block, in float64."""
+        weights = self._weights_of(classes)
+        high, low = np.empty((2, len(z)), self.dtype)
+        arguments = kernel_weights(weights, self.dtype), self.dtype.type(0), self.dtype.type(1), high, low
+        block = read_only(z[..., None])
+        run(entry("reductions.share_totals"), len(z), z.size, lambda: NO_ROOM[self.dtype], block, *arguments)
+        sums: Array = high.astype(np.float64)
+        np.add(sums, low, out=sums, where=np.isfinite(high))
+        for row in np.flatnonzero(np.isnan(high)):  # 0 * inf is 0 here
+            sums[row] = (weights * z[row].astype(np.float64))[weights != 0].sum()
+        return sums
+
+    def finish(self, scale: tuple[Any, Any]) -> Array:
+        """The losses of the rows, after all blocks have been added; `scale` is the factor of the gradient."""
+        given, weights, self.scale = self.given, self.row_weights, scale
+        if given.plain:
+            self.given_rows = long_rows.weighed(self.summaries, weights)
+            losses: Array
+            losses, self.slopes = long_rows.labelled(self.logits, self.given_rows, scale)
+            return losses
+        one = long_rows.weighed(self.summaries, np.ones_like(weights))
+        excess, lacking = long_rows.labelled(self.logits, one, (self.dtype.type(1), self.dtype.type(0)))
+        lse, heavy = _lse(self.summaries), weights.astype(np.float64)
+        base, gain, z_loss = float(given.base), float(given.gain), 0.0
+        if given.regularization is not None:
+            z_loss = float(given.regularization[0])
+        at_label: Any = 1.0
+        whole = float(given.problem.classes)
+        if given.class_weights is not None:
+            at_label = given.class_weights[self.labels].astype(np.float64)
+            whole = total(given.class_weights)
+        losses = np.zeros_like(lse)
+        if gain:
+            losses += gain * np.where(at_label == 0, 0, at_label * excess)
+        if z_loss:
+            losses += z_loss * lse * lse
+        others = 2 * z_loss * lse if z_loss else np.zeros_like(lse)
+        if self.sums is not None:
+            losses += base * (whole * lse - self.sums)
+            others = others + base * (whole - at_label)
+        share = at_label * (base + gain)
+        below = lacking.astype(np.float64)
+        factor = heavy * (float(scale[0]) + float(scale[1]))
+        self.slopes = (factor * (share * below + others * (1 + below))).astype(self.dtype)
+        self.flat = (factor * base).astype(self.dtype)
+        self.given_rows = long_rows.weighed(self.summaries, (heavy * (share + others)).astype(self.dtype))
+        return (heavy * losses).astype(self.dtype)
+
+    def slope(self, z: Array, rows: slice, classes: slice, logits: Array) -> None:
+        """The second pass: replace a block of capped logits by the gradient with respect to `logits`."""
+        long_rows.slope(z, read_only(np.ascontiguousarray(self.given_rows[:, rows])), self.scale)
+        if self.sums is not None:
+            weights, flat = self._weights_of(classes), self.flat[rows]
+            step = max(1, OUTER_BYTES // max(1, weights.nbytes))
+            for k in range(0, len(z), step):
+                z[k : k + step] -= np.multiply.outer(flat[k : k + step], weights)
+        at, columns = self._labelled(rows, classes)
+        z[at, columns] = self.slopes[rows][at]
+        if self.cap != np.inf:
+            x, y = read_only(logits[..., None]), z[..., None]
+            run(entry("capped.uncapped_slope"), len(z), 2 * z.size, lambda: NO_ROOM[self.dtype], x, y, self.cap)

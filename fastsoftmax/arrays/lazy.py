@@ -81,14 +81,28 @@ def check_in_memory(function: str, *arrays: Any) -> None:
         raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
 
 
+def _unlabelled(value: Any) -> Any:
+    """The array in a DataArray of xarray; other values as they are."""
+    kind = getattr(sys.modules.get("xarray"), "DataArray", ())
+    return value.data if isinstance(value, kind) else value
+
+
 def exchanging(function: Callable[P, R]) -> Callable[P, R]:
-    """A public function without a back end of its own, for arrays that are exchanged by DLPack as well."""
+    """A public function for arrays that are exchanged by DLPack as well, and for the data of DataArrays.
+
+    It is for functions that have no back end for them: those of ragged rows and of products.
+    """
 
     @wraps(function)
     def call(*args: P.args, **keywords: P.kwargs) -> R:
+        if _OURS.issuperset(map(type, (*args, *keywords.values()))):
+            return function(*args, **keywords)
         if backend := exchange_for(*args, *keywords.values()):
             result: R = backend(function.__name__, *args, **keywords)
             return result
-        return function(*args, **keywords)
+        data: Any = function
+        named = {key: _unlabelled(value) for key, value in keywords.items()}
+        found: R = data(*map(_unlabelled, args), **named)
+        return found
 
     return call

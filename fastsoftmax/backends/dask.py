@@ -1046,14 +1046,6 @@ def _draws(
 # --- losses of products --------------------------------------------------------------------------------------
 
 
-def _floats(function: str, name: str, value: Any, chunks: Any = -1) -> Lazy:
-    """`_array` for what may be bfloat16, too."""
-    if not isinstance(value, da.Array):
-        return da.from_array(real_array(function, name, value), chunks=chunks)
-    real_array(function, name, np.empty(0, value.dtype))
-    return _of_known_size(function, name, value)
-
-
 class _Products:
     """Features (rows, D), cut over the rows, and what belongs to each row; the weights are in memory.
 
@@ -1069,8 +1061,8 @@ class _Products:
             raise TypeError(f"{named(name, 'weight')} is a Dask array and has to be in memory; call its compute()")
         targets = _array(name, "targets", targets)
         cut = (*targets.chunks, -1) if targets.ndim == np.ndim(features) - 1 else -1
-        x = _floats(name, "features", features, cut)
-        bias = None if bias is None else _floats(name, "bias", bias)
+        x = _array(name, "features", features, cut)
+        bias = None if bias is None else _array(name, "bias", bias)
         check_targets(name, targets, x.shape)
         options.ignored_index(name)
         only = options._replace(class_weight=None, sample_weight=None)

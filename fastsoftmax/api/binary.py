@@ -293,7 +293,8 @@ def binary_focal_loss(
     Notes
     -----
     For targets between 0 and 1 this is the formula of torchvision's ``sigmoid_focal_loss``, whose alpha of -1 is
-    None here. The error is within 3 + gamma ulp, also where p_t is close to 1.
+    None here. The error is within 4 + gamma ulp for targets 0 and 1, and within 4 + 1.5 gamma ulp for others, also
+    where p_t is close to 1.
 
     References
     ----------

@@ -257,7 +257,7 @@ def focal_loss_hessian_diag(
     >>> import numpy as np
     >>> import fastsoftmax as fs
     >>> fs.focal_loss_hessian_diag(np.zeros((1, 2)), np.array([0])).round(6)
-    array([[0.312500, 0.312500]])
+    array([[0.399143, 0.399143]])
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, reduction=reduction, gamma=gamma)
     return curvature("focal_loss_hessian_diag", logits, labels, None, axis, options, out)

@@ -105,6 +105,8 @@ def small_cross_entropy(
     return dtype.type(total(rows) / count), slope
 
 
+DIVERGENCE_WORK = {"kl_divergence": 2, "js_divergence": 8}
+"""The cost of an element without its gradient, in units of that of a softmax."""
 _SMALL_DIVERGENCES: dict[tuple[np.dtype[Any], str, bool], Any] = {}
 
 
@@ -210,7 +212,8 @@ def _divergence(
     arguments = source, distributions, row_weights, block, rows.block, *mixing, *scale, beta, False
     function = FUNCTIONS[problem.function]
     kernel = entry(function.kernel)
-    run(kernel, problem.rows, (2 if output is None else 4) * source.size, problem.room(2), *arguments)
+    work = (1 if output is None else 2) * DIVERGENCE_WORK[function.loss] * source.size
+    run(kernel, problem.rows, work, problem.room(2), *arguments)
     if problem.x.dtype == problem.dtype:
         key = problem.dtype, function.loss, beta is None
         remember(_SMALL_DIVERGENCES, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)

@@ -50,6 +50,16 @@ def main():
             smoothed = 0.9 * one_hot + 0.1 / shape[axis]
             grad = fs.cross_entropy_grad(x, labels, axis, reduction="sum", label_smoothing=0.1)
             np.testing.assert_allclose(grad, p - smoothed, **close)
+            q = np.exp(v.astype(np.float64))
+            q /= q.sum(axis, keepdims=True)
+            loss, grad = fs.kl_divergence_with_grad(x, v, axis, reduction="sum")
+            np.testing.assert_allclose(loss, (q * np.log(q / p)).sum(), **close)
+            np.testing.assert_allclose(grad, p - q, **close)
+            loss = fs.js_divergence(x, v, axis, reduction="sum")
+            mixture = (p + q) / 2
+            np.testing.assert_allclose(
+                loss, (q * np.log(q / mixture) + p * np.log(p / mixture)).sum() / 2, **close
+            )
             jacobian = fs.softmax_jacobian(x, axis)
             diagonal = np.moveaxis(np.einsum("...ii->...i", jacobian), -1, axis)
             np.testing.assert_allclose(diagonal, p * (1 - p), **close)

@@ -9,6 +9,7 @@ import pytest
 
 from fastsoftmax.arrays import threads
 from fastsoftmax.runtime import cache, prebuilt
+from fastsoftmax.runtime.numba_state import checks_bounds
 
 
 def pytest_configure(config):
@@ -25,10 +26,10 @@ def _build_library():
     """Make the library of the kernels under test, unless it is there: else every process would compile kernels.
 
     It is kept in the cache directory for the next run, with a hash of the sources. Where there is no linker, and
-    with ``FASTSOFTMAX_PREBUILT=0``, kernels are compiled when they are called.
+    with ``FASTSOFTMAX_PREBUILT=0`` or ``NUMBA_BOUNDSCHECK``, kernels are compiled when they are called.
     """
-    level = prebuilt.level()
-    if level is None or os.environ.get("FASTSOFTMAX_PREBUILT") == "0" or prebuilt.library() is not None:
+    level, unwanted = prebuilt.level(), os.environ.get("FASTSOFTMAX_PREBUILT") == "0" or checks_bounds()
+    if level is None or unwanted or prebuilt.library() is not None:
         return
     from fastsoftmax.machine import library
 

@@ -98,6 +98,6 @@ def test_flaws(name, text, flaw):
 
 def test_readme_names_all():
     readme = (ROOT / "README.md").read_text()
-    assert len(execute.notebooks()) == 6
+    assert len(execute.notebooks()) == 7
     for path in execute.notebooks():
         assert f"](notebooks/{path.name})" in readme

@@ -2,7 +2,6 @@
 
 from bisect import bisect_left
 from collections.abc import Callable
-from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -16,7 +15,7 @@ from fastsoftmax.arrays.blocks import (
     Array,
     Output,
     Problem,
-    as_pair,
+    exact_pair,
     is_masked,
     kernel_weights,
     named,
@@ -316,7 +315,7 @@ def _smoothed(segments: _Segments, source: Array, labels: Array, smoothing: floa
     dtype = segments.problem.dtype
     _, gain = smoothed_shares(smoothing, 1)
     target = NO_ROOM[dtype] if loss.target is None else loss.target
-    numbers = *as_pair(Fraction(smoothing), dtype), dtype.type(gain)
+    numbers = *exact_pair(smoothing, dtype), dtype.type(gain)
     results = target, loss.rows, *loss.scale
     kernel, work = entry("segments.segment_soft_cross_entropy"), 2 * segments.work
     segments.run(kernel, work, source, labels, *numbers, loss.weights, *results)

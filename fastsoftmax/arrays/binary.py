@@ -15,7 +15,7 @@ from fastsoftmax._spec import FUNCTIONS
 from fastsoftmax._vectors import CHUNK
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
-    SMALL,
+    UNSHARED,
     Array,
     check_out,
     computed_in,
@@ -324,7 +324,7 @@ def _small(order: int, logits: Any, targets: Any, options: BinaryOptions) -> tup
     kernel = _SMALL.get((name, dtype))
     if (
         kernel is None
-        or not 0 < count <= SMALL
+        or not 0 < count <= UNSHARED
         or not logits.flags.carray
         or not is_plain(targets, logits.shape, dtype)
     ):

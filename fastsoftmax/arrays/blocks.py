@@ -33,6 +33,8 @@ TILE_BYTES = 1 << 18
 # Defaults are recognised by identity: == may return an array, or be true for a type that has to be refused.
 SMALL = 1 << 13
 """Arrays with so many items at most are computed by the calling thread at once."""
+UNSHARED = 1 << 16
+"""The same for functions whose short way is for the calling thread alone."""
 LAST = -1
 UNTEMPERED = 1.0
 # How far the binary exponent of a temperature may lie below and above the exponents of the dtype. Others are
@@ -119,6 +121,13 @@ def as_pair(value: "Fraction", dtype: np.dtype[Any]) -> tuple[Any, Any]:
     if not np.isfinite(high):
         return high, dtype.type(0)
     return high, dtype.type(float(value - type(value)(float(high))))
+
+
+def exact_pair(value: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """The number as a pair."""
+    from fractions import Fraction  # here, because its import takes longer than that of this package
+
+    return as_pair(Fraction(value), dtype)
 
 
 def inverse_pair(value: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:

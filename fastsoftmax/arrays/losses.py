@@ -18,6 +18,7 @@ from fastsoftmax.arrays.blocks import (
     NO_BLOCK,
     NO_ROOM,
     SMALL,
+    UNSHARED,
     UNWEIGHTED,
     Problem,
     is_plain,
@@ -121,7 +122,7 @@ def small_divergence(
     dtype = logits.dtype
     if (
         dtype not in NO_BLOCK
-        or not 0 < logits.size <= SMALL
+        or not 0 < logits.size <= UNSHARED
         or logits.ndim != 2
         or not logits.flags.carray
         or not is_plain(target_logits, logits.shape, dtype)

@@ -32,9 +32,12 @@ def public(name: str) -> Public:
 def arguments_of(defaults: dict[str, Any], operands: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, without those that are the default of the public function.
 
+    Drivers of a family pass None at the end of `operands` for an operand that the function does not have.
     `keywords` may have the options of a loss as `LossOptions`, and options that functions of the same family have
     and this one has not.
     """
+    while operands and operands[-1] is None:
+        operands = operands[:-1]
     given = dict(zip(defaults, operands))  # noqa: B905 - the keyword would take 0.2 us
     if "options" in keywords:
         keywords.update(keywords.pop("options")._asdict())

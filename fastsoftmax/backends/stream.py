@@ -101,11 +101,16 @@ class Command:
         if f"{entry.name}_with_grad" in _spec.FUNCTIONS:
             options["grad"] = None
         # The class indices are targets in all commands, whatever the name of the parameter.
-        return cls(entry, tuple("targets" if name == entry.second else name for name in operands), options)
+        return cls(entry, tuple("targets" if name == _spec.LABELS else name for name in operands), options)
 
     @property
     def result(self) -> str:
         return self.entry.result[0] if self.entry.result else ""
+
+    @property
+    def targets(self) -> str:
+        """The name of the operand with the targets of a loss."""
+        return _spec.TARGET_LOGITS if _spec.TARGET_LOGITS in self.operands else "targets"
 
     @property
     def is_loss(self) -> bool:
@@ -275,7 +280,7 @@ class Job:
     @property
     def targets_of(self) -> Source | None:
         """The targets of a loss."""
-        return self.operands.get(self.function.entry.second)
+        return self.operands.get(self.function.targets)
 
     @property
     def nbytes(self) -> int:
@@ -387,7 +392,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
     try:
         x = files.source(arguments.input)
         constants = _constants(name, given)
-        logits = "logits" if function.entry.second in function.operands else "x"
+        logits = "logits" if function.targets in function.operands else "x"
         block = stand_in(x.shape, x.dtype)
         if constants:
             if arguments.axis not in (-1, x.ndim - 1):
@@ -413,11 +418,11 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
             elif key == "sample_weight":
                 real_array(name, key, empty)
                 _check_shape(key, operand.shape, problem.row_shape)
-            elif key == function.entry.second and function is METRICS:
+            elif key == function.targets and function is METRICS:
                 check_indices(problem, real_array(name, key, empty), key)
             elif key == "targets" and constants:
                 check_targets(name, real_array(name, key, empty), x.shape)
-            elif key == function.entry.second:
+            elif key == function.targets:
                 check_kind(problem, real_array(name, key, empty), job.loss_options(None))
             else:
                 problem.operand(key, empty)
@@ -435,7 +440,7 @@ def _try_options(job: Job) -> None:
     if job.constants:
         x = np.zeros((0, job.x.shape[-1]))
     for key in job.function.operands:
-        rows = key == job.function.entry.second and not job.soft
+        rows = key == job.function.targets and not job.soft
         operands[key] = np.zeros(0, np.intp) if rows else x
     operands |= job.constants
     options = {
@@ -564,7 +569,7 @@ class Local:
             rows, slope = self._loss_of_products(x, block["targets"], options, gradient)
         else:
             out = x if gradient and self.dtype_kept else None
-            arrays = job.python_name, x, block[job.function.entry.second], job.axis, options, out
+            arrays = job.python_name, x, block[job.function.targets], job.axis, options, out
             found = loss_rows(*arrays, gradient=gradient, divisor=self.divisor)
             rows, slope = found.rows, found.gradient
         if job.reduction != "none":

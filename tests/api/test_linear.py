@@ -370,9 +370,8 @@ def test_parts_of_converted_weights(monkeypatch):
     features, weight, targets, bias = problem(SHAPES["blocks"])
     expected = fs.linear_cross_entropy_with_grad(features, weight, targets, bias)
     for other in (weight.astype(">f8"), np.repeat(weight, 2, 1)[:, ::2], weight[::-1].copy()[::-1]):
-        assert (
-            len(linear.Weights(linear.Linear("f", features, other, targets, None, linear.LossOptions())).parts) > 5
-        )
+        given = linear.Linear("linear_cross_entropy", features, other, targets, None, linear.LossOptions())
+        assert len(linear.Weights(given).parts) > 5
         found = fs.linear_cross_entropy_with_grad(features, other, targets, bias)
         near(found[0], expected[0], 10 * EPS)
         for a, b in zip(found[1], expected[1], strict=True):
@@ -447,7 +446,7 @@ def test_the_bias_is_a_column_of_few_features(shape, products, monkeypatch):
 def test_a_block_is_decided_by_shapes():
     def extent(rows, width, classes, names=("features", "weight"), block=128 << 20):
         arrays = (np.empty((n, width), np.float32) for n in (rows, classes))
-        given = linear.Linear("f", *arrays, np.zeros(rows, int), None, linear.LossOptions())
+        given = linear.Linear("linear_cross_entropy", *arrays, np.zeros(rows, int), None, linear.LossOptions())
         return linear.class_blocks(given, block, names)
 
     assert extent(300, 16, 3_000_000) == (300, 111840)

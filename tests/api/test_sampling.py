@@ -373,7 +373,8 @@ def test_draws_in_pieces(dtype, options, monkeypatch):
         expected = fs.categorical(x, uniforms=u, size=3000, **options)
         with monkeypatch.context() as patch:
             patch.setattr(arguments, "LEAST_PIECE", 100)
-            patch.setattr(threads, "PARALLEL_WORK", 1 << 10)
+            patch.setattr(threads, "SHARED_WORK", 1 << 10)
+            patch.setattr(threads, "WAKING_WORK", 1 << 10)
             np.testing.assert_array_equal(fs.categorical(x, uniforms=u, size=3000, **options), expected)
             patch.setattr(arguments, "LONGEST_TABLE", 0)
             np.testing.assert_array_equal(fs.categorical(x, uniforms=u, size=3000, **options), expected)

@@ -1002,6 +1002,8 @@ def test_commands_are_the_functions_and_their_options(capsys):
         "cross-entropy",
         "focal-loss",
         "squared-error",
+        "kl-divergence",
+        "js-divergence",
         "linear-cross-entropy",
     ]
     assert stream.DEFAULTS["reduction"] == "mean"
@@ -1145,9 +1147,9 @@ def test_labels_that_shrink_are_noticed(monkeypatch, capsys):
     np.save("y.npy", np.zeros(20_000, int))
     divisor = stream.Local._divisor
 
-    def shrink(self):
+    def shrink(self, targets):
         os.truncate("y.npy", 200)
-        return divisor(self)
+        return divisor(self, targets)
 
     monkeypatch.setattr(stream.Local, "_divisor", shrink)
     run("cross-entropy", "x.npy", "--targets", "y.npy", status=3)

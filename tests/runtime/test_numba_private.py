@@ -178,6 +178,16 @@ right(fs.logsumexp(X), LOGSUMEXP)
 right(fs.exp(X), TERMS.astype(np.float32))
 right(numba.njit(lambda x: fs.softmax(x))(X), SOFTMAX)
 """,
+    "load_extensions": """
+from fastsoftmax.runtime.numba_private import load_extensions
+import numba.core.entrypoints as entrypoints
+kept = entrypoints.init_all
+del entrypoints.init_all
+load_extensions()
+entrypoints.init_all = kept
+import fastsoftmax as fs
+right(fs.logsumexp(X), LOGSUMEXP)
+""",
     "linked_module": """
 import fastsoftmax as fs
 from fastsoftmax.runtime import numba_private
@@ -344,7 +354,7 @@ def test_without_private_state(name):
 
 
 # They must compile, not find code that is there, and leave no code that differs from that of others.
-APART = {"known_options", "lean_options", "linked_module", "index_error"}
+APART = {"known_options", "lean_options", "load_extensions", "linked_module", "index_error"}
 
 
 @pytest.mark.parametrize("name", list(CODE))

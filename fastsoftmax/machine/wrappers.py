@@ -211,6 +211,7 @@ def _job(module: Any, name: str, called: Any, room: int) -> Any:
     team, start, stop, memory, size = function.args
     build = ir.IRBuilder(function.append_basic_block())
     kinds = called.function_type.args[:-1]
+    assert len(kinds) <= teams.MOST_ARGUMENTS
     arguments = [start, stop, *([build.bitcast(memory, kinds[2]), size] if room else [])]
     for k, kind in enumerate(kinds[len(arguments) :]):
         arguments.append(build.load(build.bitcast(word(build, team, teams.FRAME + k), kind.as_pointer())))

@@ -152,7 +152,7 @@ def sources() -> str:
     digest = hashlib.sha256()
     files = [
         package / "_vectors.py",
-        *(package / "runtime" / name for name in ("cache.py", "numba_private.py", "prebuilt.py")),
+        *(package / "runtime" / name for name in ("cache.py", "numba_private.py", "prebuilt.py", "teams.py")),
     ]
     for folder in ("kernels", "machine"):
         files += sorted((package / folder).rglob("*.py"))

@@ -40,9 +40,11 @@ PRESENT = 32
 """How many helpers work here, or wait for the next job."""
 ROOMS = 40
 """The address and the size of the working memory of each seat."""
-MOST_SEATS = 28
+MOST_SEATS = 127
+"""More threads do not share a call."""
 FRAME = ROOMS + 2 * MOST_SEATS
 MOST_ARGUMENTS = 96
+"""So many words are there for the arguments of a kernel; `wrappers` checks that they are enough."""
 WORDS = FRAME + MOST_ARGUMENTS
 
 BLOCKS = 64

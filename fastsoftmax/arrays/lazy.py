@@ -47,8 +47,11 @@ def is_exchanged(kind: type) -> bool:
 
 def exchange_for(*values: Any) -> Call | None:
     """The back end for a call with these arguments if one of them is exchanged by DLPack, else None."""
-    if _OURS.issuperset(map(type, values)):
-        return None
+    return None if _OURS.issuperset(map(type, values)) else _exchange_of(values)
+
+
+def _exchange_of(values: tuple[Any, ...]) -> Call | None:
+    """`exchange_for`, if some values are not NumPy's or Python's."""
     if not _exchanged.isdisjoint(map(type, values)) or _find_exchanged(values):
         return _exchange[0]()
     return None
@@ -65,8 +68,8 @@ def backend_for(*values: Any) -> Call | None:
     """The back end for a call with these arguments; None if the in-memory functions compute it."""
     if _OURS.issuperset(map(type, values)):
         return None
-    if not _exchanged.isdisjoint(map(type, values)) or _find_exchanged(values):
-        return _exchange[0]()
+    if exchange := _exchange_of(values):
+        return exchange
     for (module, name), load in _loaders.items():
         if module in sys.modules:
             kind = getattr(sys.modules[module], name, ())  # () while another thread is still importing it
@@ -95,9 +98,10 @@ def exchanging(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **keywords: P.kwargs) -> R:
-        if _OURS.issuperset(map(type, (*args, *keywords.values()))):
+        values = (*args, *keywords.values())
+        if _OURS.issuperset(map(type, values)):
             return function(*args, **keywords)
-        if backend := exchange_for(*args, *keywords.values()):
+        if backend := _exchange_of(values):
             result: R = backend(function.__name__, *args, **keywords)
             return result
         data: Any = function

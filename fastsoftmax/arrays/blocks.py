@@ -497,7 +497,7 @@ class Output:
         if self.out is not None:
             if self.result is not self.out:
                 with np.errstate(all="ignore"):
-                    np.copyto(self.out, self.result, casting="unsafe")  # `_check` has compared the dtypes
+                    np.copyto(self.out, self.result, casting="unsafe")  # `check_out` has compared the dtypes
             return self.out
         result = self.result
         if result.dtype != self.problem.result_dtype:

@@ -89,11 +89,7 @@ def small_cross_entropy(
     slope = out
     if out is None:
         slope = np.empty_like(logits) if gradient else None
-    elif not (
-        is_plain(out, logits.shape, dtype)
-        and (out is logits or lie_apart(out, logits))
-        and lie_apart(out, targets)
-    ):
+    elif not (is_plain(out, logits.shape, dtype) and _safe(out, logits) and lie_apart(out, targets)):
         return None
     rows = np.empty(count, dtype)
     ones, scale = UNWEIGHTED[dtype], inverse_of(count, dtype)

@@ -138,6 +138,7 @@ def max_threads() -> int:
 
 
 def _limited(granted: int) -> int:
+    """The least of so many threads, ``numba.set_num_threads`` and the innermost `threads`."""
     chosen = _limit.get()[0]
     available = min(granted, chosen_threads() or UNLIMITED)
     return available if chosen is None else min(available, chosen)
@@ -461,8 +462,7 @@ _last_grant = (0.0, 1)
 def _threads_for(rows: int, work: int) -> int:
     """How many threads a call of so much work uses, while others may be running."""
     global _last_grant
-    chosen = _limit.get()[0]
-    if chosen == 1:
+    if _limit.get()[0] == 1:
         return 1
     now = time.perf_counter()
     try:
@@ -476,14 +476,8 @@ def _threads_for(rows: int, work: int) -> int:
     if now - when > GRANT:
         granted = _granted_threads()
         _last_grant = now, granted
-    if chosen is not None and chosen < granted:
-        granted = chosen
-    numba = chosen_threads()
-    if numba and numba < granted:
-        granted = numba
-    if _calls:
-        granted //= 1 + len(_calls)
-    return max(1, min(granted, rows, work // (SHARED_WORK // 2), teams.MOST_SEATS + 1))
+    count = _limited(granted) // (1 + len(_calls))
+    return max(1, min(count, rows, work // (SHARED_WORK // 2), teams.MOST_SEATS + 1))
 
 
 def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:

@@ -28,6 +28,8 @@ LINE = 16
 
 CHUNK = 512
 """The losses of single logits are added up in chunks of so many, at fixed places, see `kernels.binary`."""
+LOSS, GRADIENT, CURVATURE = 0, 1, 2
+"""What the kernels of binary losses compute: the loss, also its gradient, or its second derivative."""
 
 BINARY = ("logaddexp", "xlogy", "rel_entr")
 """The ufuncs of two numbers."""

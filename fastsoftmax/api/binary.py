@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from fastsoftmax.arrays.binary import CURVATURE, GRADIENT, LOSS, BinaryOptions, binary_loss
+from fastsoftmax._vectors import CURVATURE, GRADIENT, LOSS
+from fastsoftmax.arrays.binary import BinaryOptions, binary_loss
 from fastsoftmax.arrays.options import MEAN, UNSMOOTHED
 
 

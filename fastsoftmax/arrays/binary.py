@@ -6,13 +6,13 @@ dtype, are converted some chunks at a time, and never whole.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS
-from fastsoftmax._vectors import CHUNK
+from fastsoftmax._vectors import CHUNK, CURVATURE, LOSS
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     UNSHARED,
@@ -44,9 +44,6 @@ from fastsoftmax.arrays.weights import (
     total,
 )
 from fastsoftmax.machine.entry import entry, remember
-
-LOSS, GRADIENT, CURVATURE = 0, 1, 2
-"""What is computed, as kernels have it."""
 
 WORK = {"binary entropy": 4, "binary focal": 8}
 """The work of an entry, in units of `threads`."""
@@ -127,10 +124,10 @@ class _Source:
 class _Target:
     """An output as kernels take it; None if there is none."""
 
-    __slots__ = ("array", "flat")
+    __slots__ = ("array", "dtype", "flat")
 
     def __init__(self, array: Array | None, dtype: np.dtype[Any]) -> None:
-        self.array = array
+        self.array, self.dtype = array, dtype
         self.flat: Array | None = None
         if array is None:
             self.flat = NO_ROOM[dtype]
@@ -149,29 +146,32 @@ class _Target:
             _write(values, self.array, start, stop)
 
 
-class _Converting:
-    """A kernel with arrays that are converted: for `threads.run`, as a kernel."""
-
-    def __init__(self, kernel: Any, entries: int, sources: list[_Source], targets: list[_Target]) -> None:
-        self.kernel, self.entries, self.sources, self.targets = kernel, entries, sources, targets
-
-    def code(self, arguments: tuple[Any, ...]) -> Callable[..., None]:
-        """The function ``start, stop, room, dtype, sums, *options``."""
-        return self.compute
-
-    def compute(self, start: int, stop: int, room: Array, dtype: Any, sums: Array, *options: Any) -> None:
-        """Chunks start .. stop, some at a time."""
-        parts = np.empty((len(self.sources) + len(self.targets), TOGETHER * CHUNK), dtype)
+def _run_converting(
+    kernel: Any,
+    work: int,
+    entries: int,
+    sources: list[_Source],
+    targets: list[_Target],
+    sums: Array,
+    *options: Any,
+) -> None:
+    """Run a kernel with arrays that are converted, some chunks at a time; an entry costs `work`."""
+    dtype = targets[0].dtype
+    room = lambda: NO_ROOM[dtype]  # noqa: E731
+    parts = np.empty((len(sources) + len(targets), TOGETHER * CHUNK), dtype)
+    step = TOGETHER * CHUNK
+    for begin in range(0, entries, step):
+        end, first = min(begin + step, entries), begin // CHUNK
+        chunks = -(-(end - begin) // CHUNK)
         with np.errstate(all="ignore"):
-            for first in range(start, stop, TOGETHER):
-                chunks = min(TOGETHER, stop - first)
-                begin, end = first * CHUNK, min((first + chunks) * CHUNK, self.entries)
-                inputs = [one.part(begin, end, part) for one, part in zip(self.sources, parts, strict=False)]
-                rooms = parts[len(self.sources) :]
-                outputs = [one.part(begin, end, part) for one, part in zip(self.targets, rooms, strict=True)]
-                self.kernel(0, chunks, room, *inputs, *outputs, sums[3 * first : 3 * (first + chunks)], *options)
-                for one, values in zip(self.targets, outputs, strict=True):
-                    one.put(values, begin, end)
+            inputs = [one.part(begin, end, part) for one, part in zip(sources, parts, strict=False)]
+            outputs = [
+                one.part(begin, end, part) for one, part in zip(targets, parts[len(sources) :], strict=True)
+            ]
+            part_of_sums = sums[3 * first : 3 * (first + chunks)]
+            run(kernel, chunks, work * (end - begin), room, *inputs, *outputs, part_of_sums, *options)
+            for one, values in zip(targets, outputs, strict=True):
+                one.put(values, begin, end)
 
 
 class _Entries:
@@ -374,8 +374,7 @@ def binary_loss(function: str, order: int, logits: Any, targets: Any, options: B
         run(kernel, chunks, work * entries.size, room, *flats, *arguments)
         remember(_SMALL, (name, entries.dtype), kernel, 0, 0, NO_ROOM[entries.dtype], *flats, *arguments)
     else:
-        converting = _Converting(kernel, entries.size, sources, written)
-        run(converting, chunks, work * entries.size, room, entries.dtype, *arguments)
+        _run_converting(kernel, work, entries.size, sources, written, *arguments)
     if sums[:, 2].any():
         entries.check_targets()
     if slope is not None and memory is not None and out is not None and not np.may_share_memory(memory, out):

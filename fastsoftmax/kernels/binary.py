@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import CHUNK
+from fastsoftmax._vectors import CHUNK, CURVATURE, GRADIENT, LOSS
 from fastsoftmax.kernels.elementary import two_product, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.reductions import pair_sum_of
@@ -65,8 +65,6 @@ from fastsoftmax.machine.entry import Count, Doubles, Floats, Number, Room
 
 VECTORS = 64
 """Vectors that hold a chunk of float64."""
-LOSS, GRADIENT, CURVATURE = 0, 1, 2
-"""What a kernel computes: the loss, also the gradient, or the second derivative."""
 
 
 class EntropyOptions(NamedTuple):

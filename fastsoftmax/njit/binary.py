@@ -10,8 +10,7 @@ from numba import types
 from numba.core.errors import TypingError
 
 from fastsoftmax._spec import ENTRIES
-from fastsoftmax._vectors import CHUNK
-from fastsoftmax.arrays.binary import CURVATURE, GRADIENT, LOSS
+from fastsoftmax._vectors import CHUNK, CURVATURE, GRADIENT, LOSS
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,

@@ -600,7 +600,7 @@ def test_what_is_converted_is_as_documented():
     """The branch for arrays that a kernel takes as they are does not allocate parts."""
     x, t = np.zeros(40_000, np.float32), np.zeros(40_000, np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(binary, "_Converting", None)
+        patch.setattr(binary, "_run_converting", None)
         fs.binary_cross_entropy_grad(x, t)
         with pytest.raises(TypeError, match="NoneType"):
             fs.binary_cross_entropy_grad(x, t.astype(np.float64))

@@ -21,8 +21,7 @@ from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.losses import (
     CrossEntropyOptions,
-    cross_entropy_block,
-    cross_entropy_head,
+    labelled_loss,
     scatter_targets,
 )
 from fastsoftmax.kernels.scalar import log_as_pair, power_scaled_down, times_power
@@ -118,24 +117,7 @@ def focal_loss(
     data, grad, results = memory(x), memory(y), memory(rows)
     picks = Picks(memory(labels), scratch(data, 2))
     options = CrossEntropyOptions(picks, memory(weights), scale, scale_low, focal_factors, gamma)
-    traverse(
-        cross_entropy_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        data,
-        None,
-        grad,
-        results,
-        options,
-        picks=picks,
-        keep=grad,
-        few=True,
-        inverse=grad,
-        log=True,
-        head=cross_entropy_head,
-    )
+    labelled_loss(start, stop, x.shape, memory(room), data, grad, results, options)
 
 
 @inline

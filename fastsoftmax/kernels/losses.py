@@ -258,6 +258,29 @@ def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: An
 
 
 @inline
+def labelled_loss(start: int, stop: int, shape: Any, room: Any, x: Any, y: Any, rows: Any, options: Any) -> None:
+    """The walk of `cross_entropy_block`; y is None without a gradient."""
+    traverse(
+        cross_entropy_block,
+        start,
+        stop,
+        shape,
+        room,
+        x,
+        None,
+        y,
+        rows,
+        options,
+        picks=options.picks,
+        keep=y,
+        few=True,
+        inverse=y,
+        log=True,
+        head=cross_entropy_head,
+    )
+
+
+@inline
 def _first_outside(labels: Any, start: int, stop: int, classes: int) -> int:
     """The first of rows start .. stop whose label is not from 0 to classes - 1; -1 if there is none."""
     for row in range(start, stop):
@@ -298,24 +321,7 @@ def cross_entropy(
         return -1.0
     picks = Picks(targets, scratch(data, 2))
     options = CrossEntropyOptions(picks, factors, scale, scale_low, None, None)
-    traverse(
-        cross_entropy_block,
-        start,
-        stop,
-        x.shape,
-        memory(room),
-        data,
-        None,
-        grad,
-        results,
-        options,
-        picks=picks,
-        keep=grad,
-        few=True,
-        inverse=grad,
-        log=True,
-        head=cross_entropy_head,
-    )
+    labelled_loss(start, stop, x.shape, memory(room), data, grad, results, options)
     return sum_of(after(results, start), stop - start) if summed else 0.0
 
 

@@ -123,6 +123,15 @@ def _prebuilt() -> Any:
     return prebuilt
 
 
+def _jit() -> Any:
+    """The module that makes code in this process."""
+    from fastsoftmax.runtime import interrupts
+
+    with fork.importing, interrupts.held():
+        from fastsoftmax.machine import jit
+    return jit
+
+
 class Kernel:
     """A function that computes blocks of arrays; see the contract in `fastsoftmax.kernels`."""
 
@@ -232,15 +241,13 @@ class Kernel:
         found: int | None = library and library.address(name + form)
         if found:
             return found
-        from fastsoftmax.runtime import interrupts
 
         def wanted() -> Variant:
             on_compilation()
             return self.variant(dtype, letters)
 
-        with fork.importing, interrupts.held():
-            from fastsoftmax.machine import jit
-        return jit.address(name, wanted, form)
+        address: int = _jit().address(name, wanted, form)
+        return address
 
     def _as_python(self, *arguments: Any) -> Any:
         """The function as Python runs it, without a warning of infinities and NaN."""
@@ -269,11 +276,7 @@ def team() -> Team:
     library = _prebuilt().library()
     found = [library and library.address(name) for name in names]
     if not all(found):
-        from fastsoftmax.runtime import interrupts
-
-        with fork.importing, interrupts.held():
-            from fastsoftmax.machine import jit
-        found = [jit.team_address(name) for name in names]
+        found = [_jit().team_address(name) for name in names]
     drive, join = found
     return Team(int(drive or 0), _prebuilt().python_function(names[1], join))
 

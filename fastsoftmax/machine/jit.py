@@ -67,24 +67,29 @@ def engine(code: bytes) -> Any:
     return made
 
 
+def _function(name: str, code: Callable[[], bytes], function: str) -> int:
+    """The address of a function of the object of this name, whose code `code` returns when it is loaded."""
+    if name not in _engines:
+        made = engine(code())
+        _loaded.append(made)  # if another thread was faster, it stays, too: LLVM may be at work while it would go
+        _engines.setdefault(name, made)
+    return int(_engines[name].get_function_address(f"{prebuilt.PREFIX}{function}"))
+
+
 def address(name: str, variant: Callable[[], Any], form: str) -> int:
     """The address of the function of a variant with this name; `form` as in `entry.Kernel.address`.
 
     `variant` is called if the variant has to be compiled.
     """
-    if name not in _engines:
-        made = engine(object_code(name, variant))
-        _loaded.append(made)  # if another thread was faster, it stays, too: LLVM may be at work while it would go
-        _engines.setdefault(name, made)
-    return int(_engines[name].get_function_address(f"{prebuilt.PREFIX}{name}{form}"))
+    return _function(name, lambda: object_code(name, variant), f"{name}{form}")
 
 
 def team_address(name: str) -> int:
     """The address of a function of `machine.teams`."""
-    if teams.NAME not in _engines:
+
+    def code() -> bytes:
         goal = targets.this_process()
         with COMPILER.lock() or nullcontext(), interrupts.held():
-            made = engine(targets.object_code(teams.module(goal.triple), goal))
-        _loaded.append(made)
-        _engines.setdefault(teams.NAME, made)
-    return int(_engines[teams.NAME].get_function_address(f"{prebuilt.PREFIX}{name}"))
+            return targets.object_code(teams.module(goal.triple), goal)
+
+    return _function(teams.NAME, code, name)

@@ -12,6 +12,9 @@ PAIR_LIMIT = 1024
 FEW = 4
 """Up to this many short rows are faster one by one than in the lanes of a vector."""
 
+SMALL = 1 << 13
+"""Arrays with so many items at most are computed by the calling thread at once."""
+
 HUGE = 1 << 20
 """Longer segments are cut into pieces. Shorter ones stay in the cache between the passes over them."""
 PIECE = 1 << 16

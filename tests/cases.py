@@ -78,3 +78,10 @@ def distributions(x, seed=0):
     y[::4] = np.eye(x.shape[-1])[labels(x, seed)[::4]] if x.shape[-1] <= 1000 else y[::4]
     y[1::5] *= 3.0
     return y.astype(x.dtype)
+
+
+class Forgetful(dict):
+    """A table of kernels that stays empty: every call takes the general way."""
+
+    def __setitem__(self, key, value):
+        """Forget it."""

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from fastsoftmax._vectors import COLUMN_LIMIT
+from fastsoftmax._vectors import COLUMN_LIMIT, SMALL
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
     NO_ROOM,
-    SMALL,
     UNTEMPERED,
     Axis,
     Problem,
@@ -21,41 +20,43 @@ from fastsoftmax.arrays.blocks import (
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.plain import plain_rows, run_plain
 from fastsoftmax.arrays.threads import run
-from fastsoftmax.machine.entry import entry, remember
+from fastsoftmax.machine.entry import Codes, entry, remember
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastsoftmax._types import Arrays, ArrayT, Axes, Dims, FloatT, Numbers, Other, Vector
 
-# For small arrays, checks cost more than the computation. `_plain` does two things: it looks up the kernel for a
-# native dtype that has been used before, and calls it on the arrays as they are, or on a copy of a small one.
+# For small arrays, checks cost more than the computation: a native dtype that has been used before has a kernel
+# that checks its arrays itself.
 
-Small = dict[np.dtype[Any], Callable[..., None]]
+Small = dict[np.dtype[Any], Codes]
 _SOFTMAX: Small = {}
 _LOG_SOFTMAX: Small = {}
-_LOGSUMEXP: Small = {}
+_LOGSUMEXP: dict[np.dtype[Any], Callable[..., None]] = {}
 
 
-def _plain(kernel: Callable[..., None], x: Any, out: Any) -> Any:
+def _plain(codes: Codes, x: Any, out: Any) -> Any:
     """The result of a call with default options, or None if an argument has to be converted or refused."""
-    if out is not None and out is not x and not (is_plain(out, x.shape, x.dtype) and lie_apart(x, out)):
+    result = np.empty_like(x) if out is None else out
+    if codes.small(x, result, None):
+        return result
+    if not x.size or not x.ndim:
         return None
     classes = x.shape[-1]
-    if not x.flags.carray:
+    if x.size <= SMALL:
         # The bits of a longer row depend on its layout, which decides how it is walked.
-        if out is x or x.size > SMALL or (classes > COLUMN_LIMIT and not x.flags.c_contiguous):
+        if out is x or (classes > COLUMN_LIMIT and not x.flags.c_contiguous):
             return None
-        x = x.copy()
-    result = np.empty_like(x) if out is None else out
+        result = np.empty(x.shape, x.dtype) if out is None else out
+        return result if codes.small(x.copy(), result, None) else None
+    if classes > long_rows.LONG_ROW or not x.flags.carray:
+        return None
+    if out is not None and out is not x and not (is_plain(out, x.shape, x.dtype) and lie_apart(x, out)):
+        return None
     rows = x.size // classes
     block, target = (x, result) if x.ndim == 2 else (x.reshape(rows, classes), result.reshape(rows, classes))
-    if x.size <= SMALL:
-        kernel(0, rows, NO_ROOM[x.dtype], block, target, None)
-        return result
-    if classes > long_rows.LONG_ROW:
-        return None
-    run_plain(kernel, rows, x.dtype, 1, (block, target, None))
+    run_plain(codes.code, rows, x.dtype, 1, (block, target, None))
     return result
 
 
@@ -77,8 +78,8 @@ def _forward(
     else:
         kernel, arguments = entry(f"activations.{function}"), (source, output.block, beta)
         run(kernel, problem.rows, source.size, problem.room(1), *arguments)
-        if problem.x.dtype == problem.dtype and beta is None:
-            remember(small, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
+        if problem.x.dtype == problem.dtype and beta is None and problem.dtype not in small:
+            small[problem.dtype] = kernel.codes(problem.dtype, 0, 0, NO_ROOM[problem.dtype], *arguments)
     if masked is not None:
         np.copyto(output.result, hidden, where=masked)
     return output.finish()
@@ -191,9 +192,9 @@ def softmax(
            [1. , 0. ]])
     """
     if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
-        kernel = _SOFTMAX.get(x.dtype)
-        if kernel is not None and x.size and x.ndim:
-            result = _plain(kernel, x, out)
+        codes = _SOFTMAX.get(x.dtype)
+        if codes is not None:
+            result = _plain(codes, x, out)
             if result is not None:
                 return result
     return _forward("softmax", x, axis, where, temperature, out, 0.0, _SOFTMAX)
@@ -291,9 +292,9 @@ def log_softmax(
     array([-1.92874985e-22, -5.00000000e+01])
     """
     if type(x) is np.ndarray and axis is LAST and where is None and temperature is UNTEMPERED:
-        kernel = _LOG_SOFTMAX.get(x.dtype)
-        if kernel is not None and x.size and x.ndim:
-            result = _plain(kernel, x, out)
+        codes = _LOG_SOFTMAX.get(x.dtype)
+        if codes is not None:
+            result = _plain(codes, x, out)
             if result is not None:
                 return result
     return _forward("log_softmax", x, axis, where, temperature, out, -np.inf, _LOG_SOFTMAX)

@@ -1,14 +1,15 @@
 """Jacobians of softmax and log_softmax, and their products with tangents and cotangents."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from fastsoftmax._vectors import SMALL
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
     NO_ROOM,
-    SMALL,
     UNTEMPERED,
     UNWEIGHTED,
     Problem,
@@ -19,50 +20,59 @@ from fastsoftmax.arrays.blocks import (
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.plain import run_plain
 from fastsoftmax.arrays.threads import run
-from fastsoftmax.machine.entry import entry, remember
+from fastsoftmax.machine.entry import Codes, entry, remember
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastsoftmax._types import Arrays, ArrayT, FloatT, Numbers, Other
 
-# Kernels for small calls with the most frequent arguments, as in `activations`: by dtype, number of operands, and
-# whether probabilities are given.
-_SMALL: dict[tuple[np.dtype[Any], int, bool], Any] = {}
+# Kernels for the most frequent arguments, as in `activations`: by dtype, and whether probabilities are given.
+_PRODUCTS: dict[tuple[np.dtype[Any], bool], Codes] = {}
+_JACOBIANS: dict[tuple[np.dtype[Any], bool], Callable[..., None]] = {}
 
 
-def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -> Any:
-    """The result of a small call with matrices, or None if an argument has to be converted or refused."""
-    x = operands[0]
-    if type(x) is not np.ndarray or x.ndim != 2:
+def _plain_product(x: Any, vector: Any, from_probs: Any, out: Any) -> Any:
+    """The result of a call with plain arrays, or None if an argument has to be converted or refused."""
+    codes = _PRODUCTS.get((x.dtype, from_probs is True)) if type(x) is np.ndarray else None
+    if codes is None or (from_probs is not True and from_probs is not False):
         return None
-    kernel = _SMALL.get((x.dtype, len(operands), from_probs is True))
+    dtype, shape = x.dtype, x.shape
+    result = np.empty(shape, dtype) if out is None else out
+    options = False, None, True if from_probs else None, UNWEIGHTED[dtype]
+    if codes.small(x, vector, result, *options):
+        return result
+    if len(shape) != 2 or x.size <= SMALL or shape[1] > long_rows.LONG_ROW:
+        return None
+    if not (is_plain(x, shape, dtype) and is_plain(vector, shape, dtype) and is_plain(result, shape, dtype)):
+        return None
+    if out is not None and not (lie_apart(out, x) and lie_apart(out, vector)):
+        return None
+    run_plain(codes.code, shape[0], dtype, 2, (x, vector, result, *options))
+    return result
+
+
+def _plain_jacobian(x: Any, from_probs: Any, out: Any) -> Any:
+    """As `_plain_product`, for a Jacobian of each row of a matrix."""
+    kernel = _JACOBIANS.get((x.dtype, from_probs is True)) if type(x) is np.ndarray else None
     if kernel is None or (from_probs is not True and from_probs is not False):
         return None
-    shape = x.shape
-    result_shape = (*shape, shape[1]) if square else shape
-    factor, size = (max(1, shape[1] // 4), x.size * shape[1]) if square else (2, x.size)
-    if not size or not all(is_plain(v, shape, x.dtype) for v in operands):
+    if x.ndim != 2 or not x.size or not x.flags.carray:
         return None
-    if size > SMALL and shape[1] > long_rows.LONG_ROW:
+    rows, classes = x.shape
+    shape, size = (rows, classes, classes), x.size * classes
+    if size > SMALL and classes > long_rows.LONG_ROW:
         return None
     if out is None:
-        out = np.empty(result_shape, x.dtype)
-    elif not is_plain(out, result_shape, x.dtype) or not all(lie_apart(out, v) for v in operands):
+        out = np.empty(shape, x.dtype)
+    elif not (is_plain(out, shape, x.dtype) and lie_apart(out, x)):
         return None
-    ones, flag = UNWEIGHTED[x.dtype], True if from_probs else None
-    args = (x, out, None, flag, ones) if square else (x, operands[1], out, False, None, flag, ones)
+    args = x, out, None, True if from_probs else None, UNWEIGHTED[x.dtype]
     if size <= SMALL:
-        kernel(0, shape[0], NO_ROOM[x.dtype], *args)
+        kernel(0, rows, NO_ROOM[x.dtype], *args)
     else:
-        run_plain(kernel, shape[0], x.dtype, factor, args)
+        run_plain(kernel, rows, x.dtype, max(1, classes // 4), args)
     return out
-
-
-def _remember(problem: Problem, operands: int, from_probs: Any, beta: Any, kernel: Any, *arguments: Any) -> None:
-    if problem.x.dtype == problem.dtype and beta is None:
-        key = problem.dtype, operands, from_probs is True
-        remember(_SMALL, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
 
 
 def _jacobian(
@@ -82,8 +92,9 @@ def _jacobian(
         from_probs = bool(from_probs)
         arguments += (True if from_probs else None, UNWEIGHTED[problem.dtype])
     run(kernel, problem.rows, work, problem.room(1), *arguments)
-    if not logarithmic:
-        _remember(problem, 1, from_probs, beta, kernel, *arguments)
+    if not logarithmic and problem.x.dtype == problem.dtype and beta is None:
+        key = problem.dtype, from_probs
+        remember(_JACOBIANS, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     return output.finish()
 
 
@@ -116,8 +127,10 @@ def _product(
     if options:
         arguments += (UNWEIGHTED[problem.dtype],)
     run(compiled, problem.rows, 2 * source.size, problem.room(2, over), *arguments)
-    if options:
-        _remember(problem, 2, options[0], beta, compiled, *arguments)
+    if options and problem.x.dtype == problem.dtype and beta is None:
+        key = problem.dtype, bool(options[0])
+        if key not in _PRODUCTS:
+            _PRODUCTS[key] = compiled.codes(problem.dtype, 0, 0, NO_ROOM[problem.dtype], *arguments)
     return output.finish()
 
 
@@ -215,7 +228,7 @@ def softmax_jacobian(
            [-0.25,  0.25]])
     """
     if axis is LAST and temperature is UNTEMPERED:
-        small = _small((x,), from_probs, out, square=True)
+        small = _plain_jacobian(x, from_probs, out)
         if small is not None:
             return small
     return _jacobian("softmax_jacobian", x, axis, temperature, from_probs, out, logarithmic=False)
@@ -392,7 +405,7 @@ def softmax_jvp(
     array([ 0.25, -0.25])
     """
     if axis is LAST and temperature is UNTEMPERED:
-        small = _small((x, tangent), from_probs, out, square=False)
+        small = _plain_product(x, tangent, from_probs, out)
         if small is not None:
             return small
     flag = True if from_probs else None
@@ -498,7 +511,7 @@ def softmax_vjp(
     array([ 0.25, -0.25])
     """
     if axis is LAST and temperature is UNTEMPERED:
-        small = _small((x, cotangent), from_probs, out, square=False)
+        small = _plain_product(x, cotangent, from_probs, out)
         if small is not None:
             return small
     flag = True if from_probs else None

@@ -31,10 +31,8 @@ TILE_BYTES = 1 << 18
 # One thread computes calls with at most so many elements. For tiny arrays, checks cost more than the computation,
 # so the API modules have a shorter path for the usual arguments.
 # Defaults are recognised by identity: == may return an array, or be true for a type that has to be refused.
-SMALL = 1 << 13
-"""Arrays with so many items at most are computed by the calling thread at once."""
 UNSHARED = 1 << 16
-"""The same for functions whose short way is for the calling thread alone."""
+"""Arrays with so many items at most have a short way for the calling thread alone."""
 LAST = -1
 UNTEMPERED = 1.0
 # How far the binary exponent of a temperature may lie below and above the exponents of the dtype. Others are

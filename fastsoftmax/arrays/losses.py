@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, SQUARE
-from fastsoftmax._vectors import CAPPED, CURVE_PARTS
+from fastsoftmax._vectors import CAPPED, CURVE_PARTS, SMALL
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
     NO_BLOCK,
     NO_ROOM,
-    SMALL,
     UNSHARED,
     UNWEIGHTED,
     Problem,

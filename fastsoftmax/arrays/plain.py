@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax.arrays.blocks import NO_ROOM, SMALL
+from fastsoftmax._vectors import SMALL
+from fastsoftmax.arrays.blocks import NO_ROOM
 from fastsoftmax.arrays.threads import run_code
 
 

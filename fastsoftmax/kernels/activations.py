@@ -50,7 +50,7 @@ def softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, opt
         store_last(y, offset, length, probability_by(last, beta, stats, inverse, keep))
 
 
-@kernel
+@kernel(small=True)
 def softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Temperature) -> None:
     """y_k = exp(x_k/T) / sum_j exp(x_j/T); beta is 1/T as a pair, or None."""
     data, probs, tile = memory(x), memory(y), memory(room)
@@ -93,7 +93,7 @@ def log_softmax_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any,
         store_last(y, offset, length, below(last, m, beta) - log_rest)
 
 
-@kernel
+@kernel(small=True)
 def log_softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Temperature) -> None:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
     data, result, tile = memory(x), memory(y), memory(room)

@@ -454,7 +454,7 @@ def _product(
         product_of_probs(x, v, y, place, dot(x, v, place), weight, beta)
 
 
-@kernel
+@kernel(small=True)
 def softmax_product(
     start: Count,
     stop: Count,

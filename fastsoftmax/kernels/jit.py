@@ -24,7 +24,13 @@ def inline(function: F) -> F:
     return cast(F, njit(**_INLINE)(function))
 
 
-def kernel(function: Any = None, *, unless: Callable[..., bool] | None = None, dtypes: str | None = None) -> Any:
+def kernel(
+    function: Any = None,
+    *,
+    unless: Callable[..., bool] | None = None,
+    dtypes: str | None = None,
+    small: bool = False,
+) -> Any:
     """An entry point. Its parameters are annotated with the types of `machine.entry`.
 
     unless
@@ -32,11 +38,13 @@ def kernel(function: Any = None, *, unless: Callable[..., bool] | None = None, d
         nobody passes.
     dtypes
         The dtypes that it is compiled for, if they do not follow from the annotations.
+    small
+        Whether it has a form for small arrays, which checks its blocks; see `machine.wrappers`.
     """
 
     def define(function: Callable[..., Any]) -> Kernel:
         found = entry(f"{function.__module__.rpartition('.')[2]}.{function.__name__}")
-        found.define(function, unless, dtypes)
+        found.define(function, unless, dtypes, small)
         return found
 
     return define if function is None else define(function)

@@ -141,6 +141,8 @@ class Kernel:
         self._function: Callable[..., Any] | None = None
         self._unless: Callable[..., bool] | None = None
         self._dtypes: str | None = None
+        self.small = False
+        """Whether it has a form for small arrays."""
         self._floats: int | None = None
         self._codes: dict[tuple[Any, ...], Any] = {}
 
@@ -148,9 +150,15 @@ class Kernel:
         """Its name."""
         return f"<kernel {self.name}>"
 
-    def define(self, function: Callable[..., Any], unless: Callable[..., bool] | None, dtypes: str | None) -> None:
-        """Set the function that is compiled, the combinations of arguments that nobody passes, and the dtypes."""
-        self._function, self._unless, self._dtypes = function, unless, dtypes
+    def define(
+        self,
+        function: Callable[..., Any],
+        unless: Callable[..., bool] | None,
+        dtypes: str | None,
+        small: bool = False,
+    ) -> None:
+        """Set the function that is compiled, and what `kernels.jit.kernel` was given."""
+        self._function, self._unless, self._dtypes, self.small = function, unless, dtypes, small
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -225,15 +233,24 @@ class Kernel:
             key = (key[0], *kinds)
             if key in self._codes:
                 return self._codes[key]
-            dtype = key[0].char if key[0].kind == "f" else "i"
-            letters = "".join(map(_letter_of, kinds))
-            name = f"{self.name}.{dtype}.{letters}"
-            code = _prebuilt().python_function(name, self.address(dtype, letters, ".py"))
+            code = self._function_of_python(key[0], kinds, ".py")
         self._codes[key] = code
         return code
 
+    def _function_of_python(self, dtype: np.dtype[Any], kinds: list[type], form: str) -> Any:
+        char = dtype.char if dtype.kind == "f" else "i"
+        letters = "".join(map(_letter_of, kinds))
+        return _prebuilt().python_function(f"{self.name}.{char}.{letters}", self.address(char, letters, form))
+
+    def codes(self, dtype: np.dtype[Any], *arguments: Any) -> "Codes":
+        """The forms for arguments of these types; the first block has this dtype."""
+        code = self.code(arguments)
+        if jit_disabled():
+            return Codes(lambda *given: False, code)
+        return Codes(self._function_of_python(dtype, [*map(type, arguments)], ".small.py"), code)
+
     def address(self, dtype: str, letters: str, form: str = "") -> int:
-        """The address of a variant's function for C, or with ``form=".py"`` of that for Python."""
+        """The address of a variant's function for C, or of that for Python with this ending."""
         if jit_disabled():
             raise NotImplementedError("there is no machine code under NUMBA_DISABLE_JIT")
         library = _prebuilt().library()
@@ -258,6 +275,17 @@ class Kernel:
             blocks.append(one)
         with np.errstate(all="ignore"):
             return self.function(*blocks)
+
+
+class Codes(NamedTuple):
+    """The forms of a kernel for plain arrays. They do not check the types of other arguments."""
+
+    small: Callable[..., bool]
+    """Takes the arguments behind the working memory. It runs the kernel on all rows and returns True, or returns
+    False if the blocks are not small, or have to be converted or refused. The first one must have the right dtype.
+    """
+    code: Callable[..., Any]
+    """The form for all arrays, as `Kernel.code` returns it."""
 
 
 class Team(NamedTuple):

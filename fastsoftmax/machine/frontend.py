@@ -76,5 +76,5 @@ def module(variant: Any) -> Any:
     if (expected is None) != isinstance(result, types.NoneType):
         raise TypeError(f"{variant.name} returns {result}, which is not what its annotation says")
     parameters = [llvm_type(kind) for kind in kinds]
-    wrappers.add(code, inner, PREFIX + variant.name, parameters, expected, variant.is_loop)
+    wrappers.add(code, inner, PREFIX + variant.name, parameters, expected, variant.is_loop, variant.kernel.small)
     return code

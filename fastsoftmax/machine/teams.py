@@ -197,9 +197,7 @@ def _join(module: Any, triple: str, work: Any) -> None:
     build.position_at_end(after)
     _add(build, team, teams.PRESENT, I64(-1))
     python.call("PyEval_RestoreThread", ir.VoidType(), state)
-    none = python.item("None")
-    python.call("Py_IncRef", ir.VoidType(), none)
-    build.ret(none)
+    python.give("None")
 
 
 def module(triple: str) -> Any:

@@ -8,17 +8,23 @@ Numba's function for a kernel takes arrays as seven or more values each. `add` p
     has the form of a function of Python (``METH_FASTCALL``). It reads the fields of the arrays, releases the GIL
     while the kernel runs, and does not check the types of its arguments. With a team behind the arguments of the
     kernel (`runtime.teams`), the first two are the rows of a block and of the call, which helpers share.
+``NAME.small.py``
+    for some kernels whose blocks have one shape, and of which the last is the output: takes the arguments behind
+    the working memory, and runs the kernel on all rows if the blocks are small arrays that need neither conversion
+    nor layout. It returns whether they are. In Python, these checks take longer than a kernel.
 
-The second one must run on any version of Python, so it uses nothing but the stable C interface and the fields of
-``PyArrayObject`` that NumPy documents. It gets Python's functions from the table `TABLE`, which `runtime.prebuilt`
-fills: an extension without imports can be linked on any machine for any other.
+Those for Python must run on any version of it, so they use nothing but the stable C interface and the fields of
+``PyArrayObject`` that NumPy documents. The table `TABLE`, filled by `runtime.prebuilt`, has Python's functions:
+an extension without imports can be linked on any machine for any other.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
 
+from fastsoftmax._vectors import SMALL
 from fastsoftmax.machine import status
 from fastsoftmax.runtime import teams
 from fastsoftmax.runtime.prebuilt import PYTHON, TABLE
@@ -31,7 +37,9 @@ JOB = ir.FunctionType(I64, [WORDS, I64, I64, POINTER, I64])
 """The type of a job, and below of the function that the caller runs: `runtime.teams`."""
 DRIVER = ir.FunctionType(I64, [WORDS, I64, POINTER, I64, I64, I64, I64])
 # Offsets of the fields of PyArrayObject behind the head of an object.
-DATA, NDIM, SHAPE = 0, 8, 16
+DATA, NDIM, SHAPE, DTYPE, FLAGS = 0, 8, 16, 40, 48
+# Flags of NumPy.
+CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
 
 
 class Array(NamedTuple):
@@ -139,7 +147,8 @@ class Python:
 
     def __init__(self, module: Any, build: Any) -> None:
         self._build = build
-        self._table = ir.GlobalVariable(module, ir.ArrayType(POINTER, len(PYTHON)), TABLE)
+        table = module.globals.get(TABLE)
+        self._table = table or ir.GlobalVariable(module, ir.ArrayType(POINTER, len(PYTHON)), TABLE)
 
     def item(self, name: str) -> Any:
         """An entry of the table."""
@@ -149,6 +158,12 @@ class Python:
         """The result of a function of Python."""
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
         return self._build.call(self._build.bitcast(self.item(name), kind.as_pointer()), arguments)
+
+    def give(self, name: str) -> None:
+        """Return an object of the table."""
+        found = self.item(name)
+        self.call("Py_IncRef", ir.VoidType(), found)
+        self._build.ret(found)
 
     def head(self) -> Any:
         """The size of the head of an object."""
@@ -300,14 +315,105 @@ def _python_function(module: Any, name: str, called: Any, parameters: Sequence[P
     with build.if_then(build.icmp_signed("!=", returned, I32(0)), likely=False):
         _fail(module, build, python, name)
     if result is None:
-        none = python.item("None")
-        python.call("Py_IncRef", ir.VoidType(), none)
-        build.ret(none)
-        return
-    build.ret(python.call("PyFloat_FromDouble", POINTER, build.load(place)))
+        python.give("None")
+    else:
+        build.ret(python.call("PyFloat_FromDouble", POINTER, build.load(place)))
 
 
-def add(code: Any, inner: str, name: str, parameters: Sequence[Parameter], result: Any, loop: bool) -> None:
+class _Checks:
+    """Conditions, in order, of which the first that does not hold makes a function return False."""
+
+    def __init__(self, build: Any, python: Python) -> None:
+        self._build, self._python = build, python
+        self._refused = build.append_basic_block("refused")
+
+    def need(self, condition: Any) -> None:
+        """Go on only if it holds."""
+        held = self._build.append_basic_block("held")
+        self._build.cbranch(condition, held, self._refused)
+        self._build.position_at_end(held)
+
+    def refuse(self) -> None:
+        """The code for the other case."""
+        self._build.position_at_end(self._refused)
+        self._python.give("False")
+
+
+def _small_function(module: Any, name: str, called: Any, parameters: Sequence[Parameter]) -> None:
+    function = _declare(module, POINTER, [POINTER, POINTER.as_pointer(), I64], name)
+    items, given = function.args[1:]
+    build = ir.IRBuilder(function.append_basic_block())
+    python = Python(module, build)
+    checks = _Checks(build, python)
+    behind, head = parameters[3:], python.head()
+
+    def field(item: Any, offset: int, kind: Any) -> Any:
+        return _field(build, item, build.add(head, _constant(offset)), kind)
+
+    checks.need(build.icmp_signed("==", given, I64(len(behind))))
+    objects = [build.load(build.gep(items, [I64(k)])) for k in range(len(behind))]
+    are_blocks = [isinstance(one, Array) and one.ndim == 3 for one in behind]
+    blocks = list(itertools.compress(objects, are_blocks))
+    for one in blocks:
+        kind = _field(build, one, build.sub(head, I64(8)), POINTER)  # an object's head ends with its type
+        checks.need(build.icmp_unsigned("==", kind, python.item("ndarray")))
+    first, output = blocks[0], blocks[-1]
+    dtype, ndim = field(first, DTYPE, POINTER), field(first, NDIM, I32)
+    for one in blocks:
+        flags = I32(CONTIGUOUS | ALIGNED | (WRITEABLE if one is output else 0))
+        checks.need(build.icmp_signed("==", build.and_(field(one, FLAGS, I32), flags), flags))
+        checks.need(build.icmp_unsigned("==", field(one, DTYPE, POINTER), dtype))
+        checks.need(build.icmp_signed("==", field(one, NDIM, I32), ndim))
+    checks.need(build.icmp_signed(">", ndim, I32(0)))
+    shapes = [field(one, SHAPE, WORDS) for one in blocks]
+
+    # All have the same shape, of 1 to SMALL items.
+    before, loop, counted = build.block, build.append_basic_block("loop"), build.append_basic_block("counted")
+    build.branch(loop)
+    build.position_at_end(loop)
+    k, product = build.phi(I32), build.phi(I64)
+    k.add_incoming(I32(0), before)
+    product.add_incoming(I64(1), before)
+    at = build.sext(k, I64)
+    classes, *others = [build.load(build.gep(shape, [at])) for shape in shapes]
+    for other in others:
+        checks.need(build.icmp_signed("==", other, classes))
+    checks.need(build.icmp_unsigned("<=", build.sub(classes, I64(1)), I64(SMALL - 1)))
+    size = build.mul(product, classes)
+    checks.need(build.icmp_signed("<=", size, I64(SMALL)))
+    following = build.add(k, I32(1))
+    k.add_incoming(following, build.block)
+    product.add_incoming(size, build.block)
+    build.cbranch(build.icmp_signed("<", following, ndim), loop, counted)
+    build.position_at_end(counted)
+
+    # The output lies apart from the others. No item has more than 8 bytes. The first of two may be the output.
+    place, reach = build.ptrtoint(field(output, DATA, POINTER), I64), build.mul(size, I64(8))
+    for one in blocks[:-1]:
+        start = build.ptrtoint(field(one, DATA, POINTER), I64)
+        apart = build.or_(
+            build.icmp_unsigned("<=", build.add(place, reach), start),
+            build.icmp_unsigned("<=", build.add(start, reach), place),
+        )
+        checks.need(build.or_(apart, build.icmp_unsigned("==", one, output)) if len(blocks) == 2 else apart)
+
+    values: list[Any] = [I64(0), product, ir.Constant(called.function_type.args[2], None), I64(0)]
+    for one, parameter, is_block in zip(objects, behind, are_blocks, strict=True):
+        if is_block:
+            data = build.bitcast(field(one, DATA, POINTER), parameter.item.as_pointer())
+            values += [data, product, classes, I64(1)]
+        else:
+            values += from_python(build, python, one, parameter)
+    returned = build.call(called, [*values, build.alloca(DOUBLE)])
+    with build.if_then(build.icmp_signed("!=", returned, I32(0)), likely=False):
+        _fail(module, build, python, name)
+    python.give("True")
+    checks.refuse()
+
+
+def add(
+    code: Any, inner: str, name: str, parameters: Sequence[Parameter], result: Any, loop: bool, small: bool = False
+) -> None:
     """Put the functions around Numba's function `inner` into its module `code`, which then exports only them.
 
     A loop of a ufunc is called by NumPy alone: its function for C has no argument for a result.
@@ -319,6 +425,9 @@ def add(code: Any, inner: str, name: str, parameters: Sequence[Parameter], resul
     if not loop:
         exported.add(f"{name}.py")
         _python_function(module, f"{name}.py", function, parameters, result)
+        if small:
+            exported.add(f"{name}.small.py")
+            _small_function(module, f"{name}.small.py", function, parameters)
     around = binding.parse_assembly(str(module))
     around.verify()
     code.link_in(around)

@@ -23,6 +23,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from numpy import ndarray
+
 from fastsoftmax.runtime import cache
 from fastsoftmax.runtime.numba_state import checks_bounds
 
@@ -34,6 +36,9 @@ TABLE = "fastsoftmax_python"
 PYTHON = (
     "head",
     "None",
+    "False",
+    "True",
+    "ndarray",
     "IndexError",
     "Py_IncRef",
     "PyErr_SetString",
@@ -66,8 +71,9 @@ class _Method(ctypes.Structure):
 
 def python_table() -> list[int]:
     """The numbers and addresses that `PYTHON` names."""
-    functions = [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value for name in PYTHON[3:]]
-    return [object.__basicsize__, id(None), id(IndexError), *(address or 0 for address in functions)]
+    functions = [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value for name in PYTHON[6:]]
+    objects = (None, False, True, ndarray, IndexError)
+    return [object.__basicsize__, *map(id, objects), *(address or 0 for address in functions)]
 
 
 def python_function(name: str, address: int) -> Any:

@@ -84,7 +84,7 @@ def test_products_of_long_rows(dtype, temperature, from_probs, record, monkeypat
     v = cases.vectors(x)
     if from_probs:
         x = fs.softmax(x, temperature=temperature)
-    monkeypatch.setattr(derivatives, "SMALL", 0)
+    monkeypatch.setattr(derivatives, "_PRODUCTS", cases.Forgetful())
     monkeypatch.setattr(long_rows, "LONG_ROW", 300)
     monkeypatch.setattr(long_rows, "PIECE", 128)
     cut, seen = long_rows.long_product, []
@@ -117,7 +117,7 @@ def test_infinite_vectors_of_long_rows(monkeypatch):
     x, v = np.zeros((2, 700)), np.ones((2, 700))
     v[0, 3] = np.inf
     whole = fs.softmax_jvp(x, v)
-    monkeypatch.setattr(derivatives, "SMALL", 0)
+    monkeypatch.setattr(derivatives, "_PRODUCTS", cases.Forgetful())
     monkeypatch.setattr(long_rows, "LONG_ROW", 300)
     monkeypatch.setattr(long_rows, "PIECE", 128)
     np.testing.assert_array_equal(np.isnan(fs.softmax_jvp(x, v)), np.isnan(whole))
@@ -534,10 +534,10 @@ def test_directions_of_any_size(classes, dtype):
 @pytest.mark.parametrize("flag", [np.True_, 1])
 def test_a_flag_that_is_only_like_true(monkeypatch, flag):
     """The kernel for probabilities is not kept for later calls with logits."""
-    monkeypatch.setattr(derivatives, "_SMALL", {})
+    monkeypatch.setattr(derivatives, "_JACOBIANS", {})
     x = np.random.default_rng(0).normal(size=(4, 3))
     expected = fs.softmax_jacobian(x[None])[0]
-    monkeypatch.setattr(derivatives, "_SMALL", {})
+    monkeypatch.setattr(derivatives, "_JACOBIANS", {})
     np.testing.assert_allclose(fs.softmax_jacobian(fs.softmax(x), from_probs=flag), expected)
     for _ in range(2):
         np.testing.assert_array_equal(fs.softmax_jacobian(x), expected)

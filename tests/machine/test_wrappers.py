@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from llvmlite import binding, ir
 
+from fastsoftmax._vectors import SMALL
 from fastsoftmax.machine import jit, targets, wrappers
 from fastsoftmax.machine.entry import (
     Block,
@@ -151,6 +152,132 @@ def test_functions_of_addresses(compiled):
     gc.collect()
     again = prebuilt.python_function("a.name", address)
     assert again(*arguments(np.float64, True)) == -3 + 0.1
+
+
+# --- the form for small arrays --------------------------------------------------------------------------------
+
+
+def doubled(start: Count, stop: Count, room: Floats, x: Block, y: Block, number: Number) -> None:
+    """y = 2 x + number."""
+    for row in range(start, stop):
+        for k in range(x.shape[1]):
+            y[row, k, 0] = 2 * x[row, k, 0] + number
+
+
+def summed(start: Count, stop: Count, room: Floats, x: Block, v: Block, y: Block) -> None:
+    """y = x + v."""
+    for row in range(start, stop):
+        for k in range(x.shape[1]):
+            y[row, k, 0] = x[row, k, 0] + v[row, k, 0]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The small forms of `doubled` and `summed`, for float64."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        found = []
+        for function, letters in ((doubled, "iiaaas"), (summed, "iiaaaa")):
+            kernel = Kernel(f"tests.{function.__name__}")
+            kernel.define(function, None, None, True)
+            variant = kernel.variant("d", letters)
+            address = jit.address(variant.name, lambda variant=variant: variant, ".small.py")
+            found.append(prebuilt.python_function(variant.name, address))
+        yield found
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (1, 1), (3, 4), (2, 3, 4), (1,) * 20, (1, SMALL), (SMALL, 1)])
+def test_small_arrays(small, shape):
+    """Of any number of dimensions. The input may be read-only, and may be the output if there is no other."""
+    x = np.arange(float(np.prod(shape))).reshape(shape)
+    y = np.full(shape, np.nan)
+    x.flags.writeable = False
+    assert small[0](x, y, 0.5) is True
+    np.testing.assert_array_equal(y, 2 * x + 0.5)
+    assert small[0](y, y, 0.5) is True
+    np.testing.assert_array_equal(y, 4 * x + 1.5)
+    v = np.ones(shape)
+    assert small[1](x, v, y) is True
+    np.testing.assert_array_equal(y, x + 1)
+    assert small[1](x, x, y) is True
+    np.testing.assert_array_equal(y, 2 * x)
+
+
+def misaligned(shape):
+    return np.zeros(8 * int(np.prod(shape)) + 1, np.uint8)[1:].view(float).reshape(shape)
+
+
+class Subclass(np.ndarray):
+    """An array of another type."""
+
+
+REFUSED = {
+    "no array": [[1.0, 2.0, 3.0]],
+    "None": None,
+    "a number": 2.5,
+    "a subclass": np.zeros((1, 3)).view(Subclass),
+    "another dtype": np.zeros((1, 3), np.float32),
+    "integers of the same size": np.zeros((1, 3), np.int64),
+    "another byte order": np.zeros((1, 3), np.dtype(float).newbyteorder()),
+    "another shape": np.zeros((1, 4)),
+    "fewer dimensions": np.zeros(3),
+    "more dimensions": np.zeros((1, 1, 3)),
+    "strides": np.zeros((1, 6))[:, ::2],
+    "memory in reverse": np.zeros((1, 3))[:, ::-1],
+    "misaligned": misaligned((1, 3)),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_plain_is_refused(small, case):
+    """Nothing is written then. The first block has the right dtype: its caller has looked."""
+    one, plain = REFUSED[case], np.ones((1, 3))
+    before = np.array(one, copy=True)
+    assert small[0](plain, one, 0.0) is False
+    assert small[1](plain, plain, one) is False
+    assert small[1](plain, one, np.empty((1, 3))) is False
+    if getattr(one, "dtype", None) == np.float64:
+        assert small[0](one, plain, 0.0) is False
+    np.testing.assert_array_equal(np.array(one), before)
+    np.testing.assert_array_equal(plain, 1)
+
+
+def test_other_refusals(small):
+    """Read-only outputs, no items, no dimensions, arrays that are not small, and other numbers of arguments."""
+    read_only = np.ones((1, 3))
+    read_only.flags.writeable = False
+    assert small[0](np.zeros((1, 3)), read_only, 0.0) is False
+    for shape in ((), (0,), (0, 3), (3, 0), (1, SMALL + 1), (SMALL + 1, 1), (SMALL // 64 + 1, 8, 8)):
+        assert small[0](np.zeros(shape), np.zeros(shape), 0.0) is False
+    for given in ((), (read_only,), (read_only,) * 4):
+        assert small[0](*given) is False
+
+
+def test_outputs_that_share_memory(small):
+    """They are refused, except for an output that is the only input. Neighbours share none."""
+    room = np.arange(SMALL * 1.0)
+    for shift in (0, 1, 2, 3, 5, 6, 100):
+        x, y = room[10:14], room[10 + shift :][:4]
+        assert small[0](x, y, 0.0) is (shift >= 4)
+        assert small[0](y, x, 0.0) is (shift >= 4)
+        assert small[1](np.ones(4), x, y) is (shift >= 4)
+        assert small[1](x, np.ones(4), y) is (shift >= 4)
+    x = room[:4]
+    assert small[1](x, np.ones(4), x) is False
+
+
+def test_the_small_form_keeps_no_reference(small):
+    x, y = np.zeros((1, 3)), np.zeros((1, 3))
+    objects = x, y, x.dtype, True, False
+    before = [sys.getrefcount(one) for one in objects]
+    for _ in range(1000):
+        small[0](x, y, 0.0)
+        small[0](x, y)
+    after = [sys.getrefcount(one) for one in objects]
+    assert np.abs(np.subtract(after, before)).max() < 100
+
+
+# --- other results ---------------------------------------------------------------------------------------------
 
 
 def made(status, result=None, value=None):

@@ -524,11 +524,15 @@ def _rooms(memory: Any, room: Callable[[], Any], count: int) -> list[Any]:
     return found
 
 
+def rows_of_block(rows: int, work: int, count: int) -> int:
+    """How many rows a block has if so many threads share a call."""
+    step = min(BLOCK_WORK * rows // work, rows // (4 * count)) or 1
+    return step - step % ROW_MULTIPLE if step > ROW_MULTIPLE else step
+
+
 def _run_in_blocks(code: Any, rows: int, work: int, rooms: list[Any], args: tuple[Any, ...]) -> None:
     count = len(rooms)
-    step = min(BLOCK_WORK * rows // work, rows // (4 * count)) or 1
-    if step > ROW_MULTIPLE:
-        step -= step % ROW_MULTIPLE
+    step = rows_of_block(rows, work, count)
     if not isinstance(code, BuiltinFunctionType):  # a function of Python, under NUMBA_DISABLE_JIT
         for start in range(0, rows, step):
             code(start, min(start + step, rows), rooms[0], *args)

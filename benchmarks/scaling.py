@@ -28,7 +28,7 @@ from fastsoftmax.tools.bench.report import caption, machine  # noqa: E402
 SHAPES = ((1_000, 100), (10_000, 10), (200, 2_000), (10_000, 1_000), (1_000_000, 10))
 MOST = 16
 BANDWIDTH = 6.0
-"""How many threads' worth of memory traffic a processor with 16 cores is assumed to have; measured ones: 4 to 8."""
+"""The memory traffic of a processor with 16 cores, in multiples of what one thread causes: an assumption."""
 IN_CACHES = 1 << 22
 """Arrays with more bytes than this come from memory."""
 TAKE = 1e-7

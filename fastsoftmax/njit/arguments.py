@@ -37,23 +37,6 @@ Run = Callable[..., Any]
 KINDS = {types.float32: np.float32, types.float64: np.float64}
 
 
-class FormattedValueError(ValueError):
-    """A ValueError of compiled code whose text is formatted in Python when it is raised.
-
-    Formatting in compiled code would cost callers a second of compilation.
-    """
-
-    def __init__(self, text: str, *values: Any) -> None:
-        super().__init__(text.format(*values))
-
-
-class FormattedIndexError(IndexError):
-    """An IndexError like `FormattedValueError`."""
-
-    def __init__(self, text: str, *values: Any) -> None:
-        super().__init__(text.format(*values))
-
-
 class Call:
     """A call that is being compiled: its function and the types of its arguments.
 
@@ -174,14 +157,6 @@ def check_out(function: str, out: Any, dtype: Any, ndim: int) -> None:
 def compiled(function: F) -> F:
     """A function that is compiled into its callers."""
     return cast(F, njit(**OPTIONS, **NO_WRAPPERS, **lean_options())(function))
-
-
-def raising(function: F) -> F:
-    """`compiled`, for a function that raises exceptions with values that are known at run time.
-
-    These need the environment of the function, which Numba sets where it makes machine code of it.
-    """
-    return cast(F, njit(**OPTIONS, **NO_WRAPPERS)(function))
 
 
 def merged(function: F) -> F:

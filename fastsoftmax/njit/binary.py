@@ -15,7 +15,6 @@ from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
-    FormattedValueError,
     Run,
     absent,
     broadcasts,
@@ -28,13 +27,13 @@ from fastsoftmax.njit.arguments import (
     literal_reduction,
     memory_order,
     merged,
-    raising,
     readable,
     real_array,
     stack,
     target,
     transposed,
 )
+from fastsoftmax.njit.complaints import NotedValueError, complain
 from fastsoftmax.njit.losses import gamma_of
 from fastsoftmax.njit.rows import Built, check_same, like, same_ndim, wanted
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
@@ -126,15 +125,13 @@ def _target_check(call: Call, x: Any, kind: Any) -> Run:
     place = ", ".join([f"{{0[{i}]}}" for i in range(x.ndim)])
     wrong = f"{call.name}: targets[{place}] is {{1}}, expected a number from 0 to 1"
 
-    @raising
-    def complain(targets: Any, order: Any, t: Any, weights: Any) -> None:
+    @compiled
+    def refuse(targets: Any, order: Any, t: Any, weights: Any) -> None:
         at = 0
         while (t[at] >= 0.0 and t[at] <= 1.0) or (weights.size and weights[at] == 0.0):
             at += 1
-        if targets.ndim == 0:
-            raise FormattedValueError(wrong, (0,), t[at])
-        moved = transposed(targets, order).shape
-        raise PlacedValueError(wrong, moved, order, at, t[at])
+        complain("moved", wrong, (targets.ndim, at, transposed(targets, order).shape, order, t[at]))
+        raise NotedValueError
 
     @compiled
     def check(targets: Any, order: Any, t: Any, weights: Any) -> None:
@@ -142,17 +139,9 @@ def _target_check(call: Call, x: Any, kind: Any) -> Run:
         for i in range(t.size):
             outside += not (t[i] >= 0.0 and t[i] <= 1.0) and not (weights.size and weights[i] == 0.0)
         if outside:
-            complain(targets, order, t, weights)
+            refuse(targets, order, t, weights)
 
     return check
-
-
-class PlacedValueError(FormattedValueError):
-    """A ValueError about an item of an array, named by its number in another order of the axes."""
-
-    def __init__(self, text: str, shape: Any, order: Any, place: int, *values: Any) -> None:
-        there = np.unravel_index(place, shape)
-        super().__init__(text, [int(there[list(order).index(a)]) for a in range(len(order))], *values)
 
 
 def _order_of(x: Any) -> Run:

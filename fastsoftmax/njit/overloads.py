@@ -24,6 +24,7 @@ from fastsoftmax.njit import (
     ufuncs,  # noqa: F401  # it registers those that are made
 )
 from fastsoftmax.njit.arguments import Call
+from fastsoftmax.runtime.numba_private import lean_options
 
 BUILDERS = {
     "forward": rows.forward,
@@ -84,7 +85,7 @@ def _overload(function: Function) -> None:
         public,
         prefer_literal=True,
         strict=False,
-        jit_options={**OPTIONS, **NO_WRAPPERS, "parallel": False},
+        jit_options={**OPTIONS, **NO_WRAPPERS, **lean_options(), "parallel": False},
     )(choose)
 
 

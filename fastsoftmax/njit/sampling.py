@@ -17,7 +17,6 @@ from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
-    FormattedValueError,
     Run,
     absent,
     check_number,
@@ -32,7 +31,6 @@ from fastsoftmax.njit.arguments import (
     hide,
     layout,
     merged,
-    raising,
     readable,
     real_array,
     room_for,
@@ -42,6 +40,7 @@ from fastsoftmax.njit.arguments import (
     target,
     writable,
 )
+from fastsoftmax.njit.complaints import NotedValueError, complain
 from fastsoftmax.njit.rows import Built, inverse_temperature_of, like, masked_for, one_axis
 from fastsoftmax.njit.segments import pointers, vector, whole
 
@@ -53,16 +52,6 @@ FILTERS = ("top_k", "top_p", "min_p")
 
 def _integer(argument: Any) -> bool:
     return isinstance(argument, types.Integer) or (isinstance(argument, int) and not isinstance(argument, bool))
-
-
-class RowError(ValueError):
-    """A row without enough classes to draw. Compiled code knows its place only; Python says the rest."""
-
-    def __init__(self, name: str, row: int) -> None:
-        super().__init__(
-            f"{name}: row {row} of the logits (in C order) holds NaN or +inf, or has fewer classes with a "
-            "probability above 0 than are drawn"
-        )
 
 
 def _filters(call: Call) -> Run:
@@ -79,22 +68,26 @@ def _filters(call: Call) -> Run:
             check_number(name, one, call[one])
     mass_given, least_given = shares_given
     few = f"{name}: top_k must be at least 1, got {{}}"
-    outside = f"{name}: {{}} must be above 0 and at most 1, got {{}}"
+    outside_top_p = f"{name}: top_p must be above 0 and at most 1, got {{}}"
+    outside_min_p = outside_top_p.replace("top_p", "min_p")
 
-    @raising
+    @compiled
     def checked(levels: Any, top_k: Any, top_p: Any, min_p: Any, temperature: float) -> int:
         levels[0], levels[1], count = 1.0, -np.inf, 0
         if count_given:
             if top_k < 1:
-                raise FormattedValueError(few, top_k)
+                complain("formatted", few, (top_k,))
+                raise NotedValueError
             count = top_k
         if mass_given:
             if not 0.0 < top_p <= 1.0:
-                raise FormattedValueError(outside, "top_p", top_p)
+                complain("formatted", outside_top_p, (top_p,))
+                raise NotedValueError
             levels[0] = top_p
         if least_given:
             if not 0.0 < min_p <= 1.0:
-                raise FormattedValueError(outside, "min_p", min_p)
+                complain("formatted", outside_min_p, (min_p,))
+                raise NotedValueError
             if min_p < 1.0:
                 levels[1] = temperature * math.log(min_p)
             else:
@@ -183,7 +176,7 @@ def _numbers(call: Call, ndim: int) -> Run:
     wrong_shape = f"{name}: uniforms has another shape than the result"
     outside = f"{name}: uniforms has {{}} at place {{}} in C order, expected 0 <= u < 1"
 
-    @raising
+    @compiled
     def given(shape: Any, count: int, rng: Any, uniforms: Any) -> Any:
         if not same_shape(uniforms.shape, shape):
             raise ValueError(wrong_shape)
@@ -191,7 +184,8 @@ def _numbers(call: Call, ndim: int) -> Run:
         for i, place in enumerate(np.ndindex(uniforms.shape)):
             numbers[i] = uniforms[place]
             if not 0.0 <= numbers[i] < 1.0:
-                raise FormattedValueError(outside, numbers[i], i)
+                complain("formatted", outside, (numbers[i], i))
+                raise NotedValueError
         return numbers
 
     return given
@@ -252,16 +246,20 @@ def _filter(given: Any, beta: Any) -> None:
 
 
 def _check_rows(call: Call) -> Run:
-    """The compiled check that every row has a class for each draw."""
-    name = call.name
+    """The compiled check that every row has a class for each draw. It knows the place of a row only."""
+    wrong = (
+        f"{call.name}: row {{}} of the logits (in C order) holds NaN or +inf, or has fewer classes with a "
+        "probability above 0 than are drawn"
+    )
 
-    @raising
+    @compiled
     def check(failures: float, result: Any, count: int, rows: int) -> None:
         if failures > 0.0:
             for row in range(rows):
                 for draw in range(count):
                     if result[draw * rows + row] < 0:
-                        raise RowError(name, row)
+                        complain("formatted", wrong, (row,))
+                        raise NotedValueError
 
     return check
 
@@ -387,10 +385,11 @@ def categorical(call: Call) -> Built:
     draw = _drawing(call, kind)
     few = f"{call.name}: size is {{}} with replace=False, but there are {{}} classes"
 
-    @raising
+    @compiled
     def check_count(count: int, classes: int, rows: int, replace: bool) -> None:
         if not replace and count > 1 and count > classes and rows > 0:
-            raise FormattedValueError(few, count, classes)
+            complain("formatted", few, (count, classes))
+            raise NotedValueError
 
     @merged
     def run(

@@ -16,7 +16,6 @@ from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
-    FormattedValueError,
     Run,
     absent,
     apart,
@@ -35,13 +34,13 @@ from fastsoftmax.njit.arguments import (
     literal_reduction,
     merged,
     overlap,
-    raising,
     readable,
     real_array,
     stack,
     usable,
     writable,
 )
+from fastsoftmax.njit.complaints import NotedIndexError, NotedValueError, complain
 from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, wanted, widened
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
 
@@ -83,10 +82,11 @@ def _result(call: Call, dtype: Any) -> Run:
     check_out(call.name, out, dtype, 1)
     wrong = f"{call.name}: out has shape ({{}},), expected ({{}},)"
 
-    @raising
+    @compiled
     def given(out: Any, count: int) -> Any:
         if out.size != count:
-            raise FormattedValueError(wrong, out.size, count)
+            complain("formatted", wrong, (out.size, count))
+            raise NotedValueError
         return out
 
     return given
@@ -95,36 +95,11 @@ def _result(call: Call, dtype: Any) -> Run:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-class RowPointerError(ValueError):
-    """An error of row pointers; Python chooses the text, which would cost compiled callers their time."""
-
-    def __init__(self, name: str, n: int, size: int, value: int, previous: int, entries: int) -> None:
-        if size == 0:
-            text = "indptr has shape (0,), expected one dimension and at least one entry"
-        elif n == 0 and value != 0:
-            text = f"indptr[0] is {value}, expected 0"
-        elif n > 0 and value < previous:
-            text = f"indptr[{n}] is {value}, expected at least indptr[{n - 1}], which is {previous}"
-        else:
-            text = f"indptr[{n}] is {value}, expected {entries}, the length of x"
-        super().__init__(f"{name}: {text}")
-
-
-class SegmentLabelError(IndexError):
-    """An error of a position inside a segment."""
-
-    def __init__(self, name: str, n: int, label: int, length: int) -> None:
-        expected = "an ignored one, since segment {0} is empty"
-        if length:
-            expected = "a position from 0 to {1}, within segment {0} of length {2}"
-        super().__init__(f"{name}[{n}] is {label}, expected {expected.format(n, length - 1, length)}")
-
-
 def pointers(call: Call) -> Run:
     """The compiled form of `api.segments._row_pointers`; it always returns a copy."""
     name = call.name
 
-    @raising
+    @compiled
     def check(indptr: Any, entries: int) -> Any:
         table = empty((indptr.size,), np.int64)
         for n in range(indptr.size):
@@ -132,7 +107,8 @@ def pointers(call: Call) -> Run:
         n = int(_first_wrong(table, entries))
         if n >= 0:
             value, previous = (table[n] if table.size else 0), (table[n - 1] if n else 0)
-            raise RowPointerError(name, n, table.size, value, previous, entries)
+            complain("row_pointer", name, (n, table.size, value, previous, entries))
+            raise NotedValueError
         return table
 
     return check
@@ -203,10 +179,11 @@ def same_size(call: Call, name: str) -> Run:
     """The compiled check that an operand has as many elements as x."""
     wrong = f"{call.name}: {name} has shape ({{}},), expected that of x, ({{}},)"
 
-    @raising
+    @compiled
     def check(v: Any, x: Any) -> None:
         if v.size != x.size:
-            raise FormattedValueError(wrong, v.size, x.size)
+            complain("formatted", wrong, (v.size, x.size))
+            raise NotedValueError
 
     return check
 
@@ -290,17 +267,19 @@ def _labels(call: Call, name: str) -> Run:
     named = f"{call.name}: {name}"
     ignored = is_ignored(not absent(call["ignore_index"]))
 
-    @raising
+    @compiled
     def labels_of(targets: Any, table: Any, ignore_index: Any) -> Any:
         count = table.size - 1
         if targets.size != count:
-            raise FormattedValueError(shape, targets.size, count)
+            complain("formatted", shape, (targets.size, count))
+            raise NotedValueError
         labels = empty((count,), np.int64)
         for n in range(count):
             labels[n] = targets[n]
             length = table[n + 1] - table[n]
             if not (0 <= labels[n] < length or ignored(targets[n], ignore_index)):
-                raise SegmentLabelError(named, n, targets[n], length)
+                complain("segment_label", named, (n, targets[n], length))
+                raise NotedIndexError
         return labels
 
     return labels_of
@@ -318,12 +297,13 @@ def _weights(call: Call, kind: Any) -> Run:
         vector(call, "sample_weight")
     wrong = f"{call.name}: sample_weight has shape ({{}},), expected ({{}},)"
 
-    @raising
+    @compiled
     def weights_of(targets: Any, sample_weight: Any, ignore_index: Any) -> Any:
         weights = np.ones(targets.size, kind)
         if given:
             if sample_weight.size != targets.size:
-                raise FormattedValueError(wrong, sample_weight.size, targets.size)
+                complain("formatted", wrong, (sample_weight.size, targets.size))
+                raise NotedValueError
             weights[:] = sample_weight
         if ignoring:
             for n in range(targets.size):

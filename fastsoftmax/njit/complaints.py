@@ -1,0 +1,123 @@
+"""Exceptions of compiled code whose text has values that are known at run time only.
+
+Numba can raise such exceptions, but to compile the code that makes Python objects of the values takes longer than
+all the rest of a loss. So compiled code first calls `complain` with the values, for which Python makes the text,
+and then raises `NotedValueError` or `NotedIndexError`, whose text that is.
+"""
+
+import threading
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_BYTES, _INT32, _INT64, _DOUBLE = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64), ir.DoubleType()
+
+_noted = threading.local()
+
+
+class NotedValueError(ValueError):
+    """A ValueError with the text that this thread has noted."""
+
+    def __init__(self, text: str | None = None) -> None:
+        super().__init__(getattr(_noted, "text", "") if text is None else text)
+
+
+class NotedIndexError(IndexError):
+    """An IndexError with the text that this thread has noted."""
+
+    def __init__(self, text: str | None = None) -> None:
+        super().__init__(getattr(_noted, "text", "") if text is None else text)
+
+
+# --- the forms, which Python runs ---------------------------------------------------------------------------
+
+
+def formatted(text: str, *values: Any) -> None:
+    """Note a text with these values."""
+    _noted.text = text.format(*values)
+
+
+def placed(text: str, ndim: int, place: int, *rest: Any) -> None:
+    """Note a text about an item of an array, whose number in C order and whose shape come before the values."""
+    there = np.unravel_index(place, rest[:ndim]) if ndim else (0,)
+    formatted(text, [int(k) for k in there], *rest[ndim:])
+
+
+def moved(text: str, ndim: int, place: int, *rest: Any) -> None:
+    """`placed` for the shape and the number in another order of the axes, which comes behind the shape."""
+    shape, order, values = rest[:ndim], rest[ndim : 2 * ndim], rest[2 * ndim :]
+    there = np.unravel_index(place, shape) if ndim else (0,)
+    formatted(text, [int(there[order.index(a)]) for a in range(ndim)] or there, *values)
+
+
+def row_pointer(name: str, n: int, size: int, value: int, previous: int, entries: int) -> None:
+    """Note what is wrong with row pointers."""
+    if size == 0:
+        text = "indptr has shape (0,), expected one dimension and at least one entry"
+    elif n == 0 and value != 0:
+        text = f"indptr[0] is {value}, expected 0"
+    elif n > 0 and value < previous:
+        text = f"indptr[{n}] is {value}, expected at least indptr[{n - 1}], which is {previous}"
+    else:
+        text = f"indptr[{n}] is {value}, expected {entries}, the length of x"
+    _noted.text = f"{name}: {text}"
+
+
+def segment_label(name: str, n: int, label: int, length: int) -> None:
+    """Note what is wrong with a position inside a segment."""
+    expected = "an ignored one, since segment {0} is empty"
+    if length:
+        expected = "a position from 0 to {1}, within segment {0} of length {2}"
+    _noted.text = f"{name}[{n}] is {label}, expected {expected.format(n, length - 1, length)}"
+
+
+# --- compiled into the caller -------------------------------------------------------------------------------
+
+
+def _flat(kind: Any, value: Any, builder: Any) -> list[tuple[Any, Any]]:
+    """The types and values of the numbers in a tuple of numbers and tuples."""
+    if isinstance(kind, types.BaseTuple):
+        values = cgutils.unpack_tuple(builder, value, len(kind))
+        return [pair for one, item in zip(kind, values, strict=True) for pair in _flat(one, item, builder)]
+    return [(kind, value)]
+
+
+def _number(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    return context.cast(builder, value, kind, types.float64 if isinstance(kind, types.Float) else types.int64)
+
+
+@intrinsic(prefer_literal=True)
+def complain(typingctx: Any, form: Any, text: Any, values: Any) -> Any:
+    """Call the function of this module that is named `form`, with a text and the numbers in a tuple."""
+
+    def codegen(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        module = builder.module
+
+        def string(value: str) -> Any:
+            content = cgutils.make_bytearray(value.encode() + b"\0")
+            return cgutils.global_constant(module, "fastsoftmax.text", content).bitcast(_BYTES)
+
+        def python(name: str, result: Any, kinds: Any, *arguments: Any, var_arg: bool = False) -> Any:
+            kind = ir.FunctionType(result, kinds, var_arg=var_arg)
+            return builder.call(cgutils.get_or_insert_function(module, kind, name), arguments)
+
+        pairs = _flat(values, given[2], builder)
+        numbers = [_number(context, builder, kind, value) for kind, value in pairs]
+        letters = "".join("d" if number.type == _DOUBLE else "L" for number in numbers)
+        state = python("PyGILState_Ensure", _INT32, [])
+        home = python("PyImport_ImportModule", _BYTES, [_BYTES], string(__name__))
+        with builder.if_then(builder.icmp_unsigned("!=", home, _BYTES(None))):
+            what = home, string(form.literal_value), string(f"s{letters}"), string(text.literal_value)
+            done = python("PyObject_CallMethod", _BYTES, [_BYTES] * 3, *what, *numbers, var_arg=True)
+            with builder.if_then(builder.icmp_unsigned("!=", done, _BYTES(None))):
+                python("Py_DecRef", ir.VoidType(), [_BYTES], done)
+            python("Py_DecRef", ir.VoidType(), [_BYTES], home)
+        python("PyErr_Clear", ir.VoidType(), [])
+        python("PyGILState_Release", ir.VoidType(), [_INT32], state)
+        return context.get_dummy_value()
+
+    return types.void(form, text, values), codegen

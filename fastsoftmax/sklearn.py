@@ -1,6 +1,6 @@
 """A scikit-learn estimator on `fastsoftmax.fit_temperature`, for the extra ``sklearn``.
 
-``sklearn.calibration.CalibratedClassifierCV(method="temperature", ensemble=False)`` fits the same model by a bounded
+``CalibratedClassifierCV(method="temperature", ensemble=False)`` of scikit-learn fits the same model by a bounded
 scalar search, each trial of which computes the loss; here, Newton's method reads the logits five to eight times.
 """
 

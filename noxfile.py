@@ -32,7 +32,7 @@ def tests(session: nox.Session, versions: str) -> None:
     if versions == "oldest":
         oldest = OLDEST | {"numpy": OLDEST_NUMPY.get(str(session.python), OLDEST["numpy"])}
         wanted = [f"{package}=={version}" for package, version in oldest.items()]
-    others = ("pytest", "hypothesis", "mpmath", "scipy")
+    others = ("pytest", "pytest-rerunfailures", "pytest-xdist", "hypothesis", "mpmath", "scipy")
     # No compiled kernels: it is Numba's versions that are tested.
     session.install("--upgrade", *wanted, ".", *others, env={"FASTSOFTMAX_BUILD": "none"})
     session.run("python", "-m", "pytest", "-p", "no:cacheprovider", *(session.posargs or REDUCED))

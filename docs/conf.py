@@ -58,6 +58,7 @@ nb_output_stderr = "remove"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = "fastsoftmax"
 html_static_path = ["static"]
 html_css_files = ["site.css"]

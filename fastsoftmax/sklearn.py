@@ -28,13 +28,18 @@ except ImportError as error:
 __all__ = ["TemperatureScaling"]
 
 
-def _logits(scores: Any, method: str) -> Any:
+def _logits(scores: Any, method: str, classes: int) -> Any:
     """One column for each class, from what the method of a classifier returned."""
     scores = np.asarray(scores)
     if method == "predict_proba":
-        return np.log(np.maximum(scores, np.finfo(scores.dtype).eps))
-    if scores.ndim == 1:  # the logit of the second of two classes
-        return np.stack([np.zeros_like(scores), scores], axis=1)
+        scores = np.log(np.maximum(scores, np.finfo(np.result_type(scores, np.float32)).eps))
+    elif scores.ndim == 1:  # the logit of the second of two classes
+        scores = np.stack([np.zeros_like(scores), scores], axis=1)
+    if scores.shape[1:] != (classes,):
+        raise ValueError(
+            f"TemperatureScaling: {method} of the classifier has shape {scores.shape}, expected one column for "
+            f"each of {classes} classes"
+        )
     return scores
 
 
@@ -138,8 +143,8 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         Raises
         ------
         ValueError
-            If `bounds` are not two numbers with 0 < low <= high, and as `fastsoftmax.fit_temperature` and the
-            classifier.
+            If `bounds` are not two numbers with 0 < low <= high, if the classifier's scores do not have one column
+            for each class, and as `fastsoftmax.fit_temperature` and the classifier.
         TypeError
             If the classifier has neither ``decision_function`` nor ``predict_proba``.
         """
@@ -155,14 +160,14 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         scores = cross_val_predict(
             self.estimator, X, y, cv=self.cv, method=method, params=options, n_jobs=self.n_jobs
         )
-        self.estimator_ = clone(self.estimator).fit(X, y, **options)
-        self.classes_ = self.estimator_.classes_
+        fitted = clone(self.estimator).fit(X, y, **options)
+        logits = _logits(scores, method, len(fitted.classes_))
+        labels = np.searchsorted(fitted.classes_, y)
+        self.temperature_ = self._temperature(logits, labels, sample_weight, low, high)
+        self.estimator_, self.classes_ = fitted, fitted.classes_
         for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.estimator_, name):
-                setattr(self, name, getattr(self.estimator_, name))
-        self.temperature_ = self._temperature(
-            _logits(scores, method), np.searchsorted(self.classes_, y), sample_weight, low, high
-        )
+            if hasattr(fitted, name):
+                setattr(self, name, getattr(fitted, name))
         return self
 
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
@@ -220,7 +225,7 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
     def _scores(self, X: Any) -> Any:  # noqa: N803
         check_is_fitted(self)
         method = self._method(self.estimator_)
-        return _logits(getattr(self.estimator_, method)(X), method)
+        return _logits(getattr(self.estimator_, method)(X), method, len(self.classes_))
 
     def _method(self, estimator: Any) -> str:
         for method in ("decision_function", "predict_proba"):

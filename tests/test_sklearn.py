@@ -20,6 +20,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from sklearn.utils.estimator_checks import check_estimator
 
 from fastsoftmax.sklearn import TemperatureScaling
@@ -152,6 +153,25 @@ def test_classifier_without_scores():
         TypeError, match=r"TemperatureScaling: estimator is Silent\(\), expected a classifier with"
     ):
         TemperatureScaling(Silent()).fit(*data())
+
+
+def test_scores_of_pairs_of_classes():
+    """Six pairs of four classes."""
+    X, y = data(4)
+    classifier = SVC(decision_function_shape="ovo")
+    with pytest.raises(
+        ValueError, match=r"decision_function of the classifier has shape \(400, 6\), expected one col"
+    ):
+        TemperatureScaling(classifier).fit(X, y)
+
+
+def test_probabilities_of_integers():
+    class Sure(GaussianNB):
+        def predict_proba(self, X):
+            return super().predict_proba(X).round().astype(int)
+
+    X, y = data()
+    assert TemperatureScaling(Sure()).fit(X, y).temperature_ > 1
 
 
 def test_before_fit():

@@ -123,6 +123,16 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         self.bounds = bounds
         self.n_jobs = n_jobs
 
+    @property
+    def n_features_in_(self) -> int:
+        """The number of features, if the classifier counts them."""
+        return self.estimator_.n_features_in_
+
+    @property
+    def feature_names_in_(self) -> Any:
+        """The names of the features, if the classifier knows them."""
+        return self.estimator_.feature_names_in_
+
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "TemperatureScaling":  # noqa: N803
         """Fit the classifier and the temperature.
 
@@ -165,9 +175,6 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  #
         labels = np.searchsorted(fitted.classes_, y)
         self.temperature_ = self._temperature(logits, labels, sample_weight, low, high)
         self.estimator_, self.classes_ = fitted, fitted.classes_
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(fitted, name):
-                setattr(self, name, getattr(fitted, name))
         return self
 
     def predict_proba(self, X: Any) -> Any:  # noqa: N803

@@ -174,6 +174,19 @@ def test_probabilities_of_integers():
     assert TemperatureScaling(Sure()).fit(X, y).temperature_ > 1
 
 
+def test_features():
+    """They are those of the classifier, of the last fit."""
+    pd = pytest.importorskip("pandas")
+    X, y = data(rows=60)
+    model = TemperatureScaling(GaussianNB())
+    assert not hasattr(model, "n_features_in_")
+    model.fit(pd.DataFrame(X, columns=list("abcdef")), y)
+    assert (model.n_features_in_, list(model.feature_names_in_)) == (6, list("abcdef"))
+    model.fit(X[:, :4], y)
+    assert model.n_features_in_ == 4
+    assert not hasattr(model, "feature_names_in_")
+
+
 def test_before_fit():
     with pytest.raises(NotFittedError):
         TemperatureScaling(LogisticRegression()).predict_proba(np.zeros((1, 6)))

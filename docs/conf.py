@@ -11,13 +11,13 @@ links into their documentation.
 
 import inspect
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import latex2mathml.converter
-import tomllib
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
@@ -38,7 +38,7 @@ project = "fastsoftmax"
 author = "fastsoftmax developers"
 project_copyright = author
 version = release = fastsoftmax.__version__
-REPOSITORY = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+REPOSITORY = re.search(r'^Source = "(.*)"$', (HERE.parent / "pyproject.toml").read_text(), re.MULTILINE).group(1)
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",

@@ -1,11 +1,17 @@
-"""The API reference: ``sphinx-build -W -b html docs docs/_build``.
+"""The site: ``sphinx-build -W -b html docs docs/_build``.
 
-Everything comes out of the docstrings, and the lists of functions out of lists.py. A docstring that is missing
-or malformed (`CHECKS`, the tests use them too) is a warning, and ``-W`` makes that an error. Formulas become
-MathML, which browsers draw by themselves: neither the build nor the reader needs a network, a font or a script.
+The reference comes out of the docstrings, and its lists of functions out of lists.py; the gallery, the benchmarks
+and the pages on the project come out of other files of the checkout, by pages.py. A docstring that is missing or
+malformed (`CHECKS`, the tests use them too) is a warning, and ``-W`` makes that an error. Formulas become MathML,
+which browsers draw by themselves.
+
+The build needs no network. With FASTSOFTMAX_DOCS_ONLINE=1, names of Python, NumPy, SciPy and scikit-learn become
+links into their documentation.
 """
 
 import inspect
+import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import lists
+import pages
 
 import fastsoftmax
 from fastsoftmax import special
@@ -31,13 +38,45 @@ project = "fastsoftmax"
 author = "fastsoftmax developers"
 project_copyright = author
 version = release = fastsoftmax.__version__
-extensions = ["sphinx.ext.autodoc", "numpydoc"]
+REPOSITORY = re.search(r'^Source = "(.*)"$', (HERE.parent / "pyproject.toml").read_text(), re.MULTILINE).group(1)
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.viewcode",
+    "numpydoc",
+    "myst_nb",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
-html_theme = "alabaster"
-html_theme_options = {"description": "Softmax, cross-entropy and their derivatives for NumPy arrays"}
-html_sidebars = {"**": ["about.html", "globaltoc.html", "searchbox.html"]}
+myst_enable_extensions = ["colon_fence", "dollarmath", "substitution"]
+myst_heading_anchors = 3
+myst_substitutions = pages.numbers()
+nb_execution_mode = "off"  # the notebooks hold their outputs, and the tests run them
+nb_output_stderr = "remove"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+html_theme = "furo"
+pygments_dark_style = "monokai"
+html_title = "fastsoftmax"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "footer_icons": [{"name": "Source code", "url": REPOSITORY, "html": "Source code", "class": ""}],
+}
 html_show_sourcelink = False
+INVENTORIES = {
+    "python": "https://docs.python.org/3",
+    "numpy": "https://numpy.org/doc/stable",
+    "scipy": "https://docs.scipy.org/doc/scipy",
+    "sklearn": "https://scikit-learn.org/stable",
+}
+if os.environ.get("FASTSOFTMAX_DOCS_ONLINE") == "1":
+    intersphinx_mapping = {name: (address, None) for name, address in INVENTORIES.items()}
+linkcheck_anchors = False
+linkcheck_ignore = [r"https://doi\.org/"]  # publishers turn programs away
+linkcheck_retries = 3
 html_math_renderer = "mathml"
 autodoc_typehints = "none"  # the docstrings say more
 numpydoc_show_class_members = False
@@ -75,6 +114,7 @@ def _described(name):
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = ufuncs.DOCS[name]
+    function.__module__ = ufuncs.__name__
     return function
 
 
@@ -112,7 +152,18 @@ class Functions(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
+def relink(app, docname, source):
+    """Links of the guide to files outside of docs/ lead to their pages, or to the repository."""
+    path = Path(app.env.doc2path(docname))
+    if path.parent == HERE / "guide":
+        source[0] = pages.relinked(source[0], path, path, REPOSITORY)
+
+
 def setup(app):
     """Tell Sphinx how formulas are written and which functions there are."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.add_directive("functions", Functions)
+    app.connect("source-read", relink)
+
+
+pages.write(REPOSITORY)

@@ -33,6 +33,17 @@ class TemperatureFit(NamedTuple):
     iterations: int
 
 
+class NoMinimumError(ValueError):
+    """The loss decreases as the temperature goes to `limit`."""
+
+    def __init__(self, message: str, limit: float) -> None:
+        super().__init__(message, limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class Slope(NamedTuple):
     """The loss at a temperature, and its first two derivatives with respect to log T."""
 
@@ -92,9 +103,10 @@ def fit_temperature(
     if not here.depth.number:
         if not rows.uniform().mean.number:
             return TemperatureFit(1.0, before, before, rows.passes)
-        raise ValueError(
+        raise NoMinimumError(
             f"{function}: every label has the greatest logit of its row, so that the loss has no minimum: "
-            "it decreases as the temperature goes to 0"
+            "it decreases as the temperature goes to 0",
+            0.0,
         )
     place, low, high, step, bounded = 0.0, -math.inf, math.inf, 0.0, False
     while True:
@@ -107,9 +119,10 @@ def fit_temperature(
             break
         if high == math.inf and not bounded and abs(step) >= 1:
             if rows.uniform().first <= 0:
-                raise ValueError(
+                raise NoMinimumError(
                     f"{function}: the labels do not agree with the logits better than chance, so that the loss "
-                    "has no minimum: it decreases as the temperature goes to infinity"
+                    "has no minimum: it decreases as the temperature goes to infinity",
+                    math.inf,
                 )
             bounded = True
         if not low < place + step < high or (rows.passes > PATIENCE and math.isfinite(high - low)):
@@ -118,7 +131,8 @@ def fit_temperature(
                 break
         left, place = place, min(max(place + step, LEAST), MOST)
         if place == left:
-            raise ValueError(f"{function}: the temperature is beyond the range of float64")
+            limit = math.inf if place > 0 else 0.0
+            raise NoMinimumError(f"{function}: the temperature is beyond the range of float64", limit)
         here = rows.at(math.exp(place))
     return TemperatureFit(math.exp(place + step), here.loss + here.first * step / 2, before, rows.passes)
 

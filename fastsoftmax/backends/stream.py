@@ -6,8 +6,8 @@ many short stretches of its file (the orders of two files differ) is a mapping u
 after every block.
 
 A result is written beside its target, under another name that ends in ``.part``. The results are renamed when all
-of them are complete; until then an existing target stays as it was. The loss is printed before the results are
-renamed. So all results have their names if the exit status is 0, and none has if it is not.
+of them are complete and on the disk; until then an existing target stays as it was. The loss is printed before the
+results are renamed. So all results have their names if the exit status is 0, and none has if it is not.
 """
 
 import errno
@@ -47,8 +47,9 @@ from fastsoftmax.arrays.options import (
 )
 from fastsoftmax.arrays.threads import threads
 from fastsoftmax.arrays.weights import SUM, Divisor, joined_divisor, joined_loss, part_of_sum
-from fastsoftmax.backends import files
-from fastsoftmax.backends.files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source, Target, ZarrTarget
+from fastsoftmax.backends import files, sequential
+from fastsoftmax.backends.files import BROKEN, REFUSED, Box, NpyTarget, RunError, ZarrTarget
+from fastsoftmax.backends.sequential import STANDARD, Sequential, Source, StandardOutput
 from fastsoftmax.metrics import RunningMetrics
 
 BLOCK_BYTES = 1 << 21
@@ -148,6 +149,9 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+Target = NpyTarget | ZarrTarget | StandardOutput
+
+
 # --- blocks -------------------------------------------------------------------------------------------------
 
 
@@ -196,9 +200,11 @@ def cover(shape: tuple[int, ...], extent: tuple[int, ...], fortran: bool = False
 class Progress:
     """A progress bar with a rate: rich's if it is installed, else a line. Only on a terminal."""
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int, begin: float | None = None) -> None:
         self.label, self.total, self.done = label, total, 0
-        self.begin = time.perf_counter()
+        self.begin = self.waited = time.perf_counter()
+        if begin is not None:
+            self.waited = begin
         self.rich: Any = None
         self.task: Any = None
         self.shown = 0.0
@@ -246,8 +252,9 @@ class Progress:
             _show("\r" + " " * 60 + "\r")
 
     def summary(self) -> str:
-        seconds = time.perf_counter() - self.begin
-        return f"{files.in_words(self.done)} in {seconds:.1f} s, {files.in_words(self.rate)}/s"
+        """How much was read, and the time and rate since the command began, which is what the user waited."""
+        seconds = max(time.perf_counter() - self.waited, 1e-9)
+        return f"{files.in_words(self.done)} in {seconds:.1f} s, {files.in_words(self.done / seconds)}/s"
 
 
 # --- the job ------------------------------------------------------------------------------------------------
@@ -331,6 +338,18 @@ def _choose(arguments: Any) -> tuple[Command, dict[str, Any]]:
     return function, given
 
 
+def _check_standard_output(arguments: Any, function: Command, given: dict[str, Any]) -> None:
+    """RunError if a result cannot go to standard output."""
+    if function.is_loss and given["reduction"] != "none":
+        raise RunError("the loss is printed on standard output; --grad needs the name of a file")
+    if sys.stdout is None:
+        raise RunError("standard output is closed")
+    if sys.stdout.isatty():
+        raise RunError("standard output is a terminal, and a result is no text; redirect it to a file or a pipe")
+    if arguments.scheduler is not None:
+        raise RunError("with --scheduler, results go to files, and not to standard output")
+
+
 def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> dict[str, Path]:
     """The path of each result; RunError if it cannot be written there."""
     results: dict[str, Path] = {}
@@ -353,15 +372,22 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
         results["output"] = arguments.output
     if given.get("grad") is not None:
         results["grad"] = given["grad"]
+    if STANDARD in results.values():
+        _check_standard_output(arguments, function, given)
     for path in results.values():
+        if path == STANDARD:
+            continue
         files.check_replaceable(path)
+        files.check_suffix(path)
         if files.kind(path) is not None and not arguments.force:
             raise RunError(f"{path} exists; --force overwrites it")
         parent = path.absolute().parent
         if files.kind(parent) != files.DIRECTORY or not os.access(parent, os.W_OK | os.X_OK):
             raise RunError(f"{parent} is no directory that can be written to")
-    places = [files.resolved(path) for path in results.values()]
+    places = [path if path == STANDARD else files.resolved(path) for path in results.values()]
     for place in places:
+        if place == STANDARD:
+            continue
         if not os.access(place.parent, os.W_OK | os.X_OK):  # another directory if the path is a link
             raise RunError(f"{place.parent} is no directory that can be written to")
         for part in files.left_behind(place):
@@ -378,11 +404,34 @@ def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -
         raise RunError(f"{_flag(name)} has shape {shape}, expected {expected}")
 
 
+def _operand(name: str, path: Path) -> Source:
+    """The array of an option."""
+    if path == STANDARD:
+        raise RunError(f"{_flag(name)} needs the name of a file; only INPUT is read from standard input")
+    return sequential.source(path)
+
+
+def _check_order(job: Job, extent: tuple[int, ...], scheduler: bool) -> None:
+    """RunError if an input that is read from beginning to end would have to be read otherwise."""
+    for name, array in {"x": job.x, **job.operands}.items():
+        if not isinstance(array, Sequential):
+            continue
+        if scheduler:
+            raise RunError(f"--scheduler needs files that workers can read in parts, and not {array.path}")
+        size = files.rows_of(extent, job.axis) if name != "x" and job.per_row(name) else extent
+        alike = array is job.x or array.ndim < 2 or not (array.fortran or job.x.fortran)
+        if not alike or not sequential.in_order(array.shape, size, array.fortran):
+            raise RunError(
+                f"{array.path} is read from beginning to end, but this run needs it in another order (the classes "
+                "are its slowest axis, or its axes are stored in another order); save it as a .npy file"
+            )
+
+
 def _constants(name: str, given: dict[str, Any]) -> dict[str, Array]:
     """The weights and the bias of a loss of products, read into memory."""
     if given.get("weight") is None:
         return {}
-    found = {key: files.source(given[key])[...] for key in ("weight", "bias") if given[key] is not None}
+    found = {key: _operand(key, given[key])[...] for key in ("weight", "bias") if given[key] is not None}
     return {key: real_array(name, key, value) for key, value in found.items()}
 
 
@@ -390,7 +439,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
     """The job, checked as far as headers and options allow."""
     name = arguments.function.replace("-", "_")
     try:
-        x = files.source(arguments.input)
+        x = sequential.source(arguments.input)
         constants = _constants(name, given)
         logits = "logits" if function.targets in function.operands else "x"
         block = stand_in(x.shape, x.dtype)
@@ -405,7 +454,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
         for key in FILES:
             if given.get(key) is None or key in constants:
                 continue
-            operand = files.source(given[key])
+            operand = _operand(key, given[key])
             if key == "class_weight":
                 _check_shape(key, operand.shape, (problem.classes,))
                 job.class_weight = real_array(name, key, operand[...])
@@ -449,6 +498,26 @@ def _try_options(job: Job) -> None:
     getattr(fastsoftmax, job.python_name)(x, **job.arguments(operands), **options)
 
 
+def _standard_output(
+    job: Job,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fortran: bool,
+    chunks: tuple[int, ...],
+    extent: tuple[int, ...],
+) -> StandardOutput:
+    """Standard output for a result in these chunks; RunError if they do not come from beginning to end."""
+    target = StandardOutput(shape, dtype, fortran)
+    cut = sum(size < n for size, n in zip(extent, job.x.shape, strict=True))
+    alike = cut <= 1 or job.x.fortran == target.fortran
+    if not alike or not sequential.in_order(target.shape, chunks, target.fortran):
+        raise RunError(
+            "the classes are the slowest axis, so that the result does not come from beginning to end; it needs "
+            "the name of a file"
+        )
+    return target
+
+
 def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], stack: ExitStack) -> None:
     """Open the files for the results, under temporary names. `stack` discards them unless they are renamed."""
     problem = job.problem
@@ -464,8 +533,10 @@ def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], s
             shape, chunks = job.x.shape, extent
         fortran = job.x.fortran and job.function.result != _spec.SQUARE
         try:
-            if files.is_zarr(path):
-                target: Target = ZarrTarget(path, shape, dtype, chunks)
+            if path == STANDARD:
+                target: Target = _standard_output(job, shape, dtype, fortran, chunks, extent)
+            elif files.is_zarr(path):
+                target = ZarrTarget(path, shape, dtype, chunks)
             else:
                 target = NpyTarget(path, shape, dtype, fortran)
         except OSError as error:
@@ -826,6 +897,8 @@ def _commit(targets: Sequence[Target], force: bool, ending: Ending) -> None:
 
 
 def _check_new(target: Target, force: bool) -> None:
+    if isinstance(target, StandardOutput):
+        return
     if files.kind(target.path) is not None and not force:
         raise RunError(f"{target.path} came into being meanwhile; --force overwrites it", BROKEN)
 
@@ -844,6 +917,7 @@ def _run(
         limit = max(limit, ROWS * job.x.shape[-1] * itemsize)
     extent = boxes(job.x.shape, itemsize, job.axis, limit, job.x.fortran, job.x.chunks)
     with ExitStack() as stack:
+        _check_order(job, extent, arguments.scheduler is not None)
         stack.callback(job.x.close)
         for operand in job.operands.values():
             stack.callback(operand.close)
@@ -855,13 +929,14 @@ def _run(
             worker = Distributed(job, extent, arguments.scheduler)
             stack.callback(worker.client.close)
         _open_targets(job, results, extent, stack)
-        progress = Progress(job.name, job.nbytes)
+        progress = Progress(job.name, job.nbytes, arguments.begin)
         try:
             with threads(arguments.threads or os.cpu_count() or 1):
                 worker.run(progress)
         finally:
             progress.stop()
         for target in job.targets.values():
+            target.sync()
             _check_new(target, arguments.force)
         loss = worker.loss()
         if loss is not None:
@@ -869,7 +944,7 @@ def _run(
         if isinstance(worker, Metered):
             _print("metrics", worker.text())
         _commit(list(job.targets.values()), arguments.force, ending)
-        names = ", ".join(str(path) for path in results.values())
+        names = ", ".join("standard output" if path == STANDARD else str(path) for path in results.values())
         _say(f"{job.name}: {progress.summary()}{' -> ' * bool(names)}{names}")
 
 
@@ -914,8 +989,13 @@ def run(arguments: Any) -> int:
     except (Exception, KeyboardInterrupt, Terminated) as error:
         if not ending.done:
             reason, status = _words(error)
-            if status != REFUSED and results:
-                reason += f"; {', '.join(str(path) for path in results.values())} not written"
+            named = ", ".join(str(path) for path in results.values() if path != STANDARD)
+            if isinstance(error, BrokenPipeError) and STANDARD in results.values() and not named:
+                return BROKEN  # whoever read the result has seen enough
+            if status != REFUSED and named:
+                reason += f"; {named} not written"
+            if status != REFUSED and STANDARD in results.values():
+                reason += "; standard output is incomplete"
             _say(f"fastsoftmax run: {reason}")
             return status
     return 0

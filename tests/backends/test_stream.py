@@ -481,7 +481,10 @@ def spoiled():
     np.save("short.npy", np.arange(89) % 11)
     np.save("complex.npy", x.astype(complex))
     np.save("objects.npy", np.array([1, None], object))
-    np.savez("several.npz", x=x)
+    np.savez("several.npz", x=x, y=x)
+    np.savez("archive.npz", x)
+    os.rename("archive.npz", "archive.npy")
+    Path("text.npz").write_text("1 2 3")
     Path("truncated.npy").write_bytes(Path("x.npy").read_bytes()[:-1])
     Path("header.npy").write_bytes(Path("x.npy").read_bytes()[:30])
     Path("pickle.npy").write_bytes(pickle.dumps(x))
@@ -496,7 +499,24 @@ REFUSED = [
     ("softmax header.npy -o p.npy", r"header\.npy is no valid \.npy file: its header is cut off"),
     ("softmax objects.npy -o p.npy", r"objects\.npy holds pickled Python objects, which are not read"),
     ("softmax pickle.npy -o p.npy", r"pickle\.npy is a pickle"),
-    ("softmax several.npz -o p.npy", r"several\.npz is an archive of arrays \(\.npz\); unpack it"),
+    (
+        "softmax several.npz -o p.npy",
+        r"several\.npz holds several arrays; choose one, such as several\.npz/x: x, y",
+    ),
+    ("softmax several.npz/z -o p.npy", r"several\.npz has no array z, but x, y"),
+    ("softmax none.npz/z -o p.npy", r"none\.npz/z does not exist"),
+    ("softmax archive.npy -o p.npy", r"archive\.npy is an archive of arrays; its name has to end in \.npz"),
+    ("softmax text.npz -o p.npy", r"text\.npz is no valid archive: File is not a zip file"),
+    ("softmax x.npy -o p.csv", r"p\.csv: a result is a \.npy file or a \.zarr array, and its name has to end so"),
+    ("softmax x.npy -o p", r"p: a result is a \.npy file or a \.zarr array"),
+    ("softmax x.npy -o ./-", r"/-: a result is a \.npy file or a \.zarr array"),
+    ("cross-entropy x.npy --targets -", r"--targets needs the name of a file; only INPUT is read from standard"),
+    ("cross-entropy x.npy --targets y.npy --grad -", r"the loss is printed on standard output; --grad needs the"),
+    (
+        "cross-entropy x.npy --targets y.npy --reduction none -o - --grad -",
+        r"--output and --grad are the same file",
+    ),
+    ("softmax x.npy -o - --scheduler tcp://127.0.0.1:9", r"with --scheduler, results go to files"),
     ("softmax text.npy -o p.npy", r"text\.npy is no \.npy file"),
     ("softmax empty.npy -o p.npy", r"empty\.npy is no \.npy file"),
     ("softmax directory -o p.npy", r"directory is no Zarr array"),
@@ -810,7 +830,7 @@ def test_long_names_leave_room_for_the_temporary_one(length):
 
 
 @pytest.mark.parametrize(
-    "name", ["p[1].npy", "**.npy", "p?*.npy", "-", " ", "p\n.npy", "\x1b[2J.npy", "\udcff.npy"]
+    "name", ["p[1].npy", "**.npy", "p?*.npy", "-.npy", " .npy", "p\n.npy", "\x1b[2J.npy", "\udcff.npy"]
 )
 def test_any_name_is_a_name(name, capsys):
     np.save("x.npy", logits())
@@ -966,6 +986,46 @@ def test_unknown_functions_are_refused(capsys):
         main(["run", "hardmax", "x.npy"])
     assert exit_.value.code == 2
     assert "softmax-jvp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run sofmax x.npy", "there is no sofmax; did you mean softmax or"),
+        ("run crossentropy x.npy", "there is no crossentropy; did you mean cross-entropy"),
+        ("run cross_entropy_grad x.npy", "the gradient comes from cross-entropy with --grad FILE"),
+        ("run softmax_entropy_with_grad x.npy", "the gradient comes from softmax-entropy with --grad FILE"),
+        (
+            "run softmax x.npy -o p.npy --temprature 3",
+            "there is no option --temprature; did you mean --temperature?",
+        ),
+        ("run softmax x.npy -o p.npy --quux=3", "there is no option --quux\n"),
+        ("run softmax x.npy y.npy -o p.npy", "unexpected argument: y.npy"),
+        ("softmax x.npy", "there is no command softmax; did you mean run softmax?"),
+        ("log_softmax x.npy", "there is no command log_softmax; did you mean run log-softmax?"),
+        ("warmap", "there is no command warmap; did you mean warmup?"),
+        ("warmup --jbos 3", "there is no option --jbos; did you mean --jobs?"),
+    ],
+)
+def test_a_wrong_name_gets_a_suggestion(words, said, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(words.split())
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+
+
+def test_names_with_underscores_are_taken(capsys):
+    """Those of the functions, and those of their parameters."""
+    x = logits()
+    np.save("x_x.npy", x)
+    np.save("y_y.npy", np.arange(90) % 11)
+    run("log_softmax", "x_x.npy", "-o", "p_p.npy")
+    np.testing.assert_array_equal(np.load("p_p.npy"), fs.log_softmax(x))
+    run("cross_entropy", "x_x.npy", "--targets=y_y.npy", "--ignore_index=3", "--label_smoothing", 0.5)
+    expected = fs.cross_entropy(x, np.arange(90) % 11, ignore_index=3, label_smoothing=0.5)
+    assert float(capsys.readouterr().out) == pytest.approx(float(expected), rel=2e-7)
 
 
 def test_focal_loss(tmp_path, capsys):
@@ -1216,6 +1276,28 @@ def test_a_result_that_came_into_being_is_kept(monkeypatch, capsys):
 
 
 # --- progress and memory --------------------------------------------------------------------------------------
+
+
+def test_the_summary_counts_what_the_user_waited(monkeypatch, capsys):
+    """Also the check of the labels, which comes first, and the time until the disk has the result."""
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    sync, check = files.NpyTarget.sync, stream.Local._divisor
+
+    def slow_sync(self):
+        time.sleep(0.3)
+        sync(self)
+
+    def slow_check(self, targets):
+        time.sleep(0.3)
+        return check(self, targets)
+
+    monkeypatch.setattr(files.NpyTarget, "sync", slow_sync)
+    monkeypatch.setattr(stream.Local, "_divisor", slow_check)
+    run("cross-entropy", "x.npy", "--targets", "y.npy", "--grad", "g.npy")
+    seconds, rate = re.search(r"4\.0 kB in ([\d.]+) s, ([\d.]+) kB/s", capsys.readouterr().err).groups()
+    assert float(seconds) >= 0.6
+    assert float(rate) <= 4 / 0.6
 
 
 def test_the_summary_has_a_rate(capsys):

@@ -180,9 +180,9 @@ def check_objects(path: Path, dtype: np.dtype[Any]) -> None:
         raise RunError(f"{path} holds pickled Python objects, which are not read")
 
 
-def rows_of(box: tuple[T, ...], axis: int) -> tuple[T, ...]:
-    """A box, or its extent, without the axis of the classes."""
-    return box[:axis] + box[axis + 1 :]
+def rows_of(box: tuple[T, ...], axis: int | None) -> tuple[T, ...]:
+    """A box, or its extent, without the axis of the classes, if there is one."""
+    return box if axis is None else box[:axis] + box[axis + 1 :]
 
 
 def extent_of(box: Box) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ import numpy as np
 
 import fastsoftmax
 from fastsoftmax import _spec
+from fastsoftmax.arrays import binary
 from fastsoftmax.arrays.blocks import Array, Problem, real_array, stand_in
 from fastsoftmax.arrays.linear import BLOCK_BYTES as BLOCK_BYTES_OF_LOGITS
 from fastsoftmax.arrays.linear import ROWS, check_targets, logits_of, loss_parts
@@ -45,8 +46,18 @@ from fastsoftmax.arrays.options import (
     known_divisor,
     part_of_divisor,
 )
+from fastsoftmax.arrays.statistics import LabelStatistics
 from fastsoftmax.arrays.threads import threads
-from fastsoftmax.arrays.weights import SUM, Divisor, joined_divisor, joined_loss, part_of_sum
+from fastsoftmax.arrays.weights import (
+    SUM,
+    Divisor,
+    count_divisor,
+    joined_divisor,
+    joined_loss,
+    joined_weights,
+    part_of_sum,
+    repeated_divisor,
+)
 from fastsoftmax.backends import files, sequential
 from fastsoftmax.backends.files import BROKEN, REFUSED, Box, NpyTarget, RunError, ZarrTarget
 from fastsoftmax.backends.sequential import STANDARD, Sequential, Source, StandardOutput
@@ -97,7 +108,7 @@ class Command:
         parameters = inspect.signature(getattr(fastsoftmax, entry.name)).parameters.values()
         _, *operands = [p.name for p in parameters if p.default is p.empty]
         options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is None}
-        for name in ("out", "keepdims", "block_bytes"):
+        for name in ("out", "keepdims", "block_bytes", "uniforms"):
             options.pop(name, None)
         if f"{entry.name}_with_grad" in _spec.FUNCTIONS:
             options["grad"] = None
@@ -115,7 +126,26 @@ class Command:
 
     @property
     def is_loss(self) -> bool:
-        return self.result == _spec.LOSS
+        return self.result in (_spec.LOSS, _spec.ENTRIES)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether there are several numbers for each row: the result is an array with fields."""
+        return self.entry.family == "statistics" or (self.entry.of_products and not self.is_loss)
+
+    @property
+    def is_draw(self) -> bool:
+        return self.result == _spec.CLASSES
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its targets are class indices, and never distributions."""
+        return self.entry.family in ("statistics", "metrics")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is computed in this process only."""
+        return self.is_table or self.is_draw or self.entry.is_elementwise
 
 
 METRICS = Command(
@@ -130,8 +160,10 @@ DEFAULTS: dict[str, Any] = {}
 """Every option of any command with its default; operands have None."""
 for _command in COMMANDS.values():
     DEFAULTS |= dict.fromkeys(_command.operands) | _command.options
-ROW_OPTIONS = ("temperature", "from_probs", "top_k", "top_p", "min_p")
+ROW_OPTIONS = ("temperature", "from_probs", "top_k", "top_p", "min_p", "size", "replace")
 """The options of functions that are no losses."""
+FLAGS = {"replace": "--no-replace", "rng": "--seed"}
+"""The options of the command line that have other names than the parameters."""
 FILES = (
     "tangent",
     "cotangent",
@@ -139,6 +171,7 @@ FILES = (
     "target_logits",
     "class_weight",
     "sample_weight",
+    "pos_weight",
     "where",
     "weight",
     "bias",
@@ -146,7 +179,7 @@ FILES = (
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
 Target = NpyTarget | ZarrTarget | StandardOutput
@@ -158,14 +191,14 @@ Target = NpyTarget | ZarrTarget | StandardOutput
 def boxes(
     shape: tuple[int, ...],
     itemsize: int,
-    keep: int,
+    keep: int | None,
     limit: int,
     fortran: bool = False,
     chunks: tuple[int, ...] | None = None,
 ) -> tuple[int, ...]:
     """The extent of boxes of about `limit` bytes: the array is cut along its slowest axes, but never along `keep`.
 
-    If the array is stored in chunks, the boxes consist of whole chunks.
+    `keep` is None if there is no such axis. If the array is stored in chunks, the boxes consist of whole chunks.
     """
     sizes = [max(1, n) for n in shape]
     axes = [a for a in range(len(shape)) if a != keep]
@@ -265,18 +298,19 @@ class Job:
     """A run whose arguments have been checked: its inputs, its function with options, and its results.
 
     `problem` is about the logits, which the input holds or, multiplied by the weights, gives. `constants` are
-    operands that are the same for all blocks.
+    operands that are the same for all blocks, and `factors` weights in memory that broadcast to the logits.
     """
 
     name: str
     function: Command
     x: Source
-    axis: int
-    problem: Problem
+    axis: int | None
+    problem: "Problem | Single"
     given: dict[str, Any]
     operands: dict[str, Source] = field(default_factory=dict)
     class_weight: Array | None = None
     constants: dict[str, Array] = field(default_factory=dict)
+    factors: dict[str, Array] = field(default_factory=dict)
     targets: dict[str, Target] = field(default_factory=dict)
     reduction: str = "mean"
 
@@ -297,7 +331,7 @@ class Job:
     @property
     def soft(self) -> bool:
         targets = self.targets_of
-        return targets is not None and targets.ndim == self.x.ndim
+        return targets is not None and self.axis is not None and targets.ndim == self.x.ndim
 
     def arguments(self, operands: dict[str, Any]) -> dict[str, Any]:
         """Operands by the names of the parameters of the public function."""
@@ -312,8 +346,28 @@ class Job:
         options = {name: self.given[name] for name in LossOptions._fields[2:] if name in self.given}
         return LossOptions(class_weight=self.class_weight, sample_weight=sample_weight, **options)
 
+    def binary_options(self, weights: dict[str, Any]) -> binary.BinaryOptions:
+        """The options of a loss of single logits, with the weights of the entries that are computed."""
+        names = binary.BinaryOptions._fields
+        numbers = {name: self.given[name] for name in names if name in self.given}
+        found = {name: weights.get(name) for name in ("pos_weight", "sample_weight")}
+        return binary.BinaryOptions(**(numbers | found))
+
+    def factors_of(self, box: Box) -> dict[str, Array]:
+        """The weights in memory for the entries of a box."""
+        found = {}
+        for name, array in self.factors.items():
+            last = box[len(box) - array.ndim :]
+            found[name] = array[tuple(s if n > 1 else slice(None) for s, n in zip(last, array.shape, strict=True))]
+        return found
+
     def place(self, box: Box, rows: bool) -> Box:
         return files.rows_of(box, self.axis) if rows else box
+
+    @property
+    def more(self) -> tuple[int, ...]:
+        """The first axes of draws, with several from each row."""
+        return () if self.given["size"] is None else (self.given["size"],)
 
     def square(self, box: Box) -> Box:
         """The place of the Jacobians of a box in the result."""
@@ -330,7 +384,7 @@ def _choose(arguments: Any) -> tuple[Command, dict[str, Any]]:
         value = getattr(arguments, name)
         if name in taken:
             given[name] = default if value is None else value
-        elif value is not None and value is not False:
+        elif value is not None:
             raise RunError(f"{arguments.function} takes no {_flag(name)}")
     for name in function.operands:
         if given[name] is None:
@@ -361,6 +415,8 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
         if arguments.output is not None or arguments.scheduler is not None:
             flag = "--output" if arguments.output is not None else "--scheduler"
             raise RunError(f"metrics takes no {flag}: they are computed here and printed")
+    elif function.is_local and arguments.scheduler is not None:
+        raise RunError(f"{arguments.function} takes no --scheduler: it is computed here")
     elif function.is_loss:
         if arguments.output is not None and given["reduction"] != "none":
             raise RunError("the loss is printed; with --reduction none, one for each row goes to --output")
@@ -438,16 +494,18 @@ def _constants(name: str, given: dict[str, Any]) -> dict[str, Array]:
 def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
     """The job, checked as far as headers and options allow."""
     name = arguments.function.replace("-", "_")
+    if function.entry.is_elementwise:
+        return _job_of_entries(arguments, function, given)
     try:
         x = sequential.source(arguments.input)
         constants = _constants(name, given)
         logits = "logits" if function.targets in function.operands else "x"
         block = stand_in(x.shape, x.dtype)
         if constants:
-            if arguments.axis not in (-1, x.ndim - 1):
+            if arguments.axis not in (None, -1, x.ndim - 1):
                 raise RunError(f"{arguments.function} takes no --axis: the last one is multiplied by the weights")
             block, logits = logits_of(name, block, **constants), "features"
-        problem = Problem(name, block, arguments.axis, name=logits)
+        problem = Problem(name, block, -1 if arguments.axis is None else arguments.axis, name=logits)
         (axis,) = problem.axes
         reduction = given.get("reduction", "mean")
         job = Job(arguments.function, function, x, axis, problem, given, reduction=reduction, constants=constants)
@@ -467,7 +525,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
             elif key == "sample_weight":
                 real_array(name, key, empty)
                 _check_shape(key, operand.shape, problem.row_shape)
-            elif key == function.targets and function is METRICS:
+            elif key == function.targets and function.has_labels:
                 check_indices(problem, real_array(name, key, empty), key)
             elif key == "targets" and constants:
                 check_targets(name, real_array(name, key, empty), x.shape)
@@ -477,7 +535,46 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
                 problem.operand(key, empty)
         if function is not METRICS:
             _try_options(job)
+        if function.is_draw and given["rng"] is not None:
+            np.random.SeedSequence(given["rng"])  # its errors
     except (ValueError, TypeError, OverflowError, OSError) as error:  # AxisError is a ValueError
+        raise RunError(files.reason(error)) from None
+    return job
+
+
+@dataclass
+class Single:
+    """What a job has to know about single logits, which have no classes."""
+
+    dtype: np.dtype[Any]
+    result_dtype: np.dtype[Any]
+    row_shape: tuple[int, ...]
+    classes: int = 1
+
+
+def _job_of_entries(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
+    """The job of a loss of single logits. Weights that broadcast to the logits are read into memory."""
+    if arguments.axis is not None:
+        raise RunError(f"{arguments.function} takes no --axis: its logits have no classes")
+    try:
+        x = sequential.source(arguments.input)
+        problem = Single(np.dtype(np.float64), np.dtype(np.float64), x.shape)
+        job = Job(arguments.function, function, x, None, problem, given, reduction=given["reduction"])
+        for key in ("targets", "sample_weight", "pos_weight"):
+            if given.get(key) is not None:
+                operand = _operand(key, given[key])
+                if key == "targets" or operand.shape == x.shape:
+                    job.operands[key] = operand
+                else:
+                    job.factors[key] = operand[...]
+        empty = {key: stand_in(one.shape, one.dtype) for key, one in job.operands.items()}
+        options = job.binary_options(job.factors | empty)
+        entries = binary.Entries(
+            job.python_name, stand_in(x.shape, x.dtype), empty["targets"], options, Divisor(1.0)
+        )
+        binary.constants(entries, options)
+        problem.dtype, problem.result_dtype = entries.dtype, entries.result_dtype
+    except (ValueError, TypeError, OverflowError, OSError) as error:
         raise RunError(files.reason(error)) from None
     return job
 
@@ -518,31 +615,44 @@ def _standard_output(
     return target
 
 
+def _kind_of(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a statistic: that of the logits, or of an index."""
+    return np.dtype(np.int64) if name in ("rank", "argmax") else dtype
+
+
 def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], stack: ExitStack) -> None:
     """Open the files for the results, under temporary names. `stack` discards them unless they are renamed."""
     problem = job.problem
     dtype = problem.result_dtype
     rows = files.rows_of(tuple(slice(0, n) for n in extent), job.axis)
     for key, path in results.items():
-        if key == "output" and job.function.result in (_spec.ROWS, _spec.LOSS):
+        kind = dtype
+        if key == "output" and job.function.result in (_spec.ROWS, _spec.LOSS, _spec.ENTRIES):
             shape, chunks = problem.row_shape, files.extent_of(rows)
+            if job.function.is_table:
+                kind = np.dtype([(name, _kind_of(name, dtype)) for name in LabelStatistics._fields])
+        elif job.function.is_draw:
+            kind, more = np.dtype(np.int64), job.more
+            shape, chunks = (*more, *problem.row_shape), (*more, *files.extent_of(rows))
         elif key == "output" and job.function.result == _spec.SQUARE:
             shape = (*problem.row_shape, problem.classes, problem.classes)
             chunks = (*files.extent_of(rows), problem.classes, problem.classes)
         else:
             shape, chunks = job.x.shape, extent
-        fortran = job.x.fortran and job.function.result != _spec.SQUARE
+        fortran = job.x.fortran and job.function.result not in (_spec.SQUARE, _spec.CLASSES)
         try:
             if path == STANDARD:
-                target: Target = _standard_output(job, shape, dtype, fortran, chunks, extent)
+                target: Target = _standard_output(job, shape, kind, fortran, chunks, extent)
             elif files.is_zarr(path):
-                target = ZarrTarget(path, shape, dtype, chunks)
+                if kind.names is not None:
+                    raise RunError(f"{path}: the statistics are an array with fields, which needs a .npy file")
+                target = ZarrTarget(path, shape, kind, chunks)
             else:
-                target = NpyTarget(path, shape, dtype, fortran)
+                target = NpyTarget(path, shape, kind, fortran)
         except OSError as error:
             if error.errno in UNUSABLE:
                 raise RunError(f"{path} cannot be written: {files.reason(error)}") from None
-            size = files.in_words(math.prod(shape) * dtype.itemsize)
+            size = files.in_words(math.prod(shape) * kind.itemsize)
             raise RunError(f"{path} needs {size}: {files.reason(error)}", BROKEN) from None
         stack.callback(target.discard)
         job.targets[key] = target
@@ -578,6 +688,7 @@ class Local:
         self.totals: list[Array] = []
         self.dtype_kept = job.x.dtype == job.problem.result_dtype and job.x.dtype.isnative
         self.divisor = None if job.targets_of is None else self._divisor(job.targets_of)
+        self.seed = np.random.SeedSequence(job.given["rng"]) if job.function.is_draw else None
 
     def labels(self, targets: Source) -> Iterator[tuple[Box, Array | None]]:
         """The labels of one block after the other, checked; None for distributions."""
@@ -596,6 +707,8 @@ class Local:
     def _divisor(self, targets: Source) -> Divisor | None:
         """The divisor of the mean, or None. Labels are checked here, before any logits are read."""
         job, name = self.job, self.job.python_name
+        if isinstance(job.problem, Single):
+            return self._divisor_of_entries()
         classes, dtype = job.problem.classes, job.problem.dtype
         weights = job.operands.get("sample_weight")
         options = job.loss_options(weights)
@@ -609,11 +722,74 @@ class Local:
             return None
         return joined_divisor(np.array(parts, SUM), job.problem.rows) if divisor is None else divisor
 
+    def _divisor_of_entries(self) -> Divisor | None:
+        """The divisor of a mean over single logits, or None."""
+        job, entries = self.job, math.prod(self.job.x.shape)
+        if job.reduction != "mean":
+            return None
+        if "sample_weight" in job.factors:
+            weights = job.factors["sample_weight"]
+            return repeated_divisor(binary.sum_of_weights(weights, job.problem.dtype), weights.size, entries)
+        if "sample_weight" in job.operands:
+            streamed = job.operands["sample_weight"]
+            parts = [binary.sum_of_weights(streamed[box], job.problem.dtype) for box in self.boxes]
+            return repeated_divisor(joined_weights(np.array(parts, SUM)), entries, entries)
+        return count_divisor(entries)
+
+    def _entries(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        """The results of a block of single logits."""
+        job = self.job
+        name = f"{job.python_name}_with_grad" if "grad" in job.targets else job.python_name
+        options = job.binary_options(job.factors_of(box) | block)
+        origin = tuple(s.start for s in box)
+        entries = binary.Entries(name, x, block["targets"], options, self.divisor, origin)
+        found = binary.compute(entries, binary.derivative_order(_spec.FUNCTIONS[name]), options)
+        if job.function.is_loss and job.reduction != "none":
+            self.totals.append(found.sum())
+        arrays = {"output": found.losses if job.function.is_loss else found.slope, "grad": found.slope}
+        return {key: (box, np.asarray(arrays[key])) for key in job.targets}
+
+    def _table(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        """The statistics of the rows of a block, as an array with fields."""
+        job = self.job
+        names = ("temperature", "ignore_index", "softcap")
+        options = {key: job.given[key] for key in names if key in job.function.options}
+        if not job.constants:
+            options["axis"] = job.axis
+        found = getattr(fastsoftmax, job.python_name)(x, **job.arguments(block | job.constants), **options)
+        place = job.place(box, True)
+        table = np.empty(files.extent_of(place), job.targets["output"].dtype)
+        for key, values in found._asdict().items():
+            table[key] = values
+        return {"output": (place, table)}
+
+    def _draws(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        """Random classes for the rows of a block, by the uniform numbers that they have for an array in memory."""
+        job = self.job
+        place = (*(slice(0, n) for n in job.more), *job.place(box, True))
+        starts, length = files.stretches((*job.more, *job.problem.row_shape), place)
+        numbers = np.empty((len(starts), length))
+        for one, start in zip(numbers, starts.tolist(), strict=True):
+            np.random.Generator(np.random.PCG64(self.seed).advance(start)).random(out=one)
+        options = {key: job.given[key] for key in ROW_OPTIONS if key in job.function.options}
+        options |= {"axis": job.axis, "uniforms": numbers.reshape(files.extent_of(place)), **block}
+        try:
+            return {"output": (place, np.asarray(fastsoftmax.categorical(x, **options)))}
+        except ValueError as error:
+            origin = ", ".join(str(s.start) for s in job.place(box, True))
+            raise ValueError(f"{error}; its place is counted from [{origin}]") from None
+
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """The results of a block: {target: (place, array)}."""
         job = self.job
         x = block.pop("x")
         given = job.given
+        if job.axis is None:
+            return self._entries(box, x, block)
+        if job.function.is_table:
+            return self._table(box, x, block)
+        if job.function.is_draw:
+            return self._draws(box, x, block)
         if job.function.is_loss:
             return self._loss(box, x, block)
         rows = job.function.result == _spec.ROWS
@@ -716,6 +892,7 @@ class Metered(Local):
         """Add a block; there is nothing to write."""
         job = self.job
         weights, index = block.get("sample_weight"), job.given["ignore_index"]
+        assert job.axis is not None
         self.metrics.update(block["x"], block["targets"], job.axis, weights, index)
         return {}
 

@@ -89,6 +89,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 0")
+    return value
+
+
 def _run_bench(arguments: argparse.Namespace) -> int:
     try:
         from fastsoftmax.tools.bench import command
@@ -206,7 +213,7 @@ def _add_run(commands: Any) -> None:
     group.add_argument("--force", action="store_true", help="overwrite results that exist")
 
     group = run.add_argument_group("logits")
-    group.add_argument("--axis", type=int, default=-1, metavar="N", help="the axis of the classes (%(default)s)")
+    group.add_argument("--axis", type=int, metavar="N", help="the axis of the classes; the last if not given")
     group.add_argument("--temperature", type=float, metavar="T", help="1 if not given")
     group.add_argument("--where", **file, help="bools: which entries take part")
     group.add_argument("--from-probs", action="store_true", default=None, help="INPUT holds probabilities")
@@ -219,21 +226,33 @@ def _add_run(commands: Any) -> None:
     group = run.add_argument_group("targets and weights")
     group.add_argument("--targets", **file, help="class indices, or a distribution for each row")
     group.add_argument("--target-logits", **file, help="for *-divergence: the logits of the targets")
+    group.add_argument("--pos-weight", **file, help="for binary-cross-entropy: factors of positive targets")
     group.add_argument("--class-weight", **file, help="one number for each class")
-    group.add_argument("--sample-weight", **file, help="one number for each row")
+    group.add_argument("--sample-weight", **file, help="one number for each row or entry")
     group.add_argument("--ignore-index", type=int, metavar="N", help="the class index of rows that do not count")
 
     group = run.add_argument_group("losses")
     group.add_argument("--label-smoothing", type=float, metavar="S", help="from 0 to 1")
     group.add_argument("--z-loss", type=float, metavar="Z", help="the factor of the square of the log-sum-exp")
     group.add_argument("--gamma", type=float, metavar="G", help="for focal losses: 2 if not given")
+    group.add_argument("--alpha", type=float, metavar="A", help="for binary-focal-loss: the weight of target 1")
     group.add_argument("--reverse", action="store_true", default=None, help="for kl-divergence: KL(p || q)")
     group.add_argument("--beta", type=float, metavar="B", help="for js-divergence: the share of the targets (0.5)")
 
-    group = run.add_argument_group("filters")
+    group = run.add_argument_group("filters and draws")
     group.add_argument("--top-k", type=int, metavar="K", help="how many classes are kept")
     group.add_argument("--top-p", type=float, metavar="P", help="their probability together")
     group.add_argument("--min-p", type=float, metavar="P", help="relative to the greatest probability")
+
+    group.add_argument("--seed", type=_whole, dest="rng", metavar="N", help="for categorical: of its numbers")
+    group.add_argument("--size", type=_whole, metavar="N", help="for categorical: so many draws from each row")
+    group.add_argument(
+        "--no-replace",
+        action="store_false",
+        dest="replace",
+        default=None,
+        help="no class is drawn twice from a row",
+    )
 
     group = run.add_argument_group("where it runs")
     group.add_argument("--threads", type=int, metavar="N", help="at most so many threads")

@@ -207,6 +207,142 @@ def test_errors_of_products(capsys):
     assert "takes no --weight" in capsys.readouterr().err
 
 
+BINARY = [
+    ("binary-cross-entropy", (), {}),
+    ("binary-cross-entropy", ("--label-smoothing", 0.1, "--sample-weight", "s.npy"), {"label_smoothing": 0.1}),
+    ("binary-cross-entropy", ("--pos-weight", "w.npy", "--sample-weight", "r.npy"), {}),
+    ("binary-cross-entropy", ("--pos-weight", "s.npy", "--reduction", "sum"), {"reduction": "sum"}),
+    ("binary-focal-loss", ("--alpha", 0.3, "--gamma", 1.5), {"alpha": 0.3, "gamma": 1.5}),
+]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(90, 11), (700,), (5, 4, 100), (0, 3), ()])
+@pytest.mark.parametrize(("function", "flags", "keywords"), BINARY)
+def test_losses_of_single_logits(function, flags, keywords, shape, order, capsys):
+    """The bits of the call in memory, wherever the files are cut."""
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.normal(0, 3, shape), "t": rng.random(shape) < 0.3, "s": rng.random(shape)}
+    arrays |= {"w": rng.random(shape[-1:]), "r": rng.random((*shape[:1], *(1,) * (len(shape) - 1)))}
+    for name, array in arrays.items():
+        np.save(f"{name}.npy", np.asarray(array, order=order))
+    files_of = {key: value for key, value in zip(flags[::2], flags[1::2], strict=True) if str(value).endswith("y")}
+    given = keywords | {key[2:].replace("-", "_"): np.load(value) for key, value in files_of.items()}
+    command = (function, "x.npy", "--targets", "t.npy", *flags)
+    run(*command, "--grad", "g.npy")
+    name = function.replace("-", "_")
+    loss, slope = getattr(fs, f"{name}_with_grad")(arrays["x"], arrays["t"], **given)
+    assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=3e-16, nan_ok=True)
+    np.testing.assert_array_equal(np.load("g.npy"), slope)
+    run(f"{function}-hessian-diag", *command[1:], "-o", "h.npy")
+    expected = getattr(fs, f"{name}_hessian_diag")(arrays["x"], arrays["t"], **given)
+    np.testing.assert_array_equal(np.load("h.npy"), expected)
+    if "--reduction" not in flags:
+        run(*command, "--reduction", "none", "-o", "l.npy")
+        expected = getattr(fs, name)(arrays["x"], arrays["t"], **given, reduction="none")
+        np.testing.assert_array_equal(np.load("l.npy"), expected)
+
+
+def test_errors_of_single_logits(capsys):
+    x = logits()
+    t = (x > 0).astype(float)
+    np.save("x.npy", x)
+    np.save("short.npy", t[:50])
+    np.save("text.npy", np.full(x.shape, "a"))
+    np.save("w.npy", np.ones(7))
+    t[70, 3] = 1.5
+    np.save("t.npy", t)
+    line = ["binary-cross-entropy", "x.npy", "--targets"]
+    for more, words in (
+        (["short.npy"], r"targets has shape \(50, 11\), expected that of logits, \(90, 11\)"),
+        (["text.npy"], "targets has dtype <U1"),
+        (["t.npy", "--axis", 1], "binary-cross-entropy takes no --axis"),
+        (["t.npy", "--class-weight", "w.npy"], "takes no --class-weight"),
+        (["t.npy", "--pos-weight", "w.npy"], r"pos_weight of shape \(7,\) does not broadcast"),
+        (["t.npy", "--label-smoothing", 2], "label_smoothing must be at most 1"),
+        (["t.npy", "--scheduler", "tcp://127.0.0.1:9"], "takes no --scheduler: it is computed here"),
+        (["t.npy", "-o", "p.npy"], "the loss is printed"),
+    ):
+        run(*line, *more, status=2)
+        assert re.search(rf"fastsoftmax run: .*{words}", capsys.readouterr().err)
+    run(*line, "t.npy", "--grad", "g.npy", status=3)
+    words = r"targets\[70, 3\] is 1\.5, expected a number from 0 to 1; g\.npy not written"
+    assert re.search(words, capsys.readouterr().err)
+    assert "g.npy" not in names()
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_statistics_of_labels(axis, order, capsys):
+    """An array with a field for each number."""
+    x = np.asarray(logits((9, 10, 11)), order=order)
+    labels = functions.labels_for(x.shape, axis, None)
+    np.save("x.npy", x)
+    np.save("y.npy", labels)
+    flags = ("--targets", "y.npy", "--axis", axis, "--temperature", 0.7, "--ignore-index", 2)
+    run("label-statistics", "x.npy", *flags, "-o", "s.npy")
+    found = np.load("s.npy")
+    expected = fs.label_statistics(x, labels, axis, temperature=0.7, ignore_index=2)
+    assert found.dtype.names == expected._fields
+    for name, values in expected._asdict().items():
+        assert found[name].dtype == values.dtype
+        np.testing.assert_array_equal(found[name], values)
+    np.save("soft.npy", x)
+    run("label-statistics", "x.npy", "--targets", "soft.npy", "--axis", axis, "-o", "p.npy", status=2)
+    assert "(class indices)" in capsys.readouterr().err
+    run("label-statistics", "x.npy", *flags, "-o", "s.zarr", status=2)
+    assert re.search(r"s\.zarr(: the statistics| needs)|need zarr", capsys.readouterr().err)
+
+
+def test_statistics_of_products():
+    x, weight, bias = logits((90, 7)), logits((11, 7)), logits((11,))
+    labels = np.arange(90) % 11
+    for name, array in {"x": x, "w": weight, "b": bias, "y": labels}.items():
+        np.save(f"{name}.npy", array)
+    flags = ("--weight", "w.npy", "--bias", "b.npy", "--targets", "y.npy", "--ignore-index", 3, "--softcap", 5)
+    run("linear-softmax-statistics", "x.npy", *flags, "-o", "s.npy")
+    found = np.load("s.npy")
+    expected = fs.linear_softmax_statistics(x, weight, labels, bias, ignore_index=3, softcap=5)
+    for name, values in expected._asdict().items():
+        assert found[name].dtype == values.dtype
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (90, 11)), (0, (11, 90)), (1, (9, 11, 20))])
+@pytest.mark.parametrize("size", [None, 3])
+def test_draws_are_those_of_the_array_in_memory(axis, shape, size, order):
+    x = np.asarray(logits(shape), order=order)
+    np.save("x.npy", x)
+    more = () if size is None else ("--size", size)
+    run("categorical", "x.npy", "--axis", axis, "--seed", 5, "--top-k", 6, *more, "-o", "c.npy")
+    expected = fs.categorical(x, axis, rng=5, top_k=6, size=size)
+    found = np.load("c.npy")
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_draws_without_replacement_and_without_a_seed(capsys):
+    x = logits()
+    np.save("x.npy", x)
+    run("categorical", "x.npy", "--seed", 5, "--size", 4, "--no-replace", "-o", "c.npy")
+    np.testing.assert_array_equal(np.load("c.npy"), fs.categorical(x, rng=5, size=4, replace=False))
+    drawn = []
+    for _ in range(2):
+        run("categorical", "x.npy", "-o", "d.npy", "--force")
+        drawn.append(np.load("d.npy"))
+    assert (drawn[0] != drawn[1]).any()
+    x[70] = np.nan
+    np.save("x.npy", x)
+    capsys.readouterr()
+    run("categorical", "x.npy", "-o", "e.npy", status=3)
+    error = capsys.readouterr().err
+    place, origin = map(int, re.search(r"at \[(\d+)\].*; its place is counted from \[(\d+)\]", error).groups())
+    assert place + origin == 70
+    run("categorical", "x.npy", "--size", 12, "--no-replace", "-o", "e.npy", status=2)
+    assert "e.npy" not in names()
+
+
 @pytest.mark.parametrize(
     ("function", "targets"), [("cross-entropy", "y.npy"), ("cross-entropy", "t.npy"), ("squared-error", "t.npy")]
 )
@@ -1051,16 +1187,15 @@ def test_focal_loss(tmp_path, capsys):
 def test_commands_are_the_functions_and_their_options(capsys):
     """Gradients come with their function, and segments are no matrix; everything else is there."""
     assert tuple(stream.COMMANDS) == cli.COMMANDS
-    # Not over files: random draws, several arrays of other shapes, and several results a row.
-    left_out = {"threads", "categorical", "label_statistics", "fit_temperature"}
-    left_out |= {"linear_cross_entropy_hvp", "linear_softmax_statistics"}
-    left_out |= {name for name in fs.__all__ if name.startswith("binary_")}
+    left_out = {"threads", "fit_temperature", "linear_cross_entropy_hvp"}  # the last: arrays of other shapes
     expected = {name for name in fs.__all__ if not name.startswith("segment_") and not name.endswith("_grad")}
     assert {name.replace("-", "_") for name in stream.COMMANDS} == expected - left_out | {"metrics"}
     assert [name for name, command in stream.COMMANDS.items() if "grad" in command.options] == [
         "softmax-entropy",
         "cross-entropy",
         "focal-loss",
+        "binary-cross-entropy",
+        "binary-focal-loss",
         "squared-error",
         "kl-divergence",
         "js-divergence",
@@ -1071,7 +1206,7 @@ def test_commands_are_the_functions_and_their_options(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     text = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')} " in text for name in stream.DEFAULTS)
+    assert all(f"{stream._flag(name)} " in text for name in stream.DEFAULTS)
 
 
 # --- what breaks off ------------------------------------------------------------------------------------------

@@ -311,7 +311,7 @@ def test_the_help_of_run_is_in_groups(capsys):
         "logits",
         "targets and weights",
         "losses",
-        "filters",
+        "filters and draws",
         "where it runs",
         "functions",
     ]

@@ -20,9 +20,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, permutations, product
@@ -35,9 +35,11 @@ import fastsoftmax
 from fastsoftmax import _spec
 from fastsoftmax.arrays import binary
 from fastsoftmax.arrays.blocks import Array, Problem, real_array, stand_in
+from fastsoftmax.arrays.calibration import Rows, TemperatureFit, fitted
 from fastsoftmax.arrays.linear import BLOCK_BYTES as BLOCK_BYTES_OF_LOGITS
 from fastsoftmax.arrays.linear import ROWS, check_targets, logits_of, loss_parts
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
+from fastsoftmax.arrays.metrics import LabelledRows, labelled_rows
 from fastsoftmax.arrays.options import (
     LossOptions,
     check_indices,
@@ -46,6 +48,7 @@ from fastsoftmax.arrays.options import (
     known_divisor,
     part_of_divisor,
 )
+from fastsoftmax.arrays.sampling import Draws
 from fastsoftmax.arrays.statistics import LabelStatistics
 from fastsoftmax.arrays.threads import threads
 from fastsoftmax.arrays.weights import (
@@ -112,6 +115,8 @@ class Command:
             options.pop(name, None)
         if f"{entry.name}_with_grad" in _spec.FUNCTIONS:
             options["grad"] = None
+        if entry.result == (_spec.FIT,):
+            options["json"] = False
         # The class indices are targets in all commands, whatever the name of the parameter.
         return cls(entry, tuple("targets" if name == _spec.LABELS else name for name in operands), options)
 
@@ -140,12 +145,17 @@ class Command:
     @property
     def has_labels(self) -> bool:
         """Whether its targets are class indices, and never distributions."""
-        return self.entry.family in ("statistics", "metrics")
+        return self.entry.family in ("statistics", "metrics", "fit")
+
+    @property
+    def is_printed(self) -> bool:
+        """Whether the result is a table of some numbers, which is printed."""
+        return self.entry.family in ("metrics", "fit")
 
     @property
     def is_local(self) -> bool:
         """Whether it is computed in this process only."""
-        return self.is_table or self.is_draw or self.entry.is_elementwise
+        return self.is_table or self.is_draw or self.is_printed or self.entry.is_elementwise
 
 
 METRICS = Command(
@@ -262,6 +272,13 @@ class Progress:
             self.task = self.rich.add_task(label, total=total)
             with suppress(OSError):
                 self.rich.start()
+
+    def extend(self, size: int) -> None:
+        """There is so much more to do, if what was announced is done."""
+        if self.done >= self.total:
+            self.total += size
+            if self.rich is not None:
+                self.rich.update(self.task, total=self.total)
 
     @property
     def rate(self) -> float:
@@ -409,14 +426,15 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
     results: dict[str, Path] = {}
     if function.is_loss and given["reduction"] != "none" and sys.stdout is None:
         raise RunError("the loss is printed, but standard output is closed")
-    if function is METRICS:
-        if sys.stdout is None:
-            raise RunError("the metrics are printed, but standard output is closed")
-        if arguments.output is not None or arguments.scheduler is not None:
-            flag = "--output" if arguments.output is not None else "--scheduler"
-            raise RunError(f"metrics takes no {flag}: they are computed here and printed")
-    elif function.is_local and arguments.scheduler is not None:
+    if function.is_local and arguments.scheduler is not None:
         raise RunError(f"{arguments.function} takes no --scheduler: it is computed here")
+    if function.is_printed:
+        if sys.stdout is None:
+            raise RunError(f"the result of {arguments.function} is printed, but standard output is closed")
+        if arguments.output is not None:
+            raise RunError(f"{arguments.function} takes no --output: the result is printed")
+        if arguments.input == STANDARD and function is not METRICS:
+            raise RunError(f"{arguments.function} reads INPUT several times, and standard input can be read once")
     elif function.is_loss:
         if arguments.output is not None and given["reduction"] != "none":
             raise RunError("the loss is printed; with --reduction none, one for each row goes to --output")
@@ -533,10 +551,12 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
                 check_kind(problem, real_array(name, key, empty), job.loss_options(None))
             else:
                 problem.operand(key, empty)
-        if function is not METRICS:
+        if not function.is_printed:
             _try_options(job)
-        if function.is_draw and given["rng"] is not None:
-            np.random.SeedSequence(given["rng"])  # its errors
+        if function.is_draw:
+            names = ("rng", "size", "replace", "temperature", "top_k", "top_p", "min_p")
+            options = {key: given[key] for key in names}
+            Draws(name, problem.row_shape, problem.dtype, uniforms=None, **options).check_count(problem.classes)
     except (ValueError, TypeError, OverflowError, OSError) as error:  # AxisError is a ValueError
         raise RunError(files.reason(error)) from None
     return job
@@ -844,49 +864,106 @@ class Local:
         parts = np.array(self.totals, SUM)
         return float(joined_loss(parts, self.divisor, self.job.problem.result_dtype))
 
-    def run(self, progress: Progress) -> None:
+    def blocks(self) -> Generator[tuple[Box, dict[str, Array]]]:
+        """One block after the other, with the operands; the next ones are read meanwhile."""
         job = self.job
         sizes = {"x": math.prod(self.extent) * job.x.dtype.itemsize}
         rows = math.prod(files.rows_of(self.extent, job.axis))
         for name, operand in job.operands.items():
             sizes[name] = (rows if job.per_row(name) else math.prod(self.extent)) * operand.dtype.itemsize
-        ahead = 1 if sizes["x"] > BLOCK_BYTES else AHEAD
+        ahead = self.ahead = 1 if sizes["x"] > BLOCK_BYTES else AHEAD
         rooms = Rooms(sizes, ahead)
         waiting = iter(self.boxes)
         upcoming: deque[tuple[Box, Future[dict[str, Array]]]] = deque()
-        written: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        with ThreadPoolExecutor(1) as reader:
             try:
                 for box in islice(waiting, ahead):
                     upcoming.append((box, reader.submit(_read, job, box, rooms.next())))
                 while upcoming:
                     box, block = upcoming.popleft()
-                    results = self.compute(box, block.result())
-                    if len(written) == ahead:
-                        written.popleft().result()  # frees the memory for the next block that is read
-                    written.append(writer.submit(_write, job, results))
+                    yield box, block.result()
                     for following in islice(waiting, 1):
                         upcoming.append((following, reader.submit(_read, job, following, rooms.next())))
-                    progress.advance(math.prod(files.extent_of(box)) * job.x.dtype.itemsize)
+            except BaseException:
+                reader.shutdown(cancel_futures=True)
+                raise
+
+    def size_of(self, box: Box) -> int:
+        """How many bytes of the input are in a box."""
+        return math.prod(files.extent_of(box)) * self.job.x.dtype.itemsize
+
+    def run(self, progress: Progress) -> None:
+        written: deque[Future[None]] = deque()
+        with closing(self.blocks()) as blocks, ThreadPoolExecutor(1) as writer:
+            try:
+                for box, block in blocks:
+                    results = self.compute(box, block)
+                    if len(written) == self.ahead:
+                        written.popleft().result()  # frees the memory for the next block that is read
+                    written.append(writer.submit(_write, self.job, results))
+                    progress.advance(self.size_of(box))
                 for future in written:
                     future.result()
             except BaseException:
-                reader.shutdown(cancel_futures=True)
                 writer.shutdown(cancel_futures=True)
                 raise
 
 
-class Metered(Local):
-    """The metrics of the rows, in this process."""
-
-    def __init__(self, job: Job, extent: tuple[int, ...]) -> None:
-        super().__init__(job, extent)
-        self.metrics = RunningMetrics()
+class Printed(Local):
+    """A result that is a table of some numbers."""
 
     def _divisor(self, targets: Source) -> None:
         """Check the labels."""
         for _ in self.labels(targets):
             pass
+
+    def text(self) -> str:
+        """The result as it is printed."""
+        raise NotImplementedError
+
+    def json(self, table: dict[str, Any]) -> str:
+        """A table as JSON, in which infinities and NaN are null."""
+        return json.dumps(_finite(table), indent=2)
+
+    def lines(self, table: dict[str, Any]) -> str:
+        """A table as text."""
+        return "\n".join(f"{name:20}{value}" for name, value in table.items())
+
+
+class Fitted(Printed):
+    """The temperature with the least loss, in several passes over the file."""
+
+    fit: TemperatureFit
+
+    def run(self, progress: Progress) -> None:
+        job, classes = self.job, self.job.problem.classes
+        shown = labelled_rows(
+            job.python_name, np.zeros((0, classes), job.problem.dtype), np.zeros(0, int), -1, None, None
+        )
+        rows = Rows(job.python_name, partial(self._rows, progress), shown.problem.dtype)
+        self.fit = fitted(rows)
+
+    def _rows(self, progress: Progress) -> Iterator[LabelledRows]:
+        """The rows of one block after the other."""
+        job = self.job
+        progress.extend(job.nbytes)
+        assert job.axis is not None
+        for box, block in self.blocks():
+            weights, index = block.get("sample_weight"), job.given["ignore_index"]
+            yield labelled_rows(job.python_name, block["x"], block["targets"], job.axis, weights, index)
+            progress.advance(self.size_of(box))
+
+    def text(self) -> str:
+        table = self.fit._asdict()
+        return self.json(table) if self.job.given["json"] else self.lines(table)
+
+
+class Metered(Printed):
+    """The metrics of the rows, in this process."""
+
+    def __init__(self, job: Job, extent: tuple[int, ...]) -> None:
+        super().__init__(job, extent)
+        self.metrics = RunningMetrics()
 
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """Add a block; there is nothing to write."""
@@ -897,15 +974,14 @@ class Metered(Local):
         return {}
 
     def text(self) -> str:
-        """The metrics, as a table or as JSON, in which infinities and NaN are null."""
         found = self.metrics.result()
         table = found._asdict() | {"bins": {key: value.tolist() for key, value in found.bins._asdict().items()}}
         if self.job.given["json"]:
-            return json.dumps(_finite(table), indent=2)
+            return self.json(table)
         del table["bins"]
         hits = table.pop("top_k_accuracy")
         table |= {f"top_{k}_accuracy": hit for k, hit in hits.items()}
-        return "\n".join(f"{name:20}{value}" for name, value in table.items())
+        return self.lines(table)
 
 
 def _finite(value: Any) -> Any:
@@ -1098,8 +1174,8 @@ def _run(
         stack.callback(job.x.close)
         for operand in job.operands.values():
             stack.callback(operand.close)
-        if function is METRICS:
-            worker: Local | Distributed = Metered(job, extent)
+        if function.is_printed:
+            worker: Local | Distributed = Metered(job, extent) if function is METRICS else Fitted(job, extent)
         elif arguments.scheduler is None:
             worker = Local(job, extent)
         else:
@@ -1118,8 +1194,8 @@ def _run(
         loss = worker.loss()
         if loss is not None:
             _print("loss", job.problem.result_dtype.type(loss))
-        if isinstance(worker, Metered):
-            _print("metrics", worker.text())
+        if isinstance(worker, Printed):
+            _print("result", worker.text())
         _commit(list(job.targets.values()), arguments.force, ending)
         names = ", ".join("standard output" if path == STANDARD else str(path) for path in results.values())
         _say(f"{job.name}: {progress.summary()}{' -> ' * bool(names)}{names}")

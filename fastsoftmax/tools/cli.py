@@ -142,6 +142,32 @@ def _run_cache(arguments: argparse.Namespace) -> int:
     return 1 if left else 0
 
 
+GROUPS = {
+    "to compute": ("run",),
+    "to try and to measure": (
+        "demo",
+        "bench",
+    ),
+    "to set up": (
+        "info",
+        "warmup",
+        "cache",
+        "completion",
+    ),
+}
+"""{group of commands: commands}."""
+
+HELP = {
+    "run": "a function over files of any size, here or on a Dask cluster",
+    "demo": "fit handwritten digits with the library, check the result, time it, draw it",
+    "bench": "measure the speed beside NumPy, SciPy, scikit-learn, PyTorch, JAX and a plain Numba loop",
+    "info": "print versions, processor, threads and cache, for a bug report",
+    "warmup": "compile the kernels into the cache directory ahead of time",
+    "cache": "show or empty the disk cache of compiled kernels",
+    "completion": "print a script that makes a shell complete commands, functions and options",
+}
+"""{command: what it does}."""
+
 COMMANDS = (*(function.command for function in _spec.FUNCTIONS.values() if function.command), "metrics")
 """What `fastsoftmax run` runs."""
 
@@ -170,9 +196,25 @@ def _path(text: str) -> Path:
     return path.absolute() if str(path) == "-" != text else path
 
 
+def _wrapped(text: str, indent: int) -> list[str]:
+    """A paragraph in lines for the terminal, of which all but the first are indented."""
+    width = max(shutil.get_terminal_size().columns - 2, 30)
+    return textwrap.wrap(text, width, initial_indent="  ", subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def _commands() -> str:
+    """The commands by their groups, as text for a terminal."""
+    lines = []
+    for title, names in GROUPS.items():
+        lines.append(f"{title}:")
+        for name in names:
+            lines += _wrapped(f"{name:12}{HELP[name]}", 14)
+        lines.append("")
+    return "\n".join(lines)
+
+
 def _functions() -> str:
     """The functions of `fastsoftmax run` by their groups, as text for a terminal."""
-    width = shutil.get_terminal_size().columns - 2
     members: dict[str, list[str]] = {}
     for function in _spec.FUNCTIONS.values():
         if function.command:
@@ -180,17 +222,14 @@ def _functions() -> str:
     members["Metrics"] = ["metrics"]
     lines = ["functions:"]
     for title, names in members.items():
-        text = f"{title}: {', '.join(names)}"
-        lines += textwrap.wrap(
-            text, max(width, 30), initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
-        )
+        lines += _wrapped(f"{title}: {', '.join(names)}", 4)
     return "\n".join(lines)
 
 
 def _add_run(commands: Any) -> None:
     run = commands.add_parser(
         "run",
-        help="a function over files of any size, here or on a Dask cluster",
+        help=HELP["run"],
         description="Run a function over .npy files in blocks: they may be larger than memory. Other inputs are "
         "members of .npz archives (a.npz/x), Zarr arrays (extra zarr), and columns of Parquet and Arrow files "
         "(a.parquet/x; extra arrow). A result gets its name when it is complete. A loss is printed, and so are "
@@ -263,7 +302,11 @@ def _add_run(commands: Any) -> None:
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Keeps the line breaks of the list of functions, and wraps everything else."""
+    """Keeps the line breaks of lists of commands and functions, and does not list the commands once more."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        if not isinstance(action, argparse._SubParsersAction):
+            super().add_argument(action)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
@@ -291,14 +334,19 @@ def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="fastsoftmax", description="Softmax, cross-entropy and their derivatives for NumPy arrays."
+        prog="fastsoftmax",
+        description="Softmax, cross-entropy and their derivatives for NumPy arrays. fastsoftmax COMMAND --help "
+        "describes a command.",
+        usage="fastsoftmax COMMAND [options]",
+        epilog=_commands(),
+        formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(prog="fastsoftmax")
 
     demo = commands.add_parser(
         "demo",
-        help="fit handwritten digits with the library, check the result, time it, draw it",
+        help=HELP["demo"],
         description="Fit a multinomial logistic regression to scikit-learn's handwritten digits with the "
         "library's loss and gradient, check the result against scikit-learn and finite differences, time "
         "it against other libraries, and draw some digits with their predicted distributions.",
@@ -310,7 +358,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser(
         "bench",
-        help="measure the speed beside NumPy, SciPy, scikit-learn, PyTorch, JAX and a plain Numba loop",
+        help=HELP["bench"],
         description="Measure the speed of the library beside those that are installed of NumPy, SciPy, "
         "scikit-learn, PyTorch, JAX and a plain Numba loop, with the same number of threads and, but for --quick, "
         "with one. Every result is compared with ours before it is timed. Names may be shortened to their "
@@ -348,7 +396,7 @@ def _parser() -> argparse.ArgumentParser:
 
     warmup = commands.add_parser(
         "warmup",
-        help="compile the kernels into the cache directory ahead of time",
+        help=HELP["warmup"],
         description="Compile all kernels into one library in the cache directory, in parallel processes: for "
         "installations without compiled kernels, such as editable ones, where the first call should not wait. "
         "Without a linker they become one file each. FASTSOFTMAX_CACHE_DIR says where they go.",
@@ -359,14 +407,14 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser(
         "info",
-        help="print versions, processor, threads and cache, for a bug report",
+        help=HELP["info"],
         description="Print versions, processor, threads and cache as plain text for a bug report.",
     )
     info.set_defaults(run=_run_info, parser=info)
 
     cache = commands.add_parser(
         "cache",
-        help="show or empty the disk cache of compiled kernels",
+        help=HELP["cache"],
         description="Show or empty the disk cache of compiled kernels. What is removed is compiled again "
         "when it is next needed.",
     )
@@ -377,7 +425,7 @@ def _parser() -> argparse.ArgumentParser:
 
     completion = commands.add_parser(
         "completion",
-        help="print a script that makes a shell complete commands, functions and options",
+        help=HELP["completion"],
         description="Print a script with which a shell completes the words of this command (extra completion). "
         "For bash: fastsoftmax completion bash > ~/.local/share/bash-completion/completions/fastsoftmax",
     )

@@ -322,6 +322,44 @@ def test_draws_are_those_of_the_array_in_memory(axis, shape, size, order):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_the_temperature_of_a_file(axis, order, capsys):
+    """The numbers of the array in memory: the sums over rows are exact, wherever the file is cut."""
+    rng = np.random.default_rng(0)
+    x = np.asarray(rng.normal(0, 5, (700, 11) if axis else (11, 700)), np.float32, order=order)
+    labels = np.where(rng.random(700) < 0.4, x.argmax(axis), rng.integers(0, 11, 700))
+    weights = rng.random(700)
+    for name, array in {"x": x, "y": labels, "w": weights}.items():
+        np.save(f"{name}.npy", array)
+    command = ("fit-temperature", "x.npy", "--axis", axis, "--targets", "y.npy")
+    run(*command, "--sample-weight", "w.npy", "--ignore-index", 3, "--json")
+    expected = fs.fit_temperature(x, labels, axis, sample_weight=weights, ignore_index=3)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == expected._asdict()
+    assert f"{files.in_words(x.nbytes * expected.iterations)} in" in captured.err
+    run(*command)
+    expected = fs.fit_temperature(x, labels, axis)
+    assert capsys.readouterr().out.splitlines()[0] == f"temperature         {expected.temperature}"
+    np.save("y.npy", x.argmax(axis))
+    run(*command, status=3)
+    assert "every label has the greatest logit of its row" in capsys.readouterr().err
+    run(command[0], "-", *command[2:], status=2)
+    assert "reads INPUT several times" in capsys.readouterr().err
+    run(*command, "-o", "p.npy", status=2)
+    assert "fit-temperature takes no --output: the result is printed" in capsys.readouterr().err
+
+
+def test_the_temperature_of_useless_logits(capsys):
+    """The limit of large temperatures is looked at in another pass."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 7))
+    np.save("x.npy", x)
+    np.save("y.npy", x.argmin(-1))
+    run("fit-temperature", "x.npy", "--targets", "y.npy", status=3)
+    assert "do not agree with the logits better than chance" in capsys.readouterr().err
+
+
 def test_draws_without_replacement_and_without_a_seed(capsys):
     x = logits()
     np.save("x.npy", x)
@@ -1187,7 +1225,7 @@ def test_focal_loss(tmp_path, capsys):
 def test_commands_are_the_functions_and_their_options(capsys):
     """Gradients come with their function, and segments are no matrix; everything else is there."""
     assert tuple(stream.COMMANDS) == cli.COMMANDS
-    left_out = {"threads", "fit_temperature", "linear_cross_entropy_hvp"}  # the last: arrays of other shapes
+    left_out = {"threads", "linear_cross_entropy_hvp"}  # the last: arrays of other shapes
     expected = {name for name in fs.__all__ if not name.startswith("segment_") and not name.endswith("_grad")}
     assert {name.replace("-", "_") for name in stream.COMMANDS} == expected - left_out | {"metrics"}
     assert [name for name, command in stream.COMMANDS.items() if "grad" in command.options] == [

@@ -76,24 +76,21 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+
+
+def _whole(text: str, least: int = 0) -> int:
+    with suppress(ValueError):
+        if (value := int(text)) >= least:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is less than 1")
-    return value
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is less than 0")
-    return value
+    return _whole(text, 1)
 
 
 def _run_bench(arguments: argparse.Namespace) -> int:
@@ -363,6 +360,7 @@ def _parser() -> argparse.ArgumentParser:
         "scikit-learn, PyTorch, JAX and a plain Numba loop, with the same number of threads and, but for --quick, "
         "with one. Every result is compared with ours before it is timed. Names may be shortened to their "
         "beginnings; several may be given.",
+        usage="fastsoftmax bench [options]",
     )
     names: Any = {"action": "extend", "nargs": "+", "metavar": "NAME"}
     bench.add_argument("--function", **names, help="functions to measure, such as softmax or 'softmax, out='")

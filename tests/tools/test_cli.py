@@ -349,6 +349,48 @@ def test_a_reader_who_is_gone_is_not_complained_about(command):
     assert done.returncode == 3 or "--help" in command  # argparse does not notice
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("warmup --jobs x", "'x' is no whole number from 1 on"),
+        ("warmup --jobs 0", "'0' is no whole number from 1 on"),
+        ("run categorical x.npy --seed -1", "'-1' is no whole number from 0 on"),
+        ("bench --seconds nan", "'nan' is not a positive number"),
+        ("bench --seconds x", "'x' is not a positive number"),
+    ],
+)
+def test_wrong_numbers_are_refused_in_plain_words(words, said, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(words.split())
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
+@pytest.mark.parametrize("no_color", [False, True])
+def test_colours_on_a_terminal_can_be_turned_off(no_color, tmp_path):
+    import pty
+
+    np.save(tmp_path / "x.npy", np.zeros((1000, 10)))
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), TERM="xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        environment.pop(name, None)
+    if no_color:
+        environment["NO_COLOR"] = "1"
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "fastsoftmax", "run", "softmax", "x.npy", "-o", "p.npy"]
+    child = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal is an error on Linux
+        while part := os.read(ours, 1 << 16):
+            text += part
+    os.close(ours)
+    assert child.wait(60) == 0
+    assert b"softmax" in text
+    assert bool(re.search(rb"\x1b\[[0-9;]*[39][0-7]m", text)) is not no_color
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_completion(shell, capsys):
     pytest.importorskip("shtab")

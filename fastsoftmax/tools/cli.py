@@ -1,7 +1,8 @@
-"""The command line: ``fastsoftmax demo``, ``run``, ``bench``, ``warmup``, ``info`` and ``cache``.
+"""The command line: ``fastsoftmax run``, ``demo``, ``bench``, ``info``, ``warmup``, ``cache``, ``completion``.
 
 A subcommand is a function from the parsed arguments to an exit status, and a few lines in `_parser`. It imports
-other modules when it runs, so that ``--help`` is quick and needs no other package.
+other modules when it runs, so that ``--help`` is quick and needs no other package. argparse is imported in a
+quarter of Click's time (17 ms and 70 ms were measured).
 
 Exit statuses: 0, the work is done; 1, a check failed; 2, the work could not begin (a wrong argument, shape, dtype
 or label, a missing, truncated or pickled file, a result that exists); 3, the work broke off (a full disk, a
@@ -512,16 +513,20 @@ def _say_compiling() -> None:
     _say("compiling kernels, which the next process will find")
 
 
-def _spelt(word: str) -> str:
-    """An option with hyphens where the user wrote underscores."""
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+def _spelt(words: Sequence[str]) -> list[str]:
+    """The same words with hyphens in the names of options where the user wrote underscores."""
+    options = words.index("--") if "--" in words else len(words)
+    found = []
+    for word in words[:options]:
+        name, equals, value = word.partition("=")
+        found.append(name.replace("_", "-") + equals + value if name.startswith("--") else word)
+    return [*found, *words[options:]]
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments. A wrong name ends the command with a suggestion."""
     parser = _parser()
-    words = [_spelt(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    words = _spelt(sys.argv[1:] if arguments is None else arguments)
     commands = _subparsers(parser)
     command = next((word for word in words if not word.startswith("-")), None)
     if command is not None and command not in commands:

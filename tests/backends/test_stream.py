@@ -1197,6 +1197,9 @@ def test_names_with_underscores_are_taken(capsys):
     np.save("y_y.npy", np.arange(90) % 11)
     run("log_softmax", "x_x.npy", "-o", "p_p.npy")
     np.testing.assert_array_equal(np.load("p_p.npy"), fs.log_softmax(x))
+    np.save("--x_x.npy", x)
+    run("softmax", "-o", "q_q.npy", "--", "--x_x.npy")
+    np.testing.assert_array_equal(np.load("q_q.npy"), fs.softmax(x))
     run("cross_entropy", "x_x.npy", "--targets=y_y.npy", "--ignore_index=3", "--label_smoothing", 0.5)
     expected = fs.cross_entropy(x, np.arange(90) % 11, ignore_index=3, label_smoothing=0.5)
     assert float(capsys.readouterr().out) == pytest.approx(float(expected), rel=2e-7)
@@ -1497,6 +1500,23 @@ def test_a_terminal_sees_progress(rich, capsys, monkeypatch):
     assert "softmax" in words
     assert rich or re.search(r"\rsoftmax +25% [\d.]+ \w+/s ", words)
     assert progress.summary().startswith("4.0 kB in ")
+
+
+BRIEF = """
+import os, sys
+os.chdir(sys.argv[1])
+from fastsoftmax.tools.cli import main
+assert main(["run", "softmax", "x.npy", "-o", "p.npy", "--force"]) == 0
+print("numba" in sys.modules)
+"""
+
+
+def test_numba_is_not_imported_if_there_is_machine_code(tmp_path):
+    """Its import takes longer than everything else before the first block."""
+    np.save("x.npy", logits())
+    environment = {"FASTSOFTMAX_PREBUILT": 0, "FASTSOFTMAX_CACHE_DIR": tmp_path / "cache"}
+    found = [child.run(BRIEF, tmp_path, **environment).split()[-1] for _ in range(2)]
+    assert found == ["True", "False"]
 
 
 MEMORY = """

@@ -6,11 +6,15 @@ A path may lead into a file: ``a.npz/x`` is the member x of the archive a.npz, a
 uncompressed member is read as a .npy file is.
 """
 
+import io
 import math
+import os
+import select
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +33,8 @@ ARROW = (".arrow", ".feather", ".ipc")
 
 SKIPPED = 1 << 20
 """So many bytes are read and thrown away at a time."""
+TURN = 0.1
+"""So many seconds standard input is waited for at a time."""
 BATCH_BYTES = 1 << 20
 """About so many bytes of a column of a Parquet file are decoded at a time."""
 
@@ -63,6 +69,9 @@ class Sequential:
     def read(self, box: Box, room: Array) -> Array:
         """The numbers in a box, at the beginning of `room` (an array of bytes), in the order of the file."""
         raise NotImplementedError
+
+    def stop(self) -> None:
+        """End a call of `read` in another thread that waits for what does not come."""
 
     def close(self) -> None:
         """Close the file."""
@@ -134,11 +143,28 @@ class _NpyStream(Sequential):
         self._stream.close()
 
 
+class _Patient(io.RawIOBase):
+    """A file descriptor, such as that of a pipe, that is waited for in turns, so that a wait can be ended."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.ended = number, False
+
+    def readinto(self, view: Any) -> int:
+        while not select.select([self.number], [], [], TURN)[0]:
+            if self.ended:
+                return 0
+        return os.readv(self.number, [view])
+
+
 class StandardInput(_NpyStream):
     """An array in the format of .npy files on standard input, which can be read once."""
 
     def __init__(self) -> None:
         super().__init__(Path("standard input"))
+
+    def stop(self) -> None:
+        if isinstance(self._stream, _Patient):
+            self._stream.ended = True
 
     def _open(self) -> BinaryIO:
         stream = getattr(sys.stdin, "buffer", None)
@@ -146,6 +172,9 @@ class StandardInput(_NpyStream):
             raise RunError("standard input is closed")
         if stream.isatty():
             raise RunError("standard input is a terminal, and no array in the format of .npy files")
+        if hasattr(os, "readv"):  # systems where pipes can be waited for
+            with suppress(OSError):  # a stream without a descriptor
+                return _Patient(stream.fileno())  # type: ignore[return-value]
         return stream  # type: ignore[no-any-return]
 
     def close(self) -> None:

@@ -885,6 +885,8 @@ class Local:
                     for following in islice(waiting, 1):
                         upcoming.append((following, reader.submit(_read, job, following, rooms.next())))
             except BaseException:
+                if isinstance(job.x, Sequential):
+                    job.x.stop()
                 reader.shutdown(cancel_futures=True)
                 raise
 

@@ -4,8 +4,10 @@ import importlib
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -196,6 +198,33 @@ def test_terminals_and_closed_streams_are_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", None)
     run("softmax", "x.npy", "-o", "-", status=2)
     assert "standard output is closed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much of a pipe was read")
+@pytest.mark.parametrize("size", [5, 20_000], ids=["header", "block"])
+def test_an_interrupt_while_a_pipe_is_waited_for(size):
+    """The program at the other end of the pipe sends nothing, and does not end."""
+    import fcntl
+    import termios
+
+    command = [sys.executable, "-m", "fastsoftmax", "run", "softmax", "-", "-o", "p.npy"]
+    environment = dict(os.environ, PYTHONPATH=str(child.PACKAGE.parent))
+    environment.pop("COVERAGE_PROCESS_START", None)
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(packed(logits((1000, CLASSES)))[:size])
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    unread = bytearray(b"\1\0\0\0")  # a number, which Linux fills in
+    while any(unread) and time.monotonic() < deadline:
+        fcntl.ioctl(process.stdin, termios.FIONREAD, unread)
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert process.stderr.read() == b"fastsoftmax run: interrupted; p.npy not written\n"
+    process.stdin.close()
+    process.stderr.close()
+    assert os.listdir() == []
 
 
 def test_a_reader_that_has_seen_enough():

@@ -923,11 +923,11 @@ class Printed(Local):
         """The result as it is printed."""
         raise NotImplementedError
 
-    def json(self, table: dict[str, Any]) -> str:
+    def as_json(self, table: dict[str, Any]) -> str:
         """A table as JSON, in which infinities and NaN are null."""
         return json.dumps(_finite(table), indent=2)
 
-    def lines(self, table: dict[str, Any]) -> str:
+    def as_lines(self, table: dict[str, Any]) -> str:
         """A table as text."""
         return "\n".join(f"{name:20}{value}" for name, value in table.items())
 
@@ -957,7 +957,7 @@ class Fitted(Printed):
 
     def text(self) -> str:
         table = self.fit._asdict()
-        return self.json(table) if self.job.given["json"] else self.lines(table)
+        return self.as_json(table) if self.job.given["json"] else self.as_lines(table)
 
 
 class Metered(Printed):
@@ -979,11 +979,11 @@ class Metered(Printed):
         found = self.metrics.result()
         table = found._asdict() | {"bins": {key: value.tolist() for key, value in found.bins._asdict().items()}}
         if self.job.given["json"]:
-            return self.json(table)
+            return self.as_json(table)
         del table["bins"]
         hits = table.pop("top_k_accuracy")
         table |= {f"top_{k}_accuracy": hit for k, hit in hits.items()}
-        return self.lines(table)
+        return self.as_lines(table)
 
 
 def _finite(value: Any) -> Any:

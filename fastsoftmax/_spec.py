@@ -93,9 +93,7 @@ class Function(NamedTuple):
     @property
     def command(self) -> str | None:
         """Its name for ``fastsoftmax run``; None for what that does not compute; gradients are options there."""
-        if self.is_ragged or self.is_elementwise or self.family == "statistics" or {CLASSES, FIT} & {*self.result}:
-            return None
-        if self.of_products and self.result != (LOSS,):
+        if self.is_ragged or self.result == (GRADIENTS,):
             return None
         return None if self.name.endswith("_grad") else self.name.replace("_", "-")
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,18 +57,22 @@ class Slope(NamedTuple):
     """The sum of the means of (m - z)/T under softmax(z/T)."""
 
 
-class _Rows:
-    """The rows of a call, and how often they have been passed over."""
+class Rows:
+    """The rows whose temperature is fitted, in one block or in several, and how often they have been passed over.
 
-    def __init__(self, function: str, rows: LabelledRows) -> None:
-        self.function, self.rows, self.passes = function, rows, 0
+    `blocks` returns the blocks, from the first one on. `dtype` is that of the computation.
+    """
+
+    def __init__(self, function: str, blocks: Callable[[], Iterable[LabelledRows]], dtype: np.dtype[Any]) -> None:
+        self.function, self.blocks, self.dtype, self.passes = function, blocks, dtype, 0
 
     def at(self, temperature: float) -> Slope:
         """The loss and its derivatives, in one pass over the logits; ValueError if the loss is infinite or NaN."""
         self.passes += 1
-        nothing = np.zeros((VALUES + DERIVATIVES, SUM_WORDS), np.int64)
-        beta = inverse_parts(temperature, self.rows.problem.dtype)
-        table = exact_sums("metrics.derivatives", self.rows, nothing, 2 * SLAB, DERIVATIVES, (), beta)
+        table = np.zeros((VALUES + DERIVATIVES, SUM_WORDS), np.int64)
+        beta = inverse_parts(temperature, self.dtype)
+        for rows in self.blocks():
+            table = exact_sums("metrics.derivatives", rows, table, 2 * SLAB, DERIVATIVES, (), beta)
         weight, loss, mean, depth, variance = (total(table[k]) for k in range(WEIGHT, VALUES + DERIVATIVES))
         if not weight.number:
             raise ValueError(f"{self.function}: there are no rows that count")
@@ -78,17 +83,19 @@ class _Rows:
         if loss.special:
             raise ValueError(
                 f"{self.function}: the loss is infinite: the logit of a label is -inf, or so far below the "
-                f"greatest that {self.rows.problem.dtype} cannot hold the difference"
+                f"greatest that {self.dtype} cannot hold the difference"
             )
         first = ratio(Total(mean.number - depth.number, 0.0), weight)
         return Slope(ratio(loss, weight), first, ratio(variance, weight) - first, depth, mean)
 
     def uniform(self) -> Slope:
         """The derivatives in the limit of large temperatures."""
-        flat, most = self.rows.block.reshape(-1), 0.0
-        for start in range(0, flat.size, PART):
-            part = np.abs(flat[start : start + PART])
-            most = max(most, float(part.max(initial=0, where=np.isfinite(part))))
+        most = 0.0
+        for rows in self.blocks():
+            flat = rows.block.reshape(-1)
+            for start in range(0, flat.size, PART):
+                part = np.abs(flat[start : start + PART])
+                most = max(most, float(part.max(initial=0, where=np.isfinite(part))))
         return self.at(min(UNIFORM * (most or 1.0), sys.float_info.max))
 
 
@@ -96,8 +103,13 @@ def fit_temperature(
     function: str, logits: Any, labels: Any, axis: int, sample_weight: Any, ignore_index: Any
 ) -> TemperatureFit:
     """The result of the public function."""
-    rows = _Rows(function, labelled_rows(function, logits, labels, axis, sample_weight, ignore_index))
-    small = STEPS[rows.rows.problem.dtype.char]
+    rows = labelled_rows(function, logits, labels, axis, sample_weight, ignore_index)
+    return fitted(Rows(function, lambda: (rows,), rows.problem.dtype))
+
+
+def fitted(rows: Rows) -> TemperatureFit:
+    """The temperature of rows, by Newton's method; ValueError if there is none."""
+    function, small = rows.function, STEPS[rows.dtype.char]
     here = rows.at(1.0)
     before = here.loss
     if not here.depth.number:

@@ -1,9 +1,12 @@
 """Arrays in .npy files and in Zarr directories, read and written box by box, in memory that stays bounded.
 
-A result is written beside its target, under another name that ends in ``.part``, and renamed by `commit`. Only
-regular files are read, and only regular files and Zarr arrays are replaced: a device, FIFO or socket never is.
+A result is written beside its target, under another name that ends in ``.part``, and renamed by `commit`. Before
+that, `sync` waits until the disk has it: after a power cut, the name leads to the old file or to the whole new
+one. Only regular files are read, and only regular files and Zarr arrays are replaced: a device, FIFO or socket
+never is.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -13,6 +16,7 @@ import shutil
 import stat
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -24,11 +28,15 @@ from fastsoftmax.arrays.blocks import Array
 
 REFUSED, BROKEN = 2, 3
 
+MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
 """A header may have this many bytes; NumPy writes about a hundred."""
 
 LONGEST_NAME = 200
 """Temporary names have a hash for file names of more bytes than this; file systems allow about 255."""
+
+SUFFIXES = (".npy", ".zarr")
+"""What the names of results end with."""
 
 LEAST_STRETCH = 1 << 10
 """If a block lies in stretches of its file that are shorter than this, a mapping is faster than many reads."""
@@ -102,6 +110,12 @@ def check_replaceable(path: Path, status: int = REFUSED) -> None:
         raise RunError(f"{path} is {found}; only regular files and Zarr arrays are replaced", status)
 
 
+def check_suffix(path: Path) -> None:
+    """RunError for the name of a result that says that it is something else."""
+    if path.suffix not in SUFFIXES:
+        raise RunError(f"{path}: a result is a .npy file or a .zarr array, and its name has to end so")
+
+
 def resolved(path: Path) -> Path:
     """The absolute path without links and dots.
 
@@ -121,7 +135,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BinaryIO:
     """A regular file, opened to be read without a buffer; RunError for anything else."""
     found = kind(path)
     if found is None:
@@ -160,9 +174,15 @@ def in_words(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def rows_of(box: tuple[T, ...], axis: int) -> tuple[T, ...]:
-    """A box, or its extent, without the axis of the classes."""
-    return box[:axis] + box[axis + 1 :]
+def check_objects(path: Path, dtype: np.dtype[Any]) -> None:
+    """RunError for an array whose entries are pickles."""
+    if dtype.hasobject:
+        raise RunError(f"{path} holds pickled Python objects, which are not read")
+
+
+def rows_of(box: tuple[T, ...], axis: int | None) -> tuple[T, ...]:
+    """A box, or its extent, without the axis of the classes, if there is one."""
+    return box if axis is None else box[:axis] + box[axis + 1 :]
 
 
 def extent_of(box: Box) -> tuple[int, ...]:
@@ -186,6 +206,35 @@ def stretches(shape: tuple[int, ...], box: Box) -> tuple[Array, int]:
     return starts, length
 
 
+def room_of(box: Box, dtype: np.dtype[Any], room: Array, fortran: bool = False) -> Array:
+    """The beginning of an array of bytes as an array for the numbers in a box."""
+    extent = extent_of(box)
+    target = room[: math.prod(extent) * dtype.itemsize].view(dtype)
+    return target.reshape(extent[::-1]).T if fortran else target.reshape(extent)
+
+
+def filled(array: Any, box: Box, room: Array, fill: Callable[[int, memoryview], None]) -> Array:
+    """The numbers in a box at the beginning of `room`. `fill` gets the places of its bytes in the array."""
+    order = slice(None, None, -1 if array.fortran else 1)
+    starts, length = stretches(array.shape[order], box[order])
+    step, memory = length * array.dtype.itemsize, memoryview(room.data)
+    for n, start in enumerate((starts * array.dtype.itemsize).tolist()):
+        fill(start, memory[n * step : (n + 1) * step])
+    return room_of(box, array.dtype, room, array.fortran)
+
+
+def bytes_of(block: Array, dtype: np.dtype[Any], fortran: bool) -> memoryview:
+    """The bytes of a block, in the order of a file."""
+    native = np.ascontiguousarray(block.T if fortran else block, dtype)
+    return memoryview(native.reshape(-1).view(np.uint8).data)
+
+
+def write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool) -> None:
+    """Write the header of a .npy file."""
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": fortran, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+
+
 def _release(mapping: Any) -> None:
     """Give the pages of a mapping back to the system; the file keeps what was written."""
     memory = mapping._mmap
@@ -193,7 +242,7 @@ def _release(mapping: Any) -> None:
         memory.madvise(mmap.MADV_DONTNEED)
 
 
-def _header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, order, dtype and length of the header of a .npy file; ValueError with a readable message."""
     version = tuple(start[6:8])
     if version not in ((1, 0), (2, 0), (3, 0)):
@@ -247,36 +296,43 @@ class _Pickled:
 
 
 class NpyFile(_Pickled):
-    """An array in a .npy file."""
+    """An array in a .npy file, or in another file that has such a file inside, from `begin` to `limit`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+    `path` is what messages call it.
+    """
+
+    def __init__(self, file: Path, begin: int = 0, limit: int | None = None, path: Path | None = None) -> None:
+        self.place, self.begin, self.limit = file.absolute(), begin, limit
+        self.path = self.place if path is None else path.absolute()
         self.chunks: tuple[int, ...] | None = None
         self._open()
 
     def _open(self) -> None:
         path = self.path
-        with _open_regular(path) as file:
+        with open_regular(self.place) as file:
             try:
+                file.seek(self.begin)
                 start = file.read(LONGEST_HEADER + 12)
                 size = os.fstat(file.fileno()).st_size
+                if self.limit is not None:
+                    size = min(size, self.limit)
             except OSError as error:
                 raise RunError(f"{path} cannot be read: {reason(error)}") from None
-            if start[:6] != b"\x93NUMPY":
+            if start[:6] != MAGIC:
                 kinds = {
-                    b"PK": "an archive of arrays (.npz); unpack it",
+                    b"PK": "an archive of arrays; its name has to end in .npz",
                     b"\x80\x02": "a pickle",
                     b"\x80\x04": "a pickle",
                 }
                 raise RunError(f"{path} is {kinds.get(start[:2], 'no .npy file')}")
             try:
-                shape, fortran, dtype, offset = _header(start)
+                shape, fortran, dtype, length = header(start)
             except ValueError as error:
                 raise RunError(f"{path} is no valid .npy file: {error}") from None
-            if dtype.hasobject:
-                raise RunError(f"{path} holds pickled Python objects, which are not read")
+            check_objects(path, dtype)
+            offset = self.begin + length
             if offset + math.prod(shape) * dtype.itemsize > size:
-                raise RunError(f"{path} is truncated: {in_words(size)} are less than its header says")
+                raise RunError(f"{path} is truncated: {in_words(size - self.begin)} are less than its header says")
             try:
                 with np.errstate(all="ignore"):
                     self.mapping: Any = np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
@@ -304,32 +360,26 @@ class NpyFile(_Pickled):
 
     def read(self, box: Box, room: Array) -> Array:
         """The numbers in a box, at the beginning of `room` (an array of bytes), in the order of the file."""
-        extent = extent_of(box)
-        size = math.prod(extent) * self.dtype.itemsize
-        target = room[:size].view(self.dtype)
         order = slice(None, None, -1 if self.fortran else 1)
-        block = target.reshape(extent[order])
-        if self.fortran:
-            block = block.T
-        starts, length = stretches(self.shape[order], box[order])
-        step = length * self.dtype.itemsize
-        if step < LEAST_STRETCH < size:
+        size = math.prod(extent_of(box)) * self.dtype.itemsize
+        if stretches(self.shape[order], box[order])[1] * self.dtype.itemsize < LEAST_STRETCH < size:
             self._check_size()
+            block = room_of(box, self.dtype, room, self.fortran)
             np.copyto(block, self.mapping[box])
             _release(self.mapping)
             return block
+        return filled(self, box, room, self._fill)
+
+    def _fill(self, start: int, view: memoryview) -> None:
+        """The bytes from `start` on."""
         if self._file is None:
-            self._file = _open_regular(self.path)
-        memory = memoryview(room.data)
-        for n, start in enumerate((self.offset + starts * self.dtype.itemsize).tolist()):
-            self._file.seek(start)
-            view = memory[n * step : (n + 1) * step]
-            while len(view):
-                count = self._file.readinto(view)
-                if not count:
-                    raise RunError(f"{self.path} became shorter while it was read", BROKEN)
-                view = view[count:]
-        return block
+            self._file = open_regular(self.place)
+        self._file.seek(self.offset + start)
+        while len(view):
+            count = self._file.readinto(view)
+            if not count:
+                raise RunError(f"{self.path} became shorter while it was read", BROKEN)
+            view = view[count:]
 
     def close(self) -> None:
         if self._file is not None:
@@ -371,7 +421,7 @@ class ZarrArray(_Pickled):
         return np.asarray(self.array[box])
 
     def read(self, box: Box, room: Array) -> Array:
-        block = room[: math.prod(extent_of(box)) * self.dtype.itemsize].view(self.dtype).reshape(extent_of(box))
+        block = room_of(box, self.dtype, room)
         block[...] = self[box]
         return block
 
@@ -379,10 +429,7 @@ class ZarrArray(_Pickled):
         pass
 
 
-Source = NpyFile | ZarrArray
-
-
-def source(path: Path) -> Source:
+def source(path: Path) -> NpyFile | ZarrArray:
     """The array in a file or directory, opened but not read."""
     return ZarrArray(path) if is_zarr(path) else NpyFile(path)
 
@@ -396,6 +443,10 @@ class _Replacement:
         self.former: Path | None = None
         self.stands = False
 
+    def sync(self) -> None:
+        """Wait until the complete result is on the disk, under its temporary name."""
+        raise NotImplementedError
+
     def commit(self) -> None:
         """Give the result its name. An existing file is kept under another name until `settle`."""
         check_replaceable(self.path, BROKEN)
@@ -408,6 +459,7 @@ class _Replacement:
             self.former = former
         os.replace(self.temporary, self.path)
         self.stands = True
+        _sync_directory(self.path.parent)
 
     def revert(self) -> None:
         """Restore the file that had the name before `commit`."""
@@ -435,6 +487,20 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
+def _sync_directory(path: Path) -> None:
+    """Wait until the names in a directory are on the disk, where the system can do that."""
+    if os.name == "nt":  # directories cannot be opened there
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such operation
+            raise
+    finally:
+        os.close(number)
+
+
 class NpyTarget(_Replacement):
     """A .npy file that is written under a temporary name. Pickled without its open file, for workers."""
 
@@ -445,8 +511,7 @@ class NpyTarget(_Replacement):
         self.mapping: Any = None
         self.file: Any = self.temporary.open("xb", buffering=0)
         try:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": self.fortran, "shape": shape}
-            np.lib.format.write_array_header_1_0(self.file, header)
+            write_header(self.file, shape, dtype, self.fortran)
             self.offset = self.file.tell()
             self._reserve(self.offset + math.prod(shape) * dtype.itemsize)
         except BaseException:
@@ -472,8 +537,7 @@ class NpyTarget(_Replacement):
         if step < LEAST_STRETCH < block.nbytes:
             self[box] = block
             return
-        native = np.ascontiguousarray(block.T if self.fortran else block, self.dtype)
-        memory = memoryview(native.reshape(-1).data).cast("B")
+        memory = bytes_of(block, self.dtype, self.fortran)
         for n, start in enumerate((self.offset + starts * self.dtype.itemsize).tolist()):
             self.file.seek(start)
             view = memory[n * step : (n + 1) * step]
@@ -491,6 +555,12 @@ class NpyTarget(_Replacement):
     def discard(self) -> None:
         self.file.close()
         self.temporary.unlink(missing_ok=True)
+
+    def sync(self) -> None:
+        if isinstance(getattr(self.mapping, "_mmap", None), mmap.mmap):
+            self.mapping._mmap.flush()  # on Linux, fsync would be enough
+        os.fsync(self.file.fileno())
+        _sync_directory(self.path.parent)
 
     def commit(self) -> None:
         self.mapping = None
@@ -522,6 +592,14 @@ class ZarrTarget(_Replacement):
             self.array[box] = block
 
     __setitem__ = write
+
+    def sync(self) -> None:
+        for place, _, names in os.walk(self.temporary, topdown=False):
+            for name in names:
+                with open(Path(place, name), "r+b") as file:
+                    os.fsync(file.fileno())
+            _sync_directory(Path(place))
+        _sync_directory(self.path.parent)
 
     def discard(self) -> None:
         shutil.rmtree(self.temporary, ignore_errors=True)

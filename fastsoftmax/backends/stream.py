@@ -6,8 +6,8 @@ many short stretches of its file (the orders of two files differ) is a mapping u
 after every block.
 
 A result is written beside its target, under another name that ends in ``.part``. The results are renamed when all
-of them are complete; until then an existing target stays as it was. The loss is printed before the results are
-renamed. So all results have their names if the exit status is 0, and none has if it is not.
+of them are complete and on the disk; until then an existing target stays as it was. The loss is printed before the
+results are renamed. So all results have their names if the exit status is 0, and none has if it is not.
 """
 
 import errno
@@ -20,9 +20,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, permutations, product
@@ -33,10 +33,13 @@ import numpy as np
 
 import fastsoftmax
 from fastsoftmax import _spec
+from fastsoftmax.arrays import binary
 from fastsoftmax.arrays.blocks import Array, Problem, real_array, stand_in
+from fastsoftmax.arrays.calibration import Rows, TemperatureFit, fitted
 from fastsoftmax.arrays.linear import BLOCK_BYTES as BLOCK_BYTES_OF_LOGITS
 from fastsoftmax.arrays.linear import ROWS, check_targets, logits_of, loss_parts
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
+from fastsoftmax.arrays.metrics import LabelledRows, labelled_rows
 from fastsoftmax.arrays.options import (
     LossOptions,
     check_indices,
@@ -45,10 +48,22 @@ from fastsoftmax.arrays.options import (
     known_divisor,
     part_of_divisor,
 )
+from fastsoftmax.arrays.sampling import Draws
+from fastsoftmax.arrays.statistics import LabelStatistics
 from fastsoftmax.arrays.threads import threads
-from fastsoftmax.arrays.weights import SUM, Divisor, joined_divisor, joined_loss, part_of_sum
-from fastsoftmax.backends import files
-from fastsoftmax.backends.files import BROKEN, REFUSED, Box, NpyTarget, RunError, Source, Target, ZarrTarget
+from fastsoftmax.arrays.weights import (
+    SUM,
+    Divisor,
+    count_divisor,
+    joined_divisor,
+    joined_loss,
+    joined_weights,
+    part_of_sum,
+    repeated_divisor,
+)
+from fastsoftmax.backends import files, sequential
+from fastsoftmax.backends.files import BROKEN, REFUSED, Box, NpyTarget, RunError, ZarrTarget
+from fastsoftmax.backends.sequential import STANDARD, Sequential, Source, StandardOutput
 from fastsoftmax.metrics import RunningMetrics
 
 BLOCK_BYTES = 1 << 21
@@ -96,10 +111,12 @@ class Command:
         parameters = inspect.signature(getattr(fastsoftmax, entry.name)).parameters.values()
         _, *operands = [p.name for p in parameters if p.default is p.empty]
         options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is None}
-        for name in ("out", "keepdims", "block_bytes"):
+        for name in ("out", "keepdims", "block_bytes", "uniforms"):
             options.pop(name, None)
         if f"{entry.name}_with_grad" in _spec.FUNCTIONS:
             options["grad"] = None
+        if entry.result == (_spec.FIT,):
+            options["json"] = False
         # The class indices are targets in all commands, whatever the name of the parameter.
         return cls(entry, tuple("targets" if name == _spec.LABELS else name for name in operands), options)
 
@@ -114,7 +131,31 @@ class Command:
 
     @property
     def is_loss(self) -> bool:
-        return self.result == _spec.LOSS
+        return self.result in (_spec.LOSS, _spec.ENTRIES)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether there are several numbers for each row: the result is an array with fields."""
+        return self.entry.family == "statistics" or (self.entry.of_products and not self.is_loss)
+
+    @property
+    def is_draw(self) -> bool:
+        return self.result == _spec.CLASSES
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its targets are class indices, and never distributions."""
+        return self.entry.family in ("statistics", "metrics", "fit")
+
+    @property
+    def is_printed(self) -> bool:
+        """Whether the result is a table of some numbers, which is printed."""
+        return self.entry.family in ("metrics", "fit")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is computed in this process only."""
+        return self.is_table or self.is_draw or self.is_printed or self.entry.is_elementwise
 
 
 METRICS = Command(
@@ -129,8 +170,10 @@ DEFAULTS: dict[str, Any] = {}
 """Every option of any command with its default; operands have None."""
 for _command in COMMANDS.values():
     DEFAULTS |= dict.fromkeys(_command.operands) | _command.options
-ROW_OPTIONS = ("temperature", "from_probs", "top_k", "top_p", "min_p")
+ROW_OPTIONS = ("temperature", "from_probs", "top_k", "top_p", "min_p", "size", "replace")
 """The options of functions that are no losses."""
+FLAGS = {"replace": "--no-replace", "rng": "--seed"}
+"""The options of the command line that have other names than the parameters."""
 FILES = (
     "tangent",
     "cotangent",
@@ -138,6 +181,7 @@ FILES = (
     "target_logits",
     "class_weight",
     "sample_weight",
+    "pos_weight",
     "where",
     "weight",
     "bias",
@@ -145,7 +189,10 @@ FILES = (
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+Target = NpyTarget | ZarrTarget | StandardOutput
 
 
 # --- blocks -------------------------------------------------------------------------------------------------
@@ -154,14 +201,14 @@ def _flag(name: str) -> str:
 def boxes(
     shape: tuple[int, ...],
     itemsize: int,
-    keep: int,
+    keep: int | None,
     limit: int,
     fortran: bool = False,
     chunks: tuple[int, ...] | None = None,
 ) -> tuple[int, ...]:
     """The extent of boxes of about `limit` bytes: the array is cut along its slowest axes, but never along `keep`.
 
-    If the array is stored in chunks, the boxes consist of whole chunks.
+    `keep` is None if there is no such axis. If the array is stored in chunks, the boxes consist of whole chunks.
     """
     sizes = [max(1, n) for n in shape]
     axes = [a for a in range(len(shape)) if a != keep]
@@ -196,9 +243,11 @@ def cover(shape: tuple[int, ...], extent: tuple[int, ...], fortran: bool = False
 class Progress:
     """A progress bar with a rate: rich's if it is installed, else a line. Only on a terminal."""
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int, begin: float | None = None) -> None:
         self.label, self.total, self.done = label, total, 0
-        self.begin = time.perf_counter()
+        self.begin = self.waited = time.perf_counter()
+        if begin is not None:
+            self.waited = begin
         self.rich: Any = None
         self.task: Any = None
         self.shown = 0.0
@@ -224,6 +273,13 @@ class Progress:
             with suppress(OSError):
                 self.rich.start()
 
+    def extend(self, size: int) -> None:
+        """There is so much more to do, if what was announced is done."""
+        if self.done >= self.total:
+            self.total += size
+            if self.rich is not None:
+                self.rich.update(self.task, total=self.total)
+
     @property
     def rate(self) -> float:
         return self.done / max(time.perf_counter() - self.begin, 1e-9)
@@ -246,8 +302,9 @@ class Progress:
             _show("\r" + " " * 60 + "\r")
 
     def summary(self) -> str:
-        seconds = time.perf_counter() - self.begin
-        return f"{files.in_words(self.done)} in {seconds:.1f} s, {files.in_words(self.rate)}/s"
+        """How much was read, and the time and rate since the command began, which is what the user waited."""
+        seconds = max(time.perf_counter() - self.waited, 1e-9)
+        return f"{files.in_words(self.done)} in {seconds:.1f} s, {files.in_words(self.done / seconds)}/s"
 
 
 # --- the job ------------------------------------------------------------------------------------------------
@@ -258,18 +315,19 @@ class Job:
     """A run whose arguments have been checked: its inputs, its function with options, and its results.
 
     `problem` is about the logits, which the input holds or, multiplied by the weights, gives. `constants` are
-    operands that are the same for all blocks.
+    operands that are the same for all blocks, and `factors` weights in memory that broadcast to the logits.
     """
 
     name: str
     function: Command
     x: Source
-    axis: int
-    problem: Problem
+    axis: int | None
+    problem: "Problem | Single"
     given: dict[str, Any]
     operands: dict[str, Source] = field(default_factory=dict)
     class_weight: Array | None = None
     constants: dict[str, Array] = field(default_factory=dict)
+    factors: dict[str, Array] = field(default_factory=dict)
     targets: dict[str, Target] = field(default_factory=dict)
     reduction: str = "mean"
 
@@ -290,7 +348,7 @@ class Job:
     @property
     def soft(self) -> bool:
         targets = self.targets_of
-        return targets is not None and targets.ndim == self.x.ndim
+        return targets is not None and self.axis is not None and targets.ndim == self.x.ndim
 
     def arguments(self, operands: dict[str, Any]) -> dict[str, Any]:
         """Operands by the names of the parameters of the public function."""
@@ -305,8 +363,28 @@ class Job:
         options = {name: self.given[name] for name in LossOptions._fields[2:] if name in self.given}
         return LossOptions(class_weight=self.class_weight, sample_weight=sample_weight, **options)
 
+    def binary_options(self, weights: dict[str, Any]) -> binary.BinaryOptions:
+        """The options of a loss of single logits, with the weights of the entries that are computed."""
+        names = binary.BinaryOptions._fields
+        numbers = {name: self.given[name] for name in names if name in self.given}
+        found = {name: weights.get(name) for name in ("pos_weight", "sample_weight")}
+        return binary.BinaryOptions(**(numbers | found))
+
+    def factors_of(self, box: Box) -> dict[str, Array]:
+        """The weights in memory for the entries of a box."""
+        found = {}
+        for name, array in self.factors.items():
+            last = box[len(box) - array.ndim :]
+            found[name] = array[tuple(s if n > 1 else slice(None) for s, n in zip(last, array.shape, strict=True))]
+        return found
+
     def place(self, box: Box, rows: bool) -> Box:
         return files.rows_of(box, self.axis) if rows else box
+
+    @property
+    def more(self) -> tuple[int, ...]:
+        """The first axes of draws, with several from each row."""
+        return () if self.given["size"] is None else (self.given["size"],)
 
     def square(self, box: Box) -> Box:
         """The place of the Jacobians of a box in the result."""
@@ -323,7 +401,7 @@ def _choose(arguments: Any) -> tuple[Command, dict[str, Any]]:
         value = getattr(arguments, name)
         if name in taken:
             given[name] = default if value is None else value
-        elif value is not None and value is not False:
+        elif value is not None:
             raise RunError(f"{arguments.function} takes no {_flag(name)}")
     for name in function.operands:
         if given[name] is None:
@@ -331,17 +409,32 @@ def _choose(arguments: Any) -> tuple[Command, dict[str, Any]]:
     return function, given
 
 
+def _check_standard_output(arguments: Any, function: Command, given: dict[str, Any]) -> None:
+    """RunError if a result cannot go to standard output."""
+    if function.is_loss and given["reduction"] != "none":
+        raise RunError("the loss is printed on standard output; --grad needs the name of a file")
+    if sys.stdout is None:
+        raise RunError("standard output is closed")
+    if sys.stdout.isatty():
+        raise RunError("standard output is a terminal, and a result is no text; redirect it to a file or a pipe")
+    if arguments.scheduler is not None:
+        raise RunError("with --scheduler, results go to files, and not to standard output")
+
+
 def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> dict[str, Path]:
     """The path of each result; RunError if it cannot be written there."""
     results: dict[str, Path] = {}
     if function.is_loss and given["reduction"] != "none" and sys.stdout is None:
         raise RunError("the loss is printed, but standard output is closed")
-    if function is METRICS:
+    if function.is_local and arguments.scheduler is not None:
+        raise RunError(f"{arguments.function} takes no --scheduler: it is computed here")
+    if function.is_printed:
         if sys.stdout is None:
-            raise RunError("the metrics are printed, but standard output is closed")
-        if arguments.output is not None or arguments.scheduler is not None:
-            flag = "--output" if arguments.output is not None else "--scheduler"
-            raise RunError(f"metrics takes no {flag}: they are computed here and printed")
+            raise RunError(f"the result of {arguments.function} is printed, but standard output is closed")
+        if arguments.output is not None:
+            raise RunError(f"{arguments.function} takes no --output: the result is printed")
+        if arguments.input == STANDARD and function is not METRICS:
+            raise RunError(f"{arguments.function} reads INPUT several times, and standard input can be read once")
     elif function.is_loss:
         if arguments.output is not None and given["reduction"] != "none":
             raise RunError("the loss is printed; with --reduction none, one for each row goes to --output")
@@ -353,15 +446,22 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
         results["output"] = arguments.output
     if given.get("grad") is not None:
         results["grad"] = given["grad"]
+    if STANDARD in results.values():
+        _check_standard_output(arguments, function, given)
     for path in results.values():
+        if path == STANDARD:
+            continue
         files.check_replaceable(path)
+        files.check_suffix(path)
         if files.kind(path) is not None and not arguments.force:
             raise RunError(f"{path} exists; --force overwrites it")
         parent = path.absolute().parent
         if files.kind(parent) != files.DIRECTORY or not os.access(parent, os.W_OK | os.X_OK):
             raise RunError(f"{parent} is no directory that can be written to")
-    places = [files.resolved(path) for path in results.values()]
+    places = [path if path == STANDARD else files.resolved(path) for path in results.values()]
     for place in places:
+        if place == STANDARD:
+            continue
         if not os.access(place.parent, os.W_OK | os.X_OK):  # another directory if the path is a link
             raise RunError(f"{place.parent} is no directory that can be written to")
         for part in files.left_behind(place):
@@ -378,34 +478,59 @@ def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -
         raise RunError(f"{_flag(name)} has shape {shape}, expected {expected}")
 
 
+def _operand(name: str, path: Path) -> Source:
+    """The array of an option."""
+    if path == STANDARD:
+        raise RunError(f"{_flag(name)} needs the name of a file; only INPUT is read from standard input")
+    return sequential.source(path)
+
+
+def _check_order(job: Job, extent: tuple[int, ...], scheduler: bool) -> None:
+    """RunError if an input that is read from beginning to end would have to be read otherwise."""
+    for name, array in {"x": job.x, **job.operands}.items():
+        if not isinstance(array, Sequential):
+            continue
+        if scheduler:
+            raise RunError(f"--scheduler needs files that workers can read in parts, and not {array.path}")
+        size = files.rows_of(extent, job.axis) if name != "x" and job.per_row(name) else extent
+        alike = array is job.x or array.ndim < 2 or not (array.fortran or job.x.fortran)
+        if not alike or not sequential.in_order(array.shape, size, array.fortran):
+            raise RunError(
+                f"{array.path} is read from beginning to end, but this run needs it in another order (the classes "
+                "are its slowest axis, or its axes are stored in another order); save it as a .npy file"
+            )
+
+
 def _constants(name: str, given: dict[str, Any]) -> dict[str, Array]:
     """The weights and the bias of a loss of products, read into memory."""
     if given.get("weight") is None:
         return {}
-    found = {key: files.source(given[key])[...] for key in ("weight", "bias") if given[key] is not None}
+    found = {key: _operand(key, given[key])[...] for key in ("weight", "bias") if given[key] is not None}
     return {key: real_array(name, key, value) for key, value in found.items()}
 
 
 def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
     """The job, checked as far as headers and options allow."""
     name = arguments.function.replace("-", "_")
+    if function.entry.is_elementwise:
+        return _job_of_entries(arguments, function, given)
     try:
-        x = files.source(arguments.input)
+        x = sequential.source(arguments.input)
         constants = _constants(name, given)
         logits = "logits" if function.targets in function.operands else "x"
         block = stand_in(x.shape, x.dtype)
         if constants:
-            if arguments.axis not in (-1, x.ndim - 1):
+            if arguments.axis not in (None, -1, x.ndim - 1):
                 raise RunError(f"{arguments.function} takes no --axis: the last one is multiplied by the weights")
             block, logits = logits_of(name, block, **constants), "features"
-        problem = Problem(name, block, arguments.axis, name=logits)
+        problem = Problem(name, block, -1 if arguments.axis is None else arguments.axis, name=logits)
         (axis,) = problem.axes
         reduction = given.get("reduction", "mean")
         job = Job(arguments.function, function, x, axis, problem, given, reduction=reduction, constants=constants)
         for key in FILES:
             if given.get(key) is None or key in constants:
                 continue
-            operand = files.source(given[key])
+            operand = _operand(key, given[key])
             if key == "class_weight":
                 _check_shape(key, operand.shape, (problem.classes,))
                 job.class_weight = real_array(name, key, operand[...])
@@ -418,7 +543,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
             elif key == "sample_weight":
                 real_array(name, key, empty)
                 _check_shape(key, operand.shape, problem.row_shape)
-            elif key == function.targets and function is METRICS:
+            elif key == function.targets and function.has_labels:
                 check_indices(problem, real_array(name, key, empty), key)
             elif key == "targets" and constants:
                 check_targets(name, real_array(name, key, empty), x.shape)
@@ -426,9 +551,50 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
                 check_kind(problem, real_array(name, key, empty), job.loss_options(None))
             else:
                 problem.operand(key, empty)
-        if function is not METRICS:
+        if not function.is_printed:
             _try_options(job)
+        if function.is_draw:
+            names = ("rng", "size", "replace", "temperature", "top_k", "top_p", "min_p")
+            options = {key: given[key] for key in names}
+            Draws(name, problem.row_shape, problem.dtype, uniforms=None, **options).check_count(problem.classes)
     except (ValueError, TypeError, OverflowError, OSError) as error:  # AxisError is a ValueError
+        raise RunError(files.reason(error)) from None
+    return job
+
+
+@dataclass
+class Single:
+    """What a job has to know about single logits, which have no classes."""
+
+    dtype: np.dtype[Any]
+    result_dtype: np.dtype[Any]
+    row_shape: tuple[int, ...]
+    classes: int = 1
+
+
+def _job_of_entries(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
+    """The job of a loss of single logits. Weights that broadcast to the logits are read into memory."""
+    if arguments.axis is not None:
+        raise RunError(f"{arguments.function} takes no --axis: its logits have no classes")
+    try:
+        x = sequential.source(arguments.input)
+        problem = Single(np.dtype(np.float64), np.dtype(np.float64), x.shape)
+        job = Job(arguments.function, function, x, None, problem, given, reduction=given["reduction"])
+        for key in ("targets", "sample_weight", "pos_weight"):
+            if given.get(key) is not None:
+                operand = _operand(key, given[key])
+                if key == "targets" or operand.shape == x.shape:
+                    job.operands[key] = operand
+                else:
+                    job.factors[key] = operand[...]
+        empty = {key: stand_in(one.shape, one.dtype) for key, one in job.operands.items()}
+        options = job.binary_options(job.factors | empty)
+        entries = binary.Entries(
+            job.python_name, stand_in(x.shape, x.dtype), empty["targets"], options, Divisor(1.0)
+        )
+        binary.constants(entries, options)
+        problem.dtype, problem.result_dtype = entries.dtype, entries.result_dtype
+    except (ValueError, TypeError, OverflowError, OSError) as error:
         raise RunError(files.reason(error)) from None
     return job
 
@@ -449,29 +615,64 @@ def _try_options(job: Job) -> None:
     getattr(fastsoftmax, job.python_name)(x, **job.arguments(operands), **options)
 
 
+def _standard_output(
+    job: Job,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fortran: bool,
+    chunks: tuple[int, ...],
+    extent: tuple[int, ...],
+) -> StandardOutput:
+    """Standard output for a result in these chunks; RunError if they do not come from beginning to end."""
+    target = StandardOutput(shape, dtype, fortran)
+    cut = sum(size < n for size, n in zip(extent, job.x.shape, strict=True))
+    alike = cut <= 1 or job.x.fortran == target.fortran
+    if not alike or not sequential.in_order(target.shape, chunks, target.fortran):
+        raise RunError(
+            "the classes are the slowest axis, so that the result does not come from beginning to end; it needs "
+            "the name of a file"
+        )
+    return target
+
+
+def _kind_of(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a statistic: that of the logits, or of an index."""
+    return np.dtype(np.int64) if name in ("rank", "argmax") else dtype
+
+
 def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], stack: ExitStack) -> None:
     """Open the files for the results, under temporary names. `stack` discards them unless they are renamed."""
     problem = job.problem
     dtype = problem.result_dtype
     rows = files.rows_of(tuple(slice(0, n) for n in extent), job.axis)
     for key, path in results.items():
-        if key == "output" and job.function.result in (_spec.ROWS, _spec.LOSS):
+        kind = dtype
+        if key == "output" and job.function.result in (_spec.ROWS, _spec.LOSS, _spec.ENTRIES):
             shape, chunks = problem.row_shape, files.extent_of(rows)
+            if job.function.is_table:
+                kind = np.dtype([(name, _kind_of(name, dtype)) for name in LabelStatistics._fields])
+        elif job.function.is_draw:
+            kind, more = np.dtype(np.int64), job.more
+            shape, chunks = (*more, *problem.row_shape), (*more, *files.extent_of(rows))
         elif key == "output" and job.function.result == _spec.SQUARE:
             shape = (*problem.row_shape, problem.classes, problem.classes)
             chunks = (*files.extent_of(rows), problem.classes, problem.classes)
         else:
             shape, chunks = job.x.shape, extent
-        fortran = job.x.fortran and job.function.result != _spec.SQUARE
+        fortran = job.x.fortran and job.function.result not in (_spec.SQUARE, _spec.CLASSES)
         try:
-            if files.is_zarr(path):
-                target: Target = ZarrTarget(path, shape, dtype, chunks)
+            if path == STANDARD:
+                target: Target = _standard_output(job, shape, kind, fortran, chunks, extent)
+            elif files.is_zarr(path):
+                if kind.names is not None:
+                    raise RunError(f"{path}: the statistics are an array with fields, which needs a .npy file")
+                target = ZarrTarget(path, shape, kind, chunks)
             else:
-                target = NpyTarget(path, shape, dtype, fortran)
+                target = NpyTarget(path, shape, kind, fortran)
         except OSError as error:
             if error.errno in UNUSABLE:
                 raise RunError(f"{path} cannot be written: {files.reason(error)}") from None
-            size = files.in_words(math.prod(shape) * dtype.itemsize)
+            size = files.in_words(math.prod(shape) * kind.itemsize)
             raise RunError(f"{path} needs {size}: {files.reason(error)}", BROKEN) from None
         stack.callback(target.discard)
         job.targets[key] = target
@@ -507,6 +708,7 @@ class Local:
         self.totals: list[Array] = []
         self.dtype_kept = job.x.dtype == job.problem.result_dtype and job.x.dtype.isnative
         self.divisor = None if job.targets_of is None else self._divisor(job.targets_of)
+        self.seed = np.random.SeedSequence(job.given["rng"]) if job.function.is_draw else None
 
     def labels(self, targets: Source) -> Iterator[tuple[Box, Array | None]]:
         """The labels of one block after the other, checked; None for distributions."""
@@ -525,6 +727,8 @@ class Local:
     def _divisor(self, targets: Source) -> Divisor | None:
         """The divisor of the mean, or None. Labels are checked here, before any logits are read."""
         job, name = self.job, self.job.python_name
+        if isinstance(job.problem, Single):
+            return self._divisor_of_entries()
         classes, dtype = job.problem.classes, job.problem.dtype
         weights = job.operands.get("sample_weight")
         options = job.loss_options(weights)
@@ -538,11 +742,74 @@ class Local:
             return None
         return joined_divisor(np.array(parts, SUM), job.problem.rows) if divisor is None else divisor
 
+    def _divisor_of_entries(self) -> Divisor | None:
+        """The divisor of a mean over single logits, or None."""
+        job, entries = self.job, math.prod(self.job.x.shape)
+        if job.reduction != "mean":
+            return None
+        if "sample_weight" in job.factors:
+            weights = job.factors["sample_weight"]
+            return repeated_divisor(binary.sum_of_weights(weights, job.problem.dtype), weights.size, entries)
+        if "sample_weight" in job.operands:
+            streamed = job.operands["sample_weight"]
+            parts = [binary.sum_of_weights(streamed[box], job.problem.dtype) for box in self.boxes]
+            return repeated_divisor(joined_weights(np.array(parts, SUM)), entries, entries)
+        return count_divisor(entries)
+
+    def _entries(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        """The results of a block of single logits."""
+        job = self.job
+        name = f"{job.python_name}_with_grad" if "grad" in job.targets else job.python_name
+        options = job.binary_options(job.factors_of(box) | block)
+        origin = tuple(s.start for s in box)
+        entries = binary.Entries(name, x, block["targets"], options, self.divisor, origin)
+        found = binary.compute(entries, binary.derivative_order(_spec.FUNCTIONS[name]), options)
+        if job.function.is_loss and job.reduction != "none":
+            self.totals.append(found.sum())
+        arrays = {"output": found.losses if job.function.is_loss else found.slope, "grad": found.slope}
+        return {key: (box, np.asarray(arrays[key])) for key in job.targets}
+
+    def _table(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        """The statistics of the rows of a block, as an array with fields."""
+        job = self.job
+        names = ("temperature", "ignore_index", "softcap")
+        options = {key: job.given[key] for key in names if key in job.function.options}
+        if not job.constants:
+            options["axis"] = job.axis
+        found = getattr(fastsoftmax, job.python_name)(x, **job.arguments(block | job.constants), **options)
+        place = job.place(box, True)
+        table = np.empty(files.extent_of(place), job.targets["output"].dtype)
+        for key, values in found._asdict().items():
+            table[key] = values
+        return {"output": (place, table)}
+
+    def _draws(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
+        """Random classes for the rows of a block, by the uniform numbers that they have for an array in memory."""
+        job = self.job
+        place = (*(slice(0, n) for n in job.more), *job.place(box, True))
+        starts, length = files.stretches((*job.more, *job.problem.row_shape), place)
+        numbers = np.empty((len(starts), length))
+        for one, start in zip(numbers, starts.tolist(), strict=True):
+            np.random.Generator(np.random.PCG64(self.seed).advance(start)).random(out=one)
+        options = {key: job.given[key] for key in ROW_OPTIONS if key in job.function.options}
+        options |= {"axis": job.axis, "uniforms": numbers.reshape(files.extent_of(place)), **block}
+        try:
+            return {"output": (place, np.asarray(fastsoftmax.categorical(x, **options)))}
+        except ValueError as error:
+            origin = ", ".join(str(s.start) for s in job.place(box, True))
+            raise ValueError(f"{error}; its place is counted from [{origin}]") from None
+
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """The results of a block: {target: (place, array)}."""
         job = self.job
         x = block.pop("x")
         given = job.given
+        if job.axis is None:
+            return self._entries(box, x, block)
+        if job.function.is_table:
+            return self._table(box, x, block)
+        if job.function.is_draw:
+            return self._draws(box, x, block)
         if job.function.is_loss:
             return self._loss(box, x, block)
         rows = job.function.result == _spec.ROWS
@@ -597,67 +864,126 @@ class Local:
         parts = np.array(self.totals, SUM)
         return float(joined_loss(parts, self.divisor, self.job.problem.result_dtype))
 
-    def run(self, progress: Progress) -> None:
+    def blocks(self) -> Generator[tuple[Box, dict[str, Array]]]:
+        """One block after the other, with the operands; the next ones are read meanwhile."""
         job = self.job
         sizes = {"x": math.prod(self.extent) * job.x.dtype.itemsize}
         rows = math.prod(files.rows_of(self.extent, job.axis))
         for name, operand in job.operands.items():
             sizes[name] = (rows if job.per_row(name) else math.prod(self.extent)) * operand.dtype.itemsize
-        ahead = 1 if sizes["x"] > BLOCK_BYTES else AHEAD
+        ahead = self.ahead = 1 if sizes["x"] > BLOCK_BYTES else AHEAD
         rooms = Rooms(sizes, ahead)
         waiting = iter(self.boxes)
         upcoming: deque[tuple[Box, Future[dict[str, Array]]]] = deque()
-        written: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        with ThreadPoolExecutor(1) as reader:
             try:
                 for box in islice(waiting, ahead):
                     upcoming.append((box, reader.submit(_read, job, box, rooms.next())))
                 while upcoming:
                     box, block = upcoming.popleft()
-                    results = self.compute(box, block.result())
-                    if len(written) == ahead:
-                        written.popleft().result()  # frees the memory for the next block that is read
-                    written.append(writer.submit(_write, job, results))
+                    yield box, block.result()
                     for following in islice(waiting, 1):
                         upcoming.append((following, reader.submit(_read, job, following, rooms.next())))
-                    progress.advance(math.prod(files.extent_of(box)) * job.x.dtype.itemsize)
+            except BaseException:
+                if isinstance(job.x, Sequential):
+                    job.x.stop()
+                reader.shutdown(cancel_futures=True)
+                raise
+
+    def size_of(self, box: Box) -> int:
+        """How many bytes of the input are in a box."""
+        return math.prod(files.extent_of(box)) * self.job.x.dtype.itemsize
+
+    def run(self, progress: Progress) -> None:
+        written: deque[Future[None]] = deque()
+        with closing(self.blocks()) as blocks, ThreadPoolExecutor(1) as writer:
+            try:
+                for box, block in blocks:
+                    results = self.compute(box, block)
+                    if len(written) == self.ahead:
+                        written.popleft().result()  # frees the memory for the next block that is read
+                    written.append(writer.submit(_write, self.job, results))
+                    progress.advance(self.size_of(box))
                 for future in written:
                     future.result()
             except BaseException:
-                reader.shutdown(cancel_futures=True)
                 writer.shutdown(cancel_futures=True)
                 raise
 
 
-class Metered(Local):
-    """The metrics of the rows, in this process."""
-
-    def __init__(self, job: Job, extent: tuple[int, ...]) -> None:
-        super().__init__(job, extent)
-        self.metrics = RunningMetrics()
+class Printed(Local):
+    """A result that is a table of some numbers."""
 
     def _divisor(self, targets: Source) -> None:
         """Check the labels."""
         for _ in self.labels(targets):
             pass
 
+    def text(self) -> str:
+        """The result as it is printed."""
+        raise NotImplementedError
+
+    def as_json(self, table: dict[str, Any]) -> str:
+        """A table as JSON, in which infinities and NaN are null."""
+        return json.dumps(_finite(table), indent=2)
+
+    def as_lines(self, table: dict[str, Any]) -> str:
+        """A table as text."""
+        return "\n".join(f"{name:20}{value}" for name, value in table.items())
+
+
+class Fitted(Printed):
+    """The temperature with the least loss, in several passes over the file."""
+
+    fit: TemperatureFit
+
+    def run(self, progress: Progress) -> None:
+        job, classes = self.job, self.job.problem.classes
+        shown = labelled_rows(
+            job.python_name, np.zeros((0, classes), job.problem.dtype), np.zeros(0, int), -1, None, None
+        )
+        rows = Rows(job.python_name, partial(self._rows, progress), shown.problem.dtype)
+        self.fit = fitted(rows)
+
+    def _rows(self, progress: Progress) -> Iterator[LabelledRows]:
+        """The rows of one block after the other."""
+        job = self.job
+        progress.extend(job.nbytes)
+        assert job.axis is not None
+        for box, block in self.blocks():
+            weights, index = block.get("sample_weight"), job.given["ignore_index"]
+            yield labelled_rows(job.python_name, block["x"], block["targets"], job.axis, weights, index)
+            progress.advance(self.size_of(box))
+
+    def text(self) -> str:
+        table = self.fit._asdict()
+        return self.as_json(table) if self.job.given["json"] else self.as_lines(table)
+
+
+class Metered(Printed):
+    """The metrics of the rows, in this process."""
+
+    def __init__(self, job: Job, extent: tuple[int, ...]) -> None:
+        super().__init__(job, extent)
+        self.metrics = RunningMetrics()
+
     def compute(self, box: Box, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """Add a block; there is nothing to write."""
         job = self.job
         weights, index = block.get("sample_weight"), job.given["ignore_index"]
+        assert job.axis is not None
         self.metrics.update(block["x"], block["targets"], job.axis, weights, index)
         return {}
 
     def text(self) -> str:
-        """The metrics, as a table or as JSON, in which infinities and NaN are null."""
         found = self.metrics.result()
         table = found._asdict() | {"bins": {key: value.tolist() for key, value in found.bins._asdict().items()}}
         if self.job.given["json"]:
-            return json.dumps(_finite(table), indent=2)
+            return self.as_json(table)
         del table["bins"]
         hits = table.pop("top_k_accuracy")
         table |= {f"top_{k}_accuracy": hit for k, hit in hits.items()}
-        return "\n".join(f"{name:20}{value}" for name, value in table.items())
+        return self.as_lines(table)
 
 
 def _finite(value: Any) -> Any:
@@ -826,6 +1152,8 @@ def _commit(targets: Sequence[Target], force: bool, ending: Ending) -> None:
 
 
 def _check_new(target: Target, force: bool) -> None:
+    if isinstance(target, StandardOutput):
+        return
     if files.kind(target.path) is not None and not force:
         raise RunError(f"{target.path} came into being meanwhile; --force overwrites it", BROKEN)
 
@@ -844,32 +1172,34 @@ def _run(
         limit = max(limit, ROWS * job.x.shape[-1] * itemsize)
     extent = boxes(job.x.shape, itemsize, job.axis, limit, job.x.fortran, job.x.chunks)
     with ExitStack() as stack:
+        _check_order(job, extent, arguments.scheduler is not None)
         stack.callback(job.x.close)
         for operand in job.operands.values():
             stack.callback(operand.close)
-        if function is METRICS:
-            worker: Local | Distributed = Metered(job, extent)
+        if function.is_printed:
+            worker: Local | Distributed = Metered(job, extent) if function is METRICS else Fitted(job, extent)
         elif arguments.scheduler is None:
             worker = Local(job, extent)
         else:
             worker = Distributed(job, extent, arguments.scheduler)
             stack.callback(worker.client.close)
         _open_targets(job, results, extent, stack)
-        progress = Progress(job.name, job.nbytes)
+        progress = Progress(job.name, job.nbytes, arguments.begin)
         try:
             with threads(arguments.threads or os.cpu_count() or 1):
                 worker.run(progress)
         finally:
             progress.stop()
         for target in job.targets.values():
+            target.sync()
             _check_new(target, arguments.force)
         loss = worker.loss()
         if loss is not None:
             _print("loss", job.problem.result_dtype.type(loss))
-        if isinstance(worker, Metered):
-            _print("metrics", worker.text())
+        if isinstance(worker, Printed):
+            _print("result", worker.text())
         _commit(list(job.targets.values()), arguments.force, ending)
-        names = ", ".join(str(path) for path in results.values())
+        names = ", ".join("standard output" if path == STANDARD else str(path) for path in results.values())
         _say(f"{job.name}: {progress.summary()}{' -> ' * bool(names)}{names}")
 
 
@@ -914,8 +1244,13 @@ def run(arguments: Any) -> int:
     except (Exception, KeyboardInterrupt, Terminated) as error:
         if not ending.done:
             reason, status = _words(error)
-            if status != REFUSED and results:
-                reason += f"; {', '.join(str(path) for path in results.values())} not written"
+            named = ", ".join(str(path) for path in results.values() if path != STANDARD)
+            if isinstance(error, BrokenPipeError) and STANDARD in results.values() and not named:
+                return BROKEN  # whoever read the result has seen enough
+            if status != REFUSED and named:
+                reason += f"; {named} not written"
+            if status != REFUSED and STANDARD in results.values():
+                reason += "; standard output is incomplete"
             _say(f"fastsoftmax run: {reason}")
             return status
     return 0

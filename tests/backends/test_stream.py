@@ -207,6 +207,180 @@ def test_errors_of_products(capsys):
     assert "takes no --weight" in capsys.readouterr().err
 
 
+BINARY = [
+    ("binary-cross-entropy", (), {}),
+    ("binary-cross-entropy", ("--label-smoothing", 0.1, "--sample-weight", "s.npy"), {"label_smoothing": 0.1}),
+    ("binary-cross-entropy", ("--pos-weight", "w.npy", "--sample-weight", "r.npy"), {}),
+    ("binary-cross-entropy", ("--pos-weight", "s.npy", "--reduction", "sum"), {"reduction": "sum"}),
+    ("binary-focal-loss", ("--alpha", 0.3, "--gamma", 1.5), {"alpha": 0.3, "gamma": 1.5}),
+]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(90, 11), (700,), (5, 4, 100), (0, 3), ()])
+@pytest.mark.parametrize(("function", "flags", "keywords"), BINARY)
+def test_losses_of_single_logits(function, flags, keywords, shape, order, capsys):
+    """The bits of the call in memory, wherever the files are cut."""
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.normal(0, 3, shape), "t": rng.random(shape) < 0.3, "s": rng.random(shape)}
+    arrays |= {"w": rng.random(shape[-1:]), "r": rng.random((*shape[:1], *(1,) * (len(shape) - 1)))}
+    for name, array in arrays.items():
+        np.save(f"{name}.npy", np.asarray(array, order=order))
+    files_of = {key: value for key, value in zip(flags[::2], flags[1::2], strict=True) if str(value).endswith("y")}
+    given = keywords | {key[2:].replace("-", "_"): np.load(value) for key, value in files_of.items()}
+    command = (function, "x.npy", "--targets", "t.npy", *flags)
+    run(*command, "--grad", "g.npy")
+    name = function.replace("-", "_")
+    loss, slope = getattr(fs, f"{name}_with_grad")(arrays["x"], arrays["t"], **given)
+    assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=3e-16, nan_ok=True)
+    np.testing.assert_array_equal(np.load("g.npy"), slope)
+    run(f"{function}-hessian-diag", *command[1:], "-o", "h.npy")
+    expected = getattr(fs, f"{name}_hessian_diag")(arrays["x"], arrays["t"], **given)
+    np.testing.assert_array_equal(np.load("h.npy"), expected)
+    if "--reduction" not in flags:
+        run(*command, "--reduction", "none", "-o", "l.npy")
+        expected = getattr(fs, name)(arrays["x"], arrays["t"], **given, reduction="none")
+        np.testing.assert_array_equal(np.load("l.npy"), expected)
+
+
+def test_errors_of_single_logits(capsys):
+    x = logits()
+    t = (x > 0).astype(float)
+    np.save("x.npy", x)
+    np.save("short.npy", t[:50])
+    np.save("text.npy", np.full(x.shape, "a"))
+    np.save("w.npy", np.ones(7))
+    t[70, 3] = 1.5
+    np.save("t.npy", t)
+    line = ["binary-cross-entropy", "x.npy", "--targets"]
+    for more, words in (
+        (["short.npy"], r"targets has shape \(50, 11\), expected that of logits, \(90, 11\)"),
+        (["text.npy"], "targets has dtype <U1"),
+        (["t.npy", "--axis", 1], "binary-cross-entropy takes no --axis"),
+        (["t.npy", "--class-weight", "w.npy"], "takes no --class-weight"),
+        (["t.npy", "--pos-weight", "w.npy"], r"pos_weight of shape \(7,\) does not broadcast"),
+        (["t.npy", "--label-smoothing", 2], "label_smoothing must be at most 1"),
+        (["t.npy", "--scheduler", "tcp://127.0.0.1:9"], "takes no --scheduler: it is computed here"),
+        (["t.npy", "-o", "p.npy"], "the loss is printed"),
+    ):
+        run(*line, *more, status=2)
+        assert re.search(rf"fastsoftmax run: .*{words}", capsys.readouterr().err)
+    run(*line, "t.npy", "--grad", "g.npy", status=3)
+    words = r"targets\[70, 3\] is 1\.5, expected a number from 0 to 1; g\.npy not written"
+    assert re.search(words, capsys.readouterr().err)
+    assert "g.npy" not in names()
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_statistics_of_labels(axis, order, capsys):
+    """An array with a field for each number."""
+    x = np.asarray(logits((9, 10, 11)), order=order)
+    labels = functions.labels_for(x.shape, axis, None)
+    np.save("x.npy", x)
+    np.save("y.npy", labels)
+    flags = ("--targets", "y.npy", "--axis", axis, "--temperature", 0.7, "--ignore-index", 2)
+    run("label-statistics", "x.npy", *flags, "-o", "s.npy")
+    found = np.load("s.npy")
+    expected = fs.label_statistics(x, labels, axis, temperature=0.7, ignore_index=2)
+    assert found.dtype.names == expected._fields
+    for name, values in expected._asdict().items():
+        assert found[name].dtype == values.dtype
+        np.testing.assert_array_equal(found[name], values)
+    np.save("soft.npy", x)
+    run("label-statistics", "x.npy", "--targets", "soft.npy", "--axis", axis, "-o", "p.npy", status=2)
+    assert "(class indices)" in capsys.readouterr().err
+    run("label-statistics", "x.npy", *flags, "-o", "s.zarr", status=2)
+    assert re.search(r"s\.zarr(: the statistics| needs)|need zarr", capsys.readouterr().err)
+
+
+def test_statistics_of_products():
+    x, weight, bias = logits((90, 7)), logits((11, 7)), logits((11,))
+    labels = np.arange(90) % 11
+    for name, array in {"x": x, "w": weight, "b": bias, "y": labels}.items():
+        np.save(f"{name}.npy", array)
+    flags = ("--weight", "w.npy", "--bias", "b.npy", "--targets", "y.npy", "--ignore-index", 3, "--softcap", 5)
+    run("linear-softmax-statistics", "x.npy", *flags, "-o", "s.npy")
+    found = np.load("s.npy")
+    expected = fs.linear_softmax_statistics(x, weight, labels, bias, ignore_index=3, softcap=5)
+    for name, values in expected._asdict().items():
+        assert found[name].dtype == values.dtype
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (90, 11)), (0, (11, 90)), (1, (9, 11, 20))])
+@pytest.mark.parametrize("size", [None, 3])
+def test_draws_are_those_of_the_array_in_memory(axis, shape, size, order):
+    x = np.asarray(logits(shape), order=order)
+    np.save("x.npy", x)
+    more = () if size is None else ("--size", size)
+    run("categorical", "x.npy", "--axis", axis, "--seed", 5, "--top-k", 6, *more, "-o", "c.npy")
+    expected = fs.categorical(x, axis, rng=5, top_k=6, size=size)
+    found = np.load("c.npy")
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_the_temperature_of_a_file(axis, order, capsys):
+    """The numbers of the array in memory: the sums over rows are exact, wherever the file is cut."""
+    rng = np.random.default_rng(0)
+    x = np.asarray(rng.normal(0, 5, (700, 11) if axis else (11, 700)), np.float32, order=order)
+    labels = np.where(rng.random(700) < 0.4, x.argmax(axis), rng.integers(0, 11, 700))
+    weights = rng.random(700)
+    for name, array in {"x": x, "y": labels, "w": weights}.items():
+        np.save(f"{name}.npy", array)
+    command = ("fit-temperature", "x.npy", "--axis", axis, "--targets", "y.npy")
+    run(*command, "--sample-weight", "w.npy", "--ignore-index", 3, "--json")
+    expected = fs.fit_temperature(x, labels, axis, sample_weight=weights, ignore_index=3)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == expected._asdict()
+    assert f"{files.in_words(x.nbytes * expected.iterations)} in" in captured.err
+    run(*command)
+    expected = fs.fit_temperature(x, labels, axis)
+    assert capsys.readouterr().out.splitlines()[0] == f"temperature         {expected.temperature}"
+    np.save("y.npy", x.argmax(axis))
+    run(*command, status=3)
+    assert "every label has the greatest logit of its row" in capsys.readouterr().err
+    run(command[0], "-", *command[2:], status=2)
+    assert "reads INPUT several times" in capsys.readouterr().err
+    run(*command, "-o", "p.npy", status=2)
+    assert "fit-temperature takes no --output: the result is printed" in capsys.readouterr().err
+
+
+def test_the_temperature_of_useless_logits(capsys):
+    """The limit of large temperatures is looked at in another pass."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 7))
+    np.save("x.npy", x)
+    np.save("y.npy", x.argmin(-1))
+    run("fit-temperature", "x.npy", "--targets", "y.npy", status=3)
+    assert "do not agree with the logits better than chance" in capsys.readouterr().err
+
+
+def test_draws_without_replacement_and_without_a_seed(capsys):
+    x = logits()
+    np.save("x.npy", x)
+    run("categorical", "x.npy", "--seed", 5, "--size", 4, "--no-replace", "-o", "c.npy")
+    np.testing.assert_array_equal(np.load("c.npy"), fs.categorical(x, rng=5, size=4, replace=False))
+    drawn = []
+    for _ in range(2):
+        run("categorical", "x.npy", "-o", "d.npy", "--force")
+        drawn.append(np.load("d.npy"))
+    assert (drawn[0] != drawn[1]).any()
+    x[70] = np.nan
+    np.save("x.npy", x)
+    capsys.readouterr()
+    run("categorical", "x.npy", "-o", "e.npy", status=3)
+    error = capsys.readouterr().err
+    place, origin = map(int, re.search(r"at \[(\d+)\].*; its place is counted from \[(\d+)\]", error).groups())
+    assert place + origin == 70
+    run("categorical", "x.npy", "--size", 12, "--no-replace", "-o", "e.npy", status=2)
+    assert "e.npy" not in names()
+
+
 @pytest.mark.parametrize(
     ("function", "targets"), [("cross-entropy", "y.npy"), ("cross-entropy", "t.npy"), ("squared-error", "t.npy")]
 )
@@ -481,7 +655,10 @@ def spoiled():
     np.save("short.npy", np.arange(89) % 11)
     np.save("complex.npy", x.astype(complex))
     np.save("objects.npy", np.array([1, None], object))
-    np.savez("several.npz", x=x)
+    np.savez("several.npz", x=x, y=x)
+    np.savez("archive.npz", x)
+    os.rename("archive.npz", "archive.npy")
+    Path("text.npz").write_text("1 2 3")
     Path("truncated.npy").write_bytes(Path("x.npy").read_bytes()[:-1])
     Path("header.npy").write_bytes(Path("x.npy").read_bytes()[:30])
     Path("pickle.npy").write_bytes(pickle.dumps(x))
@@ -496,7 +673,24 @@ REFUSED = [
     ("softmax header.npy -o p.npy", r"header\.npy is no valid \.npy file: its header is cut off"),
     ("softmax objects.npy -o p.npy", r"objects\.npy holds pickled Python objects, which are not read"),
     ("softmax pickle.npy -o p.npy", r"pickle\.npy is a pickle"),
-    ("softmax several.npz -o p.npy", r"several\.npz is an archive of arrays \(\.npz\); unpack it"),
+    (
+        "softmax several.npz -o p.npy",
+        r"several\.npz holds several arrays; choose one, such as several\.npz/x: x, y",
+    ),
+    ("softmax several.npz/z -o p.npy", r"several\.npz has no array z, but x, y"),
+    ("softmax none.npz/z -o p.npy", r"none\.npz/z does not exist"),
+    ("softmax archive.npy -o p.npy", r"archive\.npy is an archive of arrays; its name has to end in \.npz"),
+    ("softmax text.npz -o p.npy", r"text\.npz is no valid archive: File is not a zip file"),
+    ("softmax x.npy -o p.csv", r"p\.csv: a result is a \.npy file or a \.zarr array, and its name has to end so"),
+    ("softmax x.npy -o p", r"p: a result is a \.npy file or a \.zarr array"),
+    ("softmax x.npy -o ./-", r"/-: a result is a \.npy file or a \.zarr array"),
+    ("cross-entropy x.npy --targets -", r"--targets needs the name of a file; only INPUT is read from standard"),
+    ("cross-entropy x.npy --targets y.npy --grad -", r"the loss is printed on standard output; --grad needs the"),
+    (
+        "cross-entropy x.npy --targets y.npy --reduction none -o - --grad -",
+        r"--output and --grad are the same file",
+    ),
+    ("softmax x.npy -o - --scheduler tcp://127.0.0.1:9", r"with --scheduler, results go to files"),
     ("softmax text.npy -o p.npy", r"text\.npy is no \.npy file"),
     ("softmax empty.npy -o p.npy", r"empty\.npy is no \.npy file"),
     ("softmax directory -o p.npy", r"directory is no Zarr array"),
@@ -810,7 +1004,7 @@ def test_long_names_leave_room_for_the_temporary_one(length):
 
 
 @pytest.mark.parametrize(
-    "name", ["p[1].npy", "**.npy", "p?*.npy", "-", " ", "p\n.npy", "\x1b[2J.npy", "\udcff.npy"]
+    "name", ["p[1].npy", "**.npy", "p?*.npy", "-.npy", " .npy", "p\n.npy", "\x1b[2J.npy", "\udcff.npy"]
 )
 def test_any_name_is_a_name(name, capsys):
     np.save("x.npy", logits())
@@ -968,6 +1162,49 @@ def test_unknown_functions_are_refused(capsys):
     assert "softmax-jvp" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run sofmax x.npy", "there is no sofmax; did you mean softmax or"),
+        ("run crossentropy x.npy", "there is no crossentropy; did you mean cross-entropy"),
+        ("run cross_entropy_grad x.npy", "the gradient comes from cross-entropy with --grad FILE"),
+        ("run softmax_entropy_with_grad x.npy", "the gradient comes from softmax-entropy with --grad FILE"),
+        (
+            "run softmax x.npy -o p.npy --temprature 3",
+            "there is no option --temprature; did you mean --temperature?",
+        ),
+        ("run softmax x.npy -o p.npy --quux=3", "there is no option --quux\n"),
+        ("run softmax x.npy y.npy -o p.npy", "unexpected argument: y.npy"),
+        ("softmax x.npy", "there is no command softmax; did you mean run softmax?"),
+        ("log_softmax x.npy", "there is no command log_softmax; did you mean run log-softmax?"),
+        ("warmap", "there is no command warmap; did you mean warmup?"),
+        ("warmup --jbos 3", "there is no option --jbos; did you mean --jobs?"),
+    ],
+)
+def test_a_wrong_name_gets_a_suggestion(words, said, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(words.split())
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+
+
+def test_names_with_underscores_are_taken(capsys):
+    """Those of the functions, and those of their parameters."""
+    x = logits()
+    np.save("x_x.npy", x)
+    np.save("y_y.npy", np.arange(90) % 11)
+    run("log_softmax", "x_x.npy", "-o", "p_p.npy")
+    np.testing.assert_array_equal(np.load("p_p.npy"), fs.log_softmax(x))
+    np.save("--x_x.npy", x)
+    run("softmax", "-o", "q_q.npy", "--", "--x_x.npy")
+    np.testing.assert_array_equal(np.load("q_q.npy"), fs.softmax(x))
+    run("cross_entropy", "x_x.npy", "--targets=y_y.npy", "--ignore_index=3", "--label_smoothing", 0.5)
+    expected = fs.cross_entropy(x, np.arange(90) % 11, ignore_index=3, label_smoothing=0.5)
+    assert float(capsys.readouterr().out) == pytest.approx(float(expected), rel=2e-7)
+
+
 def test_focal_loss(tmp_path, capsys):
     """The bits of the call in memory; class indices are targets here, too."""
     rng = np.random.default_rng(0)
@@ -991,16 +1228,15 @@ def test_focal_loss(tmp_path, capsys):
 def test_commands_are_the_functions_and_their_options(capsys):
     """Gradients come with their function, and segments are no matrix; everything else is there."""
     assert tuple(stream.COMMANDS) == cli.COMMANDS
-    # Not over files: random draws, several arrays of other shapes, and several results a row.
-    left_out = {"threads", "categorical", "label_statistics", "fit_temperature"}
-    left_out |= {"linear_cross_entropy_hvp", "linear_softmax_statistics"}
-    left_out |= {name for name in fs.__all__ if name.startswith("binary_")}
+    left_out = {"threads", "linear_cross_entropy_hvp"}  # the last: arrays of other shapes
     expected = {name for name in fs.__all__ if not name.startswith("segment_") and not name.endswith("_grad")}
     assert {name.replace("-", "_") for name in stream.COMMANDS} == expected - left_out | {"metrics"}
     assert [name for name, command in stream.COMMANDS.items() if "grad" in command.options] == [
         "softmax-entropy",
         "cross-entropy",
         "focal-loss",
+        "binary-cross-entropy",
+        "binary-focal-loss",
         "squared-error",
         "kl-divergence",
         "js-divergence",
@@ -1011,7 +1247,7 @@ def test_commands_are_the_functions_and_their_options(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     text = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')} " in text for name in stream.DEFAULTS)
+    assert all(f"{stream._flag(name)} " in text for name in stream.DEFAULTS)
 
 
 # --- what breaks off ------------------------------------------------------------------------------------------
@@ -1218,6 +1454,28 @@ def test_a_result_that_came_into_being_is_kept(monkeypatch, capsys):
 # --- progress and memory --------------------------------------------------------------------------------------
 
 
+def test_the_summary_counts_what_the_user_waited(monkeypatch, capsys):
+    """Also the check of the labels, which comes first, and the time until the disk has the result."""
+    np.save("x.npy", logits())
+    np.save("y.npy", np.zeros(90, int))
+    sync, check = files.NpyTarget.sync, stream.Local._divisor
+
+    def slow_sync(self):
+        time.sleep(0.3)
+        sync(self)
+
+    def slow_check(self, targets):
+        time.sleep(0.3)
+        return check(self, targets)
+
+    monkeypatch.setattr(files.NpyTarget, "sync", slow_sync)
+    monkeypatch.setattr(stream.Local, "_divisor", slow_check)
+    run("cross-entropy", "x.npy", "--targets", "y.npy", "--grad", "g.npy")
+    seconds, rate = re.search(r"4\.0 kB in ([\d.]+) s, ([\d.]+) kB/s", capsys.readouterr().err).groups()
+    assert float(seconds) >= 0.6
+    assert float(rate) <= 4 / 0.6
+
+
 def test_the_summary_has_a_rate(capsys):
     np.save("x.npy", logits())
     run("softmax", "x.npy", "-o", "p.npy")
@@ -1242,6 +1500,23 @@ def test_a_terminal_sees_progress(rich, capsys, monkeypatch):
     assert "softmax" in words
     assert rich or re.search(r"\rsoftmax +25% [\d.]+ \w+/s ", words)
     assert progress.summary().startswith("4.0 kB in ")
+
+
+BRIEF = """
+import os, sys
+os.chdir(sys.argv[1])
+from fastsoftmax.tools.cli import main
+assert main(["run", "softmax", "x.npy", "-o", "p.npy", "--force"]) == 0
+print("numba" in sys.modules)
+"""
+
+
+def test_numba_is_not_imported_if_there_is_machine_code(tmp_path):
+    """Its import takes longer than everything else before the first block."""
+    np.save("x.npy", logits())
+    environment = {"FASTSOFTMAX_PREBUILT": 0, "FASTSOFTMAX_CACHE_DIR": tmp_path / "cache"}
+    found = [child.run(BRIEF, tmp_path, **environment).split()[-1] for _ in range(2)]
+    assert found == ["True", "False"]
 
 
 MEMORY = """

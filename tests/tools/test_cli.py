@@ -1,8 +1,10 @@
 """The command line: its output, exit statuses and files."""
 
+import contextlib
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from matplotlib.image import imread
 
 import fastsoftmax as fs
 from fastsoftmax.arrays.threads import usable_cpus
-from fastsoftmax.tools import demo, info
+from fastsoftmax.tools import cli, demo, info
 from fastsoftmax.tools.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -286,6 +288,148 @@ def test_an_unknown_command_is_refused(capsys):
         main(["no-such-command"])
     assert exit_.value.code == 2
     assert "no-such-command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "bench", "warmup", "run", "info", "cache", "completion"])
+@pytest.mark.parametrize("columns", [80, 200])
+def test_help_fits_the_terminal(command, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for arguments in ([], ["--help"], [command, "--help"]):
+        with contextlib.suppress(SystemExit):
+            main(arguments)
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= columns
+    assert command != "run" or all(name in text for name in cli.COMMANDS)
+
+
+def test_the_help_of_run_is_in_groups(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    groups = re.findall(r"^(\w[\w ]*):\n", capsys.readouterr().out, flags=re.M)
+    assert groups[2:] == [
+        "results",
+        "logits",
+        "targets and weights",
+        "losses",
+        "filters and draws",
+        "where it runs",
+        "functions",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "fastsoftmax: interrupted\n"),
+        (PermissionError(13, "Permission denied", "/there"), 3, "fastsoftmax: /there: Permission denied\n"),
+        (OSError(28, "No space left on device"), 3, "fastsoftmax: No space left on device\n"),
+        (BrokenPipeError(32, "Broken pipe"), 3, ""),
+        (MemoryError(), 3, "fastsoftmax: not enough memory\n"),
+    ],
+)
+def test_what_breaks_a_command_off_is_said_without_a_traceback(error, status, words, monkeypatch, capsys):
+    def report():
+        raise error
+
+    monkeypatch.setattr(info, "report", report)
+    assert main(["info"]) == status
+    assert capsys.readouterr().err == words
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+@pytest.mark.parametrize("command", [["run", "--help"], ["info"], ["--version"]])
+def test_a_reader_who_is_gone_is_not_complained_about(command):
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "fastsoftmax", *command]
+    done = subprocess.run(words, env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode == 3 or "--help" in command  # argparse does not notice
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("warmup --jobs x", "'x' is no whole number from 1 on"),
+        ("warmup --jobs 0", "'0' is no whole number from 1 on"),
+        ("run categorical x.npy --seed -1", "'-1' is no whole number from 0 on"),
+        ("bench --seconds nan", "'nan' is not a positive number"),
+        ("bench --seconds x", "'x' is not a positive number"),
+    ],
+)
+def test_wrong_numbers_are_refused_in_plain_words(words, said, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(words.split())
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals of POSIX")
+@pytest.mark.parametrize("no_color", [False, True])
+def test_colours_on_a_terminal_can_be_turned_off(no_color, tmp_path):
+    import pty
+
+    np.save(tmp_path / "x.npy", np.zeros((1000, 10)))
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), TERM="xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        environment.pop(name, None)
+    if no_color:
+        environment["NO_COLOR"] = "1"
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "fastsoftmax", "run", "softmax", "x.npy", "-o", "p.npy"]
+    child = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal is an error on Linux
+        while part := os.read(ours, 1 << 16):
+            text += part
+    os.close(ours)
+    assert child.wait(60) == 0
+    assert b"softmax" in text
+    assert bool(re.search(rb"\x1b\[[0-9;]*[39][0-7]m", text)) is not no_color
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(shell, capsys):
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("cross-entropy", "label-smoothing", "warmup", "reduction"))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("fastsoftmax ca", ["cache"]),
+        ("fastsoftmax run kl-", ["kl-divergence"]),
+        ("fastsoftmax run softmax x.npy --lab", ["--label-smoothing"]),
+        ("fastsoftmax run softmax x.npy --reduction n", ["none"]),
+        ("fastsoftmax run softmax x.n", ["x.npy"]),
+        ("fastsoftmax run softmax x.npy -o y.n", ["y.npy"]),
+    ],
+)
+def test_bash_completes_commands_functions_options_and_files(line, expected, capsys, tmp_path):
+    pytest.importorskip("shtab")
+    main(["completion", "bash"])
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    for name in ("x.npy", "y.npy"):
+        (tmp_path / name).touch()
+    code = (
+        f"source ./script; COMP_WORDS=({line}); COMP_CWORD=$(({len(line.split())} - 1)); COMP_LINE='{line}'; "
+        "$(complete -p fastsoftmax | sed 's/.*-F \\([^ ]*\\).*/\\1/'); printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert [word.strip() for word in done.stdout.splitlines()] == expected, done.stderr
+
+
+def test_completion_is_an_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    words = "fastsoftmax completion needs shtab: pip install 'fastsoftmax[completion]'\n"
+    assert capsys.readouterr().err == words
 
 
 def test_version(capsys):

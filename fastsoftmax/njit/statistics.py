@@ -15,12 +15,18 @@ from fastsoftmax.njit.arguments import (
     check_ignore_index,
     compiled,
     converter,
+    empty,
     layout,
     merged,
+    picked,
+    product_of,
+    readable,
     real_array,
     room_for,
     row_layout,
     stack,
+    straight,
+    writable,
 )
 from fastsoftmax.njit.losses import labels_of_rows, row_shape_check
 from fastsoftmax.njit.rows import Built, inverse_temperature_of, one_axis, row_result, switched
@@ -58,6 +64,38 @@ def _correct(source: Any, labels: Any, found: Any, ignoring: bool) -> None:
             log_prob[i], rank[i] = 0.0, -1.0
 
 
+def _of_rows(call: Call, x: Any, kind: Any, ignoring: bool, check: Run, labels_of: Run, launch: Run) -> Built:
+    """`statistics` for logits whose type shows contiguous rows: there is nothing to lay out and to convert."""
+    rest, beta_of = tuple(range(x.ndim - 1)), inverse_temperature_of(call, kind)
+    ndim = len(rest)
+
+    @compiled
+    def whole(shape: Any, values: Any) -> Any:
+        result = empty(shape, np.int64)
+        flat = writable(result, (values.size,), np.int64)
+        for i in range(values.size):
+            flat[i] = np.int64(values[i])
+        return result
+
+    @merged
+    def run(x: Any, labels: Any, temperature: Any, ignore_index: Any) -> Any:
+        check(labels, x)
+        beta = beta_of(temperature)
+        rows = product_of(x.shape, rest)
+        shape, of_rows = (rows, x.shape[ndim], 1), picked(x.shape, rest)
+        marks = labels_of(labels, rest, shape, ignore_index, None)
+        source = readable(x, shape, kind)
+        log_prob, entropy, lse = empty(of_rows, kind), empty(of_rows, kind), empty(of_rows, kind)
+        rank, argmax = empty((rows,), kind), empty((rows,), kind)
+        first, fourth = writable(log_prob, (rows,), kind), writable(entropy, (rows,), kind)
+        found = first, rank, argmax, fourth, writable(lse, (rows,), kind)
+        launch(rows, stack(kind, 0), source, marks, found, beta, None, None)
+        _correct(source, marks, found, ignoring)
+        return LabelStatistics(log_prob, whole(of_rows, rank), whole(of_rows, argmax), entropy, lse)
+
+    return run, (*call.names, "temperature", "ignore_index")
+
+
 def statistics(call: Call) -> Built:
     """The five numbers of each row."""
     x, axes, dtype = one_axis(call)
@@ -69,6 +107,8 @@ def statistics(call: Call) -> Built:
     order_of_rows, _, _ = row_layout(x, axes)
     beta_of = inverse_temperature_of(call, kind)
     launch = switched(call, merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, *y, beta)))
+    if x.ndim > 1 and straight(x, axes) and x.dtype == dtype:
+        return _of_rows(call, x, kind, ignoring, check, labels_of, launch)
     lay_out, source_for = layout(x, axes, last=False), converter(x, axes, dtype)
     begin, block_for, finish = row_result(call.name, x, axes, dtype, False, None)
     room_of = room_for(x, axes, None)

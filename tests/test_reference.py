@@ -11,12 +11,21 @@ from fastsoftmax import boosting, metrics, special
 from fastsoftmax.api import ufuncs
 
 DOCS = Path(__file__).parents[1] / "docs"
+OPERATORS = (
+    "cross_entropy",
+    "kl_divergence",
+    "linear_cross_entropy",
+    "log_softmax",
+    "logsumexp",
+    "segment_softmax",
+    "softmax",
+)
 PUBLIC = {
     *(f"fastsoftmax.{name}" for name in (*fs.__all__, *ufuncs.NAMES)),
     *(f"fastsoftmax.special.{name}" for name in special.__all__),
     *(f"fastsoftmax.boosting.{name}" for name in boosting.__all__),
     *(f"fastsoftmax.metrics.{name}" for name in metrics.__all__),
-    *(f"fastsoftmax.torch.{name}" for name in ("cross_entropy", "log_softmax", "logsumexp", "softmax")),
+    *(f"fastsoftmax.torch.{name}" for name in OPERATORS),
 }
 CHECKED = sorted(name for name in PUBLIC if name.rpartition(".")[2] not in ufuncs.DOCS)
 if find_spec("torch") is None:

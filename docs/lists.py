@@ -21,9 +21,9 @@ def _names(group: str) -> list[str]:
     return [function.name for function in _spec.FUNCTIONS.values() if function.group == group]
 
 
-def _operators() -> list[str]:
-    """The names in `fastsoftmax.torch`, which can only be imported where there is PyTorch."""
-    tree = ast.parse((ROOT / "fastsoftmax" / "torch.py").read_text())
+def _operators(module: str) -> list[str]:
+    """The names in `fastsoftmax.torch` or `fastsoftmax.jax`, which can only be imported where that library is."""
+    tree = ast.parse((ROOT / "fastsoftmax" / f"{module}.py").read_text())
     assigned = (node for node in tree.body if isinstance(node, ast.Assign))
     (names,) = (node.value for node in assigned if ast.unparse(node.targets[0]) == "__all__")
     return list(ast.literal_eval(names))
@@ -38,7 +38,10 @@ def _pages() -> dict[str, dict[str, list[str]]]:
         "special": {"": [f"fastsoftmax.special.{name}" for name in special.__all__]},
         "boosting": {"": [f"fastsoftmax.boosting.{name}" for name in boosting.__all__]},
         "metrics": {"": [f"fastsoftmax.metrics.{name}" for name in metrics.__all__]},
-        "torch": {"": [f"fastsoftmax.torch.{name}" for name in _operators()]},
+        **{
+            module: {"": [f"fastsoftmax.{module}.{name}" for name in _operators(module)]}
+            for module in ("torch", "jax")
+        },
         "threads": {"": ["fastsoftmax.threads"]},
     }
 

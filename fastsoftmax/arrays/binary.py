@@ -26,7 +26,7 @@ from fastsoftmax.arrays.blocks import (
     real_array,
     same_place,
 )
-from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.lazy import backend_for, exchange_for
 from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import (
@@ -351,6 +351,9 @@ def binary_loss(function: str, order: int, logits: Any, targets: Any, options: B
     """The losses and derivatives of a public function: (loss, gradient or second derivative or None)."""
     if out is None and (small := _small(order, logits, targets, options)) is not None:
         return small
+    if exchange := exchange_for(logits, targets, *options):
+        found = exchange(function, logits, targets, options=options, out=out)
+        return found if isinstance(found, tuple) else (found, found)  # the function takes one of them
     if backend_for(logits, targets, *options):
         raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks to dask.array.map_blocks")
     entries = _Entries(function, logits, targets, options)

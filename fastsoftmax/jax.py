@@ -261,17 +261,16 @@ class _Operator:
         return found, (0,) * len(found)
 
     def differentiable(self, rule: Callable[..., Any]) -> None:
-        """Set the derivative: ``rule(args, results, tangents, **options)``, with None for tangents that are zero.
+        """Set the derivative: ``rule(args, tangents, **options)``, with None for tangents that are zero.
 
-        It returns the tangents of the results. It is linear in the tangents, and consists of what JAX transposes:
-        JAX's own functions, and operators that are `linear`.
+        It returns the results and their tangents, which are linear in those of the arguments. They consist of what
+        JAX transposes: its own functions, and operators that are `linear`.
         """
 
         def jvp(primals: Any, tangents: Any, **options: Any) -> Any:
-            results = self.primitive.bind(*primals, **options)
             given = [None if isinstance(one, ad.Zero) else one for one in tangents]
-            found = rule(primals, results, given, **options)
-            return results, list(found) if isinstance(found, tuple) else [found]
+            results, along = rule(primals, given, **options)
+            return (list(results), list(along)) if isinstance(results, tuple) else ([results], [along])
 
         ad.primitive_jvps[self.primitive] = jvp
 
@@ -282,12 +281,12 @@ class _Operator:
         the derivative that comes from the other operands, None if all tangents are.
         """
 
-        def derivative(args: Any, results: Any, tangents: Any, **options: Any) -> Any:
+        def derivative(args: Any, tangents: Any, **options: Any) -> Any:
             found = None if all(one is None for one in tangents[:-1]) else rule(args, tangents[:-1], **options)
-            if tangents[-1] is None:
-                return found
-            straight = self(*args[:-1], tangents[-1], **options)
-            return straight if found is None else straight + found
+            if tangents[-1] is not None:
+                straight = self(*args[:-1], tangents[-1], **options)
+                found = straight if found is None else straight + found
+            return self(*args, **options), found
 
         def transpose(cotangents: Any, *args: Any, **options: Any) -> Any:
             (cotangent,) = cotangents
@@ -313,7 +312,7 @@ def _twice_only(args: Any, tangents: Any, **options: Any) -> Any:
 
 
 def _no_targets(tangents: Sequence[Any]) -> None:
-    """An error if a target has a tangent, for losses that have no derivative with respect to it."""
+    """An error if targets have a tangent: there is no derivative with respect to them."""
     if any(one is not None and one.dtype != jax.dtypes.float0 for one in tangents):
         raise NotImplementedError("fastsoftmax.jax: cross_entropy has no derivative with respect to its targets")
 
@@ -355,16 +354,26 @@ def _log_vjp_with_x(args: Any, tangents: Any, *, axis: int, temperature: float) 
     return -_product(_softmax(x, **options), along, **options) * _sums(cotangent, axis) / temperature
 
 
-_softmax.differentiable(lambda args, results, tangents, **options: _product(results[0], tangents[0], **options))
+def _softmax_tangent(args: Any, tangents: Any, **options: Any) -> Any:
+    probs = _softmax(*args, **options)
+    return probs, _product(probs, *tangents, **options)
+
+
+def _log_softmax_tangent(args: Any, tangents: Any, **options: Any) -> Any:
+    return _log_softmax(*args, **options), _log_jvp(*args, *tangents, **options)
+
+
+def _logsumexp_tangent(args: Any, tangents: Any, *, axis: int) -> Any:
+    probs = _softmax(*args, axis=axis, temperature=1.0)
+    return _logsumexp(*args, axis=axis), jnp.sum(probs * tangents[0], axis)
+
+
+_softmax.differentiable(_softmax_tangent)
 _product.linear(_product, _with_probs)
-_log_softmax.differentiable(lambda args, results, tangents, **options: _log_jvp(args[0], tangents[0], **options))
+_log_softmax.differentiable(_log_softmax_tangent)
 _log_jvp.linear(_log_vjp, _log_jvp_with_x)
 _log_vjp.linear(_log_jvp, _log_vjp_with_x)
-_logsumexp.differentiable(
-    lambda args, results, tangents, axis: jnp.sum(
-        _softmax(args[0], axis=axis, temperature=1.0) * tangents[0], axis
-    )
-)
+_logsumexp.differentiable(_logsumexp_tangent)
 
 
 # --- cross_entropy ------------------------------------------------------------------------------------------
@@ -384,15 +393,16 @@ _slope = _operator("cross_entropy_with_grad", partial(losses.cross_entropy_with_
 _hvp = _operator("cross_entropy_hvp", _hvp_compute)
 
 
-def _loss_tangent(args: Any, results: Any, tangents: Any, *, axis: int, **options: Any) -> Any:
-    _no_targets([one for one in tangents[1:] if one is not None])
-    _, slope = _slope(*args, axis=axis, **options)
-    return jnp.sum(slope * tangents[0], axis)
+def _loss_tangent(args: Any, tangents: Any, *, axis: int, **options: Any) -> Any:
+    _no_targets(tangents[1:])
+    rows, slope = _slope(*args, axis=axis, **options)
+    return rows, jnp.sum(slope * tangents[0], axis)
 
 
-def _slope_tangent(args: Any, results: Any, tangents: Any, *, axis: int, **options: Any) -> Any:
-    _no_targets([one for one in tangents[1:] if one is not None])
-    return jnp.sum(results[1] * tangents[0], axis), _hvp(*args, tangents[0], axis=axis, **options)
+def _slope_tangent(args: Any, tangents: Any, *, axis: int, **options: Any) -> Any:
+    results, along = _slope(*args, axis=axis, **options), tangents[0]
+    _no_targets(tangents[1:])
+    return results, (jnp.sum(results[1] * along, axis), _hvp(*args, along, axis=axis, **options))
 
 
 _loss.differentiable(_loss_tangent)
@@ -408,19 +418,17 @@ _kl_slope = _operator(
 )
 
 
-def _kl_tangent(args: Any, results: Any, tangents: Any, *, axis: int, reverse: bool, **options: Any) -> Any:
+def _kl_tangent(args: Any, tangents: Any, *, axis: int, reverse: bool, **options: Any) -> Any:
     """The arrays change their parts if `reverse` does."""
     found: Any = 0
     for (first, second), along, kind in ((args, tangents[0], reverse), (args[::-1], tangents[1], not reverse)):
         if along is not None:
-            _, slope = _kl_slope(first, second, axis=axis, reverse=kind, **options)
+            rows, slope = _kl_slope(first, second, axis=axis, reverse=kind, **options)
             found = found + jnp.sum(slope * along, axis)
-    return found
+    return rows, found
 
 
-def _kl_slope_tangent(
-    args: Any, results: Any, tangents: Any, *, axis: int, temperature: float, reverse: bool
-) -> Any:
+def _kl_slope_tangent(args: Any, tangents: Any, *, axis: int, temperature: float, reverse: bool) -> Any:
     options: dict[str, Any] = {"axis": axis, "temperature": temperature}
 
     def slope(x: Any, y: Any) -> Any:
@@ -434,7 +442,8 @@ def _kl_slope_tangent(
         jnp.zeros_like(one) if tangent is None else tangent for one, tangent in zip(args, tangents, strict=True)
     ]
     curved = jax.jvp(slope, tuple(args), tuple(along))[1]
-    return _kl_tangent(args, results, tangents, reverse=reverse, **options), curved
+    straight = _kl_tangent(args, tangents, reverse=reverse, **options)[1]
+    return _kl_slope(*args, reverse=reverse, **options), (straight, curved)
 
 
 _kl.differentiable(_kl_tangent)

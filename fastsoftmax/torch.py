@@ -408,7 +408,8 @@ def _options(
         options["class_weight"] = weight.detach()
     if smoothing != 0:
         options["label_smoothing"] = smoothing
-    if ignore_index is not None and bool((target == ignore_index).any()):
+    # By NumPy: PyTorch would wake its threads, which spin for a while and are in the way of this library's.
+    if ignore_index is not None and (target.detach().numpy() == ignore_index).any():
         options["ignore_index"] = ignore_index
     return options
 

@@ -1,6 +1,9 @@
 """`fastsoftmax.jax`: results, derivatives of two orders in both modes, compilation and batches."""
 
 import doctest
+import importlib.util
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -163,7 +166,9 @@ def test_shapes(shape):
     np.testing.assert_array_equal(ours.softmax(x), fs.softmax(np.asarray(x)))
     labels = jnp.zeros(shape[:-1], jnp.int32)
     found = ours.cross_entropy(x, labels, reduction="sum")
-    np.testing.assert_allclose(found, fs.cross_entropy(np.asarray(x), labels.tolist(), reduction="sum"), rtol=1e-6)
+    np.testing.assert_allclose(
+        found, fs.cross_entropy(np.asarray(x), np.asarray(labels), reduction="sum"), rtol=1e-6
+    )
 
 
 def test_infinities():
@@ -215,8 +220,9 @@ def test_from_several_threads():
     expected, found = function(x), []
 
     def work():
-        for _ in range(20):
-            found.append(function(x))
+        with jax.enable_x64(True):  # it holds for one thread
+            for _ in range(20):
+                found.append(function(x))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -226,6 +232,22 @@ def test_from_several_threads():
     assert len(found) == 80
     for one in found:
         np.testing.assert_array_equal(one, expected)
+
+
+def test_without_jax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    spec = importlib.util.spec_from_file_location("again", ours.__file__)
+    with pytest.raises(ImportError, match=r"fastsoftmax.jax needs JAX, which pip install 'fastsoftmax\[jax\]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_exit_with_calls_under_way():
+    """The interpreter waits for XLA, and XLA for the interpreter's lock."""
+    program = "import jax, jax.numpy as jnp; from fastsoftmax.jax import softmax\n"
+    program += "kept = [jax.jit(softmax)(jnp.zeros((20000, 500))) for _ in range(5)]"
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr
 
 
 def test_examples():

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import readme  # noqa: E402
 
+import fastsoftmax as fs  # noqa: E402
 from fastsoftmax.arrays.threads import max_threads  # noqa: E402
 from fastsoftmax.tools.bench import inputs  # noqa: E402
 from fastsoftmax.tools.bench.measure import measure  # noqa: E402
@@ -113,14 +114,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each cell of the tables is measured")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/guide/migrating.md")
+    parser.add_argument("--threads", type=int, default=max_threads(), help="for each library")
     options = parser.parse_args()
-    inputs.prepare(max_threads())
+    inputs.prepare(options.threads)
+    facts = {**machine(), "threads": options.threads}
     for name, title, made in (("torch", "PyTorch", torch_calls), ("jax", "JAX", jax_calls)):
         text = (
-            f"Medians of our times, and how many times longer {title}'s own function takes; {caption(machine())}. "
+            f"Medians of our times, and how many times longer {title}'s own function takes; {caption(facts)}. "
             "Made by `python benchmarks/operators.py --write`.\n\n"
         )
-        text += table(title, made, options.seconds)
+        with fs.threads(options.threads):
+            text += table(title, made, options.seconds)
         print(text, flush=True)
         if options.write:
             readme.write(f"{name} operators", text)

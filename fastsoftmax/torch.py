@@ -84,14 +84,19 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 """The classes of tensors that hold their numbers themselves."""
 
 
+# Private, and there since PyTorch 2.0; without them, every call goes through the dispatcher.
+_modes: Any = getattr(torch._C, "_len_torch_dispatch_stack", None)
+_transforms: Any = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
+
+
 def _watched() -> bool:
     """Whether somebody watches PyTorch's dispatcher: a tracer or a mode."""
-    return bool(torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack())
+    return bool(_modes is None or _transforms is None or _modes() or torch.jit.is_tracing())
 
 
 def _transformed() -> bool:
     """Whether a transform of ``torch.func`` is active."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return _transforms is not None and _transforms() is not None
 
 
 class _Operator:

@@ -397,6 +397,21 @@ def test_watched():
         assert torch.equal(ours.softmax(torch.zeros(2)), torch.tensor([0.5, 0.5]))
 
 
+@pytest.mark.parametrize("name", ["_modes", "_transforms"])
+def test_without_the_private_functions(monkeypatch, name):
+    """Every call goes through the dispatcher, which has the function that was registered."""
+    x = torch.zeros(2)
+
+    def refuse(*args):
+        raise AssertionError("the short way")
+
+    monkeypatch.setattr(ours._softmax, "compute", refuse)
+    with pytest.raises(AssertionError, match="the short way"):
+        ours.softmax(x)
+    monkeypatch.setattr(ours, name, None)
+    assert torch.equal(ours.softmax(x), torch.tensor([0.5, 0.5]))
+
+
 @pytest.mark.parametrize("graph", [False, True])
 def test_the_short_way_has_the_bits_of_the_operators(monkeypatch, graph):
     x = logits((3, 4)).detach().requires_grad_(graph)

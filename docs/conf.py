@@ -32,7 +32,12 @@ from fastsoftmax import special
 from fastsoftmax.api import ufuncs
 
 if find_spec("torch") is None:  # it is large, and the docstrings of `fastsoftmax.torch` do not need it
-    sys.modules["torch"] = MagicMock(Tensor=type("Tensor", (), {}))
+    classes = {name: type(name, (), {}) for name in ("Tensor", "Function")}
+    sys.modules["torch"] = MagicMock(Tensor=classes["Tensor"], **{"autograd.Function": classes["Function"]})
+
+if find_spec("jax") is None:
+    modules = ("jax", "jax.numpy", "jax.extend", "jax.extend.core", "jax.interpreters")
+    sys.modules.update({name: MagicMock() for name in modules})
 
 project = "fastsoftmax"
 author = "fastsoftmax developers"

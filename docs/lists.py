@@ -38,8 +38,10 @@ def _pages() -> dict[str, dict[str, list[str]]]:
         "special": {"": [f"fastsoftmax.special.{name}" for name in special.__all__]},
         "boosting": {"": [f"fastsoftmax.boosting.{name}" for name in boosting.__all__]},
         "metrics": {"": [f"fastsoftmax.metrics.{name}" for name in metrics.__all__]},
-        "torch": {"": [f"fastsoftmax.torch.{name}" for name in _names_in("torch")]},
-        "sklearn": {"": [f"fastsoftmax.sklearn.{name}" for name in _names_in("sklearn")]},
+        **{
+            module: {"": [f"fastsoftmax.{module}.{name}" for name in _names_in(module)]}
+            for module in ("torch", "jax", "sklearn")
+        },
         "threads": {"": ["fastsoftmax.threads"]},
     }
 

@@ -11,18 +11,31 @@ from fastsoftmax import boosting, metrics, special
 from fastsoftmax.api import ufuncs
 
 DOCS = Path(__file__).parents[1] / "docs"
+MODULES = {
+    "jax": ("cross_entropy", "kl_divergence", "log_softmax", "logsumexp", "softmax"),
+    "torch": (
+        "cross_entropy",
+        "kl_divergence",
+        "linear_cross_entropy",
+        "log_softmax",
+        "logsumexp",
+        "segment_softmax",
+        "softmax",
+    ),
+    "sklearn": ("TemperatureScaling",),
+}
+"""The public names of modules that can only be imported where another library is."""
 PUBLIC = {
     *(f"fastsoftmax.{name}" for name in (*fs.__all__, *ufuncs.NAMES)),
     *(f"fastsoftmax.special.{name}" for name in special.__all__),
     *(f"fastsoftmax.boosting.{name}" for name in boosting.__all__),
     *(f"fastsoftmax.metrics.{name}" for name in metrics.__all__),
-    *(f"fastsoftmax.torch.{name}" for name in ("cross_entropy", "log_softmax", "logsumexp", "softmax")),
-    "fastsoftmax.sklearn.TemperatureScaling",
+    *(f"fastsoftmax.{module}.{name}" for module, names in MODULES.items() for name in names),
 }
 CHECKED = sorted(name for name in PUBLIC if name.rpartition(".")[2] not in ufuncs.DOCS)
-for library in ("torch", "sklearn"):
-    if find_spec(library) is None:
-        CHECKED = [name for name in CHECKED if not name.startswith(f"fastsoftmax.{library}.")]
+for module in MODULES:
+    if find_spec(module) is None:
+        CHECKED = [name for name in CHECKED if not name.startswith(f"fastsoftmax.{module}.")]
 
 
 def test_every_public_name_has_its_place(monkeypatch):

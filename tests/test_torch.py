@@ -158,16 +158,273 @@ def test_operators_are_registered_well():
     x, vector = logits(), logits().detach() + 1
     tensors = x, x.detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
     for one in tensors:
-        torch.library.opcheck(ours._softmax, (one, 1, 2.0))
-        torch.library.opcheck(ours._log_softmax, (one, 1, 2.0))
-        torch.library.opcheck(ours._logsumexp, (one, 1))
-        torch.library.opcheck(ours._product, (ours.softmax(one, 1).detach(), vector, 1, 2.0))
-        torch.library.opcheck(ours._log_vjp, (one, vector, 1, 2.0))
+        torch.library.opcheck(ours._softmax.operator, (one, 1, 2.0))
+        torch.library.opcheck(ours._log_softmax.operator, (one, 1, 2.0))
+        torch.library.opcheck(ours._logsumexp.operator, (one, 1))
+        torch.library.opcheck(ours._product.operator, (ours.softmax(one, 1).detach(), vector, 1, 2.0))
+        torch.library.opcheck(ours._log_vjp.operator, (one, vector, 1, 2.0))
         for reduction in ("mean", "none"):
             arguments = LABELS, None, -100, reduction, 0.0
-            torch.library.opcheck(ours._loss, (one.detach(), *arguments))
-            torch.library.opcheck(ours._loss_with_grad, (one, *arguments))
-    torch.library.opcheck(ours._hvp, (x.detach(), LABELS, vector, None, -100, "mean", 0.0))
+            torch.library.opcheck(ours._loss.operator, (one.detach(), *arguments))
+            torch.library.opcheck(ours._loss_with_grad.operator, (one, *arguments))
+            torch.library.opcheck(ours._loss.operator, (one, *arguments))
+            torch.library.opcheck(ours._kl.operator, (one, vector, 1, 2.0, True, reduction))
+            torch.library.opcheck(ours._kl_with_grad.operator, (one, vector, 1, 2.0, False, reduction))
+    torch.library.opcheck(ours._hvp.operator, (x.detach(), LABELS, vector, None, -100, "mean", 0.0))
+    torch.library.opcheck(ours._segments.operator, (logits((12,)), INDPTR))
+    torch.library.opcheck(ours._segment_product.operator, (logits((12,)), INDPTR, logits((12,))))
+    rows, w, b, labels = product()
+    for reduction in ("mean", "none"):
+        options = None, -100, reduction, 0.1, 0.0, None
+        torch.library.opcheck(ours._linear.operator, (rows, w, labels, b, *options))
+    for reduction in ("mean", "sum"):  # that of rows is done in the derivative of the one before
+        options = None, -100, reduction, 0.1, 0.0, None
+        given = rows, w, labels, b, None, [True, True, True], *options
+        torch.library.opcheck(ours._linear_with_grad.operator, given)
+        given = rows.detach(), w, labels, b.detach(), None, [False, True, False], *options
+        torch.library.opcheck(ours._linear_with_grad.operator, given)
+    constant = rows.detach(), w.detach(), labels, b.detach(), None, rows.detach(), w.detach(), b.detach()
+    torch.library.opcheck(ours._linear_hvp.operator, (*constant, *options))
+
+
+# --- divergences, products and segments ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_kl_divergence(reduction, reverse):
+    """Both arrays have derivatives, of both orders; PyTorch's own formula has the same."""
+    x, y = logits(), (logits().detach().flip(0) / 2).requires_grad_()
+
+    def loss(x, y):
+        return ours.kl_divergence(x, y, 1, temperature=2.0, reverse=reverse, reduction=reduction)
+
+    def theirs(x, y):
+        p, q = F.log_softmax(x / 2, 1), F.log_softmax(y / 2, 1)
+        rows = (
+            F.kl_div(q, p, reduction="none", log_target=True)
+            if reverse
+            else F.kl_div(p, q, reduction="none", log_target=True)
+        ).sum(1)
+        return rows if reduction == "none" else getattr(rows, reduction)()
+
+    torch.testing.assert_close(loss(x, y), theirs(x, y))
+    torch.testing.assert_close(loss(x.detach(), y.detach()), theirs(x, y).detach())
+    for one, other in zip(
+        torch.autograd.grad(loss(x, y).sum(), (x, y)), torch.autograd.grad(theirs(x, y).sum(), (x, y)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    assert torch.autograd.gradcheck(loss, (x, y))
+    assert torch.autograd.gradgradcheck(loss, (x, y))
+    assert torch.autograd.gradgradcheck(loss, (x, y.detach()))
+    assert torch.autograd.gradgradcheck(loss, (x.detach(), y))
+
+
+def test_kl_divergence_of_masked_classes():
+    x = torch.tensor([[0.0, 1.0, -np.inf]], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([[1.0, 0.0, -np.inf]], dtype=torch.float64)
+    for reverse in (False, True):
+        loss = ours.kl_divergence(x, y, reverse=reverse)
+        (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+        (curved,) = torch.autograd.grad(slope[0, 0], x)
+        assert torch.isfinite(slope).all()
+        assert torch.isfinite(curved).all()
+        assert curved[0, 0] > 0
+
+
+def product(rows=(5,), features=3, classes=4):
+    rng = np.random.default_rng(2)
+    shapes = (*rows, features), (classes, features), (classes,)
+    x, w, b = (torch.from_numpy(rng.normal(size=shape)).requires_grad_() for shape in shapes)
+    labels = torch.from_numpy(rng.integers(0, classes, rows))
+    labels[..., 1] = -100
+    return x, w, b, labels
+
+
+LINEAR = [{}, {"weight": WEIGHT, "label_smoothing": 0.1}, {"z_loss": 0.3, "softcap": 2.0}]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", LINEAR)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear_cross_entropy(reduction, options, with_bias):
+    x, w, b, labels = product((2, 3))
+    options = {**options, "reduction": reduction}
+
+    def loss(x, w, b=None):
+        return ours.linear_cross_entropy(x, w, labels, linear_bias=b, **options)
+
+    arguments = (x, w, b) if with_bias else (x, w)
+    assert torch.autograd.gradcheck(loss, arguments)
+    if "softcap" not in options:
+        z = F.linear(*arguments).flatten(0, 1)
+        expected = F.cross_entropy(z, labels.flatten(), **options)
+        torch.testing.assert_close(loss(*arguments).flatten(), expected.flatten())
+    with torch.no_grad():
+        torch.testing.assert_close(loss(*arguments), loss(*[one.detach() for one in arguments]))
+    if reduction != "none":
+        assert torch.autograd.gradgradcheck(loss, arguments)
+
+
+def test_linear_hessian_in_blocks(monkeypatch):
+    """Blocks of one row; the Hessian of a product has parts that mix features and weights."""
+    x, w, b, labels = product()
+
+    def ours_of(x, w, b):
+        return ours.linear_cross_entropy(x, w, labels, linear_bias=b)
+
+    def theirs(x, w, b):
+        return F.cross_entropy(F.linear(x, w, b), labels)
+
+    for rows in (1, 2, 4096):
+        monkeypatch.setattr(ours, "_BLOCK_ROWS", rows)
+        found, expected = (torch.autograd.functional.hessian(one, (x, w, b)) for one in (ours_of, theirs))
+        for row, other in zip(found, expected, strict=True):
+            for one, two in zip(row, other, strict=True):
+                torch.testing.assert_close(one, two)
+
+
+def test_linear_gradients_that_nobody_wants():
+    x, w, b, labels = product()
+    loss = ours.linear_cross_entropy(x.detach(), w, labels, linear_bias=b.detach())
+    (slope,) = torch.autograd.grad(loss, w)
+    torch.testing.assert_close(slope, torch.autograd.grad(F.cross_entropy(F.linear(x, w, b), labels), w)[0])
+
+
+def test_linear_rows_that_do_not_count():
+    """NaN in a row that is ignored changes no derivative."""
+    x, w, _, labels = product()
+    with torch.no_grad():
+        x[1] = torch.nan
+    slopes = torch.autograd.grad(ours.linear_cross_entropy(x, w, labels), (x, w), create_graph=True)
+    curved = torch.autograd.grad(sum(slope.square().sum() for slope in slopes), (x, w))
+    for one in (*slopes, *curved):
+        assert torch.isfinite(one).all()
+        assert one.any()
+
+
+INDPTR = torch.tensor([0, 4, 4, 5, 12])
+
+
+def test_segment_softmax():
+    x = logits((12,))
+    parts = [F.softmax(part, 0) for part in x.tensor_split(INDPTR[1:-1])]
+    torch.testing.assert_close(ours.segment_softmax(x, INDPTR), torch.cat(parts))
+    assert torch.equal(ours.segment_softmax(x, INDPTR), fs.segment_softmax(x.detach(), INDPTR))
+    for indptr in (INDPTR, INDPTR.int()):
+        assert torch.autograd.gradcheck(lambda x: ours.segment_softmax(x, indptr), (x,))  # noqa: B023
+        assert torch.autograd.gradgradcheck(lambda x: ours.segment_softmax(x, indptr), (x,))  # noqa: B023
+    (slope,) = torch.autograd.grad(ours.segment_softmax(x, INDPTR).square().sum(), x, create_graph=True)
+    (curved,) = torch.autograd.grad(slope.square().sum(), x, create_graph=True)
+    assert torch.autograd.grad(curved.square().sum(), x)[0].any()  # any number of times
+
+
+def test_derivatives_that_there_are_none_of():
+    """An error, not zeros."""
+    x, w, _, labels = product()
+    for loss in (ours.cross_entropy(x, labels % 3), ours.linear_cross_entropy(x, w, labels)):
+        (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+        (curved,) = torch.autograd.grad(slope.square().sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match="differentiated twice, not three times"):
+            torch.autograd.grad(curved.sum(), x)
+    rows = ours.linear_cross_entropy(x, w, labels, reduction="none")
+    (slope,) = torch.autograd.grad(rows.square().sum(), w, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives through the losses of rows"):
+        torch.autograd.grad(slope.sum(), w)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_forward_mode(name):
+    """It would lose the tangent without a word."""
+    with torch.autograd.forward_ad.dual_level():
+        x = torch.autograd.forward_ad.make_dual(torch.zeros(2), torch.ones(2))
+        with pytest.raises(NotImplementedError, match=f"{name} has no derivatives in forward mode"):
+            getattr(ours, name)(x)
+
+
+# --- who calls ----------------------------------------------------------------------------------------------
+
+
+def every(x):
+    """All functions, for a matrix of 4 columns."""
+    labels = torch.arange(len(x)) % 3
+    return (
+        ours.softmax(x)[:, 0].sum()
+        + ours.log_softmax(x)[:, 1].sum()
+        + ours.logsumexp(x).sum()
+        + ours.cross_entropy(x, labels)
+        + ours.kl_divergence(x, x.detach().flip(0))
+        + ours.linear_cross_entropy(x, x.detach()[:3].clone(), labels)
+        + ours.segment_softmax(x.flatten(), torch.arange(len(x) + 1) * 4)[0]
+    )
+
+
+def test_every_function_compiled():
+    x = logits((3, 4))
+    compiled = torch.compile(every, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), every(x))
+    (found,) = torch.autograd.grad(compiled(x), x)
+    torch.testing.assert_close(found, torch.autograd.grad(every(x), x)[0])
+
+
+def test_transforms():
+    """`torch.func` transforms what autograd differentiates."""
+    x = logits((3, 4)).detach()
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(every(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(every)(x), expected)
+    hessian = torch.func.jacrev(torch.func.grad(lambda x: ours.logsumexp(x)))(x[0])
+    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(lambda x: torch.logsumexp(x, 0), x[0]))
+
+
+def test_watched():
+    """Modes and subclasses see operators."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        ours.softmax(torch.zeros(2))
+    assert "fastsoftmax.softmax.default" in seen
+    assert ours.softmax(torch.zeros(2, 3, device="meta")).shape == (2, 3)
+    assert ours.cross_entropy(torch.zeros(2, 3, device="meta"), torch.zeros(2, device="meta").long()).shape == ()
+    with torch.inference_mode():
+        assert torch.equal(ours.softmax(torch.zeros(2)), torch.tensor([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("name", ["_modes", "_transforms"])
+def test_without_the_private_functions(monkeypatch, name):
+    """Every call goes through the dispatcher, which has the function that was registered."""
+    x = torch.zeros(2)
+
+    def refuse(*args):
+        raise AssertionError("the short way")
+
+    monkeypatch.setattr(ours._softmax, "compute", refuse)
+    with pytest.raises(AssertionError, match="the short way"):
+        ours.softmax(x)
+    monkeypatch.setattr(ours, name, None)
+    assert torch.equal(ours.softmax(x), torch.tensor([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_short_way_has_the_bits_of_the_operators(monkeypatch, graph):
+    x = logits((3, 4)).detach().requires_grad_(graph)
+
+    def found():
+        loss = every(x)
+        return (loss, *torch.autograd.grad(loss, x)) if graph else (loss,)
+
+    short, calls = found(), []
+    monkeypatch.setattr(ours, "_watched", lambda: calls.append(1) or True)
+    for one, other in zip(short, found(), strict=True):
+        assert torch.equal(one, other)
+    assert len(calls) > 6
 
 
 def test_errors():
@@ -182,6 +439,17 @@ def test_errors():
         ours.cross_entropy(x, torch.full((3, 2), 4))
     with pytest.raises(ValueError, match="reduction must be one of"):
         ours.cross_entropy(x, LABELS, reduction="meen")
+    with pytest.raises(TypeError, match=r"kl_divergence: target has dtype torch.float32, expected torch.float64"):
+        ours.kl_divergence(x, x.float())
+    with pytest.raises(ValueError, match="kl_divergence: input has no dimensions"):
+        ours.kl_divergence(torch.tensor(1.0), torch.tensor(1.0))
+    rows, w, b, labels = product()
+    with pytest.raises(TypeError, match=r"linear_cross_entropy: linear_bias has dtype torch.float32"):
+        ours.linear_cross_entropy(rows, w, labels, linear_bias=b.float())
+    with pytest.raises(ValueError, match=r"targets has shape \(4,\), expected \(5,\)"):
+        ours.linear_cross_entropy(rows, w, labels[1:])
+    with pytest.raises(ValueError, match="segment_softmax: indptr"):
+        ours.segment_softmax(torch.zeros(3), torch.tensor([0, 2]))
 
 
 def test_examples():

@@ -66,6 +66,8 @@ def _find_exchanged(values: tuple[Any, ...]) -> bool:
 
 def backend_for(*values: Any) -> Call | None:
     """The back end for a call with these arguments; None if the in-memory functions compute it."""
+    if type(values[0]) in _exchanged:  # small calls take this way
+        return _exchange[0]()
     if _OURS.issuperset(map(type, values)):
         return None
     if exchange := _exchange_of(values):

@@ -112,7 +112,8 @@ def _jax(jnp: Any) -> Kind:
 
     def read(function: str, key: str, array: Any) -> Array:
         if isinstance(array, jax.core.Tracer):
-            advice = "jax.pure_callback calls functions of arrays from inside of jit, grad and vmap"
+            ways = "jax.pure_callback calls functions of arrays from inside of jit, grad and vmap"
+            advice = f"{ways}, and fastsoftmax.jax has operators"
             raise _refused(function, key, "traced by JAX and has no values yet", advice)
         platforms = {device.platform for device in array.devices()}
         if platforms != {"cpu"}:

@@ -126,6 +126,7 @@ def test_every_function(kind, function, dtype):
         ("binary_cross_entropy", [logits(), logits() > 0], {"pos_weight": np.arange(6.0), "label_smoothing": 0.1}),
         ("binary_cross_entropy_grad", [logits(), logits() > 0], {}),
         ("binary_focal_loss_with_grad", [logits(), logits() > 0], {"gamma": 0.5, "sample_weight": np.ones(6)}),
+        ("binary_cross_entropy", [logits(), logits() > 0], {"reduction": "none", "sample_weight": np.ones(6)}),
         ("binary_focal_loss_hessian_diag", [logits(), logits() > 0], {"reduction": "sum"}),
         ("label_statistics", [logits(), np.arange(4)], {}),
         ("filter_logits", [logits()], {"top_k": 2}),

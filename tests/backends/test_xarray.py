@@ -158,6 +158,12 @@ def test_lazy_arrays_stay_lazy(chunks):
         fs.cross_entropy(lazy, labels(), axis="class"),
         *fs.cross_entropy_with_grad(lazy, labels(), axis="class"),
         special.log_softmax(lazy, axis="class"),
+        fs.cross_entropy_hvp(lazy, labels(), lazy, axis="class"),
+        fs.kl_divergence(lazy, lazy, axis="class"),
+        fs.focal_loss(lazy, labels(), axis="class"),
+        fs.softmax_jacobian(lazy, axis="class"),
+        fs.filter_logits(lazy, axis="class", top_k=2),
+        *fs.label_statistics(lazy, labels(), axis="class"),
     ):
         assert isinstance(found.data, da.Array)
     chunked = X.chunk(chunks)

@@ -966,7 +966,8 @@ def test_a_disturbed_row_is_measured_again(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "script", ["accuracy", "cluster", "linear", "regression", "report", "segments", "streaming", "ufuncs"]
+    "script",
+    ["accuracy", "cluster", "linear", "operators", "regression", "report", "segments", "streaming", "ufuncs"],
 )
 def test_scripts_start(script):
     """The scripts that make the tables find all modules that they import."""

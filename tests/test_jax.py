@@ -1,0 +1,255 @@
+"""`fastsoftmax.jax`: results, derivatives of two orders in both modes, compilation and batches."""
+
+import doctest
+import importlib.util
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import fastsoftmax as fs
+
+jax = pytest.importorskip("jax")
+pytest.importorskip("ml_dtypes")
+
+import jax.numpy as jnp  # noqa: E402
+from jax.test_util import check_grads  # noqa: E402
+
+from fastsoftmax import jax as ours  # noqa: E402
+
+LABELS = np.array([[1, 3], [2, 0], [0, 0]])
+SHARES = np.random.default_rng(1).random((3, 4, 2))
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def logits(shape=(3, 4, 2), seed=0, dtype=np.float64):
+    return jnp.asarray(np.random.default_rng(seed).normal(0, 2, shape), dtype)
+
+
+FUNCTIONS = {
+    "softmax": lambda x: ours.softmax(x, 1),
+    "softmax, temperature": lambda x: ours.softmax(x, temperature=0.5),
+    "log_softmax": lambda x: ours.log_softmax(x, 0),
+    "log_softmax, temperature": lambda x: ours.log_softmax(x, 1, temperature=2.0),
+    "logsumexp": lambda x: ours.logsumexp(x, 1),
+    "logsumexp, several": lambda x: ours.logsumexp(x, (0, 2), keepdims=True),
+    "cross_entropy": lambda x: ours.cross_entropy(x, LABELS, 1),
+    "cross_entropy, ignored": lambda x: ours.cross_entropy(x, LABELS, 1, ignore_index=3, label_smoothing=0.1),
+    "cross_entropy, distributions": lambda x: ours.cross_entropy(x, SHARES, 1, reduction="none"),
+    "cross_entropy, regularized": lambda x: ours.cross_entropy(
+        x, LABELS, 1, z_loss=0.1, softcap=3.0, reduction="sum"
+    ),
+    "kl_divergence": lambda x: ours.kl_divergence(x, x[::-1] / 2, 1, temperature=2.0),
+    "kl_divergence, reverse": lambda x: ours.kl_divergence(x, x[::-1] / 2, 1, reverse=True, reduction="none"),
+}
+THEIRS = {
+    "softmax": lambda x: jax.nn.softmax(x, 1),
+    "softmax, temperature": lambda x: jax.nn.softmax(x / 0.5),
+    "log_softmax": lambda x: jax.nn.log_softmax(x, 0),
+    "log_softmax, temperature": lambda x: jax.nn.log_softmax(x / 2, 1),
+    "logsumexp": lambda x: jax.nn.logsumexp(x, 1),
+    "logsumexp, several": lambda x: jax.nn.logsumexp(x, (0, 2), keepdims=True),
+    "cross_entropy, distributions": lambda x: -(SHARES * jax.nn.log_softmax(x, 1)).sum(1),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_results(dtype):
+    """The bits are those of the function of arrays."""
+    x = logits(dtype=dtype)
+    plain = np.asarray(x)
+    for found, expected in (
+        (ours.softmax(x, 1), fs.softmax(plain, 1)),
+        (ours.log_softmax(x), fs.log_softmax(plain)),
+        (ours.logsumexp(x, (1, 2)), fs.logsumexp(plain, (1, 2))),
+        (ours.cross_entropy(x, LABELS, 1, reduction="none"), fs.cross_entropy(plain, LABELS, 1, reduction="none")),
+        (
+            ours.kl_divergence(x, x[::-1], 1, reduction="none"),
+            fs.kl_divergence(plain, plain[::-1], 1, reduction="none"),
+        ),
+    ):
+        assert isinstance(found, jax.Array)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 3}, {"label_smoothing": 0.1, "ignore_index": 0}])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy(options, reduction):
+    x = logits()
+    expected = fs.cross_entropy_with_grad(np.asarray(x), LABELS, 1, reduction=reduction, **options)
+
+    def loss(x):
+        found = ours.cross_entropy(x, LABELS, 1, reduction=reduction, **options)
+        return found.sum(), found
+
+    (_, found), slope = jax.value_and_grad(loss, has_aux=True)(x)
+    np.testing.assert_allclose(found, expected[0], rtol=1e-14)
+    np.testing.assert_allclose(slope, expected[1], rtol=1e-14, atol=1e-17)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_derivatives(name):
+    """Of two orders, in both modes, beside finite differences."""
+    check_grads(FUNCTIONS[name], (logits(),), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_derivatives_of_jax(name):
+    x = logits()
+    for transform in (
+        lambda f: f,
+        jax.jacrev,
+        jax.jacfwd,
+        jax.hessian,
+        lambda f: jax.jit(jax.jacrev(jax.jacrev(f))),
+    ):
+        found, expected = (transform(function)(x) for function in (FUNCTIONS[name], THEIRS[name]))
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compiled(name):
+    x = logits()
+    function = FUNCTIONS[name]
+    np.testing.assert_allclose(jax.jit(function)(x), function(x), rtol=1e-14)  # XLA adds up in another order
+    slope = jax.grad(lambda x: function(x).sum())
+    np.testing.assert_allclose(jax.jit(slope)(x), slope(x), rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_batches(name):
+    """Of results and of gradients, along any axis; batches of batches."""
+    batch = jnp.stack([logits(seed=seed) for seed in range(3)])
+    function = FUNCTIONS[name]
+    for place, one in ((3, function), (2, jax.grad(lambda x: function(x).sum()))):
+        expected = jnp.stack([one(x) for x in batch])
+        moved = jnp.moveaxis(batch, 0, place)
+        np.testing.assert_allclose(jax.vmap(one, in_axes=place)(moved), expected, rtol=1e-14)
+        nested = jax.jit(jax.vmap(jax.vmap(one)))(jnp.stack([batch, batch]))
+        np.testing.assert_allclose(nested[1], expected, rtol=1e-14)
+
+
+def test_labels_in_batches():
+    x = logits((4, 5))
+    labels = jnp.arange(4)
+    expected = ours.cross_entropy(x, labels, reduction="none")
+    np.testing.assert_array_equal(jax.vmap(ours.cross_entropy)(x, labels), expected)
+    rows = jax.vmap(lambda label: ours.cross_entropy(x[0], label))(labels)
+    np.testing.assert_array_equal(rows, [ours.cross_entropy(x[0], label) for label in labels])
+
+
+def test_the_hessian_of_a_confident_row():
+    """The reason for kernels in the second derivative: p - p**2 from a rounded p = 1 would be 0."""
+    hessian = jax.hessian(lambda x: ours.cross_entropy(x, 0))(jnp.array([0.0, -50.0]))
+    assert hessian[0, 0] == pytest.approx(np.exp(-50.0), rel=1e-14)
+
+
+def test_dtypes_follow_jax():
+    with jax.enable_x64(False):
+        for x in (np.zeros(3), [0, 1], np.arange(3)):
+            assert ours.softmax(x).dtype == jnp.float32
+        assert ours.cross_entropy(np.zeros((2, 3)), np.zeros(2, np.int64)).dtype == jnp.float32
+    assert ours.softmax([0, 1]).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 1), (1, 70000)])
+def test_shapes(shape):
+    x = logits(shape, dtype=np.float32)
+    np.testing.assert_array_equal(ours.softmax(x), fs.softmax(np.asarray(x)))
+    labels = jnp.zeros(shape[:-1], jnp.int32)
+    found = ours.cross_entropy(x, labels, reduction="sum")
+    np.testing.assert_allclose(
+        found, fs.cross_entropy(np.asarray(x), np.asarray(labels), reduction="sum"), rtol=1e-6
+    )
+
+
+def test_infinities():
+    rows = jnp.array([[0.0, -jnp.inf, 1.0], [jnp.nan, 1.0, 2.0], [-jnp.inf] * 3])
+    for function in (ours.softmax, ours.log_softmax, ours.logsumexp):
+        np.testing.assert_array_equal(jax.jit(function)(rows), getattr(fs, function.__name__)(np.asarray(rows)))
+    for reverse in (False, True):
+        x, y = jnp.array([0.0, 1.0, -jnp.inf]), jnp.array([1.0, 0.0, -jnp.inf])
+        hessian = jax.hessian(lambda x: ours.kl_divergence(x, y, reverse=reverse))(x)  # noqa: B023
+        assert np.isfinite(hessian).all()
+        assert hessian[0, 0] > 0
+
+
+def test_derivatives_that_there_are_none_of():
+    x = logits((2, 3))
+
+    def loss(x):
+        return ours.cross_entropy(x, jnp.array([0, 1]))
+
+    with pytest.raises(NotImplementedError, match="differentiated twice, not three times"):
+        jax.jacfwd(jax.hessian(loss))(x)
+    with pytest.raises(NotImplementedError, match="no derivative with respect to its targets"):
+        jax.grad(lambda y: ours.cross_entropy(x, y))(jnp.ones((2, 3)))
+    third = jax.jacfwd(jax.hessian(ours.logsumexp))(x[0])
+    np.testing.assert_allclose(third, jax.jacfwd(jax.hessian(jax.nn.logsumexp))(x[0]), rtol=1e-10, atol=1e-14)
+
+
+def test_errors():
+    x = logits((2, 3))
+    with pytest.raises(TypeError, match=r"softmax: x has dtype complex128"):
+        ours.softmax(x + 1j)
+    with pytest.raises(np.exceptions.AxisError, match="axis 2 is out of bounds"):
+        ours.softmax(x, 2)
+    with pytest.raises(ValueError, match="softmax: temperature"):
+        ours.softmax(x, temperature=-1.0)
+    with pytest.raises(ValueError, match="cross_entropy: reduction must be one of"):
+        ours.cross_entropy(x, jnp.array([0, 1]), reduction="meen")
+    with pytest.raises(ValueError, match=r"cross_entropy: targets has shape \(3,\), expected \(2,\)"):
+        ours.cross_entropy(x, jnp.array([0, 1, 2]))
+    with pytest.raises(ValueError, match="kl_divergence: target_logits has shape"):
+        ours.kl_divergence(x, x[0])
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"IndexError: cross_entropy.*targets\[1\] is 7"):
+        jax.block_until_ready(jax.jit(ours.cross_entropy)(x, jnp.array([0, 7])))
+
+
+def test_from_several_threads():
+    x = logits((50, 30))
+    function = jax.jit(jax.grad(lambda x: ours.cross_entropy(x, jnp.zeros(50, jnp.int32))))
+    expected, found = function(x), []
+
+    def work():
+        with jax.enable_x64(True):  # it holds for one thread
+            for _ in range(20):
+                found.append(function(x))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 80
+    for one in found:
+        np.testing.assert_array_equal(one, expected)
+
+
+def test_without_jax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    spec = importlib.util.spec_from_file_location("again", ours.__file__)
+    with pytest.raises(ImportError, match=r"fastsoftmax.jax needs JAX, which pip install 'fastsoftmax\[jax\]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_exit_with_calls_under_way():
+    """The interpreter waits for XLA, and XLA for the interpreter's lock."""
+    program = "import jax, jax.numpy as jnp; from fastsoftmax.jax import softmax\n"
+    program += "kept = [jax.jit(softmax)(jnp.zeros((20000, 500))) for _ in range(5)]"
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr
+
+
+def test_examples():
+    with jax.enable_x64(False):
+        assert doctest.testmod(ours).failed == 0

@@ -21,7 +21,7 @@ Dask's workers already use all processors, so a task does all its work in one th
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import dask.array as da
@@ -32,6 +32,7 @@ from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, Function
 from fastsoftmax.api import activations, derivatives, entropy, sampling, statistics
 from fastsoftmax.arrays import long_rows, row_pieces
 from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array, stand_in
+from fastsoftmax.arrays.lazy import check_in_memory
 from fastsoftmax.arrays.linear import (
     Linear,
     LinearGradients,
@@ -43,9 +44,11 @@ from fastsoftmax.arrays.linear import (
 )
 from fastsoftmax.arrays.linear import statistics as statistics_of_products
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
+from fastsoftmax.arrays.metrics import joined as sums_joined
 from fastsoftmax.arrays.options import (
     LossOptions,
     RowTargets,
+    check_indices,
     check_kind,
     check_labels,
     known_divisor,
@@ -66,6 +69,7 @@ from fastsoftmax.arrays.weights import (
     normalized,
     part_of_sum,
 )
+from fastsoftmax.metrics import RunningLogSumExp, RunningMetrics
 
 Lazy = Any  # dask.array.Array, for which Dask has no types
 
@@ -310,15 +314,8 @@ def _statistics(function: Function, x: Any, labels: Any, *, axis: Any, out: Any,
     x = x.rechunk({place: -1})
     every = tuple(range(x.ndim))
     rows = tuple(a for a in every if a != place)
-    checked = labels.map_blocks(
-        _check_labels,
-        dtype=labels.dtype,
-        meta=np.empty((0,) * labels.ndim, labels.dtype),
-        function=function.name,
-        classes=problem.classes,
-        ignore_index=options["ignore_index"],
-        argument="labels",
-    ).rechunk(tuple(x.chunks[a] for a in rows))
+    checked = _checked_labels(labels, function.name, problem.classes, options["ignore_index"], "labels")
+    checked = checked.rechunk(tuple(x.chunks[a] for a in rows))
     options |= {"function": function, "axis": place}
     found = _blocks(_in_memory, every, problem.result_dtype, x, every, checked, rows, **options)
     kinds = (problem.result_dtype, np.int64, np.int64, problem.result_dtype, problem.result_dtype)
@@ -511,13 +508,26 @@ def _check_labels(
     function: str,
     classes: int,
     ignore_index: Any,
-    argument: str = "targets",
+    argument: str,
     block_info: Any = None,
 ) -> Array:
     """The labels, or an IndexError with the position among all of them."""
     origin = tuple(start for start, _ in block_info[0]["array-location"]) if block_info else ()
     check_labels(function, labels, classes, ignore_index, origin, argument)
     return labels
+
+
+def _checked_labels(labels: Lazy, function: str, classes: int, ignore_index: Any, argument: str) -> Lazy:
+    """The labels; computing them raises an IndexError for a wrong one."""
+    return labels.map_blocks(
+        _check_labels,
+        dtype=labels.dtype,
+        meta=np.empty((0,) * labels.ndim, labels.dtype),
+        function=function,
+        classes=classes,
+        ignore_index=ignore_index,
+        argument=argument,
+    )
 
 
 def _divided(task: Callable[..., Any], *arrays: Any, constant: Divisor | None, **options: Any) -> Any:
@@ -605,15 +615,7 @@ class _Loss:
         if soft:
             self.targets = da.moveaxis(targets, place, -1).rechunk(chunks)
         else:
-            checked = targets.map_blocks(
-                _check_labels,
-                dtype=targets.dtype,
-                meta=np.empty((0,) * targets.ndim, targets.dtype),
-                function=name,
-                classes=problem.classes,
-                ignore_index=options.ignore_index,
-                argument=function.second,
-            )
+            checked = _checked_labels(targets, name, problem.classes, options.ignore_index, function.second)
             self.targets = checked.rechunk(chunks[:-1])
         self.target_index = self.every if soft else self.rows
         self.labels = None if soft else self.targets
@@ -1053,14 +1055,7 @@ class _Products:
         self.every, of_class = (*self.rows, width), (x.ndim,)
         self.x = x.rechunk({width: -1})
         chunks = self.x.chunks[:-1]
-        self.targets = targets.map_blocks(
-            _check_labels,
-            dtype=targets.dtype,
-            meta=np.empty((0,) * targets.ndim, targets.dtype),
-            function=name,
-            classes=classes,
-            ignore_index=options.ignore_index,
-        ).rechunk(chunks)
+        self.targets = _checked_labels(targets, name, classes, options.ignore_index, "targets").rechunk(chunks)
         class_weight = _like(name, "class_weight", options.class_weight, (classes,), -1)
         self.sample_weight = _like(name, "sample_weight", options.sample_weight, x.shape[:-1], chunks)
         self.weights = (class_weight, of_class, self.sample_weight, self.rows)
@@ -1212,6 +1207,66 @@ def _linear(function: Function, *operands: Any, **options: Any) -> Any:
     return (_linear_loss if LOSS in function.result else _linear_statistics)(function, *operands, **options)
 
 
+# --- metrics --------------------------------------------------------------------------------------------------
+
+
+def _metric_sums(x: Array, labels: Array, weights: Any, metrics: Any, axis: int, ignore_index: Any) -> Array:
+    """The exact sums of the rows of a chunk."""
+    sums: Array = RunningMetrics(**metrics).update(x, labels, axis, weights, ignore_index)._sums
+    return sums.reshape((1,) * labels.ndim + sums.shape)
+
+
+def _add_sums(parts: Array, axis: Any, keepdims: bool) -> Array:
+    tables = parts.reshape(-1, *parts.shape[-2:])
+    whole: Array = reduce(sums_joined, tables)
+    return whole.reshape((1,) * (parts.ndim - 2) + whole.shape)
+
+
+def _update_metrics(
+    metrics: RunningMetrics, logits: Any, labels: Any, sample_weight: Any, ignore_index: Any, *, axis: int
+) -> Array:
+    """The exact sums of all rows, which are computed."""
+    name = "RunningMetrics.update"
+    check_in_memory(name, *[one for one in (logits, labels, sample_weight) if not isinstance(one, da.Array)])
+    x = _main(name, "logits", logits, labels)
+    problem = _problem(name, x, axis, name="logits")
+    (place,) = problem.axes
+    labels = _array(name, "labels", labels)
+    check_indices(problem, labels, "labels")
+    index = LossOptions(ignore_index=ignore_index).ignored_index(name)
+    every = tuple(range(x.ndim))
+    rows = tuple(a for a in every if a != place)
+    if not isinstance(logits, da.Array):
+        x = x.rechunk(dict(zip(rows, labels.chunks, strict=True)))
+    x = x.rechunk({place: -1})
+    chunks = tuple(x.chunks[a] for a in rows)
+    weights = _like(name, "sample_weight", sample_weight, problem.row_shape, chunks)
+    checked = _checked_labels(labels, name, problem.classes, index, "labels").rechunk(chunks)
+    settings = {"top_k": metrics.top_k, "bins": metrics.bins}
+    shape = metrics._sums.shape
+    table = (x.ndim, x.ndim + 1)
+    grid = dict.fromkeys(rows, 1) | dict(zip(table, shape, strict=True))
+    options: dict[str, Any] = {"metrics": settings, "axis": place, "ignore_index": index}
+    arrays = (x, every, checked, rows, weights, rows)
+    sums = _blocks(_metric_sums, (*rows, *table), np.dtype(np.int64), *arrays, grid=grid, **options)
+    whole = _tree(sums, _add_sums, tuple(range(len(rows)))) if rows else sums
+    return np.asarray(whole.compute()).reshape(shape)
+
+
+def _update_logsumexp(running: RunningLogSumExp, block: Any, *, axis: int) -> Array:
+    """The summaries of the rows of a block of classes, which are computed."""
+    name = "RunningLogSumExp.update"
+    x = _array(name, "block", block)
+    problem = _problem(name, x, axis, name="block")
+    running._check(problem, axis)
+    return np.asarray(_summaries(x, problem.axes, running._rows.dtype["m"]).compute()).reshape(-1)
+
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    "RunningMetrics.update": _update_metrics,
+    "RunningLogSumExp.update": _update_logsumexp,
+}
+
 # --- the way in -----------------------------------------------------------------------------------------------
 
 _FAMILIES: dict[str, Callable[..., Any]] = {
@@ -1232,7 +1287,12 @@ _FAMILIES: dict[str, Callable[..., Any]] = {
 }
 
 
-def call(name: str, *operands: Any, axis: Any, out: Any, **options: Any) -> Any:
-    """The public function of this name; losses take their options as `options`, a `LossOptions`."""
+def call(name: str, *operands: Any, axis: Any, out: Any = None, **options: Any) -> Any:
+    """The public function of this name; losses take their options as `options`, a `LossOptions`.
+
+    For a method of `fastsoftmax.metrics`, what it adds to the sums of its object.
+    """
+    if name in _METHODS:
+        return _METHODS[name](*operands, axis=axis, **options)
     function = FUNCTIONS[name]
     return _FAMILIES[function.family](function, *operands, axis=axis, out=out, **options)

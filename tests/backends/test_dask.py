@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import child
 import families
@@ -16,6 +17,7 @@ import fastsoftmax as fs
 from fastsoftmax.api import activations
 from fastsoftmax.arrays import long_rows, row_pieces, threads
 from fastsoftmax.arrays.blocks import Problem
+from fastsoftmax.metrics import RunningMetrics
 
 da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("dask")
@@ -604,14 +606,27 @@ def slowly(block, place):
     return block
 
 
-def test_a_killed_worker_costs_time_not_results(tmp_path):
-    x = logits(shape=(64, 30))
+KILLED = {
+    "softmax": lambda x, labels: (fs.softmax(x),),
+    "loss and gradient": fs.cross_entropy_with_grad,
+    "metrics": lambda x, labels: RunningMetrics().update(x, labels).result()[:4],
+}
+
+
+@pytest.mark.parametrize("call", KILLED)
+def test_a_killed_worker_costs_time_not_results(call, tmp_path):
+    x, labels = logits(shape=(64, 30)), np.arange(64) % 30
     trace = tmp_path / "trace"
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
-    with distributed.LocalCluster(processes=True, **options) as cluster, distributed.Client(cluster) as client:
+    with (
+        distributed.LocalCluster(processes=True, **options) as cluster,
+        distributed.Client(cluster) as client,
+        dask.config.set(scheduler=client),
+        ThreadPoolExecutor(1) as pool,
+    ):
         workers = set(client.run(os.getpid).values())
         lazy = da.from_array(x, chunks=(4, 10)).map_blocks(slowly, str(trace), dtype=x.dtype, meta=x[:0, :0])
-        future = client.compute(fs.softmax(lazy))
+        future = pool.submit(lambda: dask.compute(*KILLED[call](lazy, labels)))
         deadline = time.monotonic() + 60
         while not trace.exists() or len(trace.read_text().splitlines()) < 6:
             assert time.monotonic() < deadline
@@ -619,8 +634,9 @@ def test_a_killed_worker_costs_time_not_results(tmp_path):
         victim = int(trace.read_text().splitlines()[0])
         assert victim in workers
         os.kill(victim, signal.SIGKILL)
-        result = future.result(timeout=120)
-    np.testing.assert_allclose(result, fs.softmax(x), rtol=8 * np.finfo(np.float32).eps)
+        results = future.result(timeout=120)
+    for result, expected in zip(results, KILLED[call](x, labels), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=8 * np.finfo(np.float32).eps, atol=1e-7)
     assert len(trace.read_text().splitlines()) > 48  # some pieces were read twice
     assert len(set(trace.read_text().split())) >= 2
 

@@ -117,6 +117,7 @@ def _between(lead: Array, parts: Array, beta: tuple[Any, ...]) -> tuple[Array, A
     n = np.rint(t * LOG2_E)
     r = (t - n * LN2_HIGH) - n * LN2_LOW
     t_low = np.where(np.abs(t_low) < 1, t_low, 0) + difference * low
+    t_low = np.where(np.abs(t) < 1e4, t_low, 0)  # else the factor is 0, but the correction may be huge
     factor = np.exp(r) * (1 + np.where(np.isfinite(t_low), t_low, 0))
     rounded = factor.astype(parts["m"].dtype)
     return rounded, (factor - rounded).astype(rounded.dtype), n

@@ -99,10 +99,10 @@ def _product(a: Array, b: Array) -> Array:
     return np.where(b == 0, 0, a * b)
 
 
-def _greatest(part: Array) -> Array:
-    """The column of the greatest entry of each row."""
-    found: Array = part.argmax(axis=1) if part.shape[1] else np.zeros(len(part), np.intp)
-    return found
+def _greatest(part: Array) -> tuple[Array, Array]:
+    """The rows of a part of a piece, and the columns of their greatest entries; none if it has no classes."""
+    rows = np.arange(len(part) if part.shape[1] else 0)
+    return rows, part.argmax(axis=1) if rows.size else rows
 
 
 def _certain(part: Array, m: Array, lacking: Array) -> tuple[Array, Array]:
@@ -110,7 +110,7 @@ def _certain(part: Array, m: Array, lacking: Array) -> tuple[Array, Array]:
     rows = np.flatnonzero(lacking < 0.5)
     if not rows.size or not part.shape[1]:
         return rows[:0], rows[:0]
-    columns = _greatest(part)[rows]
+    columns = part.argmax(axis=1)[rows]
     here = part[rows, columns] == m[rows]
     return rows[here], columns[here]
 
@@ -265,15 +265,15 @@ def shares_slope(x: Array, records: Array, shares: Shares, weights: Array, dtype
 
 def entry_record(x: Array, v: Array, dtype: Any, beta: Beta, others: bool) -> Array:
     """The records of a piece with `ENTRY`, or `OTHERS`."""
-    result = np.empty(len(x), record_dtype(dtype, OTHERS if others else ENTRY))
+    result = np.zeros(len(x), record_dtype(dtype, OTHERS if others else ENTRY))
     with np.errstate(all="ignore"):
         for rows, _, memory in _slabs(x.shape, dtype, 2 if others else 0):
             part = _cast(x[rows], dtype)
             summaries = long_rows.summarize(part, beta)
             for name in long_rows.FIELDS:
                 result[name][rows] = summaries[name]
-            at = np.arange(len(part)), _greatest(part)
-            result["entry"][rows] = v[rows][at] if x.shape[1] else 0
+            at = _greatest(part)
+            result["entry"][rows][at[0]] = v[rows][at]
             if others:
                 vector, one = memory
                 vector[...] = v[rows]

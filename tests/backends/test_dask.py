@@ -269,6 +269,40 @@ def test_temperature():
         compare(fs.softmax(lazy, temperature=0.3), fs.softmax(x, temperature=0.3), chunks == WHOLE[-1])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-5, 1e30])
+def test_extreme_temperatures_of_rows_in_pieces(temperature, dtype):
+    """Also where the terms of one piece are infinitely smaller than those of another."""
+    x, v = logits(dtype, (5, 8)), np.eye(5, 8, dtype=dtype)
+    lazy = da.from_array(x, chunks=(3, 3))
+    for function in (fs.softmax, fs.log_softmax):
+        expected = function(x, temperature=temperature)
+        np.testing.assert_allclose(function(lazy, temperature=temperature).compute(), expected, rtol=1e-6)
+    for function in (fs.softmax_jvp, fs.log_softmax_jvp, fs.log_softmax_vjp):
+        expected = function(x, v, temperature=temperature)
+        found = function(lazy, v, temperature=temperature).compute()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 / temperature)
+
+
+def test_pieces_without_classes():
+    x, labels = logits(shape=(6, 8)), np.arange(6)
+    lazy = da.from_array(x, chunks=(4, (5, 0, 3)))
+    eps = 8 * np.finfo(np.float32).eps
+    for function, others in (
+        (fs.softmax, ()),
+        (fs.cross_entropy_grad, (labels,)),
+        (fs.cross_entropy_grad, (x,)),
+        (fs.squared_error_grad, (x,)),
+        (fs.softmax_jvp, (x,)),
+        (fs.log_softmax_jvp, (x,)),
+        (fs.log_softmax_vjp, (x,)),
+        (fs.cross_entropy_hvp, (labels, x)),
+        (fs.cross_entropy_hessian_diag, (labels,)),
+    ):
+        found, expected = function(lazy, *others).compute(), function(x, *others)
+        np.testing.assert_allclose(found, expected, rtol=8 * eps, atol=8 * eps)
+
+
 @pytest.mark.slow
 def test_temperature_and_given_probabilities_of_products():
     x, v = logits(), logits()[::-1]

@@ -7,12 +7,12 @@ whole rows
     No class axis is cut. Each chunk is a call of the in-memory function: every row has the same bits.
 rows in pieces
     Otherwise each piece of a row gets a summary, the summaries are merged in a tree, and the results of a piece
-    follow from the merged one (`fastsoftmax.arrays.long_rows`). A loss also needs the logit of the label, or a sum
-    over the shares of the classes, which are merged together with the summary (`fastsoftmax.arrays.row_pieces`):
-    each chunk of the logits is read once for a loss, and twice for a gradient. The bounds of the in-memory
-    function hold, and no task holds more than one chunk of each array. Functions without `pieces` in
-    `fastsoftmax._spec`, and losses with a z-loss or capped logits, first bring the classes of a row into one
-    chunk.
+    follow from the merged one (`fastsoftmax.arrays.long_rows`). A cross-entropy also needs the logit of the label,
+    or a sum over the shares of the classes, which are merged together with the summary
+    (`fastsoftmax.arrays.row_pieces`): each chunk of the logits is read once for a cross-entropy, and twice for its
+    gradient. The bounds of the in-memory function hold, and no task holds more than one chunk of each array.
+    Functions without `pieces` in `fastsoftmax._spec`, and losses with a z-loss or capped logits, first bring the
+    classes of a row into one chunk.
 
 Functions of features and weights take features that are cut over the rows, and weights in memory. Each task has
 the logits of its rows only, and sums over the rows are added up in a tree.

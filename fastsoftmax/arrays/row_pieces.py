@@ -13,7 +13,8 @@ entry, others, others_low
     A vector v at the greatest logit, and the sum of its other entries as a pair. `kernels.derivatives` says
     why v is measured from its value at a class with p > 1/2.
 
-So a cross-entropy needs one pass over the logits, and its gradient one more; products p (v - p.v) need the sum p.v between.
+So a cross-entropy needs one pass over the logits, and its gradient one more. Products p (v - p.v) need the sum p.v
+in between.
 
 Probabilities and sums come from kernels. The rest is computed in float64, for some rows at a time, in memory that
 a task allocates once: an allocator that gives its memory back at once, as Dask asks for in its worker processes,

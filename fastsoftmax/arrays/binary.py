@@ -26,7 +26,7 @@ from fastsoftmax.arrays.blocks import (
     real_array,
     same_place,
 )
-from fastsoftmax.arrays.lazy import check_in_memory
+from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions
 from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import (
@@ -351,7 +351,8 @@ def binary_loss(function: str, order: int, logits: Any, targets: Any, options: B
     """The losses and derivatives of a public function: (loss, gradient or second derivative or None)."""
     if out is None and (small := _small(order, logits, targets, options)) is not None:
         return small
-    check_in_memory(function, logits, targets, *options, advice="pass their chunks to dask.array.map_blocks")
+    if backend_for(logits, targets, *options):
+        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks to dask.array.map_blocks")
     entries = _Entries(function, logits, targets, options)
     name, constants, work = _constants(entries, options)
     unreduced = options.reduction == "none" and order != CURVATURE

@@ -84,13 +84,13 @@ def dask_for(*values: Any) -> Call | None:
     return backend_for(*lazy) if lazy else None
 
 
-def check_in_memory(function: str, *arrays: Any, advice: str = "pass their chunks of rows one by one") -> None:
-    """TypeError for arrays of a back end; `advice` is for those of Dask."""
+def check_in_memory(function: str, *arrays: Any) -> None:
+    """TypeError for arrays of a back end."""
     for one in arrays:
         if not backend_for(one):
             continue
         if _is_of(one, "dask.array", "Array"):
-            raise TypeError(f"{function}: Dask arrays are not supported; {advice}")
+            raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
         if _is_of(one, "xarray", "DataArray"):
             raise TypeError(f"{function}: DataArrays of xarray are not supported; pass their data")
         kind = f"{type(one).__module__.partition('.')[0]}.{type(one).__name__}"

@@ -19,7 +19,7 @@ import numpy as np
 from fastsoftmax._vectors import COUNT, HITS, METRICS, ONES, SLAB, SUM_WORDS, VALUES, WEIGHT
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import Array, Problem
-from fastsoftmax.arrays.lazy import check_in_memory
+from fastsoftmax.arrays.lazy import check_in_memory, dask_for
 from fastsoftmax.arrays.metrics import LOWEST_BIT, Total, exact_sums, joined, labelled_rows, mean, ratio, total
 
 __all__ = ["Metrics", "ReliabilityBins", "RunningLogSumExp", "RunningMetrics"]
@@ -145,8 +145,7 @@ class RunningMetrics:
     A row with NaN makes loss, Brier score, entropy and calibration error NaN, and is no hit. A label with the
     logit -inf makes the loss inf. Products of weights and losses beyond the range of float64 count as inf.
 
-    An object may be used by one thread at a time. Threads, processes and Dask workers get one each, which are
-    merged at the end.
+    An object may be used by one thread at a time. Threads and processes get one each, which are merged at the end.
 
     References
     ----------
@@ -215,14 +214,21 @@ class RunningMetrics:
         ValueError
             If the shapes do not fit, or a weight is negative, infinite or NaN.
         TypeError
-            For dtypes that are not real numbers, labels that are not integers, and Dask arrays.
+            For dtypes that are not real numbers, and labels that are not integers.
         IndexError
             For a label outside of 0 .. K - 1: the message names its value and position.
 
         Notes
         -----
         If there is an error, or Ctrl-C, nothing has been added.
+
+        Dask arrays are computed at once, by Dask's scheduler: each chunk of rows on a worker, with the same bits.
+        If the axis of the classes is cut, the classes of a row are brought together first.
         """
+        if lazy := dask_for(logits, labels, sample_weight):
+            arguments = logits, labels, sample_weight, ignore_index
+            self._sums = joined(self._sums, lazy("RunningMetrics.update", self, *arguments, axis=axis))
+            return self
         rows = labelled_rows("RunningMetrics.update", logits, labels, axis, sample_weight, ignore_index)
         before = np.array(self.top_k, np.int64), self.bins
         self._sums = exact_sums("metrics.update", rows, self._sums, 3 * self.bins + 2 + 2 * SLAB, FIELDS, before)
@@ -381,27 +387,24 @@ class RunningLogSumExp:
         ValueError
             If the shape does not fit.
         TypeError
-            If the dtype does not fit, and for Dask arrays.
+            If the dtype does not fit.
         numpy.exceptions.AxisError
             For an axis that `block` does not have.
 
         Notes
         -----
         If there is an error, or Ctrl-C, nothing has been added.
+
+        A Dask array is computed at once, by Dask's scheduler, and its chunks may cut the classes.
         """
         function = "RunningLogSumExp.update"
+        if lazy := dask_for(block):
+            found = lazy(function, self, block, axis=axis)
+            self._rows = long_rows.merge(np.stack([self._rows, found], axis=-1))
+            return self
         check_in_memory(function, block)
         problem = Problem(function, block, axis, name="block")
-        if problem.row_shape != self.shape:
-            raise ValueError(
-                f"{function}: block has shape {problem.shape}, expected {self.shape} and an axis of "
-                f"classes at {axis}"
-            )
-        if not np.can_cast(problem.x.dtype, self.dtype, "safe"):
-            raise TypeError(
-                f"{function}: block has dtype {problem.x.dtype}, which {self.dtype} cannot hold; convert it, or "
-                f"use RunningLogSumExp(shape, {np.result_type(problem.x.dtype, self.dtype)})"
-            )
+        self._check(problem, axis)
         moved = np.moveaxis(problem.x, problem.axes[0], -1)
         moved = moved[None] if moved.ndim == 1 else moved
         rows, kind = self._rows.copy(), self._rows.dtype["m"]
@@ -415,6 +418,20 @@ class RunningLogSumExp:
             rows[here] = long_rows.merge(np.stack([rows[here], long_rows.summarize(matrix)], axis=-1))
         self._rows = rows
         return self
+
+    def _check(self, problem: Problem, axis: int) -> None:
+        """An error unless a block has the shape of the rows and a dtype that fits."""
+        function, dtype = problem.function, problem.x.dtype
+        if problem.row_shape != self.shape:
+            raise ValueError(
+                f"{function}: block has shape {problem.shape}, expected {self.shape} and an axis of "
+                f"classes at {axis}"
+            )
+        if not np.can_cast(dtype, self.dtype, "safe"):
+            raise TypeError(
+                f"{function}: block has dtype {dtype}, which {self.dtype} cannot hold; convert it, or "
+                f"use RunningLogSumExp(shape, {np.result_type(dtype, self.dtype)})"
+            )
 
     def merge(self, other: "RunningLogSumExp") -> "RunningLogSumExp":
         """Add all classes of another object, which stays as it is.

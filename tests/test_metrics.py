@@ -369,13 +369,89 @@ def test_errors_of_metrics():
         RunningMetrics().merge({})
 
 
-def test_dask_arrays_are_refused():
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("chunks", [(3, 5, 4), (7, 9, 6), (2, 4, 1)])
+def test_dask_arrays(axis, chunks):
+    """The bits of the same rows in memory, added to what is there; the class axis may be cut."""
     da = pytest.importorskip("dask.array")
-    for arguments in ((da.zeros((2, 3)), [0, 1]), (np.zeros((2, 3)), da.zeros(2, dtype=int))):
-        with pytest.raises(TypeError, match=r"RunningMetrics\.update: Dask arrays are not supported"):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(7, 9, 6)).astype(np.float32)
+    shape = np.delete(x.shape, axis)
+    y, weight = rng.integers(0, x.shape[axis], shape), rng.random(shape)
+    y[0, 0] = -1
+    many, few = da.from_array(x, chunks=chunks), da.from_array(y, chunks=(2, 3))
+    cases = (many, few, None), (x, few, None), (many, y, weight), (many, few, da.asarray(weight))
+    for logits, labels, weights in cases:
+        whole = None if weights is None else weight
+        wanted = part(0).update(x, y, axis, whole, -1)
+        found = part(0).update(logits, labels, axis, weights, -1)
+        assert_same(found.result(), wanted.result())
+    running = RunningLogSumExp(shape, np.float32).update(np.ones_like(x), axis)
+    wanted = RunningLogSumExp(shape, np.float32).update(np.ones_like(x), axis).update(x, axis).value()
+    np.testing.assert_array_max_ulp(running.update(many, axis).value(), wanted, 1)
+
+
+def test_dask_arrays_of_one_row_and_of_none():
+    da = pytest.importorskip("dask.array")
+    x = np.array([0.0, 2.0, 1.0])
+    cut = da.from_array(x, chunks=2)
+    assert_same(RunningMetrics().update(cut, 1).result(), RunningMetrics().update(x, 1).result())
+    empty = RunningMetrics().update(da.zeros((0, 3)), da.zeros(0, dtype=int))
+    assert empty.result().count == 0
+    assert RunningLogSumExp((), float).update(cut).value() == pytest.approx(2.4076059644443806)
+
+
+def test_errors_of_dask_arrays_add_nothing():
+    da = pytest.importorskip("dask.array")
+    x, y = da.zeros((4, 3), chunks=(2, 2)), np.array([0, 1, 2, 3])
+    one, running = part(0), RunningLogSumExp(4, np.float32)
+    wanted = one.result()
+    for arguments, kind, words in (
+        ((x, y), IndexError, r"RunningMetrics\.update: labels\[3\] is 3"),
+        ((x, y[:3]), ValueError, r"RunningMetrics\.update: labels has shape \(3,\)"),
+        ((x, y / 1), TypeError, r"RunningMetrics\.update: labels .* dtype float64"),
+        ((x, y, 2), np.exceptions.AxisError, r"RunningMetrics\.update: axis 2"),
+        (
+            (x, y % 3, -1, [1, 1, 1, -1]),
+            ValueError,
+            r"RunningMetrics\.update: sample_weight must be finite and >= 0",
+        ),
+        ((x, y % 3, -1, [1, 1]), ValueError, r"RunningMetrics\.update: sample_weight has shape \(2,\)"),
+        ((x, y % 3, -1, None, "a"), TypeError, r"RunningMetrics\.update: ignore_index must be an integer"),
+        ((x[x[:, 0] > 0], y), ValueError, r"RunningMetrics\.update: logits has chunks of unknown size"),
+    ):
+        with pytest.raises(kind, match=words):
+            one.update(*arguments)
+    assert_same(one.result(), wanted)
+    for block, kind, words in (
+        (x[:3].astype("f"), ValueError, r"RunningLogSumExp\.update: block has shape \(3, 3\)"),
+        (x, TypeError, r"RunningLogSumExp\.update: block has dtype float64, which float32 cannot hold"),
+    ):
+        with pytest.raises(kind, match=words):
+            running.update(block)
+    assert (running.value() == -np.inf).all()
+
+
+def test_arrays_of_other_libraries_are_refused_by_their_names():
+    xr = pytest.importorskip("xarray")
+    da = pytest.importorskip("dask.array")
+    x, y = np.zeros((2, 3)), np.zeros(2, int)
+    for arguments in ((xr.DataArray(x), y), (x, xr.DataArray(y)), (da.zeros((2, 3)), xr.DataArray(y))):
+        with pytest.raises(
+            TypeError, match=r"RunningMetrics\.update: DataArrays of xarray are not supported; pass"
+        ):
             RunningMetrics().update(*arguments)
-    with pytest.raises(TypeError, match=r"RunningLogSumExp\.update: Dask arrays are not supported"):
-        RunningLogSumExp(2, float).update(da.zeros((2, 3)))
+    with pytest.raises(TypeError, match=r"RunningLogSumExp\.update: DataArrays of xarray are not supported"):
+        RunningLogSumExp(2, float).update(xr.DataArray(x))
+
+    class Exchanged:
+        """An array of another library."""
+
+        def __dlpack__(self, **_):
+            return x.__dlpack__()
+
+    with pytest.raises(TypeError, match=r"RunningMetrics\.update: arrays of the class \w+\.Exchanged are not"):
+        RunningMetrics().update(Exchanged(), y)
 
 
 def test_what_is_shown():

@@ -80,16 +80,33 @@ def backend_for(*values: Any) -> Call | None:
     return None
 
 
+def dask_for(*values: Any) -> Call | None:
+    """The back end for Dask arrays if one of the values is one, else None."""
+    lazy = [value for value in values if _is_of(value, "dask.array", "Array")]
+    return backend_for(*lazy) if lazy else None
+
+
 def check_in_memory(function: str, *arrays: Any) -> None:
     """TypeError for arrays of a back end."""
-    if backend_for(*arrays):
-        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+    for one in arrays:
+        if not backend_for(one):
+            continue
+        if _is_of(one, "dask.array", "Array"):
+            raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks of rows one by one")
+        if _is_of(one, "xarray", "DataArray"):
+            raise TypeError(f"{function}: DataArrays of xarray are not supported; pass their data")
+        kind = f"{type(one).__module__.partition('.')[0]}.{type(one).__name__}"
+        raise TypeError(f"{function}: arrays of the class {kind} are not supported; pass numpy.asarray(x)")
+
+
+def _is_of(value: Any, module: str, name: str) -> bool:
+    """Whether it is an array of this class of a module, which need not be imported."""
+    return isinstance(value, getattr(sys.modules.get(module), name, ()))
 
 
 def _unlabelled(value: Any) -> Any:
     """The array in a DataArray of xarray; other values as they are."""
-    kind = getattr(sys.modules.get("xarray"), "DataArray", ())
-    return value.data if isinstance(value, kind) else value
+    return value.data if _is_of(value, "xarray", "DataArray") else value
 
 
 def exchanging(function: Callable[P, R]) -> Callable[P, R]:

@@ -78,9 +78,7 @@ class Pieces:
 
     def _labelled(self, rows: slice, classes: slice) -> tuple[Array, Array]:
         """The rows and columns of a block with the labels that lie in it."""
-        columns = self.labels[rows] - classes.start
-        at = np.flatnonzero((columns >= 0) & (columns < classes.stop - classes.start))
-        return at, columns[at]
+        return long_rows.inside(self.labels[rows], classes.start, classes.stop - classes.start)
 
     def _weights_of(self, classes: slice) -> Array:
         """The weights of some classes."""
@@ -138,7 +136,7 @@ class Pieces:
 
     def slope(self, z: Array, rows: slice, classes: slice, logits: Array) -> None:
         """The second pass: replace a block of capped logits by the gradient with respect to `logits`."""
-        long_rows.slope(z, read_only(np.ascontiguousarray(self.given_rows[:, rows])), self.scale)
+        long_rows.slope(z, read_only(np.ascontiguousarray(self.given_rows[:, rows])), self.scale, z)
         if self.sums is not None:
             weights, flat = self._weights_of(classes), self.flat[rows]
             step = max(1, OUTER_BYTES // max(1, weights.nbytes))

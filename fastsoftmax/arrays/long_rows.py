@@ -117,6 +117,7 @@ def _between(lead: Array, parts: Array, beta: tuple[Any, ...]) -> tuple[Array, A
     n = np.rint(t * LOG2_E)
     r = (t - n * LN2_HIGH) - n * LN2_LOW
     t_low = np.where(np.abs(t_low) < 1, t_low, 0) + difference * low
+    t_low = np.where(np.abs(t) < 1e4, t_low, 0)  # else the factor is 0, but the correction may be huge
     factor = np.exp(r) * (1 + np.where(np.isfinite(t_low), t_low, 0))
     rounded = factor.astype(parts["m"].dtype)
     return rounded, (factor - rounded).astype(rounded.dtype), n
@@ -162,19 +163,19 @@ def _given(summaries: Array) -> Array:
     return read_only(np.stack([summaries[field] for field in ("m", "ties", "rest", "rest_low")]))
 
 
-def _finished(kernel: str, matrix: Array, summaries: Array, beta: Beta) -> Array:
+def _finished(kernel: str, matrix: Array, summaries: Array, beta: Beta, out: Array | None = None) -> Array:
     problem, x = _block(matrix)
-    output = problem.output(None)
+    output = problem.output(out)
     compiled = entry(f"pieces.{kernel}")
     given = _given(summaries)
     run(compiled, problem.rows, x.size, problem.room(1), x, output.block, given, beta)
-    result: Array = output.result
+    result: Array = output.finish()
     return result
 
 
-def softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
+def softmax(matrix: Array, summaries: Array, beta: Beta = None, out: Array | None = None) -> Array:
     """Probabilities of one piece (rows, classes), from the merged summary of each row."""
-    return _finished("softmax", matrix, summaries, beta)
+    return _finished("softmax", matrix, summaries, beta, out)
 
 
 def log_softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
@@ -182,26 +183,41 @@ def log_softmax(matrix: Array, summaries: Array, beta: Beta = None) -> Array:
     return _finished("log_softmax", matrix, summaries, beta)
 
 
-def _totals(summaries: Array) -> Array:
+def logsumexp(summaries: Array) -> Array:
+    """The log-sum-exp of each row, from its merged summary."""
     problem, m = _block(np.ascontiguousarray(summaries["m"])[:, None])
     rows = np.empty((2, problem.rows), problem.dtype)
     run(entry("pieces.totals"), problem.rows, problem.rows, problem.room(1), m, rows, _given(summaries))
-    return rows
-
-
-def logsumexp(summaries: Array) -> Array:
-    """The log-sum-exp of each row, from its merged summary."""
-    values: Array = _totals(summaries)[0]
+    values: Array = rows[0]
     return values
 
 
 def remainder(summaries: Array) -> Array:
-    """1 - p of the greatest entry of each row, accurate where p is close to 1."""
-    values: Array = _totals(summaries)[1]
-    return values
+    """1 - p of the greatest entry of each row, accurate where p is close to 1; with a temperature, too."""
+    with np.errstate(all="ignore"):
+        top, ties, rest, rest_low = (summaries[name].astype(np.float64) for name in ("top", *FIELDS[5:]))
+        top += summaries["top_low"]
+        others = (ties - 1) * top + (rest + rest_low)
+        return (others / (others + top)).astype(summaries.dtype["m"])
+
+
+def inner(a: Array, b: Array) -> tuple[Array, Array]:
+    """sum_j a_j b_j of the rows of contiguous matrices (rows, classes) of one dtype, as a pair."""
+    problem, x = _block(a)
+    sums = np.empty((2, problem.rows), problem.dtype)
+    given = read_only(np.empty((1, problem.rows), problem.dtype))  # only its width is used
+    run(entry("pieces.dots"), problem.rows, 2 * x.size, problem.room(2), x, b[..., None], sums, given, None, True)
+    return sums[0], sums[1]
 
 
 # --- losses of class indices ------------------------------------------------------------------------------------
+
+
+def inside(labels: Array, first: int, classes: int) -> tuple[Array, Array]:
+    """The rows whose labels, int64, are among so many classes from `first` on, and which of these they are."""
+    columns = labels - first
+    at = np.flatnonzero((columns >= 0) & (columns < classes))
+    return at, columns[at]
 
 
 def weighed(summaries: Array, weights: Array) -> Array:
@@ -217,10 +233,13 @@ def labelled(logits: Array, given: Array, scale: tuple[Any, Any]) -> Array:
     return rows
 
 
-def slope(matrix: Array, given: Array, scale: tuple[Any, Any]) -> None:
-    """Replace one piece (rows, classes), contiguous, by the gradient of the loss beside the labels."""
+def slope(matrix: Array, given: Array, scale: tuple[Any, Any], out: Array | None = None) -> Array:
+    """The gradient of the loss beside the labels, for one piece (rows, classes); `out` may be the piece itself."""
     problem, x = _block(matrix)
-    run(entry("pieces.gradient"), problem.rows, 2 * x.size, problem.room(1), x, x, given, *scale)
+    output = problem.output(out)
+    run(entry("pieces.gradient"), problem.rows, 2 * x.size, problem.room(1), x, output.block, given, *scale)
+    result: Array = output.finish()
+    return result
 
 
 # --- long rows of one array -----------------------------------------------------------------------------------

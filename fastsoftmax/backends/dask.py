@@ -7,9 +7,12 @@ whole rows
     No class axis is cut. Each chunk is a call of the in-memory function: every row has the same bits.
 rows in pieces
     Otherwise each piece of a row gets a summary, the summaries are merged in a tree, and the results of a piece
-    follow from the merged one (`fastsoftmax.arrays.long_rows`). The bounds of the in-memory function hold, and no
-    task holds more than one chunk of each array. Functions without `pieces` in `fastsoftmax._spec`, and losses
-    with a z-loss or capped logits, first bring the classes of a row into one chunk.
+    follow from the merged one (`fastsoftmax.arrays.long_rows`). A cross-entropy also needs the logit of the label,
+    or a sum over the shares of the classes, which are merged together with the summary
+    (`fastsoftmax.arrays.row_pieces`): each chunk of the logits is read once for a cross-entropy, and twice for its
+    gradient. The bounds of the in-memory function hold, and no task holds more than one chunk of each array.
+    Functions without `pieces` in `fastsoftmax._spec`, and losses with a z-loss or capped logits, first bring the
+    classes of a row into one chunk.
 
 Losses of single logits have no rows that could be cut: a task computes the entries of a chunk.
 
@@ -20,7 +23,7 @@ Dask's workers already use all processors, so a task does all its work in one th
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import dask.array as da
@@ -29,8 +32,9 @@ from dask import delayed
 
 from fastsoftmax._spec import ENTRIES, FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, Function
 from fastsoftmax.api import activations, derivatives, entropy, sampling, statistics
-from fastsoftmax.arrays import binary, long_rows
+from fastsoftmax.arrays import binary, long_rows, row_pieces
 from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array, stand_in
+from fastsoftmax.arrays.lazy import check_in_memory
 from fastsoftmax.arrays.linear import (
     Linear,
     LinearGradients,
@@ -42,15 +46,18 @@ from fastsoftmax.arrays.linear import (
 )
 from fastsoftmax.arrays.linear import statistics as statistics_of_products
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
+from fastsoftmax.arrays.metrics import joined as sums_joined
 from fastsoftmax.arrays.options import (
     LossOptions,
     RowTargets,
+    check_indices,
     check_kind,
     check_labels,
     known_divisor,
     part_of_divisor,
     row_targets,
 )
+from fastsoftmax.arrays.row_pieces import Direction, Mix, Shares
 from fastsoftmax.arrays.sampling import Draws, filters_of
 from fastsoftmax.arrays.statistics import LabelStatistics
 from fastsoftmax.arrays.threads import threads
@@ -67,15 +74,13 @@ from fastsoftmax.arrays.weights import (
     part_of_sum,
     repeated_divisor,
 )
+from fastsoftmax.metrics import RunningLogSumExp, RunningMetrics
 
 Lazy = Any  # dask.array.Array, for which Dask has no types
 
-SLAB = 1 << 18
-"""Elements of a piece that are computed at a time, where this needs float64 arrays of that size."""
-
 _PAIR = np.dtype([("high", np.float64), ("low", np.float64)])
 _DIVISOR = np.dtype([("value", np.float64), ("exponent", np.int64)])
-_CERTAIN = np.dtype([("found", np.float64), ("entry", np.float64), ("lacking", np.float64)])
+_ERROR = np.dtype([*_PAIR.descr, ("square", np.float64), ("square_low", np.float64)])
 _PLAN = np.dtype([("factor", np.float64), ("whole", np.float64)])
 
 
@@ -326,15 +331,8 @@ def _statistics(function: Function, x: Any, labels: Any, *, axis: Any, out: Any,
     x = x.rechunk({place: -1})
     every = tuple(range(x.ndim))
     rows = tuple(a for a in every if a != place)
-    checked = labels.map_blocks(
-        _check_labels,
-        dtype=labels.dtype,
-        meta=np.empty((0,) * labels.ndim, labels.dtype),
-        function=function.name,
-        classes=problem.classes,
-        ignore_index=options["ignore_index"],
-        argument="labels",
-    ).rechunk(tuple(x.chunks[a] for a in rows))
+    checked = _checked_labels(labels, function.name, problem.classes, options["ignore_index"], "labels")
+    checked = checked.rechunk(tuple(x.chunks[a] for a in rows))
     options |= {"function": function, "axis": place}
     found = _blocks(_in_memory, every, problem.result_dtype, x, every, checked, rows, **options)
     kinds = (problem.result_dtype, np.int64, np.int64, problem.result_dtype, problem.result_dtype)
@@ -349,14 +347,21 @@ def _summarize(x: Array, axes: Any, beta: Any, dtype: Any) -> Array:
 
 
 def _merge(parts: Array, axis: Any, keepdims: bool, beta: Any = None) -> Array:
-    return _kept(long_rows.merge(_matrix(parts, axis), beta), parts.shape, axis)
+    return _kept(row_pieces.merge(_matrix(parts, axis), beta), parts.shape, axis)
+
+
+def _merged(
+    task: Any, names: tuple[str, ...], dtype: Any, axes: tuple[int, ...], /, *arrays: Any, **options: Any
+) -> Lazy:
+    """The merged summary of each row with the fields of `names`, from the results of a task for each piece."""
+    kind, grid = row_pieces.record_dtype(dtype, names), dict.fromkeys(axes, 1)
+    parts = _blocks(task, arrays[1], kind, *arrays, grid=grid, dtype=dtype, **options)
+    return _tree(parts, partial(_merge, beta=options.get("beta")), axes)
 
 
 def _summaries(x: Lazy, axes: tuple[int, ...], dtype: Any, beta: Any = None) -> Lazy:
     """The merged summary of each row."""
-    every, kind = tuple(range(x.ndim)), long_rows.summary_dtype(dtype)
-    options = {"axes": axes, "beta": beta, "dtype": dtype, "grid": dict.fromkeys(axes, 1)}
-    return _tree(_blocks(_summarize, every, kind, x, every, **options), partial(_merge, beta=beta), axes)
+    return _merged(_summarize, (), dtype, axes, x, tuple(range(x.ndim)), axes=axes, beta=beta)
 
 
 def _hide(x: Array, where: Array) -> Array:
@@ -409,95 +414,73 @@ def _forward(function: Function, x: Any, *, axis: Any, out: Any, where: Any, **o
 # --- derivatives ----------------------------------------------------------------------------------------------
 
 
-def _pair(high: Array, low: Any, shape: tuple[int, ...], axes: Any) -> Array:
-    result = np.empty(high.shape, _PAIR)
-    result["high"], result["low"] = high, low
+def _pairs(kind: Any, numbers: Any, shape: tuple[int, ...], axes: Any) -> Array:
+    """Records of numbers of the rows, one array for each field, in the shape of the array with its axes kept."""
+    result = np.empty(len(numbers[0]), kind)
+    for name, values in zip(kind.names, numbers, strict=True):
+        result[name] = values
     return _kept(result, shape, axes)
 
 
-def _sum(values: Array) -> tuple[Array, Array]:
-    """The sum along the last axis of float64 numbers as a pair."""
-    with np.errstate(all="ignore"):
-        return long_rows.pair_sum(values, np.zeros_like(values))
-
-
-def _certain_piece(probs: Array, vector: Array, axis: int) -> Array:
-    """For a piece: the number of classes with p > 1/2 (1 or 0), v of that class, and the sum of the other p.
-
-    `kernels.derivatives` explains why v is measured from its value at such a class.
-    """
-    at = probs > 0.5
-    result = np.empty([1 if a == axis else n for a, n in enumerate(probs.shape)], _CERTAIN)
-    with np.errstate(all="ignore"):
-        result["found"] = at.sum(axis=axis, keepdims=True)
-        result["entry"] = np.where(at, vector, 0).sum(axis=axis, keepdims=True, dtype=np.float64)
-        result["lacking"] = np.where(at, 0, probs).sum(axis=axis, keepdims=True, dtype=np.float64)
-    return result
-
-
-def _add_certain(parts: Array, axis: Any, keepdims: bool) -> Array:
-    result = np.empty([1 if a in axis else n for a, n in enumerate(parts.shape)], _CERTAIN)
-    with np.errstate(all="ignore"):
-        for field in _CERTAIN.names or ():
-            result[field] = parts[field].sum(axis=tuple(axis), keepdims=True)
-    return result
-
-
-def _certain(probs: Lazy, vector: Lazy, axis: int) -> Lazy:
-    """The certain class of each row, which is the class with p > 1/2, if there is one."""
-    every = tuple(range(vector.ndim))
-    parts = _blocks(_certain_piece, every, _CERTAIN, probs, every, vector, every, grid={axis: 1}, axis=axis)
-    return _tree(parts, _add_certain, (axis,))
-
-
-def _dot(probs: Array, vector: Array, certain: Any, axis: int, plain: bool) -> Array:
-    """sum_j p_j (v_j - c) over a piece, where c is v of the certain class; `plain`: sum_j v_j of the others."""
-    values = vector.astype(np.float64)
-    with np.errstate(all="ignore"):
-        if plain:
-            values[probs > 0.5] = 0
-        else:
-            values = values * probs if certain is None else (values - certain["entry"]) * probs
-        return _pair(*_sum(_matrix(values, (axis,))), vector.shape, (axis,))
-
-
 def _add(parts: Array, axis: Any, keepdims: bool) -> Array:
-    pairs = _matrix(parts, axis)
+    """The sums of pairs: each is two fields."""
+    matrix, names = _matrix(parts, axis), parts.dtype.names or ()
     with np.errstate(all="ignore"):
-        high, low = long_rows.pair_sum(pairs["high"], pairs["low"])
-    return _pair(high, low, parts.shape, axis)
+        sums = [long_rows.pair_sum(matrix[a], matrix[b]) for a, b in zip(names[::2], names[1::2], strict=True)]
+    return _pairs(parts.dtype, [number for pair in sums for number in pair], parts.shape, axis)
 
 
 def _total(parts: Lazy, axis: int) -> Lazy:
-    """The sum of pairs, one for each piece, over all pieces of a row."""
+    """The sums of pairs, for each piece, over all pieces of a row."""
     return _tree(parts, _add, (axis,))
 
 
-def _combine(
-    probs: Any, vector: Array, certain: Any, dot: Array, function: str, temperature: float, dtype: Any
+def _entries(x: Array, vector: Array, axis: int, beta: Any, dtype: Any, others: bool) -> Array:
+    axes = (axis,)
+    found = row_pieces.entry_record(_matrix(x, axes), _matrix(vector, axes), dtype, beta, others)
+    return _kept(found, x.shape, axes)
+
+
+def _direction(x: Array, vector: Array, records: Any, axis: int, dtype: Any, beta: Any, error: bool) -> Direction:
+    axes = (axis,)
+    flat = None if records is None else records.reshape(-1)
+    return Direction(_matrix(x, axes), _matrix(vector, axes), flat, dtype, beta, error)
+
+
+def _mean(
+    x: Array, vector: Array, records: Any, axis: int, dtype: Any, beta: Any = None, error: bool = False
 ) -> Array:
-    """The product with the Jacobian, from the sums of `_dot` over the whole row."""
-    with np.errstate(all="ignore"):
-        values = vector.astype(np.float64)
-        if function == "log_softmax_vjp":
-            others = dot["high"] + dot["low"]
-            inside = values - probs * (others + certain["entry"])
-            values = np.where(probs > 0.5, certain["lacking"] * values - probs * others, inside)
-        else:
-            if certain is not None:
-                values = values - certain["entry"]
-            values = (values - dot["high"]) - dot["low"]
-            if function != "log_softmax_jvp":
-                values *= probs
-        return _cast(values / temperature, dtype)
+    """The part of a piece in p.v, and that of an error in the sum of its squares."""
+    mean, squares = _direction(x, vector, records, axis, dtype, beta, error).sums()
+    numbers = [*mean, *squares] if error else mean
+    return _pairs(_ERROR if error else _PAIR, numbers, x.shape, (axis,))
 
 
-def _probs(x: Lazy, axis: int, dtype: Any, beta: Any = None) -> Lazy:
-    """softmax of rows in pieces, in the dtype of the computation."""
-    every = tuple(range(x.ndim))
-    options = {"function": "softmax", "axes": (axis,), "beta": beta, "hidden": 0.0, "dtypes": (dtype, dtype)}
-    summaries = _summaries(x, (axis,), dtype, beta)
-    return _blocks(_finish, every, dtype, x, every, summaries, every, None, None, **options)
+def _scaled_product(
+    x: Array,
+    vector: Array,
+    records: Any,
+    mean: Array,
+    weights: Any,
+    axis: int,
+    dtypes: Any,
+    beta: Any = None,
+    temperature: float = 1.0,
+    error: bool = False,
+    times_p: bool = True,
+) -> Array:
+    """The product with the Jacobian, times the weight of each row."""
+    direction = _direction(x, vector, records, axis, dtypes[0], beta, error)
+    sums = mean["high"].reshape(-1), mean["low"].reshape(-1)
+    return _restored(direction.product(sums, weights, temperature, dtypes[1], times_p), x.shape, (axis,))
+
+
+def _log_softmax_vjp(
+    x: Array, vector: Array, records: Array, axis: int, dtypes: Any, beta: Any, temperature: float
+) -> Array:
+    matrices = _matrix(x, (axis,)), _matrix(vector, (axis,))
+    found = row_pieces.log_softmax_vjp(*matrices, records.reshape(-1), beta, temperature, dtypes)
+    return _restored(found, x.shape, (axis,))
 
 
 def _product(
@@ -516,14 +499,22 @@ def _product(
     every = tuple(range(x.ndim))
     if _uncut(x, (place,)):
         return _whole_rows(function, problem, x, vector, **_keywords(temperature, from_probs))
-    probs = x if from_probs else _probs(x, place, problem.dtype, beta)
-    certain = None if from_probs else _certain(probs, vector, place)
-    arrays = (probs, every, vector, every, certain, every)
-    plain = name == "log_softmax_vjp"
-    dot = _total(_blocks(_dot, every, _PAIR, *arrays, grid={place: 1}, axis=place, plain=plain), place)
-    options: dict[str, Any] = {"function": name, "temperature": float(temperature), "dtype": problem.result_dtype}
-    needed = (None if name == "log_softmax_jvp" else probs, *arrays[1:])
-    return _blocks(_combine, every, problem.result_dtype, *needed, dot, every, **options)
+    dtypes = problem.dtype, problem.result_dtype
+    arrays: tuple[Any, ...] = (x, every, vector, every)
+    options: dict[str, Any] = {"axis": place, "beta": beta}
+    others = name == "log_softmax_vjp"
+    records = None
+    if not from_probs:
+        names = row_pieces.OTHERS if others else row_pieces.ENTRY
+        records = _merged(_entries, names, problem.dtype, (place,), *arrays, others=others, **options)
+    arrays = (*arrays, records, every)
+    result = {"dtypes": dtypes, "temperature": float(temperature), **options}
+    if others:
+        return _blocks(_log_softmax_vjp, every, problem.result_dtype, *arrays, **result)
+    means = _blocks(_mean, every, _PAIR, *arrays, grid={place: 1}, dtype=problem.dtype, **options)
+    arrays = (*arrays, _total(means, place), every, None, None)
+    result["times_p"] = name != "log_softmax_jvp"
+    return _blocks(_scaled_product, every, problem.result_dtype, *arrays, **result)
 
 
 # --- losses ---------------------------------------------------------------------------------------------------
@@ -534,13 +525,26 @@ def _check_labels(
     function: str,
     classes: int,
     ignore_index: Any,
-    argument: str = "targets",
+    argument: str,
     block_info: Any = None,
 ) -> Array:
     """The labels, or an IndexError with the position among all of them."""
     origin = tuple(start for start, _ in block_info[0]["array-location"]) if block_info else ()
     check_labels(function, labels, classes, ignore_index, origin, argument)
     return labels
+
+
+def _checked_labels(labels: Lazy, function: str, classes: int, ignore_index: Any, argument: str) -> Lazy:
+    """The labels; computing them raises an IndexError for a wrong one."""
+    return labels.map_blocks(
+        _check_labels,
+        dtype=labels.dtype,
+        meta=np.empty((0,) * labels.ndim, labels.dtype),
+        function=function,
+        classes=classes,
+        ignore_index=ignore_index,
+        argument=argument,
+    )
 
 
 def _divided(task: Callable[..., Any], *arrays: Any, constant: Divisor | None, **options: Any) -> Any:
@@ -634,15 +638,7 @@ class _Loss:
         if soft:
             self.targets = da.moveaxis(targets, place, -1).rechunk(chunks)
         else:
-            checked = targets.map_blocks(
-                _check_labels,
-                dtype=targets.dtype,
-                meta=np.empty((0,) * targets.ndim, targets.dtype),
-                function=name,
-                classes=problem.classes,
-                ignore_index=options.ignore_index,
-                argument=function.second,
-            )
+            checked = _checked_labels(targets, name, problem.classes, options.ignore_index, function.second)
             self.targets = checked.rechunk(chunks[:-1])
         self.target_index = self.every if soft else self.rows
         self.labels = None if soft else self.targets
@@ -777,182 +773,163 @@ def _plan_of(loss: _Loss, whole: Lazy = None) -> Lazy:
     return loss.blocks(_plan, rows, _PLAN, *arrays, request=loss.request)
 
 
-def _row_sum(loss: _Loss, task: Any, *arrays: Any, **options: Any) -> Lazy:
-    """The sum of a task's pairs over the pieces of each row."""
-    (last,) = loss.last
-    return _total(_blocks(task, loss.every, _PAIR, *arrays, grid={last: 1}, **options), last)
-
-
 def _normal_weights(class_weight: Array, dtype: Any) -> Array:
     """The class weights as in `RowTargets`, where they are not part of the weights of the rows."""
     return normalized(converted(class_weight, dtype))[0]
 
 
-def _shares(targets: Array, ids: Array, class_weight: Any, mix: Any) -> Any:
-    """share_j = w_j (base + gain y_j) of a piece, whose classes are `ids`."""
-    base, gain, soft, plain = mix
-    y = targets if soft else targets[..., None] == ids
-    shares = base + gain * y.astype(np.float64)
-    return shares if class_weight is None or plain else shares * class_weight.astype(np.float64)
+def _weights(plan: Array, divisor: Divisor | None) -> Array:
+    """The factors of the derivatives of the rows of a chunk."""
+    return row_pieces.row_weights(plan["factor"].reshape(-1), 1.0 if divisor is None else divisor.value)
 
 
-def _share_sum(targets: Array, ids: Array, class_weight: Any, mix: Any) -> Array:
-    shares = _shares(targets, ids, class_weight, mix)
-    return _pair(*_sum(_matrix(shares, (shares.ndim - 1,))), shares.shape, (shares.ndim - 1,))
+def _first(ids: Array) -> int:
+    """The first class of a piece."""
+    return int(ids[0]) if ids.size else 0
 
 
-def _slabs(x: Array) -> list[slice] | None:
-    """Rows to compute at a time, so that temporary float64 arrays stay small; None if x is small itself."""
-    if x.size <= SLAB or len(x) == 1 or x.ndim == 1:
-        return None
-    step = max(1, SLAB * len(x) // x.size)
-    return [slice(start, start + step) for start in range(0, len(x), step)]
+def _of_rows(values: Array, plan: Array, dtype: Any) -> Array:
+    """Losses in the shape of the rows, 0 for those that do not count."""
+    with np.errstate(all="ignore"):
+        return np.where(plan["factor"] == 0, 0, values.reshape(plan.shape)).astype(dtype)
 
 
-def _loss_piece(
-    x: Array, summaries: Array, targets: Array, ids: Array, class_weight: Any, mix: Any, dtype: Any
+def _indices(targets: Array) -> Array:
+    return targets.reshape(-1).astype(np.int64)
+
+
+def _labelled_record(x: Array, targets: Array, ids: Array, dtype: Any) -> Array:
+    last = (x.ndim - 1,)
+    found = row_pieces.labelled_record(_cast(_matrix(x, last), dtype), _indices(targets), _first(ids))
+    return _kept(found, x.shape, last)
+
+
+def _labelled_losses(records: Array, plan: Array, dtype: Any) -> Array:
+    return _of_rows(row_pieces.labelled_losses(records.reshape(-1), plan["factor"].reshape(-1)), plan, dtype)
+
+
+def _labelled_slope(
+    x: Array, targets: Array, ids: Array, records: Array, plan: Array, divisor: Divisor | None, dtypes: Any
 ) -> Array:
-    """-sum_j share_j log p_j over a piece, as a pair."""
-    if (slabs := _slabs(x)) is not None:
-        parts = [_loss_piece(x[s], summaries[s], targets[s], ids, class_weight, mix, dtype) for s in slabs]
-        return np.concatenate(parts)
-    last = (x.ndim - 1,)
-    matrix = _cast(_matrix(x, last), dtype)
-    summaries = summaries.reshape(-1)
+    matrix = _cast(_matrix(x, (x.ndim - 1,)), dtypes[0])
+    weights = plan["factor"].reshape(-1), 1.0 if divisor is None else divisor.value
+    slope = row_pieces.labelled_slope(matrix, records.reshape(-1), _indices(targets), _first(ids), *weights)
+    return _cast(slope.reshape(x.shape), dtypes[1])
+
+
+def _shares(targets: Array, ids: Array, class_weight: Any, mix: Mix) -> Shares:
+    """The shares of the classes of a piece, which are `ids`."""
+    given = _matrix(targets, (targets.ndim - 1,)) if mix.soft else _indices(targets)
+    return Shares(given, _first(ids), class_weight, mix)
+
+
+def _share_sums(targets: Array, ids: Array, class_weight: Any, mix: Mix) -> Array:
+    """The sums of the shares of distributions."""
+    last, shares = (targets.ndim - 1,), _shares(targets, ids, class_weight, mix)
+    return _pairs(_PAIR, row_pieces.share_sums(shares, shares.targets.shape), targets.shape, last)
+
+
+def _shares_record(x: Array, targets: Array, ids: Array, class_weight: Any, mix: Mix, dtype: Any) -> Array:
+    last, shares = (x.ndim - 1,), _shares(targets, ids, class_weight, mix)
+    return _kept(row_pieces.shares_record(_matrix(x, last), shares, dtype), x.shape, last)
+
+
+def _shares_losses(records: Array, plan: Array, dtype: Any) -> Array:
     with np.errstate(all="ignore"):
-        if mix[-1]:  # one class, which lies in one piece
-            labels = targets.reshape(-1).astype(np.int64) - int(ids[0])
-            inside = (labels >= 0) & (labels < len(ids))
-            entries = np.take_along_axis(matrix, np.where(inside, labels, 0)[:, None], -1)
-            terms = np.where(inside[:, None], -long_rows.log_softmax(entries, summaries).astype(np.float64), 0)
-        else:
-            shares = _matrix(_shares(targets, ids, class_weight, mix), last)
-            terms = -shares * long_rows.log_softmax(matrix, summaries)
-            terms[shares == 0] = 0
-    return _pair(*_sum(terms), x.shape, last)
+        values = plan["factor"].reshape(-1) * row_pieces.shares_losses(records.reshape(-1))
+    return _of_rows(values, plan, dtype)
 
 
-def _loss_rows(total: Array, plan: Array, dtype: Any, unit: float = 1.0) -> Array:
-    """The losses of the rows: their sums times `unit` and the weights of the rows."""
-    with np.errstate(all="ignore"):
-        value = plan["factor"] * (unit * total["high"] + unit * total["low"])[..., 0]
-        return np.where(plan["factor"] == 0, 0, value).astype(dtype)
-
-
-def _weight(plan: Array, divisor: Divisor | None) -> Array:
-    """The factor of the derivatives of each row, 0 if the row does not count, with an axis of classes."""
-    value = 1.0 if divisor is None else divisor.value
-    with np.errstate(all="ignore"):
-        return np.where(plan["factor"] == 0, 0, plan["factor"] / value)[..., None]
-
-
-def _spared(weight: Array, value: Array, dtype: Any) -> Array:
-    with np.errstate(all="ignore"):
-        return np.where(weight == 0, 0, weight * value).astype(dtype)
-
-
-def _known(x: Array, summaries: Array, dtype: Any) -> tuple[Array, Array, Array]:
-    """For a piece: p, whether an entry is the greatest of its row, and 1 - p of the greatest entry."""
-    last = (x.ndim - 1,)
-    x = _cast(x, dtype)
-    probs = long_rows.softmax(_matrix(x, last), summaries.reshape(-1)).reshape(x.shape)
-    lacking = long_rows.remainder(summaries.reshape(-1)).reshape(summaries.shape)
-    return probs.astype(np.float64), x == summaries["m"], lacking.astype(np.float64)
-
-
-def _gradient_piece(
+def _shares_slope(
     x: Array,
-    summaries: Array,
     targets: Array,
     ids: Array,
     class_weight: Any,
+    records: Array,
     plan: Array,
     divisor: Divisor | None,
-    mix: Any,
+    mix: Mix,
     dtypes: Any,
 ) -> Array:
-    """weight (p sum(shares) - share), computed from 1 - p where p > 1/2."""
-    if (slabs := _slabs(x)) is not None:
-        result = np.empty(x.shape, dtypes[1])
-        for s in slabs:
-            given = (ids, class_weight, plan[s], divisor, mix, dtypes)
-            result[s] = _gradient_piece(x[s], summaries[s], targets[s], *given)
-        return result
-    probs, greatest, lacking = _known(x, summaries, dtypes[0])
-    shares = _shares(targets, ids, class_weight, mix)
-    whole = plan["whole"][..., None]
+    matrix, shares = _matrix(x, (x.ndim - 1,)), _shares(targets, ids, class_weight, mix)
+    slope = row_pieces.shares_slope(matrix, records.reshape(-1), shares, _weights(plan, divisor), dtypes)
+    return slope.reshape(x.shape)
+
+
+def _error_losses(sums: Array, plan: Array, dtype: Any) -> Array:
     with np.errstate(all="ignore"):
-        crest = greatest & (lacking < 0.5)
-        slope = np.where(crest, (whole - shares) - lacking * whole, probs * whole - shares)
-    return _spared(_weight(plan, divisor), slope, dtypes[1])
+        values = plan["factor"].reshape(-1) * (0.5 * sums["square"] + 0.5 * sums["square_low"]).reshape(-1)
+    return _of_rows(values, plan, dtype)
 
 
-def _difference(probs: Array, targets: Array, certain: Array) -> Array:
-    """d = p - t, computed as (1 - t) - (1 - p) at the certain class."""
-    with np.errstate(all="ignore"):
-        return np.where(probs > 0.5, (1.0 - targets) - certain["lacking"], probs.astype(np.float64) - targets)
-
-
-def _centre(certain: Array) -> Array:
-    """d at the certain class; 0 if there is none."""
-    with np.errstate(all="ignore"):
-        return np.where(certain["found"] > 0, (1.0 - certain["entry"]) - certain["lacking"], 0)
-
-
-def _error_piece(probs: Array, targets: Array, certain: Array, square: bool) -> Array:
-    """sum_j d_j**2 or sum_j p_j (d_j - c) over a piece, where c is d of the certain class."""
-    last = (probs.ndim - 1,)
-    with np.errstate(all="ignore"):
-        difference = _difference(probs, targets, certain)
-        terms = difference * difference if square else probs * (difference - _centre(certain))
-        return _pair(*_sum(_matrix(terms, last)), probs.shape, last)
-
-
-def _error_gradient(
-    probs: Array, targets: Array, certain: Array, dot: Array, plan: Array, divisor: Divisor | None, dtype: Any
+def _weighted_product(
+    x: Array,
+    vector: Array,
+    records: Array,
+    mean: Array,
+    plan: Array,
+    divisor: Divisor | None,
+    dtypes: Any,
+    error: bool = False,
 ) -> Array:
-    """weight p (d - p.d)."""
+    """The gradient of a squared error, or the product of a tangent with the Hessian of a cross-entropy."""
+    weights = _weights(plan, divisor)
     with np.errstate(all="ignore"):
-        slope = ((_difference(probs, targets, certain) - _centre(certain)) - dot["high"]) - dot["low"]
-        return _spared(_weight(plan, divisor), probs * slope, dtype)
+        weights = weights if error else plan["whole"].reshape(-1) * weights
+    return _scaled_product(x, vector, records, mean, weights, x.ndim - 1, dtypes, error=error)
 
 
-def _weighed_shares(loss: _Loss) -> tuple[tuple[Any, ...], Any, Lazy]:
-    """The arrays and the options of `_shares` for a cross-entropy, and the plan of the rows."""
-    known, problem = loss.known, loss.problem
-    mix = float(known.base), float(known.gain), known.soft, known.plain
-    class_weight = loss.class_weight
-    if class_weight is not None and not known.soft and not known.plain and loss.divisor is not None:
+def _mixed(loss: _Loss) -> tuple[tuple[Any, ...], Mix]:
+    """The arrays and the options of `_shares` for a cross-entropy."""
+    known, problem, class_weight = loss.known, loss.problem, loss.class_weight
+    if known.plain:
+        class_weight = None
+    elif class_weight is not None and not known.soft and loss.divisor is not None:
         normal = _blocks(_normal_weights, loss.last, problem.dtype, *loss.weights[:2], dtype=problem.dtype)
         class_weight = normal.rechunk(class_weight.chunks)
     ids = da.arange(problem.classes, chunks=(loss.x.chunks[-1],))
     arrays = (loss.targets, loss.target_index, ids, loss.last, class_weight, loss.last)
-    whole = _row_sum(loss, _share_sum, *arrays, mix=mix) if known.soft else None
-    return arrays, mix, _plan_of(loss, whole)
+    return arrays, Mix(float(known.base), float(known.gain), known.soft)
 
 
 def _cross_entropy(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
     problem, every, rows = loss.problem, loss.every, loss.rows
-    shares, mix, plan = _weighed_shares(loss)
-    arrays = (loss.x, every, _summaries(loss.x, loss.last, problem.dtype), every, *shares)
-    total = _row_sum(loss, _loss_piece, *arrays, mix=mix, dtype=problem.dtype)
-    losses = _blocks(_loss_rows, rows, loss.row_dtype, total, every, plan, rows, dtype=loss.row_dtype)
+    (*arrays, class_weight, last), mix = _mixed(loss)
+    options: dict[str, Any] = {}
+    tasks: tuple[Any, ...] = (_labelled_record, _labelled_losses, _labelled_slope)
+    names: tuple[str, ...] = row_pieces.TARGET
+    if not loss.known.plain:
+        tasks, names = (_shares_record, _shares_losses, _shares_slope), row_pieces.SHARES
+        arrays += [class_weight, last]
+        options["mix"] = mix
+    plan = _plan_of(loss)
+    records = _merged(tasks[0], names, problem.dtype, last, loss.x, every, *arrays, **options)
+    losses = _blocks(tasks[1], rows, loss.row_dtype, records, every, plan, rows, dtype=loss.row_dtype)
     if not gradient:
         return losses, None
-    options = {"mix": mix, "dtypes": (problem.dtype, problem.result_dtype)}
-    return losses, loss.blocks(_gradient_piece, every, problem.result_dtype, *arrays, plan, rows, **options)
+    options["dtypes"] = problem.dtype, problem.result_dtype
+    arrays = [loss.x, every, *arrays, records, every, plan, rows]
+    return losses, loss.blocks(tasks[2], every, problem.result_dtype, *arrays, **options)
+
+
+def _means(loss: _Loss, vector: Lazy, error: bool) -> tuple[Any, ...]:
+    """The arrays of `_weighted_product`, each followed by its index, but for the plan of the rows."""
+    dtype, every, (last,) = loss.problem.dtype, loss.every, loss.last
+    arrays: tuple[Any, ...] = (loss.x, every, vector, every)
+    records = _merged(_entries, row_pieces.ENTRY, dtype, loss.last, *arrays, axis=last, beta=None, others=False)
+    arrays = (*arrays, records, every)
+    kind = _ERROR if error else _PAIR
+    means = _blocks(_mean, every, kind, *arrays, grid={last: 1}, axis=last, dtype=dtype, error=error)
+    return (*arrays, _total(means, last), every)
 
 
 def _squared_error(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
-    every, rows, (last,) = loss.every, loss.rows, loss.last
-    plan, probs = _plan_of(loss), _probs(loss.x, last, loss.problem.dtype)
-    arrays = (probs, every, loss.targets, every, _certain(probs, loss.targets, last), every)
-    total = _row_sum(loss, _error_piece, *arrays, square=True)
-    losses = _blocks(_loss_rows, rows, loss.row_dtype, total, every, plan, rows, dtype=loss.row_dtype, unit=0.5)
+    every, rows, dtypes = loss.every, loss.rows, (loss.problem.dtype, loss.problem.result_dtype)
+    plan, arrays = _plan_of(loss), _means(loss, loss.targets, error=True)
+    losses = _blocks(_error_losses, rows, loss.row_dtype, *arrays[-2:], plan, rows, dtype=loss.row_dtype)
     if not gradient:
         return losses, None
-    dot, dtype = _row_sum(loss, _error_piece, *arrays, square=False), loss.problem.result_dtype
-    return losses, loss.blocks(_error_gradient, every, dtype, *arrays, dot, every, plan, rows, dtype=dtype)
+    return losses, loss.blocks(_weighted_product, every, dtypes[1], *arrays, plan, rows, dtypes=dtypes, error=True)
 
 
 _IN_PIECES = {"cross_entropy": _cross_entropy, "squared_error": _squared_error}
@@ -975,15 +952,12 @@ def _curve(
     return curvature_rows(request.function, x, targets, tangent, -1, options, divisor=divisor)
 
 
-def _scaled(value: Array, plan: Array, divisor: Divisor | None, dtype: Any) -> Array:
-    return _spared(plan["whole"][..., None] * _weight(plan, divisor), value, dtype)
-
-
-def _variance(x: Array, summaries: Array, dtype: Any) -> Any:
-    """p (1 - p)."""
-    probs, greatest, lacking = _known(x, summaries, dtype)
+def _variance(x: Array, records: Array, plan: Array, divisor: Divisor | None, dtypes: Any) -> Array:
+    """The diagonal of the Hessian of a cross-entropy."""
     with np.errstate(all="ignore"):
-        return probs * np.where(greatest, lacking, 1 - probs)
+        weights = plan["whole"].reshape(-1) * _weights(plan, divisor)
+    found = row_pieces.variance(_matrix(x, (x.ndim - 1,)), records.reshape(-1), weights, dtypes)
+    return found.reshape(x.shape)
 
 
 def _curvature(
@@ -995,22 +969,23 @@ def _curvature(
     problem, every, (last,), tangent = loss.problem, loss.every, loss.last, loss.tangent
     dtype = problem.result_dtype
     if loss.uncut:
-        arrays = (loss.x, every, loss.targets, loss.target_index, tangent, every, *loss.weights)
+        arrays: tuple[Any, ...] = (loss.x, every, loss.targets, loss.target_index, tangent, every, *loss.weights)
         if SQUARE in function.result:
             grid = {last + 1: problem.classes}
             return loss.blocks(_curve, (*every, last + 1), dtype, *arrays, grid=grid, request=loss.request)
         return loss.back(loss.blocks(_curve, every, dtype, *arrays, request=loss.request))
+    whole = None
+    if loss.known.soft:
+        shares, mix = _mixed(loss)
+        whole = _total(_blocks(_share_sums, every, _PAIR, *shares, grid={last: 1}, mix=mix), last)
+    plan, dtypes = _plan_of(loss, whole), (problem.dtype, dtype)
+    task: Any
     if tangent is None:
         summaries = _summaries(loss.x, loss.last, problem.dtype)
-        value = _blocks(_variance, every, np.float64, loss.x, every, summaries, every, dtype=problem.dtype)
+        task, arrays = _variance, (loss.x, every, summaries, every)
     else:
-        probs = _probs(loss.x, last, problem.dtype)
-        known = (probs, every, tangent, every, _certain(probs, tangent, last), every)
-        dot = _row_sum(loss, _dot, *known, axis=last, plain=False)
-        simple: dict[str, Any] = {"function": "softmax_jvp", "temperature": 1.0, "dtype": np.dtype(np.float64)}
-        value = _blocks(_combine, every, np.float64, *known, dot, every, **simple)
-    plan = _weighed_shares(loss)[2]
-    return loss.back(loss.blocks(_scaled, every, dtype, value, every, plan, loss.rows, dtype=dtype))
+        task, arrays = _weighted_product, _means(loss, tangent, error=False)
+    return loss.back(loss.blocks(task, every, dtype, *arrays, plan, loss.rows, dtypes=dtypes))
 
 
 # --- losses of single logits ----------------------------------------------------------------------------------
@@ -1185,14 +1160,7 @@ class _Products:
         self.every, of_class = (*self.rows, width), (x.ndim,)
         self.x = x.rechunk({width: -1})
         chunks = self.x.chunks[:-1]
-        self.targets = targets.map_blocks(
-            _check_labels,
-            dtype=targets.dtype,
-            meta=np.empty((0,) * targets.ndim, targets.dtype),
-            function=name,
-            classes=classes,
-            ignore_index=options.ignore_index,
-        ).rechunk(chunks)
+        self.targets = _checked_labels(targets, name, classes, options.ignore_index, "targets").rechunk(chunks)
         class_weight = _like(name, "class_weight", options.class_weight, (classes,), -1)
         self.sample_weight = _like(name, "sample_weight", options.sample_weight, x.shape[:-1], chunks)
         self.weights = (class_weight, of_class, self.sample_weight, self.rows)
@@ -1344,6 +1312,66 @@ def _linear(function: Function, *operands: Any, **options: Any) -> Any:
     return (_linear_loss if LOSS in function.result else _linear_statistics)(function, *operands, **options)
 
 
+# --- metrics --------------------------------------------------------------------------------------------------
+
+
+def _metric_sums(x: Array, labels: Array, weights: Any, metrics: Any, axis: int, ignore_index: Any) -> Array:
+    """The exact sums of the rows of a chunk."""
+    sums: Array = RunningMetrics(**metrics).update(x, labels, axis, weights, ignore_index)._sums
+    return sums.reshape((1,) * labels.ndim + sums.shape)
+
+
+def _add_sums(parts: Array, axis: Any, keepdims: bool) -> Array:
+    tables = parts.reshape(-1, *parts.shape[-2:])
+    whole: Array = reduce(sums_joined, tables)
+    return whole.reshape((1,) * (parts.ndim - 2) + whole.shape)
+
+
+def _update_metrics(
+    metrics: RunningMetrics, logits: Any, labels: Any, sample_weight: Any, ignore_index: Any, *, axis: int
+) -> Array:
+    """The exact sums of all rows, which are computed."""
+    name = "RunningMetrics.update"
+    check_in_memory(name, *[one for one in (logits, labels, sample_weight) if not isinstance(one, da.Array)])
+    x = _main(name, "logits", logits, labels)
+    problem = _problem(name, x, axis, name="logits")
+    (place,) = problem.axes
+    labels = _array(name, "labels", labels)
+    check_indices(problem, labels, "labels")
+    index = LossOptions(ignore_index=ignore_index).ignored_index(name)
+    every = tuple(range(x.ndim))
+    rows = tuple(a for a in every if a != place)
+    if not isinstance(logits, da.Array):
+        x = x.rechunk(dict(zip(rows, labels.chunks, strict=True)))
+    x = x.rechunk({place: -1})
+    chunks = tuple(x.chunks[a] for a in rows)
+    weights = _like(name, "sample_weight", sample_weight, problem.row_shape, chunks)
+    checked = _checked_labels(labels, name, problem.classes, index, "labels").rechunk(chunks)
+    settings = {"top_k": metrics.top_k, "bins": metrics.bins}
+    shape = metrics._sums.shape
+    table = (x.ndim, x.ndim + 1)
+    grid = dict.fromkeys(rows, 1) | dict(zip(table, shape, strict=True))
+    options: dict[str, Any] = {"metrics": settings, "axis": place, "ignore_index": index}
+    arrays = (x, every, checked, rows, weights, rows)
+    sums = _blocks(_metric_sums, (*rows, *table), np.dtype(np.int64), *arrays, grid=grid, **options)
+    whole = _tree(sums, _add_sums, tuple(range(len(rows)))) if rows else sums
+    return np.asarray(whole.compute()).reshape(shape)
+
+
+def _update_logsumexp(running: RunningLogSumExp, block: Any, *, axis: int) -> Array:
+    """The summaries of the rows of a block of classes, which are computed."""
+    name = "RunningLogSumExp.update"
+    x = _array(name, "block", block)
+    problem = _problem(name, x, axis, name="block")
+    running._check(problem, axis)
+    return np.asarray(_summaries(x, problem.axes, running._rows.dtype["m"]).compute()).reshape(-1)
+
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    "RunningMetrics.update": _update_metrics,
+    "RunningLogSumExp.update": _update_logsumexp,
+}
+
 # --- the way in -----------------------------------------------------------------------------------------------
 
 _FAMILIES: dict[str, Callable[..., Any]] = {
@@ -1366,7 +1394,12 @@ _FAMILIES: dict[str, Callable[..., Any]] = {
 }
 
 
-def call(name: str, *operands: Any, axis: Any, out: Any, **options: Any) -> Any:
-    """The public function of this name; losses take their options as `options`, a `LossOptions`."""
+def call(name: str, *operands: Any, axis: Any, out: Any = None, **options: Any) -> Any:
+    """The public function of this name; losses take their options as `options`, a `LossOptions`.
+
+    For a method of `fastsoftmax.metrics`, what it adds to the sums of its object.
+    """
+    if name in _METHODS:
+        return _METHODS[name](*operands, axis=axis, **options)
     function = FUNCTIONS[name]
     return _FAMILIES[function.family](function, *operands, axis=axis, out=out, **options)

@@ -1,8 +1,10 @@
 """Dask arrays: lazy, chunk by chunk, with the results of the same arrays in memory; also on clusters."""
 
+import math
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import child
 import families
@@ -13,13 +15,13 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax.api import activations
-from fastsoftmax.arrays import long_rows, threads
+from fastsoftmax.arrays import long_rows, row_pieces, threads
 from fastsoftmax.arrays.blocks import Problem
+from fastsoftmax.metrics import RunningMetrics
 
 da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
-_dask = pytest.importorskip("fastsoftmax.backends.dask")
 
 SHAPE = (6, 5, 11)
 WHOLE = {-1: (4, 2, -1), 1: (4, -1, 3), 0: (-1, 2, 3)}
@@ -115,6 +117,91 @@ def test_edge_rows_in_pieces(edge, dtype):
         np.testing.assert_array_max_ulp(function(lazy).compute(), function(x), 1)
 
 
+@pytest.mark.parametrize("edge", [edge for edge in EDGES if edge != "largest"])  # overflows in memory, not here
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_losses_and_products_of_edge_rows_in_pieces(edge, dtype):
+    """Infinite and NaN results stand where they stand in memory, also for weights and targets of 0."""
+    x = np.array([EDGES[edge]], dtype)
+    lazy = da.from_array(x, chunks=(1, 2))
+    eps = 16 * np.finfo(dtype).eps
+
+    def same(function, *others, **options):
+        found, expected = function(lazy, *others, **options), function(x, *others, **options)
+        for one, other in zip(
+            *((found, expected) if isinstance(found, tuple) else ([found], [expected])), strict=True
+        ):
+            np.testing.assert_allclose(one.compute(), other, rtol=4 * eps, atol=eps)
+
+    for label in range(6):
+        for smoothing in (0, 0.1):
+            same(fs.cross_entropy_with_grad, np.array([label]), label_smoothing=smoothing, reduction="none")
+    for vector in (np.zeros((1, 6), dtype), np.full((1, 6), 1 / 6, dtype), np.eye(6, dtype=dtype)[3:4]):
+        for weight in (np.zeros(1), np.full(1, 3.0)):
+            options = {"sample_weight": weight, "reduction": "none"}
+            same(fs.cross_entropy_with_grad, vector, **options)
+            same(fs.squared_error_with_grad, vector, **options)
+            same(fs.cross_entropy_hvp, vector, vector, **options)
+            same(fs.cross_entropy_hessian_diag, vector, **options)
+        for function in (fs.softmax_jvp, fs.log_softmax_jvp, fs.log_softmax_vjp):
+            same(function, vector)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [0, 1, 3, 64, 65, 300])
+def test_sums_of_products_of_rows(classes, dtype):
+    """Pairs, twice as precise as the dtype, for narrow and wide matrices."""
+    rng = np.random.default_rng(classes)
+    a, b = rng.normal(size=(2, 37, classes)).astype(dtype)
+    high, low = long_rows.inner(a, b)
+    exact = [math.fsum(row) for row in (a * b).astype(np.float64)]
+    np.testing.assert_allclose(high.astype(np.longdouble) + low, exact, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("call", "reads"),
+    [
+        (lambda x: fs.cross_entropy(x, np.arange(6)), 1),
+        (lambda x: fs.cross_entropy(x, np.arange(6), label_smoothing=0.1), 1),
+        (lambda x: fs.cross_entropy_grad(x, np.arange(6)), 2),
+        (lambda x: fs.cross_entropy_grad(x, np.ones((6, 300), np.float32)), 2),
+        (lambda x: fs.log_softmax_vjp(x, np.ones((6, 300), np.float32)), 2),
+        (lambda x: fs.softmax_vjp(x, np.ones((6, 300), np.float32)), 3),
+        (lambda x: fs.squared_error_grad(x, np.ones((6, 300), np.float32)), 3),
+    ],
+)
+def test_each_piece_is_read_once_for_a_loss_and_twice_for_its_gradient(call, reads):
+    x = logits(shape=(6, 300))
+    lazy = da.from_array(x, chunks=(3, 100))
+    result = call(lazy)
+    readers = result.dask.dependents[lazy.name]
+    if len(readers) == 1 and next(iter(readers)).startswith("transpose"):
+        (moved,) = readers
+        readers = result.dask.dependents[moved]
+    assert len(readers) == reads
+    np.testing.assert_allclose(result.compute(), call(x), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["smoothing", "distributions", "class weights"])
+def test_shares_of_rows_in_pieces_keep_the_bounds(kind, record):
+    """Losses and gradients of wide pieces, on two threads; float64 in memory is exact to 1e-3 ulp of float32."""
+    x = families.rows("spread 10 at -37.7", 400, np.float32, 4000)
+    options = {"label_smoothing": 0.1} if kind == "smoothing" else {}
+    targets = np.arange(len(x)) % 400
+    if kind == "distributions":
+        targets = fs.softmax(x[::-1]).astype(np.float32)
+    if kind == "class weights":
+        options = {"class_weight": np.linspace(0.1, 3, 400).astype(np.float32), "label_smoothing": 0.2}
+    with dask.config.set(scheduler="threads", num_workers=2):
+        lazy = da.from_array(x, chunks=(1500, 90))
+        loss, slope = dask.compute(*fs.cross_entropy_with_grad(lazy, targets, reduction="none", **options))
+    wide = np.float64(targets) if kind == "distributions" else targets
+    exact, gradient = fs.cross_entropy_with_grad(x.astype(np.float64), wide, reduction="none", **options)
+    record(f"loss of {kind} in pieces", np.float32, oracle.wide_error(loss, exact).max(), 4)
+    terms = np.abs(gradient) + fs.softmax(x.astype(np.float64))
+    error = np.abs(slope - gradient) / np.spacing(terms.astype(np.float32))
+    record(f"gradient of {kind} in pieces", np.float32, error.max(), 4)
+
+
 def test_no_warning_comes_from_the_edges():
     x = np.array([list(row) for row in EDGES.values()])
     with np.errstate(all="raise"):
@@ -180,6 +267,40 @@ def test_temperature():
     for chunks in (WHOLE[-1], CUT[-1]):
         lazy = da.from_array(x, chunks=chunks)
         compare(fs.softmax(lazy, temperature=0.3), fs.softmax(x, temperature=0.3), chunks == WHOLE[-1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-5, 1e30])
+def test_extreme_temperatures_of_rows_in_pieces(temperature, dtype):
+    """Also where the terms of one piece are infinitely smaller than those of another."""
+    x, v = logits(dtype, (5, 8)), np.eye(5, 8, dtype=dtype)
+    lazy = da.from_array(x, chunks=(3, 3))
+    for function in (fs.softmax, fs.log_softmax):
+        expected = function(x, temperature=temperature)
+        np.testing.assert_allclose(function(lazy, temperature=temperature).compute(), expected, rtol=1e-6)
+    for function in (fs.softmax_jvp, fs.log_softmax_jvp, fs.log_softmax_vjp):
+        expected = function(x, v, temperature=temperature)
+        found = function(lazy, v, temperature=temperature).compute()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 / temperature)
+
+
+def test_pieces_without_classes():
+    x, labels = logits(shape=(6, 8)), np.arange(6)
+    lazy = da.from_array(x, chunks=(4, (5, 0, 3)))
+    eps = 8 * np.finfo(np.float32).eps
+    for function, others in (
+        (fs.softmax, ()),
+        (fs.cross_entropy_grad, (labels,)),
+        (fs.cross_entropy_grad, (x,)),
+        (fs.squared_error_grad, (x,)),
+        (fs.softmax_jvp, (x,)),
+        (fs.log_softmax_jvp, (x,)),
+        (fs.log_softmax_vjp, (x,)),
+        (fs.cross_entropy_hvp, (labels, x)),
+        (fs.cross_entropy_hessian_diag, (labels,)),
+    ):
+        found, expected = function(lazy, *others).compute(), function(x, *others)
+        np.testing.assert_allclose(found, expected, rtol=8 * eps, atol=8 * eps)
 
 
 @pytest.mark.slow
@@ -338,10 +459,15 @@ def test_large_pieces_are_done_slab_by_slab(monkeypatch):
     lazy = da.from_array(x, chunks=CUT[-1])
     calls = (lambda: fs.cross_entropy_with_grad(lazy, labels, label_smoothing=0.1, reduction="none"),)
     calls += (lambda: fs.cross_entropy_with_grad(lazy, labels),)
+    calls += (
+        lambda: fs.squared_error_with_grad(lazy, x),
+        lambda: (fs.softmax_jvp(lazy, x), fs.log_softmax_vjp(lazy, x)),
+    )
+    calls += (lambda: (fs.log_softmax_jvp(lazy, x), fs.cross_entropy_hessian_diag(lazy, labels)),)
     expected = [dask.compute(*call()) for call in calls]
     for slab in (1, 13):
-        monkeypatch.setattr(_dask, "SLAB", slab)
-        assert len(_dask._slabs(x)) >= len(x) // 2
+        monkeypatch.setattr(row_pieces, "SLAB", slab)
+        assert len(list(row_pieces._slabs((9, 4), x.dtype, 1))) == 9 if slab == 1 else 3
         for call, (loss, slope) in zip(calls, expected, strict=True):
             again = dask.compute(*call())
             np.testing.assert_array_equal(again[0], loss)
@@ -634,14 +760,27 @@ def slowly(block, place):
     return block
 
 
-def test_a_killed_worker_costs_time_not_results(tmp_path):
-    x = logits(shape=(64, 30))
+KILLED = {
+    "softmax": lambda x, labels: (fs.softmax(x),),
+    "loss and gradient": fs.cross_entropy_with_grad,
+    "metrics": lambda x, labels: RunningMetrics().update(x, labels).result()[:4],
+}
+
+
+@pytest.mark.parametrize("call", KILLED)
+def test_a_killed_worker_costs_time_not_results(call, tmp_path):
+    x, labels = logits(shape=(64, 30)), np.arange(64) % 30
     trace = tmp_path / "trace"
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
-    with distributed.LocalCluster(processes=True, **options) as cluster, distributed.Client(cluster) as client:
+    with (
+        distributed.LocalCluster(processes=True, **options) as cluster,
+        distributed.Client(cluster) as client,
+        dask.config.set(scheduler=client),
+        ThreadPoolExecutor(1) as pool,
+    ):
         workers = set(client.run(os.getpid).values())
         lazy = da.from_array(x, chunks=(4, 10)).map_blocks(slowly, str(trace), dtype=x.dtype, meta=x[:0, :0])
-        future = client.compute(fs.softmax(lazy))
+        future = pool.submit(lambda: dask.compute(*KILLED[call](lazy, labels)))
         deadline = time.monotonic() + 60
         while not trace.exists() or len(trace.read_text().splitlines()) < 6:
             assert time.monotonic() < deadline
@@ -649,8 +788,9 @@ def test_a_killed_worker_costs_time_not_results(tmp_path):
         victim = int(trace.read_text().splitlines()[0])
         assert victim in workers
         os.kill(victim, signal.SIGKILL)
-        result = future.result(timeout=120)
-    np.testing.assert_allclose(result, fs.softmax(x), rtol=8 * np.finfo(np.float32).eps)
+        results = future.result(timeout=120)
+    for result, expected in zip(results, KILLED[call](x, labels), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=8 * np.finfo(np.float32).eps, atol=1e-7)
     assert len(trace.read_text().splitlines()) > 48  # some pieces were read twice
     assert len(set(trace.read_text().split())) >= 2
 

@@ -1,0 +1,391 @@
+r"""Losses and products of rows whose classes are in several pieces, in addition to `long_rows`.
+
+A piece is a matrix (rows, classes). Beside the summary of `long_rows`, each row has numbers that are needed from
+other pieces. They are fields of the same record, and `merge` merges them as well:
+
+target
+    The logit of the label; -inf if it is not there.
+below, below_low, whole, whole_low
+    sum_j share_j (c - x_j) and sum_j share_j as pairs, for the shares of `kernels.losses`. c is the greatest
+    logit, so that all terms of the loss, sum_j share_j (m - x_j) + sum(share) log(1 + s'), have one sign: when
+    another piece has a greater m, sum(share) (m - c) is added.
+entry, others, others_low
+    A vector v at the greatest logit, and the sum of its other entries as a pair. `kernels.derivatives` says
+    why v is measured from its value at a class with p > 1/2.
+
+So a cross-entropy needs one pass over the logits, and its gradient one more. Products p (v - p.v) need the sum p.v
+in between.
+
+Probabilities and sums come from kernels. The rest is computed in float64, for some rows at a time, in memory that
+a task allocates once: an allocator that gives its memory back at once, as Dask asks for in its worker processes,
+has the system map and clear new pages for every large temporary array, which takes longer than the computation.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays.blocks import Array
+from fastsoftmax.arrays.long_rows import Beta, inner, pair_sum
+from fastsoftmax.arrays.weights import inverse_of
+
+SLAB = 1 << 15
+"""Elements of a piece that are computed at a time, in float64."""
+
+TARGET = ("target",)
+SHARES = ("below", "below_low", "whole", "whole_low")
+ENTRY = ("entry",)
+OTHERS = ("entry", "others", "others_low")
+
+
+def record_dtype(dtype: Any, names: tuple[str, ...]) -> np.dtype[Any]:
+    """The dtype of summaries of pieces of this dtype with the fields of `names`, which are float64."""
+    return np.dtype([*long_rows.summary_dtype(dtype).descr, *((name, np.float64) for name in names)])
+
+
+def _record(summaries: Array, names: tuple[str, ...]) -> Array:
+    """The summaries with further fields, which are not set yet."""
+    result = np.empty(summaries.shape, record_dtype(summaries.dtype["m"], names))
+    for name in long_rows.FIELDS:
+        result[name] = summaries[name]
+    return result
+
+
+def _cast(array: Array, dtype: Any) -> Array:
+    return array.astype(dtype, copy=False)
+
+
+def _slabs(shape: tuple[int, int], dtype: Any, count: int) -> Iterator[tuple[slice, Array, list[Array]]]:
+    """Some rows at a time, with working memory of their size: one array of a dtype, and `count` of float64."""
+    rows, classes = shape
+    step = min(max(1, SLAB // max(1, classes)), max(1, rows))
+    first, others = np.empty((step, classes), dtype), np.empty((count, step, classes))
+    for start in range(0, rows, step):
+        length = min(step, rows - start)
+        yield slice(start, start + length), first[:length], [other[:length] for other in others]
+
+
+def merge(parts: Array, beta: Beta = None) -> Array:
+    """The records of whole rows, from those of their pieces along the last axis."""
+    result, names = long_rows.merge(parts, beta), parts.dtype.names or ()
+    with np.errstate(all="ignore"):
+        if "target" in names:
+            result["target"] = np.fmax.reduce(parts["target"], axis=-1)
+        if "below" in names:
+            up = _finite(result["m"])[..., None] - _finite(parts["m"])
+            more = _product(up, parts["whole"] + parts["whole_low"])
+            _set_pair(result, "below", (parts["below"], more), (parts["below_low"], np.zeros_like(more)))
+            _set_pair(result, "whole", (parts["whole"],), (parts["whole_low"],))
+        if "others" in names:
+            leads = np.arange(parts.shape[-1]) == np.argmax(parts["m"], axis=-1)[..., None]
+            entries = np.where(leads, 0, parts["entry"])
+            _set_pair(result, "others", (parts["others"], entries), (parts["others_low"], np.zeros_like(entries)))
+    return result
+
+
+def _set_pair(result: Array, name: str, high: tuple[Array, ...], low: tuple[Array, ...]) -> None:
+    """Set two fields of the records to the sum of pairs along the last axis."""
+    result[name], result[f"{name}_low"] = pair_sum(np.concatenate(high, axis=-1), np.concatenate(low, axis=-1))
+
+
+def _finite(m: Array) -> Array:
+    """m in float64, or 0 if it is infinite: c of `below`."""
+    return np.where(np.isfinite(m), m, 0).astype(np.float64)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """a * b, but 0 where b is 0."""
+    return np.where(b == 0, 0, a * b)
+
+
+def _greatest(part: Array) -> tuple[Array, Array]:
+    """The rows of a part of a piece, and the columns of their greatest entries; none if it has no classes."""
+    rows = np.arange(len(part) if part.shape[1] else 0)
+    return rows, part.argmax(axis=1) if rows.size else rows
+
+
+def _certain(part: Array, m: Array, lacking: Array) -> tuple[Array, Array]:
+    """The rows and columns of the classes with p > 1/2, from m and 1 - p of the greatest entry of the rows."""
+    rows = np.flatnonzero(lacking < 0.5)
+    if not rows.size or not part.shape[1]:
+        return rows[:0], rows[:0]
+    columns = part.argmax(axis=1)[rows]
+    here = part[rows, columns] == m[rows]
+    return rows[here], columns[here]
+
+
+def row_weights(factor: Array, divisor: float) -> Array:
+    """The factor of the derivatives of each row, 0 if the row does not count."""
+    with np.errstate(all="ignore"):
+        found: Array = np.where(factor == 0, 0, factor / divisor)
+        return found
+
+
+def _put(result: Array, rows: slice, value: Array, weights: Array) -> None:
+    """result = weights value for some rows, 0 where the weight is 0. `value` is overwritten."""
+    weights = weights[rows]
+    value *= weights[:, None]
+    if not weights.all():
+        value[weights == 0] = 0
+    result[rows] = value
+
+
+# --- labels -----------------------------------------------------------------------------------------------------
+
+
+def labelled_record(x: Array, labels: Array, first: int) -> Array:
+    """The records of a piece with `TARGET`; its classes are `first` and those that follow."""
+    result = _record(long_rows.summarize(x), TARGET)
+    at, columns = long_rows.inside(labels, first, x.shape[1])
+    result["target"] = -np.inf
+    result["target"][at] = x[at, columns]
+    return result
+
+
+def _labelled(records: Array, factor: Array, divisor: float) -> tuple[Array, tuple[Any, Any], Array]:
+    """What the kernels of labels take of the records and the weights of the rows, and `long_rows.labelled`."""
+    dtype = records.dtype["m"]
+    with np.errstate(all="ignore"):
+        given = long_rows.weighed(records, factor.astype(dtype))
+        target = records["target"].astype(dtype)
+    scale = inverse_of(divisor, dtype)
+    return given, scale, long_rows.labelled(target, given, scale)
+
+
+def labelled_losses(records: Array, factor: Array) -> Array:
+    """-factor log p of the label."""
+    losses: Array = _labelled(records, factor, 1.0)[2][0]
+    return losses
+
+
+def labelled_slope(x: Array, records: Array, labels: Array, first: int, factor: Array, divisor: float) -> Array:
+    """factor (p - onehot) / divisor of a piece."""
+    given, scale, (_, at_label) = _labelled(records, factor, divisor)
+    result = long_rows.slope(x, given, scale)
+    at, columns = long_rows.inside(labels, first, x.shape[1])
+    result[at, columns] = at_label[at]
+    return result
+
+
+# --- shares of all classes --------------------------------------------------------------------------------------
+
+
+class Mix(NamedTuple):
+    """share_j = w_j (base + gain y_j); y is the one-hot form of the label, unless the targets are `soft`."""
+
+    base: float
+    gain: float
+    soft: bool
+
+
+class Shares(NamedTuple):
+    """The targets of the rows of a piece, class indices or distributions, its first class and class weights."""
+
+    targets: Array
+    first: int
+    class_weight: Array | None
+    mix: Mix
+
+    def write(self, rows: slice, out: Array) -> None:
+        """The shares of some rows, in float64."""
+        base, gain, soft = self.mix
+        if soft:
+            out[...] = self.targets[rows]
+            if gain != 1:
+                out *= gain
+            if base != 0:
+                out += base
+        else:
+            out[...] = base
+            out[long_rows.inside(self.targets[rows], self.first, out.shape[1])] = base + gain
+        if self.class_weight is not None:
+            out *= self.class_weight
+
+
+def share_sums(shares: Shares, shape: tuple[int, int]) -> tuple[Array, Array]:
+    """The sums of the shares of a piece of this shape, as pairs."""
+    sums = np.empty((2, shape[0]))
+    with np.errstate(all="ignore"):
+        for rows, _, (share, one) in _slabs(shape, np.float64, 2):
+            shares.write(rows, share)
+            one[...] = 1
+            sums[:, rows] = inner(share, one)
+    return sums[0], sums[1]
+
+
+def shares_record(x: Array, shares: Shares, dtype: Any) -> Array:
+    """The records of a piece with `SHARES`."""
+    result = np.empty(len(x), record_dtype(dtype, SHARES))
+    with np.errstate(all="ignore"):
+        result["whole"], result["whole_low"] = share_sums(shares, x.shape)
+        for rows, _, (share, below) in _slabs(x.shape, dtype, 2):
+            part = _cast(x[rows], dtype)
+            summaries = long_rows.summarize(part)
+            for name in long_rows.FIELDS:
+                result[name][rows] = summaries[name]
+            shares.write(rows, share)
+            np.subtract(_finite(summaries["m"])[:, None], part, out=below)
+            np.copyto(below, 0, where=share == 0)
+            result["below"][rows], result["below_low"][rows] = inner(share, below)
+    return result
+
+
+def shares_losses(records: Array) -> Array:
+    """-sum_j share_j log p_j of whole rows."""
+    m, whole = records["m"], records["whole"] + records["whole_low"]
+    one = long_rows.weighed(records, np.ones_like(m))
+    with np.errstate(all="ignore"):
+        log_rest = long_rows.labelled(m, one, inverse_of(1.0, m.dtype))[0].astype(np.float64)  # log(1 + s')
+        total: Array = _product(log_rest, whole) + records["below_low"] + records["below"]
+    return total
+
+
+def shares_slope(x: Array, records: Array, shares: Shares, weights: Array, dtypes: Any) -> Array:
+    """weights (p sum(shares) - share) of a piece, computed from 1 - p where p > 1/2."""
+    result = np.empty(x.shape, dtypes[1])
+    lacking = long_rows.remainder(records).astype(np.float64)
+    with np.errstate(all="ignore"):
+        whole = records["whole"] + records["whole_low"]
+        for rows, probs, (slope, share) in _slabs(x.shape, dtypes[0], 2):
+            part = _cast(x[rows], dtypes[0])
+            long_rows.softmax(part, records[rows], out=probs)
+            shares.write(rows, share)
+            np.multiply(probs, whole[rows, None], out=slope)
+            slope -= share
+            at, columns = _certain(part, records["m"][rows], lacking[rows])
+            above = whole[rows][at]
+            slope[at, columns] = (above - share[at, columns]) - lacking[rows][at] * above
+            _put(result, rows, slope, weights)
+    return result
+
+
+# --- products ---------------------------------------------------------------------------------------------------
+
+
+def entry_record(x: Array, v: Array, dtype: Any, beta: Beta, others: bool) -> Array:
+    """The records of a piece with `ENTRY`, or `OTHERS`."""
+    result = np.zeros(len(x), record_dtype(dtype, OTHERS if others else ENTRY))
+    with np.errstate(all="ignore"):
+        for rows, _, memory in _slabs(x.shape, dtype, 2 if others else 0):
+            part = _cast(x[rows], dtype)
+            summaries = long_rows.summarize(part, beta)
+            for name in long_rows.FIELDS:
+                result[name][rows] = summaries[name]
+            at = _greatest(part)
+            result["entry"][rows][at[0]] = v[rows][at]
+            if others:
+                vector, one = memory
+                vector[...] = v[rows]
+                vector[at] = 0
+                one[...] = 1
+                result["others"][rows], result["others_low"][rows] = inner(vector, one)
+    return result
+
+
+class Direction:
+    """The vector v of a product with the Jacobian of softmax, or p - v, the difference of a squared error.
+
+    It is measured from `centre`, its value at a class with p > 1/2, or 0. If x holds probabilities, `records` is
+    None. `beta` is 1/T as kernels take it, or None.
+    """
+
+    def __init__(
+        self, x: Array, v: Array, records: Any, dtype: Any, beta: Beta = None, error: bool = False
+    ) -> None:
+        self.x, self.v, self.records, self.dtype, self.beta, self.error = x, v, records, dtype, beta, error
+        if records is None:
+            self.centre, self.lacking = np.zeros(len(x)), np.empty(0)
+            return
+        self.lacking = long_rows.remainder(records).astype(np.float64)
+        with np.errstate(all="ignore"):
+            there = (1 - records["entry"]) - self.lacking if error else records["entry"]
+            self.centre = np.where((self.lacking < 0.5) & np.isfinite(there), there, 0)
+
+    def slabs(self, count: int) -> Iterator[tuple[slice, Array, list[Array]]]:
+        """Some rows at a time, their probabilities, and float64 arrays of which the first holds v."""
+        for rows, probs, memory in _slabs(self.x.shape, self.dtype, count):
+            part, v = _cast(self.x[rows], self.dtype), self.v[rows]
+            if self.records is None:
+                probs[...] = part
+                memory[0][...] = v
+            else:
+                long_rows.softmax(part, self.records[rows], self.beta, out=probs)
+                if self.error:
+                    np.subtract(probs, v, out=memory[0])
+                    at, columns = _certain(part, self.records["m"][rows], self.lacking[rows])
+                    memory[0][at, columns] = self.centre[rows][at]
+                else:
+                    memory[0][...] = v
+            yield rows, probs, memory
+
+    def sums(self) -> tuple[Array, Array]:
+        """sum_j p_j (v_j - centre) of the piece as pairs, and sum_j v_j**2 for an error, else of zeros."""
+        means, squares = np.zeros((2, len(self.x))), np.zeros((2, len(self.x)))
+        with np.errstate(all="ignore"):
+            for rows, probs, (v, p) in self.slabs(2):
+                if self.error:
+                    squares[:, rows] = inner(v, v)
+                v -= self.centre[rows, None]
+                p[...] = probs
+                means[:, rows] = inner(p, v)
+        return means, squares
+
+    def product(
+        self, mean: tuple[Array, Array], weights: Any, temperature: float, dtype: Any, times_p: bool
+    ) -> Array:
+        """weights p (v - p.v) / T from the sums over the whole rows; without p unless `times_p`."""
+        result = np.empty(self.x.shape, dtype)
+        high, low = mean
+        with np.errstate(all="ignore"):
+            for rows, probs, (v,) in self.slabs(1):
+                v -= self.centre[rows, None]
+                v -= high[rows, None]
+                v -= low[rows, None]
+                if times_p:
+                    v *= probs
+                if temperature != 1:
+                    v /= temperature
+                if weights is None:
+                    result[rows] = v
+                else:
+                    _put(result, rows, v, weights)
+        return result
+
+
+def log_softmax_vjp(x: Array, v: Array, records: Array, beta: Beta, temperature: float, dtypes: Any) -> Array:
+    """(v - p sum(v)) / T of a piece, at a class with p > 1/2 from 1 - p and the other entries of v."""
+    result = np.empty(x.shape, dtypes[1])
+    lacking = long_rows.remainder(records).astype(np.float64)
+    with np.errstate(all="ignore"):
+        others = records["others"] + records["others_low"]
+        whole = others + records["entry"]
+        for rows, probs, (value,) in _slabs(x.shape, dtypes[0], 1):
+            part = _cast(x[rows], dtypes[0])
+            long_rows.softmax(part, records[rows], beta, out=probs)
+            np.multiply(probs, whole[rows, None], out=value)
+            np.subtract(v[rows], value, out=value)
+            at, columns = _certain(part, records["m"][rows], lacking[rows])
+            inside = probs[at, columns] * others[rows][at]
+            value[at, columns] = lacking[rows][at] * v[rows][at, columns] - inside
+            if temperature != 1:
+                value /= temperature
+            result[rows] = value
+    return result
+
+
+def variance(x: Array, records: Array, weights: Array, dtypes: Any) -> Array:
+    """weights p (1 - p) of a piece."""
+    result = np.empty(x.shape, dtypes[1])
+    lacking = long_rows.remainder(records).astype(np.float64)
+    with np.errstate(all="ignore"):
+        for rows, probs, (value,) in _slabs(x.shape, dtypes[0], 1):
+            part = _cast(x[rows], dtypes[0])
+            long_rows.softmax(part, records[rows], out=probs)
+            np.subtract(1.0, probs, out=value, dtype=np.float64)
+            at, columns = _certain(part, records["m"][rows], lacking[rows])
+            value[at, columns] = lacking[rows][at]
+            value *= probs
+            _put(result, rows, value, weights)
+    return result

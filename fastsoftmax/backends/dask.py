@@ -435,7 +435,7 @@ def _total(parts: Lazy, axis: int) -> Lazy:
     return _tree(parts, _add, (axis,))
 
 
-def _entries(x: Array, vector: Array, axis: int, beta: Any, dtype: Any, others: bool) -> Array:
+def _pair_records(x: Array, vector: Array, axis: int, beta: Any, dtype: Any, others: bool) -> Array:
     axes = (axis,)
     found = row_pieces.entry_record(_matrix(x, axes), _matrix(vector, axes), dtype, beta, others)
     return _kept(found, x.shape, axes)
@@ -506,7 +506,7 @@ def _product(
     records = None
     if not from_probs:
         names = row_pieces.OTHERS if others else row_pieces.ENTRY
-        records = _merged(_entries, names, problem.dtype, (place,), *arrays, others=others, **options)
+        records = _merged(_pair_records, names, problem.dtype, (place,), *arrays, others=others, **options)
     arrays = (*arrays, records, every)
     result = {"dtypes": dtypes, "temperature": float(temperature), **options}
     if others:
@@ -916,7 +916,9 @@ def _means(loss: _Loss, vector: Lazy, error: bool) -> tuple[Any, ...]:
     """The arrays of `_weighted_product`, each followed by its index, but for the plan of the rows."""
     dtype, every, (last,) = loss.problem.dtype, loss.every, loss.last
     arrays: tuple[Any, ...] = (loss.x, every, vector, every)
-    records = _merged(_entries, row_pieces.ENTRY, dtype, loss.last, *arrays, axis=last, beta=None, others=False)
+    records = _merged(
+        _pair_records, row_pieces.ENTRY, dtype, loss.last, *arrays, axis=last, beta=None, others=False
+    )
     arrays = (*arrays, records, every)
     kind = _ERROR if error else _PAIR
     means = _blocks(_mean, every, kind, *arrays, grid={last: 1}, axis=last, dtype=dtype, error=error)

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_BYTES, _INT32, _INT64, _DOUBLE = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64), ir.DoubleType()
+_BYTES, _INT32 = ir.IntType(8).as_pointer(), ir.IntType(32)
 
 _noted = threading.local()
 
@@ -86,8 +86,14 @@ def _flat(kind: Any, value: Any, builder: Any) -> list[tuple[Any, Any]]:
     return [(kind, value)]
 
 
-def _number(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    return context.cast(builder, value, kind, types.float64 if isinstance(kind, types.Float) else types.int64)
+def _letter(kind: Any) -> str:
+    """The letter of a number of this type where C passes numbers to Python."""
+    if isinstance(kind, types.Float):
+        return "d"
+    return "L" if getattr(kind, "signed", True) else "K"
+
+
+_PASSED = {"d": types.float64, "L": types.int64, "K": types.uint64}
 
 
 @intrinsic(prefer_literal=True)
@@ -106,8 +112,11 @@ def complain(typingctx: Any, form: Any, text: Any, values: Any) -> Any:
             return builder.call(cgutils.get_or_insert_function(module, kind, name), arguments)
 
         pairs = _flat(values, given[2], builder)
-        numbers = [_number(context, builder, kind, value) for kind, value in pairs]
-        letters = "".join("d" if number.type == _DOUBLE else "L" for number in numbers)
+        letters = "".join(_letter(kind) for kind, _ in pairs)
+        numbers = [
+            context.cast(builder, value, kind, _PASSED[letter])
+            for letter, (kind, value) in zip(letters, pairs, strict=True)
+        ]
         state = python("PyGILState_Ensure", _INT32, [])
         home = python("PyImport_ImportModule", _BYTES, [_BYTES], string(__name__))
         with builder.if_then(builder.icmp_unsigned("!=", home, _BYTES(None))):

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any, overload
 
 from fastsoftmax.arrays.lazy import exchanging
-from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, hessian_product, loss, statistics
+from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, loss, statistics
+from fastsoftmax.arrays.linear_hessian import hessian_product
 from fastsoftmax.arrays.options import MEAN, NO_Z_LOSS, UNSMOOTHED, LossOptions
 from fastsoftmax.arrays.statistics import LabelStatistics
 
@@ -123,7 +124,7 @@ def linear_cross_entropy(
         As for `cross_entropy` with class indices. Rows that do not count (ignored, or of weight 0) take no time.
     block_bytes : int, default 128 MiB
         The size of the workspace for logits. It holds whole rows of them, as many as fit; or, if these are fewer
-        than 256 and not all, the logits of some classes.
+        than 256 (for gradients, 64) and not all, the logits of some classes.
 
     Returns
     -------
@@ -423,7 +424,8 @@ def linear_cross_entropy_hvp(
     reduction : {"mean", "sum", "none"}, default "mean"
         The reduction of the loss; "sum" and "none" have the same Hessian.
     block_bytes : int, default 128 MiB
-        The size of the workspace, half of it for logits and half for their tangents; at least one row of each.
+        The size of the workspace, half of it for logits and half for their tangents. Each half holds whole rows,
+        as many as fit; or, if these are fewer than 32 and not all, the numbers of some classes.
 
     Returns
     -------
@@ -442,7 +444,9 @@ def linear_cross_entropy_hvp(
 
     Notes
     -----
-    It takes three products of matrices. Newton's method with conjugate gradients needs no more of the Hessian.
+    It takes three products of matrices, or five if the workspace holds some classes only. Newton's method with
+    conjugate gradients needs no more of the Hessian. With Dask arrays, which may be cut over the rows, the result
+    is lazy; `weight` and `tangent` have to be in memory.
 
     References
     ----------

@@ -4,7 +4,8 @@ The rows go through in blocks with all classes. A block is a product by NumPy's 
 and the gradient with respect to these logits in place, and two more products. Where the workspace is too small for
 that (`class_blocks`), the classes are cut, too: a first pass over all blocks for the sums over the classes of each
 row (`linear_pieces`), and a second one for the gradients, which makes four products. Shapes, dtypes, options and
-`block_bytes` alone decide. Rows that do not count are left out before the first product.
+`block_bytes` alone decide. Rows that do not count are left out before the first product. Products with the Hessian
+are in `linear_hessian`.
 
 Sums over the rows of a block are as accurate as BLAS makes them. The blocks are added up in float64 if that takes
 little memory, else in the dtype of the computation.
@@ -14,22 +15,30 @@ least that loss and gradients can take): 3.0 at (rows, D, K) = (1024, 512, 32768
 4.0 at (200000, 64, 100), 4.8 in blocks of 512 rows, 4.4 to 5.5 of 16384. OpenBLAS's threads spin for some 100 ms
 after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them.
 
-With cut classes (an EPYC with AVX-512; in brackets: blocks of 11 and 32 rows with all classes), in processor time
-of one thread: 4.0 (4.1) at (300, 16, 3000000) and 4.9 (5.0) at (1024, 64, 1048576); 1.06 (1.09) and 1.25 (1.26)
-for the loss alone, which therefore follows the same rule. Beside time, blocks of classes gain that the sums are in
-float64, that all weights are read twice only, and that the workspace need not hold a row.
+Cut classes (in brackets: blocks of rows with all classes), in processor time of one thread of an EPYC with
+AVX-512, by how many rows of all classes fit into the workspace:
+
+    (rows, D, K)        for      32 rows      48           64           96           128
+    (512, 256, 262144)  all      3.46 (4.36)               3.77 (3.33)               3.70 (3.01)
+    (512, 64, 262144)   all      3.74 (3.89)               3.79 (3.47)               4.33 (3.06)
+    (512, 768, 262144)  all      3.72 (4.42)               3.59 (3.35)               3.64 (2.90)
+    (768, 256, 50257)   all      4.31 (5.33)  4.15 (4.44)  4.28 (4.11)  3.93 (3.62)  3.93 (3.40)
+                        loss     1.04 (2.29)  1.02 (1.81)  1.02 (1.54)  0.99 (1.31)  1.00 (1.21)
+    (512, 64, 100000)   Hessian  3.32 (3.72)  3.43 (3.47)  3.63 (2.49)               3.71 (2.81)
+    (512, 256, 100000)  Hessian  5.39 (5.25)  4.77 (4.38)  4.90 (3.77)               4.42 (3.32)
+
+Beside time, blocks of classes gain that the sums are in float64, that all weights are read twice only, and that
+the workspace need not hold a row.
 """
 
 import math
 import operator
 from collections.abc import Callable
-from copy import copy
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import CURVE_PARTS
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     Array,
@@ -39,7 +48,7 @@ from fastsoftmax.arrays.blocks import (
     real_array,
     stand_in,
 )
-from fastsoftmax.arrays.lazy import backend_for, check_in_memory
+from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.linear_pieces import Pieces
 from fastsoftmax.arrays.losses import room_for_rows
 from fastsoftmax.arrays.options import LossOptions, RowTargets, check_labels, reduced
@@ -52,8 +61,8 @@ BLOCK_BYTES = 128 << 20
 """The default size of the workspace for logits."""
 ROWS = 4096
 """A block has at most so many rows: BLAS gains nothing from more, and a longer sum would lose digits."""
-FEW_ROWS = 256
-"""The classes are cut if the workspace holds fewer rows of all of them than this."""
+FEW_ROWS, FEW_ROWS_OF_LOSS = 64, 256
+"""The classes are cut if the workspace holds fewer rows of all of them: for gradients, and for the loss alone."""
 FEW_CLASSES = 512
 """A block has so few rows that it could have so many classes. The workspace holds at least two rows of them."""
 SCRATCH_BYTES = 512 << 10
@@ -65,7 +74,7 @@ WEIGHT_BYTES = 4 << 20
 WRT = ("features", "weight", "bias")
 
 
-def _beside_blas() -> Any:
+def beside_blas() -> Any:
     """Half of the threads: BLAS's own spin on the other processors for a while after a product."""
     return threads(max(1, max_threads() // 2))
 
@@ -202,6 +211,12 @@ class Linear:
         """The rows start .. stop of those that count, as an index."""
         return slice(start, stop) if self.kept is None else self.kept[start:stop]
 
+    def counting_targets(self) -> tuple[RowTargets, Array, Array | None]:
+        """`given`, and the labels and weights (or None) of the rows that count."""
+        kept, weights = self.rows_of(0, self.count), self.row_weights
+        labels = np.ascontiguousarray(self.labels[kept], np.int64)
+        return self.given, labels, None if weights is None else weights[kept]
+
     def block(self, where: Any) -> Array:
         """The features of some rows, contiguous, in the dtype of the computation."""
         if self.matrix is not None:
@@ -213,7 +228,7 @@ class Linear:
         """The gradients in the shapes and dtypes of the arguments."""
         arrays: tuple[Any, ...] = (self.features, self.weight, self.bias)
         gradients = [
-            None if value is None else _finished(value, array.shape, returned_dtype(array))
+            None if value is None else finished(value, array.shape, returned_dtype(array))
             for value, array in zip(parts[1:], arrays, strict=True)
         ]
         return LinearGradients(*gradients)
@@ -276,7 +291,7 @@ class _Sum:
             self.total[k:stop] += np.matmul(slopes[:, k:stop].T, features, out=self.scratch[: stop - k])
 
 
-class _GradientSums:
+class GradientSums:
     """The sums of the gradients of weight and bias of some classes, over blocks of rows.
 
     With fewer features than classes, a column of ones behind them makes the sum for the bias a part of the same
@@ -317,7 +332,7 @@ def _without_last_column(total: Array) -> Array:
     return flat[: rows * width].reshape(rows, width)
 
 
-def _finished(array: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def finished(array: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """A gradient in the shape and the dtype of its argument."""
     with np.errstate(all="ignore"):
         return array.astype(dtype, copy=False).reshape(shape)
@@ -345,6 +360,34 @@ class Logits:
         if self.bias is not None:
             np.add(block, self.bias, out=block)
         return block
+
+
+class ClassBlocks:
+    """The logits of blocks of rows and classes, `extent`, in one workspace."""
+
+    def __init__(self, linear: Linear, extent: tuple[int, int]) -> None:
+        (step, width), count = extent, linear.count
+        self.linear = linear
+        self.rows = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+        self.classes = [slice(k, min(k + width, linear.classes)) for k in range(0, linear.classes, width)]
+        self.size = step * width
+        self.workspace = self.spare()
+
+    def spare(self) -> Array:
+        """Memory for a block."""
+        return np.empty(self.size, self.linear.dtype)
+
+    def features(self, where: slice) -> Array:
+        """The features of some of the rows that count."""
+        return self.linear.block(self.linear.rows_of(where.start, where.stop))
+
+    def of(self, features: Array, part: Array, these: slice) -> Array:
+        """The logits of a block, in the workspace; `part` are the weights of these classes."""
+        shape, bias = (len(features), len(part)), self.linear.bias
+        z = np.matmul(features, part.T, out=self.workspace[: math.prod(shape)].reshape(shape))
+        if bias is not None:
+            np.add(z, bias[these].astype(z.dtype), out=z)
+        return z
 
 
 def loss(
@@ -391,7 +434,7 @@ def loss_parts(
     least = None
     if skip:
         least = _resolution(returned_dtype(linear.features)) / 16 * abs(float(scale[0])) * linear.heaviest()
-    extent = class_blocks(linear, block_bytes, wanted)
+    extent = class_blocks(linear, block_bytes, wanted, FEW_ROWS if wanted else FEW_ROWS_OF_LOSS)
     if extent is None:
         return linear, _in_blocks_of_rows(linear, block_bytes, wanted, scale, least)
     return linear, _in_blocks_of_classes(linear, extent, wanted, scale, least)
@@ -405,13 +448,13 @@ def _in_blocks_of_rows(
     dtype, width, rows = linear.dtype, linear.width, np.zeros(linear.rows, linear.dtype)
     slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
     single = linear.count <= logits.step
-    sums = _GradientSums(linear, linear.classes, "weight" in wanted, "bias" in wanted, single)
+    sums = GradientSums(linear, linear.classes, "weight" in wanted, "bias" in wanted, single)
     for start in logits.starts():
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         block = linear.block(where)
         with np.errstate(all="ignore"):
             z = logits.of(block)
-            with _beside_blas():
+            with beside_blas():
                 rows[where] = _block_loss(linear, z, where, scale, bool(wanted))
             if wanted:
                 parts = _parts(linear, logits.weights.parts, z, least)
@@ -421,17 +464,17 @@ def _in_blocks_of_rows(
     return LossParts(rows, slopes, *sums.results())
 
 
-def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...]) -> tuple[int, int] | None:
+def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...], few: int) -> tuple[int, int] | None:
     """The rows and classes of a block where the classes are cut; None for blocks of rows with all classes.
 
-    They are cut if `FEW_ROWS` rows of all of them do not fit into the workspace. A block then has as many rows as
+    They are cut if a few rows of all of them do not fit into the workspace. A block then has as many rows as
     one of few classes, since the features, and what is known of the rows, are read again for each block of
     classes, the weights only once. It has so many classes that the sums over the rows fit into a quarter of the
     workspace in float64, and converted weights into `WEIGHT_BYTES`.
     """
     itemsize, count = linear.dtype.itemsize, max(linear.count, 1)
     fitting = block_rows(linear.function, linear.classes, itemsize, block_bytes)
-    if fitting >= min(FEW_ROWS, count) or linear.classes <= FEW_CLASSES:
+    if fitting >= min(few, count) or linear.classes <= FEW_CLASSES:
         return None
     regularization = linear.given.regularization
     room = max(operator.index(block_bytes) // itemsize, 2 * FEW_CLASSES)
@@ -450,30 +493,16 @@ def _in_blocks_of_classes(
     linear: Linear, extent: tuple[int, int], wanted: tuple[str, ...], scale: tuple[Any, Any], least: float | None
 ) -> LossParts:
     """The loss from a pass over blocks of classes, and its gradients from a second one."""
-    step, classes = extent
-    dtype, width, count = linear.dtype, linear.width, linear.count
-    kept = linear.rows_of(0, count)
-    labels = np.ascontiguousarray(linear.labels[kept], np.int64)
-    pieces = Pieces(linear.given, labels, None if linear.row_weights is None else linear.row_weights[kept])
-    workspace = np.empty(step * classes, dtype)
-    capped = np.empty(step * classes if wanted and pieces.cap < math.inf else 0, dtype)
-    ranges = [slice(k, min(k + classes, linear.classes)) for k in range(0, linear.classes, classes)]
-    blocks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
-
-    def logits(where: slice, part: Array, these: slice) -> tuple[Array, Array]:
-        features = linear.block(linear.rows_of(where.start, where.stop))
-        shape = len(features), len(part)
-        z = np.matmul(features, part.T, out=workspace[: math.prod(shape)].reshape(shape))
-        if linear.bias is not None:
-            np.add(z, linear.bias[these].astype(dtype), out=z)
-        return features, z
-
+    blocks = ClassBlocks(linear, extent)
+    dtype, width, kept = linear.dtype, linear.width, linear.rows_of(0, linear.count)
+    pieces = Pieces(*linear.counting_targets())
+    capped = blocks.spare() if wanted and pieces.cap < math.inf else None
     with np.errstate(all="ignore"):
-        for these in ranges:
+        for these in blocks.classes:
             part = linear.part(these)
-            for where in blocks:
-                _, z = logits(where, part, these)
-                with _beside_blas():
+            for where in blocks.rows:
+                z = blocks.of(blocks.features(where), part, these)
+                with beside_blas():
                     pieces.add(pieces.capped(z, z), where, these)
         rows = np.zeros(linear.rows, dtype)
         rows[kept] = pieces.finish(scale)
@@ -482,14 +511,15 @@ def _in_blocks_of_classes(
     slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
     weight = np.empty(linear.weight.shape, dtype) if "weight" in wanted else None
     bias = np.empty(linear.classes, dtype) if "bias" in wanted else None
-    for these in ranges:
+    for these in blocks.classes:
         part = linear.part(these)
-        sums = _GradientSums(linear, len(part), weight is not None, bias is not None, len(blocks) == 1)
+        sums = GradientSums(linear, len(part), weight is not None, bias is not None, len(blocks.rows) == 1)
         with np.errstate(all="ignore"):
-            for where in blocks:
-                features, a = logits(where, part, these)
-                z = capped[: a.size].reshape(a.shape) if capped.size else a
-                with _beside_blas():
+            for where in blocks.rows:
+                features = blocks.features(where)
+                a = blocks.of(features, part, these)
+                z = a if capped is None else capped[: a.size].reshape(a.shape)
+                with beside_blas():
                     pieces.slope(pieces.capped(a, z), where, these, a)
                 groups = _parts(linear, [slice(0, len(part))], z, least)
                 if slopes is not None:
@@ -567,70 +597,6 @@ def _reduced(linear: Linear, rows: Array) -> Any:
         return dtype.type(reduced(rows, options, divisor, linear.dtype))
 
 
-def hessian_product(
-    function: str,
-    features: Any,
-    weight: Any,
-    targets: Any,
-    tangent: Any,
-    bias: Any,
-    tangent_bias: Any,
-    options: LossOptions,
-    block_bytes: Any,
-) -> LinearGradients:
-    """The product of the Hessian with respect to weight and bias with the tangents of both.
-
-    With the tangents T = X tangent.T + tangent_bias of the logits and their product U with the Hessians of the
-    rows, it is U.T X and the sum of the rows of U.
-    """
-    check_in_memory(function, features, weight, targets, tangent, bias, tangent_bias, *options)
-    linear = Linear(function, features, weight, targets, bias, options)
-    along = copy(linear)
-    along.weight = real_array(function, "tangent", tangent)
-    if along.weight.shape != linear.weight.shape:
-        shape = linear.weight.shape
-        raise ValueError(f"{named(function, 'tangent')} has shape {along.weight.shape}, expected {shape}")
-    along.bias = None if tangent_bias is None else real_array(function, "tangent_bias", tangent_bias)
-    if along.bias is not None and along.bias.shape != (linear.classes,):
-        prefix = named(function, "tangent_bias")
-        raise ValueError(f"{prefix} has shape {along.bias.shape}, expected ({linear.classes},)")
-    block_rows(function, linear.classes, linear.dtype.itemsize, block_bytes)
-    half = max(1, block_bytes // 2)
-    logits, directions = Logits(linear, half), Logits(along, half)
-    given, dtype = linear.given, linear.dtype
-    factors, scale = given.factors(), options.scale(given.divisor, dtype)
-    with_bias = bias is not None or tangent_bias is not None
-    sums = _GradientSums(linear, linear.classes, True, with_bias, linear.count <= logits.step)
-    for start in logits.starts():
-        where = linear.rows_of(start, min(start + logits.step, linear.count))
-        block = linear.block(where)
-        with np.errstate(all="ignore"):
-            z, t = logits.of(block), directions.of(block)
-            heights = kernel_weights(factors[where] if factors.size else None, dtype)
-            with _beside_blas():
-                _curve(linear, z, t, where, heights, scale)
-            sums.add(z, block, [slice(0, linear.classes)])
-    total, slope = sums.results()
-    if with_bias:
-        kind = returned_dtype(linear.weight if linear.bias is None else linear.bias)
-        slope = _finished(slope, (linear.classes,), kind)
-    return LinearGradients(None, _finished(total, linear.weight.shape, returned_dtype(linear.weight)), slope)
-
-
-def _curve(linear: Linear, z: Array, t: Array, where: Any, factors: Array, scale: tuple[Any, Any]) -> None:
-    """Replace the logits of a block by the products of the Hessians of their rows with t."""
-    given, dtype, count = linear.given, linear.dtype, len(z)
-    block, along = (array.reshape(count, linear.classes, 1) for array in (z, t))
-    if given.regularization is None:
-        kernel = entry("derivatives.softmax_product")
-        run(kernel, count, 2 * z.size, lambda: NO_ROOM[dtype], block, along, block, False, None, None, factors)
-        return
-    labels = np.ascontiguousarray(linear.labels[where], np.int64)
-    weights = kernel_weights(None if linear.row_weights is None else linear.row_weights[where], dtype)
-    arguments = (block, along, None, *given.shares(labels), weights, factors, block, *scale, *given.regularization)
-    run(entry("capped.product"), count, 8 * z.size, room_for_rows(linear.problem, CURVE_PARTS), *arguments)
-
-
 def statistics(
     function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions, block_bytes: Any
 ) -> LabelStatistics:
@@ -657,11 +623,11 @@ def statistics(
                 np.multiply(np.tanh(np.divide(z, cap, out=z), out=z), cap, out=z)
         problem = Problem(function, z, -1)
         labels = np.ascontiguousarray(linear.labels[where], np.int64)
-        with _beside_blas():
+        with beside_blas():
             found = computed(problem, problem.block(), labels, None)
         whole[:, where] = with_nan(found, linear.classes, z.__getitem__)
         floats[:, where] = found.log_prob, found.entropy, found.logsumexp
-    log_prob, entropy, lse = (_finished(row, linear.row_shape, linear.result_dtype) for row in floats)
+    log_prob, entropy, lse = (finished(row, linear.row_shape, linear.result_dtype) for row in floats)
     rank, argmax = (row.reshape(linear.row_shape) for row in whole)
     results = (log_prob, rank, argmax, entropy, lse)
     return LabelStatistics(*[array[()] if array.ndim == 0 else array for array in results])

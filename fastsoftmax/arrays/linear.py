@@ -13,7 +13,9 @@ little memory, else in the dtype of the computation.
 Measured (OpenBLAS, two threads of a Xeon, float32, in units of one ``features @ weight.T``; three products are the
 least that loss and gradients can take): 3.0 at (rows, D, K) = (1024, 512, 32768), 3.3 in blocks of 32 MB;
 4.0 at (200000, 64, 100), 4.8 in blocks of 512 rows, 4.4 to 5.5 of 16384. OpenBLAS's threads spin for some 100 ms
-after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them.
+after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them. In processor
+time of one thread of an EPYC with AVX-512: 3.1 at (1024, 512, 16384), 3.3 at (667, 768, 50257), 3.4 at
+(512, 256, 131072), 3.5 at (50000, 64, 100); the kernel alone 0.05, 0.03, 0.08 and 0.4.
 
 Cut classes (in brackets: blocks of rows with all classes), in processor time of one thread of an EPYC with
 AVX-512, by how many rows of all classes fit into the workspace:
@@ -65,8 +67,13 @@ FEW_ROWS, FEW_ROWS_OF_LOSS = 64, 256
 """The classes are cut if the workspace holds fewer rows of all of them: for gradients, and for the loss alone."""
 FEW_CLASSES = 512
 """A block has so few rows that it could have so many classes. The workspace holds at least two rows of them."""
-SCRATCH_BYTES = 512 << 10
-"""The size of a part of the weights' gradient that is added at a time, while it is in the cache."""
+SCRATCH_BYTES = 2 << 20
+"""The size of a part of the weights' gradient that is added at a time, while it is in the cache.
+
+Parts of 512 kB made the product take 1.2 of its time with 667 rows of 768 features (1.03 with 2 MB).
+"""
+GROUP_BYTES = 512 << 10
+"""The weights of a group of classes that is skipped or not take so much memory."""
 WIDE_BYTES = 32 << 20
 """The weights' gradient is added up in float64 if that takes no more than this."""
 WEIGHT_BYTES = 4 << 20
@@ -256,8 +263,12 @@ def block_rows(function: str, classes: int, itemsize: int, block_bytes: Any) -> 
         raise TypeError(f"{named(function, 'block_bytes')} must be an integer, got {block_bytes!r}")
     if operator.index(block_bytes) < 1:
         raise ValueError(f"{named(function, 'block_bytes')} must be at least 1, got {block_bytes!r}")
-    rows = min(ROWS, operator.index(block_bytes) // max(1, classes * itemsize))
-    return rows // 16 * 16 if rows > 16 else max(rows, 1)
+    return _whole_vectors(max(1, min(ROWS, operator.index(block_bytes) // max(1, classes * itemsize))))
+
+
+def _whole_vectors(count: int) -> int:
+    """The greatest multiple of 16 that is not greater; smaller numbers than 16 as they are."""
+    return count // 16 * 16 if count > 16 else count
 
 
 class Weights:
@@ -277,12 +288,13 @@ class _Sum:
     def __init__(self, shape: tuple[int, int], dtype: Any, single: bool) -> None:
         wide = shape[0] * shape[1] * 8 <= WIDE_BYTES and not single
         self.total = np.zeros(shape, np.float64 if wide else dtype)
-        step = max(1, SCRATCH_BYTES // max(1, shape[1] * dtype.itemsize))
+        self.empty = not wide  # products of the first block are written there: to add them takes longer
+        step = _whole_vectors(max(1, SCRATCH_BYTES // max(1, shape[1] * dtype.itemsize)))
         self.scratch = None if single else np.empty((min(step, max(shape[0], 1)), shape[1]), dtype)
 
     def add(self, slopes: Array, features: Array, where: slice) -> None:
         """Add ``slopes[:, where].T @ features`` to the rows `where`."""
-        if self.scratch is None:
+        if self.empty or self.scratch is None:
             np.matmul(slopes[:, where].T, features, out=self.total[where])
             return
         step = len(self.scratch)
@@ -313,6 +325,7 @@ class GradientSums:
         for one, factor in zip(self.sums, factors, strict=True):
             for part in parts:
                 one.add(slopes, factor, part)
+            one.empty = False
 
     def results(self) -> tuple[Any, Any]:
         """The gradients of weight and bias, None for what is not wanted."""
@@ -344,7 +357,9 @@ class Logits:
     def __init__(self, linear: Linear, block_bytes: Any) -> None:
         self.linear, self.weights = linear, Weights(linear)
         step = block_rows(linear.function, linear.classes, linear.dtype.itemsize, block_bytes)
-        self.step = min(step, max(linear.count, 1))
+        count = max(linear.count, 1)
+        blocks = -(-count // step)  # as equal as can be: BLAS is slow with a few rows
+        self.step = min(step, count, -(-count // (16 * blocks)) * 16)
         self.workspace = np.empty((self.step, linear.classes), linear.dtype)
         self.bias = None if linear.bias is None else np.ascontiguousarray(linear.bias, linear.dtype)
 
@@ -567,7 +582,7 @@ def _parts(linear: Linear, every: list[slice], z: Array, least: float | None) ->
     """The parts of the classes with an entry of the gradient of at least this size; `every` if it is None."""
     if least is None:
         return every
-    step = max(1, SCRATCH_BYTES // max(1, linear.width * linear.dtype.itemsize))
+    step = max(1, GROUP_BYTES // max(1, linear.width * linear.dtype.itemsize))
     found = []
     for k in range(0, z.shape[1], step):
         part = z[:, k : k + step]

@@ -2,8 +2,8 @@
 
 ``python benchmarks/linear.py`` measures in some three minutes; ``--write`` stores linear.json and linear.svg, and
 puts the table into docs/guide/optimisers.md and the picture into README.md. ``--pages`` makes these again of the
-stored numbers. ``--bounds`` measures the four shapes whose time is promised, in units of one ``features @ weight.T``
-of the same process, beside PyTorch: some minutes on a quiet machine, 9 GB of memory.
+stored numbers. ``--bounds`` measures the four shapes whose time is promised, in units of one product
+``features @ weight.T`` of the same process, beside PyTorch: some minutes on a quiet machine, 9 GB of memory.
 
 Each library computes each case in a process of its own, on the same arrays, because the peak of the memory belongs
 to a process; the memory of the arguments is not counted, that of the results is. Needs Linux.

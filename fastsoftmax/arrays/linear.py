@@ -13,9 +13,9 @@ little memory, else in the dtype of the computation.
 Measured (OpenBLAS, two threads of a Xeon, float32, in units of one ``features @ weight.T``; three products are the
 least that loss and gradients can take): 3.0 at (rows, D, K) = (1024, 512, 32768), 3.3 in blocks of 32 MB;
 4.0 at (200000, 64, 100), 4.8 in blocks of 512 rows, 4.4 to 5.5 of 16384. OpenBLAS's threads spin for some 100 ms
-after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them. In processor
-time of one thread of an EPYC with AVX-512: 3.1 at (1024, 512, 16384), 3.3 at (667, 768, 50257), 3.4 at
-(512, 256, 131072), 3.5 at (50000, 64, 100); the kernel alone 0.05, 0.03, 0.08 and 0.4.
+after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them. In
+processor time of one thread of an EPYC with AVX-512: 3.1 at (1024, 512, 16384), 3.3 at (667, 768, 50257), 3.5 at
+(50000, 64, 100); the kernel alone 0.05, 0.03 and 0.4.
 
 Cut classes (in brackets: blocks of rows with all classes), in processor time of one thread of an EPYC with
 AVX-512, by how many rows of all classes fit into the workspace:

@@ -42,6 +42,7 @@ class Regression:
     def __init__(self, features: Any, labels: Any, classes: int, penalty: float) -> None:
         self.features, self.labels, self.penalty = features, labels, penalty
         self.shape = classes, features.shape[1]
+        self.point, self.logits = np.empty(0), np.empty(0)
 
     def split(self, flat: Any) -> tuple[Any, Any]:
         """Weights (K, D) and bias (K,), in the dtype of the features."""
@@ -65,10 +66,13 @@ class Regression:
         return float(loss) + self.penalty / 2 * float(flat[:size] @ flat[:size]), self._joined(gradients, flat)
 
     def product(self, flat: Any, along: Any) -> Any:
-        """The Hessian times a vector."""
+        """The Hessian times a vector; the logits are kept for further products at the same point."""
         (weight, bias), (tangent, tangent_bias) = self.split(flat), self.split(along)
-        found = fs.linear_cross_entropy_hvp(self.features, weight, self.labels, tangent, bias, tangent_bias)
-        return self._joined(found, along)
+        if not np.array_equal(flat, self.point):
+            self.point, self.logits = flat.copy(), self.features @ weight.T
+            self.logits += bias
+        operands = self.features, weight, self.labels, tangent, bias, tangent_bias
+        return self._joined(fs.linear_cross_entropy_hvp(*operands, logits=self.logits), along)
 
     def fit(self, method: str, tolerance: float) -> tuple[Any, int]:
         """The solution, and the number of iterations. For trust-ncg, the norm of the gradient is so small."""

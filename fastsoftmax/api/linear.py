@@ -357,6 +357,7 @@ if TYPE_CHECKING:
         bias: Arrays | None = None,
         tangent_bias: Arrays | None = None,
         *,
+        logits: Arrays | None = None,
         class_weight: Arrays | None = None,
         sample_weight: Arrays | None = None,
         ignore_index: int | None = None,
@@ -376,6 +377,7 @@ if TYPE_CHECKING:
         bias: Arrays | None = None,
         tangent_bias: Arrays | None = None,
         *,
+        logits: Arrays | None = None,
         class_weight: Arrays | None = None,
         sample_weight: Arrays | None = None,
         ignore_index: int | None = None,
@@ -396,6 +398,7 @@ def linear_cross_entropy_hvp(
     bias: Any = None,
     tangent_bias: Any = None,
     *,
+    logits: Any = None,
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
@@ -419,6 +422,10 @@ def linear_cross_entropy_hvp(
         V, of the shape of `weight`. The tangents are converted to the dtype that the other arrays ask for.
     bias, tangent_bias : array_like, optional
         b and c, of shape (K,). None stands for zeros.
+    logits : array_like, optional
+        ``features @ weight.T + bias``, of shape (..., K), if you have them: they are read instead of being
+        computed again, which saves a product of matrices. Newton's method calls the function many times with the
+        same weights. They are converted as the tangents are.
     class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap
         As for `cross_entropy` with class indices.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -436,7 +443,7 @@ def linear_cross_entropy_hvp(
     Raises
     ------
     ValueError, TypeError, IndexError
-        As `linear_cross_entropy`, and for tangents of another shape.
+        As `linear_cross_entropy`, and for tangents or logits of another shape.
 
     See Also
     --------
@@ -444,9 +451,9 @@ def linear_cross_entropy_hvp(
 
     Notes
     -----
-    It takes three products of matrices, or five if the workspace holds some classes only. Newton's method with
-    conjugate gradients needs no more of the Hessian. With Dask arrays, which may be cut over the rows, the result
-    is lazy; `weight` and `tangent` have to be in memory.
+    It takes three products of matrices, or five if the workspace holds some classes only; with `logits`, two or
+    three. Newton's method with conjugate gradients needs no more of the Hessian. With Dask arrays, which may be
+    cut over the rows, the result is lazy; `weight` and `tangent` have to be in memory.
 
     References
     ----------
@@ -458,12 +465,16 @@ def linear_cross_entropy_hvp(
     >>> import numpy as np
     >>> import fastsoftmax as fs
     >>> weight, tangent = np.zeros((2, 1)), np.array([[1.0], [0.0]])
-    >>> fs.linear_cross_entropy_hvp(np.ones((1, 1)), weight, np.array([0]), tangent).weight
+    >>> features, targets = np.ones((1, 1)), np.array([0])
+    >>> fs.linear_cross_entropy_hvp(features, weight, targets, tangent).weight
+    array([[ 0.25],
+           [-0.25]])
+    >>> fs.linear_cross_entropy_hvp(features, weight, targets, tangent, logits=features @ weight.T).weight
     array([[ 0.25],
            [-0.25]])
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
-    arguments = (features, weight, targets, tangent, bias, tangent_bias, options, block_bytes)
+    arguments = (features, weight, targets, tangent, bias, tangent_bias, logits, options, block_bytes)
     return hessian_product("linear_cross_entropy_hvp", *arguments)
 
 

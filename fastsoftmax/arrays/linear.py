@@ -159,11 +159,29 @@ def check_targets(function: str, labels: Array, shape: tuple[int, ...]) -> None:
         )
 
 
+class Rows:
+    """The rows of an array of any layout with at least one axis, which are read in blocks."""
+
+    def __init__(self, array: Array) -> None:
+        self.array, self.shape = array, array.shape[:-1]
+        size = math.prod(self.shape), array.shape[-1]
+        self.matrix = array.reshape(size) if _is_matrix(array) else None
+
+    def of(self, where: Any, columns: slice = slice(None)) -> Array:
+        """Some rows (a slice or their numbers), and some of their columns."""
+        if self.matrix is not None:
+            return self.matrix[where, columns]
+        rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
+        index: tuple[Any, ...] = (*np.unravel_index(rows, self.shape), columns)
+        found: Array = self.array[index]
+        return found
+
+
 class Linear:
     """Features (rows, D), weights (K, D), bias and labels of one call, checked.
 
     `kept` are the numbers of the rows that count, None if all do. `given` are the `RowTargets` of all rows. A
-    `divisor` is passed if the mean has other rows, too.
+    `divisor` is passed if the mean has other rows, too. `known` are the logits, if they have been computed before.
     """
 
     def __init__(
@@ -198,7 +216,8 @@ class Linear:
         self.labels = labels.reshape(-1)
         self.row_weights = self.given.kernel_rows(self.given.row_weights)
         self.kept = self._counting(ignored)
-        self.matrix = self.features.reshape(self.rows, self.width) if _is_matrix(self.features) else None
+        self.source = Rows(self.features)
+        self.known: Rows | None = None
 
     def _counting(self, ignored: Array | None) -> Array | None:
         """The numbers of the rows that count; None if all do."""
@@ -226,10 +245,7 @@ class Linear:
 
     def block(self, where: Any) -> Array:
         """The features of some rows, contiguous, in the dtype of the computation."""
-        if self.matrix is not None:
-            return np.ascontiguousarray(self.matrix[where], self.dtype)
-        rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
-        return np.ascontiguousarray(self.features[np.unravel_index(rows, self.row_shape)], self.dtype)
+        return np.ascontiguousarray(self.source.of(where), self.dtype)
 
     def finished(self, parts: LossParts) -> LinearGradients:
         """The gradients in the shapes and dtypes of the arguments."""
@@ -367,9 +383,12 @@ class Logits:
         """The first row of each block."""
         return range(0, self.linear.count, self.step)
 
-    def of(self, features: Array) -> Array:
-        """The logits of some rows, in the workspace."""
+    def of(self, features: Array, where: Any) -> Array:
+        """The logits of the rows `where`, in the workspace."""
         block = self.workspace[: len(features)]
+        if self.linear.known is not None:
+            block[...] = self.linear.known.of(where)
+            return block
         for where in self.weights.parts:
             np.matmul(features, self.weights.part(where).T, out=block[:, where])
         if self.bias is not None:
@@ -396,10 +415,19 @@ class ClassBlocks:
         """The features of some of the rows that count."""
         return self.linear.block(self.linear.rows_of(where.start, where.stop))
 
-    def of(self, features: Array, part: Array, these: slice) -> Array:
+    def part(self, these: slice) -> Array | None:
+        """The weights of some classes; None if the logits are known."""
+        return self.linear.part(these) if self.linear.known is None else None
+
+    def of(self, features: Array, part: Array | None, where: slice, these: slice) -> Array:
         """The logits of a block, in the workspace; `part` are the weights of these classes."""
-        shape, bias = (len(features), len(part)), self.linear.bias
-        z = np.matmul(features, part.T, out=self.workspace[: math.prod(shape)].reshape(shape))
+        shape, linear = (len(features), these.stop - these.start), self.linear
+        z, bias = self.workspace[: math.prod(shape)].reshape(shape), linear.bias
+        if linear.known is not None:
+            z[...] = linear.known.of(linear.rows_of(where.start, where.stop), these)
+            return z
+        assert part is not None
+        np.matmul(features, part.T, out=z)
         if bias is not None:
             np.add(z, bias[these].astype(z.dtype), out=z)
         return z
@@ -468,7 +496,7 @@ def _in_blocks_of_rows(
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         block = linear.block(where)
         with np.errstate(all="ignore"):
-            z = logits.of(block)
+            z = logits.of(block, where)
             with beside_blas():
                 rows[where] = _block_loss(linear, z, where, scale, bool(wanted))
             if wanted:
@@ -516,7 +544,7 @@ def _in_blocks_of_classes(
         for these in blocks.classes:
             part = linear.part(these)
             for where in blocks.rows:
-                z = blocks.of(blocks.features(where), part, these)
+                z = blocks.of(blocks.features(where), part, where, these)
                 with beside_blas():
                     pieces.add(pieces.capped(z, z), where, these)
         rows = np.zeros(linear.rows, dtype)
@@ -532,7 +560,7 @@ def _in_blocks_of_classes(
         with np.errstate(all="ignore"):
             for where in blocks.rows:
                 features = blocks.features(where)
-                a = blocks.of(features, part, these)
+                a = blocks.of(features, part, where, these)
                 z = a if capped is None else capped[: a.size].reshape(a.shape)
                 with beside_blas():
                     pieces.slope(pieces.capped(a, z), where, these, a)
@@ -632,7 +660,7 @@ def statistics(
     for start in logits.starts():
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         with np.errstate(all="ignore"):
-            z = logits.of(linear.block(where))
+            z = logits.of(linear.block(where), where)
             if regularization is not None:
                 cap = regularization[1]
                 np.multiply(np.tanh(np.divide(z, cap, out=z), out=z), cap, out=z)

@@ -1,8 +1,8 @@
 """Products of the Hessian of a linear cross-entropy, in the blocks of `linear`.
 
-Blocks of rows with all classes take three products of matrices: the logits, their tangents, and the sum over the
-rows. If too few rows fit, the classes are cut, too. The mean of the tangents of a row then comes from a first pass
-over all blocks (`linear_pieces.Curves`), and the result from a second one, which makes five products.
+Blocks of rows with all classes take three products of matrices: the logits, unless they are given, their tangents,
+and the sum over the rows. If too few rows fit, the classes are cut, too. The mean of the tangents of a row then
+comes from a first pass over all blocks (`linear_pieces.Curves`), and the result from a second one: five products.
 """
 
 import math
@@ -21,6 +21,7 @@ from fastsoftmax.arrays.linear import (
     Linear,
     LinearGradients,
     Logits,
+    Rows,
     beside_blas,
     block_rows,
     class_blocks,
@@ -46,17 +47,19 @@ def hessian_product(
     tangent: Any,
     bias: Any,
     tangent_bias: Any,
+    logits: Any,
     options: LossOptions,
     block_bytes: Any,
 ) -> LinearGradients:
     """The product of the Hessian with respect to weight and bias with the tangents of both."""
-    operands = features, weight, targets, tangent, bias, tangent_bias
+    operands = features, weight, targets, tangent, bias, tangent_bias, logits
     if backend := backend_for(*operands, *options):
         lazy: LinearGradients = backend(
             function, *operands, axis=-1, out=None, options=options, block_bytes=block_bytes
         )
         return lazy
     linear = Linear(function, features, weight, targets, bias, options)
+    know(linear, logits)
     along = tangents(linear, tangent, tangent_bias)
     block_rows(function, linear.classes, linear.dtype.itemsize, block_bytes)
     of_weight, of_bias = product_parts(linear, along, block_bytes)
@@ -66,9 +69,20 @@ def hessian_product(
     return LinearGradients(None, finished(of_weight, linear.weight.shape, kind), of_bias)
 
 
+def know(linear: Linear, logits: Any) -> None:
+    """Take the logits, unless they are None, instead of computing them; ValueError if they have another shape."""
+    if logits is None:
+        return
+    array, expected = real_array(linear.function, "logits", logits), (*linear.row_shape, linear.classes)
+    if array.shape != expected:
+        raise ValueError(f"{named(linear.function, 'logits')} has shape {array.shape}, expected {expected}")
+    linear.known = Rows(array)
+
+
 def tangents(linear: Linear, tangent: Any, tangent_bias: Any) -> Linear:
     """The same features with the tangents as weights and bias; ValueError if these have other shapes."""
     function, along = linear.function, copy(linear)
+    along.known = None
     along.weight = real_array(function, "tangent", tangent)
     if along.weight.shape != linear.weight.shape:
         shape = linear.weight.shape
@@ -111,7 +125,7 @@ def _in_blocks_of_rows(linear: Linear, along: Linear, half: int, with_bias: bool
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         block = linear.block(where)
         with np.errstate(all="ignore"):
-            z, t = logits.of(block), directions.of(block)
+            z, t = logits.of(block, where), directions.of(block, where)
             heights = kernel_weights(factors[where] if factors.size else None, dtype)
             with beside_blas():
                 _curve(linear, z, t, where, heights, scale)
@@ -142,10 +156,11 @@ def _in_blocks_of_classes(
     spare = [blocks.spare(), blocks.spare()] if curves.cap < math.inf else []
     with np.errstate(all="ignore"):
         for these in blocks.classes:
-            part, part_along = linear.part(these), along.part(these)
+            part, part_along = blocks.part(these), directions.part(these)
             for where in blocks.rows:
                 features = blocks.features(where)
-                a, t = blocks.of(features, part, these), directions.of(features, part_along, these)
+                a = blocks.of(features, part, where, these)
+                t = directions.of(features, part_along, where, these)
                 with beside_blas():
                     curves.uncapped(a, t)
                     curves.add_tangents(curves.capped(a, a), t, where, these)
@@ -153,16 +168,17 @@ def _in_blocks_of_classes(
     weight = np.empty(linear.weight.shape, linear.dtype)
     bias = np.empty(linear.classes, linear.dtype) if with_bias else None
     for these in blocks.classes:
-        part, part_along = linear.part(these), along.part(these)
-        sums = GradientSums(linear, len(part), True, with_bias, len(blocks.rows) == 1)
+        part, part_along, count = blocks.part(these), directions.part(these), these.stop - these.start
+        sums = GradientSums(linear, count, True, with_bias, len(blocks.rows) == 1)
         with np.errstate(all="ignore"):
             for where in blocks.rows:
                 features = blocks.features(where)
-                a, t = blocks.of(features, part, these), directions.of(features, part_along, these)
+                a = blocks.of(features, part, where, these)
+                t = directions.of(features, part_along, where, these)
                 z, g = [one[: a.size].reshape(a.shape) for one in spare] or (a, None)
                 with beside_blas():
                     curves.product(a, curves.capped(a, z), t, g, where, these)
-                sums.add(t, features, [slice(0, len(part))])
+                sums.add(t, features, [slice(0, count)])
             weight[these], found = sums.results()
             if bias is not None:
                 bias[these] = found

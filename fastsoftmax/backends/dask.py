@@ -39,7 +39,7 @@ from fastsoftmax.arrays.linear import (
     wanted_gradients,
 )
 from fastsoftmax.arrays.linear import statistics as statistics_of_products
-from fastsoftmax.arrays.linear_hessian import product_parts, returned_dtypes, tangents
+from fastsoftmax.arrays.linear_hessian import know, product_parts, returned_dtypes, tangents
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
 from fastsoftmax.arrays.options import (
     LossOptions,
@@ -1211,6 +1211,7 @@ def _hessian_products(
     class_weight: Any,
     sample_weight: Any,
     tangent_bias: Any,
+    logits: Any,
     divisor: Divisor | None,
     request: _Request,
     weight: Any,
@@ -1220,6 +1221,7 @@ def _hessian_products(
     """The products with the Hessian of the rows of a chunk, for weight and bias, as `_with_axes`."""
     weights = request.weighted(class_weight, sample_weight)
     linear = Linear(request.function, x, weight, targets, bias, weights, divisor)
+    know(linear, logits)
     return _with_axes(x, *product_parts(linear, tangents(linear, tangent, tangent_bias), block_bytes))
 
 
@@ -1231,6 +1233,7 @@ def _linear_product(
     tangent: Any,
     bias: Any,
     tangent_bias: Any,
+    logits: Any,
     *,
     axis: int,
     out: Any,
@@ -1246,6 +1249,8 @@ def _linear_product(
         tangent_bias = _array(name, "tangent_bias", tangent_bias).rechunk(-1)
         beside = stand_in(tangent_bias.shape, tangent_bias.dtype)
     along = tangents(linear, tangent, beside)
+    shape = (*linear.row_shape, linear.classes)
+    logits = _like(name, "logits", logits, shape, (*products.x.chunks[:-1], -1))
     block_rows(name, linear.classes, linear.dtype.itemsize, block_bytes)
     both = _divided_blocks(
         products.divisor,
@@ -1256,6 +1261,8 @@ def _linear_product(
         *products.weights,
         tangent_bias,
         products.of_class,
+        logits,
+        (*products.rows, *products.of_class),
         shared={**products.shared, "tangent": delayed(along.weight, traverse=False)},
         request=products.request,
         block_bytes=block_bytes,

@@ -785,6 +785,47 @@ def test_hessian_products_by_differences():
     assert forth == pytest.approx((other.weight * v).sum() + (other.bias * c).sum(), rel=1e-10)
 
 
+@pytest.mark.parametrize("case", ["rows", *CUT])
+def test_hessian_products_of_given_logits(case, monkeypatch, extents_of_products):
+    """Logits of an earlier call give the same product, and no product of matrices is computed for them."""
+    name, few, numbers = CUT.get(case, ("blocks", 4, 100 * 70))
+    monkeypatch.setattr(linear, "FEW_CLASSES", few)
+    rng = np.random.default_rng(5)
+    count = 0
+    for options in grid():
+        (x, w, y), bias, options = arguments(options, SHAPES[name])
+        z = x @ w.T + (0 if bias is None else bias)
+        tangent, along = rng.normal(size=w.shape), None if bias is None else rng.normal(size=len(w))
+        expected = dense_product(x, w, y, tangent, bias, along, **options)
+        options["block_bytes"] = 8 * numbers
+        nothing = np.full_like(w, np.nan)
+        found = fs.linear_cross_entropy_hvp(x, nothing, y, tangent, bias, along, logits=z, **options)
+        near(found.weight, expected[0], 200 * EPS)
+        assert bias is None or np.allclose(found.bias, expected[1], rtol=1e-10, atol=1e-13)
+        count += 1
+    assert len(extents_of_products) == (count if case in CUT else 0)
+
+
+def test_layouts_of_given_logits():
+    """Any dtype and layout; ignored rows are not read."""
+    features, weight, targets, _ = problem(SHAPES["batch"])
+    features, weight = np.round(features), np.round(weight)
+    targets[1, 2] = -1
+    tangent = np.random.default_rng(3).normal(size=weight.shape)
+    expected = fs.linear_cross_entropy_hvp(features, weight, targets, tangent, ignore_index=-1)
+    z = features @ weight.T
+    z[1, 2] = np.nan
+    layouts = (
+        z.astype(np.float16),
+        z.astype(">f4"),
+        np.asfortranarray(z),
+        z.transpose(1, 0, 2).copy().swapaxes(0, 1),
+    )
+    for logits in (*layouts, z.tolist()):
+        found = fs.linear_cross_entropy_hvp(features, weight, targets, tangent, logits=logits, ignore_index=-1)
+        np.testing.assert_array_equal(found.weight, expected.weight)
+
+
 def test_errors_of_tangents():
     features, weight, targets, bias = problem(SHAPES["small"])
     for operands, words in (
@@ -793,6 +834,12 @@ def test_errors_of_tangents():
     ):
         with pytest.raises(ValueError, match="linear_cross_entropy_hvp: " + words):
             fs.linear_cross_entropy_hvp(features, weight, targets, *operands)
+    with pytest.raises(
+        ValueError, match=r"linear_cross_entropy_hvp: logits has shape \(9, 6\), expected \(9, 7\)"
+    ):
+        fs.linear_cross_entropy_hvp(features, weight, targets, weight, logits=np.zeros((9, 6)))
+    with pytest.raises(TypeError, match="linear_cross_entropy_hvp: logits has dtype complex128"):
+        fs.linear_cross_entropy_hvp(features, weight, targets, weight, logits=np.zeros((9, 7), complex))
 
 
 def test_axes_that_cannot_be_merged_are_read_in_blocks():

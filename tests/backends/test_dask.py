@@ -655,6 +655,11 @@ def test_linear_cross_entropy_hvp(case, dtype):
         for value, reference in zip(dask.compute(*found[1:]), expected[1:], strict=True):
             assert value.dtype == reference.dtype
             np.testing.assert_allclose(value, reference, rtol=20 * eps, atol=20 * eps * np.abs(reference).max())
+    z = features @ weight.T + bias
+    for logits in (z, da.from_array(z, chunks=(2, 25, 30))):
+        found = fs.linear_cross_entropy_hvp(*lazy, bias, along, logits=logits, **options)
+        value, reference = found.weight.compute(), expected.weight
+        np.testing.assert_allclose(value, reference, rtol=20 * eps, atol=20 * eps * np.abs(reference).max())
     without = fs.linear_cross_entropy_hvp(*lazy, **options)
     assert without.bias is None
     reference = fs.linear_cross_entropy_hvp(features, weight, targets, tangent, **LINEAR[case]).weight
@@ -668,6 +673,7 @@ def test_errors_of_linear_cross_entropy_hvp():
         (ValueError, r"tangent has shape \(69, 8\), expected \(70, 8\)", (weight[1:],), {}),
         (ValueError, r"tangent_bias has shape \(69,\)", (weight, bias, da.from_array(bias[1:])), {}),
         (TypeError, "tangent is a Dask array and has to be in memory", (da.from_array(weight),), {}),
+        (ValueError, r"logits has shape \(70,\), expected \(4, 25, 70\)", (weight,), {"logits": np.ones(70)}),
         (ValueError, "block_bytes must be at least 1", (weight,), {"block_bytes": 0}),
         (ValueError, "reduction must be one of", (weight,), {"reduction": "max"}),
     ):

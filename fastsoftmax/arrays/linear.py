@@ -298,13 +298,17 @@ class Weights:
             self.parts = [slice(k, min(k + step, linear.classes)) for k in range(0, linear.classes, step)]
 
 
+def dtype_of_sums(shape: tuple[int, ...], dtype: Any) -> Any:
+    """The dtype in which gradients of blocks of rows are added up."""
+    return np.dtype(np.float64) if math.prod(shape) * 8 <= WIDE_BYTES else dtype
+
+
 class _Sum:
     """A sum of matrices, one for each block of rows, added part by part; `single`: there is one block."""
 
     def __init__(self, shape: tuple[int, int], dtype: Any, single: bool) -> None:
-        wide = shape[0] * shape[1] * 8 <= WIDE_BYTES and not single
-        self.total = np.zeros(shape, np.float64 if wide else dtype)
-        self.empty = not wide  # products of the first block are written there: to add them takes longer
+        self.total = np.zeros(shape, dtype if single else dtype_of_sums(shape, dtype))
+        self.empty = self.total.dtype == dtype  # the first block is written there, which is faster than adding it
         step = _whole_vectors(max(1, SCRATCH_BYTES // max(1, shape[1] * dtype.itemsize)))
         self.scratch = None if single else np.empty((min(step, max(shape[0], 1)), shape[1]), dtype)
 

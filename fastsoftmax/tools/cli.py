@@ -161,6 +161,8 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--bias", type=Path, metavar="FILE", help="for linear-*: one number for each class")
     run.add_argument("--grad", type=Path, metavar="FILE", help="for the gradient with respect to INPUT")
+    run.add_argument("--grad-weight", type=Path, metavar="FILE", help="for that with respect to --weight")
+    run.add_argument("--grad-bias", type=Path, metavar="FILE", help="for that with respect to --bias")
     run.add_argument("--class-weight", type=Path, metavar="FILE", help="one number for each class")
     run.add_argument("--sample-weight", type=Path, metavar="FILE", help="one number for each row")
     run.add_argument("--ignore-index", type=int, metavar="N", help="the class index of rows that do not count")

@@ -148,7 +148,8 @@ def linear_cross_entropy(
     -----
     Products are computed by NumPy's BLAS, in blocks of rows and of classes. The logits of a block are rounded as
     BLAS rounds them. So the bits of the results, other than those of this library's other functions, depend on the
-    number of BLAS's threads, on its version, and on `block_bytes`. The loss is within 1e-7 (relative, float32).
+    number of BLAS's threads, on its version, and on `block_bytes`. The loss is within 1e-7 (relative, float32) for
+    logits of some units; where they are larger, their rounding errors grow with them, and so do those of the loss.
 
     Besides the workspace, memory is needed for some numbers of each row. Arrays of another dtype, memory order or
     on disk (``numpy.memmap``) are read in blocks and never converted as a whole. With Dask arrays, which may be
@@ -314,7 +315,8 @@ def linear_cross_entropy_with_grad(
 
     Notes
     -----
-    Gradients are within 3e-6 of their largest entry (float32). Those of weights and bias are sums over the rows,
+    Gradients are within 3e-6 of their largest entry (float32), for logits of some units: see
+    `linear_cross_entropy`. Those of weights and bias are sums over the rows,
     and within 2e-7 where many rows are added up for each class: if K D is at most four million, blocks of rows are
     added up in float64. The rows of `features` that do not count have gradient 0 and take no time. Bits depend on
     BLAS, as those of `linear_cross_entropy` do.

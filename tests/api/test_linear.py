@@ -1,8 +1,10 @@
 """linear_cross_entropy: the loss of features @ weight.T + bias without its logits, and its gradients."""
 
 import itertools
+import sys
 import tracemalloc
 
+import child
 import numpy as np
 import pytest
 
@@ -824,6 +826,90 @@ def test_layouts_of_given_logits():
     for logits in (*layouts, z.tolist()):
         found = fs.linear_cross_entropy_hvp(features, weight, targets, tangent, logits=logits, ignore_index=-1)
         np.testing.assert_array_equal(found.weight, expected.weight)
+
+
+def test_hessian_products_are_those_of_the_dense_matrix():
+    """The sum over the rows of the outer products of their Hessians and x x^T, applied to a vector."""
+    features, weight, targets, bias = problem(SHAPES["small"])
+    rng = np.random.default_rng(4)
+    tangent, along = rng.normal(size=weight.shape), rng.normal(size=len(bias))
+    x = np.hstack([features, np.ones((9, 1))])
+    for options in ({}, {"z_loss": 0.1, "softcap": 3.0}, {"label_smoothing": 0.1, "reduction": "sum"}):
+        rows = fs.cross_entropy_hessian(features @ weight.T + bias, targets, **options)
+        dense_matrix = np.einsum("nij,nk,nl->ikjl", rows, x, x).reshape(7 * 6, 7 * 6)
+        expected = (dense_matrix @ np.hstack([tangent, along[:, None]]).ravel()).reshape(7, 6)
+        found = fs.linear_cross_entropy_hvp(features, weight, targets, tangent, bias, along, **options)
+        near(found.weight, expected[:, :-1], 100 * EPS)
+        near(found.bias, expected[:, -1], 100 * EPS)
+
+
+def test_hessian_products_agree_with_torch():
+    """PyTorch's second derivatives in float64, from the formula, also where the classes are cut."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(6)
+    for smoothing, z_loss, cap in itertools.product((0.0, 0.1), (0.0, 1e-2), (None, 3.0)):
+        features, weight, targets, bias = problem((60, 8, 600))
+        tangent, along = rng.normal(size=weight.shape), rng.normal(size=len(bias))
+        x, labels = torch.tensor(features), torch.tensor(targets)
+
+        def mean(w, b, x=x, labels=labels, smoothing=smoothing, z_loss=z_loss, cap=cap):
+            z = x @ w.T + b
+            z = z if cap is None else cap * torch.tanh(z / cap)
+            loss = torch.nn.functional.cross_entropy(z, labels, label_smoothing=smoothing)
+            return loss + z_loss * (torch.logsumexp(z, -1) ** 2).mean()
+
+        leaves, vectors = ((torch.tensor(a), torch.tensor(b)) for a, b in ((weight, bias), (tangent, along)))
+        _, expected = torch.autograd.functional.hvp(mean, leaves, vectors)
+        options = {"label_smoothing": smoothing, "z_loss": z_loss, "softcap": cap}
+        for block_bytes in (128 << 20, 8 * 600 * 20):
+            found = fs.linear_cross_entropy_hvp(
+                features, weight, targets, tangent, bias, along, block_bytes=block_bytes, **options
+            )
+            near(found.weight, expected[0].numpy(), 1e-13)
+            near(found.bias, expected[1].numpy(), 1e-13)
+
+
+PEAK = """
+import ctypes, sys
+from pathlib import Path
+import numpy as np
+import fastsoftmax as fs
+
+def memory(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+rows, width, classes, block = map(int, sys.argv[1:])
+rng = np.random.default_rng(0)
+features = rng.standard_normal((rows, width), np.float32)
+weight, tangent = rng.standard_normal((2, classes, width), np.float32)
+targets = rng.integers(0, classes, rows)
+calls = (
+    lambda *a, **k: fs.linear_cross_entropy(*a, **k),
+    lambda *a, **k: fs.linear_cross_entropy_with_grad(*a, **k),
+    lambda *a, **k: fs.linear_cross_entropy_hvp(*a, tangent[: len(a[1])], **k),
+    lambda *a, **k: fs.linear_softmax_statistics(*a, **k),
+)
+for call in calls:
+    call(features[:64], weight[:2000], targets[:64] % 2000, block_bytes=1 << 20)
+for call in calls:
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    call(features, weight, targets, block_bytes=block)
+    print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
+@pytest.mark.parametrize(("rows", "classes", "block"), [(1000, 60_000, 32 << 20), (300, 400_000, 32 << 20)])
+def test_peak_of_resident_memory(rows, classes, block):
+    """All logits would take 240 and 480 MB. The buffers of BLAS count here, some 20 MB for each thread."""
+    width = 16
+    peaks = [int(line) for line in child.run(PEAK, rows, width, classes, block).split()]
+    results = (0, 4 * (rows + classes) * width, 4 * classes * width, 0)
+    for peak, result in zip(peaks, results, strict=True):
+        assert block // 2 < peak < block + result + (48 << 20)
 
 
 def test_errors_of_tangents():

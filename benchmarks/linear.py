@@ -2,8 +2,11 @@
 
 ``python benchmarks/linear.py`` measures in some three minutes; ``--write`` stores linear.json and linear.svg, and
 puts the table into docs/guide/optimisers.md and the picture into README.md. ``--pages`` makes these again of the
-stored numbers. Each library computes each case in a process of its own, on the same arrays, because the peak of
-the memory belongs to a process; the memory of the arguments is not counted, that of the results is. Needs Linux.
+stored numbers. ``--bounds`` measures the four shapes whose time is promised, in units of one product
+``features @ weight.T`` of the same process, beside PyTorch: some minutes on a quiet machine, 9 GB of memory.
+
+Each library computes each case in a process of its own, on the same arrays, because the peak of the memory belongs
+to a process; the memory of the arguments is not counted, that of the results is. Needs Linux.
 """
 
 import argparse
@@ -27,6 +30,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import readme  # noqa: E402
 
 import fastsoftmax as fs  # noqa: E402
+from fastsoftmax.arrays.linear import BLOCK_BYTES  # noqa: E402
+from fastsoftmax.arrays.linear import ROWS as MOST_ROWS  # noqa: E402
 from fastsoftmax.arrays.threads import max_threads  # noqa: E402
 from fastsoftmax.tools.bench.measure import FEWEST_SLOW, MOST  # noqa: E402
 
@@ -34,6 +39,15 @@ ROWS, WIDTH = 1024, 256
 CLASSES = (1000, 4096, 16384, 65536, 262144)
 CHUNK = 256
 """The rows of a chunk for PyTorch. Its own choice is slower here."""
+BOUNDS = {
+    (1024, 512, 32768): 3.9,
+    (4096, 768, 50257): 3.9,
+    (8192, 256, 131072): 3.9,
+    (200000, 64, 100): 5.0,
+}
+"""{(rows, width, classes): how many products loss and gradients may take}; three are the least possible."""
+PAUSE = 0.2
+"""Seconds before each call of `--bounds`: threads of a BLAS spin for some time after a product."""
 MADE_BY = "python benchmarks/linear.py --write"
 OURS = "fastsoftmax"
 
@@ -72,6 +86,16 @@ def _chunked(features: Any, weight: Any, targets: Any) -> Callable[[], Any]:
     return _torch(features, weight, targets, CHUNK)
 
 
+def _chunked_alike(features: Any, weight: Any, targets: Any) -> Callable[[], Any]:
+    """Chunks of as many rows as our blocks have."""
+    return _torch(features, weight, targets, block_of(weight, features))
+
+
+def block_of(weight: Any, features: Any) -> int:
+    """The rows of a block of logits of the default size."""
+    return max(1, min(MOST_ROWS, len(features), BLOCK_BYTES // (weight.itemsize * len(weight))))
+
+
 def _jax(features: Any, weight: Any, targets: Any) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
@@ -92,6 +116,8 @@ LIBRARIES: dict[str, tuple[str, Callable[..., Callable[[], Any]]]] = {
     "JAX": ("jax", _jax),
 }
 """{name: the package, and the function that makes the call}."""
+BOUNDED = {name: LIBRARIES[name] for name in (OURS, "PyTorch, dense", "PyTorch, chunked")}
+BOUNDED["PyTorch, chunks as our blocks"] = ("torch", _chunked_alike)
 
 
 def _memory(key: str) -> int:
@@ -103,13 +129,7 @@ def _memory(key: str) -> int:
 def measure(library: str, rows: int, width: int, classes: int, seconds: float) -> dict[str, float]:
     """The median time of a call, the peak of the memory over that before it, and the loss."""
     call = LIBRARIES[library][1](*problem(rows, width, classes))
-    result = call()  # compiles
-    loss = float(result[0])
-    del result
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins again
-    before = _memory("VmRSS")
+    loss, before = first_call(call)
     times: list[float] = []
     while len(times) < FEWEST_SLOW or (sum(times) < seconds and len(times) < MOST):
         begin = time.perf_counter()
@@ -120,6 +140,90 @@ def measure(library: str, rows: int, width: int, classes: int, seconds: float) -
     return {"seconds": statistics.median(times), "peak": peak, "loss": loss}
 
 
+def first_call(call: Callable[[], Any]) -> tuple[float, int]:
+    """The loss of a call, which compiles, and the memory in use after it; the peak begins again."""
+    loss = float(call()[0])
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return loss, _memory("VmRSS")
+
+
+def _clock(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds and processor time of a call, after a pause."""
+    time.sleep(PAUSE)
+    begin, used = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - begin, time.process_time() - used
+
+
+def measure_in_products(library: str, rows: int, width: int, classes: int, repeats: int) -> dict[str, float]:
+    """The medians of the time and of the processor time of a call and of a product, which take turns."""
+    features, weight, targets = problem(rows, width, classes)
+    call = BOUNDED[library][1](features, weight, targets)
+    step = block_of(weight, features)
+
+    def product() -> None:
+        for start in range(0, rows, step):
+            np.matmul(features[start : start + step], weight.T, out=logits[: min(step, rows - start)])
+
+    loss, before = first_call(call)
+    times = [_clock(call)]
+    peak = _memory("VmHWM") - before
+    logits = np.empty((step, classes), np.float32)  # not part of the peak
+    product()
+    products = [_clock(product)]
+    for _ in range(repeats - 1):
+        times.append(_clock(call))
+        products.append(_clock(product))
+    (seconds, used), (product_seconds, product_used) = (np.median(every, axis=0) for every in (times, products))
+    found = {"seconds": seconds, "used": used, "product": product_seconds, "product used": product_used}
+    return {name: float(value) for name, value in found.items()} | {"peak": peak, "loss": loss}
+
+
+def bounds(shapes: dict[tuple[int, int, int], float], repeats: int) -> str:
+    """A row for each shape: each library in products, and whether ours is within the bound and ahead of others."""
+    from fastsoftmax.tools.bench.report import caption, machine
+
+    names = [name for name, (package, _) in BOUNDED.items() if find_spec(package)]
+    head = (
+        "Loss and gradients in products (in brackets: processor time in that of products), peak memory beside the "
+        f"arguments; medians of {repeats} calls. {caption(machine())}.\n"
+    )
+    lines = [
+        head,
+        "| rows, features, classes | a product | at most | " + " | ".join(names) + " | |",
+        "|---" * (len(names) + 4) + "|",
+    ]
+    for shape, most in shapes.items():
+        case = {name: _in_a_process("--bound", name, *shape, repeats) for name in names}
+        check_losses(case, ", ".join(map(str, shape)))
+        found = {name: one["seconds"] / one["product"] for name, one in case.items()}
+        cells = [", ".join(f"{n:,}" for n in shape), f"{case[OURS]['product']:.3g} s", f"{most}"]
+        for name, one in case.items():
+            used = one["used"] / one["product used"]
+            cells.append(f"{found[name]:.2f} ({used:.2f}), {_megabytes(one['peak'])}")
+        ahead = found[OURS] == min(found.values())
+        cells.append(("within" if found[OURS] <= most else "above") + (", ahead" if ahead else ", not ahead"))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _in_a_process(how: str, *arguments: Any) -> dict[str, float]:
+    """What this script prints as JSON when it is called in this way."""
+    command = [sys.executable, str(HERE / "linear.py"), how, *map(str, arguments)]
+    found: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    print(*arguments, found, file=sys.stderr, flush=True)
+    return found
+
+
+def check_losses(case: dict[str, Any], where: str) -> None:
+    """AssertionError if the losses of the libraries disagree."""
+    for name, one in case.items():
+        if abs(one["loss"] - case[OURS]["loss"]) > 1e-4 * case[OURS]["loss"]:
+            raise AssertionError(f"the loss of {name} disagrees for {where}")
+
+
 def results(rows: int, width: int, every: tuple[int, ...], seconds: float) -> dict[str, Any]:
     """All cases, each in a process of its own; AssertionError if the losses disagree."""
     from fastsoftmax.tools.bench.report import machine
@@ -127,14 +231,8 @@ def results(rows: int, width: int, every: tuple[int, ...], seconds: float) -> di
     found: dict[str, Any] = {"machine": machine(), "rows": rows, "width": width, "cases": {}}
     names = [name for name, (package, _) in LIBRARIES.items() if find_spec(package)]
     for classes in every:
-        case: dict[str, Any] = {}
-        for name in names:
-            one = [str(part) for part in (name, rows, width, classes, seconds)]
-            command = [sys.executable, str(HERE / "linear.py"), "--one", *one]
-            case[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            print(classes, name, case[name], file=sys.stderr, flush=True)
-            if abs(case[name]["loss"] - case[OURS]["loss"]) > 1e-4 * case[OURS]["loss"]:
-                raise AssertionError(f"the loss of {name} disagrees for {classes} classes")
+        case = {name: _in_a_process("--one", name, rows, width, classes, seconds) for name in names}
+        check_losses(case, f"{classes} classes")
         found["cases"][str(classes)] = case
     return found
 
@@ -236,12 +334,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each case of each library")
     parser.add_argument("--write", action="store_true", help="store the numbers, draw, write the pages")
     parser.add_argument("--pages", action="store_true", help="draw and write the pages from the stored numbers")
+    parser.add_argument("--bounds", action="store_true", help="measure the promised shapes in products, and print")
+    parser.add_argument("--repeats", type=int, default=5, help="calls for each case of --bounds")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--bound", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     stored = HERE / "linear.json"
     if options.one:
         name, *sizes, seconds = options.one
         print(json.dumps(measure(name, *map(int, sizes), float(seconds))))
+        return
+    if options.bound:
+        name, *sizes = options.bound
+        print(json.dumps(measure_in_products(name, *map(int, sizes))))
+        return
+    if options.bounds:
+        print(bounds(BOUNDS, options.repeats))
         return
     if options.pages:
         write(json.loads(stored.read_text(encoding="utf-8")))

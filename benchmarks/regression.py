@@ -42,6 +42,8 @@ class Regression:
     def __init__(self, features: Any, labels: Any, classes: int, penalty: float) -> None:
         self.features, self.labels, self.penalty = features, labels, penalty
         self.shape = classes, features.shape[1]
+        self.point, self.logits = np.empty(0), np.empty(0)
+        self.evaluated, self.greatest = np.empty(0), np.inf
 
     def split(self, flat: Any) -> tuple[Any, Any]:
         """Weights (K, D) and bias (K,), in the dtype of the features."""
@@ -61,22 +63,31 @@ class Regression:
         loss, gradients = fs.linear_cross_entropy_with_grad(
             self.features, weight, self.labels, bias, wrt=("weight", "bias")
         )
-        size = weight.size
-        return float(loss) + self.penalty / 2 * float(flat[:size] @ flat[:size]), self._joined(gradients, flat)
+        size, slope = weight.size, self._joined(gradients, flat)
+        self.evaluated, self.greatest = flat.copy(), np.abs(slope).max()
+        return float(loss) + self.penalty / 2 * float(flat[:size] @ flat[:size]), slope
 
     def product(self, flat: Any, along: Any) -> Any:
-        """The Hessian times a vector."""
+        """The Hessian times a vector; the logits are kept for further products at the same point."""
         (weight, bias), (tangent, tangent_bias) = self.split(flat), self.split(along)
-        found = fs.linear_cross_entropy_hvp(self.features, weight, self.labels, tangent, bias, tangent_bias)
-        return self._joined(found, along)
+        if not np.array_equal(flat, self.point):
+            self.point, self.logits = flat.copy(), self.features @ weight.T
+            self.logits += bias
+        operands = self.features, weight, self.labels, tangent, bias, tangent_bias
+        return self._joined(fs.linear_cross_entropy_hvp(*operands, logits=self.logits), along)
 
     def fit(self, method: str, tolerance: float) -> tuple[Any, int]:
-        """The solution, and the number of iterations. For trust-ncg, the norm of the gradient is so small."""
+        """The solution, and the number of iterations."""
         from scipy.optimize import minimize
 
-        options: dict[str, Any] = {"gtol": tolerance, "maxiter": 1000}
-        keywords: dict[str, Any] = {"hessp": self.product}
+        def stop(flat: Any) -> None:
+            if self.greatest <= tolerance and np.array_equal(flat, self.evaluated):
+                raise StopIteration
+
+        options: dict[str, Any] = {"maxiter": 1000, "xtol": 0.0}  # Newton-CG knows no tolerance of the gradient
+        keywords: dict[str, Any] = {"hessp": self.product, "callback": stop}
         if method == "L-BFGS-B":
+            options = {"maxiter": 1000, "gtol": tolerance}
             options |= {"ftol": 64 * np.finfo(float).eps, "maxls": 50}  # as in scikit-learn
             keywords = {}
         start = np.zeros(self.shape[0] * (self.shape[1] + 1))
@@ -104,7 +115,7 @@ def _scikit_learn(solver: str) -> Callable[..., tuple[Any, int]]:
 
 SOLVERS: dict[str, Callable[..., tuple[Any, int]]] = {
     "fastsoftmax and SciPy's L-BFGS-B": _ours("L-BFGS-B"),
-    "fastsoftmax and SciPy's trust-ncg": _ours("trust-ncg"),
+    "fastsoftmax and SciPy's Newton-CG": _ours("Newton-CG"),
     "scikit-learn, lbfgs": _scikit_learn("lbfgs"),
     "scikit-learn, newton-cg": _scikit_learn("newton-cg"),
 }

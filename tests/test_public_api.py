@@ -30,7 +30,8 @@ WEIGHTED = "sample_weight=None, reduction='mean'"
 # By hand: what users rely on. Everything else about a function follows from its signature.
 SIGNATURES = {
     "linear_cross_entropy_hvp": (
-        f"(features, weight, targets, tangent, bias=None, tangent_bias=None, *, {OPTIONS}, block_bytes=134217728)"
+        "(features, weight, targets, tangent, bias=None, tangent_bias=None, *, logits=None, "
+        f"{OPTIONS}, block_bytes=134217728)"
     ),
     "linear_softmax_statistics": (
         "(features, weight, targets, bias=None, *, ignore_index=None, softcap=None, block_bytes=134217728)"

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any, overload
 
 from fastsoftmax.arrays.lazy import exchanging
-from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, hessian_product, loss, statistics
+from fastsoftmax.arrays.linear import BLOCK_BYTES, WRT, LinearGradients, loss, statistics
+from fastsoftmax.arrays.linear_hessian import hessian_product
 from fastsoftmax.arrays.options import MEAN, NO_Z_LOSS, UNSMOOTHED, LossOptions
 from fastsoftmax.arrays.statistics import LabelStatistics
 
@@ -123,7 +124,7 @@ def linear_cross_entropy(
         As for `cross_entropy` with class indices. Rows that do not count (ignored, or of weight 0) take no time.
     block_bytes : int, default 128 MiB
         The size of the workspace for logits. It holds whole rows of them, as many as fit; or, if these are fewer
-        than 256 and not all, the logits of some classes.
+        than 256 (for gradients, 64) and not all, the logits of some classes.
 
     Returns
     -------
@@ -147,7 +148,8 @@ def linear_cross_entropy(
     -----
     Products are computed by NumPy's BLAS, in blocks of rows and of classes. The logits of a block are rounded as
     BLAS rounds them. So the bits of the results, other than those of this library's other functions, depend on the
-    number of BLAS's threads, on its version, and on `block_bytes`. The loss is within 1e-7 (relative, float32).
+    number of BLAS's threads, on its version, and on `block_bytes`. The loss is within 1e-7 (relative, float32) for
+    logits of some units; where they are larger, their rounding errors grow with them, and so do those of the loss.
 
     Besides the workspace, memory is needed for some numbers of each row. Arrays of another dtype, memory order or
     on disk (``numpy.memmap``) are read in blocks and never converted as a whole. With Dask arrays, which may be
@@ -313,7 +315,8 @@ def linear_cross_entropy_with_grad(
 
     Notes
     -----
-    Gradients are within 3e-6 of their largest entry (float32). Those of weights and bias are sums over the rows,
+    Gradients are within 3e-6 of their largest entry (float32), for logits of some units: see
+    `linear_cross_entropy`. Those of weights and bias are sums over the rows,
     and within 2e-7 where many rows are added up for each class: if K D is at most four million, blocks of rows are
     added up in float64. The rows of `features` that do not count have gradient 0 and take no time. Bits depend on
     BLAS, as those of `linear_cross_entropy` do.
@@ -356,6 +359,7 @@ if TYPE_CHECKING:
         bias: Arrays | None = None,
         tangent_bias: Arrays | None = None,
         *,
+        logits: Arrays | None = None,
         class_weight: Arrays | None = None,
         sample_weight: Arrays | None = None,
         ignore_index: int | None = None,
@@ -375,6 +379,7 @@ if TYPE_CHECKING:
         bias: Arrays | None = None,
         tangent_bias: Arrays | None = None,
         *,
+        logits: Arrays | None = None,
         class_weight: Arrays | None = None,
         sample_weight: Arrays | None = None,
         ignore_index: int | None = None,
@@ -395,6 +400,7 @@ def linear_cross_entropy_hvp(
     bias: Any = None,
     tangent_bias: Any = None,
     *,
+    logits: Any = None,
     class_weight: Any = None,
     sample_weight: Any = None,
     ignore_index: int | None = None,
@@ -418,12 +424,17 @@ def linear_cross_entropy_hvp(
         V, of the shape of `weight`. The tangents are converted to the dtype that the other arrays ask for.
     bias, tangent_bias : array_like, optional
         b and c, of shape (K,). None stands for zeros.
+    logits : array_like, optional
+        ``features @ weight.T + bias``, of shape (..., K), if you have them: they are read instead of being
+        computed again, which saves a product of matrices. Newton's method calls the function many times with the
+        same weights. They are converted as the tangents are.
     class_weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap
         As for `cross_entropy` with class indices.
     reduction : {"mean", "sum", "none"}, default "mean"
         The reduction of the loss; "sum" and "none" have the same Hessian.
     block_bytes : int, default 128 MiB
-        The size of the workspace, half of it for logits and half for their tangents; at least one row of each.
+        The size of the workspace, half of it for logits and half for their tangents. Each half holds whole rows,
+        as many as fit; or, if these are fewer than 32 and not all, the numbers of some classes.
 
     Returns
     -------
@@ -434,7 +445,7 @@ def linear_cross_entropy_hvp(
     Raises
     ------
     ValueError, TypeError, IndexError
-        As `linear_cross_entropy`, and for tangents of another shape.
+        As `linear_cross_entropy`, and for tangents or logits of another shape.
 
     See Also
     --------
@@ -442,7 +453,9 @@ def linear_cross_entropy_hvp(
 
     Notes
     -----
-    It takes three products of matrices. Newton's method with conjugate gradients needs no more of the Hessian.
+    It takes three products of matrices, or five if the workspace holds some classes only; with `logits`, two or
+    three. Newton's method with conjugate gradients needs no more of the Hessian. With Dask arrays, which may be
+    cut over the rows, the result is lazy; `weight` and `tangent` have to be in memory.
 
     References
     ----------
@@ -454,12 +467,16 @@ def linear_cross_entropy_hvp(
     >>> import numpy as np
     >>> import fastsoftmax as fs
     >>> weight, tangent = np.zeros((2, 1)), np.array([[1.0], [0.0]])
-    >>> fs.linear_cross_entropy_hvp(np.ones((1, 1)), weight, np.array([0]), tangent).weight
+    >>> features, targets = np.ones((1, 1)), np.array([0])
+    >>> fs.linear_cross_entropy_hvp(features, weight, targets, tangent).weight
+    array([[ 0.25],
+           [-0.25]])
+    >>> fs.linear_cross_entropy_hvp(features, weight, targets, tangent, logits=features @ weight.T).weight
     array([[ 0.25],
            [-0.25]])
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, reduction, z_loss, softcap)
-    arguments = (features, weight, targets, tangent, bias, tangent_bias, options, block_bytes)
+    arguments = (features, weight, targets, tangent, bias, tangent_bias, logits, options, block_bytes)
     return hessian_product("linear_cross_entropy_hvp", *arguments)
 
 

@@ -4,7 +4,8 @@ The rows go through in blocks with all classes. A block is a product by NumPy's 
 and the gradient with respect to these logits in place, and two more products. Where the workspace is too small for
 that (`class_blocks`), the classes are cut, too: a first pass over all blocks for the sums over the classes of each
 row (`linear_pieces`), and a second one for the gradients, which makes four products. Shapes, dtypes, options and
-`block_bytes` alone decide. Rows that do not count are left out before the first product.
+`block_bytes` alone decide. Rows that do not count are left out before the first product. Products with the Hessian
+are in `linear_hessian`.
 
 Sums over the rows of a block are as accurate as BLAS makes them. The blocks are added up in float64 if that takes
 little memory, else in the dtype of the computation.
@@ -12,24 +13,34 @@ little memory, else in the dtype of the computation.
 Measured (OpenBLAS, two threads of a Xeon, float32, in units of one ``features @ weight.T``; three products are the
 least that loss and gradients can take): 3.0 at (rows, D, K) = (1024, 512, 32768), 3.3 in blocks of 32 MB;
 4.0 at (200000, 64, 100), 4.8 in blocks of 512 rows, 4.4 to 5.5 of 16384. OpenBLAS's threads spin for some 100 ms
-after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them.
+after a product. The kernel between products on all threads costs 0.2 to 0.7 more than on half of them. In
+processor time of one thread of an EPYC with AVX-512: 3.1 at (1024, 512, 16384), 3.3 at (667, 768, 50257), 3.5 at
+(50000, 64, 100); the kernel alone 0.05, 0.03 and 0.4.
 
-With cut classes (an EPYC with AVX-512; in brackets: blocks of 11 and 32 rows with all classes), in processor time
-of one thread: 4.0 (4.1) at (300, 16, 3000000) and 4.9 (5.0) at (1024, 64, 1048576); 1.06 (1.09) and 1.25 (1.26)
-for the loss alone, which therefore follows the same rule. Beside time, blocks of classes gain that the sums are in
-float64, that all weights are read twice only, and that the workspace need not hold a row.
+Cut classes (in brackets: blocks of rows with all classes), in processor time of one thread of an EPYC with
+AVX-512, by how many rows of all classes fit into the workspace:
+
+    (rows, D, K)        for      32 rows      48           64           96           128
+    (512, 256, 262144)  all      3.46 (4.36)               3.77 (3.33)               3.70 (3.01)
+    (512, 64, 262144)   all      3.74 (3.89)               3.79 (3.47)               4.33 (3.06)
+    (512, 768, 262144)  all      3.72 (4.42)               3.59 (3.35)               3.64 (2.90)
+    (768, 256, 50257)   all      4.31 (5.33)  4.15 (4.44)  4.28 (4.11)  3.93 (3.62)  3.93 (3.40)
+                        loss     1.04 (2.29)  1.02 (1.81)  1.02 (1.54)  0.99 (1.31)  1.00 (1.21)
+    (512, 64, 100000)   Hessian  3.32 (3.72)  3.43 (3.47)  3.63 (2.49)               3.71 (2.81)
+    (512, 256, 100000)  Hessian  5.39 (5.25)  4.77 (4.38)  4.90 (3.77)               4.42 (3.32)
+
+Beside time, blocks of classes gain that the sums are in float64, that all weights are read twice only, and that
+the workspace need not hold a row.
 """
 
 import math
 import operator
 from collections.abc import Callable
-from copy import copy
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import CURVE_PARTS
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     Array,
@@ -39,7 +50,7 @@ from fastsoftmax.arrays.blocks import (
     real_array,
     stand_in,
 )
-from fastsoftmax.arrays.lazy import backend_for, check_in_memory
+from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.linear_pieces import Pieces
 from fastsoftmax.arrays.losses import room_for_rows
 from fastsoftmax.arrays.options import LossOptions, RowTargets, check_labels, reduced
@@ -52,12 +63,17 @@ BLOCK_BYTES = 128 << 20
 """The default size of the workspace for logits."""
 ROWS = 4096
 """A block has at most so many rows: BLAS gains nothing from more, and a longer sum would lose digits."""
-FEW_ROWS = 256
-"""The classes are cut if the workspace holds fewer rows of all of them than this."""
+FEW_ROWS, FEW_ROWS_OF_LOSS = 64, 256
+"""The classes are cut if the workspace holds fewer rows of all of them: for gradients, and for the loss alone."""
 FEW_CLASSES = 512
 """A block has so few rows that it could have so many classes. The workspace holds at least two rows of them."""
-SCRATCH_BYTES = 512 << 10
-"""The size of a part of the weights' gradient that is added at a time, while it is in the cache."""
+SCRATCH_BYTES = 2 << 20
+"""The size of a part of the weights' gradient that is added at a time, while it is in the cache.
+
+Parts of 512 kB made the product take 1.2 of its time with 667 rows of 768 features (1.03 with 2 MB).
+"""
+GROUP_BYTES = 512 << 10
+"""The weights of a group of classes that is skipped or not take so much memory."""
 WIDE_BYTES = 32 << 20
 """The weights' gradient is added up in float64 if that takes no more than this."""
 WEIGHT_BYTES = 4 << 20
@@ -65,7 +81,7 @@ WEIGHT_BYTES = 4 << 20
 WRT = ("features", "weight", "bias")
 
 
-def _beside_blas() -> Any:
+def beside_blas() -> Any:
     """Half of the threads: BLAS's own spin on the other processors for a while after a product."""
     return threads(max(1, max_threads() // 2))
 
@@ -143,11 +159,29 @@ def check_targets(function: str, labels: Array, shape: tuple[int, ...]) -> None:
         )
 
 
+class Rows:
+    """The rows of an array of any layout with at least one axis, which are read in blocks."""
+
+    def __init__(self, array: Array) -> None:
+        self.array, self.shape = array, array.shape[:-1]
+        size = math.prod(self.shape), array.shape[-1]
+        self.matrix = array.reshape(size) if _is_matrix(array) else None
+
+    def of(self, where: Any, columns: slice = slice(None)) -> Array:
+        """Some rows (a slice or their numbers), and some of their columns."""
+        if self.matrix is not None:
+            return self.matrix[where, columns]
+        rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
+        index: tuple[Any, ...] = (*np.unravel_index(rows, self.shape), columns)
+        found: Array = self.array[index]
+        return found
+
+
 class Linear:
     """Features (rows, D), weights (K, D), bias and labels of one call, checked.
 
     `kept` are the numbers of the rows that count, None if all do. `given` are the `RowTargets` of all rows. A
-    `divisor` is passed if the mean has other rows, too.
+    `divisor` is passed if the mean has other rows, too. `known` are the logits, if they have been computed before.
     """
 
     def __init__(
@@ -182,7 +216,8 @@ class Linear:
         self.labels = labels.reshape(-1)
         self.row_weights = self.given.kernel_rows(self.given.row_weights)
         self.kept = self._counting(ignored)
-        self.matrix = self.features.reshape(self.rows, self.width) if _is_matrix(self.features) else None
+        self.source = Rows(self.features)
+        self.known: Rows | None = None
 
     def _counting(self, ignored: Array | None) -> Array | None:
         """The numbers of the rows that count; None if all do."""
@@ -202,18 +237,21 @@ class Linear:
         """The rows start .. stop of those that count, as an index."""
         return slice(start, stop) if self.kept is None else self.kept[start:stop]
 
+    def counting_targets(self) -> tuple[RowTargets, Array, Array | None]:
+        """`given`, and the labels and weights (or None) of the rows that count."""
+        kept, weights = self.rows_of(0, self.count), self.row_weights
+        labels = np.ascontiguousarray(self.labels[kept], np.int64)
+        return self.given, labels, None if weights is None else weights[kept]
+
     def block(self, where: Any) -> Array:
         """The features of some rows, contiguous, in the dtype of the computation."""
-        if self.matrix is not None:
-            return np.ascontiguousarray(self.matrix[where], self.dtype)
-        rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
-        return np.ascontiguousarray(self.features[np.unravel_index(rows, self.row_shape)], self.dtype)
+        return np.ascontiguousarray(self.source.of(where), self.dtype)
 
     def finished(self, parts: LossParts) -> LinearGradients:
         """The gradients in the shapes and dtypes of the arguments."""
         arrays: tuple[Any, ...] = (self.features, self.weight, self.bias)
         gradients = [
-            None if value is None else _finished(value, array.shape, returned_dtype(array))
+            None if value is None else finished(value, array.shape, returned_dtype(array))
             for value, array in zip(parts[1:], arrays, strict=True)
         ]
         return LinearGradients(*gradients)
@@ -241,8 +279,12 @@ def block_rows(function: str, classes: int, itemsize: int, block_bytes: Any) -> 
         raise TypeError(f"{named(function, 'block_bytes')} must be an integer, got {block_bytes!r}")
     if operator.index(block_bytes) < 1:
         raise ValueError(f"{named(function, 'block_bytes')} must be at least 1, got {block_bytes!r}")
-    rows = min(ROWS, operator.index(block_bytes) // max(1, classes * itemsize))
-    return rows // 16 * 16 if rows > 16 else max(rows, 1)
+    return _whole_vectors(max(1, min(ROWS, operator.index(block_bytes) // max(1, classes * itemsize))))
+
+
+def _whole_vectors(count: int) -> int:
+    """The greatest multiple of 16 that is not greater; smaller numbers than 16 as they are."""
+    return count // 16 * 16 if count > 16 else count
 
 
 class Weights:
@@ -256,18 +298,23 @@ class Weights:
             self.parts = [slice(k, min(k + step, linear.classes)) for k in range(0, linear.classes, step)]
 
 
+def dtype_of_sums(shape: tuple[int, ...], dtype: Any) -> Any:
+    """The dtype in which gradients of blocks of rows are added up."""
+    return np.dtype(np.float64) if math.prod(shape) * 8 <= WIDE_BYTES else dtype
+
+
 class _Sum:
     """A sum of matrices, one for each block of rows, added part by part; `single`: there is one block."""
 
     def __init__(self, shape: tuple[int, int], dtype: Any, single: bool) -> None:
-        wide = shape[0] * shape[1] * 8 <= WIDE_BYTES and not single
-        self.total = np.zeros(shape, np.float64 if wide else dtype)
-        step = max(1, SCRATCH_BYTES // max(1, shape[1] * dtype.itemsize))
+        self.total = np.zeros(shape, dtype if single else dtype_of_sums(shape, dtype))
+        self.empty = self.total.dtype == dtype  # the first block is written there, which is faster than adding it
+        step = _whole_vectors(max(1, SCRATCH_BYTES // max(1, shape[1] * dtype.itemsize)))
         self.scratch = None if single else np.empty((min(step, max(shape[0], 1)), shape[1]), dtype)
 
     def add(self, slopes: Array, features: Array, where: slice) -> None:
         """Add ``slopes[:, where].T @ features`` to the rows `where`."""
-        if self.scratch is None:
+        if self.empty or self.scratch is None:
             np.matmul(slopes[:, where].T, features, out=self.total[where])
             return
         step = len(self.scratch)
@@ -276,7 +323,7 @@ class _Sum:
             self.total[k:stop] += np.matmul(slopes[:, k:stop].T, features, out=self.scratch[: stop - k])
 
 
-class _GradientSums:
+class GradientSums:
     """The sums of the gradients of weight and bias of some classes, over blocks of rows.
 
     With fewer features than classes, a column of ones behind them makes the sum for the bias a part of the same
@@ -298,6 +345,7 @@ class _GradientSums:
         for one, factor in zip(self.sums, factors, strict=True):
             for part in parts:
                 one.add(slopes, factor, part)
+            one.empty = False
 
     def results(self) -> tuple[Any, Any]:
         """The gradients of weight and bias, None for what is not wanted."""
@@ -317,7 +365,7 @@ def _without_last_column(total: Array) -> Array:
     return flat[: rows * width].reshape(rows, width)
 
 
-def _finished(array: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def finished(array: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """A gradient in the shape and the dtype of its argument."""
     with np.errstate(all="ignore"):
         return array.astype(dtype, copy=False).reshape(shape)
@@ -329,7 +377,9 @@ class Logits:
     def __init__(self, linear: Linear, block_bytes: Any) -> None:
         self.linear, self.weights = linear, Weights(linear)
         step = block_rows(linear.function, linear.classes, linear.dtype.itemsize, block_bytes)
-        self.step = min(step, max(linear.count, 1))
+        count = max(linear.count, 1)
+        blocks = -(-count // step)  # as equal as can be: BLAS is slow with a few rows
+        self.step = min(step, count, -(-count // (16 * blocks)) * 16)
         self.workspace = np.empty((self.step, linear.classes), linear.dtype)
         self.bias = None if linear.bias is None else np.ascontiguousarray(linear.bias, linear.dtype)
 
@@ -337,14 +387,54 @@ class Logits:
         """The first row of each block."""
         return range(0, self.linear.count, self.step)
 
-    def of(self, features: Array) -> Array:
-        """The logits of some rows, in the workspace."""
+    def of(self, features: Array, where: Any) -> Array:
+        """The logits of the rows `where`, in the workspace."""
         block = self.workspace[: len(features)]
+        if self.linear.known is not None:
+            block[...] = self.linear.known.of(where)
+            return block
         for where in self.weights.parts:
             np.matmul(features, self.weights.part(where).T, out=block[:, where])
         if self.bias is not None:
             np.add(block, self.bias, out=block)
         return block
+
+
+class ClassBlocks:
+    """The logits of blocks of rows and classes, `extent`, in one workspace."""
+
+    def __init__(self, linear: Linear, extent: tuple[int, int]) -> None:
+        (step, width), count = extent, linear.count
+        self.linear = linear
+        self.rows = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+        self.classes = [slice(k, min(k + width, linear.classes)) for k in range(0, linear.classes, width)]
+        self.size = step * width
+        self.workspace = self.spare()
+
+    def spare(self) -> Array:
+        """Memory for a block."""
+        return np.empty(self.size, self.linear.dtype)
+
+    def features(self, where: slice) -> Array:
+        """The features of some of the rows that count."""
+        return self.linear.block(self.linear.rows_of(where.start, where.stop))
+
+    def part(self, these: slice) -> Array | None:
+        """The weights of some classes; None if the logits are known."""
+        return self.linear.part(these) if self.linear.known is None else None
+
+    def of(self, features: Array, part: Array | None, where: slice, these: slice) -> Array:
+        """The logits of a block, in the workspace; `part` are the weights of these classes."""
+        shape, linear = (len(features), these.stop - these.start), self.linear
+        z, bias = self.workspace[: math.prod(shape)].reshape(shape), linear.bias
+        if linear.known is not None:
+            z[...] = linear.known.of(linear.rows_of(where.start, where.stop), these)
+            return z
+        assert part is not None
+        np.matmul(features, part.T, out=z)
+        if bias is not None:
+            np.add(z, bias[these].astype(z.dtype), out=z)
+        return z
 
 
 def loss(
@@ -391,7 +481,7 @@ def loss_parts(
     least = None
     if skip:
         least = _resolution(returned_dtype(linear.features)) / 16 * abs(float(scale[0])) * linear.heaviest()
-    extent = class_blocks(linear, block_bytes, wanted)
+    extent = class_blocks(linear, block_bytes, wanted, FEW_ROWS if wanted else FEW_ROWS_OF_LOSS)
     if extent is None:
         return linear, _in_blocks_of_rows(linear, block_bytes, wanted, scale, least)
     return linear, _in_blocks_of_classes(linear, extent, wanted, scale, least)
@@ -405,13 +495,13 @@ def _in_blocks_of_rows(
     dtype, width, rows = linear.dtype, linear.width, np.zeros(linear.rows, linear.dtype)
     slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
     single = linear.count <= logits.step
-    sums = _GradientSums(linear, linear.classes, "weight" in wanted, "bias" in wanted, single)
+    sums = GradientSums(linear, linear.classes, "weight" in wanted, "bias" in wanted, single)
     for start in logits.starts():
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         block = linear.block(where)
         with np.errstate(all="ignore"):
-            z = logits.of(block)
-            with _beside_blas():
+            z = logits.of(block, where)
+            with beside_blas():
                 rows[where] = _block_loss(linear, z, where, scale, bool(wanted))
             if wanted:
                 parts = _parts(linear, logits.weights.parts, z, least)
@@ -421,17 +511,17 @@ def _in_blocks_of_rows(
     return LossParts(rows, slopes, *sums.results())
 
 
-def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...]) -> tuple[int, int] | None:
+def class_blocks(linear: Linear, block_bytes: Any, wanted: tuple[str, ...], few: int) -> tuple[int, int] | None:
     """The rows and classes of a block where the classes are cut; None for blocks of rows with all classes.
 
-    They are cut if `FEW_ROWS` rows of all of them do not fit into the workspace. A block then has as many rows as
+    They are cut if a few rows of all of them do not fit into the workspace. A block then has as many rows as
     one of few classes, since the features, and what is known of the rows, are read again for each block of
     classes, the weights only once. It has so many classes that the sums over the rows fit into a quarter of the
     workspace in float64, and converted weights into `WEIGHT_BYTES`.
     """
     itemsize, count = linear.dtype.itemsize, max(linear.count, 1)
     fitting = block_rows(linear.function, linear.classes, itemsize, block_bytes)
-    if fitting >= min(FEW_ROWS, count) or linear.classes <= FEW_CLASSES:
+    if fitting >= min(few, count) or linear.classes <= FEW_CLASSES:
         return None
     regularization = linear.given.regularization
     room = max(operator.index(block_bytes) // itemsize, 2 * FEW_CLASSES)
@@ -450,30 +540,16 @@ def _in_blocks_of_classes(
     linear: Linear, extent: tuple[int, int], wanted: tuple[str, ...], scale: tuple[Any, Any], least: float | None
 ) -> LossParts:
     """The loss from a pass over blocks of classes, and its gradients from a second one."""
-    step, classes = extent
-    dtype, width, count = linear.dtype, linear.width, linear.count
-    kept = linear.rows_of(0, count)
-    labels = np.ascontiguousarray(linear.labels[kept], np.int64)
-    pieces = Pieces(linear.given, labels, None if linear.row_weights is None else linear.row_weights[kept])
-    workspace = np.empty(step * classes, dtype)
-    capped = np.empty(step * classes if wanted and pieces.cap < math.inf else 0, dtype)
-    ranges = [slice(k, min(k + classes, linear.classes)) for k in range(0, linear.classes, classes)]
-    blocks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
-
-    def logits(where: slice, part: Array, these: slice) -> tuple[Array, Array]:
-        features = linear.block(linear.rows_of(where.start, where.stop))
-        shape = len(features), len(part)
-        z = np.matmul(features, part.T, out=workspace[: math.prod(shape)].reshape(shape))
-        if linear.bias is not None:
-            np.add(z, linear.bias[these].astype(dtype), out=z)
-        return features, z
-
+    blocks = ClassBlocks(linear, extent)
+    dtype, width, kept = linear.dtype, linear.width, linear.rows_of(0, linear.count)
+    pieces = Pieces(*linear.counting_targets())
+    capped = blocks.spare() if wanted and pieces.cap < math.inf else None
     with np.errstate(all="ignore"):
-        for these in ranges:
+        for these in blocks.classes:
             part = linear.part(these)
-            for where in blocks:
-                _, z = logits(where, part, these)
-                with _beside_blas():
+            for where in blocks.rows:
+                z = blocks.of(blocks.features(where), part, where, these)
+                with beside_blas():
                     pieces.add(pieces.capped(z, z), where, these)
         rows = np.zeros(linear.rows, dtype)
         rows[kept] = pieces.finish(scale)
@@ -482,14 +558,15 @@ def _in_blocks_of_classes(
     slopes = np.zeros((linear.rows, width), dtype) if "features" in wanted else None
     weight = np.empty(linear.weight.shape, dtype) if "weight" in wanted else None
     bias = np.empty(linear.classes, dtype) if "bias" in wanted else None
-    for these in ranges:
+    for these in blocks.classes:
         part = linear.part(these)
-        sums = _GradientSums(linear, len(part), weight is not None, bias is not None, len(blocks) == 1)
+        sums = GradientSums(linear, len(part), weight is not None, bias is not None, len(blocks.rows) == 1)
         with np.errstate(all="ignore"):
-            for where in blocks:
-                features, a = logits(where, part, these)
-                z = capped[: a.size].reshape(a.shape) if capped.size else a
-                with _beside_blas():
+            for where in blocks.rows:
+                features = blocks.features(where)
+                a = blocks.of(features, part, where, these)
+                z = a if capped is None else capped[: a.size].reshape(a.shape)
+                with beside_blas():
                     pieces.slope(pieces.capped(a, z), where, these, a)
                 groups = _parts(linear, [slice(0, len(part))], z, least)
                 if slopes is not None:
@@ -537,7 +614,7 @@ def _parts(linear: Linear, every: list[slice], z: Array, least: float | None) ->
     """The parts of the classes with an entry of the gradient of at least this size; `every` if it is None."""
     if least is None:
         return every
-    step = max(1, SCRATCH_BYTES // max(1, linear.width * linear.dtype.itemsize))
+    step = max(1, GROUP_BYTES // max(1, linear.width * linear.dtype.itemsize))
     found = []
     for k in range(0, z.shape[1], step):
         part = z[:, k : k + step]
@@ -567,70 +644,6 @@ def _reduced(linear: Linear, rows: Array) -> Any:
         return dtype.type(reduced(rows, options, divisor, linear.dtype))
 
 
-def hessian_product(
-    function: str,
-    features: Any,
-    weight: Any,
-    targets: Any,
-    tangent: Any,
-    bias: Any,
-    tangent_bias: Any,
-    options: LossOptions,
-    block_bytes: Any,
-) -> LinearGradients:
-    """The product of the Hessian with respect to weight and bias with the tangents of both.
-
-    With the tangents T = X tangent.T + tangent_bias of the logits and their product U with the Hessians of the
-    rows, it is U.T X and the sum of the rows of U.
-    """
-    check_in_memory(function, features, weight, targets, tangent, bias, tangent_bias, *options)
-    linear = Linear(function, features, weight, targets, bias, options)
-    along = copy(linear)
-    along.weight = real_array(function, "tangent", tangent)
-    if along.weight.shape != linear.weight.shape:
-        shape = linear.weight.shape
-        raise ValueError(f"{named(function, 'tangent')} has shape {along.weight.shape}, expected {shape}")
-    along.bias = None if tangent_bias is None else real_array(function, "tangent_bias", tangent_bias)
-    if along.bias is not None and along.bias.shape != (linear.classes,):
-        prefix = named(function, "tangent_bias")
-        raise ValueError(f"{prefix} has shape {along.bias.shape}, expected ({linear.classes},)")
-    block_rows(function, linear.classes, linear.dtype.itemsize, block_bytes)
-    half = max(1, block_bytes // 2)
-    logits, directions = Logits(linear, half), Logits(along, half)
-    given, dtype = linear.given, linear.dtype
-    factors, scale = given.factors(), options.scale(given.divisor, dtype)
-    with_bias = bias is not None or tangent_bias is not None
-    sums = _GradientSums(linear, linear.classes, True, with_bias, linear.count <= logits.step)
-    for start in logits.starts():
-        where = linear.rows_of(start, min(start + logits.step, linear.count))
-        block = linear.block(where)
-        with np.errstate(all="ignore"):
-            z, t = logits.of(block), directions.of(block)
-            heights = kernel_weights(factors[where] if factors.size else None, dtype)
-            with _beside_blas():
-                _curve(linear, z, t, where, heights, scale)
-            sums.add(z, block, [slice(0, linear.classes)])
-    total, slope = sums.results()
-    if with_bias:
-        kind = returned_dtype(linear.weight if linear.bias is None else linear.bias)
-        slope = _finished(slope, (linear.classes,), kind)
-    return LinearGradients(None, _finished(total, linear.weight.shape, returned_dtype(linear.weight)), slope)
-
-
-def _curve(linear: Linear, z: Array, t: Array, where: Any, factors: Array, scale: tuple[Any, Any]) -> None:
-    """Replace the logits of a block by the products of the Hessians of their rows with t."""
-    given, dtype, count = linear.given, linear.dtype, len(z)
-    block, along = (array.reshape(count, linear.classes, 1) for array in (z, t))
-    if given.regularization is None:
-        kernel = entry("derivatives.softmax_product")
-        run(kernel, count, 2 * z.size, lambda: NO_ROOM[dtype], block, along, block, False, None, None, factors)
-        return
-    labels = np.ascontiguousarray(linear.labels[where], np.int64)
-    weights = kernel_weights(None if linear.row_weights is None else linear.row_weights[where], dtype)
-    arguments = (block, along, None, *given.shares(labels), weights, factors, block, *scale, *given.regularization)
-    run(entry("capped.product"), count, 8 * z.size, room_for_rows(linear.problem, CURVE_PARTS), *arguments)
-
-
 def statistics(
     function: str, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions, block_bytes: Any
 ) -> LabelStatistics:
@@ -651,17 +664,17 @@ def statistics(
     for start in logits.starts():
         where = linear.rows_of(start, min(start + logits.step, linear.count))
         with np.errstate(all="ignore"):
-            z = logits.of(linear.block(where))
+            z = logits.of(linear.block(where), where)
             if regularization is not None:
                 cap = regularization[1]
                 np.multiply(np.tanh(np.divide(z, cap, out=z), out=z), cap, out=z)
         problem = Problem(function, z, -1)
         labels = np.ascontiguousarray(linear.labels[where], np.int64)
-        with _beside_blas():
+        with beside_blas():
             found = computed(problem, problem.block(), labels, None)
         whole[:, where] = with_nan(found, linear.classes, z.__getitem__)
         floats[:, where] = found.log_prob, found.entropy, found.logsumexp
-    log_prob, entropy, lse = (_finished(row, linear.row_shape, linear.result_dtype) for row in floats)
+    log_prob, entropy, lse = (finished(row, linear.row_shape, linear.result_dtype) for row in floats)
     rank, argmax = (row.reshape(linear.row_shape) for row in whole)
     results = (log_prob, rank, argmax, entropy, lse)
     return LabelStatistics(*[array[()] if array.ndim == 0 else array for array in results])

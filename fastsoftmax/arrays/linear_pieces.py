@@ -38,6 +38,11 @@ def _lse(summaries: Array) -> Array:
         return result
 
 
+def _unweighted(summaries: Array) -> Array:
+    """`long_rows.weighed` with weights of 1."""
+    return long_rows.weighed(summaries, np.ones(len(summaries), summaries.dtype["m"]))
+
+
 class Pieces:
     """The sums over the classes of some rows, block by block, and then their losses and gradients.
 
@@ -65,9 +70,12 @@ class Pieces:
         run(entry("capped.cap"), len(z), 2 * z.size, lambda: NO_ROOM[self.dtype], x, y, self.cap)
         return result
 
-    def add(self, z: Array, rows: slice, classes: slice) -> None:
-        """The first pass over a block of capped logits. The blocks of a row come in the order of the classes."""
-        part = long_rows.summarize(z)
+    def add(self, z: Array, rows: slice, classes: slice) -> Array:
+        """The first pass over a block of capped logits. The blocks of a row come in the order of the classes.
+
+        Returns the summaries of the block alone.
+        """
+        part = alone = long_rows.summarize(z)
         if classes.start:
             part = long_rows.merge(np.stack([self.summaries[rows], part], axis=-1))
         self.summaries[rows] = part
@@ -75,6 +83,7 @@ class Pieces:
         self.logits[rows.start + at] = z[at, columns]
         if self.sums is not None:
             self.sums[rows] += self._sum(z, classes)
+        return alone
 
     def _labelled(self, rows: slice, classes: slice) -> tuple[Array, Array]:
         """The rows and columns of a block with the labels that lie in it."""
@@ -106,7 +115,7 @@ class Pieces:
             losses: Array
             losses, self.slopes = long_rows.labelled(self.logits, self.given_rows, scale)
             return losses
-        one = long_rows.weighed(self.summaries, np.ones_like(weights))
+        one = _unweighted(self.summaries)
         excess, lacking = long_rows.labelled(self.logits, one, (self.dtype.type(1), self.dtype.type(0)))
         lse, heavy = _lse(self.summaries), weights.astype(np.float64)
         base, gain, z_loss = float(given.base), float(given.gain), 0.0
@@ -134,8 +143,19 @@ class Pieces:
         self.given_rows = long_rows.weighed(self.summaries, (heavy * (share + others)).astype(self.dtype))
         return (heavy * losses).astype(self.dtype)
 
+    def uncapped(self, a: Array, slopes: Array) -> None:
+        """Multiply a block by the derivatives of the capped logits with respect to the logits a."""
+        if self.cap != np.inf:
+            x, y = read_only(a[..., None]), slopes[..., None]
+            run(entry("capped.uncapped_slope"), len(a), 2 * a.size, lambda: NO_ROOM[self.dtype], x, y, self.cap)
+
     def slope(self, z: Array, rows: slice, classes: slice, logits: Array) -> None:
         """The second pass: replace a block of capped logits by the gradient with respect to `logits`."""
+        self.capped_slope(z, rows, classes)
+        self.uncapped(logits, z)
+
+    def capped_slope(self, z: Array, rows: slice, classes: slice) -> None:
+        """Replace a block of capped logits by the gradient with respect to these."""
         long_rows.slope(z, read_only(np.ascontiguousarray(self.given_rows[:, rows])), self.scale, z)
         if self.sums is not None:
             weights, flat = self._weights_of(classes), self.flat[rows]
@@ -144,6 +164,84 @@ class Pieces:
                 z[k : k + step] -= np.multiply.outer(flat[k : k + step], weights)
         at, columns = self._labelled(rows, classes)
         z[at, columns] = self.slopes[rows][at]
-        if self.cap != np.inf:
-            x, y = read_only(logits[..., None]), z[..., None]
-            run(entry("capped.uncapped_slope"), len(z), 2 * z.size, lambda: NO_ROOM[self.dtype], x, y, self.cap)
+
+
+class Curves(Pieces):
+    r"""`Pieces` for products of the Hessian with tangents t of the logits.
+
+    In the notation above, with a = logits, z = cap tanh(a/cap), s = dz/da, the tangents v = s t of the capped
+    logits and their mean m = sum_j p_j v_j, the product is (see `kernels.capped`):
+
+        u_k = s_k (p_k (A (v_k - m) + B) + g_k t_k b_k),
+        where  A = w C,  B = 2 w r m,  g = dL/dz,  b = (d2z/da2)/s = -2 z/cap**2
+
+    m is kept as the tangent at the greatest logit and the mean of the differences from it. So v_k - m keeps its
+    digits at a class of probability near 1.
+    """
+
+    def __init__(self, given: RowTargets, labels: Array, row_weights: Array | None) -> None:
+        super().__init__(given, labels, row_weights)
+        rows = len(labels)
+        self.top, self.lse = np.full((2, rows), -np.inf)
+        self.pivot, self.mean = np.zeros((2, rows))
+        self.unweighted, self.curvature, self.shift = np.empty((3, 0), self.dtype)
+
+    def _unscaled(self) -> tuple[Any, Any]:
+        """The factor 1 as kernels take it."""
+        return self.dtype.type(1), self.dtype.type(0)
+
+    def add_tangents(self, z: Array, t: Array, rows: slice, classes: slice) -> None:
+        """The first pass over a block of capped logits and their tangents, which it overwrites."""
+        at = z.argmax(axis=1)[:, None]
+        pivot = np.take_along_axis(t, at, 1)
+        part = self.add(z, rows, classes)
+        long_rows.slope(z, _unweighted(part), self._unscaled())
+        t -= pivot
+        mean, lse, pivot = long_rows.mean(z, t), _lse(part), pivot[:, 0].astype(np.float64)
+        both = np.logaddexp(self.lse[rows], lse)
+        higher = part["m"] > self.top[rows]
+        centre = np.where(higher, pivot, self.pivot[rows])
+        total = np.zeros(len(z))
+        for share, other, rest in ((self.lse[rows], self.pivot[rows], self.mean[rows]), (lse, pivot, mean)):
+            share = np.exp(share - both)
+            total += np.where(share == 0, 0, share * (other - centre + rest))
+        self.top[rows] = np.where(higher, part["m"], self.top[rows])
+        self.lse[rows], self.pivot[rows], self.mean[rows] = both, centre, total
+
+    def finish_tangents(self, scale: tuple[Any, Any]) -> None:
+        """The numbers of the rows, after all blocks have been added; `scale` is the factor of the gradient."""
+        self.finish(scale)
+        factor, z_loss = float(scale[0]) + float(scale[1]), 0.0
+        if self.given.regularization is not None:
+            z_loss = float(self.given.regularization[0])
+        self.unweighted = _unweighted(self.summaries)
+        self.curvature = (self.given_rows[-1] * factor).astype(self.dtype)
+        self.shift = (2 * z_loss * factor * self.row_weights * (self.pivot + self.mean)).astype(self.dtype)
+        self.pivot, self.mean = self.pivot.astype(self.dtype), self.mean.astype(self.dtype)
+
+    def product(self, a: Array, z: Array, t: Array, g: Array | None, rows: slice, classes: slice) -> None:
+        """The second pass: replace the tangents t of a block of logits a, capped z, by the product.
+
+        z is overwritten. g is memory for a block if the logits are capped.
+        """
+        if g is not None:
+            np.copyto(g, z)
+            self.capped_slope(g, rows, classes)
+            g *= t
+            g *= z
+            g *= self.dtype.type(-2 / self.cap**2)
+            self.uncapped(a, t)
+        long_rows.slope(z, read_only(np.ascontiguousarray(self.unweighted[:, rows])), self._unscaled())
+        numbers = [one[rows, None] for one in (self.pivot, self.mean, self.curvature, self.shift)]
+        step = max(1, OUTER_BYTES // max(1, t[:1].nbytes))
+        for k in range(0, len(t), step):
+            some = slice(k, k + step)
+            part, (pivot, mean, curvature, shift) = t[some], (one[some] for one in numbers)
+            part -= pivot
+            part -= mean
+            part *= curvature
+            part += shift
+            part *= z[some]
+            if g is not None:
+                part += g[some]
+        self.uncapped(a, t)

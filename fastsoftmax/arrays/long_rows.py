@@ -242,6 +242,28 @@ def slope(matrix: Array, given: Array, scale: tuple[Any, Any], out: Array | None
     return result
 
 
+def mean(probs: Array, v: Array) -> Array:
+    """sum_j p_j v_j of each row of matrices (rows, classes), contiguous, in float64."""
+    problem, p = _block(probs)
+    parts = np.empty((2, problem.rows), problem.dtype)
+    nothing = read_only(np.empty((0, problem.rows), problem.dtype))
+    run(
+        entry("pieces.dots"),
+        problem.rows,
+        2 * p.size,
+        problem.room(2),
+        p,
+        v[..., None],
+        parts,
+        nothing,
+        None,
+        True,
+    )
+    value: Array = parts[0].astype(np.float64)
+    np.add(value, parts[1], out=value, where=np.isfinite(value))
+    return value
+
+
 # --- long rows of one array -----------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ import dask.array as da
 import numpy as np
 from dask import delayed
 
-from fastsoftmax._spec import ENTRIES, FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, Function
+from fastsoftmax._spec import ENTRIES, FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, TANGENT, Function
 from fastsoftmax.api import activations, derivatives, entropy, sampling, statistics
 from fastsoftmax.arrays import binary, long_rows, row_pieces
 from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array, stand_in
@@ -45,6 +45,7 @@ from fastsoftmax.arrays.linear import (
     wanted_gradients,
 )
 from fastsoftmax.arrays.linear import statistics as statistics_of_products
+from fastsoftmax.arrays.linear_hessian import know, product_parts, returned_dtypes, tangents
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
 from fastsoftmax.arrays.metrics import joined as sums_joined
 from fastsoftmax.arrays.options import (
@@ -1128,6 +1129,12 @@ def _draws(
 # --- losses of products --------------------------------------------------------------------------------------
 
 
+def _check_in_memory(function: str, name: str, value: Any) -> None:
+    """TypeError for a Dask array that all tasks would need."""
+    if isinstance(value, da.Array):
+        raise TypeError(f"{named(function, name)} is a Dask array and has to be in memory; call its compute()")
+
+
 class _Products:
     """Features (rows, D), cut over the rows, and what belongs to each row; the weights are in memory.
 
@@ -1139,8 +1146,7 @@ class _Products:
         self, function: Function, features: Any, weight: Any, targets: Any, bias: Any, options: LossOptions
     ) -> None:
         name = function.name
-        if isinstance(weight, da.Array):
-            raise TypeError(f"{named(name, 'weight')} is a Dask array and has to be in memory; call its compute()")
+        _check_in_memory(name, "weight", weight)
         targets = _array(name, "targets", targets)
         cut = (*targets.chunks, -1) if targets.ndim == np.ndim(features) - 1 else -1
         x = _array(name, "features", features, cut)
@@ -1159,15 +1165,15 @@ class _Products:
         classes = self.linear.classes
         self.request = _Request(name, classes, self.linear.dtype, only)
         self.rows, width = tuple(range(x.ndim - 1)), x.ndim - 1
-        self.every, of_class = (*self.rows, width), (x.ndim,)
+        self.every, self.of_class = (*self.rows, width), (x.ndim,)
         self.x = x.rechunk({width: -1})
         chunks = self.x.chunks[:-1]
         self.targets = _checked_labels(targets, name, classes, options.ignore_index, "targets").rechunk(chunks)
         class_weight = _like(name, "class_weight", options.class_weight, (classes,), -1)
         self.sample_weight = _like(name, "sample_weight", options.sample_weight, x.shape[:-1], chunks)
-        self.weights = (class_weight, of_class, self.sample_weight, self.rows)
+        self.weights = (class_weight, self.of_class, self.sample_weight, self.rows)
         bias = None if bias is None else bias.rechunk(-1)
-        self.arrays = (self.x, self.every, self.targets, self.rows, bias, of_class)
+        self.arrays = (self.x, self.every, self.targets, self.rows, bias, self.of_class)
         self.divisor = None
         if options.is_mean:
             count = self.linear.rows
@@ -1216,13 +1222,13 @@ def _linear_losses(
     """The losses of the rows of a chunk and the gradients, those of weight and bias with an axis for each of x."""
     weights = request.weighted(class_weight, sample_weight)
     linear, parts = loss_parts(request.function, x, weight, targets, bias, weights, divisor=divisor, **options)
-    results = [parts.rows.reshape(x.shape[:-1]), parts.features, parts.weight, parts.bias]
-    if parts.features is not None:
-        results[1] = linear.finished(parts).features
-    for place in (2, 3):
-        if results[place] is not None:
-            results[place] = results[place].reshape((1,) * (x.ndim - 1) + results[place].shape)
-    return tuple(results)
+    slope = None if parts.features is None else linear.finished(parts).features
+    return parts.rows.reshape(x.shape[:-1]), slope, *_with_axes(x, parts.weight, parts.bias)
+
+
+def _with_axes(x: Array, *sums: Any) -> tuple[Any, ...]:
+    """Sums over the rows of a chunk of features (or None), with an axis of length 1 for each axis of the rows."""
+    return tuple(None if one is None else one.reshape((1,) * (x.ndim - 1) + one.shape) for one in sums)
 
 
 def _linear_loss(
@@ -1273,6 +1279,74 @@ def _linear_loss(
     return losses, LinearGradients(**gradients)
 
 
+def _hessian_products(
+    x: Array,
+    targets: Array,
+    bias: Any,
+    class_weight: Any,
+    sample_weight: Any,
+    tangent_bias: Any,
+    logits: Any,
+    divisor: Divisor | None,
+    request: _Request,
+    weight: Any,
+    tangent: Any,
+    block_bytes: Any,
+) -> tuple[Any, ...]:
+    """The products with the Hessian of the rows of a chunk, for weight and bias, as `_with_axes`."""
+    weights = request.weighted(class_weight, sample_weight)
+    linear = Linear(request.function, x, weight, targets, bias, weights, divisor)
+    know(linear, logits)
+    return _with_axes(x, *product_parts(linear, tangents(linear, tangent, tangent_bias), block_bytes))
+
+
+def _linear_product(
+    function: Function,
+    features: Any,
+    weight: Any,
+    targets: Any,
+    tangent: Any,
+    bias: Any,
+    tangent_bias: Any,
+    logits: Any,
+    *,
+    axis: int,
+    out: Any,
+    options: LossOptions,
+    block_bytes: Any,
+) -> LinearGradients:
+    """linear_cross_entropy_hvp."""
+    name = function.name
+    _check_in_memory(name, "tangent", tangent)
+    products = _Products(function, features, weight, targets, bias, options)
+    linear, beside = products.linear, None
+    if tangent_bias is not None:
+        tangent_bias = _array(name, "tangent_bias", tangent_bias).rechunk(-1)
+        beside = stand_in(tangent_bias.shape, tangent_bias.dtype)
+    along = tangents(linear, tangent, beside)
+    shape = (*linear.row_shape, linear.classes)
+    logits = _like(name, "logits", logits, shape, (*products.x.chunks[:-1], -1))
+    block_rows(name, linear.classes, linear.dtype.itemsize, block_bytes)
+    both = _divided_blocks(
+        products.divisor,
+        _hessian_products,
+        products.every,
+        linear.dtype,
+        *products.arrays,
+        *products.weights,
+        tangent_bias,
+        products.of_class,
+        logits,
+        (*products.rows, *products.of_class),
+        shared={**products.shared, "tangent": delayed(along.weight, traverse=False)},
+        request=products.request,
+        block_bytes=block_bytes,
+    )
+    kind, kind_of_bias = returned_dtypes(linear, along)
+    of_bias = None if kind_of_bias is None else products.sums(both, 1, (linear.classes,), kind_of_bias)
+    return LinearGradients(None, products.sums(both, 0, linear.weight.shape, kind), of_bias)
+
+
 def _statistics_of_products(
     x: Array, targets: Array, bias: Any, function: str, weight: Any, **options: Any
 ) -> Any:
@@ -1311,6 +1385,8 @@ def _linear_statistics(
 
 def _linear(function: Function, *operands: Any, **options: Any) -> Any:
     """The functions of features and weights."""
+    if TANGENT in function.operands:
+        return _linear_product(function, *operands, **options)
     return (_linear_loss if LOSS in function.result else _linear_statistics)(function, *operands, **options)
 
 

@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, permutations, product
+from itertools import combinations, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,15 @@ from fastsoftmax.arrays import binary
 from fastsoftmax.arrays.blocks import Array, Problem, real_array, stand_in
 from fastsoftmax.arrays.calibration import Rows, TemperatureFit, fitted
 from fastsoftmax.arrays.linear import BLOCK_BYTES as BLOCK_BYTES_OF_LOGITS
-from fastsoftmax.arrays.linear import ROWS, check_targets, logits_of, loss_parts
+from fastsoftmax.arrays.linear import (
+    ROWS,
+    check_targets,
+    dtype_of_sums,
+    finished,
+    logits_of,
+    loss_parts,
+    returned_dtype,
+)
 from fastsoftmax.arrays.losses import curvature_rows, loss_rows
 from fastsoftmax.arrays.metrics import LabelledRows, labelled_rows
 from fastsoftmax.arrays.options import (
@@ -98,6 +106,10 @@ def _say(message: str) -> None:
 # --- which functions there are ------------------------------------------------------------------------------
 
 
+SUMS = {"grad_weight": "weight", "grad_bias": "bias"}
+"""Results that are sums over all rows, and the operands with their shapes."""
+
+
 @dataclass(frozen=True)
 class Command:
     """A public function as a command: its entry in the table of functions, and what its signature says."""
@@ -115,6 +127,8 @@ class Command:
             options.pop(name, None)
         if f"{entry.name}_with_grad" in _spec.FUNCTIONS:
             options["grad"] = None
+            if _spec.WEIGHT in entry.operands:
+                options |= dict.fromkeys(SUMS)
         if entry.result == (_spec.FIT,):
             options["json"] = False
         # The class indices are targets in all commands, whatever the name of the parameter.
@@ -354,6 +368,12 @@ class Job:
         """Operands by the names of the parameters of the public function."""
         return {self.function.entry.second if key == "targets" else key: one for key, one in operands.items()}
 
+    @property
+    def wrt(self) -> tuple[str, ...]:
+        """The operands of a loss of products whose gradients are written."""
+        names = {"grad": "features", **SUMS}
+        return tuple(name for key, name in names.items() if key in self.targets)
+
     def per_row(self, name: str) -> bool:
         """Whether an operand has one number for each row."""
         return self.operands[name].ndim < self.x.ndim
@@ -438,14 +458,16 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
     elif function.is_loss:
         if arguments.output is not None and given["reduction"] != "none":
             raise RunError("the loss is printed; with --reduction none, one for each row goes to --output")
-        if given["reduction"] == "none" and arguments.output is None and given["grad"] is None:
+        gradients = [given.get(key) for key in ("grad", *SUMS)]
+        if given["reduction"] == "none" and arguments.output is None and gradients == [None] * len(gradients):
             raise RunError("--reduction none needs --output FILE")
+        if given.get("grad_bias") is not None and given["bias"] is None:
+            raise RunError("--grad-bias needs --bias FILE")
     elif arguments.output is None:
         raise RunError(f"{arguments.function} needs --output FILE")
     if arguments.output is not None:
         results["output"] = arguments.output
-    if given.get("grad") is not None:
-        results["grad"] = given["grad"]
+    results |= {key: given[key] for key in ("grad", *SUMS) if given.get(key) is not None}
     if STANDARD in results.values():
         _check_standard_output(arguments, function, given)
     for path in results.values():
@@ -458,18 +480,19 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
         parent = path.absolute().parent
         if files.kind(parent) != files.DIRECTORY or not os.access(parent, os.W_OK | os.X_OK):
             raise RunError(f"{parent} is no directory that can be written to")
-    places = [path if path == STANDARD else files.resolved(path) for path in results.values()]
-    for place in places:
+    places = {key: path if path == STANDARD else files.resolved(path) for key, path in results.items()}
+    for place in places.values():
         if place == STANDARD:
             continue
         if not os.access(place.parent, os.W_OK | os.X_OK):  # another directory if the path is a link
             raise RunError(f"{place.parent} is no directory that can be written to")
         for part in files.left_behind(place):
             _say(f"fastsoftmax run: {part} is left from a run that was killed; remove it")
-    if len(set(places)) != len(places):
-        raise RunError("--output and --grad are the same file")
-    if any(place in other.parents for place, other in permutations(places, 2)):
-        raise RunError("--output and --grad lie one inside the other")
+    for one, other in combinations(places, 2):
+        if places[one] == places[other]:
+            raise RunError(f"{_flag(one)} and {_flag(other)} are the same file")
+        if places[one] in places[other].parents or places[other] in places[one].parents:
+            raise RunError(f"{_flag(one)} and {_flag(other)} lie one inside the other")
     return results
 
 
@@ -657,9 +680,13 @@ def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], s
         elif key == "output" and job.function.result == _spec.SQUARE:
             shape = (*problem.row_shape, problem.classes, problem.classes)
             chunks = (*files.extent_of(rows), problem.classes, problem.classes)
+        elif key in SUMS:
+            operand = job.constants[SUMS[key]]
+            shape, kind = operand.shape, returned_dtype(operand)
+            chunks = boxes(shape, kind.itemsize, 1, BLOCK_BYTES)
         else:
             shape, chunks = job.x.shape, extent
-        fortran = job.x.fortran and job.function.result not in (_spec.SQUARE, _spec.CLASSES)
+        fortran = job.x.fortran and job.function.result not in (_spec.SQUARE, _spec.CLASSES) and key not in SUMS
         try:
             if path == STANDARD:
                 target: Target = _standard_output(job, shape, kind, fortran, chunks, extent)
@@ -706,6 +733,7 @@ class Local:
         self.extent = extent
         self.boxes = list(cover(job.x.shape, extent, job.x.fortran))
         self.totals: list[Array] = []
+        self.sums: dict[str, Array] = {}
         self.dtype_kept = job.x.dtype == job.problem.result_dtype and job.x.dtype.isnative
         self.divisor = None if job.targets_of is None else self._divisor(job.targets_of)
         self.seed = np.random.SeedSequence(job.given["rng"]) if job.function.is_draw else None
@@ -833,7 +861,7 @@ class Local:
         gradient = "grad" in job.targets
         options = job.loss_options(block.get("sample_weight"))
         if job.constants:
-            rows, slope = self._loss_of_products(x, block["targets"], options, gradient)
+            rows, slope = self._loss_of_products(x, block["targets"], options)
         else:
             out = x if gradient and self.dtype_kept else None
             arrays = job.python_name, x, block[job.function.targets], job.axis, options, out
@@ -848,14 +876,32 @@ class Local:
             results["grad"] = (box, slope)
         return results
 
-    def _loss_of_products(self, x: Array, targets: Array, options: LossOptions, gradient: bool) -> Any:
-        """The losses of the rows of a block of features, and their gradient with respect to the features."""
+    def _loss_of_products(self, x: Array, targets: Array, options: LossOptions) -> Any:
+        """The losses of the rows of a block of features, and their gradient with respect to the features.
+
+        Those with respect to weight and bias are added to the sums over all rows.
+        """
         weight, bias = self.job.constants["weight"], self.job.constants.get("bias")
-        wrt = ("features",) if gradient else ()
+        wrt = self.job.wrt
         arguments = self.job.python_name, x, weight, targets, bias, options, BLOCK_BYTES_OF_LOGITS, wrt
         linear, parts = loss_parts(*arguments, divisor=self.divisor)
+        for key, name in SUMS.items():
+            if name in wrt:
+                part = getattr(parts, name)
+                if key not in self.sums:
+                    self.sums[key] = np.zeros(part.shape, dtype_of_sums(part.shape, part.dtype))
+                self.sums[key] += part
         kind = linear.result_dtype if self.job.reduction == "none" else linear.dtype
         return parts.rows.astype(kind).reshape(x.shape[:-1]), linear.finished(parts).features
+
+    def _finished_sums(self) -> dict[str, tuple[Box, Array]]:
+        """The gradients that are sums over all rows, as `compute` returns results."""
+        results = {}
+        for key, total in self.sums.items():
+            operand = self.job.constants[SUMS[key]]
+            whole = tuple(slice(0, n) for n in operand.shape)
+            results[key] = whole, finished(total, operand.shape, returned_dtype(operand))
+        return results
 
     def loss(self) -> float | None:
         """The loss of the whole file, rounded to its dtype; None if there is one for each row."""
@@ -906,6 +952,7 @@ class Local:
                     progress.advance(self.size_of(box))
                 for future in written:
                     future.result()
+                _write(self.job, self._finished_sums())
             except BaseException:
                 writer.shutdown(cancel_futures=True)
                 raise
@@ -1045,7 +1092,7 @@ class Distributed:
             name: self._lazy(operand, rows if job.per_row(name) else extent)
             for name, operand in job.operands.items()
         }
-        skipped = {"grad", *FILES}
+        skipped = {"grad", *SUMS, *FILES}
         options = {key: job.given[key] for key in job.function.options if key not in skipped}
         if job.class_weight is not None:
             options["class_weight"] = job.class_weight
@@ -1053,12 +1100,13 @@ class Distributed:
         if "grad" in job.targets:
             name += "_with_grad"
         if job.constants:
-            options |= {"wrt": ("features",)} if "grad" in job.targets else {}
-            result = getattr(fastsoftmax, name)(x, **operands, **job.constants, **options)
-            result = (result[0], result[1].features) if "grad" in job.targets else result
+            operands |= job.constants
+            loss, gradients = fastsoftmax.linear_cross_entropy_with_grad(x, **operands, **options, wrt=job.wrt)
+            lazy = {"loss": loss, "grad": gradients.features}
+            lazy |= {key: getattr(gradients, name) for key, name in SUMS.items()}
         else:
             result = getattr(fastsoftmax, name)(x, axis=job.axis, **job.arguments(operands), **options)
-        lazy = dict(zip(("loss", "grad"), result, strict=True)) if "grad" in job.targets else {"loss": result}
+            lazy = dict(zip(("loss", "grad"), result, strict=True)) if "grad" in job.targets else {"loss": result}
         if not job.function.is_loss or job.reduction == "none":
             lazy["output"] = lazy.pop("loss")
         parts = []

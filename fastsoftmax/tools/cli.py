@@ -245,6 +245,8 @@ def _add_run(commands: Any) -> None:
     group = run.add_argument_group("results")
     group.add_argument("-o", "--output", **file, help="the result: .npy or .zarr; - for .npy on standard output")
     group.add_argument("--grad", **file, help="the gradient with respect to INPUT")
+    group.add_argument("--grad-weight", **file, help="for linear-cross-entropy: that with respect to --weight")
+    group.add_argument("--grad-bias", **file, help="for linear-cross-entropy: that with respect to --bias")
     group.add_argument("--reduction", choices=("mean", "sum", "none"), help="of a loss; mean if not given")
     group.add_argument("--json", action="store_true", default=None, help="metrics as JSON, with all bins")
     group.add_argument("--force", action="store_true", help="overwrite results that exist")

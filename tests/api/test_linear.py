@@ -1,13 +1,15 @@
 """linear_cross_entropy: the loss of features @ weight.T + bias without its logits, and its gradients."""
 
 import itertools
+import sys
 import tracemalloc
 
+import child
 import numpy as np
 import pytest
 
 import fastsoftmax as fs
-from fastsoftmax.arrays import linear
+from fastsoftmax.arrays import linear, linear_hessian
 
 EPS = np.finfo(np.float64).eps
 SHAPES = {
@@ -203,14 +205,14 @@ def test_layouts_in_blocks_of_classes(layout, monkeypatch, extents):
         "fortran": np.asfortranarray,
         "reversed": lambda w: w[::-1].copy()[::-1],
     }
-    itemsize, classes = {"float16": (4, 32), "fortran": (8, 64)}.get(layout, (8, 16))
+    itemsize, classes = {"float16": (4, 32), "fortran": (8, 32)}.get(layout, (8, 16))
     expected = dense(features, weight, targets, bias.astype(weight.dtype))
     loss, gradients = fs.linear_cross_entropy_with_grad(
         np.asfortranarray(features),
         changes[layout](weight),
         targets,
         bias.astype(weight.dtype),
-        block_bytes=itemsize * 6400,
+        block_bytes=itemsize * 4200,
     )
     tolerance = 1e-3 if layout == "float16" else 1e-13
     near(loss, expected[0], tolerance)
@@ -222,7 +224,7 @@ def test_layouts_in_blocks_of_classes(layout, monkeypatch, extents):
 
 def test_blocks_of_classes_compute_what_is_asked_for(extents):
     features, weight, targets, bias = problem((300, 8, 2000))
-    options = {"block_bytes": 8 * 300 * 600}
+    options = {"block_bytes": 8 * 300 * 400}
     loss, everything = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, **options)
     for names in ((), ("features",), ("weight",), ("bias",)):
         found, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, wrt=names, **options)
@@ -395,7 +397,7 @@ def test_rows_that_do_not_count_are_left_out(by, monkeypatch):
     features[out] = np.nan
     seen = []
     original = linear.Logits.of
-    monkeypatch.setattr(linear.Logits, "of", lambda self, block: seen.append(len(block)) or original(self, block))
+    monkeypatch.setattr(linear.Logits, "of", lambda self, *a: seen.append(len(a[0])) or original(self, *a))
     loss, gradients = fs.linear_cross_entropy_with_grad(features, weight, targets, bias, **options)
     assert sum(seen) == 30
     expected = fs.linear_cross_entropy_with_grad(features[~out], weight, targets[~out], bias)
@@ -447,15 +449,18 @@ def test_a_block_is_decided_by_shapes():
     def extent(rows, width, classes, names=("features", "weight"), block=128 << 20):
         arrays = (np.empty((n, width), np.float32) for n in (rows, classes))
         given = linear.Linear("linear_cross_entropy", *arrays, np.zeros(rows, int), None, linear.LossOptions())
-        return linear.class_blocks(given, block, names)
+        return linear.class_blocks(given, block, names, linear.FEW_ROWS if names else linear.FEW_ROWS_OF_LOSS)
 
     assert extent(300, 16, 3_000_000) == (300, 111840)
     assert extent(300, 16, 3_000_000, ()) == (300, 111840)
-    assert extent(8192, 256, 131072) is None  # 256 rows fit
-    assert extent(8192, 256, 131073) == (4096, 8192)
+    assert extent(8192, 256, 131072, ()) is None  # 256 rows fit
+    assert extent(8192, 256, 131073, ()) == (4096, 8192)
+    assert extent(8192, 256, 524288) is None  # 64 rows fit
+    assert extent(8192, 256, 524289) == (4096, 8192)
     assert extent(8192, 256, 131073, block=1 << 20) == (512, 128)
     assert extent(8192, 256, 131073, (), block=1 << 20) == (512, 512)
-    assert extent(100, 16, 250_000) is None  # all rows fit
+    assert extent(50, 16, 500_000) is None  # all rows fit
+    assert extent(100, 16, 250_000, ()) is None
     assert extent(8192, 256, 512, block=1) is None
     assert extent(8192, 256, 513, block=1) == (2, 16)
     assert extent(8192, 0, 513, ()) is None
@@ -465,6 +470,16 @@ def test_a_block_is_decided_by_shapes():
     assert rows("f", 100, 4, 128 << 20) == linear.ROWS
     assert rows("f", 1 << 30, 4, 128 << 20) == 1
     assert rows("f", 0, 4, 1) == 1
+
+
+def test_fewer_rows_are_enough_for_gradients(extents):
+    """The loss alone is cheaper in blocks of classes where the gradients are cheaper in blocks of rows."""
+    features, weight, targets, _ = problem((300, 4, 600))
+    block = 8 * 600 * 100
+    loss, _ = fs.linear_cross_entropy_with_grad(features, weight, targets, block_bytes=block)
+    assert not extents
+    assert fs.linear_cross_entropy(features, weight, targets, block_bytes=block) == pytest.approx(loss, rel=1e-14)
+    assert len(extents) == 1
 
 
 def test_memory():
@@ -552,11 +567,13 @@ def test_errors():
 
 
 def test_dask_arrays_are_refused():
-    """By the products with the Hessian, and as weights."""
+    """As weights, and as their tangents."""
     da = pytest.importorskip("dask.array")
     features, weight, targets, _ = problem(SHAPES["small"])
-    with pytest.raises(TypeError, match="linear_cross_entropy_hvp: Dask arrays are not supported"):
-        fs.linear_cross_entropy_hvp(da.from_array(features), weight, targets, weight)
+    lazy = da.from_array(weight)
+    for operands, name in (((weight, lazy), "tangent"), ((lazy, weight), "weight")):
+        with pytest.raises(TypeError, match=f"linear_cross_entropy_hvp: {name} is a Dask array and has to be in"):
+            fs.linear_cross_entropy_hvp(features, operands[0], targets, operands[1])
     with pytest.raises(TypeError, match="linear_cross_entropy: weight is a Dask array and has to be in memory"):
         fs.linear_cross_entropy(features, da.from_array(weight), targets)
 
@@ -622,6 +639,136 @@ def test_hessian_products(shape):
             near(found.bias, u.sum(0), 200 * EPS)
 
 
+@pytest.fixture
+def extents_of_products(monkeypatch):
+    """The rows and classes of the blocks of all products with the Hessian that cut the classes."""
+    seen = []
+    original = linear_hessian._in_blocks_of_classes
+    monkeypatch.setattr(linear_hessian, "_in_blocks_of_classes", lambda *a: seen.append(a[2]) or original(*a))
+    return seen
+
+
+def dense_product(features, weight, targets, tangent, bias=None, along=None, **options):
+    """The product with the Hessian by that of dense logits, in float64."""
+    x, w, v = (np.asarray(a).astype(np.float64) for a in (features, weight, tangent))
+    z = x @ w.T + (0 if bias is None else np.asarray(bias).astype(np.float64))
+    t = x @ v.T + (0 if along is None else np.asarray(along).astype(np.float64))
+    u = fs.cross_entropy_hvp(z, targets, t, **options).reshape(-1, len(w))
+    return u.T @ x.reshape(-1, x.shape[-1]), u.sum(0)
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_hessian_products_in_blocks_of_classes(case, monkeypatch, extents_of_products):
+    """Where the classes are cut, with all combinations of options."""
+    name, few, numbers = CUT[case]
+    shape, several = SHAPES[name], case == "blocks of rows"
+    monkeypatch.setattr(linear, "FEW_CLASSES", few)
+    rng = np.random.default_rng(5)
+    tangent, tangent_bias = rng.normal(size=shape[:0:-1]), rng.normal(size=shape[2])
+    cases = 0
+    for options in grid():
+        (x, w, y), bias, options = arguments(options, shape)
+        along = tangent_bias if bias is not None else None
+        expected = dense_product(x, w, y, tangent, bias, along, **options)
+        found = fs.linear_cross_entropy_hvp(x, w, y, tangent, bias, along, block_bytes=8 * numbers, **options)
+        near(found.weight, expected[0], 200 * EPS)
+        assert found.weight.flags.c_contiguous
+        if bias is None:
+            assert found.bias is None
+        else:
+            near(found.bias, expected[1], 200 * EPS)
+        cases += 1
+    assert len(extents_of_products) == cases
+    assert all(classes < shape[2] for _, classes in extents_of_products)
+    assert not several or all(rows <= 25 for rows, _ in extents_of_products)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_hessian_products_in_blocks_of_classes_keep_digits(dtype, record, extents_of_products):
+    """Also those of a class of probability near 1, whose tangent is near the mean of all."""
+    features, weight, targets, bias = problem((300, 24, 9000), dtype)
+    weight, bias, eps = weight / dtype(8), bias.astype(dtype), np.finfo(dtype).eps
+    rng = np.random.default_rng(7)
+    tangent, along = rng.normal(size=weight.shape).astype(dtype), rng.normal(size=9000).astype(dtype)
+    for name, options in {"": {}, ", capped": {"softcap": 5.0, "z_loss": 1e-3, "label_smoothing": 0.1}}.items():
+        found = fs.linear_cross_entropy_hvp(
+            features, weight, targets, tangent, bias, along, block_bytes=1 << 20, **options
+        )
+        expected = dense_product(features, weight, targets, tangent, bias, along, **options)
+        for key, value, reference in zip(("weight", "bias"), found[1:], expected, strict=True):
+            error = np.abs(value - reference).max() / np.abs(reference).max() / eps
+            name_of_error = f"linear_cross_entropy_hvp, classes cut{name}, {key} (eps of its largest entry)"
+            record(name_of_error, dtype, error, 26)
+    certain = np.where(np.arange(9000) == 7, 60, 0).astype(dtype)
+    nothing = np.zeros((300, 2), dtype), np.zeros((9000, 2), dtype), np.full(300, 7), np.zeros((9000, 2), dtype)
+    found = fs.linear_cross_entropy_hvp(*nothing, certain, along, reduction="sum", block_bytes=1 << 20)
+    expected = dense_product(*nothing, certain, along, reduction="sum")[1]
+    np.testing.assert_allclose(found.bias[7], expected[7], rtol=300 * eps)
+    near(found.bias, expected, 30 * eps)
+    assert len(extents_of_products) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"z_loss": 0.1}, {"softcap": 3.0}, {"label_smoothing": 0.1}])
+def test_hessian_products_in_blocks_of_classes_with_infinities(options, monkeypatch, extents_of_products):
+    """Classes that a bias of -inf excludes, also all of a block, have product 0; a row with NaN is NaN."""
+    monkeypatch.setattr(linear, "FEW_CLASSES", 4)
+    features, weight, targets, bias = problem(SHAPES["blocks"])
+    out = (np.arange(70) < 20) | (np.arange(70) % 3 == 0)
+    class_weight = np.where(out, 0.0, 1.5)
+    targets, bias = np.where(out[targets], 31, targets), np.where(out, -np.inf, bias)
+    rng = np.random.default_rng(8)
+    tangent, along = rng.normal(size=weight.shape), rng.normal(size=70)
+    operands = weight, targets, tangent, bias, along
+    options |= {"class_weight": class_weight, "block_bytes": 8 * 1600}
+    with np.errstate(all="raise"):
+        found = fs.linear_cross_entropy_hvp(features, *operands, **options)
+    del options["block_bytes"]
+    expected = dense_product(features, *operands, **options)
+    near(found.weight, expected[0], 200 * EPS)
+    near(found.bias, expected[1], 200 * EPS)
+    assert "softcap" in options or not found.bias[out].any()
+    assert extents_of_products == [(100, 16)]
+    features[5] = np.nan
+    found = fs.linear_cross_entropy_hvp(features, *operands, block_bytes=8 * 1600, **options)
+    assert np.isnan(found.bias).all()
+
+
+@pytest.mark.parametrize("layout", ["float16", "swapped", "strided", "fortran"])
+def test_layouts_of_tangents_in_blocks_of_classes(layout, monkeypatch, extents_of_products):
+    """Tangents of another dtype or order than the weights are converted block by block."""
+    monkeypatch.setattr(linear, "FEW_CLASSES", 4)
+    monkeypatch.setattr(linear, "WEIGHT_BYTES", 20 * 8 * 8)
+    features, weight, targets, _ = problem(SHAPES["blocks"])
+    tangent = np.random.default_rng(2).integers(-4, 5, weight.shape) / 2.0
+    changed = {
+        "float16": tangent.astype(np.float16),
+        "swapped": tangent.astype(">f8"),
+        "strided": np.repeat(tangent, 2, 1)[:, ::2],
+        "fortran": np.asfortranarray(tangent),
+    }
+    found = fs.linear_cross_entropy_hvp(features, weight, targets, changed[layout], block_bytes=8 * 4200)
+    near(found.weight, dense_product(features, weight, targets, tangent)[0], 200 * EPS)
+    assert found.weight.dtype == weight.dtype
+    assert extents_of_products == [(100, 16)]
+
+
+def test_memory_of_hessian_products():
+    """The workspace, the result, and less than 12 MB."""
+    rng = np.random.default_rng(0)
+    classes, rows, width = 500_000, 300, 4
+    features = rng.standard_normal((rows, width), np.float32)
+    weight, tangent = rng.standard_normal((2, classes, width), np.float32)
+    targets = rng.integers(0, classes, rows)
+    for options in ({}, {"softcap": 30.0}):
+        some = features, weight[:9000], targets % 9000, tangent[:9000]
+        fs.linear_cross_entropy_hvp(*some, block_bytes=1 << 20, **options)
+        tracemalloc.start()
+        fs.linear_cross_entropy_hvp(features, weight, targets, tangent, block_bytes=32 << 20, **options)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < (32 << 20) + 4 * classes * width + (12 << 20)
+
+
 def test_hessian_products_by_differences():
     """Central differences of the gradient; the Hessian is symmetric."""
     features, weight, targets, bias = problem(SHAPES["blocks"])
@@ -640,6 +787,131 @@ def test_hessian_products_by_differences():
     assert forth == pytest.approx((other.weight * v).sum() + (other.bias * c).sum(), rel=1e-10)
 
 
+@pytest.mark.parametrize("case", ["rows", *CUT])
+def test_hessian_products_of_given_logits(case, monkeypatch, extents_of_products):
+    """Logits of an earlier call give the same product, and no product of matrices is computed for them."""
+    name, few, numbers = CUT.get(case, ("blocks", 4, 100 * 70))
+    monkeypatch.setattr(linear, "FEW_CLASSES", few)
+    rng = np.random.default_rng(5)
+    count = 0
+    for options in grid():
+        (x, w, y), bias, options = arguments(options, SHAPES[name])
+        z = x @ w.T + (0 if bias is None else bias)
+        tangent, along = rng.normal(size=w.shape), None if bias is None else rng.normal(size=len(w))
+        expected = dense_product(x, w, y, tangent, bias, along, **options)
+        options["block_bytes"] = 8 * numbers
+        nothing = np.full_like(w, np.nan)
+        found = fs.linear_cross_entropy_hvp(x, nothing, y, tangent, bias, along, logits=z, **options)
+        near(found.weight, expected[0], 200 * EPS)
+        assert bias is None or np.allclose(found.bias, expected[1], rtol=1e-10, atol=1e-13)
+        count += 1
+    assert len(extents_of_products) == (count if case in CUT else 0)
+
+
+def test_layouts_of_given_logits():
+    """Any dtype and layout; ignored rows are not read."""
+    features, weight, targets, _ = problem(SHAPES["batch"])
+    features, weight = np.round(features), np.round(weight)
+    targets[1, 2] = -1
+    tangent = np.random.default_rng(3).normal(size=weight.shape)
+    expected = fs.linear_cross_entropy_hvp(features, weight, targets, tangent, ignore_index=-1)
+    z = features @ weight.T
+    z[1, 2] = np.nan
+    layouts = (
+        z.astype(np.float16),
+        z.astype(">f4"),
+        np.asfortranarray(z),
+        z.transpose(1, 0, 2).copy().swapaxes(0, 1),
+    )
+    for logits in (*layouts, z.tolist()):
+        found = fs.linear_cross_entropy_hvp(features, weight, targets, tangent, logits=logits, ignore_index=-1)
+        np.testing.assert_array_equal(found.weight, expected.weight)
+
+
+def test_hessian_products_are_those_of_the_dense_matrix():
+    """The sum over the rows of the outer products of their Hessians and x x^T, applied to a vector."""
+    features, weight, targets, bias = problem(SHAPES["small"])
+    rng = np.random.default_rng(4)
+    tangent, along = rng.normal(size=weight.shape), rng.normal(size=len(bias))
+    x = np.hstack([features, np.ones((9, 1))])
+    for options in ({}, {"z_loss": 0.1, "softcap": 3.0}, {"label_smoothing": 0.1, "reduction": "sum"}):
+        rows = fs.cross_entropy_hessian(features @ weight.T + bias, targets, **options)
+        dense_matrix = np.einsum("nij,nk,nl->ikjl", rows, x, x).reshape(7 * 6, 7 * 6)
+        expected = (dense_matrix @ np.hstack([tangent, along[:, None]]).ravel()).reshape(7, 6)
+        found = fs.linear_cross_entropy_hvp(features, weight, targets, tangent, bias, along, **options)
+        near(found.weight, expected[:, :-1], 100 * EPS)
+        near(found.bias, expected[:, -1], 100 * EPS)
+
+
+def test_hessian_products_agree_with_torch():
+    """PyTorch's second derivatives in float64, from the formula, also where the classes are cut."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(6)
+    for smoothing, z_loss, cap in itertools.product((0.0, 0.1), (0.0, 1e-2), (None, 3.0)):
+        features, weight, targets, bias = problem((60, 8, 600))
+        tangent, along = rng.normal(size=weight.shape), rng.normal(size=len(bias))
+        x, labels = torch.tensor(features), torch.tensor(targets)
+
+        def mean(w, b, x=x, labels=labels, smoothing=smoothing, z_loss=z_loss, cap=cap):
+            z = x @ w.T + b
+            z = z if cap is None else cap * torch.tanh(z / cap)
+            loss = torch.nn.functional.cross_entropy(z, labels, label_smoothing=smoothing)
+            return loss + z_loss * (torch.logsumexp(z, -1) ** 2).mean()
+
+        leaves, vectors = ((torch.tensor(a), torch.tensor(b)) for a, b in ((weight, bias), (tangent, along)))
+        _, expected = torch.autograd.functional.hvp(mean, leaves, vectors)
+        options = {"label_smoothing": smoothing, "z_loss": z_loss, "softcap": cap}
+        for block_bytes in (128 << 20, 8 * 600 * 20):
+            found = fs.linear_cross_entropy_hvp(
+                features, weight, targets, tangent, bias, along, block_bytes=block_bytes, **options
+            )
+            near(found.weight, expected[0].numpy(), 1e-13)
+            near(found.bias, expected[1].numpy(), 1e-13)
+
+
+PEAK = """
+import ctypes, sys
+from pathlib import Path
+import numpy as np
+import fastsoftmax as fs
+
+def memory(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+rows, width, classes, block = map(int, sys.argv[1:])
+rng = np.random.default_rng(0)
+features = rng.standard_normal((rows, width), np.float32)
+weight, tangent = rng.standard_normal((2, classes, width), np.float32)
+targets = rng.integers(0, classes, rows)
+calls = (
+    lambda *a, **k: fs.linear_cross_entropy(*a, **k),
+    lambda *a, **k: fs.linear_cross_entropy_with_grad(*a, **k),
+    lambda *a, **k: fs.linear_cross_entropy_hvp(*a, tangent[: len(a[1])], **k),
+    lambda *a, **k: fs.linear_softmax_statistics(*a, **k),
+)
+for call in calls:
+    call(features[:64], weight[:2000], targets[:64] % 2000, block_bytes=1 << 20)
+for call in calls:
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    call(features, weight, targets, block_bytes=block)
+    print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
+@pytest.mark.parametrize(("rows", "classes", "block"), [(1000, 60_000, 32 << 20), (300, 400_000, 32 << 20)])
+def test_peak_of_resident_memory(rows, classes, block):
+    """All logits would take 240 and 480 MB. The buffers of BLAS count here, some 20 MB for each thread."""
+    width = 16
+    peaks = [int(line) for line in child.run(PEAK, rows, width, classes, block).split()]
+    results = (0, 4 * (rows + classes) * width, 4 * classes * width, 0)
+    for peak, result in zip(peaks, results, strict=True):
+        assert block // 2 < peak < block + result + (48 << 20)
+
+
 def test_errors_of_tangents():
     features, weight, targets, bias = problem(SHAPES["small"])
     for operands, words in (
@@ -648,6 +920,12 @@ def test_errors_of_tangents():
     ):
         with pytest.raises(ValueError, match="linear_cross_entropy_hvp: " + words):
             fs.linear_cross_entropy_hvp(features, weight, targets, *operands)
+    with pytest.raises(
+        ValueError, match=r"linear_cross_entropy_hvp: logits has shape \(9, 6\), expected \(9, 7\)"
+    ):
+        fs.linear_cross_entropy_hvp(features, weight, targets, weight, logits=np.zeros((9, 6)))
+    with pytest.raises(TypeError, match="linear_cross_entropy_hvp: logits has dtype complex128"):
+        fs.linear_cross_entropy_hvp(features, weight, targets, weight, logits=np.zeros((9, 7), complex))
 
 
 def test_axes_that_cannot_be_merged_are_read_in_blocks():

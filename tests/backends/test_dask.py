@@ -896,6 +896,51 @@ def test_linear_softmax_statistics():
         np.testing.assert_allclose(value, reference, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("case", LINEAR)
+def test_linear_cross_entropy_hvp(case, dtype):
+    """The products in memory; features, labels and weights of samples have different chunks."""
+    features, weight, targets, bias = linear_problem(dtype)
+    rng = np.random.default_rng(9)
+    tangent, along = rng.normal(size=weight.shape).astype(dtype), rng.normal(size=70).astype(dtype)
+    options = dict(LINEAR[case])
+    expected = fs.linear_cross_entropy_hvp(features, weight, targets, tangent, bias, along, **options)
+    if "sample_weight" in options:
+        options["sample_weight"] = da.from_array(options["sample_weight"], chunks=7)
+    lazy = da.from_array(features, chunks=(3, 10, 5)), weight, da.from_array(targets, chunks=(2, 25)), tangent
+    for biases in ((bias, along), (da.from_array(bias, chunks=30), da.from_array(along, chunks=9))):
+        found = fs.linear_cross_entropy_hvp(*lazy, *biases, **options)
+        assert found.features is None
+        eps = np.finfo(dtype).eps
+        for value, reference in zip(dask.compute(*found[1:]), expected[1:], strict=True):
+            assert value.dtype == reference.dtype
+            np.testing.assert_allclose(value, reference, rtol=20 * eps, atol=20 * eps * np.abs(reference).max())
+    z = features @ weight.T + bias
+    for logits in (z, da.from_array(z, chunks=(2, 25, 30))):
+        found = fs.linear_cross_entropy_hvp(*lazy, bias, along, logits=logits, **options)
+        value, reference = found.weight.compute(), expected.weight
+        np.testing.assert_allclose(value, reference, rtol=20 * eps, atol=20 * eps * np.abs(reference).max())
+    without = fs.linear_cross_entropy_hvp(*lazy, **options)
+    assert without.bias is None
+    reference = fs.linear_cross_entropy_hvp(features, weight, targets, tangent, **LINEAR[case]).weight
+    np.testing.assert_allclose(without.weight.compute(), reference, atol=20 * eps * np.abs(reference).max())
+
+
+def test_errors_of_linear_cross_entropy_hvp():
+    features, weight, targets, bias = linear_problem()
+    lazy = da.from_array(features, chunks=(2, 10, 8))
+    for kind, words, operands, options in (
+        (ValueError, r"tangent has shape \(69, 8\), expected \(70, 8\)", (weight[1:],), {}),
+        (ValueError, r"tangent_bias has shape \(69,\)", (weight, bias, da.from_array(bias[1:])), {}),
+        (TypeError, "tangent is a Dask array and has to be in memory", (da.from_array(weight),), {}),
+        (ValueError, r"logits has shape \(70,\), expected \(4, 25, 70\)", (weight,), {"logits": np.ones(70)}),
+        (ValueError, "block_bytes must be at least 1", (weight,), {"block_bytes": 0}),
+        (ValueError, "reduction must be one of", (weight,), {"reduction": "max"}),
+    ):
+        with pytest.raises(kind, match="linear_cross_entropy_hvp: " + words):
+            fs.linear_cross_entropy_hvp(lazy, weight, targets, *operands, **options)
+
+
 def test_errors_of_linear_cross_entropy():
     """Wrong arguments are refused at once, a wrong label when it is read, with its position among all."""
     features, weight, targets, bias = linear_problem()

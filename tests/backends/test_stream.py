@@ -1,5 +1,6 @@
 """`fastsoftmax run`: results as in memory, files of any order and size, no unfinished results."""
 
+import itertools
 import json
 import os
 import pickle
@@ -178,6 +179,47 @@ def test_losses_of_products(flags, keywords, dtype, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+def test_gradients_of_weights(dtype, suffix, monkeypatch, capsys):
+    """The sums over all blocks of rows, with or without the gradient of the features."""
+    if suffix == "zarr":
+        pytest.importorskip("zarr")
+    monkeypatch.setattr(stream, "ROWS", 16)
+    x, weight, bias = logits((9, 10, 6), dtype), logits((40, 6), dtype), logits((40,), dtype)
+    labels = np.arange(90).reshape(9, 10) % 40
+    for name, array in {"x": x, "weight": weight, "b": bias, "y": labels}.items():
+        np.save(f"{name}.npy", array)
+    given = ("linear-cross-entropy", "x.npy", "--weight", "weight.npy", "--targets", "y.npy", "--bias", "b.npy")
+    given = (*given, "--ignore-index", 3)
+    names = {"--grad": "features", "--grad-weight": "weight", "--grad-bias": "bias"}
+    loss, gradients = fs.linear_cross_entropy_with_grad(x, weight, labels, bias, ignore_index=3)
+    eps = float(np.finfo(dtype).eps)
+    for flags in (tuple(names), ("--grad-weight",), ("--grad-bias",)):
+        paths = {flag: f"{flag[2:]}.{suffix}" for flag in flags}
+        run(*given, *itertools.chain(*paths.items()), "--force")
+        assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=4 * eps)
+        for flag, path in paths.items():
+            found = files.source(Path(path))[...]
+            expected = getattr(gradients, names[flag])
+            assert found.dtype == dtype
+            atol = 8 * eps * np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, rtol=8 * eps, atol=atol)
+    run(*given, "--reduction", "none", "--grad-weight", f"s.{suffix}")
+    _, gradients = fs.linear_cross_entropy_with_grad(x, weight, labels, bias, ignore_index=3, reduction="none")
+    found = files.source(Path(f"s.{suffix}"))[...]
+    np.testing.assert_allclose(found, gradients.weight, rtol=8 * eps, atol=8 * eps * np.abs(found).max())
+
+
+def test_gradients_of_weights_of_no_rows():
+    """They are 0."""
+    for name, array in {"x": logits((0, 6)), "w": logits((40, 6)), "y": np.zeros(0, int)}.items():
+        np.save(f"{name}.npy", array)
+    given = ("linear-cross-entropy", "x.npy", "--weight", "w.npy", "--targets", "y.npy", "--reduction", "sum")
+    run(*given, "--grad-weight", "g.npy")
+    np.testing.assert_array_equal(np.load("g.npy"), np.zeros((40, 6)))
+
+
 def test_errors_of_products(capsys):
     """Wrong files are refused before any features are read; a wrong label with its position among all."""
     for name, array in {
@@ -200,11 +242,21 @@ def test_errors_of_products(capsys):
         (("--weight", "weight.npy", "--targets", "y.npy", "--axis", 0), "takes no --axis"),
         (("--weight", "weight.npy", "--targets", "y.npy", "--temperature", 2), "takes no --temperature"),
         (("--weight", "weight.npy", "--targets", "y.npy", "--softcap", 0), "softcap must be finite and > 0"),
+        (
+            ("--weight", "weight.npy", "--targets", "y.npy", "--grad-bias", "g.npy"),
+            "--grad-bias needs --bias FILE",
+        ),
+        (
+            ("--weight", "weight.npy", "--targets", "y.npy", "--grad", "g.npy", "--grad-weight", "./g.npy"),
+            "--grad and --grad-weight are the same file",
+        ),
     ):
         run(*given, *flags, status=2)
         assert words in capsys.readouterr().err
     run("cross-entropy", "x.npy", "--targets", "y.npy", "--weight", "weight.npy", status=2)
     assert "takes no --weight" in capsys.readouterr().err
+    run("cross-entropy", "x.npy", "--targets", "y.npy", "--grad-weight", "g.npy", status=2)
+    assert "takes no --grad-weight" in capsys.readouterr().err
 
 
 BINARY = [
@@ -1580,10 +1632,12 @@ def test_on_a_dask_scheduler(capsys, monkeypatch):
         monkeypatch.setattr(stream, "ROWS", 64)
         weight = logits((11, 11))
         np.save("weight.npy", weight)
-        run("linear-cross-entropy", "x.npy", "--weight", "weight.npy", *given, "--grad", "l.npy", *address)
+        results = ("--grad", "l.npy", "--grad-weight", "k.npy")
+        run("linear-cross-entropy", "x.npy", "--weight", "weight.npy", *given, *results, *address)
         loss, gradients = fs.linear_cross_entropy_with_grad(x, weight, ignored, **keywords)
         assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=4e-7)
         np.testing.assert_allclose(np.load("l.npy"), gradients.features, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(np.load("k.npy"), gradients.weight, rtol=1e-5, atol=1e-8)
         run("cross-entropy", "x.npy", "--targets", "bad.npy", "--grad", "h.npy", *address, status=3)
         assert re.search(r"targets\[\d*\] is 11, .* h\.npy not written", capsys.readouterr().err)
         assert "h.npy" not in names()

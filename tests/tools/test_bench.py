@@ -912,6 +912,24 @@ def test_linear_cross_entropy_beside_peers(tmp_path, monkeypatch):
     assert "(benchmarks/linear.svg)" in shown
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
+def test_bounds_of_linear_cross_entropy(monkeypatch):
+    """Each library in products of the same process; losses that disagree are an error."""
+    script = imported("linear", monkeypatch)
+    monkeypatch.setattr(script, "PAUSE", 0.0)
+    monkeypatch.setattr(script, "BOUNDED", {script.OURS: script.LIBRARIES[script.OURS]})
+    for most, verdict in ((1e9, "within, ahead"), (1e-9, "above, ahead")):
+        text = script.bounds({(600, 8, 3000): most}, 2)
+        assert text.splitlines()[-1].startswith("| 600, 8, 3,000 | ")
+        assert f" MB | {verdict} |" in text
+    found = script.measure_in_products(script.OURS, 600, 8, 3000, 2)
+    assert found["seconds"] > 0
+    assert found["product"] > 0
+    assert 0 < found["peak"] < 60e6
+    with pytest.raises(AssertionError, match="the loss of other disagrees for 600"):
+        script.check_losses({script.OURS: found, "other": found | {"loss": 1.0}}, "600")
+
+
 def test_readme_shows_the_stored_linear_cross_entropy(monkeypatch):
     script = imported("linear", monkeypatch)
     import readme

@@ -17,8 +17,8 @@ from fastsoftmax.arrays.blocks import (
     lie_apart,
 )
 from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.parts import run
 from fastsoftmax.arrays.plain import run_plain
-from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _small(operands: tuple[Any, ...], from_probs: Any, out: Any, square: bool) -
 
 
 def _remember(problem: Problem, operands: int, from_probs: Any, beta: Any, kernel: Any, *arguments: Any) -> None:
-    if problem.x.dtype == problem.dtype and beta is None:
+    if problem.direct and beta is None:
         key = problem.dtype, operands, from_probs is True
         remember(_SMALL, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
 

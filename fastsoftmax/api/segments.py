@@ -121,7 +121,7 @@ class _Segments:
         array = real_array(function, "x", x)
         if array.ndim != 1:
             raise ValueError(f"{named(function, 'x')} has shape {array.shape}, expected one dimension")
-        self.problem = Problem(function, array, 0)
+        self.problem = Problem(function, array, 0, parts=False)
         self.indptr = _apart(_row_pointers(function, indptr, array.size), out)
         self.count = len(self.indptr) - 1
         self.work = array.size + SEGMENT_WORK * self.count
@@ -129,7 +129,8 @@ class _Segments:
 
     def block(self, array: Array) -> Array:
         """An operand as the kernels take it."""
-        return self.problem.convert(array).reshape(-1)
+        flat: Array = self.problem.convert(array).reshape(-1)
+        return flat
 
     def output(self, out: Any) -> tuple[Output, Array]:
         """Where one number for each element is written: as an `Output`, and as an array for the kernels."""

@@ -598,9 +598,13 @@ def share(parts: int, work: int, seat: Callable[[], Any], task: Task) -> None:
     the GIL most of the time.
     """
     global _last_call
+    memory = seat()
+    if parts == 1:
+        task(0, memory)
+        return
     _introduce()
     call = object()
-    count, memory = _threads_for(parts, work), seat()
+    count = _threads_for(parts, work)
     try:
         _calls.add(call)
         memories = _rooms(memory, seat, count)

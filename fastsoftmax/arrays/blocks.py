@@ -660,7 +660,6 @@ class Output:
         self.out = out
         self.shape = shape
         self.hidden = hidden
-        lead = problem.lead
         whole = not rows and shape == problem.shape
         if whole:
             order: tuple[int, ...] = problem.order
@@ -669,35 +668,37 @@ class Output:
             kept = len(shape) == len(problem.shape)
             rest = tuple([a for a in problem.order if a not in problem.axes])
             order = rest + problem.axes if kept else problem.row_order()
-            block_shape, lead = (problem.rows,), len(shape)
+            block_shape = (problem.rows,)
         else:
-            order, lead = tuple(range(len(shape))), len(problem.row_shape)
+            order = tuple(range(len(shape)))
             block_shape = (problem.outer, *shape[-2:])
         self.kept = problem.kept if whole else None
         marks = None if self.kept is None else self.kept.transpose(order)
-        parted = problem.parts and math.prod(shape) > WHOLE
+        large = problem.parts and math.prod(shape) > WHOLE
         if out is not None:
             check_out(problem.function, out, shape, problem.result_dtype)
             target = out.transpose(order)
             if self._safe(target):
-                if problem.fits(target) and not (parted and marks is not None):
+                if problem.fits(target) and not (large and marks is not None):
                     self.result = out
                     self.block: Any = target.reshape(block_shape)
                     return
-                if parted:
-                    problem.parted = True
+                if large:
                     self.result = out
-                    self.block = Parted(target, lead, block_shape, problem.dtype, marks, hidden, output=True)
+                    self.block = self._parted(target, block_shape, marks)
                     return
-        in_parts = parted and not rows and (marks is not None or problem.result_dtype != problem.dtype)
+        in_parts = large and not rows and (marks is not None or problem.result_dtype != problem.dtype)
         dtype = problem.result_dtype if in_parts else problem.dtype
         memory = np.empty([shape[a] for a in order], dtype)
         self.result = memory if all(a == i for i, a in enumerate(order)) else memory.transpose(np.argsort(order))
-        if in_parts:
-            problem.parted = True
-            self.block = Parted(memory, lead, block_shape, problem.dtype, marks, hidden, output=True)
-        else:
-            self.block = memory.reshape(block_shape)
+        self.block = self._parted(memory, block_shape, marks) if in_parts else memory.reshape(block_shape)
+
+    def _parted(self, array: Array, shape: tuple[int, ...], marks: Array | None) -> Parted:
+        """The block of a result in this memory, with axes in the order of the block."""
+        problem = self.problem
+        problem.parted = True
+        lead = len(self.shape) if len(shape) == 1 else problem.lead
+        return Parted(array, lead, shape, problem.dtype, marks, self.hidden, output=True)
 
     def _safe(self, target: Array) -> bool:
         """Whether no input is overwritten before it is read: each lies elsewhere, or exactly at `target`."""

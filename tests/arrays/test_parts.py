@@ -251,6 +251,44 @@ def test_temporary_memory_and_bits(logits, case, name):
                 np.testing.assert_array_equal(one, other)
 
 
+SEGMENTS = {
+    "segment_log_softmax": lambda x, v, indptr: fs.segment_log_softmax(x, indptr),
+    "segment_softmax_jvp": lambda x, v, indptr: fs.segment_softmax_jvp(x, indptr, v),
+    "segment_logsumexp": lambda x, v, indptr: fs.segment_logsumexp(x, indptr),
+    "segment_cross_entropy": lambda x, v, indptr: fs.segment_cross_entropy(
+        x, indptr, np.diff(indptr) - 1, ignore_index=-1, label_smoothing=0.1
+    ),
+    "segment_softmax_entropy_with_grad": lambda x, v, indptr: fs.segment_softmax_entropy_with_grad(x, indptr),
+    "segment_kl_divergence_with_grad": lambda x, v, indptr: fs.segment_kl_divergence_with_grad(x, indptr, v),
+}
+
+
+@pytest.mark.parametrize("case", SEGMENTS)
+@pytest.mark.parametrize("name", ["every other class", "byte-swapped", "float16", "int8", "broadcast classes"])
+def test_segments(case, name):
+    """Parts of whole segments, some of them empty: memory and bits as for rows."""
+    lengths = np.random.default_rng(0).integers(0, 1000, 4000)
+    lengths[::100], lengths[7] = 0, 60_000
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    layout = {**LAYOUTS, **DTYPES, **BROADCAST}[name]
+    x = layout(np.random.default_rng(1).normal(size=indptr[-1]).astype(np.float32))
+    v = np.linspace(0, 1, x.size, dtype=np.float32)
+    with fs.threads(1):
+        SEGMENTS[case](x, v, indptr)
+        gc.collect()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        found = SEGMENTS[case](x, v, indptr)
+        used = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.stop()
+    used -= sum(a.nbytes for a in _arrays(found) if isinstance(a, np.ndarray))
+    assert used <= 4 * MEGABYTE + 100 * len(lengths)
+    converted = np.array(x, x.dtype.newbyteorder("="), order="C")
+    for one, other in zip(_arrays(found), _arrays(SEGMENTS[case](converted, v, indptr)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 CHILD = """
 import os, resource, signal, sys, threading, time
 import numpy as np

@@ -319,7 +319,7 @@ def test_an_error_adds_nothing(monkeypatch):
     one = part(0)
     wanted = one.result()
 
-    def interrupted(kernel, rows, work, room, *args):
+    def interrupted(kernel, rows, work, room, *args, whole):
         room()[:] = 1
         raise KeyboardInterrupt
 

@@ -18,8 +18,8 @@ from fastsoftmax.arrays.blocks import (
     lie_apart,
 )
 from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.parts import run
 from fastsoftmax.arrays.plain import plain_rows, run_plain
-from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import Codes, entry, remember
 
 if TYPE_CHECKING:
@@ -67,21 +67,17 @@ def _forward(
     if backend := backend_for(x, where):
         return backend(function, x, axis=axis, out=out, where=where, temperature=temperature)
     problem = Problem(function, x, axis, several=True)
-    masked = problem.masked(where)
+    problem.mask(where)
     beta = inverse_temperature(function, temperature, problem.dtype)
-    output = problem.output(out)
-    if masked is not None:
-        problem.hide(masked, output)
+    output = problem.output(out, hidden=hidden)
     source = problem.block()
     if long_rows.is_long(problem):
         long_rows.long_forward(function, source, output.block, beta)
     else:
         kernel, arguments = entry(f"activations.{function}"), (source, output.block, beta)
         run(kernel, problem.rows, source.size, problem.room(1), *arguments)
-        if problem.x.dtype == problem.dtype and beta is None and problem.dtype not in small:
+        if problem.direct and beta is None and problem.dtype not in small:
             small[problem.dtype] = kernel.codes(problem.dtype, 0, 0, NO_ROOM[problem.dtype], *arguments)
-    if masked is not None:
-        np.copyto(output.result, hidden, where=masked)
     return output.finish()
 
 
@@ -411,9 +407,7 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     if backend := backend_for(x, where):
         return backend("logsumexp", x, axis=axis, out=out, where=where, keepdims=keepdims)
     problem = Problem("logsumexp", x, axis, several=True)
-    masked = problem.masked(where)
-    if masked is not None:
-        problem.hide(masked)
+    problem.mask(where)
     source = problem.block()
     output = problem.row_output(out, keepdims)
     if long_rows.is_long(problem):
@@ -421,6 +415,6 @@ def logsumexp(x: Any, axis: Axis = LAST, *, where: Any = None, keepdims: bool = 
     else:
         kernel, arguments = entry("activations.logsumexp"), (source, output.block)
         run(kernel, problem.rows, source.size, problem.room(1), *arguments)
-        if problem.x.dtype == problem.dtype:
+        if problem.direct:
             remember(_LOGSUMEXP, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     return output.finish()

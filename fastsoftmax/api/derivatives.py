@@ -18,8 +18,8 @@ from fastsoftmax.arrays.blocks import (
     lie_apart,
 )
 from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.parts import run
 from fastsoftmax.arrays.plain import run_plain
-from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import Codes, entry, remember
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _jacobian(
         from_probs = bool(from_probs)
         arguments += (True if from_probs else None, UNWEIGHTED[problem.dtype])
     run(kernel, problem.rows, work, problem.room(1), *arguments)
-    if not logarithmic and problem.x.dtype == problem.dtype and beta is None:
+    if not logarithmic and problem.direct and beta is None:
         key = problem.dtype, from_probs
         remember(_JACOBIANS, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     return output.finish()
@@ -127,7 +127,7 @@ def _product(
     if options:
         arguments += (UNWEIGHTED[problem.dtype],)
     run(compiled, problem.rows, 2 * source.size, problem.room(2, over), *arguments)
-    if options and problem.x.dtype == problem.dtype and beta is None:
+    if options and problem.direct and beta is None:
         key = problem.dtype, bool(options[0])
         if key not in _PRODUCTS:
             _PRODUCTS[key] = compiled.codes(problem.dtype, 0, 0, NO_ROOM[problem.dtype], *arguments)

@@ -7,8 +7,8 @@ import numpy as np
 
 from fastsoftmax.arrays.blocks import LAST, NO_ROOM, UNTEMPERED, Problem, inverse_temperature
 from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.parts import run
 from fastsoftmax.arrays.plain import plain_rows
-from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def softmax_entropy(x: Any, axis: int | str = LAST, *, temperature: float = UNTE
     rows = problem.row_output(out)
     kernel, arguments = entry("entropy.entropy"), (source, None, rows.block, beta)
     run(kernel, problem.rows, 2 * source.size, problem.room(1), *arguments)
-    if problem.x.dtype == problem.dtype and beta is None:
+    if problem.direct and beta is None:
         remember(_SMALL, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     return rows.finish()
 

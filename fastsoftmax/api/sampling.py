@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from fastsoftmax.arrays.blocks import LAST, NO_ROOM, UNSHARED, UNTEMPERED, Problem, inverse_temperature
+from fastsoftmax.arrays.blocks import LAST, NO_ROOM, UNSHARED, UNTEMPERED, Parted, Problem, inverse_temperature
 from fastsoftmax.arrays.lazy import backend_for
+from fastsoftmax.arrays.parts import parts, run
 from fastsoftmax.arrays.sampling import (
     NO_SEGMENTS,
     Draws,
@@ -14,13 +15,13 @@ from fastsoftmax.arrays.sampling import (
     room_for,
     row_at,
 )
-from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry, remember
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastsoftmax._types import Arrays, ArrayT, FloatT, Numbers, Other, Vector
+
 
 # Small calls, as in `activations`.
 _SMALL: dict[np.dtype[Any], Any] = {}
@@ -42,6 +43,14 @@ def _small(x: Any, rng: Any) -> Any:
     if kernel(0, rows, NO_ROOM[x.dtype], block, numbers, chosen, None):
         return categorical(x, uniforms=numbers.reshape(x.shape[:-1]))  # the error, with its position
     return chosen if x.ndim == 2 else chosen[0]
+
+
+def _draw(draws: Draws, block: Any, numbers: Any, chosen: Any) -> None:
+    """Draw from the rows of a block (rows, classes, 1), with flat uniform numbers and memory for the classes."""
+    rows, classes, _ = block.shape
+    pieces, work, room = draws.pieces(classes), draws.work(block.size), draws.room(block.dtype, classes)
+    given = block.reshape(-1), *draws.arguments(classes, rows, pieces, numbers, chosen)
+    run(entry("sampling.draws"), rows * pieces, work, room, NO_SEGMENTS, NO_SEGMENTS, *given)
 
 
 if TYPE_CHECKING:
@@ -236,25 +245,30 @@ def categorical(
     if backend := backend_for(logits, uniforms, where):
         return backend(function, logits, axis=axis, out=None, where=where, **options)
     problem = Problem(function, logits, axis, name="logits")
-    masked = problem.masked(where)
+    problem.mask(where)
     draws = Draws(function, problem.row_shape, problem.dtype, **options)
     draws.check_count(problem.classes)
     if not draws.plain:
         problem = Problem(function, problem.x, axis, name="logits", last=True)
-    if masked is not None:
-        problem.hide(masked)
+        problem.mask(where)
     source = problem.block()
     numbers, chosen, result = draws.in_order(problem.row_order())
-    rows, classes = problem.rows, problem.classes
+    rows = problem.rows
     if draws.plain:
         kernel, arguments = entry("sampling.categorical"), (source, numbers, chosen, draws.beta)
         run(kernel, rows, draws.work(source.size), problem.room(1), *arguments)
-        if problem.x.dtype == problem.dtype and draws.beta is None:
+        if problem.direct and draws.beta is None:
             remember(_SMALL, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     elif numbers.size:
-        pieces, work, room = draws.pieces(classes), draws.work(source.size), draws.room(problem.dtype, classes)
-        given = source.reshape(-1), *draws.arguments(classes, rows, pieces, numbers, chosen)
-        run(entry("sampling.draws"), rows * pieces, work, room, NO_SEGMENTS, NO_SEGMENTS, *given)
+        if isinstance(source, Parted):
+            every, found, first = numbers.reshape(-1, rows), chosen.reshape(-1, rows), 0
+            for block in parts(source):
+                some = slice(first, first + len(block))
+                drawn = np.empty((len(every), len(block)), np.int64)
+                _draw(draws, block, np.ascontiguousarray(every[:, some]).reshape(-1), drawn.reshape(-1))
+                found[:, some], first = drawn, some.stop
+        else:
+            _draw(draws, source, numbers, chosen)
     return draws.finish(result, lambda index: row_at(problem, index))
 
 
@@ -400,5 +414,5 @@ def filter_logits(
     source = problem.block()
     arguments = (source, output.block, filters.top_k, filters.levels, beta)
     room = room_for(problem.dtype, problem.classes, True)
-    run(entry("sampling.filter_logits"), problem.rows, 10 * source.size, room, *arguments)
+    run(entry("sampling.filter_logits"), problem.rows, 10 * source.size, room, *arguments, whole=(filters.levels,))
     return output.finish()

@@ -12,8 +12,11 @@ from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     UNWEIGHTED,
+    WHOLE,
     Array,
+    Box,
     Output,
+    Parted,
     Problem,
     exact_pair,
     is_masked,
@@ -33,7 +36,7 @@ from fastsoftmax.arrays.options import (
     weight_array,
 )
 from fastsoftmax.arrays.sampling import Draws
-from fastsoftmax.arrays.threads import BLOCK_WORK, run
+from fastsoftmax.arrays.threads import BLOCK_WORK, run, share
 from fastsoftmax.arrays.weights import Divisor, scaled
 from fastsoftmax.machine.entry import entry
 
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
 
 SEGMENT_WORK = 4
 """The cost of a segment beyond that of its elements, in units of the cost of one element."""
+
+PART = 1 << 16
+"""Operands are converted in parts of about so many elements at most, and of whole segments."""
 
 LEAST_BLOCK = 1 << 14
 
@@ -72,7 +78,7 @@ def _row_pointers(function: str, indptr: Any, entries: int) -> Array:
     return pointers if pointers.flags.aligned else pointers.copy()
 
 
-def _cuts(indptr: Array) -> Array:
+def _cuts(indptr: Array, most: int = BLOCK_WORK) -> Array:
     """Where blocks of segments begin and end, so that all blocks have about the same number of elements.
 
     No segment is divided: a long one makes its block longer, and the next segments go to the next block.
@@ -82,7 +88,7 @@ def _cuts(indptr: Array) -> Array:
     def work(n: int) -> int:
         return int(indptr[n]) + SEGMENT_WORK * n
 
-    unit = max(LEAST_BLOCK, min(BLOCK_WORK, work(count) // 16))
+    unit = max(LEAST_BLOCK, min(most, work(count) // 16))
     cuts = [0]
     for target in range(unit, work(count), unit):
         cut = bisect_left(range(count), target, cuts[-1], key=work)
@@ -115,38 +121,84 @@ def _apart(array: Array, out: Any) -> Array:
 class _Segments:
     """One call: its operands, the checked segments, and methods that run kernels over them."""
 
-    __slots__ = ("_sums", "_table", "count", "cuts", "indptr", "problem", "work")
+    __slots__ = ("_sums", "_table", "count", "cuts", "elements", "indptr", "problem", "work")
 
     def __init__(self, function: str, x: Any, indptr: Any, out: Any) -> None:
         array = real_array(function, "x", x)
         if array.ndim != 1:
             raise ValueError(f"{named(function, 'x')} has shape {array.shape}, expected one dimension")
-        self.problem = Problem(function, array, 0)
+        self.problem = Problem(function, array, 0, parts=False)
+        self.elements: list[Any] = []
+        """Operands and outputs with one number for each element."""
         self.indptr = _apart(_row_pointers(function, indptr, array.size), out)
         self.count = len(self.indptr) - 1
         self.work = array.size + SEGMENT_WORK * self.count
         self.cuts = _cuts(self.indptr)
 
-    def block(self, array: Array) -> Array:
-        """An operand as the kernels take it."""
-        return self.problem.convert(array).reshape(-1)
+    def in_parts(self) -> None:
+        """Let operands be converted in parts of whole segments, if none is so long that this takes much memory."""
+        self.problem.parts = self.work > WHOLE and int(np.diff(self.indptr).max(initial=0)) <= PART
 
-    def output(self, out: Any) -> tuple[Output, Array]:
-        """Where one number for each element is written: as an `Output`, and as an array for the kernels."""
+    def _element(self, block: Any) -> Any:
+        flat = block.cut(0, block.size, 1) if isinstance(block, Parted) else block.reshape(-1)
+        self.elements.append(flat)
+        return flat
+
+    def block(self, array: Array) -> Any:
+        """An operand as the kernels take it: an array of one axis, or a `Parted`."""
+        return self._element(self.problem.convert(array))
+
+    def output(self, out: Any) -> tuple[Output, Any]:
+        """Where one number for each element is written: as an `Output`, and as the kernels take it."""
         output = self.problem.output(out)
-        return output, output.block.reshape(-1)
+        return output, self._element(output.block)
 
     def row_output(self, out: Any) -> Output:
         """Where one number for each segment is written: never over an input, which later segments still read."""
+        parts, self.problem.parts = self.problem.parts, False
         output = Output(self.problem, out, (self.count,))
+        self.problem.parts = parts
         if any(np.may_share_memory(output.result, array) for array in (self.problem.x, *self.problem.inputs)):
             output.result = np.empty(self.count, self.problem.dtype)
         return output
 
     def run(self, kernel: Any, work: int, *args: Any, room: Callable[[], Any] = _no_room) -> None:
         """A kernel over all segments that are not huge."""
-        if self.count:
+        if self.count and Parted in map(type, args):
+            self._run_in_parts(kernel, work, args, room)
+        elif self.count:
             run(kernel, len(self.cuts) - 1, work, room, self.indptr, self.cuts, *args)
+
+    def _run_in_parts(self, kernel: Any, work: int, args: tuple[Any, ...], room: Callable[[], Any]) -> None:
+        """`run` for operands or an output that are converted where the kernel runs."""
+        cuts, indptr, dtype = _cuts(self.indptr, PART), self.indptr, self.problem.dtype
+        most = int(np.diff(indptr[cuts]).max())
+        parted = [k for k, one in enumerate(args) if isinstance(one, Parted)]
+        whole = [any(one is other for other in self.elements) for one in args]
+        given = [np.empty(0, dtype) if k in parted else one for k, one in enumerate(args)]
+        code = kernel.code((0, 0, room(), indptr, cuts, *given))
+
+        def task(part: int, seat: Any) -> None:
+            memory, rooms = seat
+            first, last = (int(cut) for cut in cuts[part : part + 2])
+            begin, end = int(indptr[first]), int(indptr[last])
+            box, values = Box(begin, end), list(args)
+            for k, one in enumerate(args):
+                if k in parted:
+                    place = rooms[parted.index(k)]
+                    values[k] = (one.memory(box, place) if one.output else one.read(box, place)).reshape(-1)
+                elif isinstance(one, np.ndarray) and one.size:
+                    values[k] = one[begin:end] if whole[k] else one[first:last]
+            pointers, ends = indptr[first : last + 1] - begin, np.array([0, last - first])
+            code(0, 1, memory, pointers, ends, *values)
+            for k in parted:
+                if args[k].output:
+                    args[k].write(box, values[k].reshape(-1, 1, 1))
+
+        def seat() -> tuple[Any, list[Array]]:
+            return room(), [np.empty(most, dtype) for _ in parted]
+
+        share(len(cuts) - 1, work * dtype.itemsize // 4, seat, task)
 
     def room(self, over: bool) -> Callable[[], Any]:
         """The working memory of `kernels.segments.segment_softmax_product`; `over`: its output lies over v."""
@@ -206,6 +258,7 @@ class _Segments:
 def _forward(function: str, x: Any, indptr: Any, out: Any) -> Any:
     """segment_softmax or segment_log_softmax; `function` is that name without ``segment_``."""
     segments = _Segments(f"segment_{function}", x, indptr, out)
+    segments.in_parts()
     source = segments.block(segments.problem.x)
     output, target = segments.output(out)
     segments.run(entry(f"segments.segment_{function}"), segments.work, source, target)
@@ -216,6 +269,7 @@ def _forward(function: str, x: Any, indptr: Any, out: Any) -> Any:
 
 def _product(function: str, x: Any, indptr: Any, name: str, vector: Any, out: Any) -> Any:
     segments = _Segments(function, x, indptr, out)
+    segments.in_parts()
     operand = segments.problem.operand(name, vector)
     source = segments.block(segments.problem.x)
     second = segments.block(operand)
@@ -297,6 +351,7 @@ def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: Lo
     options.check_reduction(function)
     smoothing = options.smoothing(function)
     segments = _Segments(function, x, indptr, out)
+    segments.in_parts()
     labels, ignored = _check_targets(segments, targets, options, out)
     source = segments.block(segments.problem.x)
     loss = _loss(segments, ignored, options, out)
@@ -338,6 +393,7 @@ def _one(weights: Array, n: int) -> Array:
 def _entropy(function: str, x: Any, indptr: Any, out: Any) -> Any:
     """The entropy of each segment, and the gradient if that is a result of `function`."""
     segments = _Segments(function, x, indptr, out)
+    segments.in_parts()
     problem, gradient = segments.problem, LIKE in FUNCTIONS[function].result
     source = segments.block(problem.x)
     output, target = segments.output(out) if gradient else (None, NO_ROOM[problem.dtype])
@@ -359,6 +415,7 @@ def _divergence(
     options.check_reduction(function)
     mixing = (reversal(function, reverse),)
     segments = _Segments(function, x, indptr, out)
+    segments.in_parts()
     problem = segments.problem
     array = problem.target_like("target_logits", target_logits)
     source, second = segments.block(problem.x), segments.block(array)
@@ -588,6 +645,7 @@ def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
     array([1.79175947,       -inf, 1.38629436])
     """
     segments = _Segments("segment_logsumexp", x, indptr, out)
+    segments.in_parts()
     source = segments.block(segments.problem.x)
     output = segments.row_output(out)
     rows = output.result

@@ -6,7 +6,6 @@ dtype, are converted some chunks at a time, and never whole.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +16,11 @@ from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     UNSHARED,
     Array,
+    Box,
+    Parted,
     check_out,
     computed_in,
+    copy_to,
     is_plain,
     memory_order,
     named,
@@ -28,7 +30,7 @@ from fastsoftmax.arrays.blocks import (
 )
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions
-from fastsoftmax.arrays.threads import run
+from fastsoftmax.arrays.threads import run, share
 from fastsoftmax.arrays.weights import (
     SUM,
     Divisor,
@@ -70,36 +72,9 @@ def derivative_order(function: Function) -> int:
     return LOSS if function.result == (ENTRIES,) else GRADIENT
 
 
-def _pieces(array: Array, start: int, stop: int, at: int = 0) -> Iterator[tuple[Array, int]]:
-    """The entries start .. stop of an array in C order as views of it, each with the place where it begins."""
-    if array.ndim == 0:
-        yield array, at
-    elif array.ndim == 1:
-        yield array[start:stop], at
-    else:
-        inner = math.prod(array.shape[1:])
-        while start < stop:
-            row, within = divmod(start, inner)
-            if within or stop - start < inner:
-                count = min(inner - within, stop - start)
-                yield from _pieces(array[row], within, within + count, at)
-            else:
-                rows = (stop - start) // inner
-                count = rows * inner
-                yield array[row : row + rows], at
-            start, at = start + count, at + count
-
-
-def _read(array: Array, start: int, stop: int, target: Array) -> None:
-    """Copy entries of an array to contiguous memory, without a warning where they leave the range of its dtype."""
-    for piece, at in _pieces(array, start, stop):
-        np.copyto(target[at : at + piece.size].reshape(piece.shape), piece, casting="unsafe")
-
-
-def _write(values: Array, array: Array, start: int, stop: int) -> None:
-    """Copy contiguous numbers to entries of an array."""
-    for piece, at in _pieces(array, start, stop):
-        np.copyto(piece, values[at : at + piece.size].reshape(piece.shape), casting="same_kind")
+def _flat(array: Array, dtype: np.dtype[Any], output: bool = False) -> Parted:
+    """The entries of an array, in C order, as a `Parted` of one axis."""
+    return Parted(array, array.ndim, (array.size,), dtype, output=output)
 
 
 class _Source:
@@ -123,9 +98,7 @@ class _Source:
         if self.flat is not None:
             return self.flat if self.flat.size <= 1 else self.flat[start:stop]
         assert self.array is not None
-        values = room[: stop - start]
-        _read(self.array, start, stop, values)
-        return scaled(values, self.exponent)
+        return scaled(_flat(self.array, room.dtype).read(Box(start, stop), room), self.exponent)
 
 
 class _Target:
@@ -150,7 +123,7 @@ class _Target:
     def put(self, values: Array, start: int, stop: int) -> None:
         """Deliver what is in that memory."""
         if self.flat is None and self.array is not None:
-            _write(values, self.array, start, stop)
+            _flat(self.array, self.dtype, output=True).write(Box(start, stop), values)
 
 
 def _run_converting(
@@ -163,22 +136,20 @@ def _run_converting(
     *options: Any,
 ) -> None:
     """Run a kernel with arrays that are converted, some chunks at a time; an entry costs `work`."""
-    dtype = targets[0].dtype
-    room = lambda: NO_ROOM[dtype]  # noqa: E731
-    parts = np.empty((len(sources) + len(targets), TOGETHER * CHUNK), dtype)
-    step = TOGETHER * CHUNK
-    for begin in range(0, entries, step):
-        end, first = min(begin + step, entries), begin // CHUNK
-        chunks = -(-(end - begin) // CHUNK)
-        with np.errstate(all="ignore"):
-            inputs = [one.part(begin, end, part) for one, part in zip(sources, parts, strict=False)]
-            outputs = [
-                one.part(begin, end, part) for one, part in zip(targets, parts[len(sources) :], strict=True)
-            ]
-            part_of_sums = sums[3 * first : 3 * (first + chunks)]
-            run(kernel, chunks, work * (end - begin), room, *inputs, *outputs, part_of_sums, *options)
-            for one, values in zip(targets, outputs, strict=True):
-                one.put(values, begin, end)
+    dtype, step = targets[0].dtype, TOGETHER * CHUNK
+    nothing, arrays = NO_ROOM[dtype], len(sources) + len(targets)
+    code = kernel.code((0, 0, nothing, *[nothing] * arrays, sums, *options))
+
+    def task(part: int, room: Array) -> None:
+        begin, end = part * step, min((part + 1) * step, entries)
+        first, chunks = begin // CHUNK, -(-(end - begin) // CHUNK)
+        inputs = [one.part(begin, end, memory) for one, memory in zip(sources, room, strict=False)]
+        outputs = [one.part(begin, end, memory) for one, memory in zip(targets, room[len(sources) :], strict=True)]
+        code(0, chunks, nothing, *inputs, *outputs, sums[3 * first : 3 * (first + chunks)], *options)
+        for one, values in zip(targets, outputs, strict=True):
+            one.put(values, begin, end)
+
+    share(-(-entries // step), work * entries * dtype.itemsize // 4, lambda: np.empty((arrays, step), dtype), task)
 
 
 def sum_of_weights(weights: Array, dtype: np.dtype[Any]) -> Array:
@@ -400,7 +371,7 @@ def compute(entries: Entries, order: int, options: BinaryOptions, out: Any = Non
     if sums[:, 2].any():
         entries.check_targets()
     if slope is not None and memory is not None and out is not None and not np.may_share_memory(memory, out):
-        np.copyto(entries._in_order(out), memory)
+        copy_to(entries._in_order(out), memory)
     return Found(losses, slope, sums)
 
 

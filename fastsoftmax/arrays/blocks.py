@@ -8,9 +8,9 @@ This file depends on NumPy and `_vectors` only.
 import math
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,10 @@ TILE_BYTES = 1 << 18
 # Defaults are recognised by identity: == may return an array, or be true for a type that has to be refused.
 UNSHARED = 1 << 16
 """Arrays with so many items at most have a short way for the calling thread alone."""
+WHOLE = 1 << 17
+"""Arrays with more items are not converted as a whole, but in parts."""
+PART_BYTES = 1 << 20
+"""The memory in which a thread converts parts, of one row at least; it stays in a cache until kernels read it."""
 LAST = -1
 UNTEMPERED = 1.0
 # How far the binary exponent of a temperature may lie below and above the exponents of the dtype. Others are
@@ -273,6 +277,160 @@ def check_out(function: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[A
         raise ValueError(f"{prefix} is read-only")
 
 
+class Box(NamedTuple):
+    """A part of a block (outer, classes, inner): all of some outer indices, or some inner indices of one."""
+
+    first: int
+    last: int
+    """The outer indices, from `first` to `last` - 1."""
+    begin: int = 0
+    end: int = 0
+    """The inner indices, from `begin` to `end` - 1; all of them, and every axis behind them, if `end` is 0."""
+
+
+def pieces(array: Array, axes: int, start: int, stop: int, at: int = 0) -> Iterator[tuple[Array, int, int]]:
+    """Some of the places along the first `axes` axes of an array, which are numbered in C order, as views.
+
+    Each view comes with the number of places before it in `start` .. `stop`, and with the number of its own.
+    """
+    if axes == 0:
+        yield array, at, 1
+    elif axes == 1:
+        yield array[start:stop], at, stop - start
+    else:
+        inner = math.prod(array.shape[1:axes])
+        while start < stop:
+            row, within = divmod(start, inner)
+            if within or stop - start < inner:
+                count = min(inner - within, stop - start)
+                yield from pieces(array[row], axes - 1, within, within + count, at)
+            else:
+                rows = (stop - start) // inner
+                count = rows * inner
+                yield array[row : row + rows], at, count
+            start, at = start + count, at + count
+
+
+def copy_to(target: Array, source: Array) -> None:
+    """Copy an array into another one of the same shape, without a warning; Ctrl-C is heard meanwhile."""
+    with np.errstate(all="ignore"):
+        if source.size <= WHOLE:
+            np.copyto(target, source, casting="unsafe")
+            return
+        for start in range(0, source.size, WHOLE):
+            some = start, min(start + WHOLE, source.size)
+            views = (pieces(array, array.ndim, *some) for array in (target, source))
+            for (to, *_), (part, *_) in zip(*views, strict=True):
+                np.copyto(to, part, casting="unsafe")
+
+
+class Parted:
+    """A block that is not in memory: its parts are converted from an array, or to one, where a kernel runs.
+
+    Parameters
+    ----------
+    array
+        The user's array, with its axes in the order of the block.
+    lead
+        So many of its axes, in C order, are the first axis of the block.
+    shape
+        The shape of the block.
+    dtype
+        The dtype of the block.
+    kept, hidden
+        The entries that count, as an array of bools like `array`, or None for all; and what the others are.
+    unit, start
+        Each index of the block's first axis stands for `unit` places along those axes, from `start` on.
+    output
+        Whether a kernel writes it; else it is read.
+    """
+
+    __slots__ = ("array", "dtype", "hidden", "kept", "lead", "output", "shape", "size", "start", "unit")
+
+    def __init__(
+        self,
+        array: Array,
+        lead: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        kept: Array | None = None,
+        hidden: float = -np.inf,
+        unit: int = 1,
+        start: int = 0,
+        output: bool = False,
+    ) -> None:
+        self.array, self.lead, self.shape, self.dtype, self.kept = array, lead, shape, dtype, kept
+        self.hidden, self.unit, self.start, self.size = hidden, unit, start, math.prod(shape)
+        self.output = output
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def _shape(self, box: Box) -> tuple[int, ...]:
+        rest = (self.shape[1], box.end - box.begin) if box.end else self.shape[1:]
+        return (box.last - box.first, *rest)
+
+    def count(self, box: Box) -> int:
+        """How many items a part has."""
+        return math.prod(self._shape(box))
+
+    def memory(self, box: Box, room: Array | None = None) -> Array:
+        """Memory for a part, in `room` if there is some."""
+        count = self.count(box)
+        room = np.empty(count, self.dtype) if room is None else room[:count]
+        return room.reshape(self._shape(box))
+
+    def _views(self, array: Array, box: Box, block: Array) -> Iterator[tuple[Array, Array]]:
+        """Parts of `array` and the parts of `block` that belong to them."""
+        if not box.end:
+            first, last = (self.start + self.unit * k for k in (box.first, box.last))
+            flat = block.reshape(max(last - first, 1), -1)
+            for part, at, count in pieces(array, self.lead, first, last):
+                yield part, flat[at : at + count].reshape(part.shape)
+            return
+        one = array[np.unravel_index(box.first, array.shape[: self.lead])]
+        moved, flat = np.moveaxis(one, 0, -1), block[0]
+        for part, at, count in pieces(moved, moved.ndim - 1, box.begin, box.end):
+            values = flat[:, at : at + count].reshape(-1, *part.shape[:-1])
+            yield part, np.moveaxis(values, 0, -1)
+
+    def read(self, box: Box, room: Array | None = None) -> Array:
+        """A part as kernels take it, in `room` if there is some; without a warning of numbers out of range."""
+        block = self.memory(box, room)
+        with np.errstate(all="ignore"):
+            for part, values in self._views(self.array, box, block):
+                np.copyto(values, part, casting="unsafe")
+        if self.kept is not None:
+            for part, values in self._views(self.kept, box, block):
+                np.copyto(values, self.hidden, where=~part)
+        return block
+
+    def write(self, box: Box, block: Array) -> None:
+        """Put what a kernel has written where it belongs."""
+        if self.kept is not None:
+            for part, values in self._views(self.kept, box, block):
+                np.copyto(values, self.hidden, where=~part)
+        with np.errstate(all="ignore"):
+            for part, values in self._views(self.array, box, block):
+                np.copyto(part, values, casting="unsafe")
+
+    def whole(self) -> Array:
+        """All of it; Ctrl-C is heard meanwhile."""
+        flat, step = np.empty(self.shape, self.dtype), max(1, WHOLE * len(self) // self.size)
+        for first in range(0, len(self), step):
+            box = Box(first, min(first + step, len(self)))
+            self.read(box, flat[box.first : box.last].reshape(-1))
+        return flat
+
+    def cut(self, start: int, count: int, unit: int) -> "Parted":
+        """Entries of the block in C order as another one, of shape (count, unit, 1), from entry `start` on.
+
+        The block must have the inner size 1, and the classes behind the rows in its array.
+        """
+        lead, shape, marks = self.array.ndim, (count, unit, 1), (self.kept, self.hidden)
+        return Parted(self.array, lead, shape, self.dtype, *marks, unit, start, self.output)
+
+
 class Problem:
     """One call: the layout that its arrays share, and the conversions to blocks and back.
 
@@ -290,6 +448,8 @@ class Problem:
         Whether `axis` may be a tuple or None.
     last
         Whether the classes must come last in the block (inner = 1).
+    parts
+        Whether a kernel may get `Parted` blocks.
     """
 
     __slots__ = (
@@ -299,10 +459,13 @@ class Problem:
         "function",
         "inner",
         "inputs",
+        "kept",
         "name",
         "natural",
         "order",
         "outer",
+        "parted",
+        "parts",
         "result_dtype",
         "row_shape",
         "rows",
@@ -311,7 +474,15 @@ class Problem:
     )
 
     def __init__(
-        self, function: str, x: Any, axis: Any, *, name: str = "x", several: bool = False, last: bool = False
+        self,
+        function: str,
+        x: Any,
+        axis: Any,
+        *,
+        name: str = "x",
+        several: bool = False,
+        last: bool = False,
+        parts: bool = True,
     ) -> None:
         array = real_array(function, name, x)
         self.function = function
@@ -320,6 +491,9 @@ class Problem:
         self.shape = array.shape
         self.result_dtype, self.dtype = computed_in(array.dtype)
         self.inputs: list[Array] = []
+        self.kept: Array | None = None
+        self.parted = False
+        self.parts = parts
         if several:
             self.axes = any_axes(function, axis, array.ndim)
         else:
@@ -349,14 +523,44 @@ class Problem:
         self.natural = order == natural
         self.outer = self.rows // self.inner
 
-    def convert(self, array: Array) -> Array:
-        """`array`, of the shape of x, as a read-only block of the dtype of the computation."""
+    def convert(self, array: Array, kept: Array | None = None) -> Any:
+        """`array`, of the shape of x, as a read-only block of the dtype of the computation.
+
+        It is an array, or a `Parted` if it is large and a kernel cannot take it as it is. `kept` are the entries
+        that count, or None for all; the others are -inf.
+        """
         moved = array if self.natural else array.transpose(self.order)
+        shape = (self.outer, self.classes, self.inner)
+        if array.size > WHOLE and (kept is not None or not self.fits(moved)):
+            marks = None if kept is None else kept.transpose(self.order)
+            block = Parted(moved, self.lead, shape, self.dtype, marks)
+            if self.parts:
+                self.inputs.append(moved)
+                self.parted = True
+                return block
+            moved = block.whole()
         native = np.ascontiguousarray(moved, self.dtype)
+        if kept is not None:
+            native = native.copy() if np.may_share_memory(native, array) else native
+            np.copyto(native, -np.inf, where=~kept.transpose(self.order))
         if not native.flags.aligned:
             native = native.copy()
         self.inputs.append(native)
-        return read_only(native.reshape(self.outer, self.classes, self.inner))
+        return read_only(native.reshape(shape))
+
+    def fits(self, array: Array) -> bool:
+        """Whether a kernel can take an array, whose axes are in the order of the block, as it is."""
+        return array.dtype == self.dtype and array.flags.c_contiguous and array.flags.aligned
+
+    @property
+    def lead(self) -> int:
+        """How many axes come before those of the classes, in the order of the block."""
+        return min(map(self.order.index, self.axes), default=len(self.order))
+
+    @property
+    def direct(self) -> bool:
+        """Whether kernels get arrays only, and x in its own dtype."""
+        return self.x.dtype == self.dtype and not self.parted
 
     def room(self, operands: int, over: bool = False) -> Callable[[], Any]:
         """A function that allocates the working memory of one thread, for a kernel with so many operands.
@@ -373,32 +577,24 @@ class Problem:
         wide = min(TILE_BYTES // (column * self.dtype.itemsize), -(-self.inner // vector))
         return partial(on_lines, operands * max(wide, 1) * column, self.dtype)
 
-    def block(self) -> Array:
-        """x as a block."""
-        return self.convert(self.x)
+    def block(self) -> Any:
+        """x as a block; see `convert`."""
+        return self.convert(self.x, self.kept)
 
-    def masked(self, where: Any) -> Array | None:
-        """The entries that `where` excludes, as an array of the shape of x; None if it is None or True."""
+    def mask(self, where: Any) -> None:
+        """Let the entries that `where` excludes be -inf; ValueError or TypeError for a wrong one."""
         if where is None or where is True:
-            return None
+            return
         array = np.asarray(where)
         if array.dtype != np.bool_:
             raise TypeError(f"{named(self.function, 'where')} has dtype {array.dtype}, expected bool")
         try:
-            return np.broadcast_to(~array, self.shape)
+            self.kept = np.broadcast_to(array, self.shape)
         except ValueError:
             raise ValueError(
                 f"{named(self.function, 'where')} of shape {array.shape} does not broadcast to {self.name} "
                 f"of shape {self.shape}"
             ) from None
-
-    def hide(self, masked: Array, output: "Output | None" = None) -> None:
-        """Replace the masked entries of x by -inf, in the memory of `output` if there is one, else in a copy."""
-        hidden = np.empty(self.shape, self.dtype) if output is None else output.result
-        with np.errstate(all="ignore"):
-            np.copyto(hidden, self.x, casting="same_kind" if self.x.dtype.kind == "f" else "unsafe")
-        np.copyto(hidden, -np.inf, where=masked)
-        self.x = hidden
 
     def target_like(self, name: str, value: Any) -> Array:
         """A second argument of the shape of x, which has no influence on the dtype."""
@@ -434,9 +630,12 @@ class Problem:
         self.inputs.append(moved)
         return read_only(moved.reshape(-1) if moved.flags.aligned else moved.copy().reshape(-1))
 
-    def output(self, out: Any, shape: tuple[int, ...] | None = None) -> "Output":
-        """Where the result is written: `out` if a kernel can write there, else new memory."""
-        return Output(self, out, self.shape if shape is None else shape)
+    def output(self, out: Any, shape: tuple[int, ...] | None = None, hidden: float = 0.0) -> "Output":
+        """Where the result is written: `out` if nothing is lost there, else new memory.
+
+        `hidden` is the result of entries that are masked.
+        """
+        return Output(self, out, self.shape if shape is None else shape, hidden=hidden)
 
     def row_output(self, out: Any, keepdims: bool = False) -> "Output":
         """Where one number for each row is written."""
@@ -445,14 +644,20 @@ class Problem:
 
 
 class Output:
-    """The result of a call: the kernel writes to `block`, and `finish` returns what the user gets."""
+    """The result of a call: the kernel writes to `block`, and `finish` returns what the user gets.
 
-    __slots__ = ("block", "out", "problem", "result", "shape")
+    `block` is an array, or a `Parted` if it is large and a kernel cannot write to the memory of the result.
+    """
 
-    def __init__(self, problem: Problem, out: Any, shape: tuple[int, ...], rows: bool = False) -> None:
+    __slots__ = ("block", "hidden", "kept", "out", "problem", "result", "shape")
+
+    def __init__(
+        self, problem: Problem, out: Any, shape: tuple[int, ...], rows: bool = False, hidden: float = 0.0
+    ) -> None:
         self.problem = problem
         self.out = out
         self.shape = shape
+        self.hidden = hidden
         whole = not rows and shape == problem.shape
         if whole:
             order: tuple[int, ...] = problem.order
@@ -465,39 +670,56 @@ class Output:
         else:
             order = tuple(range(len(shape)))
             block_shape = (problem.outer, *shape[-2:])
+        self.kept = problem.kept if whole else None
+        marks = None if self.kept is None else self.kept.transpose(order)
+        large = problem.parts and math.prod(shape) > WHOLE
         if out is not None:
             check_out(problem.function, out, shape, problem.result_dtype)
-            if out.dtype == problem.dtype and out.dtype.isnative and out.flags.aligned:
-                target = out.transpose(order)
-                if target.flags.c_contiguous and self._safe(target):
+            target = out.transpose(order)
+            if self._safe(target):
+                if problem.fits(target) and not (large and marks is not None):
                     self.result = out
-                    self.block = target.reshape(block_shape)
+                    self.block: Any = target.reshape(block_shape)
                     return
-        if all(a == i for i, a in enumerate(order)):
-            self.result = np.empty(shape, problem.dtype)
-            self.block = self.result.reshape(block_shape)
-        else:
-            memory = np.empty([shape[a] for a in order], problem.dtype)
-            self.result = memory.transpose(np.argsort(order))
-            self.block = memory.reshape(block_shape)
+                if large:
+                    self.result = out
+                    self.block = self._parted(target, block_shape, marks)
+                    return
+        in_parts = large and not rows and (marks is not None or problem.result_dtype != problem.dtype)
+        dtype = problem.result_dtype if in_parts else problem.dtype
+        memory = np.empty([shape[a] for a in order], dtype)
+        self.result = memory if all(a == i for i, a in enumerate(order)) else memory.transpose(np.argsort(order))
+        self.block = self._parted(memory, block_shape, marks) if in_parts else memory.reshape(block_shape)
+
+    def _parted(self, array: Array, shape: tuple[int, ...], marks: Array | None) -> Parted:
+        """The block of a result in this memory, with axes in the order of the block."""
+        problem = self.problem
+        problem.parted = True
+        lead = len(self.shape) if len(shape) == 1 else problem.lead
+        return Parted(array, lead, shape, problem.dtype, marks, self.hidden, output=True)
 
     def _safe(self, target: Array) -> bool:
         """Whether no input is overwritten before it is read: each lies elsewhere, or exactly at `target`."""
-        sources = (self.problem.x.transpose(self.problem.order), *self.problem.inputs)
+        problem = self.problem
+        sources = [problem.x.transpose(problem.order), *problem.inputs]
+        if problem.kept is not None:
+            sources.append(problem.kept)
         return all(same_place(source, target) for source in sources)
 
-    def over(self, operand: Array) -> bool:
+    def over(self, operand: Any) -> bool:
         """Whether a kernel's output may lie over an operand."""
-        return np.may_share_memory(self.block, operand)
+        in_parts = isinstance(self.block, Parted) or isinstance(operand, Parted)
+        return not in_parts and np.may_share_memory(self.block, operand)
 
     def finish(self) -> Any:
         """The user's result: `out`, an array, or a scalar for 0-d."""
-        if self.out is not None:
-            if self.result is not self.out:
-                with np.errstate(all="ignore"):
-                    np.copyto(self.out, self.result, casting="unsafe")  # `check_out` has compared the dtypes
-            return self.out
         result = self.result
+        if self.kept is not None and not isinstance(self.block, Parted):
+            np.copyto(result, self.hidden, where=~self.kept)
+        if self.out is not None:
+            if result is not self.out:
+                copy_to(self.out, result)
+            return self.out
         if result.dtype != self.problem.result_dtype:
             with np.errstate(all="ignore"):
                 result = result.astype(self.problem.result_dtype)

@@ -10,11 +10,10 @@ import numpy as np
 from fastsoftmax._vectors import DERIVATIVES, SLAB, SUM_WORDS, VALUES, WEIGHT
 from fastsoftmax.arrays.blocks import inverse_parts
 from fastsoftmax.arrays.metrics import LabelledRows, Total, exact_sums, labelled_rows, ratio, total
+from fastsoftmax.arrays.parts import parts
 
 UNIFORM = 2.0**20
 """At so many times the greatest logit, a softmax is uniform but for what derivatives still show."""
-PART = 1 << 18
-"""So many logits are looked at together."""
 STEPS = {"f": 2.0**-14, "d": 2.0**-28}
 """After a step of Newton's method that is smaller, the error is about its square: the roundoff of the dtype."""
 LINEAR = 0.7
@@ -92,9 +91,8 @@ class Rows:
         """The derivatives in the limit of large temperatures."""
         most = 0.0
         for rows in self.blocks():
-            flat = rows.block.reshape(-1)
-            for start in range(0, flat.size, PART):
-                part = np.abs(flat[start : start + PART])
+            for block in parts(rows.block):
+                part = np.abs(block)
                 most = max(most, float(part.max(initial=0, where=np.isfinite(part))))
         return self.at(min(UNIFORM * (most or 1.0), sys.float_info.max))
 

@@ -17,12 +17,13 @@ References
 M. Milakov, N. Gimelshein, Online normalizer calculation for softmax, 2018, arXiv:1805.02867.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fastsoftmax.arrays.blocks import Array, Problem, read_only
-from fastsoftmax.arrays.threads import run
+from fastsoftmax.arrays.blocks import NO_ROOM, Array, Box, Parted, Problem, read_only
+from fastsoftmax.arrays.parts import run
 from fastsoftmax.machine.entry import entry
 
 Beta = tuple[Any, ...] | None
@@ -49,20 +50,26 @@ def summary_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype([(field, dtype) for field in FIELDS])
 
 
-def _block(matrix: Array) -> tuple[Problem, Array]:
+def _block(matrix: Array) -> tuple[Problem, Any]:
     problem = Problem("piece", matrix, -1)
     return problem, problem.block()
 
 
-def summarize(matrix: Array, beta: Beta = None) -> Array:
-    """One summary for each row of a matrix; beta is 1/T as kernels take it, or None."""
-    problem, x = _block(matrix)
-    numbers = np.empty((len(FIELDS), problem.rows), problem.dtype)
-    run(entry("pieces.summary"), problem.rows, x.size, problem.room(1), x, numbers, beta)
-    result = np.empty(problem.rows, summary_dtype(problem.dtype))
+def summarize(matrix: Any, beta: Beta = None) -> Array:
+    """One summary for each row of a matrix, or a `Parted`; beta is 1/T as kernels take it, or None."""
+    block = matrix if isinstance(matrix, Parted) else _block(matrix)[1]
+    rows, dtype = len(block), block.dtype
+    numbers = np.empty((len(FIELDS), rows), dtype)
+    run(entry("pieces.summary"), rows, block.size, _no_room(block), block, numbers, beta)
+    result = np.empty(rows, summary_dtype(dtype))
     for field, values in zip(FIELDS, numbers, strict=True):
         result[field] = values
     return result
+
+
+def _no_room(block: Any) -> Any:
+    """Working memory for contiguous rows."""
+    return partial(NO_ROOM.get, block.dtype)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -267,31 +274,53 @@ def mean(probs: Array, v: Array) -> Array:
 # --- long rows of one array -----------------------------------------------------------------------------------
 
 
-def _cut(row: Array) -> list[Array]:
-    """A contiguous row as matrices of its pieces: those of the full length, and what remains."""
-    full = row.size // PIECE * PIECE
-    return [part for part in (row[:full].reshape(-1, PIECE), row[full:].reshape(1, -1)) if part.size]
+def _part(block: Any, start: int, count: int, unit: int) -> Any:
+    """Entries of a block (rows, classes, 1) from `start` on, as a matrix (count, unit), or a `Parted`."""
+    if isinstance(block, Parted):
+        return block.cut(start, count, unit)
+    return block.reshape(-1)[start : start + count * unit].reshape(count, unit)
 
 
-def _summary(row: Array, beta: Beta) -> Array:
-    return merge(np.concatenate([summarize(part, beta) for part in _cut(row)])[None], beta)
+def _cut(block: Any, row: int) -> list[Any]:
+    """A row as matrices of its pieces: those of the full length, and what remains."""
+    classes = block.shape[1]
+    full, rest = divmod(classes, PIECE)
+    cuts = ((row * classes, full, PIECE), (row * classes + full * PIECE, 1, rest))
+    return [_part(block, *cut) for cut in cuts if cut[1] and cut[2]]
 
 
-def _over_pieces(kernel: Any, arrays: list[Array], given: Array, *options: Any, results: int = 0) -> Array:
-    """Run a kernel over the pieces of rows of the same length; `given` has the numbers of the whole row for each.
+def _entry(block: Any, row: int, place: int) -> Array:
+    """One entry of a block (rows, classes, 1), as an array of size 1."""
+    one = _part(block, row * block.shape[1] + place, 1, 1)
+    return (one.read(Box(0, 1)) if isinstance(one, Parted) else one).reshape(1)
+
+
+def _set_entry(block: Any, row: int, place: int, value: Any) -> None:
+    """Set one entry of a block (rows, classes, 1)."""
+    if isinstance(block, Parted):
+        _part(block, row * block.shape[1] + place, 1, 1).write(Box(0, 1), np.full((1, 1, 1), value, block.dtype))
+    else:
+        block[row, place, 0] = value
+
+
+def _summary(block: Any, row: int, beta: Beta) -> Array:
+    return merge(np.concatenate([summarize(part, beta) for part in _cut(block, row)])[None], beta)
+
+
+def _over_pieces(kernel: Any, blocks: list[Any], row: int, given: Array, *options: Any, results: int = 0) -> Array:
+    """Run a kernel over the pieces of a row of blocks; `given` has the numbers of the whole row for each.
 
     Returns so many `results` for each piece, with shape (results, pieces), if the kernel has any.
     """
     found = []
-    for parts in zip(*map(_cut, arrays), strict=True):
-        problem, block = _block(parts[0])
+    for parts in zip(*(_cut(one, row) for one in blocks), strict=True):
+        block, *others = [part if isinstance(part, Parted) else part[..., None] for part in parts]
         count = len(block)
         every = read_only(np.ascontiguousarray(np.broadcast_to(given, (len(given), count))))
-        others = [part[..., None] for part in parts[1:]]
         found.append(np.empty((results, count), block.dtype))
         if results:
             others.append(found[-1])
-        run(kernel, count, block.size * len(others), problem.room(2), block, *others, every, *options)
+        run(kernel, count, block.size * len(others), _no_room(block), block, *others, every, *options)
     return np.concatenate(found, axis=1)
 
 
@@ -300,46 +329,47 @@ def is_long(problem: Problem) -> bool:
     return problem.inner == 1 and problem.classes > LONG_ROW
 
 
-def long_forward(function: str, x: Array, y: Array, beta: Beta) -> None:
-    """`softmax` or `log_softmax` of the rows of a block (rows, classes, 1) into y, which may be x itself."""
+# The blocks of the following functions are arrays of shape (rows, classes, 1), or `Parted`.
+
+
+def long_forward(function: str, x: Any, y: Any, beta: Beta) -> None:
+    """`softmax` or `log_softmax` of the rows of a block into y, which may be x itself."""
     kernel = entry(f"pieces.{function}")
-    for row, result in zip(x[..., 0], y[..., 0], strict=True):
-        _over_pieces(kernel, [row, result], _given(_summary(row, beta)), beta)
+    for i in range(len(x)):
+        _over_pieces(kernel, [x, y], i, _given(_summary(x, i, beta)), beta)
 
 
-def long_cross_entropy(
-    x: Array, labels: Array, weights: Array, y: Array | None, rows: Array, scale: tuple[Any, Any]
-) -> None:
-    """`kernels.losses.cross_entropy` of the rows of a block (rows, classes, 1); y may be x itself, or None."""
-    for i, row in enumerate(x[..., 0]):
-        place = min(max(int(labels[i]), 0), row.size - 1)  # checked, but another thread may have changed them
-        weight = np.full(1, weights[i] if weights.size else 1, row.dtype)
-        given = weighed(_summary(row, None), weight)
-        found = labelled(row[place : place + 1], given, scale)
+def long_cross_entropy(x: Any, labels: Array, weights: Array, y: Any, rows: Array, scale: tuple[Any, Any]) -> None:
+    """`kernels.losses.cross_entropy` of the rows of a block; y may be x itself, or None."""
+    for i in range(len(x)):
+        place = min(max(int(labels[i]), 0), x.shape[1] - 1)  # checked, but another thread may have changed them
+        weight = np.full(1, weights[i] if weights.size else 1, x.dtype)
+        given = weighed(_summary(x, i, None), weight)
+        found = labelled(_entry(x, i, place), given, scale)
         if y is not None:
-            _over_pieces(entry("pieces.gradient"), [row, y[i, :, 0]], given, *scale)
-            y[i, place, 0] = found[1, 0]
+            _over_pieces(entry("pieces.gradient"), [x, y], i, given, *scale)
+            _set_entry(y, i, place, found[1, 0])
         rows[i] = found[0, 0]
 
 
-def long_product(x: Array, v: Array, y: Array, beta: Beta, from_probs: Any) -> None:
-    """`kernels.derivatives.softmax_product` of the rows of blocks (rows, classes, 1); y may be x or v itself."""
-    for row, vector, result in zip(x[..., 0], v[..., 0], y[..., 0], strict=True):
-        given = np.zeros((8, 1), row.dtype)
+def long_product(x: Any, v: Any, y: Any, beta: Beta, from_probs: Any) -> None:
+    """`kernels.derivatives.softmax_product` of the rows of blocks; y may be x or v itself."""
+    for i in range(len(x)):
+        given = np.zeros((8, 1), x.dtype)
         if from_probs is None:
-            given[:4] = _given(_summary(row, beta))
-            extents = _over_pieces(entry("pieces.extents"), [row, vector], given, results=2)
+            given[:4] = _given(_summary(x, i, beta))
+            extents = _over_pieces(entry("pieces.extents"), [x, v], i, given, results=2)
             with np.errstate(all="ignore"):
                 given[4:6, 0] = np.fmax.reduce(extents, axis=1)
         beta_of_terms = beta if from_probs is None else None
-        sums = _over_pieces(entry("pieces.dots"), [row, vector], given, beta_of_terms, from_probs, results=2)
+        sums = _over_pieces(entry("pieces.dots"), [x, v], i, given, beta_of_terms, from_probs, results=2)
         with np.errstate(all="ignore"):
             high, low = two_sum(*pair_sum(*sums))
         given[6:, 0] = high, low
-        _over_pieces(entry("pieces.softmax_product"), [row, vector, result], given, beta, from_probs)
+        _over_pieces(entry("pieces.softmax_product"), [x, v, y], i, given, beta, from_probs)
 
 
-def long_logsumexp(x: Array, rows: Array) -> None:
-    """The log-sum-exp of the rows of a block (rows, classes, 1)."""
-    for i, row in enumerate(x[..., 0]):
-        rows[i] = logsumexp(_summary(row, None))[0]
+def long_logsumexp(x: Any, rows: Array) -> None:
+    """The log-sum-exp of the rows of a block."""
+    for i in range(len(x)):
+        rows[i] = logsumexp(_summary(x, i, None))[0]

@@ -35,8 +35,8 @@ from fastsoftmax.arrays.options import (
     row_losses,
     row_targets,
 )
+from fastsoftmax.arrays.parts import run
 from fastsoftmax.arrays.plain import run_plain
-from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import Divisor, inverse_of, total
 from fastsoftmax.machine.entry import entry, remember
 
@@ -164,7 +164,7 @@ def room_for_rows(problem: Problem, parts: int) -> Any:
 def _cross_entropy(
     given: RowTargets, source: Any, labels: Any, distributions: Any, output: Any, rows: Any, scale: tuple[Any, Any]
 ) -> None:
-    problem = given.problem
+    problem, whole = given.problem, tuple[Any, ...]()
     row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
     results = (None if output is None else output.block, rows.block)
     if given.plain and long_rows.is_long(problem):
@@ -175,13 +175,14 @@ def _cross_entropy(
         arguments: tuple[Any, ...] = (source, labels, row_weights, *results, *scale, False)
     else:
         kernel = entry("losses.soft_cross_entropy")
-        arguments = (source, distributions, *given.shares(labels), row_weights, *results, *scale)
+        shares = given.shares(labels)
+        arguments, whole = (source, distributions, *shares, row_weights, *results, *scale), shares[1:2]
     if given.regularization is not None:
         kernel, arguments = entry("capped.cross_entropy"), (*arguments, *given.regularization)
-        run(kernel, problem.rows, 4 * source.size, room_for_rows(problem, 1), *arguments)
+        run(kernel, problem.rows, 4 * source.size, room_for_rows(problem, 1), *arguments, whole=whole)
         return
-    run(kernel, problem.rows, (1 if output is None else 2) * source.size, problem.room(2), *arguments)
-    if given.plain and problem.x.dtype == problem.dtype:
+    run(kernel, problem.rows, (1 if output is None else 2) * source.size, problem.room(2), *arguments, whole=whole)
+    if given.plain and problem.direct:
         key = problem.dtype, output is not None
         remember(_SMALL, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
 
@@ -210,7 +211,7 @@ def _divergence(
     kernel = entry(function.kernel)
     work = (1 if output is None else 2) * DIVERGENCE_WORK[function.loss] * source.size
     run(kernel, problem.rows, work, problem.room(2), *arguments)
-    if problem.x.dtype == problem.dtype:
+    if problem.direct:
         key = problem.dtype, function.loss, beta is None
         remember(_SMALL_DIVERGENCES, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
 
@@ -349,10 +350,11 @@ def _regularized_curvature(
     shape = (*problem.row_shape, problem.classes, problem.classes) if dense else None
     output = problem.output(out, shape)
     row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
-    arguments = (*operands, distributions, *given.shares(labels), row_weights, factors, output.block)
+    shares = given.shares(labels)
+    arguments = (*operands, distributions, *shares, row_weights, factors, output.block)
     scale = options.scale(given.divisor, problem.dtype)
     room, regularization = room_for_rows(problem, CURVE_PARTS), given.regularization or ()
-    run(kernel, problem.rows, work, room, *arguments, *scale, *regularization)
+    run(kernel, problem.rows, work, room, *arguments, *scale, *regularization, whole=shares[1:2])
     return output.finish()
 
 

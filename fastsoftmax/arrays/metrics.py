@@ -17,8 +17,8 @@ from fastsoftmax._vectors import (
 from fastsoftmax.arrays.blocks import Array, Problem, named, on_lines, read_only, real_array
 from fastsoftmax.arrays.lazy import check_in_memory
 from fastsoftmax.arrays.options import LossOptions, check_indices, check_labels, weight_array
+from fastsoftmax.arrays.parts import run
 from fastsoftmax.arrays.statistics import EXACT
-from fastsoftmax.arrays.threads import run
 from fastsoftmax.machine.entry import entry
 
 LOWEST_BIT = 1075
@@ -31,7 +31,7 @@ class LabelledRows(NamedTuple):
     """Logits as a block, and the labels and weights of its rows, as kernels take them."""
 
     problem: Problem
-    block: Array
+    block: Any
     labels: Array
     """-1 for rows that do not count: they are ignored, or have weight 0."""
     weights: Array
@@ -89,7 +89,7 @@ def exact_sums(
         return memory
 
     arguments = rows.block, rows.labels, rows.weights, *before, words, *options
-    run(entry(kernel), problem.rows, 2 * rows.block.size, room, *arguments)
+    run(entry(kernel), problem.rows, 2 * rows.block.size, room, *arguments, whole=before[:1])
     whole: Array = np.add.reduce(tables).reshape(sums.shape)
     return whole
 

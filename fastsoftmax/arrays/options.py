@@ -22,7 +22,7 @@ from fastsoftmax.arrays.blocks import (
     real_array,
     stand_in,
 )
-from fastsoftmax.arrays.threads import run
+from fastsoftmax.arrays.parts import run
 from fastsoftmax.arrays.weights import (
     Divisor,
     converted,
@@ -377,7 +377,14 @@ class RowTargets:
             high, low = problem.row_output(None), problem.row_output(None)
             block, zero, one = problem.convert(self.array), problem.dtype.type(0), problem.dtype.type(1)
             arguments = block, weights, zero, one, high.block, low.block
-            run(entry("reductions.share_totals"), problem.rows, block.size, problem.room(1), *arguments)
+            run(
+                entry("reductions.share_totals"),
+                problem.rows,
+                block.size,
+                problem.room(1),
+                *arguments,
+                whole=(weights,),
+            )
             given = high.result.astype(np.float64) + low.result
         elif problem.classes:
             given = np.take(weights, self.array, mode="clip").astype(np.float64)

@@ -271,5 +271,7 @@ class Draws:
 
 def row_at(problem: Problem, index: tuple[int, ...]) -> Array:
     """The row of a problem with this index."""
-    row: Array = np.moveaxis(problem.x, problem.axes[0], -1)[index]
-    return row.astype(np.float64)
+    row: Array = np.moveaxis(problem.x, problem.axes[0], -1)[index].astype(np.float64)
+    if problem.kept is not None:
+        row[~np.moveaxis(problem.kept, problem.axes[0], -1)[index]] = -np.inf
+    return row

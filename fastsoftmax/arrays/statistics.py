@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, real_array
+from fastsoftmax.arrays.blocks import Array, Box, Parted, Problem, inverse_temperature, real_array
 from fastsoftmax.arrays.options import LossOptions, check_kind, check_labels
-from fastsoftmax.arrays.threads import run
+from fastsoftmax.arrays.parts import run
 from fastsoftmax.machine.entry import entry
 
 EXACT = 1 << 24
@@ -69,6 +69,8 @@ def label_statistics(
     def rows_of(row: int) -> Array:
         """The logits of a row, by its number in the block."""
         outer, inner = divmod(row, problem.inner)
+        if isinstance(source, Parted):
+            return source.read(Box(outer, outer + 1, inner, inner + 1)).reshape(-1)
         one: Array = source[outer, :, inner]
         return one
 

@@ -21,10 +21,12 @@ import ctypes
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from functools import lru_cache
+from itertools import count as numbers_from
 from queue import SimpleQueue
 from threading import Lock, Thread
 from types import BuiltinFunctionType
@@ -257,23 +259,92 @@ class _Team:
             raise IndexError("kernel access outside its array")
         return bool(state == teams.FINISHED and words[teams.SEATED])
 
+    def help(self) -> None:
+        """What a helper does that was woken for this team."""
+        patience, caller = _patience(), self.words[teams.CALLER]
+        beside = caller < 0 or _processor()() != caller or _leave(caller)
+        self.join(self.address, patience if beside else 1, patience)
+
     def _close(self, rows: int) -> None:
         """Drop the rows that are left, and wait until no helper is inside. Ctrl-C is raised after that."""
-        interrupted: KeyboardInterrupt | None = None
-        while True:
+
+        def close() -> None:
+            self.words[teams.TAKEN] = rows
+            self.words[teams.JOB] = 0
+            time.sleep(0)  # a call of the system: helpers see the above before the words are read again
+
+        _wait(close, lambda: bool(self.words[teams.INSIDE]), self._pid)
+
+
+def _wait(close: Callable[[], None], occupied: Callable[[], bool], process: int) -> None:
+    """Close a job, and wait until no helper is inside. Ctrl-C is raised after that."""
+    interrupted: KeyboardInterrupt | None = None
+    while True:
+        try:
+            close()
+            while occupied():
+                if os.getpid() != process:
+                    raise RuntimeError("a fork in the middle of a call: its helpers are not in this process")
+                time.sleep(IDLE)
+            break
+        except KeyboardInterrupt as interrupt:
+            interrupted = interrupt
+    if interrupted is not None:
+        raise interrupted
+
+
+Task = Callable[[int, Any], None]
+"""What is done with a part of a call, which has this number, in working memory of the thread's own."""
+
+
+class _Crew:
+    """The threads of one call whose parts are done in Python, by functions that release the GIL.
+
+    A helper first counts itself as inside and then looks for a seat; the caller first takes the seats away and
+    then looks who is inside.
+    """
+
+    __slots__ = ("_errors", "_inside", "_next", "_parts", "_pid", "_seats", "_task")
+
+    def __init__(self, parts: int, task: Task, seats: list[Any]) -> None:
+        self._parts, self._task, self._seats = parts, task, deque(seats)
+        self._next, self._inside, self._errors = numbers_from(), deque[int](), deque[BaseException]()
+        self._pid = os.getpid()
+
+    def _work(self, seat: Any) -> None:
+        while (part := next(self._next)) < self._parts:
+            self._task(part, seat)
+
+    def help(self) -> None:
+        """What a helper does that was woken for this crew."""
+        self._inside.append(1)
+        try:
             try:
-                self.words[teams.TAKEN] = rows
-                self.words[teams.JOB] = 0
-                time.sleep(0)  # a call of the system: helpers see the above before the words are read again
-                while self.words[teams.INSIDE]:
-                    if os.getpid() != self._pid:
-                        raise RuntimeError("a fork in the middle of a call: its helpers are not in this process")
-                    time.sleep(IDLE)
-                break
-            except KeyboardInterrupt as interrupt:
-                interrupted = interrupt
-        if interrupted is not None:
-            raise interrupted
+                seat = self._seats.pop()
+            except IndexError:  # others have taken them, or the job is closed
+                return
+            self._work(seat)
+        except BaseException as error:
+            self._errors.append(error)
+            self._close()
+        finally:
+            self._inside.pop()
+
+    def _close(self) -> None:
+        self._parts = 0
+        self._seats.clear()
+
+    def share(self, seat: Any) -> None:
+        """Do parts until none is left, and wait for those of the helpers; an error of one is raised here."""
+        try:
+            self._work(seat)
+        finally:
+            try:
+                _wait(self._close, lambda: bool(self._inside), self._pid)
+            finally:
+                del self._task  # its arrays; helpers keep their last job
+        if self._errors:
+            raise self._errors.pop()
 
 
 class _Pause:
@@ -337,20 +408,18 @@ class _Helpers:
     """Threads that wait for a team to help. Idle ones cost nothing, and none keeps the interpreter running."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[_Team | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Team | _Crew | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._retired = False
         self._lock = Lock()
 
     def _work(self) -> None:
-        patience = _patience()
-        while (team := self._queue.get()) is not None:
-            caller = team.words[teams.CALLER]
-            beside = caller < 0 or _processor()() != caller or _leave(caller)
-            team.join(team.address, patience if beside else 1, patience)
+        _patience()
+        while (job := self._queue.get()) is not None:
+            job.help()
 
-    def ask(self, team: _Team, count: int) -> bool:
-        """Wake helpers until `count` are there, or fewer if no thread can be started; whether one was woken."""
+    def _available(self, count: int) -> int:
+        """How many helpers there are, up to `count`; threads are started for those who are missing."""
         if len(self._threads) < count:
             with self._lock:
                 try:
@@ -360,7 +429,16 @@ class _Helpers:
                         self._threads.append(thread)
                 except (RuntimeError, MemoryError):  # none can be started, or the interpreter is shutting down
                     pass
-        asleep = min(count, len(self._threads)) - team.words[teams.PRESENT]
+        return min(count, len(self._threads))
+
+    def call(self, crew: _Crew, count: int) -> None:
+        """Wake so many helpers, or fewer if no thread can be started."""
+        for _ in range(self._available(count)):
+            self._queue.put(crew)
+
+    def ask(self, team: _Team, count: int) -> bool:
+        """Wake helpers until `count` are there, or fewer if no thread can be started; whether one was woken."""
+        asleep = self._available(count) - team.words[teams.PRESENT]
         if asleep > 0:
             team.words[teams.CALLER] = _processor()()
             for _ in range(asleep):
@@ -508,6 +586,32 @@ def run_code(
             code(0, rows, memory, *args)
         else:
             _run_in_blocks(code, rows, work, [memory] if count == 1 else _rooms(memory, room, count), args)
+    finally:
+        _calls.discard(call)
+        _last_call = time.perf_counter()
+
+
+def share(parts: int, work: int, seat: Callable[[], Any], task: Task) -> None:
+    """Call ``task(part, memory)`` for all parts, on as many threads as pay off.
+
+    `seat` returns working memory of its own for each thread. `task` is a function of Python, which should release
+    the GIL most of the time.
+    """
+    global _last_call
+    memory = seat()
+    if parts == 1:
+        task(0, memory)
+        return
+    _introduce()
+    call = object()
+    count = _threads_for(parts, work)
+    try:
+        _calls.add(call)
+        memories = _rooms(memory, seat, count)
+        crew = _Crew(parts, task, memories[1:])
+        if len(memories) > 1:
+            _helpers.call(crew, len(memories) - 1)
+        crew.share(memory)
     finally:
         _calls.discard(call)
         _last_call = time.perf_counter()

@@ -138,7 +138,7 @@ def _mask(problem: Problem, where: Any, x: Lazy) -> Lazy:
     if where is None or where is True:
         return None
     lazy = where if isinstance(where, da.Array) else da.from_array(np.asarray(where), chunks=-1)
-    problem.masked(stand_in(lazy.shape, lazy.dtype))  # for its errors
+    problem.mask(stand_in(lazy.shape, lazy.dtype))  # for its errors
     return da.broadcast_to(lazy, x.shape).rechunk(x.chunks)
 
 

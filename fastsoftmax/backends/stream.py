@@ -561,7 +561,7 @@ def _job(arguments: Any, function: Command, given: dict[str, Any]) -> Job:
             job.operands[key] = operand
             empty = stand_in(operand.shape, operand.dtype)
             if key == "where":
-                problem.masked(empty)
+                problem.mask(empty)
                 _check_shape(key, operand.shape, x.shape)
             elif key == "sample_weight":
                 real_array(name, key, empty)

@@ -9,6 +9,7 @@ from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.sampling import (
     NO_SEGMENTS,
     Draws,
+    draw_from_long_row,
     filters_of,
     fresh_generator,
     room_for,
@@ -246,7 +247,14 @@ def categorical(
     source = problem.block()
     numbers, chosen, result = draws.in_order(problem.row_order())
     rows, classes = problem.rows, problem.classes
-    if draws.plain:
+    if draws.shares_rows(problem):
+        for row, u, found in zip(
+            source[..., 0], numbers.reshape(-1, rows).T, chosen.reshape(-1, rows).T, strict=True
+        ):
+            places = np.empty(u.size, np.int64)
+            draw_from_long_row(row, np.ascontiguousarray(u), places, draws.beta)
+            found[:] = places
+    elif draws.plain:
         kernel, arguments = entry("sampling.categorical"), (source, numbers, chosen, draws.beta)
         run(kernel, rows, draws.work(source.size), problem.room(1), *arguments)
         if problem.x.dtype == problem.dtype and draws.beta is None:

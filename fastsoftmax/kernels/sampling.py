@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import COLUMN_LIMIT, LINE, STRETCH, STRETCH_TABLE
+from fastsoftmax._vectors import COLUMN_LIMIT, LINE, PARTS, STRETCH, STRETCH_TABLE
 from fastsoftmax.kernels.elementary import centred, exp_scaled, reference
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.simd.memory import (
@@ -62,8 +62,6 @@ from fastsoftmax.machine.entry import Block, Count, Doubles, Flag, Floats, Integ
 INF = float("inf")
 NAN = float("nan")
 NOTHING = -1
-PARTS = 1024
-"""A row is cut into at most so many parts, each of one or several stretches, whose sums are kept."""
 KEPT = 256
 """The terms of a row of at most so many vectors are kept until its class is drawn."""
 BELOW_ONE = 1 - 2.0**-53
@@ -379,6 +377,66 @@ def categorical(
     options = DrawOptions(beta, numbers, memory(chosen), failures, workspace(data, numbers))
     traverse(draw_block, start, stop, x.shape, tile, data, None, None, None, options, given=True)
     return float(load_scalar(failures, 0))
+
+
+# --- a long row on several threads ----------------------------------------------------------------------------
+#
+# `heights`, `sums` and `picks` do together what `categorical` does for a row of more than `KEPT` vectors: the same
+# sums, in the same order. Threads share the parts of the row, and then the draws.
+
+
+@kernel
+def heights(start: Count, stop: Count, room: Room, x: Floats, found: Floats) -> None:
+    """found[p] = the greatest logit of part p of the row x; -inf if it has fewer parts."""
+    data, result = memory(x), memory(found)
+    length = size(data)
+    width = part_length(length)
+    for part in range(start, stop):
+        first = min(part * width, length)
+        store_scalar(result, part, highest(after(data, first), 0, min(width, length - first), True))
+
+
+@kernel
+def sums(
+    start: Count, stop: Count, room: Room, x: Floats, greatest: Floats, found: Doubles, beta: Temperature
+) -> None:
+    """found[p] = the sum of the terms of part p of the row x, 0 if it has fewer parts; `greatest` by `heights`."""
+    data, result = memory(x), memory(found)
+    length = size(data)
+    width, scale = part_length(length), scale_of(memory(greatest), PARTS, beta)
+    space = workspace(data, result)
+    for part in range(start, stop):
+        first = min(part * width, length)
+        store_scalar(result, part, _part(data, first, min(width, length - first), scale, space, False))
+
+
+@kernel
+def picks(
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Floats,
+    greatest: Floats,
+    weights: Doubles,
+    uniforms: Doubles,
+    chosen: Integers,
+    beta: Temperature,
+) -> None:
+    """chosen[d] = the class of the row x at uniforms[d], or `NOTHING`; `weights` by `sums`."""
+    data, parts, numbers, result = memory(x), memory(weights), memory(uniforms), memory(chosen)
+    scale = scale_of(memory(greatest), PARTS, beta)
+    space = workspace(data, numbers)
+    total = 0.0
+    for part in range(PARTS):
+        value = load_scalar(parts, part)
+        total += value
+        store_scalar(space.parts, part, value)
+        store_scalar(space.ends, part, total)
+    for draw in range(start, stop):
+        found = NOTHING
+        if is_drawable(total):
+            found = pick(data, size(data), scale, space, total, load_scalar(numbers, draw))
+        store_scalar(result, draw, found)
 
 
 # --- filters --------------------------------------------------------------------------------------------------

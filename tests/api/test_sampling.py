@@ -265,6 +265,55 @@ def test_rows_threads_and_blocks(dtype, classes, options, monkeypatch):
     np.testing.assert_array_equal(fs.categorical(x, uniforms=u, **options), expected)
 
 
+@every_dtype
+@pytest.mark.parametrize("options", [{}, {"size": 2}, {"size": (30,)}, {"temperature": 0.3}, {"size": 0}], ids=str)
+def test_a_row_shared_by_threads(dtype, options, monkeypatch):
+    """A long row, if there are fewer rows than threads, has the classes that one thread finds."""
+    shared = []
+    share = sampling.draw_from_long_row
+    monkeypatch.setattr(sampling, "draw_from_long_row", lambda *given: (shared.append(1), share(*given)))
+    monkeypatch.setattr(arguments, "max_threads", lambda: 3)
+    rng = np.random.default_rng(12)
+    for shape in ((arguments.SHARED_ROW,), (1, 262_145), (2, 700_001), (1_300_001, 1)):
+        axis = 0 if shape[0] > 9 else 1
+        x = (3 * rng.standard_normal(shape)).astype(dtype)
+        u = rng.random((*np.atleast_1d(options.get("size", ())).astype(int), *np.delete(shape, axis)))
+        got = fs.categorical(x, axis, uniforms=u, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(arguments, "SHARED_ROW", 1 << 60)
+            with fs.threads(1):
+                np.testing.assert_array_equal(fs.categorical(x, axis, uniforms=u, **options), got)
+    count = 4 if options == {"size": (30,)} else 5  # so many draws have a table in the shortest row
+    assert len(shared) == count
+    with monkeypatch.context() as patch:
+        patch.setattr(arguments, "max_threads", lambda: 2)
+        fs.categorical(np.zeros((2, 300_000), dtype))
+        fs.categorical(np.zeros(300_000, dtype), size=2, replace=False)
+        fs.categorical(np.zeros((300_000, 2), dtype), 0)
+    assert len(shared) == count  # these have something for every thread to do
+
+
+@every_dtype
+def test_a_row_shared_by_threads_has_nothing_to_draw(dtype, monkeypatch):
+    monkeypatch.setattr(arguments, "max_threads", lambda: 3)
+    x = np.zeros((2, 300_000), dtype)
+    for value, words in (
+        (np.nan, "holds NaN"),
+        (np.inf, r"holds \+inf"),
+        (-np.inf, "has no class to draw: all are"),
+    ):
+        x[1] = value
+        with pytest.raises(ValueError, match=rf"the row of logits at \[1\] {words}"):
+            fs.categorical(x)
+        if value != -np.inf:
+            x[1], x[1, 77_777] = 0, value
+            with pytest.raises(ValueError, match=rf"the row of logits at \[1\] {words}"):
+                fs.categorical(x)
+    x[1], x[1, 200_000], x[1, 250_000] = -np.inf, -1e4, -1e4
+    u = [[0.0, 0.0], [LAST, LAST]]
+    np.testing.assert_array_equal(fs.categorical(x, uniforms=u, size=2)[:, 1], [200_000, 250_000])
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.bool_, ">f4"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_layouts_and_dtypes(dtype, axis):

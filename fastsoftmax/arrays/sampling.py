@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import LINE, PARTS, STRETCH, STRETCH_TABLE
+from fastsoftmax._vectors import LINE, LISTED, PARTS, STRETCH, STRETCH_TABLE
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     Array,
@@ -141,13 +141,17 @@ def filters_of(function: str, top_k: Any, top_p: Any, min_p: Any, temperature: A
 def room_for(
     dtype: np.dtype[Any], classes: int, filtered: bool, replace: bool = True, tabled: bool = False
 ) -> Callable[[], Any]:
-    """A function that allocates the working memory of one thread: that of `kernels.sampling.draws`."""
-    count, stretches = -(-classes // LINE) * LINE, -(-classes // STRETCH)
-    size = STRETCH_TABLE * stretches if tabled else 0
+    """A function that allocates the working memory of one thread: that of `kernels.sampling.draws`.
+
+    It is within 4 MB, except for draws without replacement, which change a copy of the row: it adds what a row has
+    over `LISTED` classes if there are filters.
+    """
+    whole, listed = (-(-count // LINE) * LINE for count in (classes, min(classes, LISTED)))
+    table = STRETCH_TABLE * -(-(min(classes, LISTED) if filtered else classes) // STRETCH) if tabled else 0
+    size = table if replace else whole
     if filtered:
-        size += count * (2 + 8 // dtype.itemsize) + stretches
-    elif not replace:
-        size += count
+        rest = max(table, listed + min(-(-classes // STRETCH), PARTS))
+        size = (listed if replace else whole) + listed * (8 // dtype.itemsize) + rest
     return partial(np.empty, size, dtype) if size else partial(NO_ROOM.get, dtype)
 
 

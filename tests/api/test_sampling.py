@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsoftmax as fs
+from fastsoftmax._vectors import LISTED
 from fastsoftmax.api import sampling
 from fastsoftmax.arrays import sampling as arguments
 from fastsoftmax.arrays import threads
@@ -676,6 +677,81 @@ def test_draws_from_filtered_logits(dtype):
             np.testing.assert_array_equal(got, expected)
 
 
+LONG_FILTERS = [
+    {"top_k": 50},
+    {"top_k": 1000, "top_p": 0.5},
+    {"top_k": LISTED + 999},
+    {"top_k": LISTED + 999, "top_p": 0.99999},
+    {"top_k": LISTED + 999, "top_p": 0.5, "min_p": 1e-4},
+    {"top_k": 10**6},
+    {"top_p": 0.3},
+    {"top_p": 1 - 1e-9},
+    {"min_p": 1e-9},
+    {"min_p": 0.01, "temperature": 0.5},
+]
+"""Of a row of more classes than are listed: few are kept, or more than are listed."""
+
+
+def long_row(dtype, classes, ties):
+    x = 1.5 * np.random.default_rng(classes).standard_normal(classes)
+    x[::7] = -np.inf
+    return (np.round(x * 4) / 4 if ties else x).astype(dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("options", LONG_FILTERS, ids=str)
+@pytest.mark.parametrize("ties", [False, True])
+def test_filters_of_long_rows(dtype, options, ties):
+    """Against a literal sort, also into the row itself; the draws are those from the filtered logits.
+
+    The margin is smaller than the roundings only where many classes of tiny probability are kept.
+    """
+    for classes in (LISTED + 1, 300_001):
+        x = long_row(dtype, classes, ties)
+        got = fs.filter_logits(x, **options)
+        kept, margin = literal(x, **options)
+        if margin > (
+            1e-6 if dtype == np.float32 else 1e-14
+        ):  # else roundings decide about some of the last classes
+            np.testing.assert_array_equal(got, np.where(kept, x, -np.inf))
+        assert margin > 1e-8 or np.isfinite(got).sum() > LISTED // 2
+        assert abs(np.isfinite(got).sum() - np.isfinite(x[kept]).sum()) < 0.01 * classes
+        u = np.r_[0, LAST, np.random.default_rng(0).random(30)]
+        for size in (2, 32):  # without and with a table
+            drawn = fs.categorical(x, uniforms=u[:size], size=size, **options)
+            scaled = {"temperature": options.get("temperature", 1.0)}
+            expected = fs.categorical(got, uniforms=u[:size], size=size, **scaled)
+            assert np.isfinite(got[drawn]).all()
+            # A list and a row with -inf are added in another order.
+            assert np.count_nonzero(drawn != expected) <= (0 if np.isfinite(got).sum() > LISTED else 2)
+        given = {"uniforms": u[:3], "size": 3, "replace": False}
+        different = fs.categorical(x, **given, **options)
+        assert len(set(different)) == 3
+        assert np.isfinite(got[different]).all()
+        ragged = fs.segment_categorical(np.r_[x, x[:5]], [0, classes, classes + 5], rng=3, size=2, **options)
+        numbers = np.random.default_rng(3).random((2, 2))[:, 0]
+        np.testing.assert_array_equal(ragged[:, 0], fs.categorical(x, uniforms=numbers, size=2, **options))
+        fs.filter_logits(x, out=x, **options)
+        np.testing.assert_array_equal(x, got)
+
+
+@every_dtype
+def test_a_long_row_of_few_values(dtype):
+    """Every sample of its logits is full of ties; sorted rows, and rows with a single class above -inf."""
+    x = np.zeros(400_000, dtype)
+    kept = np.isfinite(fs.filter_logits(x, top_p=0.6))
+    np.testing.assert_array_equal(kept, np.arange(x.size) < 240_000)
+    np.testing.assert_array_equal(np.isfinite(fs.filter_logits(x, top_k=300_000)), np.arange(x.size) < 300_000)
+    assert fs.categorical(x, uniforms=LAST, top_p=0.6) == 239_999
+    x[:] = -np.inf
+    x[333_333] = 2
+    for options in LONG_FILTERS:
+        assert np.flatnonzero(np.isfinite(fs.filter_logits(x, **options))) == [333_333]
+    x = np.linspace(0, 10, 400_000).astype(dtype)
+    for row in (x, x[::-1]):
+        np.testing.assert_array_equal(np.isfinite(fs.filter_logits(row, top_k=200_000)), row > np.sort(x)[199_999])
+
+
 @every_dtype
 def test_rows_without_a_softmax(dtype):
     x = np.zeros((5, 300), dtype)
@@ -823,9 +899,13 @@ def test_huge_options():
 
 
 def test_the_memory_of_a_thread():
-    """Within 4 MB for the vocabularies of language models, without filters none."""
-    room = arguments.room_for(np.dtype(np.float32), 151_936, filtered=True)()
-    assert room.nbytes < 4 << 20
+    """Within 4 MB with filters, without them none. Draws without replacement change a copy of the row."""
+    for dtype in map(np.dtype, cases.DTYPES):
+        for classes in (1, 151_936, LISTED, LISTED + 1, 1 << 18, 10**7):
+            for tabled in (False, classes <= 1 << 18):
+                assert arguments.room_for(dtype, classes, filtered=True, tabled=tabled)().nbytes < 4 << 20
+            whole = arguments.room_for(dtype, classes, filtered=True, replace=False)().nbytes
+            assert whole < (4 << 20) + classes * dtype.itemsize
     assert arguments.room_for(np.dtype(np.float64), 10**7, filtered=False)().size == 0
 
 

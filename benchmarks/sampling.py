@@ -90,7 +90,8 @@ def _gumbel(x: Any, count: int) -> Callable[[], Any]:
     rng = np.random.default_rng(0)
 
     def call() -> Any:
-        noisy = x - np.log(rng.standard_exponential(x.shape, x.dtype))
+        with np.errstate(divide="ignore"):  # a float32 may be 0
+            noisy = x - np.log(rng.standard_exponential(x.shape, x.dtype))
         return noisy.argmax(1)[None] if count == 1 else np.argpartition(-noisy, count, 1)[:, :count].T
 
     return call

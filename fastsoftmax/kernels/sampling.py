@@ -674,16 +674,18 @@ def _pivot(x: Any, length: int, share: float, scale: Scale, by_mass: bool, sampl
 def _pivot_between(
     x: Any, length: int, low: Any, high: Any, members: int, share: float, scale: Scale, by_mass: bool, sample: Any
 ) -> Any:
-    """`_pivot` of those logits of a row that lie between two, of which there are so many, one at least."""
-    stride, count, whole = max(members // LARGE_SAMPLE, 1), 0, 0.0
-    while count == 0:
+    """`_pivot` of those logits of a row that lie between two (there are so many); `low` if there is none."""
+    stride, count, whole = 2 * max(members // LARGE_SAMPLE, 1), 0, 0.0
+    while count == 0 and stride > 1:
+        stride //= 2
         for k in range(0, length, stride):
             value = load_scalar(x, k)
             if low < value < high and count < 2 * LARGE_SAMPLE:
                 whole += np.float64(_weight(value, scale, by_mass))
                 _insert(sample, count, value)
                 count += 1
-        stride = max(stride // 2, 1)
+    if count == 0:
+        return low
     return _with_share(sample, count, share, whole, min(MARGIN, count // 4), scale, by_mass)
 
 
@@ -712,13 +714,15 @@ def _cut(x: Any, length: int, needed: float, whole: float, scale: Scale, by_mass
 
 @inline
 def _gather(x: Any, length: int, low: Any, high: Any, y: Any) -> int:
-    """Write the logits between two to y; returns their number."""
+    """Write the logits between two, at most `LISTED`, to y; returns their number."""
     step = lane_count(x)
     zero, one = number(x, 0.0), broadcast(number(x, 1.0))
     count = 0
     for k in range(0, length, step):
         value = _some(x, k, length, number(x, NAN))
         hits = lanes_above(select_less(low, value, _below(value, high, one), zero), zero)
+        if count > LISTED - step:  # another thread has changed the row
+            break
         while hits != 0:
             store_scalar(y, count, load_scalar(x, k + lowest_bit(hits)))
             count += 1
@@ -745,6 +749,8 @@ def _cut_above(
     while members > LISTED - lane_count(x):
         share = needed / whole
         pivot = _pivot_between(x, length, low, high, int(members), share, scale, by_mass, space.terms)
+        if not low < pivot:  # another thread has changed the row
+            break
         above, equal, between = _weigh(x, length, pivot, high, scale, by_mass, space.near)
         if needed <= above:
             low, whole, members = pivot, above, between

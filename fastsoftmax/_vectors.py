@@ -24,8 +24,12 @@ COLUMNS = 5
 
 STRETCH = 256
 """Rows are cut into stretches of so many classes for random draws, see `kernels.sampling`."""
+PARTS = 1024
+"""A row is cut into at most so many parts for random draws: one or several stretches each, whose sums are kept."""
 STRETCH_TABLE = 288
 """The memory of a stretch in a table for many draws: its terms, and a float64 for each of their vectors."""
+LISTED = 160 << 10
+"""Filters list at most so many classes: the working memory is then within 4 MB, also for float64."""
 LINE = 16
 """The parts of the working memory for random draws begin at multiples of so many numbers."""
 

@@ -10,6 +10,7 @@ from fastsoftmax.arrays.parts import parts, run
 from fastsoftmax.arrays.sampling import (
     NO_SEGMENTS,
     Draws,
+    draw_from_long_row,
     filters_of,
     fresh_generator,
     room_for,
@@ -51,6 +52,17 @@ def _draw(draws: Draws, block: Any, numbers: Any, chosen: Any) -> None:
     pieces, work, room = draws.pieces(classes), draws.work(block.size), draws.room(block.dtype, classes)
     given = block.reshape(-1), *draws.arguments(classes, rows, pieces, numbers, chosen)
     run(entry("sampling.draws"), rows * pieces, work, room, NO_SEGMENTS, NO_SEGMENTS, *given)
+
+
+def _draw_from_long_rows(source: Any, numbers: Any, chosen: Any, beta: Any) -> None:
+    """Draw from one row after the other; the uniform numbers and the classes of a row are columns."""
+    row = 0
+    for block in parts(source):
+        for logits in block[..., 0]:
+            places = np.empty(len(numbers), np.int64)
+            draw_from_long_row(logits, np.ascontiguousarray(numbers[:, row]), places, beta)
+            chosen[:, row] = places
+            row += 1
 
 
 if TYPE_CHECKING:
@@ -254,7 +266,9 @@ def categorical(
     source = problem.block()
     numbers, chosen, result = draws.in_order(problem.row_order())
     rows = problem.rows
-    if draws.plain:
+    if draws.shares_rows(problem):
+        _draw_from_long_rows(source, numbers.reshape(-1, rows), chosen.reshape(-1, rows), draws.beta)
+    elif draws.plain:
         kernel, arguments = entry("sampling.categorical"), (source, numbers, chosen, draws.beta)
         run(kernel, rows, draws.work(source.size), problem.room(1), *arguments)
         if problem.direct and draws.beta is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import LINE, STRETCH, STRETCH_TABLE
+from fastsoftmax._vectors import LINE, LISTED, PARTS, STRETCH, STRETCH_TABLE
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     Array,
@@ -19,11 +19,15 @@ from fastsoftmax.arrays.blocks import (
     number,
     real_array,
 )
+from fastsoftmax.arrays.threads import max_threads, run
+from fastsoftmax.machine.entry import entry
 
 MANY = 16
 """From so many draws from a row on, its terms are kept, with a table of their sums."""
 LONGEST_TABLE = 1 << 18
 LEAST_PIECE = 1 << 12
+SHARED_ROW = 1 << 18
+"""Threads share a row of so many classes if there are fewer rows than threads."""
 NO_SEGMENTS = np.empty(0, np.int64)
 
 _generators: list[Any] = []  # `numpy.random` is imported when it is first used
@@ -137,14 +141,31 @@ def filters_of(function: str, top_k: Any, top_p: Any, min_p: Any, temperature: A
 def room_for(
     dtype: np.dtype[Any], classes: int, filtered: bool, replace: bool = True, tabled: bool = False
 ) -> Callable[[], Any]:
-    """A function that allocates the working memory of one thread: that of `kernels.sampling.draws`."""
-    count, stretches = -(-classes // LINE) * LINE, -(-classes // STRETCH)
-    size = STRETCH_TABLE * stretches if tabled else 0
+    """A function that allocates the working memory of one thread: that of `kernels.sampling.draws`.
+
+    It is within 4 MB, except for draws without replacement, which change a copy of the row: it adds what a row has
+    over `LISTED` classes if there are filters.
+    """
+    whole, listed = (-(-count // LINE) * LINE for count in (classes, min(classes, LISTED)))
+    table = STRETCH_TABLE * -(-(min(classes, LISTED) if filtered else classes) // STRETCH) if tabled else 0
+    size = table if replace else whole
     if filtered:
-        size += count * (2 + 8 // dtype.itemsize) + stretches
-    elif not replace:
-        size += count
+        rest = max(table, listed + min(-(-classes // STRETCH), PARTS))
+        size = (listed if replace else whole) + listed * (8 // dtype.itemsize) + rest
     return partial(np.empty, size, dtype) if size else partial(NO_ROOM.get, dtype)
+
+
+def draw_from_long_row(row: Array, numbers: Array, chosen: Array, beta: Any) -> None:
+    """Classes of a contiguous row of more than `SHARED_ROW` classes, one for each number, on all threads.
+
+    They are those of `kernels.sampling.categorical`, and negative for a row without a class to draw.
+    """
+    room = partial(NO_ROOM.get, row.dtype)
+    greatest, weights = np.empty(PARTS, row.dtype), np.empty(PARTS)
+    run(entry("sampling.heights"), PARTS, row.size // 4, room, row, greatest)
+    run(entry("sampling.sums"), PARTS, row.size, room, row, greatest, weights, beta)
+    work = numbers.size * (50 + row.size // PARTS)
+    run(entry("sampling.picks"), numbers.size, work, room, row, greatest, weights, numbers, chosen, beta)
 
 
 class Draws:
@@ -219,6 +240,13 @@ class Draws:
     def tabled(self, classes: int) -> bool:
         """Whether there is a table of the sums of a row."""
         return self.replace and self.count >= MANY and classes <= LONGEST_TABLE
+
+    def shares_rows(self, problem: Problem) -> bool:
+        """Whether threads share each row of a block, by `draw_from_long_row`."""
+        classes = problem.classes
+        if classes < SHARED_ROW or problem.inner != 1 or not self.replace or self.filters.any:
+            return False
+        return not self.tabled(classes) and 0 < problem.rows < max_threads()
 
     def room(self, dtype: np.dtype[Any], classes: int) -> Callable[[], Any]:
         """`room_for` these draws."""

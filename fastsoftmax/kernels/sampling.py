@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import COLUMN_LIMIT, LINE, STRETCH, STRETCH_TABLE
+from fastsoftmax._vectors import COLUMN_LIMIT, LINE, LISTED, PARTS, STRETCH
 from fastsoftmax.kernels.elementary import centred, exp_scaled, reference
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.simd.memory import (
@@ -62,19 +62,30 @@ from fastsoftmax.machine.entry import Block, Count, Doubles, Flag, Floats, Integ
 INF = float("inf")
 NAN = float("nan")
 NOTHING = -1
-PARTS = 1024
-"""A row is cut into at most so many parts, each of one or several stretches, whose sums are kept."""
+MANY = -2
+"""More classes are kept by filters than `LISTED`."""
 KEPT = 256
 """The terms of a row of at most so many vectors are kept until its class is drawn."""
 BELOW_ONE = 1 - 2.0**-53
 
 
 class Scale(NamedTuple):
-    """What determines the terms of a row: 1/T or None, and the `elementary.reference` of its greatest entry."""
+    """What determines the terms of a row: 1/T or None, and the `elementary.reference` of its greatest entry.
+
+    `kept` is None, or says in which classes the terms are not 0.
+    """
 
     beta: Any
     shift: Any
     bias: Any
+    kept: Any
+
+
+class Kept(NamedTuple):
+    """The classes of a row that filters keep: those above the least logit, and its equals up to class `last`."""
+
+    least: Any
+    last: Any
 
 
 class Workspace(NamedTuple):
@@ -116,7 +127,32 @@ def _some(x: Any, k: int, stop: int, filler: Any) -> Any:
 def scale_of(x: Any, length: int, beta: Any) -> Scale:
     """The `Scale` of a row."""
     shift, bias = reference(highest(x, 0, length, True), beta)
-    return Scale(beta, shift, bias)
+    return Scale(beta, shift, bias, None)
+
+
+@inline
+def _sifted(x: Any, k: int, count: int, kept: Kept) -> Any:
+    """So many logits from k on, -inf for those that are not kept and in the other lanes."""
+    low = number(x, -INF)
+    value = load_part(x, k, count, low)
+    early = load_part(x, k, min(max(kept.last + 1 - k, 0), count), low)
+    return select_less(kept.least, value, value, select_equal(early, kept.least, value, low))
+
+
+@inline
+def _logits(x: Any, k: int, kept: Any) -> Any:
+    """The vector from k on."""
+    if kept is None:
+        return load(x, k)
+    return _sifted(x, k, lane_count(x), kept)
+
+
+@inline
+def _last_logits(x: Any, k: int, count: int, kept: Any) -> Any:
+    """So many logits from k on, and -inf in the other lanes."""
+    if kept is None:
+        return load_part(x, k, count, number(x, -INF))
+    return _sifted(x, k, count, kept)
 
 
 @inline
@@ -146,10 +182,10 @@ def _stretch(x: Any, first: int, length: int, scale: Scale, terms: Any, at: int,
     wide = length // (4 * step) * (4 * step)
     sums = broadcast(np.float64(0.0))
     for k in range(0, wide, 4 * step):
-        a = plain_term(load(x, first + k), scale)
-        b = plain_term(load(x, first + k + step), scale)
-        c = plain_term(load(x, first + k + 2 * step), scale)
-        d = plain_term(load(x, first + k + 3 * step), scale)
+        a = plain_term(_logits(x, first + k, scale.kept), scale)
+        b = plain_term(_logits(x, first + k + step, scale.kept), scale)
+        c = plain_term(_logits(x, first + k + 2 * step, scale.kept), scale)
+        d = plain_term(_logits(x, first + k + 3 * step, scale.kept), scale)
         store(terms, at + k, a)
         store(terms, at + k + step, b)
         store(terms, at + k + 2 * step, c)
@@ -157,10 +193,10 @@ def _stretch(x: Any, first: int, length: int, scale: Scale, terms: Any, at: int,
         store(near, 0, (a + b) + (c + d))
         sums = sums + _doubles(near, 0)
     for k in range(wide, full, step):
-        store(terms, at + k, plain_term(load(x, first + k), scale))
+        store(terms, at + k, plain_term(_logits(x, first + k, scale.kept), scale))
         sums = sums + _doubles(terms, at + k)
     if full < length:
-        last = load_part(x, first + full, length - full, number(x, -INF))
+        last = _last_logits(x, first + full, length - full, scale.kept)
         store(terms, at + full, plain_term(last, scale))
         sums = sums + _doubles(terms, at + full)
     total: float = fold_sum(True, sums)
@@ -336,7 +372,7 @@ def _draw_from_columns(x: Any, place: Place, options: DrawOptions) -> None:
     offset, length, _, row, count = place
     step = lane_count(x)
     shift, bias = reference(highest(x, offset, length, None), options.beta)
-    scale = Scale(options.beta, shift, bias)
+    scale = Scale(options.beta, shift, bias, None)
     for k in range(offset, offset + length, step):
         store(x, k, plain_term(load(x, k), scale))
     results = options.workspace.ends
@@ -381,11 +417,75 @@ def categorical(
     return float(load_scalar(failures, 0))
 
 
+# --- a long row on several threads ----------------------------------------------------------------------------
+#
+# `heights`, `sums` and `picks` do together what `categorical` does for a row of more than `KEPT` vectors: the same
+# sums, in the same order. Threads share the parts of the row, and then the draws.
+
+
+@kernel
+def heights(start: Count, stop: Count, room: Room, x: Floats, found: Floats) -> None:
+    """found[p] = the greatest logit of part p of the row x; -inf if it has fewer parts."""
+    data, result = memory(x), memory(found)
+    length = size(data)
+    width = part_length(length)
+    for part in range(start, stop):
+        first = min(part * width, length)
+        store_scalar(result, part, highest(after(data, first), 0, min(width, length - first), True))
+
+
+@kernel
+def sums(
+    start: Count, stop: Count, room: Room, x: Floats, greatest: Floats, found: Doubles, beta: Temperature
+) -> None:
+    """found[p] = the sum of the terms of part p of the row x, 0 if it has fewer parts; `greatest` by `heights`."""
+    data, result = memory(x), memory(found)
+    length = size(data)
+    width, scale = part_length(length), scale_of(memory(greatest), PARTS, beta)
+    space = workspace(data, result)
+    for part in range(start, stop):
+        first = min(part * width, length)
+        store_scalar(result, part, _part(data, first, min(width, length - first), scale, space, False))
+
+
+@kernel
+def picks(
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Floats,
+    greatest: Floats,
+    weights: Doubles,
+    uniforms: Doubles,
+    chosen: Integers,
+    beta: Temperature,
+) -> None:
+    """chosen[d] = the class of the row x at uniforms[d], or `NOTHING`; `weights` by `sums`."""
+    data, parts, numbers, result = memory(x), memory(weights), memory(uniforms), memory(chosen)
+    scale = scale_of(memory(greatest), PARTS, beta)
+    space = workspace(data, numbers)
+    total = 0.0
+    for part in range(PARTS):
+        value = load_scalar(parts, part)
+        total += value
+        store_scalar(space.parts, part, value)
+        store_scalar(space.ends, part, total)
+    for draw in range(start, stop):
+        found = NOTHING
+        if is_drawable(total):
+            found = pick(data, size(data), scale, space, total, load_scalar(numbers, draw))
+        store_scalar(result, draw, found)
+
+
 # --- filters --------------------------------------------------------------------------------------------------
 #
 # Every filter keeps the classes above some logit, and the first few of those that are equal to it: a `Cut`. The
 # cuts of top_k and top_p are found by selection, as in quickselect: the numbers are compared with one of them,
 # their count or their mass on either side says on which side the cut is, and the others are dropped.
+#
+# The numbers are moved for that, and the classes that are kept are listed, in memory for `LISTED` of them. In a
+# longer row the cut is first sought without moving anything, by comparisons with the whole row, until so few
+# numbers are left. If more classes are kept, they are not listed: the row is read through the cut (`Kept`).
 
 SAMPLE, LARGE_SAMPLE = 32, 128
 """So many numbers, evenly spaced, are sorted to choose the one that all are compared with."""
@@ -408,13 +508,13 @@ class Shelf(NamedTuple):
     """Working memory for a row with filters."""
 
     values: Any
-    """The logits of the classes that are kept, in class order."""
+    """The logits of the classes that are kept, in class order; or a row that is changed."""
     classes: Any
     """These classes."""
     loose: Any
     """Logits among which a cut is sought."""
     maxima: Any
-    """The greatest logit of each stretch."""
+    """The greatest logit of each part."""
 
 
 @inline
@@ -424,28 +524,28 @@ def whole_lines(count: int) -> int:
 
 
 @inline
-def shelf(room: Any, length: int) -> Shelf:
-    """The parts of `room` for a row of `length` classes; see `arrays.sampling.room_for`."""
-    count = whole_lines(length)
-    wide = 2 * count if is_single(number(room, 0.0)) else count
-    rest = after(room, count + wide)
-    return Shelf(room, as_integers(after(room, count)), rest, after(rest, count))
+def shelf(room: Any, length: int, changed: bool) -> Shelf:
+    """The parts of `room` for a row of `length` classes, `changed` or not; see `arrays.sampling.room_for`."""
+    count = whole_lines(min(length, LISTED))
+    classes = after(room, whole_lines(length) if changed else count)
+    rest = after(classes, 2 * count if is_single(number(room, 0.0)) else count)
+    return Shelf(room, as_integers(classes), rest, after(rest, count))
 
 
 @inline
 def _maxima(x: Any, length: int, maxima: Any) -> Any:
-    """Store the greatest logit of each stretch of a row; the greatest of all, NaN if there is a NaN."""
-    step = lane_count(x)
+    """Store the greatest logit of each part of a row; the greatest of all, NaN if there is a NaN."""
+    step, width = lane_count(x), part_length(length)
     zero = broadcast(number(x, 0.0))
     top, strange = broadcast(number(x, -INF)), zero
-    for first in range(0, length, STRETCH):
+    for first in range(0, length, width):
         here = broadcast(number(x, -INF))
-        stop = min(first + STRETCH, length)
+        stop = min(first + width, length)
         for k in range(first, stop, step):
             value = _some(x, k, stop, number(x, -INF))
             here = maximum(value, here)
             strange = select_equal(value, value, strange, value)
-        store_scalar(maxima, first // STRETCH, fold_maximum(True, here))
+        store_scalar(maxima, first // width, fold_maximum(True, here))
         top = maximum(here, top)
     return fold_maximum(True, top) + fold_sum(True, strange)
 
@@ -467,21 +567,36 @@ def _weight(value: Any, scale: Scale, by_mass: bool) -> Any:
 
 
 @inline
-def _weigh(x: Any, length: int, pivot: Any, scale: Scale, by_mass: bool, near: Any) -> Any:
-    """The weight of all logits above the pivot, and how many are equal to it."""
+def _below(value: Any, limit: Any, amount: Any) -> Any:
+    """The amount where a logit is below the limit, else 0. None is no limit."""
+    if limit is None:
+        return amount
+    return select_less(value, limit, amount, filled(value, 0.0))
+
+
+@inline
+def _weigh(x: Any, length: int, pivot: Any, limit: Any, scale: Scale, by_mass: bool, near: Any) -> Any:
+    """The weight of all logits above the pivot and below the limit, and how many are equal to the pivot.
+
+    If there is a limit, also how many lie between.
+    """
     step = lane_count(x)
     zero, one = number(x, 0.0), number(x, 1.0)
-    above, equal = broadcast(np.float64(0.0)), 0.0
+    above, between, equal = broadcast(np.float64(0.0)), 0.0, 0.0
     for first in range(0, length, step << 20):  # a float32 cannot count beyond 2**24
-        same = broadcast(zero)
+        same, inside = broadcast(zero), broadcast(zero)
         stop = min(first + (step << 20), length)
         for k in range(first, stop, step):
             value = _some(x, k, stop, number(x, NAN))
-            store(near, 0, select_less(pivot, value, _weight(value, scale, by_mass), zero))
+            weight = _below(value, limit, _weight(value, scale, by_mass))
+            store(near, 0, select_less(pivot, value, weight, zero))
             above = above + _doubles(near, 0)
             same = select_equal(value, pivot, same + one, same)
+            if limit is not None:
+                inside = select_less(pivot, value, inside + _below(value, limit, filled(value, 1.0)), inside)
         equal += np.float64(fold_sum(True, same))
-    return fold_sum(True, above), equal
+        between += np.float64(fold_sum(True, inside))
+    return fold_sum(True, above), equal, between
 
 
 @inline
@@ -517,6 +632,32 @@ def _select(x: Any, length: int, pivot: Any, greater: bool, y: Any, count: int) 
 
 
 @inline
+def _insert(sample: Any, count: int, value: Any) -> None:
+    """Insert a logit into a sample of so many, the greatest first."""
+    j = count
+    while j > 0 and load_scalar(sample, j - 1) < value:
+        store_scalar(sample, j, load_scalar(sample, j - 1))
+        j -= 1
+    store_scalar(sample, j, value)
+
+
+@inline
+def _with_share(
+    sample: Any, count: int, share: float, whole: float, margin: int, scale: Scale, by_mass: bool
+) -> Any:
+    """The logit of a sample with about this share of its weight above it, moved by a margin to the cut's side."""
+    so_far, at = 0.0, 0
+    for i in range(count - 1):
+        so_far += np.float64(_weight(load_scalar(sample, i), scale, by_mass))
+        if so_far >= share * whole:
+            break
+        at = i + 1
+    if margin > 0:
+        at = min(at + margin, count - 1) if 2 * at < count else max(at - margin, 0)
+    return load_scalar(sample, at)
+
+
+@inline
 def _pivot(x: Any, length: int, share: float, scale: Scale, by_mass: bool, sample: Any) -> Any:
     """One of the logits, with about this share of the weight above it."""
     count = min(length, SAMPLE if length < CROWD else LARGE_SAMPLE)
@@ -524,20 +665,28 @@ def _pivot(x: Any, length: int, share: float, scale: Scale, by_mass: bool, sampl
     for i in range(count):
         value = load_scalar(x, i * length // count)
         whole += np.float64(_weight(value, scale, by_mass))
-        j = i
-        while j > 0 and load_scalar(sample, j - 1) < value:
-            store_scalar(sample, j, load_scalar(sample, j - 1))
-            j -= 1
-        store_scalar(sample, j, value)
-    so_far, at = 0.0, 0
-    for i in range(count - 1):
-        so_far += np.float64(_weight(load_scalar(sample, i), scale, by_mass))
-        if so_far >= share * whole:
-            break
-        at = i + 1
-    if length >= CROWD:
-        at = min(at + MARGIN, count - 1) if 2 * at < count else max(at - MARGIN, 0)
-    return load_scalar(sample, at)
+        _insert(sample, i, value)
+    margin = MARGIN if length >= CROWD else 0
+    return _with_share(sample, count, share, whole, margin, scale, by_mass)
+
+
+@inline
+def _pivot_between(
+    x: Any, length: int, low: Any, high: Any, members: int, share: float, scale: Scale, by_mass: bool, sample: Any
+) -> Any:
+    """`_pivot` of those logits of a row that lie between two (there are so many); `low` if there is none."""
+    stride, count, whole = 2 * max(members // LARGE_SAMPLE, 1), 0, 0.0
+    while count == 0 and stride > 1:
+        stride //= 2
+        for k in range(0, length, stride):
+            value = load_scalar(x, k)
+            if low < value < high and count < 2 * LARGE_SAMPLE:
+                whole += np.float64(_weight(value, scale, by_mass))
+                _insert(sample, count, value)
+                count += 1
+    if count == 0:
+        return low
+    return _with_share(sample, count, share, whole, min(MARGIN, count // 4), scale, by_mass)
 
 
 @inline
@@ -546,7 +695,7 @@ def _cut(x: Any, length: int, needed: float, whole: float, scale: Scale, by_mass
     least, ties = number(x, -INF), 0
     while length > 0:
         pivot = _pivot(x, length, needed / whole, scale, by_mass, space.terms)
-        above, equal = _weigh(x, length, pivot, scale, by_mass, space.near)
+        above, equal, _ = _weigh(x, length, pivot, None, scale, by_mass, space.near)
         if needed <= above:
             length, whole = _select(x, length, pivot, True, x, 0), above
             continue
@@ -564,39 +713,122 @@ def _cut(x: Any, length: int, needed: float, whole: float, scale: Scale, by_mass
 
 
 @inline
+def _gather(x: Any, length: int, low: Any, high: Any, y: Any) -> int:
+    """Write the logits between two, at most `LISTED`, to y; returns their number."""
+    step = lane_count(x)
+    zero, one = number(x, 0.0), broadcast(number(x, 1.0))
+    count = 0
+    for k in range(0, length, step):
+        value = _some(x, k, length, number(x, NAN))
+        hits = lanes_above(select_less(low, value, _below(value, high, one), zero), zero)
+        if count > LISTED - step:  # another thread has changed the row
+            break
+        while hits != 0:
+            store_scalar(y, count, load_scalar(x, k + lowest_bit(hits)))
+            count += 1
+            hits &= hits - 1
+    return count
+
+
+@inline
+def _cut_above(
+    x: Any,
+    length: int,
+    low: Any,
+    needed: float,
+    whole: float,
+    members: float,
+    scale: Scale,
+    by_mass: bool,
+    near: Shelf,
+    space: Workspace,
+) -> Cut:
+    """`_cut` of a long row that is not overwritten, among its logits above `low`: their weight and number."""
+    high = number(x, INF)
+    least, ties = low, 0
+    while members > LISTED - lane_count(x):
+        share = needed / whole
+        pivot = _pivot_between(x, length, low, high, int(members), share, scale, by_mass, space.terms)
+        if not low < pivot:  # another thread has changed the row
+            break
+        above, equal, between = _weigh(x, length, pivot, high, scale, by_mass, space.near)
+        if needed <= above:
+            low, whole, members = pivot, above, between
+            continue
+        each = np.float64(_weight(pivot, scale, by_mass))
+        if each > 0.0:
+            part = min((needed - above) / each, equal)
+            least, ties = pivot, max(int(part) + int(part > np.float64(int(part))), 1)
+        above += each * equal
+        if needed <= above:
+            return Cut(least, ties)
+        high, members = pivot, members - between - equal
+        needed -= above
+        whole = max(whole - above, needed)
+    found = _gather(x, length, low, high, near.loose)
+    cut = _cut(near.loose, found, needed, whole, scale, by_mass, space)
+    if cut.ties == 0:
+        return Cut(least, ties)
+    return cut
+
+
+@inline
 def _top(x: Any, length: int, count: int, scale: Scale, near: Shelf, space: Workspace) -> Cut:
     """The cut that keeps the `count` greatest classes.
 
-    If there are more stretches than classes wanted, the `count`-th of their maxima is a bound of the cut, and at
-    most count - 1 stretches have anything above it.
+    If there are more parts than classes wanted, the `count`-th of their maxima is a bound of the cut, and at most
+    count - 1 parts have anything above it.
     """
-    stretches = (length + STRETCH - 1) // STRETCH
-    if stretches <= count:
+    width = part_length(length)
+    parts = (length + width - 1) // width
+    bound = number(x, -INF)
+    if parts > count:
+        _copy(near.maxima, parts, near.loose)
+        bound = _cut(near.loose, parts, float(count), float(parts), scale, False, space).least
+        found = 0
+        for k in range(parts):
+            if load_scalar(near.maxima, k) > bound:
+                first = k * width
+                if found > LISTED - width:
+                    found = MANY
+                    break
+                found = _select(after(x, first), min(width, length - first), bound, True, near.loose, found)
+        if found >= count:
+            return _cut(near.loose, found, float(count), float(found), scale, False, space)
+        if found != MANY:
+            return Cut(bound, count - found)
+    elif length <= LISTED:
         _copy(x, length, near.loose)
         return _cut(near.loose, length, float(count), float(length), scale, False, space)
-    _copy(near.maxima, stretches, near.loose)
-    bound = _cut(near.loose, stretches, float(count), float(stretches), scale, False, space).least
-    found = 0
-    for k in range(stretches):
-        if load_scalar(near.maxima, k) > bound:
-            first = k * STRETCH
-            found = _select(after(x, first), min(STRETCH, length - first), bound, True, near.loose, found)
-    if found >= count:
-        return _cut(near.loose, found, float(count), float(found), scale, False, space)
-    return Cut(bound, count - found)
+    whole, _, members = _weigh(x, length, bound, number(x, INF), scale, False, space.near)
+    return _cut_above(x, length, bound, float(count), whole, members, scale, False, near, space)
+
+
+@inline
+def _mass_of(x: Any, length: int, share: float, top: Cut, scale: Scale, near: Shelf, space: Workspace) -> Cut:
+    """The cut of a long row that keeps a share of the mass of what another cut keeps."""
+    whole, _, members = _weigh(x, length, top.least, number(x, INF), scale, True, space.near)
+    each = np.float64(plain_term(top.least, scale)) if top.ties > 0 else 0.0
+    needed = share * (whole + top.ties * each)
+    if needed > whole:
+        part = min((needed - whole) / each, float(top.ties))
+        return Cut(top.least, max(int(part) + int(part > np.float64(int(part))), 1))
+    return _cut_above(x, length, top.least, needed, whole, members, scale, True, near, space)
 
 
 @inline
 def _keep(x: Any, length: int, cut: Cut, near: Shelf, listed: bool) -> int:
-    """List the classes that a cut keeps; returns their number. x is a row, or the list itself (`listed`)."""
-    step = lane_count(x)
+    """List the classes that a cut keeps; returns their number, or `MANY`. x is a row, or the list (`listed`)."""
+    step, width = lane_count(x), part_length(length)
     zero, one = number(x, 0.0), broadcast(number(x, 1.0))
     least, ties = cut
     count = 0
-    for first in range(0, length, STRETCH):
-        if not listed and load_scalar(near.maxima, first // STRETCH) < least:
+    for first in range(0, length, width):
+        if not listed and load_scalar(near.maxima, first // width) < least:
             continue
-        stop = min(first + STRETCH, length)
+        if count > LISTED - width:
+            return MANY
+        stop = min(first + width, length)
         for k in range(first, stop, step):
             value = _some(x, k, stop, number(x, NAN))
             same = select_equal(value, least, one, zero)
@@ -631,31 +863,57 @@ def _rounded_up(x: Any, value: float) -> Any:
 
 
 @inline
-def sieve(x: Any, length: int, beta: Any, top_k: int, filters: Any, near: Shelf, space: Workspace) -> int:
-    """List the classes of a row that the filters keep; returns their number, `NOTHING` if the row has no softmax.
+def _last_tie(x: Any, length: int, cut: Cut) -> int:
+    """The last class that equals the least logit of a cut and is kept; -1 if there is none."""
+    zero, one = number(x, 0.0), broadcast(number(x, 1.0))
+    left, last = cut.ties, -1
+    for k in range(0, length, lane_count(x)):
+        value = _some(x, k, length, number(x, NAN))
+        hits = lanes_above(select_equal(value, cut.least, one, zero), zero)
+        while hits != 0 and left > 0:
+            last = k + lowest_bit(hits)
+            left -= 1
+            hits &= hits - 1
+    return last
 
+
+@inline
+def sieve(x: Any, length: int, beta: Any, top_k: int, filters: Any, near: Shelf, space: Workspace) -> Any:
+    """List the classes of a row that the filters keep.
+
+    Returns their number, `NOTHING` if the row has no softmax, or `MANY`; and in the last case what is kept.
     `top_k` is 0 for none; `filters` are top_p (1 for none) and T log(min_p) (-inf for none).
     """
     m = _maxima(x, length, near.maxima)
+    low = number(x, -INF)
     if not -INF < m < INF:
-        return NOTHING
+        return NOTHING, Kept(low, -1)
     shift, bias = reference(m, beta)
-    scale = Scale(beta, shift, bias)
-    listed = 0 < top_k < length
-    row, count = x, length
-    if listed:
-        count = _keep(x, length, _top(x, length, top_k, scale, near, space), near, False)
-        row = near.values
-    cut = Cut(number(x, -INF), 0)
+    scale = Scale(beta, shift, bias, None)
+    cut, row, count, listed = Cut(low, 0), x, length, False
+    if 0 < top_k < length:
+        cut = _top(x, length, top_k, scale, near, space)
+        count = _keep(x, length, cut, near, False)
+        listed = count != MANY
+        if listed:
+            cut, row = Cut(low, 0), near.values
+        else:
+            count = length
     top_p = load_scalar(filters, 0)
     if top_p < 1.0:
-        whole, _ = _weigh(row, count, number(x, -INF), scale, True, space.near)
-        _copy(row, count, near.loose)
-        cut = _cut(near.loose, count, top_p * whole, whole, scale, True, space)
+        if count <= LISTED:
+            whole, _, _ = _weigh(row, count, low, None, scale, True, space.near)
+            _copy(row, count, near.loose)
+            cut = _cut(near.loose, count, top_p * whole, whole, scale, True, space)
+        else:
+            cut = _mass_of(x, length, top_p, cut, scale, near, space)
     floor = _rounded_up(x, np.float64(m) + load_scalar(filters, 1))
     if floor > cut.least:
         cut = Cut(floor, count)
-    return _keep(row, count, cut, near, listed)
+    count = _keep(row, count, cut, near, listed)
+    if count == MANY:
+        return count, Kept(cut.least, _last_tie(x, length, cut))
+    return count, Kept(low, -1)
 
 
 @kernel
@@ -672,13 +930,17 @@ def filter_logits(
     """y = x where the filters keep a class, else -inf; NaN in a row with NaN or +inf."""
     data, result, given = memory(x), memory(y), memory(filters)
     classes = x.shape[1]
-    near, space = shelf(memory(room), classes), workspace(data, given)
+    near, space = shelf(memory(room), classes, False), workspace(data, given)
     step = lane_count(data)
     for row in range(start, stop):
         source, target = after(data, row * classes), after(result, row * classes)
-        count = sieve(source, classes, beta, top_k, given, near, space)
+        count, kept = sieve(source, classes, beta, top_k, given, near, space)
         rest = number(data, -INF)
-        if count < 0:
+        if count == MANY:
+            for k in range(0, classes, step):
+                store_part(target, k, min(step, classes - k), _sifted(source, k, min(step, classes - k), kept))
+            continue
+        if count == NOTHING:
             m = highest(source, 0, classes, True)
             for k in range(classes):
                 value = load_scalar(source, k)
@@ -738,32 +1000,77 @@ def _remove(x: Any, length: int, k: int, scale: Scale, space: Workspace) -> floa
 
 
 @inline
-def _draw(x: Any, length: int, row: int, request: Request, near: Shelf, space: Workspace) -> bool:
-    """Draw the classes of one row; false if there are not so many."""
-    filtered = request.top_k > 0 or load_scalar(request.filters, 0) < 1.0
-    filtered = filtered or load_scalar(request.filters, 1) > -INF
-    data, count = x, length
-    if filtered:
-        data, count = near.values, sieve(x, length, request.beta, request.top_k, request.filters, near, space)
+def _is_filtered(top_k: int, filters: Any) -> bool:
+    """Whether filters may leave a class out."""
+    return top_k > 0 or load_scalar(filters, 0) < 1.0 or load_scalar(filters, 1) > -INF
+
+
+@inline
+def _draw_again(
+    x: Any, length: int, row: int, scale: Scale, request: Request, classes: Any, listed: bool, space: Workspace
+) -> int:
+    """Draw the classes of a row with replacement; returns where it ended. They are in `classes` if `listed`."""
+    total = survey(x, length, scale, space)
+    if not is_drawable(total):
+        return int(request.first)
+    if space.tabled and length > COLUMN_LIMIT:
+        tabulate(length, space)
+    for draw in range(request.first, request.stop):
+        place = draw * request.rows + row
+        found = pick(x, length, scale, space, total, load_scalar(request.uniforms, place))
+        store_scalar(request.chosen, place, load_scalar(classes, found) if listed else found)
+    return int(request.stop)
+
+
+@inline
+def _draw_different(
+    x: Any, length: int, row: int, request: Request, classes: Any, listed: bool, space: Workspace
+) -> int:
+    """As `_draw_again`, without replacement. It overwrites x."""
+    drawn: int = request.first
+    scale = scale_of(x, length, request.beta)
+    total = survey(x, length, scale, space)
+    while drawn < request.stop and is_drawable(total):
+        place = drawn * request.rows + row
+        found = pick(x, length, scale, space, total, load_scalar(request.uniforms, place))
+        store_scalar(request.chosen, place, load_scalar(classes, found) if listed else found)
+        drawn += 1
+        if drawn < request.stop:
+            total = _remove(x, length, found, scale, space)
+            if _lift_lost(x, total):
+                scale = scale_of(x, length, request.beta)
+                total = survey(x, length, scale, space)
+    return drawn
+
+
+@inline
+def _draw(
+    x: Any, length: int, row: int, request: Request, near: Shelf, space: Workspace, tabled: Workspace
+) -> bool:
+    """Draw the classes of one row; false if there are not so many. `tabled` may have a table."""
+    data, count, drawn = x, length, request.first
+    listed = _is_filtered(request.top_k, request.filters)
+    if listed:
+        count, kept = sieve(x, length, request.beta, request.top_k, request.filters, near, space)
+        data = near.values
+        if count == MANY:
+            listed = False
+            if request.replace:
+                plain = scale_of(x, length, request.beta)
+                scale = Scale(request.beta, plain.shift, plain.bias, kept)
+                drawn = _draw_again(x, length, row, scale, request, near.classes, listed, space)
+            else:
+                count = length
+                for k in range(0, length, lane_count(x)):
+                    store(data, k, _sifted(x, k, min(lane_count(x), length - k), kept))
     elif not request.replace:
         _copy(x, length, near.values)
         data = near.values
-    drawn = request.first
-    if count > 0:
-        scale = scale_of(data, count, request.beta)
-        total = survey(data, count, scale, space)
-        if space.tabled and count > COLUMN_LIMIT:
-            tabulate(count, space)
-        while drawn < request.stop and is_drawable(total):
-            place = drawn * request.rows + row
-            found = pick(data, count, scale, space, total, load_scalar(request.uniforms, place))
-            store_scalar(request.chosen, place, load_scalar(near.classes, found) if filtered else found)
-            drawn += 1
-            if not request.replace and drawn < request.stop:
-                total = _remove(data, count, found, scale, space)
-                if _lift_lost(data, total):
-                    scale = scale_of(data, count, request.beta)
-                    total = survey(data, count, scale, space)
+    if count > 0 and request.replace:
+        scale_of_data = scale_of(data, count, request.beta)
+        drawn = _draw_again(data, count, row, scale_of_data, request, near.classes, listed, tabled)
+    elif count > 0:
+        drawn = _draw_different(data, count, row, request, near.classes, listed, space)
     for k in range(drawn, request.stop):
         store_scalar(request.chosen, k * request.rows + row, NOTHING)
     complete: bool = drawn == request.stop
@@ -794,19 +1101,22 @@ def draws(
 
     If `indptr` has a size, rows are segments of at most `classes` classes, and start .. stop blocks of them, as in
     `segments`. Else all rows have `classes` classes, and start .. stop count pieces of their draws.
-    `room` has memory for a table (`with_table`) if `tabled`, then for `shelf` if there are filters, or for a row
-    if `replace` is False. See `arrays.sampling.room_for`.
+    `room` has memory for `shelf` if there are filters, or for a row if `replace` is False; and for a table
+    (`with_table`) if `tabled`, in place of the last parts of the shelf. See `arrays.sampling.room_for`.
     """
     data, numbers, table, cuts = memory(x), memory(uniforms), memory(indptr), memory(bounds)
     ragged = size(table) > 0
     spare = memory(room)
+    levels, result = memory(filters), memory(chosen)
+    near, filtered = shelf(spare, classes, not replace), _is_filtered(top_k, levels)
     space = workspace(data, numbers)
+    with_sums = space
     if tabled:
-        space = with_table(space, spare, classes)
-        spare = after(spare, (classes + STRETCH - 1) // STRETCH * STRETCH_TABLE)
+        with_sums = with_table(
+            space, near.loose if filtered else spare, min(classes, LISTED) if filtered else classes
+        )
     first = max(load_scalar(cuts, start), 0) if ragged else start
     last = min(load_scalar(cuts, stop), rows) if ragged else stop
-    levels, result = memory(filters), memory(chosen)
     failures = 0
     for piece in range(first, last):
         row, part = piece // pieces, piece % pieces
@@ -816,6 +1126,6 @@ def draws(
         if ragged:  # another thread may have changed `indptr` since it was checked
             at = min(max(load_scalar(table, row), 0), size(data))
             length = min(max(load_scalar(table, row + 1) - at, 0), min(classes, size(data) - at))
-        if not _draw(after(data, at), length, row, request, shelf(spare, classes), space):
+        if not _draw(after(data, at), length, row, request, near, space, with_sums):
             failures += 1
     return float(failures)

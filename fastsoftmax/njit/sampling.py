@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
-from fastsoftmax._vectors import LINE, STRETCH, STRETCH_TABLE
+from fastsoftmax._vectors import LINE, LISTED, PARTS, STRETCH, STRETCH_TABLE
 from fastsoftmax.arrays.sampling import LONGEST_TABLE, MANY
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
@@ -100,12 +100,13 @@ def _filters(call: Call) -> Run:
 @compiled
 def _room(classes: int, filtered: bool, replace: bool, tabled: bool, nothing: Any, kind: Any) -> Any:
     """The memory of `arrays.sampling.room_for`."""
-    count, stretches = (classes + LINE - 1) // LINE * LINE, (classes + STRETCH - 1) // STRETCH
-    size = STRETCH_TABLE * stretches if tabled else 0
+    few = min(classes, LISTED)
+    whole, listed = (classes + LINE - 1) // LINE * LINE, (few + LINE - 1) // LINE * LINE
+    table = STRETCH_TABLE * (((few if filtered else classes) + STRETCH - 1) // STRETCH) if tabled else 0
+    size = table if replace else whole
     if filtered:
-        size += count * (2 + 8 // nothing.itemsize) + stretches
-    elif not replace:
-        size += count
+        rest = max(table, listed + min((classes + STRETCH - 1) // STRETCH, PARTS))
+        size = (listed if replace else whole) + listed * (8 // nothing.itemsize) + rest
     return empty((size,), kind) if size > 0 else nothing
 
 

@@ -8,6 +8,7 @@ statistics are needed to compare it with the oracle.
 import multiprocessing
 import os
 import sys
+import time
 from itertools import pairwise
 
 import cases
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsoftmax as fs
+from fastsoftmax._vectors import LISTED
 from fastsoftmax.api import sampling
 from fastsoftmax.arrays import sampling as arguments
 from fastsoftmax.arrays import threads
@@ -71,6 +73,39 @@ def test_probabilities(dtype, classes, draw):
     """Within 2e-6 for every class above 1e-9: terms err by 1e-7, and sums of four of them by as much."""
     x = stretched(dtype, classes)
     check(implied(draw(x), classes), oracle.softmax(x))
+
+
+def implied_of(x, some, **options):
+    """`implied`, for some of the classes only."""
+    pairs = np.stack([some - 1, some])
+    low, high = np.zeros(pairs.shape, np.int64), np.full(pairs.shape, 1 << 53)
+    high[pairs < 0] = 0
+    while (high - low).max() > 0:
+        middle = (low + high) // 2
+        u = middle.clip(max=(1 << 53) - 1) * UNIT
+        above = fs.categorical(x, uniforms=u, size=pairs.shape, **options) > pairs
+        low, high = np.where(above | (low == high), low, middle + 1), np.where(above, middle, high)
+    return np.diff(low, axis=0)[0] * UNIT
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("classes", "options"),
+    [
+        (5000, {}),
+        (5000, {"temperature": 0.7}),
+        *(pytest.param(n, {}, marks=pytest.mark.slow) for n in (151_936, 300_001, 1_300_001)),
+    ],
+)
+def test_probabilities_of_long_rows(dtype, classes, options):
+    """Within 2e-6 also in a vocabulary, behind a table of sums, and where parts have several stretches."""
+    x = stretched(dtype, classes)
+    ends = np.arange(255, classes, 256)
+    rng = np.random.default_rng(1)
+    some = [np.argsort(x)[[0, 1, -2, -1]], [0, 1, classes - 1], ends[-3:], rng.choice(ends, 15) + 1]
+    some = np.unique(np.concatenate([*some, rng.integers(0, classes, 60)])).clip(max=classes - 1)
+    p = oracle.softmax(x, options.get("temperature", 1.0))
+    check(implied_of(x, some, **options), [p[k] for k in some])
 
 
 @every_dtype
@@ -150,24 +185,56 @@ def test_a_row_of_more_than_a_million(dtype):
     assert fs.categorical(x, uniforms=LAST) >= 1_299_900
 
 
-@pytest.mark.parametrize("shape", [(1_000_000, 3), (1_000_000, 50), (300_000, 100), (1000, 2000), (1_000_000,)])
-def test_chi_square(shape):
-    """A million draws, or fewer of long rows, are as frequent as they should be (level 1e-6)."""
-    stats = pytest.importorskip("scipy.stats")
+def logits_of(shape, classes):
+    """Logits of one of five distributions."""
+    rng = np.random.default_rng(classes)
+    if shape == "uniform":
+        return np.zeros(classes)
+    if shape == "normal":
+        return rng.standard_normal(classes)
+    if shape == "geometric":
+        return -0.05 * np.arange(classes)
+    if shape == "power law":
+        return -1.2 * np.log(rng.permutation(classes) + 1)
+    return np.where(np.arange(classes) == classes // 2, 3 + np.log(classes), 0.0)  # one class has 95 %
+
+
+SHAPES = ["uniform", "normal", "geometric", "power law", "peak"]
+DRAWS = 1_000_000
+
+
+def draws_of(row, rows):
+    """A million draws from a row: of a matrix of `rows` equal rows as often as it takes; by `size` for None."""
     rng = np.random.default_rng(5)
-    if len(shape) == 1:
-        row, options = stretched(np.float32, 400, 1.0), {"size": shape}
-        x = row
-    else:
-        row, options = stretched(np.float32, shape[1], 1.0), {}
-        x = np.broadcast_to(row, shape).copy()
-    counts = np.bincount(fs.categorical(x, rng=rng, **options), minlength=len(row))
-    expected = fs.softmax(row.astype(np.float64)) * shape[0]
+    if rows is None:
+        return fs.categorical(row, rng=rng, size=DRAWS)
+    x = np.broadcast_to(row, (rows, len(row))).copy()
+    return np.concatenate([fs.categorical(x, rng=rng) for _ in range(DRAWS // rows)])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("rows", "classes"),
+    [
+        (DRAWS, 3),
+        (DRAWS, 50),
+        (None, 400),
+        pytest.param(100_000, 100, marks=pytest.mark.slow),
+        pytest.param(1000, 2000, marks=pytest.mark.slow),
+    ],
+)
+def test_chi_square(shape, rows, classes):
+    """A million draws are as frequent as they should be (level 1e-6). Classes expected in few draws are joined."""
+    stats = pytest.importorskip("scipy.stats")
+    row = logits_of(shape, classes).astype(np.float32)
+    counts = np.bincount(draws_of(row, rows), minlength=classes)
+    p = np.exp(row.astype(LONG))
+    expected = (p / p.sum() * DRAWS).astype(np.float64)
     order = np.argsort(expected)
-    bins = np.minimum((expected[order].cumsum() / max(20, shape[0] // 2000)).astype(int), 10**6)
-    _, bins = np.unique(bins, return_inverse=True)
+    _, bins = np.unique((expected[order].cumsum() / 500).astype(int), return_inverse=True)
     observed, wanted = np.bincount(bins, counts[order]), np.bincount(bins, expected[order])
     statistic = ((observed - wanted) ** 2 / wanted).sum()
+    assert observed.sum() == DRAWS
     assert stats.chi2.sf(statistic, len(observed) - 1) > 1e-6
 
 
@@ -199,6 +266,55 @@ def test_rows_threads_and_blocks(dtype, classes, options, monkeypatch):
     np.testing.assert_array_equal(fs.categorical(x, uniforms=u, **options), expected)
 
 
+@every_dtype
+@pytest.mark.parametrize("options", [{}, {"size": 2}, {"size": (30,)}, {"temperature": 0.3}, {"size": 0}], ids=str)
+def test_a_row_shared_by_threads(dtype, options, monkeypatch):
+    """A long row, if there are fewer rows than threads, has the classes that one thread finds."""
+    shared = []
+    share = sampling.draw_from_long_row
+    monkeypatch.setattr(sampling, "draw_from_long_row", lambda *given: (shared.append(1), share(*given)))
+    monkeypatch.setattr(arguments, "max_threads", lambda: 3)
+    rng = np.random.default_rng(12)
+    for shape in ((arguments.SHARED_ROW,), (1, 262_145), (2, 700_001), (1_300_001, 1)):
+        axis = 0 if shape[0] > 9 else 1
+        x = (3 * rng.standard_normal(shape)).astype(dtype)
+        u = rng.random((*np.atleast_1d(options.get("size", ())).astype(int), *np.delete(shape, axis)))
+        got = fs.categorical(x, axis, uniforms=u, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(arguments, "SHARED_ROW", 1 << 60)
+            with fs.threads(1):
+                np.testing.assert_array_equal(fs.categorical(x, axis, uniforms=u, **options), got)
+    count = 4 if options == {"size": (30,)} else 5  # so many draws have a table in the shortest row
+    assert len(shared) == count
+    with monkeypatch.context() as patch:
+        patch.setattr(arguments, "max_threads", lambda: 2)
+        fs.categorical(np.zeros((2, 300_000), dtype))
+        fs.categorical(np.zeros(300_000, dtype), size=2, replace=False)
+        fs.categorical(np.zeros((300_000, 2), dtype), 0)
+    assert len(shared) == count  # these have something for every thread to do
+
+
+@every_dtype
+def test_a_row_shared_by_threads_has_nothing_to_draw(dtype, monkeypatch):
+    monkeypatch.setattr(arguments, "max_threads", lambda: 3)
+    x = np.zeros((2, 300_000), dtype)
+    for value, words in (
+        (np.nan, "holds NaN"),
+        (np.inf, r"holds \+inf"),
+        (-np.inf, "has no class to draw: all are"),
+    ):
+        x[1] = value
+        with pytest.raises(ValueError, match=rf"the row of logits at \[1\] {words}"):
+            fs.categorical(x)
+        if value != -np.inf:
+            x[1], x[1, 77_777] = 0, value
+            with pytest.raises(ValueError, match=rf"the row of logits at \[1\] {words}"):
+                fs.categorical(x)
+    x[1], x[1, 200_000], x[1, 250_000] = -np.inf, -1e4, -1e4
+    u = [[0.0, 0.0], [LAST, LAST]]
+    np.testing.assert_array_equal(fs.categorical(x, uniforms=u, size=2)[:, 1], [200_000, 250_000])
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.bool_, ">f4"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_layouts_and_dtypes(dtype, axis):
@@ -214,6 +330,53 @@ def test_layouts_and_dtypes(dtype, axis):
             assert got.dtype == np.int64
             plain = np.ascontiguousarray(np.moveaxis(y, axis, -1)).astype(wide)
             np.testing.assert_array_equal(got, fs.categorical(plain, uniforms=u, **options))
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_any_shape_axis_and_mask(data):
+    """The class of each row is where u falls in its sums in long double; masked classes hold anything."""
+    shape = tuple(data.draw(st.lists(st.integers(0, 6), min_size=0, max_size=2)))
+    axis = data.draw(st.integers(-len(shape) - 1, len(shape)))
+    place = axis % (len(shape) + 1)
+    classes = data.draw(st.sampled_from([1, 2, 5, 16, 63, 64, 65, 130, 256, 257, 700]))
+    whole = (*shape[:place], classes, *shape[place:])
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    x = (data.draw(st.sampled_from([0.0, 1.0, 5.0, 100.0])) * rng.standard_normal(whole)).astype(
+        data.draw(st.sampled_from([np.float16, np.float32, np.float64]))
+    )
+    x[rng.random(whole) < 0.2] = -np.inf
+    options = {}
+    where = np.ones(whole, bool)
+    if data.draw(st.booleans()):
+        narrow = tuple(data.draw(st.sampled_from([1, n])) for n in whole)
+        options["where"] = rng.random(narrow) < data.draw(st.sampled_from([0.1, 0.7, 1.0]))
+        where = np.broadcast_to(options["where"], whole)
+        x[~where & (rng.random(whole) < 0.5)] = data.draw(st.sampled_from([np.nan, np.inf]))
+    if data.draw(st.booleans()):
+        options["size"] = tuple(data.draw(st.lists(st.integers(0, 4), max_size=2)))
+    size = options.get("size", ())
+    u = data.draw(st.sampled_from([0.0, LAST])) if data.draw(st.booleans()) else rng.random()
+    u = np.where(rng.random((*size, *shape)) < 0.5, u, rng.random((*size, *shape)))
+    rows = np.moveaxis(np.where(where, x, -np.inf), place, -1).astype(LONG)
+    empty = np.argwhere((rows == -np.inf).all(-1))
+    if len(empty):
+        if u.size:
+            found = "" if not shape else rf" at \[{', '.join(map(str, empty[0]))}\]"
+            with pytest.raises(ValueError, match=rf"the row of logits{found} has no class to draw: all are -inf"):
+                fs.categorical(x, axis, uniforms=u, **options)
+        return
+    got = np.asarray(fs.categorical(x, axis, uniforms=u, **options))
+    assert got.shape == (*size, *shape)
+    for index in np.ndindex(got.shape):
+        row = rows[index[len(size) :]]
+        p = np.exp(row - row.max())
+        ends = p.cumsum() / p.sum()
+        k = got[index]
+        assert np.isfinite(row[k])
+        assert (ends[k - 1] if k else 0) - 2e-6 <= u[index] <= ends[k] + 2e-6
+        if u[index] == 0:
+            assert (row[:k] < row.max() - 80).all()  # what lies before has terms that round to 0
 
 
 def test_inputs_are_not_written_to():
@@ -514,6 +677,81 @@ def test_draws_from_filtered_logits(dtype):
             np.testing.assert_array_equal(got, expected)
 
 
+LONG_FILTERS = [
+    {"top_k": 50},
+    {"top_k": 1000, "top_p": 0.5},
+    {"top_k": LISTED + 999},
+    {"top_k": LISTED + 999, "top_p": 0.99999},
+    {"top_k": LISTED + 999, "top_p": 0.5, "min_p": 1e-4},
+    {"top_k": 10**6},
+    {"top_p": 0.3},
+    {"top_p": 1 - 1e-9},
+    {"min_p": 1e-9},
+    {"min_p": 0.01, "temperature": 0.5},
+]
+"""Of a row of more classes than are listed: few are kept, or more than are listed."""
+
+
+def long_row(dtype, classes, ties):
+    x = 1.5 * np.random.default_rng(classes).standard_normal(classes)
+    x[::7] = -np.inf
+    return (np.round(x * 4) / 4 if ties else x).astype(dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("options", LONG_FILTERS, ids=str)
+@pytest.mark.parametrize("ties", [False, True])
+def test_filters_of_long_rows(dtype, options, ties):
+    """Against a literal sort, also into the row itself; the draws are those from the filtered logits.
+
+    The margin is smaller than the roundings only where many classes of tiny probability are kept.
+    """
+    for classes in (LISTED + 1, 300_001):
+        x = long_row(dtype, classes, ties)
+        got = fs.filter_logits(x, **options)
+        kept, margin = literal(x, **options)
+        if margin > (
+            1e-6 if dtype == np.float32 else 1e-14
+        ):  # else roundings decide about some of the last classes
+            np.testing.assert_array_equal(got, np.where(kept, x, -np.inf))
+        assert margin > 1e-8 or np.isfinite(got).sum() > LISTED // 2
+        assert abs(np.isfinite(got).sum() - np.isfinite(x[kept]).sum()) < 0.01 * classes
+        u = np.r_[0, LAST, np.random.default_rng(0).random(30)]
+        for size in (2, 32):  # without and with a table
+            drawn = fs.categorical(x, uniforms=u[:size], size=size, **options)
+            scaled = {"temperature": options.get("temperature", 1.0)}
+            expected = fs.categorical(got, uniforms=u[:size], size=size, **scaled)
+            assert np.isfinite(got[drawn]).all()
+            # A list and a row with -inf are added in another order.
+            assert np.count_nonzero(drawn != expected) <= (0 if np.isfinite(got).sum() > LISTED else 2)
+        given = {"uniforms": u[:3], "size": 3, "replace": False}
+        different = fs.categorical(x, **given, **options)
+        assert len(set(different)) == 3
+        assert np.isfinite(got[different]).all()
+        ragged = fs.segment_categorical(np.r_[x, x[:5]], [0, classes, classes + 5], rng=3, size=2, **options)
+        numbers = np.random.default_rng(3).random((2, 2))[:, 0]
+        np.testing.assert_array_equal(ragged[:, 0], fs.categorical(x, uniforms=numbers, size=2, **options))
+        fs.filter_logits(x, out=x, **options)
+        np.testing.assert_array_equal(x, got)
+
+
+@every_dtype
+def test_a_long_row_of_few_values(dtype):
+    """Every sample of its logits is full of ties; sorted rows, and rows with a single class above -inf."""
+    x = np.zeros(400_000, dtype)
+    kept = np.isfinite(fs.filter_logits(x, top_p=0.6))
+    np.testing.assert_array_equal(kept, np.arange(x.size) < 240_000)
+    np.testing.assert_array_equal(np.isfinite(fs.filter_logits(x, top_k=300_000)), np.arange(x.size) < 300_000)
+    assert fs.categorical(x, uniforms=LAST, top_p=0.6) == 239_999
+    x[:] = -np.inf
+    x[333_333] = 2
+    for options in LONG_FILTERS:
+        assert np.flatnonzero(np.isfinite(fs.filter_logits(x, **options))) == [333_333]
+    x = np.linspace(0, 10, 400_000).astype(dtype)
+    for row in (x, x[::-1]):
+        np.testing.assert_array_equal(np.isfinite(fs.filter_logits(row, top_k=200_000)), row > np.sort(x)[199_999])
+
+
 @every_dtype
 def test_rows_without_a_softmax(dtype):
     x = np.zeros((5, 300), dtype)
@@ -661,9 +899,13 @@ def test_huge_options():
 
 
 def test_the_memory_of_a_thread():
-    """Within 4 MB for the vocabularies of language models, without filters none."""
-    room = arguments.room_for(np.dtype(np.float32), 151_936, filtered=True)()
-    assert room.nbytes < 4 << 20
+    """Within 4 MB with filters, without them none. Draws without replacement change a copy of the row."""
+    for dtype in map(np.dtype, cases.DTYPES):
+        for classes in (1, 151_936, LISTED, LISTED + 1, 1 << 18, 10**7):
+            for tabled in (False, classes <= 1 << 18):
+                assert arguments.room_for(dtype, classes, filtered=True, tabled=tabled)().nbytes < 4 << 20
+            whole = arguments.room_for(dtype, classes, filtered=True, replace=False)().nbytes
+            assert whole < (4 << 20) + classes * dtype.itemsize
     assert arguments.room_for(np.dtype(np.float64), 10**7, filtered=False)().size == 0
 
 
@@ -723,3 +965,43 @@ def test_errors_take_numbers_once_or_not_at_all():
             fs.categorical(np.array([[0, 1.0], [0, np.nan]]), rng=generator)
         twin.random(2)
         assert generator.bit_generator.state == twin.bit_generator.state
+
+
+# --- speed ----------------------------------------------------------------------------------------------------
+
+
+def best(call, count):
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize(
+    ("shape", "options", "bound"),
+    [
+        ((10_000, 1000), {}, 1.5),
+        ((64, 151_936), {}, 1.5),
+        ((1_000_000, 10), {}, 2.5),
+        ((64, 151_936), {"top_k": 50, "top_p": 0.9}, 3.0),
+        ((64, 151_936), {"top_p": 0.9}, 12.0),
+    ],
+    ids=str,
+)
+def test_a_draw_costs_little_more_than_a_logsumexp(shape, options, bound):
+    """At most so many times its time; half as much again for other programs on the machine."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape, np.float32)
+    with fs.threads(1):
+        ours = best(lambda: fs.categorical(x, rng=rng, **options), 5)
+        assert ours < 1.5 * bound * best(lambda: fs.logsumexp(x), 5)
+
+
+@pytest.mark.timed
+def test_a_small_draw():
+    """Under 3 us; half as much again for other programs on the machine."""
+    x, rng = np.zeros((1, 10), np.float32), np.random.default_rng(0)
+    assert best(lambda: [fs.categorical(x, rng=rng) for _ in range(1000)], 9) < 1.5 * 3e-6 * 1000

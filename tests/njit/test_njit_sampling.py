@@ -49,6 +49,20 @@ def test_segments(dtype):
     np.testing.assert_array_equal(call(x, indptr, u), call.py_func(x, indptr, u))
 
 
+@pytest.mark.parametrize("size", [2, 20])
+def test_filters_of_long_rows(size):
+    """The working memory is that of the function, also for rows of more classes than are listed."""
+
+    @njit
+    def call(x, u, size, top_p, replace):
+        return fs.categorical(x, uniforms=u, size=size, top_p=top_p, replace=replace)
+
+    x, u = np.random.default_rng(1).standard_normal(200_000), np.random.default_rng(2).random(size)
+    for top_p, replace in ((0.9, True), (1 - 1e-9, True), (1 - 1e-9, False)):
+        given = x, u, size, top_p, replace
+        np.testing.assert_array_equal(call(*given), call.py_func(*given))
+
+
 def test_errors_of_values():
     @njit
     def call(x, u, top_k, top_p, size, replace):

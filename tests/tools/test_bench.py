@@ -959,6 +959,22 @@ def test_multinomial_regression_beside_scikit_learn(monkeypatch):
     assert (up[0] - down[0]) / 2e-5 == pytest.approx(regression.objective(flat)[1] @ along, rel=1e-8)
 
 
+def test_draws_beside_the_peers(monkeypatch):
+    """Every case on few rows: the classes of all libraries have the same mean, or there is an error."""
+    script = imported("sampling", monkeypatch)
+    small = tuple((case, (40, min(shape[1], 90)), min(count, 60)) for case, shape, count in script.CASES[3:])
+    lines = script.table(small, 0.01).splitlines()
+    assert len(lines) == 2 + len(small)
+    assert all(line.count("|") == 5 + len(script.PEERS) for line in lines)
+    for line, (case, _, count) in zip(lines[2:], small, strict=True):
+        assert line.startswith(f"| {script.TITLES[case].format(count)} | 40 x ")
+        cells = dict(zip(script.PEERS, line.split("|")[5:], strict=False))
+        assert " x)" in cells[script.GUMBEL if case == script.DIFFERENT else script.SUMS]
+    one = script.calls_of(script.ONE, (50, 8), 1)
+    with pytest.raises(DisagreementError, match="another mean"):
+        script._agree(script.ONE, "a", one[script.OURS](), np.zeros(50, int))
+
+
 def test_benchmarks_directory_shows_the_cases(monkeypatch):
     """benchmarks/test_speed.py, as pytest would import it."""
     pytest.importorskip("pytest_benchmark")
@@ -985,7 +1001,19 @@ def test_a_disturbed_row_is_measured_again(monkeypatch):
 
 @pytest.mark.parametrize(
     "script",
-    ["accuracy", "cluster", "linear", "operators", "regression", "report", "segments", "streaming", "ufuncs"],
+    [
+        "accuracy",
+        "cluster",
+        "linear",
+        "operators",
+        "regression",
+        "report",
+        "sampling",
+        "scaling",
+        "segments",
+        "streaming",
+        "ufuncs",
+    ],
 )
 def test_scripts_start(script):
     """The scripts that make the tables find all modules that they import."""

@@ -50,7 +50,7 @@ def binary_cross_entropy(
         If the shapes do not fit, for a target that is not from 0 to 1 (the message names its place), unless its
         weight is 0, and for an unknown reduction.
     TypeError
-        For dtypes that are not real numbers, and for Dask arrays.
+        For dtypes that are not real numbers.
 
     See Also
     --------
@@ -285,7 +285,7 @@ def binary_focal_loss(
         If the shapes do not fit, for a target that is not from 0 to 1 (the message names its place), unless its
         weight is 0, for a `gamma` or an `alpha` that is out of range, and for an unknown reduction.
     TypeError
-        For dtypes that are not real numbers, and for Dask arrays.
+        For dtypes that are not real numbers.
 
     See Also
     --------

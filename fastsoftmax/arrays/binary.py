@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._spec import FUNCTIONS
-from fastsoftmax._vectors import CHUNK, CURVATURE, LOSS
+from fastsoftmax._spec import ENTRIES, FUNCTIONS, Function
+from fastsoftmax._vectors import CHUNK, CURVATURE, GRADIENT, LOSS
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     UNSHARED,
@@ -36,10 +36,10 @@ from fastsoftmax.arrays.weights import (
     count_divisor,
     inverse_of,
     joined,
-    joined_divisor,
-    normal_divisor,
+    joined_weights,
     part_of_weight,
     quotient,
+    repeated_divisor,
     scaled,
     total,
 )
@@ -61,6 +61,13 @@ class BinaryOptions(NamedTuple):
     gamma: float = 0.0
     alpha: Any = None
     reduction: str = MEAN
+
+
+def derivative_order(function: Function) -> int:
+    """What the kernel computes for a public function: `LOSS`, `GRADIENT` or `CURVATURE`."""
+    if function.name.endswith("_hessian_diag"):
+        return CURVATURE
+    return LOSS if function.result == (ENTRIES,) else GRADIENT
 
 
 def _pieces(array: Array, start: int, stop: int, at: int = 0) -> Iterator[tuple[Array, int]]:
@@ -174,13 +181,36 @@ def _run_converting(
                 one.put(values, begin, end)
 
 
-class _Entries:
-    """The arrays of one call, checked, with their axes in the order of the logits in memory."""
+def sum_of_weights(weights: Array, dtype: np.dtype[Any]) -> Array:
+    """The sum of weights in the dtype of the computation, as a `SUM`."""
+    step, parts, source = TOGETHER * CHUNK, [], _Source(weights, dtype)
+    room = np.empty(step, dtype)
+    with np.errstate(all="ignore"):
+        for start in range(0, weights.size, step):
+            part = source.part(start, min(start + step, weights.size), room)
+            parts.append(part_of_weight(part, 0))
+    return joined_weights(np.array(parts, SUM))
 
-    def __init__(self, function: str, logits: Any, targets: Any, options: BinaryOptions) -> None:
+
+class Entries:
+    """The arrays of one call, checked, with their axes in the order of the logits in memory.
+
+    `divisor` is that of the mean; by default it follows from the options. `origin` is the place of the first entry
+    among those of the user, for messages.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        logits: Any,
+        targets: Any,
+        options: BinaryOptions,
+        divisor: Divisor | None = None,
+        origin: tuple[int, ...] = (),
+    ) -> None:
         x = real_array(function, "logits", logits)
         t = real_array(function, "targets", targets)
-        self.function, self.shape, self.size = function, x.shape, x.size
+        self.function, self.shape, self.size, self.origin = function, x.shape, x.size, origin
         if t.shape != x.shape:
             raise ValueError(
                 f"{named(function, 'targets')} has shape {t.shape}, expected that of logits, {x.shape}"
@@ -192,7 +222,7 @@ class _Entries:
         self.x, self.targets = self._in_order(x), self._in_order(t)
         weights = self._weights("sample_weight", options.sample_weight)
         positive = self._weights("pos_weight", options.pos_weight)
-        self.divisor = self._divisor(weights)
+        self.divisor = self._divisor(weights) if divisor is None else divisor
         self.positive = self._spread(positive, 0)
         self.weights = self._spread(weights, -self.divisor.exponent if self.mean else 0)
 
@@ -225,25 +255,7 @@ class _Entries:
         """The divisor of the mean: the sum of the weights of all entries, each repeated as often as it is used."""
         if not self.mean or weights is None:
             return count_divisor(self.size)
-        step, parts, source = TOGETHER * CHUNK, [], _Source(weights, self.dtype)
-        room = np.empty(step, self.dtype)
-        with np.errstate(all="ignore"):
-            for start in range(0, weights.size, step):
-                part = source.part(start, min(start + step, weights.size), room)
-                parts.append(part_of_weight(part, 0))
-        whole = joined_divisor(np.array(parts, SUM), max(weights.size, 1))
-        times, rest = divmod(self.size, max(weights.size, 1))
-        if times == 1 or rest or not math.isfinite(whole.value):
-            return whole
-        from fractions import Fraction  # here, because its import takes longer than that of this package
-
-        sum_ = joined(np.array(parts, SUM))
-        high, low, exponent = float(sum_["high"]), float(sum_["low"]), int(sum_["exponent"])
-        if not math.isfinite(high):  # but the divisor is finite
-            high, low, exponent = whole.value, 0.0, whole.exponent
-        down = times.bit_length() if abs(high) > 1 else 0
-        value = (Fraction(high) + Fraction(low)) * times / (1 << down)
-        return Divisor(*normal_divisor(float(value), exponent + down, float(self.size)))
+        return repeated_divisor(sum_of_weights(weights, self.dtype), weights.size, self.size)
 
     def result(self, out: Any, dtype: np.dtype[Any]) -> tuple[Array, Array]:
         """What the user gets, and the array that is written, which is another one if `out` overlaps an input."""
@@ -279,13 +291,14 @@ class _Entries:
 
     def _refuse(self, entry_number: int) -> None:
         place = np.unravel_index(entry_number, self.targets.shape)
-        where = ", ".join(str(int(place[self.order.index(a)])) for a in range(len(self.shape)))
+        origin = self.origin or (0,) * len(self.shape)
+        where = ", ".join(str(int(place[self.order.index(a)]) + first) for a, first in enumerate(origin))
         prefix = named(self.function, "targets")
         raise ValueError(f"{prefix}[{where}] is {self.targets[place]}, expected a number from 0 to 1")
 
 
-def _constants(entries: _Entries, options: BinaryOptions) -> tuple[str, tuple[Any, ...], int]:
-    """The kernel, its options and the work of an entry."""
+def constants(entries: Entries, options: BinaryOptions) -> tuple[str, tuple[Any, ...], int]:
+    """The kernel, its options and the work of an entry; the errors of options that are numbers."""
     function, kind = entries.function, entries.dtype.type
     family, work = FUNCTIONS[function].family, WORK["binary entropy"]
     smoothing = LossOptions(label_smoothing=options.label_smoothing).smoothing(function)
@@ -347,17 +360,26 @@ def _small(order: int, logits: Any, targets: Any, options: BinaryOptions) -> tup
     return quotient(whole, Divisor(float(count)), dtype), _scalar(slope)
 
 
-def binary_loss(function: str, order: int, logits: Any, targets: Any, options: BinaryOptions, out: Any) -> Any:
-    """The losses and derivatives of a public function: (loss, gradient or second derivative or None)."""
-    if out is None and (small := _small(order, logits, targets, options)) is not None:
-        return small
-    if backend_for(logits, targets, *options):
-        raise TypeError(f"{function}: Dask arrays are not supported; pass their chunks to dask.array.map_blocks")
-    entries = _Entries(function, logits, targets, options)
-    name, constants, work = _constants(entries, options)
+class Found(NamedTuple):
+    """What a kernel found: the losses of the entries if they are wanted, a derivative, and the sums of chunks."""
+
+    losses: Any
+    slope: Any
+    sums: Array
+
+    def sum(self) -> Array:
+        """The sum of all losses, as a `SUM`."""
+        parts = np.zeros(len(self.sums), SUM)
+        parts["high"], parts["low"] = self.sums[:, 0], self.sums[:, 1]
+        return joined(parts)
+
+
+def compute(entries: Entries, order: int, options: BinaryOptions, out: Any = None) -> Found:
+    """The losses of all entries, and a derivative."""
+    name, numbers, work = constants(entries, options)
     unreduced = options.reduction == "none" and order != CURVATURE
     if out is not None and order != LOSS:
-        check_out(function, out, entries.shape, entries.result_dtype)
+        check_out(entries.function, out, entries.shape, entries.result_dtype)
         entries.check_targets()
     scale = LossOptions(reduction=options.reduction).scale(entries.divisor, entries.dtype)
     losses, loss_memory = entries.result(None, entries.result_dtype) if unreduced else (None, None)
@@ -367,7 +389,7 @@ def binary_loss(function: str, order: int, logits: Any, targets: Any, options: B
     sources = [_Source(entries.x, entries.dtype), _Source(entries.targets, entries.dtype)]
     sources += [entries.positive, entries.weights]
     written = [_Target(loss_memory, entries.dtype), _Target(memory, entries.dtype)]
-    kernel, arguments = entry(name), (sums.reshape(-1), order, *constants, *scale)
+    kernel, arguments = entry(name), (sums.reshape(-1), order, *numbers, *scale)
     flats = [*(one.flat for one in sources), *(one.flat for one in written)]
     room = lambda: NO_ROOM[entries.dtype]  # noqa: E731
     if all(flat is not None for flat in flats):
@@ -379,6 +401,18 @@ def binary_loss(function: str, order: int, logits: Any, targets: Any, options: B
         entries.check_targets()
     if slope is not None and memory is not None and out is not None and not np.may_share_memory(memory, out):
         np.copyto(entries._in_order(out), memory)
+    return Found(losses, slope, sums)
+
+
+def binary_loss(function: str, order: int, logits: Any, targets: Any, options: BinaryOptions, out: Any) -> Any:
+    """The losses and derivatives of a public function: (loss, gradient or second derivative or None)."""
+    if out is None and (small := _small(order, logits, targets, options)) is not None:
+        return small
+    if backend := backend_for(logits, targets, *options):
+        found = backend(function, logits, targets, axis=None, out=out, options=options)
+        return found if type(found) is tuple else (found, found)
+    entries = Entries(function, logits, targets, options)
+    losses, slope, sums = compute(entries, order, options, out)
     return _reduced(entries, losses, sums, options), _scalar(slope)
 
 
@@ -386,7 +420,7 @@ def _scalar(array: Any) -> Any:
     return array[()] if array is not None and array.ndim == 0 else array
 
 
-def _reduced(entries: _Entries, losses: Any, sums: Array, options: BinaryOptions) -> Any:
+def _reduced(entries: Entries, losses: Any, sums: Array, options: BinaryOptions) -> Any:
     """The loss after the reduction."""
     if options.reduction == "none":
         return _scalar(losses)

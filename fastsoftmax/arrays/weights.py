@@ -106,15 +106,37 @@ def joined_loss(parts: Array, divisor: Divisor | None, dtype: np.dtype[Any]) -> 
     return quotient(float(whole["high"] + whole["low"]), divisor, dtype)
 
 
-def joined_divisor(parts: Array, rows: int) -> Divisor:
-    """The divisor of a mean over so many rows, from the results of `part_of_weight`."""
+def joined_weights(parts: Array) -> Array:
+    """The sum of results of `part_of_weight`, as a `SUM`, whose number is finite if all of theirs are."""
     whole = joined(parts)
     if np.isinf(whole["high"]) and np.isfinite(parts["high"]).all():
         smaller = parts.copy()
         smaller["high"], smaller["low"] = np.ldexp(parts["high"], -ROOM), np.ldexp(parts["low"], -ROOM)
         smaller["exponent"] += ROOM
         whole = joined(smaller)
+    return whole
+
+
+def joined_divisor(parts: Array, rows: int) -> Divisor:
+    """The divisor of a mean over so many rows, from the results of `part_of_weight`."""
+    whole = joined_weights(parts)
     return Divisor(*normal_divisor(float(whole["high"] + whole["low"]), int(whole["exponent"]), float(rows)))
+
+
+def repeated_divisor(whole: Array, weights: int, entries: int) -> Divisor:
+    """The divisor of a mean over entries that share so many weights; `whole` is their sum, as a `SUM`.
+
+    Every weight is used equally often.
+    """
+    times = entries // max(weights, 1)
+    high, low, exponent = float(whole["high"]), float(whole["low"]), int(whole["exponent"])
+    if times == 1 or not math.isfinite(high):
+        return Divisor(*normal_divisor(high + low, exponent, float(max(weights, 1))))
+    from fractions import Fraction  # here, because its import takes longer than that of this package
+
+    down = times.bit_length() if abs(high) > 1 else 0
+    value = (Fraction(high) + Fraction(low)) * times / (1 << down)
+    return Divisor(*normal_divisor(float(value), exponent + down, float(entries)))
 
 
 def _filled(array: Array, before: Array) -> Array:

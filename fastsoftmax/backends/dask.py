@@ -11,6 +11,8 @@ rows in pieces
     task holds more than one chunk of each array. Functions without `pieces` in `fastsoftmax._spec`, and losses
     with a z-loss or capped logits, first bring the classes of a row into one chunk.
 
+Losses of single logits have no rows that could be cut: a task computes the entries of a chunk.
+
 Functions of features and weights take features that are cut over the rows, and weights in memory. Each task has
 the logits of its rows only, and sums over the rows are added up in a tree.
 
@@ -25,9 +27,9 @@ import dask.array as da
 import numpy as np
 from dask import delayed
 
-from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, Function
+from fastsoftmax._spec import ENTRIES, FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, Function
 from fastsoftmax.api import activations, derivatives, entropy, sampling, statistics
-from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays import binary, long_rows
 from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array, stand_in
 from fastsoftmax.arrays.linear import (
     Linear,
@@ -56,11 +58,14 @@ from fastsoftmax.arrays.weights import (
     SUM,
     Divisor,
     converted,
+    count_divisor,
     joined,
     joined_divisor,
     joined_loss,
+    joined_weights,
     normalized,
     part_of_sum,
+    repeated_divisor,
 )
 
 Lazy = Any  # dask.array.Array, for which Dask has no types
@@ -188,12 +193,24 @@ def _item(results: Any, place: int) -> Any:
 
 
 def _items(both: Lazy, *results: tuple[tuple[int, ...], Any]) -> tuple[Lazy, ...]:
-    """The results of tasks that return several, each with its index and dtype; whole rows only."""
+    """The results of tasks that return several, each with its index and dtype; whole rows only.
+
+    A `SUM` has length 1 along the axes of its index.
+    """
     every = tuple(range(both.ndim))
 
     def item(place: int, index: tuple[int, ...], kind: Any) -> Lazy:
-        meta = np.empty((0,) * len(index), kind)
-        return da.blockwise(_item, index, both, every, place=place, dtype=kind, meta=meta, align_arrays=False)
+        return da.blockwise(
+            _item,
+            index,
+            both,
+            every,
+            place=place,
+            adjust_chunks=dict.fromkeys(index, 1) if kind == SUM else None,
+            dtype=kind,
+            meta=np.empty((0,) * len(index), kind),
+            align_arrays=False,
+        )
 
     return tuple(item(place, *result) for place, result in enumerate(results))
 
@@ -545,14 +562,20 @@ def _divided_blocks(
 def _whole_loss(losses: Lazy, divisor: Any, dtype: Any) -> Lazy:
     """The mean or the sum of the losses of all rows."""
     rows = tuple(range(losses.ndim))
-    parts = _joined(_blocks(_part_of_sum, rows, SUM, losses, rows, grid=dict.fromkeys(rows, 1)))
-    return _divided_blocks(divisor, joined_loss, (), dtype, parts, rows, dtype=dtype)
+    return _quotient(_blocks(_part_of_sum, rows, SUM, losses, rows, grid=dict.fromkeys(rows, 1)), divisor, dtype)
+
+
+def _quotient(parts: Lazy, divisor: Any, dtype: Any) -> Lazy:
+    """The mean or the sum of losses of which the parts are a `SUM` each."""
+    rows = tuple(range(parts.ndim))
+    return _divided_blocks(divisor, joined_loss, (), dtype, _joined(parts), rows, dtype=dtype)
 
 
 def _counted_divisor(request: "_Request", count: int, labels: Lazy, rows: tuple[int, ...], *weights: Any) -> Lazy:
     """The divisor of a mean that depends on labels or weights of the rows."""
     grid = dict.fromkeys(rows, 1)
-    parts = _joined(_blocks(_counted, rows, SUM, labels, rows, *weights, grid=grid, request=request))
+    found = _blocks(_counted, rows, SUM, labels, rows, *weights, grid=grid, request=request)
+    parts = _joined(found, joined_weights)
     return _blocks(_joined_divisor, (), _DIVISOR, parts, rows, rows=count)
 
 
@@ -675,13 +698,14 @@ def _part_of_sum(losses: Array) -> Array:
     return part_of_sum(losses).reshape((1,) * losses.ndim)
 
 
-def _join(parts: Array, axis: Any, keepdims: bool) -> Array:
-    return joined(parts).reshape((1,) * parts.ndim)
+def _join(parts: Array, axis: Any, keepdims: bool, join: Any) -> Array:
+    whole: Array = join(parts)
+    return whole.reshape((1,) * parts.ndim)
 
 
-def _joined(parts: Lazy) -> Lazy:
+def _joined(parts: Lazy, join: Any = joined) -> Lazy:
     """The sum of all parts of a sum over the rows."""
-    return _tree(parts, _join, tuple(range(parts.ndim))) if parts.ndim else parts
+    return _tree(parts, partial(_join, join=join), tuple(range(parts.ndim))) if parts.ndim else parts
 
 
 def _joined_divisor(parts: Array, rows: int) -> Array:
@@ -989,6 +1013,87 @@ def _curvature(
     return loss.back(loss.blocks(_scaled, every, dtype, value, every, plan, loss.rows, dtype=dtype))
 
 
+# --- losses of single logits ----------------------------------------------------------------------------------
+
+
+def _factors(x: Lazy, weights: Lazy) -> Lazy:
+    """Weights that broadcast to the logits, cut as they are; None stays None."""
+    if weights is None:
+        return None
+    cuts = zip(x.chunks[x.ndim - weights.ndim :], weights.shape, strict=True)
+    return weights.rechunk(tuple(sizes if n > 1 else (n,) for sizes, n in cuts))
+
+
+def _sum_of_weights(weights: Array, dtype: Any) -> Array:
+    return binary.sum_of_weights(np.asarray(weights), dtype).reshape((1,) * np.ndim(weights))
+
+
+def _repeated_divisor(whole: Array, weights: int, entries: int) -> Array:
+    return np.array(repeated_divisor(whole.reshape(()), weights, entries), _DIVISOR)
+
+
+def _entry_divisor(x: Lazy, weights: Lazy, dtype: Any) -> Any:
+    """The divisor of the mean over all entries."""
+    if weights is None:
+        return count_divisor(x.size)
+    index = tuple(range(weights.ndim))
+    parts = _blocks(_sum_of_weights, index, SUM, weights, index, grid=dict.fromkeys(index, 1), dtype=dtype)
+    whole, sizes = _joined(parts, joined_weights), {"weights": weights.size, "entries": x.size}
+    return _blocks(_repeated_divisor, (), _DIVISOR, whole, index, **sizes)
+
+
+def _starts(x: Lazy) -> list[Any]:
+    """Where the chunks begin along each axis, an array and its index for each."""
+    starts = [np.cumsum((0, *sizes[:-1])) for sizes in x.chunks]
+    return [item for axis, one in enumerate(starts) for item in (da.from_array(one, chunks=1), (axis,))]
+
+
+def _entries(
+    x: Array, targets: Array, positive: Any, weights: Any, *rest: Any, function: str, options: Any
+) -> Any:
+    """The losses of the entries of a chunk, or their sum, and a derivative.
+
+    `rest` has the place of the chunk along each axis, and the divisor of the mean.
+    """
+    *starts, divisor = rest
+    options = options._replace(pos_weight=positive, sample_weight=weights)
+    origin = tuple(int(start[0]) for start in starts)
+    order = binary.derivative_order(FUNCTIONS[function])
+    found = binary.compute(binary.Entries(function, x, targets, options, divisor, origin), order, options)
+    losses = found.sum().reshape((1,) * np.ndim(x)) if found.losses is None else found.losses
+    results = {ENTRIES: losses, LIKE: found.slope}
+    return tuple(results[kind] for kind in FUNCTIONS[function].result)
+
+
+def _binary(function: Function, logits: Any, targets: Any, *, axis: Any, out: Any, options: Any) -> Any:
+    """A loss of single logits, its gradient, both, or its second derivative."""
+    name = function.name
+    x = _main(name, "logits", logits, targets)
+    every = tuple(range(x.ndim))
+    targets = _array(name, "targets", targets, x.chunks if np.shape(targets) == x.shape else -1)
+    positive = None if options.pos_weight is None else _array(name, "pos_weight", options.pos_weight)
+    weights = None if options.sample_weight is None else _array(name, "sample_weight", options.sample_weight)
+    every_array = (x, targets, positive, weights)
+    x_, t_, positive_, weights_ = [None if a is None else stand_in(a.shape, a.dtype) for a in every_array]
+    checks = options._replace(pos_weight=positive_, sample_weight=weights_)
+    checked = binary.Entries(name, x_, t_, checks, Divisor(1.0))
+    binary.constants(checked, options)
+    _refuse_out(name, out)
+    positive, weights = _factors(x, positive), _factors(x, weights)
+    divisor = _entry_divisor(x, weights, checked.dtype) if options.reduction == "mean" else None
+    arrays = [x, every, targets.rechunk(x.chunks), every]
+    for one in (positive, weights):
+        arrays += [one, None if one is None else every[x.ndim - one.ndim :]]
+    kind, unreduced = checked.result_dtype, options.reduction == "none"
+    keywords = {"function": name, "options": options._replace(pos_weight=None, sample_weight=None)}
+    both = _divided_blocks(divisor, _entries, every, kind, *arrays, *_starts(x), **keywords)
+    kinds = {ENTRIES: kind if unreduced else SUM, LIKE: kind}
+    results = list(_items(both, *[(every, kinds[result]) for result in function.result]))
+    if kinds[function.result[0]] == SUM:
+        results[0] = _quotient(results[0], divisor, kind)
+    return results[0] if len(results) == 1 else tuple(results)
+
+
 # --- random draws ---------------------------------------------------------------------------------------------
 
 
@@ -1252,6 +1357,8 @@ _FAMILIES: dict[str, Callable[..., Any]] = {
     "divergence": _loss,
     "focal": _loss,
     "focal curvature": _curvature,
+    "binary entropy": _binary,
+    "binary focal": _binary,
     "curvature": _curvature,
     "draws": _draws,
     "filters": _filtered,

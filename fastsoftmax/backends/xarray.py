@@ -10,7 +10,7 @@ from typing import Any
 
 import xarray as xr
 
-from fastsoftmax._spec import CLASSES, FUNCTIONS, LABELS, LIKE, LOSS, ROWS, SQUARE, TARGETS
+from fastsoftmax._spec import CLASSES, ENTRIES, FUNCTIONS, LABELS, LIKE, LOSS, ROWS, SQUARE, TARGETS
 from fastsoftmax.arrays.blocks import named
 from fastsoftmax.backends.calls import arguments_of, public
 
@@ -98,7 +98,17 @@ class _Labelled:
             ) from error
         if key == "where":
             return one.broadcast_like(self.x).transpose(*self.x.dims).data
+        if key in ("pos_weight", "sample_weight") and FUNCTIONS[self.name].is_elementwise:
+            return self._spread(key, one)
         return one.transpose(*self._dims_of(key, one)).data
+
+    def _spread(self, key: str, one: xr.DataArray) -> Any:
+        """An argument with some of the dimensions, with length 1 along the others."""
+        if not set(one.dims) <= set(self.x.dims):
+            prefix = named(self.name, key)
+            raise ValueError(f"{prefix} has the dimensions {one.dims}, expected some of {self.x.dims}")
+        places = tuple(slice(None) if dim in one.dims else None for dim in self.x.dims)
+        return one.transpose(*(dim for dim in self.x.dims if dim in one.dims)).data[places]
 
     def result(self) -> Any:
         """The result of the call, with dimensions and coordinates."""
@@ -131,7 +141,7 @@ class _Labelled:
             return (*self.row_dims, *self.axes, second)
         if kind == CLASSES:
             return (*self._drawn(), *self.row_dims)
-        if kind == LOSS and self.given.get("reduction", "mean") != "none":
+        if kind in (ENTRIES, LOSS) and self.given.get("reduction", "mean") != "none":
             return ()
         return self.row_dims
 

@@ -10,7 +10,8 @@ from numba import types
 from numba.core.errors import TypingError
 
 from fastsoftmax._spec import ENTRIES
-from fastsoftmax._vectors import CHUNK, CURVATURE, GRADIENT, LOSS
+from fastsoftmax._vectors import CHUNK
+from fastsoftmax.arrays.binary import derivative_order
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
@@ -194,10 +195,10 @@ def binary(call: Call) -> Built:
     kind = KINDS[dtype]
     same_ndim(call, call.names[1])
     reduction = literal_reduction(function, call["reduction"])
-    mean, curve = reduction == "mean", function.endswith("_hessian_diag")
+    mean = reduction == "mean"
     sampled = not absent(call["sample_weight"])
     result = call.function.result
-    order_flag = CURVATURE if curve else LOSS if result == (ENTRIES,) else GRADIENT
+    order_flag = derivative_order(call.function)
     kernel, plain = call.kernel(), external("binary.cross_entropy")
     focus, numbers = gamma_of(call, kind), _numbers(call, kind)
     check_shape, check_targets = check_same(function, call.names[1], name), _target_check(call, x, kind)

@@ -378,6 +378,124 @@ def test_confident_rows_in_pieces(record):
     record("its gradient in pieces", np.float32, oracle.wide_error(slope.compute(), exact).max(), 4)
 
 
+# --- losses of single logits ----------------------------------------------------------------------------------
+
+BINARY = ("binary_cross_entropy", "binary_focal_loss")
+BINARY_OPTIONS = {
+    "binary_cross_entropy": [{}, {"label_smoothing": 0.1, "pos_weight": np.linspace(0.5, 3, 11)}],
+    "binary_focal_loss": [{"gamma": 0.0}, {"gamma": 1.5, "alpha": 0.3}],
+}
+BINARY_WEIGHTS = {
+    "none": None,
+    "one": 0.7,
+    "of a column": np.arange(11.0) % 4,
+    "of a row": np.linspace(1, 2, 30).reshape(6, 5, 1),
+    "of an entry": np.random.default_rng(4).random(SHAPE),
+    "huge": np.full(SHAPE, 1e308),
+    "tiny": np.full(11, 1e-300),
+    "zero": np.zeros((5, 1)),
+}
+
+
+def binary_targets(shape, dtype=np.float64):
+    return np.random.default_rng(sum(shape)).random(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("ending", ["", "_grad", "_with_grad", "_hessian_diag"])
+@pytest.mark.parametrize("weight", usually(BINARY_WEIGHTS, ["none", "of a column", "huge"]))
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_losses_have_the_bits_of_memory(name, weight, ending):
+    """Chunks of any shape; weights keep their shape; the chunks of targets and weights may be others."""
+    x, t, weight = logits(np.float64), binary_targets(SHAPE), BINARY_WEIGHTS[weight]
+    lazy, function = da.from_array(x, chunks=(4, 2, 3)), getattr(fs, name + ending)
+    cut = da.from_array(weight, chunks=2) if isinstance(weight, np.ndarray) else weight
+    for options in BINARY_OPTIONS[name]:
+        for reduction in ("mean", "sum", "none"):
+            options = {**options, "reduction": reduction}
+            expected = function(x, t, sample_weight=weight, **options)
+            for targets, weights in ((t, weight), (da.from_array(t, chunks=5), cut)):
+                found = function(lazy, targets, sample_weight=weights, **options)
+                pairs = zip(found, expected, strict=True) if ending == "_with_grad" else [(found, expected)]
+                for one, other in pairs:
+                    compare(one, other, True)
+                    if one.ndim:
+                        assert one.chunks == lazy.chunks
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2", "i4", ">f8"])
+@pytest.mark.parametrize("shape", [(), (7,), (0, 4), (40, 70)])
+def test_binary_losses_of_every_dtype_and_shape(shape, dtype):
+    x, t = np.asarray(logits(shape=shape)).astype(dtype), binary_targets(shape) < 0.4
+    with np.errstate(all="ignore"):
+        for name in BINARY:
+            for lazy, targets in (
+                (da.from_array(x, chunks=3), t),
+                (x, da.from_array(t, chunks=(30, 30)[: len(shape)])),
+            ):
+                found = getattr(fs, f"{name}_with_grad")(lazy, targets, sample_weight=0.5)
+                for one, other in zip(
+                    found, getattr(fs, f"{name}_with_grad")(x, t, sample_weight=0.5), strict=True
+                ):
+                    compare(one, other, True)
+
+
+def test_float16_losses_of_entries_are_rounded_once():
+    """As in memory: each loss is rounded if it is returned, and else only their sum."""
+    x = da.full(60000, 2.5, chunks=17000, dtype=np.float16)
+    compare(
+        fs.binary_cross_entropy(x, da.zeros_like(x)), fs.binary_cross_entropy(x.compute(), np.zeros(60000)), True
+    )
+
+
+def test_a_target_out_of_range_is_named_by_its_place_in_all():
+    x, t = logits(), binary_targets(SHAPE)
+    t[5, 3, 10] = 1.5
+    lazy, targets = da.from_array(x, chunks=(4, 2, 3)), da.from_array(t, chunks=(4, 2, 3))
+    loss, slope = fs.binary_focal_loss_with_grad(lazy, targets)
+    for one in (loss, slope):
+        with pytest.raises(
+            ValueError, match=r"with_grad: targets\[5, 3, 10\] is 1.5, expected a number from 0 to 1"
+        ):
+            one.compute()
+    weights = np.ones(11)
+    weights[10] = 0  # entries of no weight may have any target
+    compare(
+        fs.binary_cross_entropy(lazy, targets, sample_weight=weights),
+        fs.binary_cross_entropy(x, t, sample_weight=weights),
+        True,
+    )
+
+
+@pytest.mark.parametrize("name", [name + ending for name in BINARY for ending in ("", "_grad", "_hessian_diag")])
+def test_errors_of_binary_losses_come_at_the_call(name):
+    """And the words are those of the arrays in memory."""
+    function = getattr(fs, name)
+    cases = [
+        ((X, np.zeros(6)), {}),
+        ((X.astype(complex), X), {}),
+        ((X, X.astype("U1")), {}),
+        ((X, X), {"reduction": "men"}),
+        ((X, X), {"sample_weight": da.ones(5)}),
+        ((X, X), {"sample_weight": da.ones((1, 4, 6))}),
+    ]
+    if "focal" in name:
+        cases += [((X, X), {"gamma": -1.0}), ((X, X), {"alpha": 2.0})]
+    else:
+        cases += [((X, X), {"label_smoothing": 2}), ((X, X), {"pos_weight": np.ones(3)})]
+    for arguments, options in cases:
+        with pytest.raises((TypeError, ValueError)) as lazy:
+            function(*arguments, **options)
+        computed = dask.compute(*arguments)
+        with pytest.raises(lazy.type) as expected:
+            function(*computed, **dask.compute(options)[0])
+        assert str(lazy.value) == str(expected.value)
+    with pytest.raises(ValueError, match=r"logits has chunks of unknown size"):
+        function(X[X[:, 0] > 0], X)
+    if name.endswith(("_grad", "_hessian_diag")):
+        with pytest.raises(TypeError, match=f"{name}: out cannot be used with Dask arrays"):
+            function(X, X, out=np.empty((4, 6)))
+
+
 # --- nothing before it is asked for ---------------------------------------------------------------------------
 
 
@@ -400,6 +518,8 @@ def test_a_call_computes_nothing(chunks):
     weights = {"class_weight": armed[0], "sample_weight": armed[:, 0]}
     results += [*fs.cross_entropy_with_grad(armed, labels, **weights), fs.cross_entropy_hvp(armed, labels, armed)]
     results += [*fs.squared_error_with_grad(armed, armed), fs.cross_entropy(np.zeros((4, 6)), labels)]
+    binary = {"pos_weight": armed[0], "sample_weight": armed}
+    results += [*fs.binary_cross_entropy_with_grad(armed, armed, **binary), fs.binary_focal_loss(armed, armed)]
     for result in results:
         with pytest.raises(RuntimeError, match="computed"):
             result.compute()

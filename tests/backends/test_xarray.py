@@ -166,6 +166,28 @@ def test_lazy_arrays_stay_lazy(chunks):
     np.testing.assert_allclose(loss.compute(), fs.cross_entropy(X.values, labels().values, 1), rtol=1e-14)
 
 
+def test_binary_losses():
+    """Weights have some of the dimensions, in any order."""
+    targets = (array(2, ("place", "time", "class")) > 0).drop_vars("run")
+    weights = xr.DataArray(np.arange(12.0).reshape(3, 4), dims=("class", "time"), coords={"class": CLASSES})
+    plain = targets.transpose(*X.dims).values, {"sample_weight": weights.values.T[..., None]}
+    options = {"sample_weight": weights}
+    expected = fs.binary_cross_entropy_with_grad(X.values, plain[0], **plain[1])
+    loss, slope = fs.binary_cross_entropy_with_grad(X, targets, **options)
+    check(loss, expected[0], ())
+    check(slope, expected[1], X.dims)
+    for lazy in (X, X.chunk({"time": 2, "place": 3})):
+        expected = fs.binary_focal_loss(X.values, plain[0], reduction="none", **plain[1])
+        check(fs.binary_focal_loss(lazy, targets, reduction="none", **options), expected, X.dims)
+        expected = fs.binary_cross_entropy_hessian_diag(X.values, plain[0], pos_weight=np.arange(5.0))
+        positive = xr.DataArray(np.arange(5.0), dims="place")
+        check(fs.binary_cross_entropy_hessian_diag(lazy, targets, pos_weight=positive), expected, X.dims)
+    with pytest.raises(
+        ValueError, match=r"sample_weight has the dimensions \('space',\), expected some of \('time', "
+    ):
+        fs.binary_cross_entropy(X, targets, sample_weight=xr.DataArray(np.ones(5), dims="space"))
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"softmax: axis is 'classes', expected one of the dimensions \('time', "):
         fs.softmax(X, axis="classes")

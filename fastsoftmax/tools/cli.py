@@ -199,11 +199,11 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser(
         "bench",
-        help="measure the speed beside NumPy, SciPy, scikit-learn, PyTorch, JAX and a plain Numba loop",
+        help="measure the speed beside NumPy, SciPy, scikit-learn, PyTorch, JAX, Optax and a plain Numba loop",
         description="Measure the speed of the library beside those that are installed of NumPy, SciPy, "
-        "scikit-learn, PyTorch, JAX and a plain Numba loop, with the same number of threads and, but for --quick, "
-        "with one. Every result is compared with ours before it is timed. Names may be shortened to their "
-        "beginnings; several may be given.",
+        "scikit-learn, PyTorch, JAX, Optax and a plain Numba loop, with the same number of threads and, but for "
+        "--quick, with one. Every result is compared with ours before it is timed. Names may be shortened to "
+        "their beginnings; several may be given.",
     )
     names: Any = {"action": "extend", "nargs": "+", "metavar": "NAME"}
     bench.add_argument("--function", **names, help="functions to measure, such as softmax or 'softmax, out='")

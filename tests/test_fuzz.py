@@ -620,8 +620,11 @@ def right_binary(name, x, t, options):
     return power * loss, first, power * (terms + p * q)
 
 
-def assert_close(name, actual, right, options, weights):
-    """`actual` against loss, first and second derivative of each row or entry."""
+def assert_close(name, actual, right, options, weights, terms=0):
+    """`actual` against loss, first and second derivative of each row or entry.
+
+    Where terms cancel, the error may be `terms` eps of the greatest result.
+    """
     right = [weights.reshape(weights.shape + (1,) * (r.ndim - weights.ndim)) * r for r in right]
     reduction = options["reduction"]
     divisor = weights.sum() if reduction == "mean" else LONG(1)
@@ -631,13 +634,12 @@ def assert_close(name, actual, right, options, weights):
     for one, other in zip(actual if isinstance(actual, tuple) else (actual,), expected, strict=True):
         assert np.shape(one) == np.shape(other)
         eps = float(np.finfo(np.asarray(one).dtype).eps)
-        scale = max(1.0, float(np.max(np.abs(other), initial=0)))
-        np.testing.assert_allclose(
-            np.asarray(one).astype(LONG), other, rtol=ROUGH * eps, atol=ROUGH * eps * scale / max(1, np.size(one))
-        )
+        greatest = float(np.max(np.abs(other), initial=0))
+        near = max(ROUGH * eps * max(1.0, greatest) / max(1, np.size(one)), terms * eps * greatest)
+        np.testing.assert_allclose(np.asarray(one).astype(LONG), other, rtol=ROUGH * eps, atol=near)
 
 
-def check_focal_or_binary(name, data):
+def check_focal_or_binary(name, data, terms=0):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     shape = tuple(data.draw(st.lists(LENGTHS.filter(bool), min_size=1, max_size=3)))
     shape = shape if np.prod(shape) <= MOST else shape[:1]
@@ -676,7 +678,7 @@ def check_focal_or_binary(name, data):
         return
     targets = laid_out(rng, targets, data.draw(layouts_))
     before = x.tobytes(), targets.tobytes()
-    assert_close(name, function(x, targets, **options), right, options, weights)
+    assert_close(name, function(x, targets, **options), right, options, weights, terms)
     assert (x.tobytes(), targets.tobytes()) == before, "an input has changed"
 
 
@@ -693,7 +695,8 @@ def test_focal_and_binary_losses_of_anything(name, data):
 @settings(deadline=None, max_examples=5000, suppress_health_check=relaxed)
 @given(st.data())
 def test_focal_and_binary_losses_of_anything_at_all(name, data):
-    check_focal_or_binary(name, data)
+    """Some of so many entries cancel."""
+    check_focal_or_binary(name, data, terms=8)
 
 
 # --- the same bits from chunks and files ---------------------------------------------------------------------

@@ -264,7 +264,7 @@ FUNCTIONS = {
             "focal_loss",
         ),
         *_binary("binary_cross_entropy", "binary entropy", "binary.cross_entropy", _OUT),
-        *_binary("binary_focal_loss", "binary focal", "binary.focal", ()),
+        *_binary("binary_focal_loss", "binary focal", "binary.focal", ("",)),
         Function(
             "fit_temperature",
             "calibration",

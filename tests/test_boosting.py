@@ -498,37 +498,69 @@ def test_without_num_class_the_message_says_so(library):
         lightgbm.train(parameters, lightgbm.Dataset(features, label=labels), 1)
 
 
+def train_catboost(objective, metric, features, labels, weights, test, **options):
+    """Raw scores of the test half, with Newton leaves."""
+    catboost = pytest.importorskip("catboost")
+    parameters = {
+        "loss_function": objective,
+        "eval_metric": metric,
+        "iterations": 20,
+        "depth": 3,
+        "learning_rate": 0.2,
+        "leaf_estimation_method": "Newton",
+        "leaf_estimation_iterations": 1,
+        "bootstrap_type": "No",
+        "random_strength": 0,
+        "boost_from_average": False,
+        "random_seed": 0,
+        "thread_count": 1,
+        "allow_writing_files": False,
+        "verbose": False,
+    }
+    model = catboost.CatBoost({**parameters, **options})
+    model.fit(features, labels, sample_weight=weights)
+    return np.asarray(model.predict(test, prediction_type="RawFormulaVal"))
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_catboost_trains_as_well(weighted):
-    """With the derivatives of MultiClass and Newton leaves, it has the same quality on wine."""
-    catboost = pytest.importorskip("catboost")
+    """With the derivatives of MultiClass, it has the same quality on wine."""
     features, labels, weights, test, test_labels = data("wine")
-    scores = {}
-    for objective in ("MultiClass", boosting.CatBoostMultiClass()):
-        model = catboost.CatBoost(
-            {
-                "loss_function": objective,
-                "eval_metric": "MultiClass",
-                "classes_count": 3,
-                "iterations": 20,
-                "depth": 3,
-                "learning_rate": 0.2,
-                "leaf_estimation_method": "Newton",
-                "leaf_estimation_iterations": 1,
-                "bootstrap_type": "No",
-                "random_strength": 0,
-                "boost_from_average": False,
-                "random_seed": 0,
-                "thread_count": 1,
-                "allow_writing_files": False,
-                "verbose": False,
-            }
-        )
-        model.fit(features, labels, sample_weight=weights if weighted else None)
-        scores[type(objective)] = np.asarray(model.predict(test, prediction_type="RawFormulaVal"))
-    theirs, ours = scores.values()
+    rest = (features, labels, weights if weighted else None, test)
+    theirs = train_catboost("MultiClass", "MultiClass", *rest, classes_count=3)
+    ours = train_catboost(boosting.CatBoostMultiClass(), "MultiClass", *rest, classes_count=3)
     np.testing.assert_allclose(fs.softmax(ours), fs.softmax(theirs), rtol=0, atol=1e-5)
     assert quality(ours, test_labels)[0] > 0.85
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("built_in", "options"),
+    [("Logloss", {}), ("Focal:focal_alpha=0.25;focal_gamma=2.0", {"gamma": 2.0, "alpha": 0.25})],
+    ids=["binary", "focal"],
+)
+def test_catboost_trains_two_classes_as_well(built_in, options, weighted):
+    """CatBoost has a focal loss itself; its formula is the same."""
+    features, labels, weights, test, answers = data("breast_cancer")
+    rest = ("Logloss", features, labels, weights if weighted else None, test)
+    theirs, ours = train_catboost(built_in, *rest), train_catboost(boosting.CatBoostBinary(**options), *rest)
+    np.testing.assert_allclose(fs.expit(ours), fs.expit(theirs), rtol=0, atol=1e-5)
+    assert np.mean((ours > 0) == answers) > 0.9
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_catboost_trains_several_labels_as_well(weighted):
+    catboost = pytest.importorskip("catboost")
+
+    class Objective(boosting.CatBoostBinary, catboost.MultiTargetCustomObjective):
+        """As the docstring says."""
+
+    features, labels, weights, test, answers = data("wine")
+    several, right = labels[:, None] == np.arange(3), answers[:, None] == np.arange(3)
+    rest = ("MultiLogloss", features, several.astype(float), weights if weighted else None, test)
+    theirs, ours = train_catboost("MultiLogloss", *rest), train_catboost(Objective(), *rest)
+    np.testing.assert_allclose(fs.expit(ours), fs.expit(theirs), rtol=0, atol=1e-5)
+    assert np.mean((ours > 0) == right) > 0.9
 
 
 # --- binary, multi-label and focal objectives ------------------------------------------------------------------

@@ -4,13 +4,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax.arrays.blocks import Array, Box, Parted, Problem, inverse_temperature, real_array
+from fastsoftmax.arrays.blocks import (
+    LAST,
+    NO_ROOM,
+    UNTEMPERED,
+    Array,
+    Box,
+    Parted,
+    Problem,
+    inverse_temperature,
+    is_plain,
+    real_array,
+)
 from fastsoftmax.arrays.options import LossOptions, check_kind, check_labels
 from fastsoftmax.arrays.parts import run
-from fastsoftmax.machine.entry import entry
+from fastsoftmax.arrays.plain import run_plain
+from fastsoftmax.machine.entry import entry, remember
 
 EXACT = 1 << 24
 """float32 holds all whole numbers up to this. The places of more classes are computed in float64."""
+
+
+_PLAIN: dict[np.dtype[Any], Any] = {}
+"""The machine code for plain arrays that has been used; for small ones, checks cost more than the computation."""
+_INDEX: np.dtype[Any] = np.dtype(np.int64)
 
 
 class LabelStatistics(NamedTuple):
@@ -26,17 +43,33 @@ class LabelStatistics(NamedTuple):
 def computed(problem: Problem, source: Array, labels: Array, beta: Any) -> LabelStatistics:
     """The statistics of a block, in the order of its rows: five arrays of the dtype of the computation."""
     found = np.empty((5, problem.rows), problem.dtype)
-    run(
-        entry("statistics.label_statistics"),
-        problem.rows,
-        2 * source.size,
-        problem.room(1),
-        source,
-        labels,
-        *found,
-        beta,
-    )
+    kernel, arguments = entry("statistics.label_statistics"), (source, labels, *found, beta)
+    run(kernel, problem.rows, 2 * source.size, problem.room(1), *arguments)
+    if beta is None and isinstance(source, np.ndarray):
+        remember(_PLAIN, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     return LabelStatistics(*found)
+
+
+def _plain(logits: Any, labels: Any) -> LabelStatistics | None:
+    """The statistics of contiguous rows of a native dtype; None for arrays to convert or refuse."""
+    if type(logits) is not np.ndarray:
+        return None
+    kernel = _PLAIN.get(logits.dtype)
+    if (
+        kernel is None
+        or not logits.size
+        or logits.ndim != 2
+        or logits.shape[1] > EXACT
+        or not logits.flags.carray
+        or not is_plain(labels, logits.shape[:1], _INDEX)
+        or entry("losses.first_outside")(labels, logits.shape[1]) >= 0
+    ):
+        return None
+    rows, dtype = len(logits), logits.dtype
+    found = LabelStatistics(*[np.empty(rows, dtype) for _ in LabelStatistics._fields])
+    run_plain(kernel, rows, dtype, 2, (logits, labels, *found, None))
+    rank, argmax = with_nan(found, logits.shape[1], logits.__getitem__)
+    return found._replace(rank=rank, argmax=argmax)
 
 
 def with_nan(found: LabelStatistics, classes: int, rows_of: Any) -> tuple[Array, Array]:
@@ -56,6 +89,10 @@ def label_statistics(
     function: str, logits: Any, labels: Any, axis: Any, temperature: float, ignore_index: Any
 ) -> LabelStatistics:
     """The result of the public function."""
+    if axis is LAST and temperature is UNTEMPERED and ignore_index is None:
+        found = _plain(logits, labels)
+        if found is not None:
+            return found
     problem = Problem(function, logits, axis, name="logits")
     if problem.classes > EXACT:
         problem.dtype = np.dtype(np.float64)

@@ -360,9 +360,9 @@ def _parser() -> argparse.ArgumentParser:
         "bench",
         help=HELP["bench"],
         description="Measure the speed of the library beside those that are installed of NumPy, SciPy, "
-        "scikit-learn, PyTorch, JAX and a plain Numba loop, with the same number of threads and, but for --quick, "
-        "with one. Every result is compared with ours before it is timed. Names may be shortened to their "
-        "beginnings; several may be given.",
+        "scikit-learn, PyTorch, JAX, Optax and a plain Numba loop, with the same number of threads and, but for "
+        "--quick, with one. Every result is compared with ours before it is timed. Names may be shortened to "
+        "their beginnings; several may be given.",
         usage="fastsoftmax bench [options]",
     )
     names: Any = {"action": "extend", "nargs": "+", "metavar": "NAME"}

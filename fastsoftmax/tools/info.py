@@ -11,7 +11,7 @@ from fastsoftmax.arrays.threads import max_threads, usable_cpus
 from fastsoftmax.runtime import cache, prebuilt
 
 REQUIRED = ("numpy", "numba", "llvmlite")
-OPTIONAL = ("scipy", "scikit-learn", "matplotlib", "rich", "torch", "jax")
+OPTIONAL = ("scipy", "scikit-learn", "matplotlib", "rich", "torch", "jax", "optax")
 REGISTERS = (
     ("avx512f", "AVX-512", 64),
     ("avx2", "AVX2", 32),

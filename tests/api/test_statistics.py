@@ -6,6 +6,7 @@ import oracle
 import pytest
 
 import fastsoftmax as fs
+from fastsoftmax.arrays import statistics
 
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
 
@@ -154,3 +155,21 @@ def test_errors():
             fs.label_statistics(x, labels, **options)
     with pytest.raises(np.exceptions.AxisError):
         fs.label_statistics(x, [0, 1], 2)
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(1, 1), (1, 10), (40, 7), (5, 64), (30, 65), (3, 3000), (3000, 40)])
+def test_plain_arrays_take_a_short_way(dtype, shape, monkeypatch):
+    """With the bits of the general way, which takes what is not plain, and raises the errors."""
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(0, 3, shape).astype(dtype), rng.integers(0, shape[1], shape[0])
+    x[-1, -1] = np.nan
+    expected = fs.label_statistics(x, y.astype(np.int32))
+    fs.label_statistics(x, y)
+    with pytest.raises(IndexError, match=rf"label_statistics: labels\[0\] is {shape[1]}"):
+        fs.label_statistics(x, y + shape[1] - y[0])
+    monkeypatch.setattr(statistics, "Problem", lambda *a, **k: pytest.fail("not the short way"))
+    found = fs.label_statistics(x, y)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)

@@ -82,12 +82,13 @@ static uint64_t number(void) {
     return value;
 }
 
+/* Eight integers and eight floats in registers; the others on the stack, where each takes 64 bits. */
 typedef int32_t (*function)(
+    uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, double, double, double, double,
+    double, double, double, double, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
     uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
     uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
-    uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
-    uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, double, double, double, double, double,
-    double, double, double);
+    uint64_t, uint64_t);
 
 int main(int count, char **arguments) {
     if (count != 2) fail("usage: aarch64 LIBRARY");
@@ -95,7 +96,7 @@ int main(int count, char **arguments) {
     uint64_t length;
     while (read_all(&length, 8)) {
         char name[200], *place[40];
-        uint64_t bytes[40], i[40] = {0};
+        uint64_t bytes[40], i[8] = {0}, s[32] = {0}, integers = 0, floats = 0, others = 0;
         double d[8] = {0};
         if (length > sizeof name || !read_all(name, length)) fail("name");
         uint64_t regions = number();
@@ -106,27 +107,23 @@ int main(int count, char **arguments) {
             place[k] = (char *)aligned_alloc(64, (bytes[k] + 191) / 64 * 64) + skew;
             if (!read_all(place[k], bytes[k])) fail("region");
         }
-        uint64_t integers = number();
-        if (integers > 40) fail("too many integers");
-        for (uint64_t k = 0; k < integers; k++) {
+        for (uint64_t left = number(); left > 0; left--) {
             uint64_t kind = number(), value = number(), offset = number();
-            i[k] = kind == 0 ? value
-                 : kind == 1 ? (uint64_t)(place[value] + offset)
-                 : kind == 2 ? (uint64_t)place
-                             : find(place[value]);
-        }
-        uint64_t floats = number();
-        if (floats > 8) fail("too many floats");
-        for (uint64_t k = 0; k < floats; k++) {
-            uint64_t bits = number();
-            memcpy(&d[k], &bits, 8);
+            uint64_t made = kind == 1 ? (uint64_t)(place[value] + offset)
+                          : kind == 2 ? (uint64_t)place
+                          : kind == 3 ? find(place[value])
+                                      : value;
+            if (kind == 4 && floats < 8) memcpy(&d[floats++], &made, 8);
+            else if (kind != 4 && integers < 8) i[integers++] = made;
+            else if (others < 32) s[others++] = made;
+            else fail("too many arguments");
         }
         function called = (function)find(name);
         feclearexcept(FE_ALL_EXCEPT);
         int64_t status = called(
-            i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7], i[8], i[9], i[10], i[11], i[12], i[13], i[14], i[15], i[16],
-            i[17], i[18], i[19], i[20], i[21], i[22], i[23], i[24], i[25], i[26], i[27], i[28], i[29], i[30], i[31],
-            i[32], i[33], i[34], i[35], i[36], i[37], i[38], i[39], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]);
+            i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7], s[0], s[1],
+            s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15], s[16], s[17],
+            s[18], s[19], s[20], s[21], s[22], s[23], s[24], s[25], s[26], s[27], s[28], s[29], s[30], s[31]);
         int64_t raised = fetestexcept(FE_ALL_EXCEPT);
         fwrite(&status, 8, 1, stdout);
         fwrite(&raised, 8, 1, stdout);

@@ -1,10 +1,11 @@
 """Run in a process of its own: call the public functions, and pickle the calls of kernels that they make.
 
-``python record.py FILE KERNEL...``: of the kernels whose names begin so; of all if none is given.
+``python record.py FILE``
 """
 
 import pickle
 import sys
+from collections import Counter
 from contextlib import suppress
 
 import functions
@@ -21,12 +22,20 @@ from fastsoftmax.runtime.prebuilt import PREFIX
 SHAPES = (((1, 3), -1), ((5, 40), -1), ((3, 301), -1), ((40, 7), 0), ((2, 9, 20), 1), ((0, 3), 1))
 """Few rows, columns side by side, along the row, classes before another axis, no rows."""
 
-calls = {}
+calls, counts, sizes = {}, Counter(), Counter()
+MOST, MOST_BYTES = 50, 1 << 22
+"""So many calls of a variant are kept, with so much memory in all; the last one may go beyond."""
 
 
 def keep(call):
-    """Keep the call, unless an equal one is there."""
-    calls.setdefault(call.packed(), call)
+    """Keep the call, unless an equal one or enough of this variant are there."""
+    if counts[call.name] >= MOST or sizes[call.name] >= MOST_BYTES:
+        return
+    packed = call.packed()
+    if packed not in calls:
+        calls[packed] = call
+        counts[call.name] += 1
+        sizes[call.name] += len(packed)
 
 
 def code(kernel, arguments, original=Kernel.code):
@@ -66,9 +75,12 @@ def call_functions(dtype):
                 function(x, axis, label_smoothing=0.1, class_weight=np.linspace(1, 2, shape[axis]), **weights)
             if "softcap" in options:
                 function(x, axis, z_loss=0.01, softcap=20.0)
-        fs.label_statistics(x, functions.labels_for(shape, axis, dtype), axis)
-        fs.label_statistics(x, functions.labels_for(shape, axis, dtype), axis, temperature=0.7)
-        call_metrics(x, functions.labels_for(shape, axis, dtype), axis)
+        labels = functions.labels_for(shape, axis, dtype)
+        fs.label_statistics(x, labels, axis)
+        fs.label_statistics(x, labels, axis, temperature=0.7)
+        call_metrics(x, labels, axis)
+        call_second_derivatives(x, labels, axis)
+        call_draws(x, axis)
     for count in (5, 1100):
         z, t = numbers(dtype, count), np.linspace(0, 1, count).astype(dtype)
         weights = np.linspace(0.5, 2, count).astype(dtype)
@@ -78,7 +90,45 @@ def call_functions(dtype):
             getattr(fs, f"binary_focal_loss{ending}")(z, t, reduction="none")
     wide = numbers(dtype, (1, 2**20 + 5))
     fs.softmax(wide)
+    fs.log_softmax(wide)
     fs.logsumexp(wide)
+    fs.softmax_jvp(wide, wide[:, ::-1])
+    call_products(dtype)
+    for _ in range(2):  # the second time in the short way for plain arrays
+        fs.cross_entropy(numbers(dtype, (7000, 10)), np.zeros(7000, np.int64))
+
+
+def call_second_derivatives(x, labels, axis):
+    v = numbers(x.dtype, x.shape, 1)
+    for options in ({}, {"z_loss": 0.01, "softcap": 20.0}):
+        fs.cross_entropy_hvp(x, labels, v, axis, **options)
+        fs.cross_entropy_hessian_diag(x, labels, axis, **options)
+        fs.cross_entropy_hessian(x, labels, axis, **options)
+
+
+def call_draws(x, axis):
+    rows = functions.row_shape(x.shape, axis)
+    for size, filters in ((None, {}), (40, {}), (None, {"top_p": 0.7}), (None, {"top_k": 2, "min_p": 0.01})):
+        shape = rows if size is None else (size, *rows)
+        uniforms = np.random.default_rng(2).random(shape)
+        fs.categorical(x, axis, uniforms=uniforms, size=size, **filters)
+        if filters:
+            fs.filter_logits(x, axis, **filters)
+    count = min(2, x.shape[axis])
+    fs.categorical(x, axis, uniforms=np.full((count, *rows), 0.3), size=count, replace=False)
+
+
+def call_products(dtype):
+    """In blocks of rows, and of classes."""
+    features, weight = numbers(dtype, (30, 8)) / 300, numbers(dtype, (700, 8), 1) / 300
+    features[~np.isfinite(features)], weight[~np.isfinite(weight)] = 0, 0
+    labels = np.arange(30) * 20
+    regularized = {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 3.0}
+    for options in ({}, {"block_bytes": 8000}, {"block_bytes": 8000, **regularized}):
+        fs.linear_cross_entropy_with_grad(features, weight, labels, **options)
+        fs.linear_cross_entropy_hvp(features, weight, labels, weight, **options)
+    fs.linear_softmax_statistics(features, weight, labels)
+    fs.linear_softmax_statistics(features, weight, labels, block_bytes=8000)
 
 
 def call_metrics(x, labels, axis):
@@ -89,20 +139,27 @@ def call_metrics(x, labels, axis):
 
 
 def call_segments(dtype):
-    for lengths in ((2, 1, 0, 20), (300, 1, 70)):
+    for lengths in ((2, 1, 0, 20), (300, 1, 70), (3, 2**20 + 5)):
         indptr = np.cumsum((0, *lengths))
         x, v = numbers(dtype, indptr[-1]), numbers(dtype, indptr[-1], 1)
         fs.segment_softmax(x, indptr)
         fs.segment_log_softmax(x, indptr)
         fs.segment_logsumexp(x, indptr)
         fs.segment_softmax_jvp(x, indptr, v)
-        fs.segment_cross_entropy_with_grad(x, indptr, np.where(np.diff(indptr) > 0, 0, -100), ignore_index=-100)
+        fs.segment_softmax_vjp(x, indptr, v)
+        positions = np.where(np.diff(indptr) > 0, 0, -100)
+        for smoothing in (0.0, 0.1):
+            fs.segment_cross_entropy_with_grad(x, indptr, positions, ignore_index=-100, label_smoothing=smoothing)
+        fs.segment_softmax_entropy_with_grad(x, indptr)
+        fs.segment_kl_divergence_with_grad(x, indptr, v)
+        if all(lengths):
+            fs.segment_categorical(x, indptr, uniforms=np.full(len(lengths), 0.3))
 
 
 def call_loops():
     """The inner loops, which NumPy calls, with strides of one and of two numbers."""
     shorts = {"e": np.float16, "f": np.float32, "d": np.float64}
-    for name in ufuncs.NAMES:
+    for name in ufuncs.DOCS:
         operands = getattr(fs, name, None) or getattr(special, name)
         for kind, dtype in shorts.items():
             for step in (1, 2):
@@ -119,10 +176,10 @@ def call_loops():
                     loop = f"loops.{'unary' if operands.nin == 1 else 'binary'}_half_loop.e.aaaa"
                     regions.append((0, f"{PREFIX}loops.{name}_loop.f.aaaa".encode() + b"\0"))
                     last = (replay.SYMBOL, len(regions) - 1, 0)
-                keep(replay.Call(PREFIX + loop, regions, [*integers, last], []))
+                keep(replay.Call(PREFIX + loop, regions, [*integers, last]))
 
 
-def main(path, *kernels):
+def main(path):
     Kernel.code = code
     np.seterr(all="ignore")
     with fs.threads(1):
@@ -130,9 +187,8 @@ def main(path, *kernels):
             call_functions(dtype)
             call_segments(dtype)
     call_loops()
-    chosen = [one for one in calls.values() if not kernels or one.name[len(PREFIX) :].startswith(kernels)]
     with open(path, "wb") as file:
-        pickle.dump([tuple(one) for one in chosen], file)
+        pickle.dump([tuple(one) for one in calls.values()], file)
 
 
 if __name__ == "__main__":

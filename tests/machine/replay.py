@@ -1,8 +1,9 @@
 """Calls of kernels that were recorded, to be made again by other machine code on the same bytes.
 
 A call is written as numbers (little-endian): the name; the memory that it reads and writes, as regions; its
-arguments. The C calling conventions of Linux pass integers (and addresses) and floats in separate registers, so
-the order between them does not matter. A float32 is the lower half of a register.
+arguments in their order. The C calling conventions of Linux pass integers (and addresses) and floats in separate
+registers, and what is left when these are used up on the stack, in the order of the arguments. A float32 is the
+lower half of a register or of a place on the stack.
 """
 
 import ctypes
@@ -13,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-NUMBER, ADDRESS, TABLE, SYMBOL = range(4)
-"""Kinds of integers: itself; an offset in a region; the addresses of all regions; a function's address."""
+NUMBER, ADDRESS, TABLE, SYMBOL, FLOAT = range(5)
+"""Kinds of arguments: a number; an offset in a region; the addresses of all regions; a function's address; the
+bits of a float."""
 
 
 _FLAGS = {"x86_64": (1, 4, 8), "aarch64": (1, 2, 4)}
@@ -26,8 +28,7 @@ class Call(NamedTuple):
 
     name: str
     regions: list  # (address modulo 64, content)
-    integers: list  # (kind, number or region, offset)
-    floats: list  # bits
+    arguments: list  # (kind, number, region or bits, offset)
 
     def packed(self):
         """The bytes that aarch64.c reads."""
@@ -37,15 +38,13 @@ class Call(NamedTuple):
 
         parts = [text(self.name.encode() + b"\0"), struct.pack("<Q", len(self.regions))]
         parts += [struct.pack("<Q", skew) + text(content) for skew, content in self.regions]
-        parts += [struct.pack("<Q", len(self.integers)), *(struct.pack("<QqQ", *one) for one in self.integers)]
-        parts += [struct.pack("<Q", len(self.floats)), *(struct.pack("<Q", one) for one in self.floats)]
+        parts += [struct.pack("<Q", len(self.arguments)), *(struct.pack("<QqQ", *one) for one in self.arguments)]
         return b"".join(parts)
 
 
-def _bits(value, dtype):
-    if dtype == "f":
-        return struct.unpack("<Q", np.float32(value).tobytes() + bytes(4))[0]
-    return struct.unpack("<Q", np.float64(value).tobytes())[0]
+def _float(value, dtype):
+    content = np.float32(value).tobytes() + bytes(4) if dtype == "f" else np.float64(value).tobytes()
+    return FLOAT, struct.unpack("<q", content)[0], 0
 
 
 def _spans(arrays):
@@ -65,26 +64,26 @@ def recorded(prefix, variant, arguments):
     """The call of a kernel with these arguments of Python, before it is made."""
     arrays = [one for one in arguments if isinstance(one, np.ndarray)]
     spans = _spans(arrays)
-    integers, floats = [], []
+    found = []
     for one, kind in zip(arguments, variant.kinds, strict=True):
         if one is None:
             continue
         if isinstance(one, np.ndarray):
             at = one.ctypes.data
             inside = [(k, at - begin) for k, (begin, end) in enumerate(spans) if begin <= at < end]
-            integers.append((ADDRESS, *inside[0]) if inside else (NUMBER, 64, 0))
+            found.append((ADDRESS, *inside[0]) if inside else (NUMBER, 64, 0))
             ndim = int(kind[-1])
-            integers += [(NUMBER, n, 0) for n in (*one.shape, *[1] * (ndim - one.ndim))]
+            found += [(NUMBER, n, 0) for n in (*one.shape, *[1] * (ndim - one.ndim))]
         elif isinstance(one, tuple):
-            floats += [_bits(value, variant.dtype) for value in one]
+            found += [_float(value, variant.dtype) for value in one]
         elif kind == "float":
-            floats.append(_bits(one, variant.dtype))
+            found.append(_float(one, variant.dtype))
         else:
-            integers.append((NUMBER, int(one), 0))
+            found.append((NUMBER, int(one), 0))
     regions = [(begin % 64, ctypes.string_at(begin, end - begin)) for begin, end in spans]
-    integers.append((ADDRESS, len(regions), 0))  # of the result
+    found.append((ADDRESS, len(regions), 0))  # of the result
     regions.append((0, bytes(8)))
-    return Call(f"{prefix}{variant.name}", regions, integers, floats)
+    return Call(f"{prefix}{variant.name}", regions, found)
 
 
 def outcome(call, returned, raised, machine):
@@ -100,16 +99,14 @@ def replayed(library, call):
         places.append((ctypes.addressof(room) + 63) // 64 * 64 + skew)
         ctypes.memmove(places[-1], content, len(content))
     table = (ctypes.c_void_p * len(places))(*places)
-    integers = {
-        NUMBER: lambda number, _: number,
-        ADDRESS: lambda region, offset: places[region] + offset,
-        TABLE: lambda *_: ctypes.addressof(table),
-        SYMBOL: lambda region, _: (
-            ctypes.cast(library[call.regions[region][1][:-1].decode()], ctypes.c_void_p).value
-        ),
+    made = {
+        NUMBER: lambda number, _: ctypes.c_int64(number),
+        ADDRESS: lambda region, offset: ctypes.c_int64(places[region] + offset),
+        TABLE: lambda *_: ctypes.c_int64(ctypes.addressof(table)),
+        SYMBOL: lambda region, _: ctypes.cast(library[call.regions[region][1][:-1].decode()], ctypes.c_void_p),
+        FLOAT: lambda bits, _: ctypes.c_double.from_buffer_copy(struct.pack("<q", bits)),
     }
-    values = [ctypes.c_int64(integers[kind](*rest)) for kind, *rest in call.integers]
-    values += [ctypes.c_double.from_buffer_copy(struct.pack("<Q", one)) for one in call.floats]
+    values = [made[kind](*rest) for kind, *rest in call.arguments]
     function = library[call.name]
     function.restype = ctypes.c_int32
     maths = ctypes.CDLL(ctypes.util.find_library("m"))

@@ -80,7 +80,7 @@ def test_numpy_and_scipy_agree_with_us():
 
 @pytest.mark.parametrize(
     ("library", "module", "functions"),
-    [("scikit-learn", "sklearn", 7), ("PyTorch", "torch", 20), ("JAX", "jax", 10)],
+    [("scikit-learn", "sklearn", 7), ("PyTorch", "torch", 27), ("JAX", "jax", 17), ("Optax", "optax", 8)],
 )
 def test_other_libraries_agree_with_us(library, module, functions, thread_settings):
     pytest.importorskip(module)

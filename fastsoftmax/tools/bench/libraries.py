@@ -479,6 +479,29 @@ class PyTorch(Library):
     def binary_cross_entropy_with_grad(self, x: Any, t: Any) -> Call:
         return self._backward(x, self.binary_cross_entropy(x, t))
 
+    def _binary_focal(self, x: Any, t: Any) -> Any:
+        losses = self.torch.nn.functional.binary_cross_entropy_with_logits(x, t, reduction="none")
+        p = self.torch.sigmoid(x)
+        return ((p * (1 - t) + (1 - p) * t) ** 2 * losses).mean()
+
+    def binary_focal_loss(self, x: Any, t: Any) -> Call:
+        return partial(self._binary_focal, x, t)
+
+    def binary_focal_loss_with_grad(self, x: Any, t: Any) -> Call:
+        return self._backward(x, partial(self._binary_focal, x, t))
+
+    def label_statistics(self, x: Any, labels: Any) -> Call:
+        place, torch = labels.unsqueeze(CLASS_AXIS), self.torch
+
+        def call() -> Any:
+            log_probs = torch.log_softmax(x, CLASS_AXIS)
+            log_prob = log_probs.gather(CLASS_AXIS, place).squeeze(CLASS_AXIS)
+            rank = (x > x.gather(CLASS_AXIS, place)).sum(CLASS_AXIS)
+            entropy = -(log_probs.exp() * log_probs).sum(CLASS_AXIS)
+            return log_prob, rank, x.argmax(CLASS_AXIS), entropy, torch.logsumexp(x, CLASS_AXIS)
+
+        return call
+
     def _backward(self, x: Any, loss_of: Call) -> Call:
         x.requires_grad_()
 
@@ -540,11 +563,8 @@ class PyTorch(Library):
         return filtered if filters else lambda: draw(x)[:, 0]
 
 
-class Jax(Library):
+class _Traced(Library):
     """Compiled with `jax.jit`; arrays are on its device, and a call waits for its result. It has no ``out=``."""
-
-    name = "JAX"
-    modules = ("jax",)
 
     @property
     def jax(self) -> Any:
@@ -557,6 +577,17 @@ class Jax(Library):
     def _jit(self, function: Call, *arguments: Any) -> Call:
         wait, compiled = self.jax.block_until_ready, self.jax.jit(function)
         return lambda: wait(compiled(*arguments))
+
+    def _derived(self, loss: Call, *arguments: Any) -> Call:
+        """A loss with its gradient."""
+        return self._jit(self.jax.value_and_grad(loss), *arguments)
+
+
+class Jax(_Traced):
+    """What JAX has, and formulas in its functions."""
+
+    name = "JAX"
+    modules = ("jax",)
 
     def softmax(self, x: Any) -> Call:
         return self._jit(partial(self.jax.nn.softmax, axis=CLASS_AXIS), x)
@@ -598,10 +629,34 @@ class Jax(Library):
         return self._jit(self._loss, x, labels)
 
     def cross_entropy_with_grad(self, x: Any, labels: Any) -> Call:
-        return self._jit(self.jax.value_and_grad(self._loss), x, labels)
+        return self._derived(self._loss, x, labels)
+
+    def _focal(self, x: Any, labels: Any) -> Any:
+        place = self.jax.numpy.expand_dims(labels, CLASS_AXIS)
+        chosen = self.jax.numpy.take_along_axis(self.jax.nn.log_softmax(x, CLASS_AXIS), place, CLASS_AXIS)
+        return -((1 - self.jax.numpy.exp(chosen)) ** 2 * chosen).mean()
+
+    def focal_loss(self, x: Any, labels: Any) -> Call:
+        return self._jit(self._focal, x, labels)
+
+    def focal_loss_with_grad(self, x: Any, labels: Any) -> Call:
+        return self._derived(self._focal, x, labels)
+
+    def label_statistics(self, x: Any, labels: Any) -> Call:
+        def statistics(x: Any, labels: Any) -> Any:
+            log_probs, place = (
+                self.jax.nn.log_softmax(x, CLASS_AXIS),
+                self.jax.numpy.expand_dims(labels, CLASS_AXIS),
+            )
+            log_prob = self.jax.numpy.take_along_axis(log_probs, place, CLASS_AXIS)
+            rank = (x > self.jax.numpy.take_along_axis(x, place, CLASS_AXIS)).sum(CLASS_AXIS)
+            entropy = -(self.jax.numpy.exp(log_probs) * log_probs).sum(CLASS_AXIS)
+            lse = self.jax.nn.logsumexp(x, CLASS_AXIS)
+            return log_prob.squeeze(CLASS_AXIS), rank, x.argmax(CLASS_AXIS), entropy, lse
+
+        return self._jit(statistics, x, labels)
 
     def _mean_log_ratio(self, log_a: Any, log_b: Any) -> Any:
-        """As `optax.losses.kl_divergence_with_log_targets`."""
         return (self.jax.numpy.exp(log_a) * (log_a - log_b)).sum(CLASS_AXIS).mean()
 
     def _kl(self, x: Any, t: Any) -> Any:
@@ -616,17 +671,65 @@ class Jax(Library):
         return self._jit(self._kl, x, t)
 
     def kl_divergence_with_grad(self, x: Any, t: Any) -> Call:
-        return self._jit(self.jax.value_and_grad(self._kl), x, t)
+        return self._derived(self._kl, x, t)
 
     def js_divergence(self, x: Any, t: Any) -> Call:
         return self._jit(self._js, x, t)
 
     def js_divergence_with_grad(self, x: Any, t: Any) -> Call:
-        return self._jit(self.jax.value_and_grad(self._js), x, t)
+        return self._derived(self._js, x, t)
 
     def categorical(self, x: Any) -> Call:
         key, draw = self.jax.random.key(0), partial(self.jax.random.categorical, axis=CLASS_AXIS)
         return self._jit(lambda key, x: draw(key, x), key, x)
+
+
+class Optax(_Traced):
+    """The mean of the losses that it returns for each row or entry."""
+
+    name = "Optax"
+    modules = ("jax", "optax")
+
+    @property
+    def losses(self) -> Any:
+        return import_module("optax").losses
+
+    def _loss(self, x: Any, labels: Any) -> Any:
+        return self.losses.softmax_cross_entropy_with_integer_labels(x, labels, axis=CLASS_AXIS).mean()
+
+    def cross_entropy(self, x: Any, labels: Any) -> Call:
+        return self._jit(self._loss, x, labels)
+
+    def cross_entropy_with_grad(self, x: Any, labels: Any) -> Call:
+        return self._derived(self._loss, x, labels)
+
+    def _binary(self, x: Any, t: Any) -> Any:
+        return self.losses.sigmoid_binary_cross_entropy(x, t).mean()
+
+    def binary_cross_entropy(self, x: Any, t: Any) -> Call:
+        return self._jit(self._binary, x, t)
+
+    def binary_cross_entropy_with_grad(self, x: Any, t: Any) -> Call:
+        return self._derived(self._binary, x, t)
+
+    def _binary_focal(self, x: Any, t: Any) -> Any:
+        return self.losses.sigmoid_focal_loss(x, t, gamma=2.0).mean()
+
+    def binary_focal_loss(self, x: Any, t: Any) -> Call:
+        return self._jit(self._binary_focal, x, t)
+
+    def binary_focal_loss_with_grad(self, x: Any, t: Any) -> Call:
+        return self._derived(self._binary_focal, x, t)
+
+    def _kl(self, x: Any, t: Any) -> Any:
+        log_p, log_q = self.jax.nn.log_softmax(x, CLASS_AXIS), self.jax.nn.log_softmax(t, CLASS_AXIS)
+        return self.losses.kl_divergence_with_log_targets(log_p, log_q, axis=CLASS_AXIS).mean()
+
+    def kl_divergence(self, x: Any, t: Any) -> Call:
+        return self._jit(self._kl, x, t)
+
+    def kl_divergence_with_grad(self, x: Any, t: Any) -> Call:
+        return self._derived(self._kl, x, t)
 
 
 @cache
@@ -840,7 +943,7 @@ class PlainNumba(Library):
 OURS = FastSoftmax.name
 ALL: dict[str, Library] = {
     library.name: library
-    for library in (FastSoftmax(), NumPy(), SciPy(), ScikitLearn(), PyTorch(), Jax(), PlainNumba())
+    for library in (FastSoftmax(), NumPy(), SciPy(), ScikitLearn(), PyTorch(), Jax(), Optax(), PlainNumba())
 }
 """All libraries, ours first, in the order of the tables."""
 PEERS = tuple(name for name in ALL if name != OURS)

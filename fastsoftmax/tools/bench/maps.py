@@ -8,7 +8,15 @@ from fastsoftmax.tools.bench import report
 from fastsoftmax.tools.bench.inputs import Shape
 from fastsoftmax.tools.bench.session import Row, describe
 
-LETTERS = {"NumPy": "N", "SciPy": "S", "scikit-learn": "K", "PyTorch": "P", "JAX": "J", "Numba loop": "L"}
+LETTERS = {
+    "NumPy": "N",
+    "SciPy": "S",
+    "scikit-learn": "K",
+    "PyTorch": "P",
+    "JAX": "J",
+    "Optax": "O",
+    "Numba loop": "L",
+}
 """How the cells of a map name the best peer."""
 
 LEGEND = (

@@ -19,10 +19,9 @@ from fastsoftmax.tools.bench.report import Results
 from fastsoftmax.tools.bench.session import Row, classes_of, describe
 
 INK, MUTED, FAINT = "#20242b", "#7a828e", "#c6ccd5"
-COLORS = dict(
-    zip((OURS, *PEERS), ("#2f6db5", "#7a828e", "#2a9d74", "#c9a227", "#d9622b", "#8a4fbf", "#c76b98"), strict=True)
-)
-MARKERS = dict(zip((OURS, *PEERS), "osv^D*P", strict=True))
+_HUES = ("#2f6db5", "#7a828e", "#2a9d74", "#c9a227", "#d9622b", "#8a4fbf", "#5b4636", "#c76b98")
+COLORS = dict(zip((OURS, *PEERS), _HUES, strict=True))
+MARKERS = dict(zip((OURS, *PEERS), "osv^D*XP", strict=True))
 
 
 SVG: Any = {

@@ -17,7 +17,7 @@ from fastsoftmax.tools.bench.measure import Timing
 from fastsoftmax.tools.bench.session import Row, describe
 from fastsoftmax.tools.bench.startup import Startup
 
-PACKAGES = ("fastsoftmax", "numpy", "numba", "scipy", "scikit-learn", "torch", "jax")
+PACKAGES = ("fastsoftmax", "numpy", "numba", "scipy", "scikit-learn", "torch", "jax", "optax")
 
 
 @dataclass

@@ -2,19 +2,21 @@
 
 ``python -m fastsoftmax.tools.build native|all DIRECTORY`` writes the library for this processor, or those for all
 levels of this architecture, and their descriptions into a directory. It prints its progress, and as the last line
-what it did.
+what it did. What it builds is also kept in the cache directory, from where the next environment takes it.
 """
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastsoftmax.arrays.threads import usable_cpus
 from fastsoftmax.machine import library
 from fastsoftmax.machine.library import Progress
-from fastsoftmax.runtime import prebuilt
+from fastsoftmax.runtime import cache, prebuilt
 
 MOST_PROCESSES = 8
 """Each compiles the building blocks that others compile, too, and needs up to 2 GB."""
@@ -65,18 +67,46 @@ def levels(choice: str) -> Sequence[str]:
     return (native,) if choice == "native" else architecture
 
 
+def _copy(made: Path, directory: Path) -> Path:
+    """A library and its description in another directory, where old ones may be in use; the description last."""
+    for one in (made, made.with_suffix(".json")):
+        part = directory / f"{one.name}.{os.getpid()}{cache.UNFINISHED}"
+        shutil.copyfile(one, part)
+        part.chmod(0o644)  # whatever the umask says: a library that others can write to is not used
+        part.replace(directory / one.name)
+    return directory / made.name
+
+
+def _kept(choice: str, directory: Path) -> list[Path]:
+    """The library of this processor, if one of the same sources has been built before."""
+    found = prebuilt.search().library if choice == "native" else None
+    return [] if found is None else [_copy(found.path, directory)]
+
+
+def _keep(made: Sequence[Path]) -> None:
+    """Keep libraries in the cache directory, unless others can write there, or it cannot be written to."""
+    with suppress(OSError):
+        cache.directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+        if cache.is_private(cache.directory()):
+            for one in made:
+                _copy(one, cache.directory())
+
+
 def main(choice: str, directory: str) -> int:
     """Build; the exit status."""
     start = time.perf_counter()
     try:
-        with progress() as advance:
-            made = library.build(levels(choice), Path(directory), processes(), advance)
+        made, done = _kept(choice, Path(directory)), "taken from the cache directory"
+        if not made:
+            with progress() as advance:
+                made, done = library.build(levels(choice), Path(directory), processes(), advance), "compiled"
+            _keep(made)
     except (RuntimeError, OSError) as error:
         print(f"no compiled kernels: {error}")
         return 1
     size = sum(path.stat().st_size for path in made)
     names = " and ".join(path.stem for path in made)
-    print(f"kernels compiled for {names} in {time.perf_counter() - start:.0f} s ({size / 1e6:.1f} MB)")
+    print(f"kernels {done} for {names} in {time.perf_counter() - start:.0f} s ({size / 1e6:.1f} MB)")
     return 0
 
 

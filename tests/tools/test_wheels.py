@@ -163,16 +163,69 @@ def test_levels(monkeypatch):
         build.levels("native")
 
 
-def test_what_was_built_is_told(tmp_path, monkeypatch, capsys):
-    (tmp_path / "v4.so").write_bytes(bytes(2_000_000))
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """An empty cache directory, which is not there yet, and an empty directory for what is built."""
+    monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "built").mkdir()
+    return tmp_path / "cache", tmp_path / "built"
+
+
+def fake_build(levels, folder, *_):
+    for level in levels:
+        (folder / f"{level}.so").write_bytes(bytes(2_000_000))
+        (folder / f"{level}.json").write_text(level)
+    return [folder / f"{level}.so" for level in levels]
+
+
+def test_what_was_built_is_told_and_kept(empty_cache, monkeypatch, capsys):
+    kept, built = empty_cache
     monkeypatch.setattr(prebuilt, "level", lambda: "v4")
     with monkeypatch.context() as patch:
-        patch.setattr(library, "build", lambda levels, *_: [tmp_path / f"{level}.so" for level in levels])
-        assert build.main("native", str(tmp_path)) == 0
+        patch.setattr(library, "build", fake_build)
+        assert build.main("native", str(built)) == 0
     assert capsys.readouterr().out == "kernels compiled for v4 in 0 s (2.0 MB)\n"
+    assert sorted(path.name for path in kept.iterdir()) == ["v4.json", "v4.so"]
+    assert (kept / "v4.so").read_bytes() == (built / "v4.so").read_bytes()
     monkeypatch.setattr(library, "linker", lambda: None)
-    assert build.main("native", str(tmp_path)) == 1
+    assert build.main("native", str(built)) == 1
     assert capsys.readouterr().out.startswith("no compiled kernels: there is no linker")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+@pytest.mark.parametrize("mode", [0o777, 0o500])
+def test_a_cache_directory_that_cannot_be_trusted(empty_cache, monkeypatch, mode):
+    """Nothing is kept there if others can write to it, or if it cannot be written to."""
+    kept, built = empty_cache
+    kept.mkdir()
+    kept.chmod(mode)
+    monkeypatch.setattr(prebuilt, "level", lambda: "v4")
+    monkeypatch.setattr(library, "build", fake_build)
+    assert build.main("native", str(built)) == 0
+    if mode == 0o777 or os.geteuid():
+        assert not any(kept.iterdir())
+
+
+def test_what_was_built_before_is_taken(tmp_path, monkeypatch, capsys):
+    """From the cache directory, for this processor only, and only if it is of the same sources and complete."""
+    found = prebuilt.search().library
+    if found is None:
+        pytest.skip("no library was built for these tests")
+    monkeypatch.setattr(library, "build", lambda *_: pytest.fail("built"))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        assert build.main("native", str(tmp_path / name)) == 0
+        assert "kernels taken from the cache directory for v" in capsys.readouterr().out
+        for path in (found.path, found.path.with_suffix(".json")):
+            assert (tmp_path / name / path.name).read_bytes() == path.read_bytes()
+    monkeypatch.setattr(library, "build", fake_build)
+    monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path / "first"))
+    found = tmp_path / "first" / found.path.name
+    with found.open("r+b") as file:
+        file.write(b"damaged")
+    (tmp_path / "third").mkdir()
+    assert build.main("native", str(tmp_path / "third")) == 0
+    assert "kernels compiled for" in capsys.readouterr().out
 
 
 def test_the_wheel_of_a_platform(checkout, tmp_path):

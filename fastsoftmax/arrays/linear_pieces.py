@@ -195,7 +195,7 @@ class Curves(Pieces):
         at = z.argmax(axis=1)[:, None]
         pivot = np.take_along_axis(t, at, 1)
         part = self.add(z, rows, classes)
-        long_rows.slope(z, _unweighted(part), self._unscaled())
+        long_rows.slope(z, _unweighted(part), self._unscaled(), z)
         t -= pivot
         mean, lse, pivot = long_rows.mean(z, t), _lse(part), pivot[:, 0].astype(np.float64)
         both = np.logaddexp(self.lse[rows], lse)
@@ -231,7 +231,7 @@ class Curves(Pieces):
             g *= z
             g *= self.dtype.type(-2 / self.cap**2)
             self.uncapped(a, t)
-        long_rows.slope(z, read_only(np.ascontiguousarray(self.unweighted[:, rows])), self._unscaled())
+        long_rows.slope(z, read_only(np.ascontiguousarray(self.unweighted[:, rows])), self._unscaled(), z)
         numbers = [one[rows, None] for one in (self.pivot, self.mean, self.curvature, self.shift)]
         step = max(1, OUTER_BYTES // max(1, t[:1].nbytes))
         for k in range(0, len(t), step):

@@ -57,10 +57,14 @@ def _block(matrix: Array) -> tuple[Problem, Any]:
 
 def summarize(matrix: Any, beta: Beta = None) -> Array:
     """One summary for each row of a matrix, or a `Parted`; beta is 1/T as kernels take it, or None."""
-    block = matrix if isinstance(matrix, Parted) else _block(matrix)[1]
-    rows, dtype = len(block), block.dtype
+    if isinstance(matrix, Parted):  # of contiguous rows
+        block, rows, room = matrix, len(matrix), _no_room(matrix)
+    else:
+        problem, block = _block(matrix)
+        rows, room = problem.rows, problem.room(1)
+    dtype = block.dtype
     numbers = np.empty((len(FIELDS), rows), dtype)
-    run(entry("pieces.summary"), rows, block.size, _no_room(block), block, numbers, beta)
+    run(entry("pieces.summary"), rows, block.size, room, block, numbers, beta)
     result = np.empty(rows, summary_dtype(dtype))
     for field, values in zip(FIELDS, numbers, strict=True):
         result[field] = values
@@ -251,23 +255,9 @@ def slope(matrix: Array, given: Array, scale: tuple[Any, Any], out: Array | None
 
 def mean(probs: Array, v: Array) -> Array:
     """sum_j p_j v_j of each row of matrices (rows, classes), contiguous, in float64."""
-    problem, p = _block(probs)
-    parts = np.empty((2, problem.rows), problem.dtype)
-    nothing = read_only(np.empty((0, problem.rows), problem.dtype))
-    run(
-        entry("pieces.dots"),
-        problem.rows,
-        2 * p.size,
-        problem.room(2),
-        p,
-        v[..., None],
-        parts,
-        nothing,
-        None,
-        True,
-    )
-    value: Array = parts[0].astype(np.float64)
-    np.add(value, parts[1], out=value, where=np.isfinite(value))
+    high, low = inner(probs, v)
+    value: Array = high.astype(np.float64)
+    np.add(value, low, out=value, where=np.isfinite(value))
     return value
 
 

@@ -14,7 +14,8 @@ from assembly import LEVELS, assembly, calls, multiplications, variant_of
 from numba import njit
 
 import fastsoftmax as fs
-from fastsoftmax.arrays.blocks import NO_ROOM, SMALL, UNWEIGHTED
+from fastsoftmax._vectors import SMALL
+from fastsoftmax.arrays.blocks import NO_ROOM, UNWEIGHTED
 from fastsoftmax.kernels.activations import ActivationOptions, log_softmax_block, softmax_block
 from fastsoftmax.kernels.simd.memory import memory, scratch
 from fastsoftmax.kernels.simd.values import unless_none

@@ -601,7 +601,7 @@ def test_ctrl_c_in_a_long_call():
     Blocks take about a millisecond. More than 0.2 s are allowed, because the machine may be busy.
     """
     whole, delay, busy, threads = map(float, run(INTERRUPT).split())
-    assert whole > 5
+    assert whole > 2
     assert delay < 0.5
     assert busy < 0.1
     assert threads <= 2
@@ -620,9 +620,9 @@ rng = np.random.default_rng(0)
 x = rng.normal(size=(5_000, 50))
 run = losses.run
 
-def just_before(kernel, *args):
+def just_before(*args, **options):
     labels[::2] = bad
-    run(kernel, *args)
+    run(*args, **options)
 
 run_plain = losses.run_plain
 

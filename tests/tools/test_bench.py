@@ -240,6 +240,7 @@ def test_measure_finds_what_sleep_takes():
     assert all(measure.FEWEST <= timing.samples <= measure.MOST for timing in found.values())
 
 
+@pytest.mark.timed
 def test_libraries_take_turns(short):
     """All libraries are sampled in each round."""
     order = []

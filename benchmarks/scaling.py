@@ -114,7 +114,7 @@ def main() -> int:
     text = f"{table()}\n\n{caption(machine())}"
     print(text)
     if choice.write:
-        readme.write(ROOT / "docs/guide/speed.md", "scaling", text)
+        readme.write("scaling", text)
     return 0
 
 

@@ -14,6 +14,7 @@ import oracle
 import pytest
 
 import fastsoftmax as fs
+from fastsoftmax._spec import FUNCTIONS
 from fastsoftmax.api import activations
 from fastsoftmax.arrays import long_rows, row_pieces, threads
 from fastsoftmax.arrays.blocks import Problem
@@ -229,7 +230,9 @@ def test_the_numbers_are_those_of_memory(function, whole, axis):
     others = function.other(x, axis)
     result = function.function(lazy, *others, axis=axis, **dict(function.options))
     if function.result == "x":
-        assert result.chunks == lazy.chunks
+        # Functions that have no form for pieces bring the classes of a row together.
+        kept = FUNCTIONS[function.function.__name__].pieces
+        assert result.chunks == (lazy if kept else lazy.rechunk({axis: -1})).chunks
     compare(result, function(x, axis), whole or function.result == "square")
     again = [da.from_array(other, chunks=4) for other in others]
     compare(

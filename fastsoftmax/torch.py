@@ -869,9 +869,9 @@ def logsumexp(input: Tensor, dim: int | Sequence[int] = -1, keepdim: bool = Fals
         return logsumexp(input.reshape(1), dim).reshape(())
     if isinstance(dim, int):
         return _kept(_logsumexp(input, dim), (dim,), input.dim(), keepdim)
-    dims = tuple(axis % input.dim() for axis in dim)
-    rest = [axis for axis in range(input.dim()) if axis not in dims]
-    rows = input.permute(*rest, *dims).flatten(len(rest)) if dims else input.unsqueeze(-1)
+    dims = tuple(dim)
+    last = tuple(range(-len(dims), 0))
+    rows = input.movedim(dims, last).flatten(-len(dims)) if dims else input.unsqueeze(-1)
     return _kept(_logsumexp(rows, -1), dims, input.dim(), keepdim)
 
 

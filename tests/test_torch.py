@@ -99,6 +99,15 @@ def test_a_number_is_a_row(function, theirs):
         function(torch.zeros(2, 3), dim=5)
 
 
+def test_dimensions_that_there_are_not():
+    """An error, not those that they are counted modulo the number of dimensions."""
+    for dims in ((3,), (0, -4)):
+        with pytest.raises(IndexError, match="Dimension out of range"):
+            ours.logsumexp(logits(), dims)
+    with pytest.raises(RuntimeError, match="repeated dim"):
+        ours.logsumexp(logits(), (0, -3))
+
+
 def test_no_dimensions():
     x = logits()
     torch.testing.assert_close(ours.logsumexp(x, ()), x)

@@ -12,6 +12,7 @@ message of this library. Other platforms than the processor are an error of JAX 
 
 import ctypes
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax.api import activations, derivatives, divergences, losses
-from fastsoftmax.arrays.blocks import inverse_temperature
+from fastsoftmax.arrays.blocks import any_axes, inverse_temperature, one_axis
 from fastsoftmax.arrays.options import LossOptions
 
 try:
@@ -157,9 +158,7 @@ def _arrays(buffers: _Buffers) -> list[Any]:
     for item in buffers.items[: buffers.size]:
         one = item.contents
         dtype, shape = _DTYPES[one.dtype], tuple(one.dims[: one.rank])
-        size = dtype.itemsize
-        for length in shape:
-            size *= length
+        size = dtype.itemsize * math.prod(shape)
         memory = (ctypes.c_char * size).from_address(one.data) if size else b""
         found.append(np.ndarray(shape, dtype, memory))
     return found
@@ -461,11 +460,9 @@ def _floats(function: str, name: str, x: Any) -> Array:
     return array.astype(jnp.result_type(array, float))
 
 
-def _axis(axis: int, ndim: int) -> int:
+def _axis(function: str, axis: int, ndim: int) -> int:
     """The axis, counted from the end."""
-    if not -ndim <= axis < ndim:
-        raise np.exceptions.AxisError(axis, ndim)
-    return axis if axis < 0 else axis - ndim
+    return one_axis(function, axis, ndim) - ndim
 
 
 def _temperature(function: str, x: Array, temperature: float) -> float:
@@ -514,7 +511,7 @@ def softmax(x: Any, axis: int = -1, *, temperature: float = 1.0) -> Array:
     [0.25, -0.25]
     """
     x = _floats("softmax", "x", x)
-    return _softmax(x, axis=_axis(axis, x.ndim), temperature=_temperature("softmax", x, temperature))
+    return _softmax(x, axis=_axis("softmax", axis, x.ndim), temperature=_temperature("softmax", x, temperature))
 
 
 def log_softmax(x: Any, axis: int = -1, *, temperature: float = 1.0) -> Array:
@@ -548,8 +545,10 @@ def log_softmax(x: Any, axis: int = -1, *, temperature: float = 1.0) -> Array:
     >>> jax.jit(log_softmax)(jnp.array([0.0, -50.0])).tolist()
     [-1.9287498933537385e-22, -50.0]
     """
-    x = _floats("log_softmax", "x", x)
-    return _log_softmax(x, axis=_axis(axis, x.ndim), temperature=_temperature("log_softmax", x, temperature))
+    function = "log_softmax"
+    x = _floats(function, "x", x)
+    options = {"axis": _axis(function, axis, x.ndim), "temperature": _temperature(function, x, temperature)}
+    return _log_softmax(x, **options)
 
 
 def logsumexp(x: Any, axis: int | Sequence[int] | None = -1, *, keepdims: bool = False) -> Array:
@@ -587,14 +586,14 @@ def logsumexp(x: Any, axis: int | Sequence[int] | None = -1, *, keepdims: bool =
     0.0
     """
     x = _floats("logsumexp", "x", x)
-    given = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    axes = [_axis(one, x.ndim) for one in given]
+    axes = any_axes("logsumexp", tuple(axis) if isinstance(axis, Sequence) else axis, x.ndim)
     if len(axes) == 1:
-        found = _logsumexp(x, axis=axes[0])
+        found = _logsumexp(x, axis=axes[0] - x.ndim)
     else:
-        rest = [one for one in range(-x.ndim, 0) if one not in axes]
+        rest = [one for one in range(x.ndim) if one not in axes]
         rows = jnp.transpose(x, (*rest, *axes))
-        found = _logsumexp(rows.reshape(*rows.shape[: len(rest)], -1), axis=-1)
+        shape = rows.shape[: len(rest)]
+        found = _logsumexp(rows.reshape(*shape, math.prod(rows.shape[len(rest) :])), axis=-1)
     return jnp.expand_dims(found, axes) if keepdims else found
 
 
@@ -665,7 +664,7 @@ def cross_entropy(
     options.check_reduction(function)
     options.smoothing(function)
     options.regularization(function)
-    axis = _axis(axis, logits.ndim)
+    axis = _axis(function, axis, logits.ndim)
     rows = [length for place, length in enumerate(logits.shape, -logits.ndim) if place != axis]
     if targets.shape not in (tuple(rows), logits.shape):
         raise ValueError(
@@ -738,6 +737,9 @@ def kl_divergence(
         raise ValueError(f"{function}: target_logits has shape {target_logits.shape}, expected {logits.shape}")
     dtype = jnp.promote_types(logits.dtype, target_logits.dtype)
     logits, target_logits = logits.astype(dtype), target_logits.astype(dtype)
-    options = {"axis": _axis(axis, logits.ndim), "temperature": _temperature(function, logits, temperature)}
+    options = {
+        "axis": _axis(function, axis, logits.ndim),
+        "temperature": _temperature(function, logits, temperature),
+    }
     found = _kl(logits, target_logits, reverse=bool(reverse), **options)
     return _reduced(found, reduction, found.size)

@@ -171,6 +171,20 @@ def test_shapes(shape):
     )
 
 
+def test_axes():
+    """None and several axes of arrays with and without elements, as for arrays."""
+    for shape in ((2, 3, 4), (0, 3, 4)):
+        x = logits(shape)
+        for axis in ((), (1, 2), [0], range(1, 3)):
+            found = ours.logsumexp(x, axis, keepdims=True)
+            np.testing.assert_array_equal(found, fs.logsumexp(np.asarray(x), tuple(axis), keepdims=True))
+    np.testing.assert_array_equal(ours.logsumexp(x[:0].sum()), 0)
+    with pytest.raises(ValueError, match=r"logsumexp: axis \(0, -3\) names an axis twice"):
+        ours.logsumexp(x, (0, -3))
+    with pytest.raises(np.exceptions.AxisError, match="logsumexp: axis 3 is out of bounds"):
+        ours.logsumexp(x, (0, 3))
+
+
 def test_infinities():
     rows = jnp.array([[0.0, -jnp.inf, 1.0], [jnp.nan, 1.0, 2.0], [-jnp.inf] * 3])
     for function in (ours.softmax, ours.log_softmax, ours.logsumexp):

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,10 +52,17 @@ class _Extension(ctypes.Structure):
     )
 
 
-class _Version(ctypes.Structure):
-    _fields_ = (
+class _Part(ctypes.Structure):
+    """What most of them begin with."""
+
+    _fields_: ClassVar[Sequence[Any]] = (
         ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
+        ("extension", ctypes.POINTER(_Extension)),
+    )
+
+
+class _Version(_Part):
+    _fields_ = (
         ("major", ctypes.c_int),
         ("minor", ctypes.c_int),
     )
@@ -65,29 +72,23 @@ class _Metadata(ctypes.Structure):
     _fields_ = (("struct_size", ctypes.c_size_t), ("version", _Version))
 
 
-class _Failure(ctypes.Structure):
+class _Failure(_Part):
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("message", ctypes.c_char_p),
         ("code", ctypes.c_int),
     )
 
 
-class _Interface(ctypes.Structure):
+class _Interface(_Part):
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("version", _Version),
         ("internal", ctypes.c_void_p),
         ("create_error", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_Failure))),
     )
 
 
-class _Buffer(ctypes.Structure):
+class _Buffer(_Part):
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("dtype", ctypes.c_int),
         ("data", ctypes.c_void_p),
         ("rank", ctypes.c_int64),
@@ -95,12 +96,10 @@ class _Buffer(ctypes.Structure):
     )
 
 
-class _Buffers(ctypes.Structure):
+class _Buffers(_Part):
     """Arguments or results."""
 
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("size", ctypes.c_int64),
         ("types", ctypes.c_void_p),
         ("items", ctypes.POINTER(ctypes.POINTER(_Buffer))),
@@ -111,10 +110,8 @@ class _Text(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_size_t))
 
 
-class _Attributes(ctypes.Structure):
+class _Attributes(_Part):
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("size", ctypes.c_int64),
         ("types", ctypes.c_void_p),
         ("names", ctypes.c_void_p),
@@ -122,12 +119,10 @@ class _Attributes(ctypes.Structure):
     )
 
 
-class _Frame(ctypes.Structure):
+class _Frame(_Part):
     """One call."""
 
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.POINTER(_Extension)),
         ("interface", ctypes.POINTER(_Interface)),
         ("context", ctypes.c_void_p),
         ("stage", ctypes.c_int),

@@ -460,10 +460,10 @@ def _axis(function: str, axis: int, ndim: int) -> int:
     return one_axis(function, axis, ndim) - ndim
 
 
-def _temperature(function: str, x: Array, temperature: float) -> float:
-    """T, which has to be a number: it is compiled into the call."""
+def _tempered(function: str, x: Array, axis: int, temperature: float) -> dict[str, Any]:
+    """The axis and T, which has to be a number: it is compiled into the call."""
     inverse_temperature(function, temperature, np.dtype(np.float32 if x.dtype.itemsize < 8 else np.float64))
-    return float(temperature)
+    return {"axis": _axis(function, axis, x.ndim), "temperature": float(temperature)}
 
 
 def _reduced(rows: Array, reduction: str, count: Any) -> Array:
@@ -506,7 +506,7 @@ def softmax(x: Any, axis: int = -1, *, temperature: float = 1.0) -> Array:
     [0.25, -0.25]
     """
     x = _floats("softmax", "x", x)
-    return _softmax(x, axis=_axis("softmax", axis, x.ndim), temperature=_temperature("softmax", x, temperature))
+    return _softmax(x, **_tempered("softmax", x, axis, temperature))
 
 
 def log_softmax(x: Any, axis: int = -1, *, temperature: float = 1.0) -> Array:
@@ -540,10 +540,8 @@ def log_softmax(x: Any, axis: int = -1, *, temperature: float = 1.0) -> Array:
     >>> jax.jit(log_softmax)(jnp.array([0.0, -50.0])).tolist()
     [-1.9287498933537385e-22, -50.0]
     """
-    function = "log_softmax"
-    x = _floats(function, "x", x)
-    options = {"axis": _axis(function, axis, x.ndim), "temperature": _temperature(function, x, temperature)}
-    return _log_softmax(x, **options)
+    x = _floats("log_softmax", "x", x)
+    return _log_softmax(x, **_tempered("log_softmax", x, axis, temperature))
 
 
 def logsumexp(x: Any, axis: int | Sequence[int] | None = -1, *, keepdims: bool = False) -> Array:
@@ -732,9 +730,6 @@ def kl_divergence(
         raise ValueError(f"{function}: target_logits has shape {target_logits.shape}, expected {logits.shape}")
     dtype = jnp.promote_types(logits.dtype, target_logits.dtype)
     logits, target_logits = logits.astype(dtype), target_logits.astype(dtype)
-    options = {
-        "axis": _axis(function, axis, logits.ndim),
-        "temperature": _temperature(function, logits, temperature),
-    }
+    options = _tempered(function, logits, axis, temperature)
     found = _kl(logits, target_logits, reverse=bool(reverse), **options)
     return _reduced(found, reduction, found.size)

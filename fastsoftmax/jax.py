@@ -378,13 +378,9 @@ def _compute_rows(function: Callable[..., Any], *arrays: Any, out: Any, **option
     return function(*arrays, reduction="none", **options)
 
 
-def _hvp_compute(x: Any, targets: Any, tangent: Any, *, out: Any, **options: Any) -> Any:
-    return losses.cross_entropy_hvp(x, targets, tangent, reduction="sum", out=out, **options)
-
-
 _loss = _operator("cross_entropy", partial(_compute_rows, losses.cross_entropy), only_rows=True)
 _slope = _operator("cross_entropy_with_grad", partial(losses.cross_entropy_with_grad, reduction="none"), rows=1)
-_hvp = _operator("cross_entropy_hvp", _hvp_compute)
+_hvp = _operator("cross_entropy_hvp", partial(losses.cross_entropy_hvp, reduction="sum"))
 
 
 def _loss_tangent(args: Any, tangents: Any, *, axis: int, **options: Any) -> Any:

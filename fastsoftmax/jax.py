@@ -431,9 +431,11 @@ def _kl_slope_tangent(args: Any, tangents: Any, *, axis: int, temperature: float
     along = [
         jnp.zeros_like(one) if tangent is None else tangent for one, tangent in zip(args, tangents, strict=True)
     ]
-    curved = jax.jvp(slope, tuple(args), tuple(along))[1]
-    straight = _kl_tangent(args, tangents, reverse=reverse, **options)[1]
-    return _kl_slope(*args, reverse=reverse, **options), (straight, curved)
+    results = _kl_slope(*args, reverse=reverse, **options)
+    straight = jnp.sum(results[1] * along[0], axis)
+    if tangents[1] is not None:
+        straight = straight + _kl_tangent(args, (None, tangents[1]), reverse=reverse, **options)[1]
+    return results, (straight, jax.jvp(slope, tuple(args), tuple(along))[1])
 
 
 _kl.differentiable(_kl_tangent)

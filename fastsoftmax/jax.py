@@ -21,7 +21,7 @@ import numpy as np
 
 from fastsoftmax.api import activations, derivatives, divergences, losses
 from fastsoftmax.arrays.blocks import any_axes, inverse_temperature, one_axis
-from fastsoftmax.arrays.options import LossOptions
+from fastsoftmax.arrays.options import LossOptions, reversal
 
 try:
     import jax
@@ -729,5 +729,5 @@ def kl_divergence(
     dtype = jnp.promote_types(logits.dtype, target_logits.dtype)
     logits, target_logits = logits.astype(dtype), target_logits.astype(dtype)
     options = _tempered(function, logits, axis, temperature)
-    found = _kl(logits, target_logits, reverse=bool(reverse), **options)
+    found = _kl(logits, target_logits, reverse=reversal(function, reverse), **options)
     return _reduced(found, reduction, found.size)

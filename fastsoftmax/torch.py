@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastsoftmax.api import activations, derivatives, divergences, linear, losses, segments
+from fastsoftmax.arrays.options import reversal
 
 __all__ = [
     "cross_entropy",
@@ -988,10 +989,11 @@ def kl_divergence(
     >>> student.grad
     tensor([[ 0.2311, -0.2311]])
     """
-    _check_alike("kl_divergence", "input", input, target=target)
+    function = "kl_divergence"
+    _check_alike(function, "input", input, target=target)
     if input.dim() == 0:
-        raise ValueError("kl_divergence: input has no dimensions, expected at least one")
-    arguments = input, target, dim, float(temperature), bool(reverse), reduction
+        raise ValueError(f"{function}: input has no dimensions, expected at least one")
+    arguments = input, target, dim, float(temperature), reversal(function, reverse), reduction
     return _kl_with_grad(*arguments)[0] if _has_graph(input) else _kl(*arguments)
 
 

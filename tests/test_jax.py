@@ -224,6 +224,8 @@ def test_errors():
         ours.cross_entropy(x, jnp.array([0, 1, 2]))
     with pytest.raises(ValueError, match="kl_divergence: target_logits has shape"):
         ours.kl_divergence(x, x[0])
+    with pytest.raises(TypeError, match="kl_divergence: reverse must be a bool, got 'mean'"):
+        ours.kl_divergence(x, x, reverse="mean")
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"IndexError: cross_entropy.*targets\[1\] is 7"):
         jax.block_until_ready(jax.jit(ours.cross_entropy)(x, jnp.array([0, 7])))
 

@@ -452,6 +452,8 @@ def test_errors():
         ours.kl_divergence(x, x.float())
     with pytest.raises(ValueError, match="kl_divergence: input has no dimensions"):
         ours.kl_divergence(torch.tensor(1.0), torch.tensor(1.0))
+    with pytest.raises(TypeError, match="kl_divergence: reverse must be a bool, got 'mean'"):
+        ours.kl_divergence(x, x, reverse="mean")
     rows, w, b, labels = product()
     with pytest.raises(TypeError, match=r"linear_cross_entropy: linear_bias has dtype torch.float32"):
         ours.linear_cross_entropy(rows, w, labels, linear_bias=b.float())

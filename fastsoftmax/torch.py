@@ -681,10 +681,6 @@ def _like_linear(x: Tensor, w: Tensor, bias: Tensor | None, wrt: Sequence[bool])
     return [x.new_empty(0) if one is None or not wanted else _like(one) for one, wanted in found]
 
 
-def _like_linear_loss(x: Tensor, reduction: str) -> Tensor:
-    return x.new_empty(x.shape[:-1] if reduction == "none" else [])
-
-
 def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, w, target, bias, weight, *ctx.options = inputs
     ctx.save_for_backward(x, w, target, bias, weight)
@@ -733,7 +729,7 @@ _PRODUCT = "Tensor x, Tensor w, Tensor target, Tensor? bias"
 _linear = _Operator(
     f"linear_cross_entropy({_PRODUCT}, {_LINEAR}) -> Tensor",
     _compute_linear,
-    lambda x, w, target, bias, weight, ignored, reduction, *rest: _like_linear_loss(x, reduction),
+    lambda x, w, target, bias, weight, ignored, reduction, *rest: _like_loss(x, -1, reduction),
     _keep_linear,
     _linear_backward,
 )
@@ -742,7 +738,7 @@ _linear_with_grad = _Operator(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _compute_linear_with_grad,
     lambda x, w, target, bias, factors, wrt, weight, ignored, reduction, *rest: (
-        _like_linear_loss(x, reduction),
+        _like_loss(x, -1, reduction),
         *_like_linear(x, w, bias, wrt),
     ),
     _keep_linear_slopes,

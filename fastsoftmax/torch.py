@@ -499,16 +499,17 @@ _hvp = _Operator(
 # --- kl_divergence ------------------------------------------------------------------------------------------
 
 
-def _compute_kl(x: Tensor, y: Tensor, dim: int, temperature: float, reverse: bool, reduction: str) -> Tensor:
-    options: dict[str, Any] = {"reverse": reverse, "reduction": reduction, **_tempered(temperature)}
-    return divergences.kl_divergence(x.detach(), y.detach(), dim, **options).contiguous()
+def _kl_options(temperature: float, reverse: bool, reduction: str) -> dict[str, Any]:
+    return {"reverse": reverse, "reduction": reduction, **_tempered(temperature)}
 
 
-def _compute_kl_with_grad(
-    x: Tensor, y: Tensor, dim: int, temperature: float, reverse: bool, reduction: str
-) -> tuple[Tensor, Tensor]:
-    options: dict[str, Any] = {"reverse": reverse, "reduction": reduction, **_tempered(temperature)}
-    loss, slope = divergences.kl_divergence_with_grad(x.detach(), y.detach(), dim, **options)
+def _compute_kl(x: Tensor, y: Tensor, dim: int, *options: Any) -> Tensor:
+    return divergences.kl_divergence(x.detach(), y.detach(), dim, **_kl_options(*options)).contiguous()
+
+
+def _compute_kl_with_grad(x: Tensor, y: Tensor, dim: int, *options: Any) -> tuple[Tensor, Tensor]:
+    given = _kl_options(*options)
+    loss, slope = divergences.kl_divergence_with_grad(x.detach(), y.detach(), dim, **given)
     return loss.contiguous(), slope.contiguous()
 
 

@@ -629,12 +629,15 @@ def _compute_linear_hvp(
     target: Tensor,
     bias: Tensor | None,
     factors: Tensor | None,
+    wrt: list[bool],
     along_x: Tensor | None,
     along_w: Tensor | None,
     along_bias: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The product of the Hessian with respect to features, weight and bias with the tangents of these.
+
+    The parts that are asked for; nothing for the others.
 
     With the gradients G of the logits X W^T + b and the products U of their Hessians with the tangents of the
     logits, dX W^T + X dW^T + db, it is U W + G dW, U^T X + G^T dX, and the sum of the rows of U.
@@ -645,7 +648,8 @@ def _compute_linear_hvp(
     along = None if along_x is None else along_x.detach().reshape(rows.shape)
     given = _linear_options(labels, weight, None, "sum", *rest)
     with_x, with_w, with_bias = (
-        torch.zeros_like(one) for one in (rows, w, w[:, 0] if bias is None else bias.detach())
+        torch.zeros_like(one) if wanted else one.new_empty(0)
+        for one, wanted in zip((rows, w, w[:, 0] if bias is None else bias.detach()), wrt, strict=True)
     )
     counted = torch.arange(len(labels)) if ignored is None else (labels != ignored).nonzero()[:, 0]
     step = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, len(w) * w.element_size())))
@@ -661,19 +665,24 @@ def _compute_linear_hvp(
         if along_bias is not None:
             tangent += along_bias.detach()
         curved = losses.cross_entropy_hvp(logits, part, tangent, **own)
-        slope = losses.cross_entropy_grad(logits, part, **own)
-        with_x[where] = curved @ w
-        with_w += curved.T @ block
-        if along_w is not None:
-            with_x[where] += slope @ along_w.detach()
-        if along is not None:
-            with_w += slope.T @ along[where]
-        with_bias += curved.sum(0)
+        # What mixes features and weight.
+        mixed = (wrt[0] and along_w is not None) or (wrt[1] and along is not None)
+        slope: Any = losses.cross_entropy_grad(logits, part, **own) if mixed else None
+        if wrt[0]:
+            with_x[where] = curved @ w
+            if along_w is not None:
+                with_x[where] += slope @ along_w.detach()
+        if wrt[1]:
+            with_w += curved.T @ block
+            if along is not None:
+                with_w += slope.T @ along[where]
+        if wrt[2]:
+            with_bias += curved.sum(0)
     if reduction == "mean":
         total = len(counted) if weight is None else float(weight.detach()[labels[counted]].sum())
         for one in (with_x, with_w, with_bias):
             one /= total if total else 1
-    return with_x.reshape(x.shape), with_w, with_bias
+    return with_x.reshape(x.shape) if wrt[0] else with_x, with_w, with_bias
 
 
 def _like_linear(x: Tensor, w: Tensor, bias: Tensor | None, wrt: Sequence[bool]) -> list[Tensor]:
@@ -720,7 +729,7 @@ def _linear_slopes_backward(ctx: Any, with_loss: Tensor | None, *tangents: Tenso
         found = [slope * with_loss if wanted else None for slope, wanted in zip(slopes, wrt, strict=True)]
     along = [one if wanted else None for one, wanted in zip(tangents, ctx.wrt, strict=True)]
     if any(one is not None for one in along):
-        curved = _linear_hvp(x, w, target, bias, factors, *along, weight, *ctx.options)
+        curved = _linear_hvp(x, w, target, bias, factors, wrt, *along, weight, *ctx.options)
         found = [_sum(one, more) if wanted else None for one, more, wanted in zip(found, curved, wrt, strict=True)]
     return found[0], found[1], None, found[2], *[None] * 8
 
@@ -746,10 +755,10 @@ _linear_with_grad = _Operator(
     _linear_slopes_backward,
 )
 _linear_hvp = _Operator(
-    f"linear_cross_entropy_hvp({_PRODUCT}, Tensor? factors, Tensor? along_x, Tensor? along_w, Tensor? along_bias,"
-    f" {_LINEAR}) -> (Tensor, Tensor, Tensor)",
+    f"linear_cross_entropy_hvp({_PRODUCT}, Tensor? factors, bool[] wrt, Tensor? along_x, Tensor? along_w,"
+    f" Tensor? along_bias, {_LINEAR}) -> (Tensor, Tensor, Tensor)",
     _compute_linear_hvp,
-    lambda x, w, target, bias, *rest: (_like(x), _like(w), w.new_empty(len(w))),
+    lambda x, w, target, bias, factors, wrt, *rest: tuple(_like_linear(x, w, bias, wrt)),
     _keep_nothing,
     _twice_only,
 )

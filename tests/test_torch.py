@@ -192,8 +192,10 @@ def test_operators_are_registered_well():
         torch.library.opcheck(ours._linear_with_grad.operator, given)
         given = rows.detach(), w, labels, b.detach(), None, [False, True, False], *options
         torch.library.opcheck(ours._linear_with_grad.operator, given)
-    constant = rows.detach(), w.detach(), labels, b.detach(), None, rows.detach(), w.detach(), b.detach()
-    torch.library.opcheck(ours._linear_hvp.operator, (*constant, *options))
+    constant = rows.detach(), w.detach(), labels, b.detach(), None
+    tangents = rows.detach(), w.detach(), b.detach()
+    for wrt in ([True, True, True], [False, True, False], [True, False, True]):
+        torch.library.opcheck(ours._linear_hvp.operator, (*constant, wrt, *tangents, *options))
 
 
 # --- divergences, products and segments ---------------------------------------------------------------------
@@ -298,6 +300,27 @@ def test_linear_gradients_that_nobody_wants():
     loss = ours.linear_cross_entropy(x.detach(), w, labels, linear_bias=b.detach())
     (slope,) = torch.autograd.grad(loss, w)
     torch.testing.assert_close(slope, torch.autograd.grad(F.cross_entropy(F.linear(x, w, b), labels), w)[0])
+
+
+def test_linear_hessian_of_some_arguments(monkeypatch):
+    """Only what is wanted is computed: with constant features no gradients of logits."""
+    x, w, b, labels = product()
+    for features, bias in ((x.detach(), b), (x, b.detach()), (x.detach(), b.detach())):
+        wanted = [one for one in (features, w, bias) if one.requires_grad]
+        found, expected = (
+            torch.autograd.grad(loss, wanted, create_graph=True)
+            for loss in (
+                ours.linear_cross_entropy(features, w, labels, linear_bias=bias),
+                F.cross_entropy(F.linear(features, w, bias), labels),
+            )
+        )
+        with monkeypatch.context() as patched:
+            if features is not x:
+                patched.setattr(ours.losses, "cross_entropy_grad", None)
+            curved = torch.autograd.grad(sum(one.square().sum() for one in found), wanted)
+        others = torch.autograd.grad(sum(one.square().sum() for one in expected), wanted)
+        for one, two in zip(curved, others, strict=True):
+            torch.testing.assert_close(one, two)
 
 
 def test_linear_rows_that_do_not_count():

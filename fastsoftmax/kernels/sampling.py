@@ -608,6 +608,16 @@ def _is_dense(hits: int) -> bool:
 
 
 @inline
+def _append(x: Any, k: int, hits: int, y: Any, count: int) -> int:
+    """Append to y, which holds `count` numbers, those of x from k on whose bits are set; the new count."""
+    while hits != 0:
+        store_scalar(y, count, load_scalar(x, k + lowest_bit(hits)))
+        count += 1
+        hits &= hits - 1
+    return count
+
+
+@inline
 def _select(x: Any, length: int, pivot: Any, greater: bool, y: Any, count: int) -> int:
     """Append to y, which holds `count` numbers, the logits above (else below) the pivot; y may be x."""
     step = lane_count(x)
@@ -624,10 +634,7 @@ def _select(x: Any, length: int, pivot: Any, greater: bool, y: Any, count: int) 
                 store_scalar(y, count, load_scalar(x, k + i))
                 count += (hits >> i) & 1
             continue
-        while hits != 0:
-            store_scalar(y, count, load_scalar(x, k + lowest_bit(hits)))
-            count += 1
-            hits &= hits - 1
+        count = _append(x, k, hits, y, count)
     return count
 
 
@@ -723,10 +730,7 @@ def _gather(x: Any, length: int, low: Any, high: Any, y: Any) -> int:
         hits = lanes_above(select_less(low, value, _below(value, high, one), zero), zero)
         if count > LISTED - step:  # another thread has changed the row
             break
-        while hits != 0:
-            store_scalar(y, count, load_scalar(x, k + lowest_bit(hits)))
-            count += 1
-            hits &= hits - 1
+        count = _append(x, k, hits, y, count)
     return count
 
 

@@ -70,10 +70,52 @@ def _values(context: Any, builder: Any, kind: Any, value: Any) -> list[Any]:
     return [builder.zext(value, _INT64)] if kind == types.boolean else [value]
 
 
-def _text(module: Any, value: str) -> Any:
+def text_address(module: Any, value: str) -> Any:
     """The address of a text for C."""
     content = cgutils.make_bytearray(value.encode() + b"\0")
     return cgutils.global_constant(module, f"fastsoftmax.{value}", content).bitcast(_BYTES)
+
+
+class Python:
+    """Calls of Python's C interface in code that Numba compiles. The GIL is held from `ensure` to `release`."""
+
+    def __init__(self, module: Any, build: Any) -> None:
+        self._module, self._build = module, build
+
+    def call(self, name: str, result: Any, *arguments: Any, fixed: int | None = None) -> Any:
+        """The result of a C function; with `fixed`, it takes any number of arguments behind so many."""
+        kinds = [argument.type for argument in arguments]
+        kind = ir.FunctionType(result, kinds[:fixed], var_arg=fixed is not None)
+        return self._build.call(cgutils.get_or_insert_function(self._module, kind, name), arguments)
+
+    def ensure(self) -> Any:
+        """Take the GIL; what `release` needs."""
+        return self.call("PyGILState_Ensure", _INT32)
+
+    def release(self, state: Any) -> None:
+        """Give the GIL back."""
+        self.call("PyGILState_Release", ir.VoidType(), state)
+
+    def call_function(
+        self, module: str, name: str, letters: str, *arguments: Any, found: Any, failed: Any
+    ) -> None:
+        """Call a function of a module of Python; `letters` are the format of its arguments.
+
+        ``found(result)`` and ``failed()`` generate what follows; `failed` if an exception is set. An exception of
+        the import stays set, and neither follows.
+        """
+        build = self._build
+        home = self.call("PyImport_ImportModule", _BYTES, text_address(self._module, module))
+        with build.if_then(build.icmp_unsigned("!=", home, _BYTES(None))):
+            names = home, text_address(self._module, name), text_address(self._module, letters)
+            result = self.call("PyObject_CallMethod", _BYTES, *names, *arguments, fixed=3)
+            with build.if_else(build.icmp_unsigned("!=", result, _BYTES(None))) as (returned, raised):
+                with returned:
+                    found(result)
+                    self.call("Py_DecRef", ir.VoidType(), result)
+                with raised:
+                    failed()
+            self.call("Py_DecRef", ir.VoidType(), home)
 
 
 def _finder(module: Any) -> Any:
@@ -85,28 +127,20 @@ def _finder(module: Any) -> Any:
     found = ir.Function(module, ir.FunctionType(_INT64, [_BYTES]), name)
     found.linkage = "linkonce_odr"
     build = ir.IRBuilder(found.append_basic_block("entry"))
-
-    def python(called: str, result: Any, *arguments: Any, var_arg: bool = False) -> Any:
-        kinds = [argument.type for argument in arguments]
-        kind = ir.FunctionType(result, kinds[:3] if var_arg else kinds, var_arg=var_arg)
-        return build.call(cgutils.get_or_insert_function(module, kind, called), arguments)
-
-    state = python("PyGILState_Ensure", _INT32)
+    python = Python(module, build)
+    state = python.ensure()
     answer = cgutils.alloca_once_value(build, _INT64(0))
-    home = python("PyImport_ImportModule", _BYTES, _text(module, MODULE))
-    with build.if_then(build.icmp_unsigned("!=", home, _BYTES(None))):
-        arguments = (home, _text(module, "find"), _text(module, "s"), found.args[0])
-        number = python("PyObject_CallMethod", _BYTES, *arguments, var_arg=True)
-        with build.if_else(build.icmp_unsigned("!=", number, _BYTES(None))) as (returned, raised):
-            with returned:
-                build.store(python("PyLong_AsLongLong", _INT64, number), answer)
-                python("Py_DecRef", ir.VoidType(), number)
-            with raised:
-                build.store(_INT64(RAISED), answer)
-        python("Py_DecRef", ir.VoidType(), home)
+    python.call_function(
+        MODULE,
+        "find",
+        "s",
+        found.args[0],
+        found=lambda number: build.store(python.call("PyLong_AsLongLong", _INT64, number), answer),
+        failed=lambda: build.store(_INT64(RAISED), answer),
+    )
     with build.if_then(build.icmp_unsigned("!=", build.load(answer), _INT64(RAISED))):
-        python("PyErr_Clear", ir.VoidType())
-    python("PyGILState_Release", ir.VoidType(), state)
+        python.call("PyErr_Clear", ir.VoidType())
+    python.release(state)
     build.ret(build.load(answer))
     return found
 
@@ -120,7 +154,7 @@ def _function(context: Any, builder: Any, name: str, kind: Any) -> Any:
         place = ir.GlobalVariable(module, _INT64, place_name)
         place.linkage, place.initializer = "internal", _INT64(0)
     with builder.if_then(builder.icmp_unsigned("==", builder.load(place), _INT64(0)), likely=False):
-        found = builder.call(_finder(module), [_text(module, name)])
+        found = builder.call(_finder(module), [text_address(module, name)])
         with builder.if_then(builder.icmp_unsigned("==", found, _INT64(0)), likely=False):
             message = (
                 f"this code was compiled for another version of fastsoftmax, or its kernel {name} cannot be "

@@ -235,16 +235,21 @@ def build(levels: Sequence[str], folder: Path, processes: int, progress: Progres
     with tempfile.TemporaryDirectory(prefix="fastsoftmax-") as name:
         work = Path(name)
         compile_all({level: target(level, triple) for level in levels}, work, processes, progress)
-        return [_placed(command, work / level, level, folder) for level in levels]
+        return [place(_linked(command, work / level, level), folder) for level in levels]
 
 
-def _placed(command: Sequence[str], objects: Path, level: str, folder: Path) -> Path:
-    """Link objects, and put the library and its description into a folder, where old ones may be in use."""
+def _linked(command: Sequence[str], objects: Path, level: str) -> Path:
+    """Link objects, and describe the library."""
     output = link(command, objects, prebuilt.file_name(level))
     describe(output, level)
-    for made in (output, output.with_suffix(".json")):  # the description last: with it, the library is complete
+    return output
+
+
+def place(library: Path, folder: Path) -> Path:
+    """Put a library and its description into a folder, where old ones may be in use."""
+    for made in (library, library.with_suffix(".json")):  # the description last: with it, the library is complete
         part = folder / f"{made.name}.{os.getpid()}{cache.UNFINISHED}"
         shutil.copyfile(made, part)
         part.chmod(0o644)  # whatever the umask says: a library that others can write to is not used
         part.replace(folder / made.name)
-    return folder / output.name
+    return folder / library.name

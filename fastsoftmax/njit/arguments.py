@@ -586,14 +586,19 @@ def working_memory(nothing: Any, shape: Any, operands: int, dtype: Any, over: bo
     return empty((operands * max(wide, 1) * column,), dtype)
 
 
+def no_weights(kind: Any) -> Any:
+    """Memory that kernels may read where there are no weights."""
+    return np.ones(VECTOR_BYTES // np.dtype(kind).itemsize, kind)
+
+
 def kernel_weights(kind: Any) -> Run:
     """The compiled form of `arrays.blocks.kernel_weights`: ``weights or None -> weights as kernels take them``."""
-    ones = np.ones(VECTOR_BYTES // np.dtype(kind).itemsize, kind)
+    nothing = no_weights(kind)
 
     @compiled
     def present(weights: Any) -> Any:
         if weights is None:
-            return readable(ones, (0,), kind)
+            return readable(nothing, (0,), kind)
         return readable(weights, (weights.size,), kind)
 
     return present

@@ -14,23 +14,24 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_BYTES, _INT32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+from fastsoftmax.machine.external import Python, text_address
 
 _noted = threading.local()
 
 
-class NotedValueError(ValueError):
-    """A ValueError with the text that this thread has noted."""
+class _Noted(Exception):  # noqa: N818  # the public part of their names is that of the next class
+    """An exception with the text that this thread has noted."""
 
     def __init__(self, text: str | None = None) -> None:
         super().__init__(getattr(_noted, "text", "") if text is None else text)
 
 
-class NotedIndexError(IndexError):
-    """An IndexError with the text that this thread has noted."""
+class NotedValueError(_Noted, ValueError):
+    """A ValueError with such a text."""
 
-    def __init__(self, text: str | None = None) -> None:
-        super().__init__(getattr(_noted, "text", "") if text is None else text)
+
+class NotedIndexError(_Noted, IndexError):
+    """An IndexError with such a text."""
 
 
 # --- the forms, which Python runs ---------------------------------------------------------------------------
@@ -100,33 +101,20 @@ _PASSED = {"d": types.float64, "L": types.int64, "K": types.uint64}
 def complain(typingctx: Any, form: Any, text: Any, values: Any) -> Any:
     """Call the function of this module that is named `form`, with a text and the numbers in a tuple."""
 
-    def codegen(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        module = builder.module
-
-        def string(value: str) -> Any:
-            content = cgutils.make_bytearray(value.encode() + b"\0")
-            return cgutils.global_constant(module, "fastsoftmax.text", content).bitcast(_BYTES)
-
-        def python(name: str, result: Any, kinds: Any, *arguments: Any, var_arg: bool = False) -> Any:
-            kind = ir.FunctionType(result, kinds, var_arg=var_arg)
-            return builder.call(cgutils.get_or_insert_function(module, kind, name), arguments)
-
-        pairs = _flat(values, given[2], builder)
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pairs = _flat(values, arguments[2], builder)
         letters = "".join(_letter(kind) for kind, _ in pairs)
         numbers = [
             context.cast(builder, value, kind, _PASSED[letter])
             for letter, (kind, value) in zip(letters, pairs, strict=True)
         ]
-        state = python("PyGILState_Ensure", _INT32, [])
-        home = python("PyImport_ImportModule", _BYTES, [_BYTES], string(__name__))
-        with builder.if_then(builder.icmp_unsigned("!=", home, _BYTES(None))):
-            what = home, string(form.literal_value), string(f"s{letters}"), string(text.literal_value)
-            done = python("PyObject_CallMethod", _BYTES, [_BYTES] * 3, *what, *numbers, var_arg=True)
-            with builder.if_then(builder.icmp_unsigned("!=", done, _BYTES(None))):
-                python("Py_DecRef", ir.VoidType(), [_BYTES], done)
-            python("Py_DecRef", ir.VoidType(), [_BYTES], home)
-        python("PyErr_Clear", ir.VoidType(), [])
-        python("PyGILState_Release", ir.VoidType(), [_INT32], state)
+        python = Python(builder.module, builder)
+        state = python.ensure()
+        given = text_address(builder.module, text.literal_value), *numbers
+        called = __name__, form.literal_value, f"s{letters}"
+        python.call_function(*called, *given, found=lambda result: None, failed=lambda: None)
+        python.call("PyErr_Clear", ir.VoidType())
+        python.release(state)
         return context.get_dummy_value()
 
     return types.void(form, text, values), codegen

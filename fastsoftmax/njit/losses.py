@@ -11,7 +11,7 @@ from numba import types
 from numba.core.errors import TypingError
 
 from fastsoftmax._spec import DISTRIBUTIONS, LABELS, SQUARE, TANGENT, TARGET_LOGITS, TARGETS
-from fastsoftmax._vectors import CAPPED, CURVE_PARTS, VECTOR_BYTES
+from fastsoftmax._vectors import CAPPED, CURVE_PARTS
 from fastsoftmax.arrays.options import counts_rows, smoothed_shares
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
@@ -34,6 +34,7 @@ from fastsoftmax.njit.arguments import (
     layout,
     literal_reduction,
     merged,
+    no_weights,
     overlap,
     product_of,
     readable,
@@ -508,7 +509,13 @@ def _special(call: Call, kind: Any) -> Run:
     if not any(name in call for name in ("temperature", "reverse", "beta", "gamma")):
         return merged(lambda options: (None, None, None))
     mix, beta_of, focus = _mixing(call, kind), inverse_temperature_of(call, kind), gamma_of(call, kind)
-    return merged(lambda options: (mix(options[7], options[8]), beta_of(options[6]), focus(options[9])))
+
+    @merged
+    def special(options: Any) -> Any:
+        temperature, reverse, beta, gamma = options[6:]
+        return mix(reverse, beta), beta_of(temperature), focus(gamma)
+
+    return special
 
 
 def gamma_of(call: Call, kind: Any) -> Run:
@@ -604,7 +611,7 @@ def _plain_loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _T
     Numba compiles it in a third of the time.
     """
     reduction, kind, returned = constant(call["reduction"]), KINDS[dtype], wanted(call)
-    rest, no_weights = tuple(range(x.ndim - 1)), np.ones(VECTOR_BYTES // np.dtype(kind).itemsize, kind)
+    rest, nothing = tuple(range(x.ndim - 1)), no_weights(kind)
     begin, block_for, finish = _loss_result(call.name, x, axes, dtype, reduction)
     scale_of = merged(lambda rows: (kind(1.0), kind(0.0)))
     if reduction != "none":
@@ -621,7 +628,7 @@ def _plain_loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _T
         rows = product_of(x.shape, rest)
         shape = rows, x.shape[-1], 1
         source = readable(x, shape, kind)
-        weights = readable(no_weights, (0,), kind)
+        weights = readable(nothing, (0,), kind)
         labels, distributions = labels_of(targets, None, shape, None, None), to(targets, None, shape)
         mixing, beta, gamma = special(options)
         shares = kind(0.0), kind(1.0)

@@ -5,8 +5,6 @@ levels of this architecture, and their descriptions into a directory. It prints 
 what it did. What it builds is also kept in the cache directory, from where the next environment takes it.
 """
 
-import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -67,20 +65,10 @@ def levels(choice: str) -> Sequence[str]:
     return (native,) if choice == "native" else architecture
 
 
-def _copy(made: Path, directory: Path) -> Path:
-    """A library and its description in another directory, where old ones may be in use; the description last."""
-    for one in (made, made.with_suffix(".json")):
-        part = directory / f"{one.name}.{os.getpid()}{cache.UNFINISHED}"
-        shutil.copyfile(one, part)
-        part.chmod(0o644)  # whatever the umask says: a library that others can write to is not used
-        part.replace(directory / one.name)
-    return directory / made.name
-
-
 def _kept(choice: str, directory: Path) -> list[Path]:
     """The library of this processor, if one of the same sources has been built before."""
     found = prebuilt.search().library if choice == "native" else None
-    return [] if found is None else [_copy(found.path, directory)]
+    return [] if found is None else [library.place(found.path, directory)]
 
 
 def _keep(made: Sequence[Path]) -> None:
@@ -89,7 +77,7 @@ def _keep(made: Sequence[Path]) -> None:
         cache.directory().mkdir(mode=0o700, parents=True, exist_ok=True)
         if cache.is_private(cache.directory()):
             for one in made:
-                _copy(one, cache.directory())
+                library.place(one, cache.directory())
 
 
 def main(choice: str, directory: str) -> int:

@@ -244,6 +244,12 @@ def labelled(logits: Array, given: Array, scale: tuple[Any, Any]) -> Array:
     return rows
 
 
+def surprise(logits: Array, summaries: Array) -> Array:
+    """-log p and p - 1 of an entry of each row, from its logit and the merged summaries; shape (2, rows)."""
+    dtype = logits.dtype
+    return labelled(logits, weighed(summaries, np.ones_like(logits)), (dtype.type(1), dtype.type(0)))
+
+
 def slope(matrix: Array, given: Array, scale: tuple[Any, Any], out: Array | None = None) -> Array:
     """The gradient of the loss beside the labels, for one piece (rows, classes); `out` may be the piece itself."""
     problem, x = _block(matrix)

@@ -235,9 +235,8 @@ def shares_record(x: Array, shares: Shares, dtype: Any) -> Array:
 def shares_losses(records: Array) -> Array:
     """-sum_j share_j log p_j of whole rows."""
     m, whole = records["m"], records["whole"] + records["whole_low"]
-    one = long_rows.weighed(records, np.ones_like(m))
     with np.errstate(all="ignore"):
-        log_rest = long_rows.labelled(m, one, inverse_of(1.0, m.dtype))[0].astype(np.float64)  # log(1 + s')
+        log_rest = long_rows.surprise(m, records)[0].astype(np.float64)  # log(1 + s')
         total: Array = _product(log_rest, whole) + records["below_low"] + records["below"]
     return total
 

@@ -48,9 +48,14 @@ def record_dtype(dtype: Any, names: tuple[str, ...]) -> np.dtype[Any]:
 def _record(summaries: Array, names: tuple[str, ...]) -> Array:
     """The summaries with further fields, which are not set yet."""
     result = np.empty(summaries.shape, record_dtype(summaries.dtype["m"], names))
-    for name in long_rows.FIELDS:
-        result[name] = summaries[name]
+    _set_summaries(result, summaries)
     return result
+
+
+def _set_summaries(records: Array, summaries: Array) -> None:
+    """Set the summaries in records."""
+    for name in long_rows.FIELDS:
+        records[name] = summaries[name]
 
 
 def _cast(array: Array, dtype: Any) -> Array:
@@ -223,8 +228,7 @@ def shares_record(x: Array, shares: Shares, dtype: Any) -> Array:
         for rows, _, (share, below) in _slabs(x.shape, dtype, 2):
             part = _cast(x[rows], dtype)
             summaries = long_rows.summarize(part)
-            for name in long_rows.FIELDS:
-                result[name][rows] = summaries[name]
+            _set_summaries(result[rows], summaries)
             shares.write(rows, share)
             np.subtract(_finite(summaries["m"])[:, None], part, out=below)
             np.copyto(below, 0, where=share == 0)
@@ -270,8 +274,7 @@ def entry_record(x: Array, v: Array, dtype: Any, beta: Beta, others: bool) -> Ar
         for rows, _, memory in _slabs(x.shape, dtype, 2 if others else 0):
             part = _cast(x[rows], dtype)
             summaries = long_rows.summarize(part, beta)
-            for name in long_rows.FIELDS:
-                result[name][rows] = summaries[name]
+            _set_summaries(result[rows], summaries)
             at = _greatest(part)
             result["entry"][rows][at[0]] = v[rows][at]
             if others:

@@ -96,8 +96,7 @@ class Pieces:
         arguments = kernel_weights(weights, self.dtype), self.dtype.type(0), self.dtype.type(1), high, low
         block = read_only(z[..., None])
         run(entry("reductions.share_totals"), len(z), z.size, lambda: NO_ROOM[self.dtype], block, *arguments)
-        sums: Array = high.astype(np.float64)
-        np.add(sums, low, out=sums, where=np.isfinite(high))
+        sums = long_rows.rounded(high, low)
         for row in np.flatnonzero(np.isnan(high)):  # 0 * inf is 0 here
             sums[row] = (weights * z[row].astype(np.float64))[weights != 0].sum()
         return sums
@@ -185,7 +184,7 @@ class Curves(Pieces):
         part = self.add(z, rows, classes)
         long_rows.softmax(z, part, out=z)
         t -= pivot
-        mean, lse, pivot = long_rows.mean(z, t), _lse(part), pivot[:, 0].astype(np.float64)
+        mean, lse, pivot = long_rows.rounded(*long_rows.inner(z, t)), _lse(part), pivot[:, 0].astype(np.float64)
         both = np.logaddexp(self.lse[rows], lse)
         higher = part["m"] > self.top[rows]
         centre = np.where(higher, pivot, self.pivot[rows])

@@ -259,9 +259,8 @@ def slope(matrix: Array, given: Array, scale: tuple[Any, Any], out: Array | None
     return result
 
 
-def mean(probs: Array, v: Array) -> Array:
-    """sum_j p_j v_j of each row of matrices (rows, classes), contiguous, in float64."""
-    high, low = inner(probs, v)
+def rounded(high: Array, low: Array) -> Array:
+    """Pairs as numbers in float64; inf stays inf, though its low part may be nan."""
     value: Array = high.astype(np.float64)
     np.add(value, low, out=value, where=np.isfinite(value))
     return value

@@ -38,11 +38,6 @@ def _lse(summaries: Array) -> Array:
         return result
 
 
-def _unweighted(summaries: Array) -> Array:
-    """`long_rows.weighed` with weights of 1."""
-    return long_rows.weighed(summaries, np.ones(len(summaries), summaries.dtype["m"]))
-
-
 class Pieces:
     """The sums over the classes of some rows, block by block, and then their losses and gradients.
 
@@ -53,7 +48,7 @@ class Pieces:
         self.given, self.labels, self.dtype = given, labels, given.problem.dtype
         rows = len(labels)
         self.row_weights = np.ones(rows, self.dtype) if row_weights is None else row_weights
-        self.cap = np.inf if given.regularization is None else given.regularization[1]
+        self.z_loss, self.cap = (0.0, np.inf) if given.regularization is None else given.regularization
         self.logits = np.zeros(rows, self.dtype)
         self.sums = np.zeros(rows) if given.base else None
         self.summaries = np.empty(rows, long_rows.summary_dtype(self.dtype))
@@ -101,8 +96,7 @@ class Pieces:
         arguments = kernel_weights(weights, self.dtype), self.dtype.type(0), self.dtype.type(1), high, low
         block = read_only(z[..., None])
         run(entry("reductions.share_totals"), len(z), z.size, lambda: NO_ROOM[self.dtype], block, *arguments)
-        sums: Array = high.astype(np.float64)
-        np.add(sums, low, out=sums, where=np.isfinite(high))
+        sums = long_rows.rounded(high, low)
         for row in np.flatnonzero(np.isnan(high)):  # 0 * inf is 0 here
             sums[row] = (weights * z[row].astype(np.float64))[weights != 0].sum()
         return sums
@@ -115,12 +109,9 @@ class Pieces:
             losses: Array
             losses, self.slopes = long_rows.labelled(self.logits, self.given_rows, scale)
             return losses
-        one = _unweighted(self.summaries)
-        excess, lacking = long_rows.labelled(self.logits, one, (self.dtype.type(1), self.dtype.type(0)))
+        excess, lacking = long_rows.surprise(self.logits, self.summaries)
         lse, heavy = _lse(self.summaries), weights.astype(np.float64)
-        base, gain, z_loss = float(given.base), float(given.gain), 0.0
-        if given.regularization is not None:
-            z_loss = float(given.regularization[0])
+        base, gain, z_loss = float(given.base), float(given.gain), float(self.z_loss)
         at_label: Any = 1.0
         whole = float(given.problem.classes)
         if given.class_weights is not None:
@@ -184,20 +175,16 @@ class Curves(Pieces):
         rows = len(labels)
         self.top, self.lse = np.full((2, rows), -np.inf)
         self.pivot, self.mean = np.zeros((2, rows))
-        self.unweighted, self.curvature, self.shift = np.empty((3, 0), self.dtype)
-
-    def _unscaled(self) -> tuple[Any, Any]:
-        """The factor 1 as kernels take it."""
-        return self.dtype.type(1), self.dtype.type(0)
+        self.curvature, self.shift = np.empty((2, 0), self.dtype)
 
     def add_tangents(self, z: Array, t: Array, rows: slice, classes: slice) -> None:
         """The first pass over a block of capped logits and their tangents, which it overwrites."""
         at = z.argmax(axis=1)[:, None]
         pivot = np.take_along_axis(t, at, 1)
         part = self.add(z, rows, classes)
-        long_rows.slope(z, _unweighted(part), self._unscaled(), z)
+        long_rows.softmax(z, part, out=z)
         t -= pivot
-        mean, lse, pivot = long_rows.mean(z, t), _lse(part), pivot[:, 0].astype(np.float64)
+        mean, lse, pivot = long_rows.rounded(*long_rows.inner(z, t)), _lse(part), pivot[:, 0].astype(np.float64)
         both = np.logaddexp(self.lse[rows], lse)
         higher = part["m"] > self.top[rows]
         centre = np.where(higher, pivot, self.pivot[rows])
@@ -211,10 +198,7 @@ class Curves(Pieces):
     def finish_tangents(self, scale: tuple[Any, Any]) -> None:
         """The numbers of the rows, after all blocks have been added; `scale` is the factor of the gradient."""
         self.finish(scale)
-        factor, z_loss = float(scale[0]) + float(scale[1]), 0.0
-        if self.given.regularization is not None:
-            z_loss = float(self.given.regularization[0])
-        self.unweighted = _unweighted(self.summaries)
+        factor, z_loss = float(scale[0]) + float(scale[1]), float(self.z_loss)
         self.curvature = (self.given_rows[-1] * factor).astype(self.dtype)
         self.shift = (2 * z_loss * factor * self.row_weights * (self.pivot + self.mean)).astype(self.dtype)
         self.pivot, self.mean = self.pivot.astype(self.dtype), self.mean.astype(self.dtype)
@@ -231,7 +215,7 @@ class Curves(Pieces):
             g *= z
             g *= self.dtype.type(-2 / self.cap**2)
             self.uncapped(a, t)
-        long_rows.slope(z, read_only(np.ascontiguousarray(self.unweighted[:, rows])), self._unscaled(), z)
+        long_rows.softmax(z, self.summaries[rows], out=z)
         numbers = [one[rows, None] for one in (self.pivot, self.mean, self.curvature, self.shift)]
         step = max(1, OUTER_BYTES // max(1, t[:1].nbytes))
         for k in range(0, len(t), step):

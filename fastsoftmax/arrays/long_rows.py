@@ -244,6 +244,12 @@ def labelled(logits: Array, given: Array, scale: tuple[Any, Any]) -> Array:
     return rows
 
 
+def surprise(logits: Array, summaries: Array) -> Array:
+    """-log p and p - 1 of an entry of each row, from its logit and the merged summaries; shape (2, rows)."""
+    dtype = logits.dtype
+    return labelled(logits, weighed(summaries, np.ones_like(logits)), (dtype.type(1), dtype.type(0)))
+
+
 def slope(matrix: Array, given: Array, scale: tuple[Any, Any], out: Array | None = None) -> Array:
     """The gradient of the loss beside the labels, for one piece (rows, classes); `out` may be the piece itself."""
     problem, x = _block(matrix)
@@ -253,9 +259,8 @@ def slope(matrix: Array, given: Array, scale: tuple[Any, Any], out: Array | None
     return result
 
 
-def mean(probs: Array, v: Array) -> Array:
-    """sum_j p_j v_j of each row of matrices (rows, classes), contiguous, in float64."""
-    high, low = inner(probs, v)
+def rounded(high: Array, low: Array) -> Array:
+    """Pairs as numbers in float64; inf stays inf, though its low part may be nan."""
     value: Array = high.astype(np.float64)
     np.add(value, low, out=value, where=np.isfinite(value))
     return value

@@ -48,9 +48,14 @@ def record_dtype(dtype: Any, names: tuple[str, ...]) -> np.dtype[Any]:
 def _record(summaries: Array, names: tuple[str, ...]) -> Array:
     """The summaries with further fields, which are not set yet."""
     result = np.empty(summaries.shape, record_dtype(summaries.dtype["m"], names))
-    for name in long_rows.FIELDS:
-        result[name] = summaries[name]
+    _set_summaries(result, summaries)
     return result
+
+
+def _set_summaries(records: Array, summaries: Array) -> None:
+    """Set the summaries in records."""
+    for name in long_rows.FIELDS:
+        records[name] = summaries[name]
 
 
 def _cast(array: Array, dtype: Any) -> Array:
@@ -223,8 +228,7 @@ def shares_record(x: Array, shares: Shares, dtype: Any) -> Array:
         for rows, _, (share, below) in _slabs(x.shape, dtype, 2):
             part = _cast(x[rows], dtype)
             summaries = long_rows.summarize(part)
-            for name in long_rows.FIELDS:
-                result[name][rows] = summaries[name]
+            _set_summaries(result[rows], summaries)
             shares.write(rows, share)
             np.subtract(_finite(summaries["m"])[:, None], part, out=below)
             np.copyto(below, 0, where=share == 0)
@@ -235,9 +239,8 @@ def shares_record(x: Array, shares: Shares, dtype: Any) -> Array:
 def shares_losses(records: Array) -> Array:
     """-sum_j share_j log p_j of whole rows."""
     m, whole = records["m"], records["whole"] + records["whole_low"]
-    one = long_rows.weighed(records, np.ones_like(m))
     with np.errstate(all="ignore"):
-        log_rest = long_rows.labelled(m, one, inverse_of(1.0, m.dtype))[0].astype(np.float64)  # log(1 + s')
+        log_rest = long_rows.surprise(m, records)[0].astype(np.float64)  # log(1 + s')
         total: Array = _product(log_rest, whole) + records["below_low"] + records["below"]
     return total
 
@@ -271,8 +274,7 @@ def entry_record(x: Array, v: Array, dtype: Any, beta: Beta, others: bool) -> Ar
         for rows, _, memory in _slabs(x.shape, dtype, 2 if others else 0):
             part = _cast(x[rows], dtype)
             summaries = long_rows.summarize(part, beta)
-            for name in long_rows.FIELDS:
-                result[name][rows] = summaries[name]
+            _set_summaries(result[rows], summaries)
             at = _greatest(part)
             result["entry"][rows][at[0]] = v[rows][at]
             if others:

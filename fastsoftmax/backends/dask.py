@@ -336,7 +336,12 @@ def _statistics(function: Function, x: Any, labels: Any, *, axis: Any, out: Any,
     checked = checked.rechunk(tuple(x.chunks[a] for a in rows))
     options |= {"function": function, "axis": place}
     found = _blocks(_in_memory, every, problem.result_dtype, x, every, checked, rows, **options)
-    kinds = (problem.result_dtype, np.int64, np.int64, problem.result_dtype, problem.result_dtype)
+    return _statistics_of(found, rows, problem.result_dtype)
+
+
+def _statistics_of(found: Lazy, rows: tuple[int, ...], dtype: Any) -> LabelStatistics:
+    """The `LabelStatistics` of all rows, from those of the tasks."""
+    kinds = (dtype, np.int64, np.int64, dtype, dtype)
     return LabelStatistics(*_items(found, *[(rows, np.dtype(kind)) for kind in kinds]))
 
 
@@ -1379,8 +1384,7 @@ def _linear_statistics(
         options=options,
         block_bytes=block_bytes,
     )
-    kinds = (linear.result_dtype, np.int64, np.int64, linear.result_dtype, linear.result_dtype)
-    return LabelStatistics(*_items(found, *[(rows, np.dtype(kind)) for kind in kinds]))
+    return _statistics_of(found, rows, linear.result_dtype)
 
 
 def _linear(function: Function, *operands: Any, **options: Any) -> Any:

@@ -60,7 +60,7 @@ from fastsoftmax.arrays.options import (
 )
 from fastsoftmax.arrays.row_pieces import Direction, Mix, Shares
 from fastsoftmax.arrays.sampling import Draws, filters_of
-from fastsoftmax.arrays.statistics import LabelStatistics
+from fastsoftmax.arrays.statistics import LabelStatistics, kinds
 from fastsoftmax.arrays.threads import threads
 from fastsoftmax.arrays.weights import (
     SUM,
@@ -336,8 +336,7 @@ def _statistics(function: Function, x: Any, labels: Any, *, axis: Any, out: Any,
     checked = checked.rechunk(tuple(x.chunks[a] for a in rows))
     options |= {"function": function, "axis": place}
     found = _blocks(_in_memory, every, problem.result_dtype, x, every, checked, rows, **options)
-    kinds = (problem.result_dtype, np.int64, np.int64, problem.result_dtype, problem.result_dtype)
-    return LabelStatistics(*_items(found, *[(rows, np.dtype(kind)) for kind in kinds]))
+    return LabelStatistics(*_items(found, *[(rows, kind) for kind in kinds(problem.result_dtype)]))
 
 
 # --- softmax, log_softmax, logsumexp --------------------------------------------------------------------------
@@ -1379,8 +1378,7 @@ def _linear_statistics(
         options=options,
         block_bytes=block_bytes,
     )
-    kinds = (linear.result_dtype, np.int64, np.int64, linear.result_dtype, linear.result_dtype)
-    return LabelStatistics(*_items(found, *[(rows, np.dtype(kind)) for kind in kinds]))
+    return LabelStatistics(*_items(found, *[(rows, kind) for kind in kinds(linear.result_dtype)]))
 
 
 def _linear(function: Function, *operands: Any, **options: Any) -> Any:

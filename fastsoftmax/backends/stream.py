@@ -57,7 +57,7 @@ from fastsoftmax.arrays.options import (
     part_of_divisor,
 )
 from fastsoftmax.arrays.sampling import Draws
-from fastsoftmax.arrays.statistics import LabelStatistics
+from fastsoftmax.arrays.statistics import kinds
 from fastsoftmax.arrays.threads import threads
 from fastsoftmax.arrays.weights import (
     SUM,
@@ -658,11 +658,6 @@ def _standard_output(
     return target
 
 
-def _kind_of(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of a statistic: that of the logits, or of an index."""
-    return np.dtype(np.int64) if name in ("rank", "argmax") else dtype
-
-
 def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], stack: ExitStack) -> None:
     """Open the files for the results, under temporary names. `stack` discards them unless they are renamed."""
     problem = job.problem
@@ -673,7 +668,7 @@ def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], s
         if key == "output" and job.function.result in (_spec.ROWS, _spec.LOSS, _spec.ENTRIES):
             shape, chunks = problem.row_shape, files.extent_of(rows)
             if job.function.is_table:
-                kind = np.dtype([(name, _kind_of(name, dtype)) for name in LabelStatistics._fields])
+                kind = np.dtype([*kinds(dtype)._asdict().items()])
         elif job.function.is_draw:
             kind, more = np.dtype(np.int64), job.more
             shape, chunks = (*more, *problem.row_shape), (*more, *files.extent_of(rows))

@@ -137,7 +137,7 @@ class _NpyStream(Sequential):
         return count
 
     def read(self, box: Box, room: Array) -> Array:
-        return files.filled(self, box, room, self._fill)
+        return files.filled(self, box, room, files.places(self, box), self._fill)
 
     def close(self) -> None:
         self._stream.close()

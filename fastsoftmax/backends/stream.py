@@ -470,9 +470,8 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
     results |= {key: given[key] for key in ("grad", *SUMS) if given.get(key) is not None}
     if STANDARD in results.values():
         _check_standard_output(arguments, function, given)
-    for path in results.values():
-        if path == STANDARD:
-            continue
+    named = {key: path for key, path in results.items() if path != STANDARD}
+    for path in named.values():
         files.check_replaceable(path)
         files.check_suffix(path)
         if files.kind(path) is not None and not arguments.force:
@@ -480,14 +479,13 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
         parent = path.absolute().parent
         if files.kind(parent) != files.DIRECTORY or not os.access(parent, os.W_OK | os.X_OK):
             raise RunError(f"{parent} is no directory that can be written to")
-    places = {key: path if path == STANDARD else files.resolved(path) for key, path in results.items()}
-    for place in places.values():
-        if place == STANDARD:
-            continue
+    resolved = {key: files.resolved(path) for key, path in named.items()}
+    for place in resolved.values():
         if not os.access(place.parent, os.W_OK | os.X_OK):  # another directory if the path is a link
             raise RunError(f"{place.parent} is no directory that can be written to")
         for part in files.left_behind(place):
             _say(f"fastsoftmax run: {part} is left from a run that was killed; remove it")
+    places = results | resolved
     for one, other in combinations(places, 2):
         if places[one] == places[other]:
             raise RunError(f"{_flag(one)} and {_flag(other)} are the same file")

@@ -724,6 +724,7 @@ class Local:
     def __init__(self, job: Job, extent: tuple[int, ...]) -> None:
         self.job = job
         self.extent = extent
+        self.ahead = 1 if math.prod(extent) * job.x.dtype.itemsize > BLOCK_BYTES else AHEAD
         self.boxes = list(cover(job.x.shape, extent, job.x.fortran))
         self.totals: list[Array] = []
         self.sums: dict[str, Array] = {}
@@ -910,13 +911,12 @@ class Local:
         rows = math.prod(files.rows_of(self.extent, job.axis))
         for name, operand in job.operands.items():
             sizes[name] = (rows if job.per_row(name) else math.prod(self.extent)) * operand.dtype.itemsize
-        ahead = self.ahead = 1 if sizes["x"] > BLOCK_BYTES else AHEAD
-        rooms = Rooms(sizes, ahead)
+        rooms = Rooms(sizes, self.ahead)
         waiting = iter(self.boxes)
         upcoming: deque[tuple[Box, Future[dict[str, Array]]]] = deque()
         with ThreadPoolExecutor(1) as reader:
             try:
-                for box in islice(waiting, ahead):
+                for box in islice(waiting, self.ahead):
                     upcoming.append((box, reader.submit(_read, job, box, rooms.next())))
                 while upcoming:
                     box, block = upcoming.popleft()

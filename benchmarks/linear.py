@@ -30,8 +30,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import readme  # noqa: E402
 
 import fastsoftmax as fs  # noqa: E402
-from fastsoftmax.arrays.linear import BLOCK_BYTES  # noqa: E402
-from fastsoftmax.arrays.linear import ROWS as MOST_ROWS  # noqa: E402
+from fastsoftmax.arrays.linear import BLOCK_BYTES, block_rows  # noqa: E402
 from fastsoftmax.arrays.threads import max_threads  # noqa: E402
 from fastsoftmax.tools.bench.measure import FEWEST_SLOW, MOST  # noqa: E402
 
@@ -93,7 +92,7 @@ def _chunked_alike(features: Any, weight: Any, targets: Any) -> Callable[[], Any
 
 def block_of(weight: Any, features: Any) -> int:
     """The rows of a block of logits of the default size."""
-    return max(1, min(MOST_ROWS, len(features), BLOCK_BYTES // (weight.itemsize * len(weight))))
+    return min(len(features), block_rows("linear_cross_entropy", len(weight), weight.itemsize, BLOCK_BYTES))
 
 
 def _jax(features: Any, weight: Any, targets: Any) -> Callable[[], Any]:

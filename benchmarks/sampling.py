@@ -28,7 +28,7 @@ from fastsoftmax.tools.bench.cases import check  # noqa: E402
 from fastsoftmax.tools.bench.inputs import Inputs, Shape  # noqa: E402
 from fastsoftmax.tools.bench.libraries import ALL, FILTERS, OURS  # noqa: E402
 from fastsoftmax.tools.bench.measure import measure  # noqa: E402
-from fastsoftmax.tools.bench.report import caption, machine  # noqa: E402
+from fastsoftmax.tools.bench.report import caption, duration, machine, spread  # noqa: E402
 
 VOCABULARY = 151_936
 ONE, TOP_P, TOP_K_TOP_P = "categorical", "categorical top_p", "categorical top_k, top_p"
@@ -146,13 +146,6 @@ def _agree(case: str, name: str, ours: Any, theirs: Any) -> None:
     check(case, name, np.reshape(ours, -1), np.reshape(theirs, -1), np.float32)
 
 
-def _time(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:,.3g} {unit}"
-    return f"{1e6 * seconds:.3g} µs"
-
-
 def row(case: str, shape: Shape, count: int, seconds: float) -> str:
     """The line of one case."""
     calls = calls_of(case, shape, count)
@@ -161,10 +154,10 @@ def row(case: str, shape: Shape, count: int, seconds: float) -> str:
         _agree(case, name, results[OURS], results[name])
     found = measure(calls, seconds)
     ours = found[OURS].median
-    cells = [f"**{_time(ours)}** ± {100 * found[OURS].spread:.0f} %"]
+    cells = [f"**{duration(ours)}** ± {spread(found[OURS])}"]
     cells.append(f"{ours / found['logsumexp'].median:.2f}" if count == 1 else "")
     cells += [
-        f"{_time(found[name].median)} ({found[name].median / ours:.3g} x)" if name in found else ""
+        f"{duration(found[name].median)} ({found[name].median / ours:.3g} x)" if name in found else ""
         for name in PEERS
     ]
     title = TITLES[case].format(f"{count:_}")

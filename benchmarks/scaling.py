@@ -8,9 +8,7 @@ call on one thread, of taking a block, and of a wake-up) or stated (`BANDWIDTH`)
 
 import argparse
 import heapq
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +21,13 @@ import readme  # noqa: E402
 
 import fastsoftmax as fs  # noqa: E402
 from fastsoftmax.arrays import threads  # noqa: E402
+from fastsoftmax.tools.bench.measure import measure  # noqa: E402
 from fastsoftmax.tools.bench.report import caption, machine  # noqa: E402
 
 SHAPES = ((1_000, 100), (10_000, 10), (200, 2_000), (10_000, 1_000), (1_000_000, 10))
 MOST = 16
+SECONDS = 0.5
+"""How long each number of threads is measured."""
 BANDWIDTH = 6.0
 """The memory traffic of a processor with 16 cores, in multiples of what one thread causes: an assumption."""
 IN_CACHES = 1 << 22
@@ -69,16 +70,8 @@ def simulate(case: Case, count: int, waiting: bool) -> float:
 
 def median(x: np.ndarray, out: np.ndarray, count: int) -> float:
     """The median time of calls that follow each other on so many threads."""
-    times = []
     with fs.threads(count):
-        for _ in range(20):
-            fs.softmax(x, out=out)
-        stop = time.perf_counter() + 0.5
-        while time.perf_counter() < stop or len(times) < 20:
-            start = time.perf_counter()
-            fs.softmax(x, out=out)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        return measure({"softmax": lambda: fs.softmax(x, out=out)}, SECONDS)["softmax"].median
 
 
 def table() -> str:

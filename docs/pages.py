@@ -10,6 +10,7 @@ import re
 import shutil
 import statistics
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def _gallery(folder: Path) -> None:
 # --- benchmarks ---------------------------------------------------------------------------------------------
 
 
+@cache
 def _measured() -> dict[str, tuple[report.Results, bool]]:
     """{name of the page: (results, whether they are a map)}."""
     folder = ROOT / "benchmarks"

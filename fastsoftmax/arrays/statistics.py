@@ -40,6 +40,11 @@ class LabelStatistics(NamedTuple):
     logsumexp: Any
 
 
+def kinds(dtype: np.dtype[Any]) -> LabelStatistics:
+    """The dtype of each number: that of the results, or of an index."""
+    return LabelStatistics(dtype, _INDEX, _INDEX, dtype, dtype)
+
+
 def computed(problem: Problem, source: Array, labels: Array, beta: Any) -> LabelStatistics:
     """The statistics of a block, in the order of its rows: five arrays of the dtype of the computation."""
     found = np.empty((5, problem.rows), problem.dtype)

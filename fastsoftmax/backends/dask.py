@@ -60,7 +60,7 @@ from fastsoftmax.arrays.options import (
 )
 from fastsoftmax.arrays.row_pieces import Direction, Mix, Shares
 from fastsoftmax.arrays.sampling import Draws, filters_of
-from fastsoftmax.arrays.statistics import LabelStatistics
+from fastsoftmax.arrays.statistics import LabelStatistics, kinds
 from fastsoftmax.arrays.threads import threads
 from fastsoftmax.arrays.weights import (
     SUM,
@@ -341,8 +341,7 @@ def _statistics(function: Function, x: Any, labels: Any, *, axis: Any, out: Any,
 
 def _statistics_of(found: Lazy, rows: tuple[int, ...], dtype: Any) -> LabelStatistics:
     """The `LabelStatistics` of all rows, from those of the tasks."""
-    kinds = (dtype, np.int64, np.int64, dtype, dtype)
-    return LabelStatistics(*_items(found, *[(rows, np.dtype(kind)) for kind in kinds]))
+    return LabelStatistics(*_items(found, *[(rows, kind) for kind in kinds(dtype)]))
 
 
 # --- softmax, log_softmax, logsumexp --------------------------------------------------------------------------

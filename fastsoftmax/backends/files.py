@@ -213,12 +213,19 @@ def room_of(box: Box, dtype: np.dtype[Any], room: Array, fortran: bool = False) 
     return target.reshape(extent[::-1]).T if fortran else target.reshape(extent)
 
 
-def filled(array: Any, box: Box, room: Array, fill: Callable[[int, memoryview], None]) -> Array:
-    """The numbers in a box at the beginning of `room`. `fill` gets the places of its bytes in the array."""
+def places(array: Any, box: Box) -> tuple[Array, int]:
+    """Where the bytes of a box lie in an array in either order: where their stretches begin, and their length."""
     order = slice(None, None, -1 if array.fortran else 1)
     starts, length = stretches(array.shape[order], box[order])
-    step, memory = length * array.dtype.itemsize, memoryview(room.data)
-    for n, start in enumerate((starts * array.dtype.itemsize).tolist()):
+    return starts * array.dtype.itemsize, length * array.dtype.itemsize
+
+
+def filled(
+    array: Any, box: Box, room: Array, found: tuple[Array, int], fill: Callable[[int, memoryview], None]
+) -> Array:
+    """The numbers in a box, whose `places` were found, at the beginning of `room`; `fill` reads a stretch."""
+    (starts, step), memory = found, memoryview(room.data)
+    for n, start in enumerate(starts.tolist()):
         fill(start, memory[n * step : (n + 1) * step])
     return room_of(box, array.dtype, room, array.fortran)
 
@@ -360,15 +367,14 @@ class NpyFile(_Pickled):
 
     def read(self, box: Box, room: Array) -> Array:
         """The numbers in a box, at the beginning of `room` (an array of bytes), in the order of the file."""
-        order = slice(None, None, -1 if self.fortran else 1)
-        size = math.prod(extent_of(box)) * self.dtype.itemsize
-        if stretches(self.shape[order], box[order])[1] * self.dtype.itemsize < LEAST_STRETCH < size:
+        found = places(self, box)
+        if found[1] < LEAST_STRETCH < math.prod(extent_of(box)) * self.dtype.itemsize:
             self._check_size()
             block = room_of(box, self.dtype, room, self.fortran)
             np.copyto(block, self.mapping[box])
             _release(self.mapping)
             return block
-        return filled(self, box, room, self._fill)
+        return filled(self, box, room, found, self._fill)
 
     def _fill(self, start: int, view: memoryview) -> None:
         """The bytes from `start` on."""
@@ -529,16 +535,14 @@ class NpyTarget(_Replacement):
             self.file.truncate(size)
 
     def write(self, box: Box, block: Array) -> None:
-        order = slice(None, None, -1 if self.fortran else 1)
-        starts, length = stretches(self.shape[order], box[order])
-        step = length * self.dtype.itemsize
         if not block.size:
             return
+        starts, step = places(self, box)
         if step < LEAST_STRETCH < block.nbytes:
             self[box] = block
             return
         memory = bytes_of(block, self.dtype, self.fortran)
-        for n, start in enumerate((self.offset + starts * self.dtype.itemsize).tolist()):
+        for n, start in enumerate((self.offset + starts).tolist()):
             self.file.seek(start)
             view = memory[n * step : (n + 1) * step]
             while len(view):

@@ -137,7 +137,7 @@ class _NpyStream(Sequential):
         return count
 
     def read(self, box: Box, room: Array) -> Array:
-        return files.filled(self, box, room, self._fill)
+        return files.filled(self, box, room, files.places(self, box), self._fill)
 
     def close(self) -> None:
         self._stream.close()
@@ -248,7 +248,7 @@ class Column(Sequential):
     def __init__(self, file: Path, name: str) -> None:
         files.open_regular(file).close()
         self._arrow = _pyarrow()
-        self.file, self.path = file, file / name
+        self.file = file
         try:
             schema, rows = self._look()
             self.name = _named(file, name, list(schema.names), "column")
@@ -265,12 +265,7 @@ class Column(Sequential):
         if not (self._arrow.types.is_boolean(kind) or self._arrow.types.is_primitive(kind)):
             raise RunError(f"{self.path} has the type {kind}, expected numbers or lists of fixed size of them")
         self.shape, self.dtype = (rows, *inner), np.dtype(kind.to_pandas_dtype())
-        self._batches: Iterator[Array] = iter(())
-        self._begin, self._part = 0, self._empty()
         self._restart()
-
-    def _empty(self) -> Array:
-        return np.empty((0, *self.shape[1:]), self.dtype)
 
     def _is_parquet(self) -> bool:
         return self.file.suffix in TABLES
@@ -323,7 +318,11 @@ class Column(Sequential):
             yield column.to_numpy(zero_copy_only=False).reshape(rows, *self.shape[1:])
 
     def _restart(self) -> None:
-        self._batches, self._begin, self._part = self._values(), 0, self._empty()
+        self._batches = self._values()
+        self._begin, self._part = 0, self._empty()
+
+    def _empty(self) -> Array:
+        return np.empty((0, *self.shape[1:]), self.dtype)
 
     def read(self, box: Box, room: Array) -> Array:
         block = files.room_of(box, self.dtype, room)

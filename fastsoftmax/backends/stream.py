@@ -57,7 +57,7 @@ from fastsoftmax.arrays.options import (
     part_of_divisor,
 )
 from fastsoftmax.arrays.sampling import Draws
-from fastsoftmax.arrays.statistics import LabelStatistics
+from fastsoftmax.arrays.statistics import kinds
 from fastsoftmax.arrays.threads import threads
 from fastsoftmax.arrays.weights import (
     SUM,
@@ -470,9 +470,8 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
     results |= {key: given[key] for key in ("grad", *SUMS) if given.get(key) is not None}
     if STANDARD in results.values():
         _check_standard_output(arguments, function, given)
-    for path in results.values():
-        if path == STANDARD:
-            continue
+    named = {key: path for key, path in results.items() if path != STANDARD}
+    for path in named.values():
         files.check_replaceable(path)
         files.check_suffix(path)
         if files.kind(path) is not None and not arguments.force:
@@ -480,14 +479,13 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
         parent = path.absolute().parent
         if files.kind(parent) != files.DIRECTORY or not os.access(parent, os.W_OK | os.X_OK):
             raise RunError(f"{parent} is no directory that can be written to")
-    places = {key: path if path == STANDARD else files.resolved(path) for key, path in results.items()}
-    for place in places.values():
-        if place == STANDARD:
-            continue
+    resolved = {key: files.resolved(path) for key, path in named.items()}
+    for place in resolved.values():
         if not os.access(place.parent, os.W_OK | os.X_OK):  # another directory if the path is a link
             raise RunError(f"{place.parent} is no directory that can be written to")
         for part in files.left_behind(place):
             _say(f"fastsoftmax run: {part} is left from a run that was killed; remove it")
+    places = results | resolved
     for one, other in combinations(places, 2):
         if places[one] == places[other]:
             raise RunError(f"{_flag(one)} and {_flag(other)} are the same file")
@@ -658,11 +656,6 @@ def _standard_output(
     return target
 
 
-def _kind_of(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of a statistic: that of the logits, or of an index."""
-    return np.dtype(np.int64) if name in ("rank", "argmax") else dtype
-
-
 def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], stack: ExitStack) -> None:
     """Open the files for the results, under temporary names. `stack` discards them unless they are renamed."""
     problem = job.problem
@@ -673,7 +666,7 @@ def _open_targets(job: Job, results: dict[str, Path], extent: tuple[int, ...], s
         if key == "output" and job.function.result in (_spec.ROWS, _spec.LOSS, _spec.ENTRIES):
             shape, chunks = problem.row_shape, files.extent_of(rows)
             if job.function.is_table:
-                kind = np.dtype([(name, _kind_of(name, dtype)) for name in LabelStatistics._fields])
+                kind = np.dtype([*kinds(dtype)._asdict().items()])
         elif job.function.is_draw:
             kind, more = np.dtype(np.int64), job.more
             shape, chunks = (*more, *problem.row_shape), (*more, *files.extent_of(rows))
@@ -731,6 +724,7 @@ class Local:
     def __init__(self, job: Job, extent: tuple[int, ...]) -> None:
         self.job = job
         self.extent = extent
+        self.ahead = 1 if math.prod(extent) * job.x.dtype.itemsize > BLOCK_BYTES else AHEAD
         self.boxes = list(cover(job.x.shape, extent, job.x.fortran))
         self.totals: list[Array] = []
         self.sums: dict[str, Array] = {}
@@ -917,13 +911,12 @@ class Local:
         rows = math.prod(files.rows_of(self.extent, job.axis))
         for name, operand in job.operands.items():
             sizes[name] = (rows if job.per_row(name) else math.prod(self.extent)) * operand.dtype.itemsize
-        ahead = self.ahead = 1 if sizes["x"] > BLOCK_BYTES else AHEAD
-        rooms = Rooms(sizes, ahead)
+        rooms = Rooms(sizes, self.ahead)
         waiting = iter(self.boxes)
         upcoming: deque[tuple[Box, Future[dict[str, Array]]]] = deque()
         with ThreadPoolExecutor(1) as reader:
             try:
-                for box in islice(waiting, ahead):
+                for box in islice(waiting, self.ahead):
                     upcoming.append((box, reader.submit(_read, job, box, rooms.next())))
                 while upcoming:
                     box, block = upcoming.popleft()

@@ -298,7 +298,7 @@ def _add_run(commands: Any) -> None:
     group.add_argument(
         "--scheduler", metavar="ADDRESS", help="hand the work to this Dask scheduler, whose workers see the files"
     )
-    run.set_defaults(run=_run_run, parser=run)
+    run.set_defaults(run=_run_run)
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -354,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--output", type=Path, default=Path("digits.png"), metavar="FILE", help="the picture (%(default)s)"
     )
-    demo.set_defaults(run=_run_demo, parser=demo)
+    demo.set_defaults(run=_run_demo)
 
     bench = commands.add_parser(
         "bench",
@@ -393,7 +393,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write results.json, results.md and speed.png there, after measuring what the picture needs; or "
         "map.json and map.md of a map",
     )
-    bench.set_defaults(run=_run_bench, parser=bench)
+    bench.set_defaults(run=_run_bench)
 
     warmup = commands.add_parser(
         "warmup",
@@ -403,7 +403,7 @@ def _parser() -> argparse.ArgumentParser:
         "Without a linker they become one file each. FASTSOFTMAX_CACHE_DIR says where they go.",
     )
     warmup.add_argument("--jobs", type=_count, metavar="N", help="processes (default: one a CPU, at most 8)")
-    warmup.set_defaults(run=_run_warmup, parser=warmup)
+    warmup.set_defaults(run=_run_warmup)
     _add_run(commands)
 
     info = commands.add_parser(
@@ -411,7 +411,7 @@ def _parser() -> argparse.ArgumentParser:
         help=HELP["info"],
         description="Print versions, processor, threads and cache as plain text for a bug report.",
     )
-    info.set_defaults(run=_run_info, parser=info)
+    info.set_defaults(run=_run_info)
 
     cache = commands.add_parser(
         "cache",
@@ -422,7 +422,7 @@ def _parser() -> argparse.ArgumentParser:
     action = cache.add_mutually_exclusive_group(required=True)
     action.add_argument("--info", action="store_true", help="print the directory, and how much is in it")
     action.add_argument("--clear", action="store_true", help="remove all compiled kernels")
-    cache.set_defaults(run=_run_cache, parser=cache)
+    cache.set_defaults(run=_run_cache)
 
     completion = commands.add_parser(
         "completion",
@@ -431,7 +431,7 @@ def _parser() -> argparse.ArgumentParser:
         "For bash: fastsoftmax completion bash > ~/.local/share/bash-completion/completions/fastsoftmax",
     )
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="bash, zsh or tcsh")
-    completion.set_defaults(run=_run_completion, parser=completion)
+    completion.set_defaults(run=_run_completion)
     return parser
 
 
@@ -537,7 +537,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"there is no command {command}{hint or '; there are ' + ', '.join(commands)}")
     parsed, rest = parser.parse_known_args(words)
     if rest:
-        used = getattr(parsed, "parser", parser)
+        used = parser if command is None else commands[command]
         option = next((word.partition("=")[0] for word in rest if word.startswith("-")), "")
         if not option:
             used.error(f"unexpected argument: {rest[0]}")

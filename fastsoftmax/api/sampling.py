@@ -1,5 +1,7 @@
 """Random classes, drawn from logits, and the filters that language models put before the draw."""
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -54,15 +56,14 @@ def _draw(draws: Draws, block: Any, numbers: Any, chosen: Any) -> None:
     run(entry("sampling.draws"), rows * pieces, work, room, NO_SEGMENTS, NO_SEGMENTS, *given)
 
 
-def _draw_from_long_rows(source: Any, numbers: Any, chosen: Any, beta: Any) -> None:
-    """Draw from one row after the other; the uniform numbers and the classes of a row are columns."""
-    row = 0
-    for block in parts(source):
-        for logits in block[..., 0]:
-            places = np.empty(len(numbers), np.int64)
-            draw_from_long_row(logits, np.ascontiguousarray(numbers[:, row]), places, beta)
-            chosen[:, row] = places
-            row += 1
+def _draw_in_turn(blocks: Iterable[Any], numbers: Any, chosen: Any, draw: Callable[[Any, Any, Any], None]) -> None:
+    """Draw from blocks of rows, one after the other; the uniform numbers and the classes of a row are columns."""
+    first = 0
+    for block in blocks:
+        some = slice(first, first + len(block))
+        drawn = np.empty((len(numbers), len(block)), np.int64)
+        draw(block, np.ascontiguousarray(numbers[:, some]).reshape(-1), drawn.reshape(-1))
+        chosen[:, some], first = drawn, some.stop
 
 
 if TYPE_CHECKING:
@@ -266,8 +267,12 @@ def categorical(
     source = problem.block()
     numbers, chosen, result = draws.in_order(problem.row_order())
     rows = problem.rows
+    columns = numbers.reshape(-1, max(rows, 1)), chosen.reshape(-1, max(rows, 1))
     if draws.shares_rows(problem):
-        _draw_from_long_rows(source, numbers.reshape(-1, rows), chosen.reshape(-1, rows), draws.beta)
+        each = (row[np.newaxis] for block in parts(source) for row in block)
+        _draw_in_turn(
+            each, *columns, lambda row, some, drawn: draw_from_long_row(row.reshape(-1), some, drawn, draws.beta)
+        )
     elif draws.plain:
         kernel, arguments = entry("sampling.categorical"), (source, numbers, chosen, draws.beta)
         run(kernel, rows, draws.work(source.size), problem.room(1), *arguments)
@@ -275,12 +280,7 @@ def categorical(
             remember(_SMALL, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
     elif numbers.size:
         if isinstance(source, Parted):
-            every, found, first = numbers.reshape(-1, rows), chosen.reshape(-1, rows), 0
-            for block in parts(source):
-                some = slice(first, first + len(block))
-                drawn = np.empty((len(every), len(block)), np.int64)
-                _draw(draws, block, np.ascontiguousarray(every[:, some]).reshape(-1), drawn.reshape(-1))
-                found[:, some], first = drawn, some.stop
+            _draw_in_turn(parts(source), *columns, partial(_draw, draws))
         else:
             _draw(draws, source, numbers, chosen)
     return draws.finish(result, lambda index: row_at(problem, index))

@@ -35,8 +35,9 @@ from fastsoftmax.arrays.options import (
     spared,
     weight_array,
 )
+from fastsoftmax.arrays.parts import Piece, run_parts
 from fastsoftmax.arrays.sampling import Draws
-from fastsoftmax.arrays.threads import BLOCK_WORK, run, share
+from fastsoftmax.arrays.threads import BLOCK_WORK, run
 from fastsoftmax.arrays.weights import Divisor, scaled
 from fastsoftmax.machine.entry import entry
 
@@ -140,7 +141,10 @@ class _Segments:
         self.problem.parts = self.work > WHOLE and int(np.diff(self.indptr).max(initial=0)) <= PART
 
     def _element(self, block: Any) -> Any:
-        flat = block.cut(0, block.size, 1) if isinstance(block, Parted) else block.reshape(-1)
+        if isinstance(block, Parted):
+            flat: Any = Parted(block.array, 1, (block.size,), block.dtype, output=block.output)
+        else:
+            flat = block.reshape(-1)
         self.elements.append(flat)
         return flat
 
@@ -171,34 +175,24 @@ class _Segments:
 
     def _run_in_parts(self, kernel: Any, work: int, args: tuple[Any, ...], room: Callable[[], Any]) -> None:
         """`run` for operands or an output that are converted where the kernel runs."""
-        cuts, indptr, dtype = _cuts(self.indptr, PART), self.indptr, self.problem.dtype
-        most = int(np.diff(indptr[cuts]).max())
-        parted = [k for k, one in enumerate(args) if isinstance(one, Parted)]
-        whole = [any(one is other for other in self.elements) for one in args]
-        given = [np.empty(0, dtype) if k in parted else one for k, one in enumerate(args)]
-        code = kernel.code((0, 0, room(), indptr, cuts, *given))
+        cuts, indptr = _cuts(self.indptr, PART), self.indptr
 
-        def task(part: int, seat: Any) -> None:
-            memory, rooms = seat
+        def cut(part: int) -> tuple[int, list[Any]]:
             first, last = (int(cut) for cut in cuts[part : part + 2])
             begin, end = int(indptr[first]), int(indptr[last])
-            box, values = Box(begin, end), list(args)
-            for k, one in enumerate(args):
-                if k in parted:
-                    place = rooms[parted.index(k)]
-                    values[k] = (one.memory(box, place) if one.output else one.read(box, place)).reshape(-1)
+            values: list[Any] = [indptr[first : last + 1] - begin, np.array([0, last - first])]
+            for one in args:
+                if isinstance(one, Parted):
+                    values.append(Piece(one, Box(begin, end)))
                 elif isinstance(one, np.ndarray) and one.size:
-                    values[k] = one[begin:end] if whole[k] else one[first:last]
-            pointers, ends = indptr[first : last + 1] - begin, np.array([0, last - first])
-            code(0, 1, memory, pointers, ends, *values)
-            for k in parted:
-                if args[k].output:
-                    args[k].write(box, values[k].reshape(-1, 1, 1))
+                    by_element = any(one is other for other in self.elements)
+                    values.append(one[begin:end] if by_element else one[first:last])
+                else:
+                    values.append(one)
+            return 1, values
 
-        def seat() -> tuple[Any, list[Array]]:
-            return room(), [np.empty(most, dtype) for _ in parted]
-
-        share(len(cuts) - 1, work * dtype.itemsize // 4, seat, task)
+        longest = int(np.argmax(np.diff(indptr[cuts])))
+        run_parts(kernel, len(cuts) - 1, work, room, cut, (longest,))
 
     def room(self, over: bool) -> Callable[[], Any]:
         """The working memory of `kernels.segments.segment_softmax_product`; `over`: its output lies over v."""

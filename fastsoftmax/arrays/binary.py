@@ -6,6 +6,7 @@ dtype, are converted some chunks at a time, and never whole.
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,8 @@ from fastsoftmax.arrays.blocks import (
 )
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions
-from fastsoftmax.arrays.threads import run, share
+from fastsoftmax.arrays.parts import Piece, run_parts
+from fastsoftmax.arrays.threads import run
 from fastsoftmax.arrays.weights import (
     SUM,
     Divisor,
@@ -72,93 +74,71 @@ def derivative_order(function: Function) -> int:
     return LOSS if function.result == (ENTRIES,) else GRADIENT
 
 
-def _flat(array: Array, dtype: np.dtype[Any], output: bool = False) -> Parted:
-    """The entries of an array, in C order, as a `Parted` of one axis."""
-    return Parted(array, array.ndim, (array.size,), dtype, output=output)
+class _Converted(Parted):
+    """The entries of an array in C order, times 2**exponent, as a `Parted` of one axis."""
+
+    __slots__ = ("exponent",)
+
+    def __init__(self, array: Array, dtype: np.dtype[Any], exponent: int, output: bool) -> None:
+        super().__init__(array, array.ndim, (array.size,), dtype, output=output)
+        self.exponent = exponent
+
+    def read(self, box: Box, room: Array | None = None) -> Array:
+        return scaled(super().read(box, room), self.exponent)
 
 
-class _Source:
-    """An input as kernels take it: contiguous as it is (`flat`), or converted piece by piece.
+class _Operand:
+    """An input, or an output, as kernels take it (`flat`): contiguous as it is, or converted piece by piece.
 
-    Weights are multiplied by 2**exponent. None stands for weights of 1, and a single number is not repeated.
+    Weights are multiplied by 2**exponent. None stands for weights of 1, or for no output, and a single number is
+    not repeated.
     """
 
-    __slots__ = ("array", "exponent", "flat")
+    __slots__ = ("array", "flat")
 
-    def __init__(self, array: Array | None, dtype: np.dtype[Any], exponent: int = 0) -> None:
-        self.array, self.exponent = array, exponent
-        self.flat: Array | None = None
+    def __init__(self, array: Array | None, dtype: np.dtype[Any], exponent: int = 0, output: bool = False) -> None:
+        self.array = array
         if array is None:
-            self.flat = NO_ROOM[dtype]
+            self.flat: Array | Parted = NO_ROOM[dtype]
         elif array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned and exponent == 0:
             self.flat = array.reshape(-1)
+        else:
+            self.flat = _Converted(array, dtype, exponent, output)
 
-    def part(self, start: int, stop: int, room: Array) -> Array:
+    def part(self, start: int, stop: int) -> Array | Piece:
+        """Entries start .. stop."""
+        if isinstance(self.flat, Parted):
+            return Piece(self.flat, Box(start, stop))
+        return self.flat if self.flat.size <= 1 else self.flat[start:stop]
+
+    def read(self, start: int, stop: int, room: Array) -> Array:
         """Entries start .. stop, in `room` if they have to be converted."""
-        if self.flat is not None:
-            return self.flat if self.flat.size <= 1 else self.flat[start:stop]
-        assert self.array is not None
-        return scaled(_flat(self.array, room.dtype).read(Box(start, stop), room), self.exponent)
-
-
-class _Target:
-    """An output as kernels take it; None if there is none."""
-
-    __slots__ = ("array", "dtype", "flat")
-
-    def __init__(self, array: Array | None, dtype: np.dtype[Any]) -> None:
-        self.array, self.dtype = array, dtype
-        self.flat: Array | None = None
-        if array is None:
-            self.flat = NO_ROOM[dtype]
-        elif array.dtype == dtype and array.flags.carray:
-            self.flat = array.reshape(-1)
-
-    def part(self, start: int, stop: int, room: Array) -> Array:
-        """Memory for the entries start .. stop."""
-        if self.flat is None:
-            return room[: stop - start]
-        return self.flat if self.array is None else self.flat[start:stop]
-
-    def put(self, values: Array, start: int, stop: int) -> None:
-        """Deliver what is in that memory."""
-        if self.flat is None and self.array is not None:
-            _flat(self.array, self.dtype, output=True).write(Box(start, stop), values)
+        part = self.part(start, stop)
+        return part.block.read(part.box, room) if isinstance(part, Piece) else part
 
 
 def _run_converting(
-    kernel: Any,
-    work: int,
-    entries: int,
-    sources: list[_Source],
-    targets: list[_Target],
-    sums: Array,
-    *options: Any,
+    kernel: Any, work: int, entries: int, operands: list[_Operand], room: Any, sums: Array, *options: Any
 ) -> None:
     """Run a kernel with arrays that are converted, some chunks at a time; an entry costs `work`."""
-    dtype, step = targets[0].dtype, TOGETHER * CHUNK
-    nothing, arrays = NO_ROOM[dtype], len(sources) + len(targets)
-    code = kernel.code((0, 0, nothing, *[nothing] * arrays, sums, *options))
+    step = TOGETHER * CHUNK
 
-    def task(part: int, room: Array) -> None:
+    def cut(part: int) -> tuple[int, list[Any]]:
         begin, end = part * step, min((part + 1) * step, entries)
         first, chunks = begin // CHUNK, -(-(end - begin) // CHUNK)
-        inputs = [one.part(begin, end, memory) for one, memory in zip(sources, room, strict=False)]
-        outputs = [one.part(begin, end, memory) for one, memory in zip(targets, room[len(sources) :], strict=True)]
-        code(0, chunks, nothing, *inputs, *outputs, sums[3 * first : 3 * (first + chunks)], *options)
-        for one, values in zip(targets, outputs, strict=True):
-            one.put(values, begin, end)
+        flats = [one.part(begin, end) for one in operands]
+        return chunks, [*flats, sums[3 * first : 3 * (first + chunks)], *options]
 
-    share(-(-entries // step), work * entries * dtype.itemsize // 4, lambda: np.empty((arrays, step), dtype), task)
+    run_parts(kernel, -(-entries // step), work * entries, room, cut, (0,))
 
 
 def sum_of_weights(weights: Array, dtype: np.dtype[Any]) -> Array:
     """The sum of weights in the dtype of the computation, as a `SUM`."""
-    step, parts, source = TOGETHER * CHUNK, [], _Source(weights, dtype)
+    step, parts, source = TOGETHER * CHUNK, [], _Operand(weights, dtype)
     room = np.empty(step, dtype)
     with np.errstate(all="ignore"):
         for start in range(0, weights.size, step):
-            part = source.part(start, min(start + step, weights.size), room)
+            part = source.read(start, min(start + step, weights.size), room)
             parts.append(part_of_weight(part, 0))
     return joined_weights(np.array(parts, SUM))
 
@@ -214,13 +194,13 @@ class Entries:
             ) from None
         return array
 
-    def _spread(self, weights: Array | None, exponent: int) -> _Source:
+    def _spread(self, weights: Array | None, exponent: int) -> _Operand:
         """Weights times 2**exponent with the shape of the logits; a single one is not repeated."""
         if weights is None:
-            return _Source(None, self.dtype)
+            return _Operand(None, self.dtype)
         if weights.size == 1:
-            return _Source(scaled(converted(weights.reshape(1), self.dtype), exponent), self.dtype)
-        return _Source(self._in_order(np.broadcast_to(weights, self.shape)), self.dtype, exponent)
+            return _Operand(scaled(converted(weights.reshape(1), self.dtype), exponent), self.dtype)
+        return _Operand(self._in_order(np.broadcast_to(weights, self.shape)), self.dtype, exponent)
 
     def _divisor(self, weights: Array | None) -> Divisor:
         """The divisor of the mean: the sum of the weights of all entries, each repeated as often as it is used."""
@@ -247,16 +227,16 @@ class Entries:
             return
         step = TOGETHER * CHUNK
         values, factors = np.empty(step, self.dtype), np.empty(step, self.dtype)
-        source = _Source(self.targets, self.dtype)
+        source = _Operand(self.targets, self.dtype)
         with np.errstate(all="ignore"):
             for start in range(0, self.size, step):
                 stop = min(start + step, self.size)
-                t = source.part(start, stop, values)
+                t = source.read(start, stop, values)
                 if t.min() >= 0 and t.max() <= 1:  # false for NaN
                     continue
                 wrong = ~((t >= 0) & (t <= 1))
                 if self.weights.array is not None:
-                    wrong &= self.weights.part(start, stop, factors) != 0
+                    wrong &= self.weights.read(start, stop, factors) != 0
                 if wrong.any():
                     self._refuse(start + int(np.argmax(wrong)))
 
@@ -357,17 +337,17 @@ def compute(entries: Entries, order: int, options: BinaryOptions, out: Any = Non
     slope, memory = entries.result(out, entries.result_dtype) if order != LOSS else (None, None)
     chunks = -(-entries.size // CHUNK)
     sums = np.zeros((chunks, 3))
-    sources = [_Source(entries.x, entries.dtype), _Source(entries.targets, entries.dtype)]
-    sources += [entries.positive, entries.weights]
-    written = [_Target(loss_memory, entries.dtype), _Target(memory, entries.dtype)]
+    operands = [_Operand(entries.x, entries.dtype), _Operand(entries.targets, entries.dtype)]
+    operands += [entries.positive, entries.weights]
+    operands += [_Operand(one, entries.dtype, output=True) for one in (loss_memory, memory)]
     kernel, arguments = entry(name), (sums.reshape(-1), order, *numbers, *scale)
-    flats = [*(one.flat for one in sources), *(one.flat for one in written)]
-    room = lambda: NO_ROOM[entries.dtype]  # noqa: E731
-    if all(flat is not None for flat in flats):
+    room = partial(NO_ROOM.get, entries.dtype)
+    if any(isinstance(one.flat, Parted) for one in operands):
+        _run_converting(kernel, work, entries.size, operands, room, *arguments)
+    else:
+        flats = [one.flat for one in operands]
         run(kernel, chunks, work * entries.size, room, *flats, *arguments)
         remember(_SMALL, (name, entries.dtype), kernel, 0, 0, NO_ROOM[entries.dtype], *flats, *arguments)
-    else:
-        _run_converting(kernel, work, entries.size, sources, written, *arguments)
     if sums[:, 2].any():
         entries.check_targets()
     if slope is not None and memory is not None and out is not None and not np.may_share_memory(memory, out):

@@ -334,7 +334,7 @@ class Parted:
     lead
         So many of its axes, in C order, are the first axis of the block.
     shape
-        The shape of the block.
+        The shape of the block. With two axes, it is one outer index of a block, and is cut along the last one.
     dtype
         The dtype of the block.
     kept, hidden
@@ -367,8 +367,9 @@ class Parted:
         return self.shape[0]
 
     def _shape(self, box: Box) -> tuple[int, ...]:
-        rest = (self.shape[1], box.end - box.begin) if box.end else self.shape[1:]
-        return (box.last - box.first, *rest)
+        if not box.end:
+            return (box.last - box.first, *self.shape[1:])
+        return (*[1] * (len(self.shape) - 2), self.shape[-2], box.end - box.begin)
 
     def count(self, box: Box) -> int:
         """How many items a part has."""
@@ -389,9 +390,9 @@ class Parted:
                 yield part, flat[at : at + count].reshape(part.shape)
             return
         one = array[np.unravel_index(box.first, array.shape[: self.lead])]
-        moved, flat = np.moveaxis(one, 0, -1), block[0]
+        moved, matrix = np.moveaxis(one, 0, -1), block.reshape(block.shape[-2:])
         for part, at, count in pieces(moved, moved.ndim - 1, box.begin, box.end):
-            values = flat[:, at : at + count].reshape(-1, *part.shape[:-1])
+            values = matrix[:, at : at + count].reshape(-1, *part.shape[:-1])
             yield part, np.moveaxis(values, 0, -1)
 
     def read(self, box: Box, room: Array | None = None) -> Array:

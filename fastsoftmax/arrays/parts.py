@@ -12,7 +12,7 @@ the strides of rows would save the copy, which costs as much as a softmax where 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,99 +47,97 @@ def parts(block: Any) -> Iterator[Array]:
             yield block[box.first : box.last, :, inner]
 
 
+class Piece(NamedTuple):
+    """A part of an argument that is converted where the kernel runs."""
+
+    block: Parted
+    box: Box
+
+
+Cut = Callable[[int], tuple[int, list[Any]]]
+"""By the number of a part: how many rows it has, and the kernel's arguments. A `Piece` stands for its memory."""
+
+
+def run_parts(
+    kernel: Any, count: int, work: int, room: Callable[[], Any], cut: Cut, largest: Sequence[int]
+) -> None:
+    """Call ``kernel(0, rows, room, *arguments)`` for so many parts, on as many threads as pay off.
+
+    All parts have pieces at the same places. `largest` are the numbers of some parts, among them those whose
+    pieces are the largest.
+    """
+    samples = [cut(part)[1] for part in largest]
+    given = samples[0].copy()
+    places = [place for place, one in enumerate(given) if isinstance(one, Piece)]
+    dtypes = [given[place].block.dtype for place in places]
+    some = [[sample[place] for place in places] for sample in samples]
+    sizes = [max(block.count(box) for block, box in pieces) for pieces in zip(*some, strict=True)]
+    for place, dtype in zip(places, dtypes, strict=True):
+        given[place] = np.empty(0, dtype)
+    code = kernel.code((0, 0, room(), *given))
+
+    def seat() -> tuple[Any, list[Array]]:
+        """The working memory of one thread: that of the kernel, and memory for pieces."""
+        return room(), [on_lines(size, dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+
+    def task(part: int, seat: tuple[Any, list[Array]]) -> None:
+        memory, rooms = seat
+        rows, arguments = cut(part)
+        pieces = [arguments[place] for place in places]
+        for place, (block, box), own in zip(places, pieces, rooms, strict=True):
+            arguments[place] = block.memory(box, own) if block.output else block.read(box, own)
+        code(0, rows, memory, *arguments)
+        for place, (block, box) in zip(places, pieces, strict=True):
+            if block.output:
+                block.write(box, arguments[place])
+
+    threads.share(count, work * threads.unit(tuple(given)), seat, task)
+
+
 def run(kernel: Any, rows: int, work: int, room: Callable[[], Any], *args: Any, whole: Sequence[Any] = ()) -> None:
     """`threads.run` for a kernel whose arguments may be `Parted`. The first is a block, which has the rows.
 
     Of the others, those with three axes have the outer axis first, those with two the rows last, and those with
     one axis are numbers of rows, unless they are in `whole`.
     """
-    if Parted in map(type, args):
-        _Call(kernel, rows, work, room, args, whole).run()
-    else:
+    if Parted not in map(type, args):
         threads.run(kernel, rows, work, room, *args)
+        return
+    outer, _, inner = args[0].shape
+    most = max(one.size // rows for one in args if isinstance(one, (np.ndarray, Parted)))
+    converted = sum(isinstance(one, Parted) for one in args)
+    some = boxes(outer, most, inner, PART_BYTES // (converted * args[0].dtype.itemsize))
+    inside = some[0].end > 0
+    uncut = [_is_uncut(one, whole) for one in args]
+    given = [one if is_uncut else _cuttable(one, inside) for one, is_uncut in zip(args, uncut, strict=True)]
+
+    def cut(part: int) -> tuple[int, list[Any]]:
+        box = some[part]
+        first = box.first * inner + box.begin
+        last = box.first * inner + box.end if box.end else box.last * inner
+        pairs = zip(given, uncut, strict=True)
+        return last - first, [one if is_uncut else _cut(one, box, first, last) for one, is_uncut in pairs]
+
+    run_parts(kernel, len(some), work, room, cut, (0, len(some) - 1))
 
 
-class _Call:
-    """A kernel and its arguments, sorted by how they are cut."""
+def _is_uncut(one: Any, whole: Sequence[Any]) -> bool:
+    """Whether every part of the rows gets the whole of an argument."""
+    if isinstance(one, Parted):
+        return False
+    return not isinstance(one, np.ndarray) or not one.size or any(one is other for other in whole)
 
-    def __init__(
-        self,
-        kernel: Any,
-        rows: int,
-        work: int,
-        room: Callable[[], Any],
-        args: tuple[Any, ...],
-        whole: Sequence[Any],
-    ) -> None:
-        outer, _, self.inner = args[0].shape
-        self.args, self.room = args, room
-        dtype = args[0].dtype
-        self.work = work * dtype.itemsize // 4
-        most = max(one.size // rows for one in args if isinstance(one, (np.ndarray, Parted)))
-        converted = sum(isinstance(one, Parted) for one in args)
-        self.boxes = boxes(outer, most, self.inner, PART_BYTES // (converted * dtype.itemsize))
-        inside = self.boxes[0].end > 0
-        self.sliced: list[tuple[int, bool]] = []
-        """The places of arrays whose parts are contiguous, and whether they have one axis, of the rows."""
-        self.parted: list[tuple[int, Parted]] = []
-        for place, one in enumerate(args):
-            if isinstance(one, Parted):
-                self.parted.append((place, one))
-            elif not isinstance(one, np.ndarray) or not one.size or any(one is other for other in whole):
-                continue
-            elif one.ndim == 1:
-                self.sliced.append((place, True))
-            elif one.ndim == 2:
-                block = one.reshape(1, *one.shape)
-                self.parted.append((place, Parted(block, 1, block.shape, one.dtype, output=one.flags.writeable)))
-            elif inside:
-                self.parted.append((place, Parted(one, 1, one.shape, one.dtype, output=one.flags.writeable)))
-            else:
-                self.sliced.append((place, False))
-        memory, rooms = self._seat()
-        given = list(args)
-        for (place, _), one in zip(self.parted, rooms, strict=True):
-            given[place] = one
-        self.code = kernel.code((0, 0, memory, *given))
 
-    def _places(self, box: Box) -> tuple[int, int]:
-        """The numbers of the rows of a part."""
-        if box.end:
-            return box.first * self.inner + box.begin, box.first * self.inner + box.end
-        return box.first * self.inner, box.last * self.inner
+def _cuttable(one: Any, inside: bool) -> Any:
+    """An argument as a `Parted` if its parts are not contiguous; `inside`: whether blocks are cut inside rows."""
+    if isinstance(one, Parted) or one.ndim == 1 or (one.ndim == 3 and not inside):
+        return one
+    return Parted(one, one.ndim - 2, one.shape, one.dtype, output=one.flags.writeable)
 
-    def _part_of(self, place: int, block: Parted, box: Box) -> Box:
-        """The part of an argument that belongs to a part of the rows."""
-        if len(block.shape) == 1:
-            return Box(*self._places(box))
-        return Box(0, 1, *self._places(box)) if getattr(self.args[place], "ndim", 3) == 2 else box
 
-    def _seat(self) -> tuple[Any, list[Array]]:
-        """The working memory of one thread: that of the kernel, and memory for parts."""
-        rooms = []
-        for place, block in self.parted:
-            largest = (self._part_of(place, block, self.boxes[k]) for k in (0, -1))
-            rooms.append(on_lines(max(map(block.count, largest)), block.dtype))
-        return self.room(), rooms
-
-    def _task(self, part: int, seat: tuple[Any, list[Array]]) -> None:
-        memory, rooms = seat
-        box, values = self.boxes[part], list(self.args)
-        first, last = self._places(box)
-        for place, by_rows in self.sliced:
-            one = values[place]
-            values[place] = one[first:last] if by_rows else one[box.first : box.last]
-        written = []
-        for (place, block), room in zip(self.parted, rooms, strict=True):
-            own = self._part_of(place, block, box)
-            value = block.memory(own, room) if block.output else block.read(own, room)
-            if block.output:
-                written.append((block, own, value))
-            values[place] = value[0] if getattr(self.args[place], "ndim", 3) == 2 else value
-        self.code(0, last - first, memory, *values)
-        for block, own, value in written:
-            block.write(own, value)
-
-    def run(self) -> None:
-        """Run the kernel over all parts."""
-        threads.share(len(self.boxes), self.work, self._seat, self._task)
+def _cut(one: Any, box: Box, first: int, last: int) -> Any:
+    """What belongs to a part of the rows, which have the numbers first .. last - 1."""
+    if not isinstance(one, Parted):
+        return one[first:last] if one.ndim == 1 else one[box.first : box.last]
+    by_rows = {1: Box(first, last), 2: Box(0, 1, first, last)}
+    return Piece(one, by_rows.get(len(one.shape), box))

@@ -520,7 +520,7 @@ class Kernel(Protocol):
         """The function for arguments of these types."""
 
 
-def _unit(args: tuple[Any, ...]) -> int:
+def unit(args: tuple[Any, ...]) -> int:
     """The work of an element: 2 in float64, else 1."""
     for one in args:
         dtype = getattr(one, "dtype", None)
@@ -567,7 +567,7 @@ def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: An
     `room` returns working memory of its own for each thread.
     """
     memory = room()
-    run_code(kernel.code((0, rows, memory, *args)), rows, work * _unit(args), memory, room, args)
+    run_code(kernel.code((0, rows, memory, *args)), rows, work * unit(args), memory, room, args)
 
 
 def run_code(

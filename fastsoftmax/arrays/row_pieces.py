@@ -93,8 +93,9 @@ def _falling(x: Array, dtype: Any, cap: Any, out: Array) -> Array:
 def capped_summaries(x: Array, dtype: Any, cap: Any) -> Array:
     """The summaries of the capped logits of a piece."""
     result = np.empty(len(x), long_rows.summary_dtype(dtype))
-    for rows, memory, _ in _slabs(x.shape, dtype, 0):
-        result[rows] = long_rows.summarize(_logits(x[rows], dtype, cap, memory))
+    with np.errstate(all="ignore"):
+        for rows, memory, _ in _slabs(x.shape, dtype, 0):
+            result[rows] = long_rows.summarize(_logits(x[rows], dtype, cap, memory))
     return result
 
 
@@ -179,11 +180,12 @@ def labelled_record(x: Array, labels: Array, first: int, dtype: Any, cap: Any = 
     """The records of a piece with `TARGET`; its classes are `first` and those that follow."""
     result = np.empty(len(x), record_dtype(dtype, TARGET))
     result["target"] = -np.inf
-    for rows, memory, _ in _slabs(x.shape, dtype, 0):
-        part = _logits(x[rows], dtype, cap, memory)
-        _set_summaries(result[rows], long_rows.summarize(part))
-        at, columns = long_rows.inside(labels[rows], first, x.shape[1])
-        result["target"][rows][at] = part[at, columns]
+    with np.errstate(all="ignore"):
+        for rows, memory, _ in _slabs(x.shape, dtype, 0):
+            part = _logits(x[rows], dtype, cap, memory)
+            _set_summaries(result[rows], long_rows.summarize(part))
+            at, columns = long_rows.inside(labels[rows], first, x.shape[1])
+            result["target"][rows][at] = part[at, columns]
     return result
 
 
@@ -343,7 +345,7 @@ def shares_slope(
 
 
 def entry_record(x: Array, v: Array, dtype: Any, beta: Beta, others: bool, cap: Any = np.inf) -> Array:
-    """The records of a piece with `ENTRY`, or `OTHERS`; of the capped logits and their tangent with a cap."""
+    """The records of a piece with `ENTRY`, or `OTHERS`; with a cap, of the capped logits and their tangent."""
     result = np.zeros(len(x), record_dtype(dtype, OTHERS if others else ENTRY))
     with np.errstate(all="ignore"):
         for rows, first, memory in _slabs(x.shape, dtype, 2 if others else 0):

@@ -73,6 +73,9 @@ def kl_divergence(
     divergence is inf. A row that holds NaN or +inf, in either array, holds nothing but -inf or has no classes,
     gives NaN.
 
+    A Dask array whose class axis is cut is first brought into chunks of whole rows, so that the results have the
+    bits of those in memory.
+
     References
     ----------
     S. Kullback, R. A. Leibler, On information and sufficiency, Annals of Mathematical Statistics 22(1), 1951,
@@ -280,6 +283,9 @@ def js_divergence(
     Classes of probability 0, in one distribution or in both, are no exception: the divergence and its gradient are
     always finite. A row that holds NaN or +inf, in either array, holds nothing but -inf or has no classes, gives
     NaN.
+
+    A Dask array whose class axis is cut is first brought into chunks of whole rows, so that the results have the
+    bits of those in memory.
 
     References
     ----------

@@ -166,6 +166,9 @@ def cross_entropy(
     the computation. With `z_loss` or `softcap`, every thread needs memory for one row, or some rows of up to 64 kB
     (float32), and an array whose classes are not last in memory is copied.
 
+    The class axis of a Dask array may be cut into chunks, with all options: each chunk is read once for the loss,
+    and once more for the gradient.
+
     References
     ----------
     C. M. Bishop, Pattern Recognition and Machine Learning, 2006, section 4.3.4.

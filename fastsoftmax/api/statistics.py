@@ -92,6 +92,9 @@ def label_statistics(
 
     The log-probability is within 4 ulp, the entropy within 6, the log-sum-exp within 2 where it does not cancel.
 
+    A Dask array whose class axis is cut is first brought into chunks of whole rows, so that the results have the
+    bits of those in memory.
+
     References
     ----------
     C. M. Bishop, Pattern Recognition and Machine Learning, 2006, section 4.3.4.

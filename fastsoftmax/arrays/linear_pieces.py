@@ -28,16 +28,6 @@ OUTER_BYTES = 1 << 19
 """Shares of the classes are subtracted from so many bytes of a block at a time, which stay in the cache."""
 
 
-def _lse(summaries: Array) -> Array:
-    """log(sum_j exp(z_j)) in float64."""
-    with np.errstate(all="ignore"):
-        top, rest = (summaries[name] + summaries[f"{name}_low"].astype(np.float64) for name in ("top", "rest"))
-        value = summaries["m"] + np.log(summaries["ties"] + rest / top)
-        rounded = long_rows.logsumexp(summaries)
-        result: Array = np.where(np.isfinite(rounded), value, rounded)
-        return result
-
-
 class Pieces:
     """The sums over the classes of some rows, block by block, and then their losses and gradients.
 
@@ -59,11 +49,7 @@ class Pieces:
 
     def capped(self, z: Array, result: Array) -> Array:
         """The capped logits of a block, in the memory of `result`, which may be the block itself."""
-        if self.cap == np.inf:
-            return z
-        x, y = z[..., None], result[..., None]
-        run(entry("capped.cap"), len(z), 2 * z.size, lambda: NO_ROOM[self.dtype], x, y, self.cap)
-        return result
+        return z if self.cap == np.inf else long_rows.cap(z, self.cap, result)
 
     def add(self, z: Array, rows: slice, classes: slice) -> Array:
         """The first pass over a block of capped logits. The blocks of a row come in the order of the classes.
@@ -109,36 +95,34 @@ class Pieces:
             losses: Array
             losses, self.slopes = long_rows.labelled(self.logits, self.given_rows, scale)
             return losses
-        excess, lacking = long_rows.surprise(self.logits, self.summaries)
-        lse, heavy = _lse(self.summaries), weights.astype(np.float64)
+        heavy = weights.astype(np.float64)
         base, gain, z_loss = float(given.base), float(given.gain), float(self.z_loss)
         at_label: Any = 1.0
         whole = float(given.problem.classes)
         if given.class_weights is not None:
             at_label = given.class_weights[self.labels].astype(np.float64)
             whole = total(given.class_weights)
-        losses = np.zeros_like(lse)
+        others = np.zeros_like(heavy)
+        if self.sums is not None:
+            others = others + base * (whole - at_label)
+        found = long_rows.label_terms(self.logits, self.summaries, at_label * (base + gain), others, z_loss)
+        lse, losses = found.lse, np.zeros_like(heavy)
         if gain:
-            losses += gain * np.where(at_label == 0, 0, at_label * excess)
+            losses += gain * np.where(at_label == 0, 0, at_label * found.surprise)
         if z_loss:
             losses += z_loss * lse * lse
-        others = 2 * z_loss * lse if z_loss else np.zeros_like(lse)
         if self.sums is not None:
             losses += base * (whole * lse - self.sums)
-            others = others + base * (whole - at_label)
-        share = at_label * (base + gain)
-        below = lacking.astype(np.float64)
         factor = heavy * (float(scale[0]) + float(scale[1]))
-        self.slopes = (factor * (share * below + others * (1 + below))).astype(self.dtype)
+        self.slopes = (factor * found.at_label).astype(self.dtype)
         self.flat = (factor * base).astype(self.dtype)
-        self.given_rows = long_rows.weighed(self.summaries, (heavy * (share + others)).astype(self.dtype))
+        self.given_rows = long_rows.weighed(self.summaries, (heavy * found.factor).astype(self.dtype))
         return (heavy * losses).astype(self.dtype)
 
     def uncapped(self, a: Array, slopes: Array) -> None:
         """Multiply a block by the derivatives of the capped logits with respect to the logits a."""
         if self.cap != np.inf:
-            x, y = read_only(a[..., None]), slopes[..., None]
-            run(entry("capped.uncapped_slope"), len(a), 2 * a.size, lambda: NO_ROOM[self.dtype], x, y, self.cap)
+            long_rows.uncap(a, self.cap, slopes)
 
     def slope(self, z: Array, rows: slice, classes: slice, logits: Array) -> None:
         """The second pass: replace a block of capped logits by the gradient with respect to `logits`."""
@@ -184,7 +168,8 @@ class Curves(Pieces):
         part = self.add(z, rows, classes)
         long_rows.softmax(z, part, out=z)
         t -= pivot
-        mean, lse, pivot = long_rows.rounded(*long_rows.inner(z, t)), _lse(part), pivot[:, 0].astype(np.float64)
+        mean, pivot = long_rows.rounded(*long_rows.inner(z, t)), pivot[:, 0].astype(np.float64)
+        lse = long_rows.log_of_sum(part)
         both = np.logaddexp(self.lse[rows], lse)
         higher = part["m"] > self.top[rows]
         centre = np.where(higher, pivot, self.pivot[rows])

@@ -18,7 +18,7 @@ M. Milakov, N. Gimelshein, Online normalizer calculation for softmax, 2018, arXi
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -203,6 +203,16 @@ def logsumexp(summaries: Array) -> Array:
     return values
 
 
+def log_of_sum(summaries: Array) -> Array:
+    """The log-sum-exp of each row in float64, from its merged summary."""
+    with np.errstate(all="ignore"):
+        top, rest = (summaries[name] + summaries[f"{name}_low"].astype(np.float64) for name in ("top", "rest"))
+        value = summaries["m"] + np.log(summaries["ties"] + rest / top)
+        rounded = logsumexp(summaries)
+        result: Array = np.where(np.isfinite(rounded), value, rounded)
+        return result
+
+
 def remainder(summaries: Array) -> Array:
     """1 - p of the greatest entry of each row, accurate where p is close to 1; with a temperature, too."""
     with np.errstate(all="ignore"):
@@ -219,6 +229,25 @@ def inner(a: Array, b: Array) -> tuple[Array, Array]:
     given = read_only(np.empty((1, problem.rows), problem.dtype))  # only its width is used
     run(entry("pieces.dots"), problem.rows, 2 * x.size, problem.room(2), x, b[..., None], sums, given, None, True)
     return sums[0], sums[1]
+
+
+# --- capped logits ----------------------------------------------------------------------------------------------
+
+
+def cap(matrix: Array, softcap: Any, out: Array | None = None) -> Array:
+    """softcap tanh(x/softcap) for a matrix x in the order of its rows; `out` may be the matrix itself."""
+    problem = Problem("piece", matrix, -1, last=True)
+    x, output = problem.block(), problem.output(out)
+    run(entry("capped.cap"), problem.rows, 2 * x.size, _no_room(x), x, output.block, softcap)
+    result: Array = output.finish()
+    return result
+
+
+def uncap(matrix: Array, softcap: Any, slopes: Array) -> None:
+    """Replace derivatives with respect to the capped logits, contiguous, by those with respect to the logits."""
+    problem = Problem("piece", matrix, -1, last=True)
+    x = problem.block()
+    run(entry("capped.uncapped_slope"), problem.rows, 2 * x.size, _no_room(x), x, slopes[..., None], softcap)
 
 
 # --- losses of class indices ------------------------------------------------------------------------------------
@@ -248,6 +277,27 @@ def surprise(logits: Array, summaries: Array) -> Array:
     """-log p and p - 1 of an entry of each row, from its logit and the merged summaries; shape (2, rows)."""
     dtype = logits.dtype
     return labelled(logits, weighed(summaries, np.ones_like(logits)), (dtype.type(1), dtype.type(0)))
+
+
+class LabelTerms(NamedTuple):
+    """Numbers of rows with a label and a z-loss, in the notation of `linear_pieces`.
+
+    -log p_y, lse, the gradient (q_y (p_y - 1) + (C - q_y) p_y) at the label, and C.
+    """
+
+    surprise: Array
+    lse: Array
+    at_label: Array
+    factor: Array
+
+
+def label_terms(logits: Array, summaries: Array, share: Any, others: Any, z_loss: Any) -> LabelTerms:
+    """The `LabelTerms` of rows: q_y is `share`, the other shares have the sum `others`, r is `z_loss`."""
+    excess, lacking = surprise(logits, summaries)
+    below, lse = lacking.astype(np.float64), log_of_sum(summaries)
+    if np.any(z_loss):
+        others = others + np.where(z_loss == 0, 0, 2 * z_loss * lse)
+    return LabelTerms(excess, lse, share * below + others * (1 + below), share + others)
 
 
 def slope(matrix: Array, given: Array, scale: tuple[Any, Any], out: Array | None = None) -> Array:

@@ -216,11 +216,15 @@ def smoothed_shares(smoothing: float, classes: int) -> tuple[float, float]:
 
 
 def regularized_by(z_loss: Any, cap: Any, exponent: int, kind: Any) -> tuple[Any, Any]:
-    """The z-loss times 2**exponent and the cap, in a dtype; a finite cap stays finite and above 0."""
+    """The z-loss times 2**exponent and the cap, in a dtype; a finite cap stays finite and above 0.
+
+    The z-loss becomes inf if weights of the classes are so small that a mean over them overflows.
+    """
     limits = np.finfo(kind)
     if cap < np.inf:
         cap = min(max(float(cap), float(limits.tiny)), float(limits.max))
-    return kind(math.ldexp(float(z_loss), exponent)), kind(cap)
+    with np.errstate(all="ignore"):
+        return kind(np.ldexp(float(z_loss), exponent)), kind(cap)
 
 
 def counts_rows(function: str, soft: bool) -> bool:

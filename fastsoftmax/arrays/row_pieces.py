@@ -14,7 +14,8 @@ entry, others, others_low
     why v is measured from its value at a class with p > 1/2.
 
 So a cross-entropy needs one pass over the logits, and its gradient one more. Products p (v - p.v) need the sum p.v
-in between.
+in between. A z-loss needs the log-sum-exp of the row, which the summary has. If the logits are capped, all of this
+is computed from the capped ones, and the derivatives are multiplied by those of the cap (`kernels.capped`).
 
 Probabilities and sums come from kernels. The rest is computed in float64, for some rows at a time, in memory that
 a task allocates once: an allocator that gives its memory back at once, as Dask asks for in its worker processes,
@@ -63,13 +64,39 @@ def _cast(array: Array, dtype: Any) -> Array:
 
 
 def _slabs(shape: tuple[int, int], dtype: Any, count: int) -> Iterator[tuple[slice, Array, list[Array]]]:
-    """Some rows at a time, with working memory of their size: one array of a dtype, and `count` of float64."""
+    """Some rows at a time, with working memory of their size: one array of a dtype, and `count` of float64.
+
+    Without the latter, kernels do all the work, and more rows at a time save calls.
+    """
     rows, classes = shape
-    step = min(max(1, SLAB // max(1, classes)), max(1, rows))
+    size = SLAB if count else 8 * SLAB
+    step = min(max(1, size // max(1, classes)), max(1, rows))
     first, others = np.empty((step, classes), dtype), np.empty((count, step, classes))
     for start in range(0, rows, step):
         length = min(step, rows - start)
         yield slice(start, start + length), first[:length], [other[:length] for other in others]
+
+
+def _logits(x: Array, dtype: Any, cap: Any, out: Array) -> Array:
+    """Some rows of a piece in this dtype, capped in the memory of `out` unless the cap is inf."""
+    part = _cast(x, dtype)
+    return part if cap == np.inf else long_rows.cap(part, cap, out)
+
+
+def _falling(x: Array, dtype: Any, cap: Any, out: Array) -> Array:
+    """The derivatives of the capped logits with respect to the logits of some rows, in the memory of `out`."""
+    out[...] = 1
+    long_rows.uncap(_cast(x, dtype), cap, out)
+    return out
+
+
+def capped_summaries(x: Array, dtype: Any, cap: Any) -> Array:
+    """The summaries of the capped logits of a piece."""
+    result = np.empty(len(x), long_rows.summary_dtype(dtype))
+    with np.errstate(all="ignore"):
+        for rows, memory, _ in _slabs(x.shape, dtype, 0):
+            result[rows] = long_rows.summarize(_logits(x[rows], dtype, cap, memory))
+    return result
 
 
 def merge(parts: Array, beta: Beta = None) -> Array:
@@ -140,37 +167,60 @@ def _put(result: Array, rows: slice, value: Array, weights: Array) -> None:
 # --- labels -----------------------------------------------------------------------------------------------------
 
 
-def labelled_record(x: Array, labels: Array, first: int) -> Array:
+class Labelled(NamedTuple):
+    """The weights of rows with labels, their shares, r of `kernels.capped`, and whether shares and r count."""
+
+    factor: Array
+    share: Array
+    z_loss: Array
+    regularized: bool
+
+
+def labelled_record(x: Array, labels: Array, first: int, dtype: Any, cap: Any = np.inf) -> Array:
     """The records of a piece with `TARGET`; its classes are `first` and those that follow."""
-    result = _record(long_rows.summarize(x), TARGET)
-    at, columns = long_rows.inside(labels, first, x.shape[1])
+    result = np.empty(len(x), record_dtype(dtype, TARGET))
     result["target"] = -np.inf
-    result["target"][at] = x[at, columns]
+    with np.errstate(all="ignore"):
+        for rows, memory, _ in _slabs(x.shape, dtype, 0):
+            part = _logits(x[rows], dtype, cap, memory)
+            _set_summaries(result[rows], long_rows.summarize(part))
+            at, columns = long_rows.inside(labels[rows], first, x.shape[1])
+            result["target"][rows][at] = part[at, columns]
     return result
 
 
-def _labelled(records: Array, factor: Array, divisor: float) -> tuple[Array, tuple[Any, Any], Array]:
+def _labelled(records: Array, rows: Labelled, divisor: float) -> tuple[Array, tuple[Any, Any], Any]:
     """What the kernels of labels take of the records and the weights of the rows, and `long_rows.labelled`."""
-    dtype = records.dtype["m"]
-    with np.errstate(all="ignore"):
-        given = long_rows.weighed(records, factor.astype(dtype))
-        target = records["target"].astype(dtype)
+    dtype, factor = records.dtype["m"], rows.factor
     scale = inverse_of(divisor, dtype)
-    return given, scale, long_rows.labelled(target, given, scale)
+    with np.errstate(all="ignore"):
+        target = records["target"].astype(dtype)
+        if not rows.regularized:
+            given = long_rows.weighed(records, factor.astype(dtype))
+            return given, scale, long_rows.labelled(target, given, scale)
+        found = long_rows.label_terms(target, records, rows.share, 0.0, rows.z_loss)
+        losses = factor * (_product(found.surprise, rows.share) + _product(found.lse**2, rows.z_loss))
+        given = long_rows.weighed(records, _product(found.factor, factor).astype(dtype))
+        return given, scale, (losses, _product(found.at_label, row_weights(factor, divisor)).astype(dtype))
 
 
-def labelled_losses(records: Array, factor: Array) -> Array:
-    """-factor log p of the label."""
-    losses: Array = _labelled(records, factor, 1.0)[2][0]
+def labelled_losses(records: Array, rows: Labelled) -> Array:
+    """-factor log p of the label, with the z-loss."""
+    losses: Array = _labelled(records, rows, 1.0)[2][0]
     return losses
 
 
-def labelled_slope(x: Array, records: Array, labels: Array, first: int, factor: Array, divisor: float) -> Array:
-    """factor (p - onehot) / divisor of a piece."""
-    given, scale, (_, at_label) = _labelled(records, factor, divisor)
-    result = long_rows.slope(x, given, scale)
+def labelled_slope(
+    x: Array, records: Array, labels: Array, first: int, rows: Labelled, divisor: float, cap: Any = np.inf
+) -> Array:
+    """factor (C p - share onehot) / divisor of a piece, times the derivatives of the capped logits."""
+    given, scale, (_, at_label) = _labelled(records, rows, divisor)
+    result = np.empty(x.shape, x.dtype)
+    long_rows.slope(_logits(x, x.dtype, cap, result), given, scale, result)
     at, columns = long_rows.inside(labels, first, x.shape[1])
     result[at, columns] = at_label[at]
+    if cap != np.inf:
+        long_rows.uncap(x, cap, result)
     return result
 
 
@@ -220,13 +270,13 @@ def share_sums(shares: Shares, shape: tuple[int, int]) -> tuple[Array, Array]:
     return sums[0], sums[1]
 
 
-def shares_record(x: Array, shares: Shares, dtype: Any) -> Array:
+def shares_record(x: Array, shares: Shares, dtype: Any, cap: Any = np.inf) -> Array:
     """The records of a piece with `SHARES`."""
     result = np.empty(len(x), record_dtype(dtype, SHARES))
     with np.errstate(all="ignore"):
         result["whole"], result["whole_low"] = share_sums(shares, x.shape)
-        for rows, _, (share, below) in _slabs(x.shape, dtype, 2):
-            part = _cast(x[rows], dtype)
+        for rows, memory, (share, below) in _slabs(x.shape, dtype, 2):
+            part = _logits(x[rows], dtype, cap, memory)
             summaries = long_rows.summarize(part)
             _set_summaries(result[rows], summaries)
             shares.write(rows, share)
@@ -236,30 +286,57 @@ def shares_record(x: Array, shares: Shares, dtype: Any) -> Array:
     return result
 
 
-def shares_losses(records: Array) -> Array:
-    """-sum_j share_j log p_j of whole rows."""
+def shares_losses(records: Array, z_loss: Array) -> Array:
+    """-sum_j share_j log p_j + z_loss lse**2 of whole rows."""
     m, whole = records["m"], records["whole"] + records["whole_low"]
     with np.errstate(all="ignore"):
         log_rest = long_rows.surprise(m, records)[0].astype(np.float64)  # log(1 + s')
         total: Array = _product(log_rest, whole) + records["below_low"] + records["below"]
+        if z_loss.any():
+            total += _product(long_rows.log_of_sum(records) ** 2, z_loss)
     return total
 
 
-def shares_slope(x: Array, records: Array, shares: Shares, weights: Array, dtypes: Any) -> Array:
-    """weights (p sum(shares) - share) of a piece, computed from 1 - p where p > 1/2."""
+class Curve:
+    """p, dL/dz and sum(q) + 2 r lse = C of `kernels.capped` for rows with these records, sums of shares and r."""
+
+    def __init__(self, records: Array, whole: Array, z_loss: Array) -> None:
+        self.records, self.whole, self.z_loss = records, whole, z_loss
+        self.lacking = long_rows.remainder(records).astype(np.float64)
+        self.more = np.zeros(len(records))
+        with np.errstate(all="ignore"):
+            if z_loss.any():
+                self.more = _product(2 * long_rows.log_of_sum(records), z_loss)
+            self.factor = whole + self.more
+
+    def probs(self, part: Array, rows: slice, out: Array) -> tuple[Array, Array]:
+        """Write p of some rows of a piece, which may be in `out`; returns where p > 1/2, as `_certain` does."""
+        certain = _certain(part, self.records["m"][rows], self.lacking[rows])
+        long_rows.softmax(part, self.records[rows], out=out)
+        return certain
+
+    def slope(self, probs: Array, share: Array, rows: slice, certain: tuple[Array, Array], out: Array) -> None:
+        """Write C p - share, computed from 1 - p where p > 1/2."""
+        at, columns = certain
+        np.multiply(probs, self.factor[rows, None], out=out)
+        out -= share
+        above = (self.whole[rows][at] - share[at, columns]) + self.more[rows][at]
+        out[at, columns] = above - self.lacking[rows][at] * self.factor[rows][at]
+
+
+def shares_slope(
+    x: Array, records: Array, shares: Shares, z_loss: Array, weights: Array, dtypes: Any, cap: Any = np.inf
+) -> Array:
+    """weights (C p - share) of a piece, times the derivatives of the capped logits."""
     result = np.empty(x.shape, dtypes[1])
-    lacking = long_rows.remainder(records).astype(np.float64)
     with np.errstate(all="ignore"):
-        whole = records["whole"] + records["whole_low"]
+        curve = Curve(records, records["whole"] + records["whole_low"], z_loss)
         for rows, probs, (slope, share) in _slabs(x.shape, dtypes[0], 2):
-            part = _cast(x[rows], dtypes[0])
-            long_rows.softmax(part, records[rows], out=probs)
+            certain = curve.probs(_logits(x[rows], dtypes[0], cap, probs), rows, probs)
             shares.write(rows, share)
-            np.multiply(probs, whole[rows, None], out=slope)
-            slope -= share
-            at, columns = _certain(part, records["m"][rows], lacking[rows])
-            above = whole[rows][at]
-            slope[at, columns] = (above - share[at, columns]) - lacking[rows][at] * above
+            curve.slope(probs, share, rows, certain, slope)
+            if cap != np.inf:
+                slope *= _falling(x[rows], dtypes[0], cap, probs)
             _put(result, rows, slope, weights)
     return result
 
@@ -267,16 +344,19 @@ def shares_slope(x: Array, records: Array, shares: Shares, weights: Array, dtype
 # --- products ---------------------------------------------------------------------------------------------------
 
 
-def entry_record(x: Array, v: Array, dtype: Any, beta: Beta, others: bool) -> Array:
-    """The records of a piece with `ENTRY`, or `OTHERS`."""
+def entry_record(x: Array, v: Array, dtype: Any, beta: Beta, others: bool, cap: Any = np.inf) -> Array:
+    """The records of a piece with `ENTRY`, or `OTHERS`; with a cap, of the capped logits and their tangent."""
     result = np.zeros(len(x), record_dtype(dtype, OTHERS if others else ENTRY))
     with np.errstate(all="ignore"):
-        for rows, _, memory in _slabs(x.shape, dtype, 2 if others else 0):
-            part = _cast(x[rows], dtype)
+        for rows, first, memory in _slabs(x.shape, dtype, 2 if others else 0):
+            part = _logits(x[rows], dtype, cap, first)
             summaries = long_rows.summarize(part, beta)
             _set_summaries(result[rows], summaries)
             at = _greatest(part)
             result["entry"][rows][at[0]] = v[rows][at]
+            if cap != np.inf and at[0].size:
+                there = x[rows][at][:, None]
+                result["entry"][rows][at[0]] *= _falling(there, dtype, cap, np.empty(there.shape, dtype))[:, 0]
             if others:
                 vector, one = memory
                 vector[...] = v[rows]
@@ -290,13 +370,21 @@ class Direction:
     """The vector v of a product with the Jacobian of softmax, or p - v, the difference of a squared error.
 
     It is measured from `centre`, its value at a class with p > 1/2, or 0. If x holds probabilities, `records` is
-    None. `beta` is 1/T as kernels take it, or None.
+    None. `beta` is 1/T as kernels take it, or None. With a `cap`, p and v are those of the capped logits.
     """
 
     def __init__(
-        self, x: Array, v: Array, records: Any, dtype: Any, beta: Beta = None, error: bool = False
+        self,
+        x: Array,
+        v: Array,
+        records: Any,
+        dtype: Any,
+        beta: Beta = None,
+        error: bool = False,
+        cap: Any = np.inf,
     ) -> None:
         self.x, self.v, self.records, self.dtype, self.beta, self.error = x, v, records, dtype, beta, error
+        self.cap = cap
         if records is None:
             self.centre, self.lacking = np.zeros(len(x)), np.empty(0)
             return
@@ -308,19 +396,30 @@ class Direction:
     def slabs(self, count: int) -> Iterator[tuple[slice, Array, list[Array]]]:
         """Some rows at a time, their probabilities, and float64 arrays of which the first holds v."""
         for rows, probs, memory in _slabs(self.x.shape, self.dtype, count):
-            part, v = _cast(self.x[rows], self.dtype), self.v[rows]
+            if not self.error:
+                self.write(rows, memory[0], probs)
+            part = _logits(self.x[rows], self.dtype, self.cap, probs)
             if self.records is None:
                 probs[...] = part
-                memory[0][...] = v
             else:
                 long_rows.softmax(part, self.records[rows], self.beta, out=probs)
                 if self.error:
-                    np.subtract(probs, v, out=memory[0])
+                    np.subtract(probs, self.v[rows], out=memory[0])
                     at, columns = _certain(part, self.records["m"][rows], self.lacking[rows])
                     memory[0][at, columns] = self.centre[rows][at]
-                else:
-                    memory[0][...] = v
             yield rows, probs, memory
+
+    def write(self, rows: slice, out: Array, memory: Array) -> None:
+        """v of some rows, in float64; `memory` is overwritten."""
+        out[...] = self.v[rows]
+        if self.cap != np.inf:
+            out *= _falling(self.x[rows], self.dtype, self.cap, memory)
+
+    def about(self, rows: slice, mean: tuple[Array, Array], v: Array) -> None:
+        """Subtract p.v from the vector of some rows."""
+        v -= self.centre[rows, None]
+        v -= mean[0][rows, None]
+        v -= mean[1][rows, None]
 
     def sums(self) -> tuple[Array, Array]:
         """sum_j p_j (v_j - centre) of the piece as pairs, and sum_j v_j**2 for an error, else of zeros."""
@@ -339,12 +438,9 @@ class Direction:
     ) -> Array:
         """weights p (v - p.v) / T from the sums over the whole rows; without p unless `times_p`."""
         result = np.empty(self.x.shape, dtype)
-        high, low = mean
         with np.errstate(all="ignore"):
             for rows, probs, (v,) in self.slabs(1):
-                v -= self.centre[rows, None]
-                v -= high[rows, None]
-                v -= low[rows, None]
+                self.about(rows, mean, v)
                 if times_p:
                     v *= probs
                 if temperature != 1:
@@ -354,6 +450,46 @@ class Direction:
                 else:
                     _put(result, rows, v, weights)
         return result
+
+
+def _bend(x: Array, dtype: Any, cap: Any, memory: Array, out: Array) -> None:
+    """Multiply by the second derivatives of the capped logits over the first ones, -2 tanh(x/cap)/cap."""
+    out *= -2 / float(cap)
+    out *= _logits(x, dtype, cap, memory)
+    out /= float(cap)
+
+
+def shares_product(
+    direction: Direction,
+    mean: tuple[Array, Array],
+    shares: Shares,
+    whole: Array,
+    z_loss: Array,
+    weights: Array,
+    dtype: Any,
+) -> Array:
+    """weights times the product of a tangent with the Hessian of `kernels.capped`, from the sums of whole rows."""
+    x, kind, cap = direction.x, direction.dtype, direction.cap
+    result = np.empty(x.shape, dtype)
+    with np.errstate(all="ignore"):
+        curve = Curve(direction.records, whole, z_loss)
+        shift = _product(direction.centre + mean[0] + mean[1], 2 * z_loss)
+        for rows, probs, (value, slope, share) in _slabs(x.shape, kind, 3):
+            direction.write(rows, value, probs)
+            direction.about(rows, mean, value)
+            certain = curve.probs(_logits(x[rows], kind, cap, probs), rows, probs)
+            value *= curve.factor[rows, None]
+            value += shift[rows, None]
+            value *= probs
+            if cap != np.inf:
+                shares.write(rows, share)
+                curve.slope(probs, share, rows, certain, slope)
+                slope *= direction.v[rows]
+                _bend(x[rows], kind, cap, probs, slope)
+                value += slope
+                value *= _falling(x[rows], kind, cap, probs)
+            _put(result, rows, value, weights)
+    return result
 
 
 def log_softmax_vjp(x: Array, v: Array, records: Array, beta: Beta, temperature: float, dtypes: Any) -> Array:
@@ -385,9 +521,48 @@ def variance(x: Array, records: Array, weights: Array, dtypes: Any) -> Array:
         for rows, probs, (value,) in _slabs(x.shape, dtypes[0], 1):
             part = _cast(x[rows], dtypes[0])
             long_rows.softmax(part, records[rows], out=probs)
-            np.subtract(1.0, probs, out=value, dtype=np.float64)
-            at, columns = _certain(part, records["m"][rows], lacking[rows])
-            value[at, columns] = lacking[rows][at]
+            _others(probs, lacking[rows], _certain(part, records["m"][rows], lacking[rows]), value)
             value *= probs
+            _put(result, rows, value, weights)
+    return result
+
+
+def _others(probs: Array, lacking: Array, certain: tuple[Array, Array], out: Array) -> None:
+    """Write 1 - p."""
+    np.subtract(1.0, probs, out=out, dtype=np.float64)
+    out[certain] = lacking[certain[0]]
+
+
+def shares_variance(
+    x: Array,
+    records: Array,
+    shares: Shares,
+    whole: Array,
+    z_loss: Array,
+    weights: Array,
+    dtypes: Any,
+    cap: Any,
+) -> Array:
+    """weights times the diagonal of the Hessian of `kernels.capped`."""
+    result = np.empty(x.shape, dtypes[1])
+    with np.errstate(all="ignore"):
+        curve = Curve(records, whole, z_loss)
+        for rows, probs, (value, slope, share) in _slabs(x.shape, dtypes[0], 3):
+            certain = curve.probs(_logits(x[rows], dtypes[0], cap, probs), rows, probs)
+            if cap != np.inf:
+                shares.write(rows, share)
+                curve.slope(probs, share, rows, certain, slope)
+            _others(probs, curve.lacking[rows], certain, value)
+            value *= curve.factor[rows, None]
+            if z_loss.any():
+                np.multiply(probs, 2 * z_loss[rows, None], out=share)
+                value += share
+            value *= probs
+            if cap != np.inf:
+                _bend(x[rows], dtypes[0], cap, probs, slope)
+                first = _falling(x[rows], dtypes[0], cap, probs)
+                value *= first
+                value += slope
+                value *= first
             _put(result, rows, value, weights)
     return result

@@ -11,8 +11,7 @@ rows in pieces
     or a sum over the shares of the classes, which are merged together with the summary
     (`fastsoftmax.arrays.row_pieces`): each chunk of the logits is read once for a cross-entropy, and twice for its
     gradient. The bounds of the in-memory function hold, and no task holds more than one chunk of each array.
-    Functions without `pieces` in `fastsoftmax._spec`, and losses with a z-loss or capped logits, first bring the
-    classes of a row into one chunk.
+    Functions without `pieces` in `fastsoftmax._spec` first bring the classes of a row into one chunk.
 
 Losses of single logits have no rows that could be cut: a task computes the entries of a chunk.
 
@@ -58,7 +57,7 @@ from fastsoftmax.arrays.options import (
     part_of_divisor,
     row_targets,
 )
-from fastsoftmax.arrays.row_pieces import Direction, Mix, Shares
+from fastsoftmax.arrays.row_pieces import Direction, Labelled, Mix, Shares
 from fastsoftmax.arrays.sampling import Draws, filters_of
 from fastsoftmax.arrays.statistics import LabelStatistics, kinds
 from fastsoftmax.arrays.threads import threads
@@ -82,7 +81,7 @@ Lazy = Any  # dask.array.Array, for which Dask has no types
 _PAIR = np.dtype([("high", np.float64), ("low", np.float64)])
 _DIVISOR = np.dtype([("value", np.float64), ("exponent", np.int64)])
 _ERROR = np.dtype([*_PAIR.descr, ("square", np.float64), ("square_low", np.float64)])
-_PLAN = np.dtype([("factor", np.float64), ("whole", np.float64)])
+_PLAN = np.dtype([("factor", np.float64), ("whole", np.float64), ("z_loss", np.float64)])
 
 
 # --- arguments ----------------------------------------------------------------------------------------------
@@ -347,8 +346,11 @@ def _statistics_of(found: Lazy, rows: tuple[int, ...], dtype: Any) -> LabelStati
 # --- softmax, log_softmax, logsumexp --------------------------------------------------------------------------
 
 
-def _summarize(x: Array, axes: Any, beta: Any, dtype: Any) -> Array:
-    return _kept(long_rows.summarize(_matrix(_cast(x, dtype), axes), beta), x.shape, axes)
+def _summarize(x: Array, axes: Any, beta: Any, dtype: Any, cap: Any = np.inf) -> Array:
+    matrix = _matrix(x, axes)
+    if cap == np.inf:
+        return _kept(long_rows.summarize(_cast(matrix, dtype), beta), x.shape, axes)
+    return _kept(row_pieces.capped_summaries(matrix, dtype, cap), x.shape, axes)
 
 
 def _merge(parts: Array, axis: Any, keepdims: bool, beta: Any = None) -> Array:
@@ -364,9 +366,9 @@ def _merged(
     return _tree(parts, partial(_merge, beta=options.get("beta")), axes)
 
 
-def _summaries(x: Lazy, axes: tuple[int, ...], dtype: Any, beta: Any = None) -> Lazy:
+def _summaries(x: Lazy, axes: tuple[int, ...], dtype: Any, beta: Any = None, **options: Any) -> Lazy:
     """The merged summary of each row."""
-    return _merged(_summarize, (), dtype, axes, x, tuple(range(x.ndim)), axes=axes, beta=beta)
+    return _merged(_summarize, (), dtype, axes, x, tuple(range(x.ndim)), axes=axes, beta=beta, **options)
 
 
 def _hide(x: Array, where: Array) -> Array:
@@ -440,25 +442,41 @@ def _total(parts: Lazy, axis: int) -> Lazy:
     return _tree(parts, _add, (axis,))
 
 
-def _pair_records(x: Array, vector: Array, axis: int, beta: Any, dtype: Any, others: bool) -> Array:
+def _pair_records(
+    x: Array, vector: Array, axis: int, beta: Any, dtype: Any, others: bool, cap: Any = np.inf
+) -> Array:
     axes = (axis,)
-    found = row_pieces.entry_record(_matrix(x, axes), _matrix(vector, axes), dtype, beta, others)
+    found = row_pieces.entry_record(_matrix(x, axes), _matrix(vector, axes), dtype, beta, others, cap)
     return _kept(found, x.shape, axes)
 
 
-def _direction(x: Array, vector: Array, records: Any, axis: int, dtype: Any, beta: Any, error: bool) -> Direction:
+def _direction(
+    x: Array, vector: Array, records: Any, axis: int, dtype: Any, beta: Any, error: bool, cap: Any = np.inf
+) -> Direction:
     axes = (axis,)
     flat = None if records is None else records.reshape(-1)
-    return Direction(_matrix(x, axes), _matrix(vector, axes), flat, dtype, beta, error)
+    return Direction(_matrix(x, axes), _matrix(vector, axes), flat, dtype, beta, error, cap)
 
 
 def _mean(
-    x: Array, vector: Array, records: Any, axis: int, dtype: Any, beta: Any = None, error: bool = False
+    x: Array,
+    vector: Array,
+    records: Any,
+    axis: int,
+    dtype: Any,
+    beta: Any = None,
+    error: bool = False,
+    cap: Any = np.inf,
 ) -> Array:
     """The part of a piece in p.v, and that of an error in the sum of its squares."""
-    mean, squares = _direction(x, vector, records, axis, dtype, beta, error).sums()
+    mean, squares = _direction(x, vector, records, axis, dtype, beta, error, cap).sums()
     numbers = [*mean, *squares] if error else mean
     return _pairs(_ERROR if error else _PAIR, numbers, x.shape, (axis,))
+
+
+def _sums(mean: Array) -> tuple[Array, Array]:
+    """The sums of rows as a pair of vectors."""
+    return mean["high"].reshape(-1), mean["low"].reshape(-1)
 
 
 def _scaled_product(
@@ -476,8 +494,7 @@ def _scaled_product(
 ) -> Array:
     """The product with the Jacobian, times the weight of each row."""
     direction = _direction(x, vector, records, axis, dtypes[0], beta, error)
-    sums = mean["high"].reshape(-1), mean["low"].reshape(-1)
-    return _restored(direction.product(sums, weights, temperature, dtypes[1], times_p), x.shape, (axis,))
+    return _restored(direction.product(_sums(mean), weights, temperature, dtypes[1], times_p), x.shape, (axis,))
 
 
 def _log_softmax_vjp(
@@ -624,7 +641,7 @@ class _Loss:
         in_memory = not isinstance(logits, da.Array) and isinstance(targets, da.Array)
         if in_memory and targets.shape == problem.row_shape:
             x = x.rechunk((*targets.chunks[:place], -1, *targets.chunks[place:]))
-        if not function.pieces or options.regularization(name) is not None:
+        if not function.pieces:
             x = x.rechunk({place: -1})
         options.check_reduction(name)
         self.function, self.problem, self.place = function, problem, place
@@ -650,6 +667,11 @@ class _Loss:
         whole_weight = None if self.class_weight is None else self.class_weight.rechunk(-1)
         self.weights = (whole_weight, self.last, self.sample_weight, self.rows)
         self.divisor = self._divisor(options) if options.is_mean else None
+
+    @property
+    def cap(self) -> Any:
+        """The cap of the logits as kernels take it, or inf."""
+        return np.inf if self.known.regularization is None else self.known.regularization[1]
 
     @property
     def uncut(self) -> bool:
@@ -750,7 +772,10 @@ def _loss(function: Function, logits: Any, targets: Any, *, axis: int, out: Any,
 def _plan(
     labels: Any, whole: Any, class_weight: Any, sample_weight: Any, divisor: Divisor | None, request: _Request
 ) -> Array:
-    """The weight of each row, and the sum of its shares (`kernels.losses`); `whole` is that sum if it is known."""
+    """The weight of each row, the sum of its shares (`kernels.losses`), and the factor of the z-loss.
+
+    `whole` is the sum of the shares if it is known.
+    """
     result = np.ones(next(rows.shape for rows in (labels, sample_weight, whole) if rows is not None), _PLAN)
     if labels is None and sample_weight is None:
         result = result[..., 0]
@@ -759,6 +784,7 @@ def _plan(
     given = row_targets(problem, x if labels is None else labels, options, divisor)
     if given.row_weights is not None:
         result["factor"] = given.row_weights
+    result["z_loss"] = _z_loss(given)
     if whole is not None:
         result["whole"] = whole["high"][..., 0] + whole["low"][..., 0]
     elif labels is not None:
@@ -768,12 +794,16 @@ def _plan(
     return result
 
 
+def _z_loss(given: RowTargets) -> float:
+    return 0.0 if given.regularization is None else float(given.regularization[0])
+
+
 def _plan_of(loss: _Loss, whole: Lazy = None) -> Lazy:
     """The `_plan` of all rows; `whole` are the sums of the shares of distributions."""
     rows = loss.rows
     if loss.labels is None and whole is None and loss.sample_weight is None:
-        x = loss.x
-        return da.ones([x.shape[a] for a in rows], chunks=tuple(x.chunks[a] for a in rows), dtype=_PLAN)
+        x, row = loss.x, np.array((1.0, 1.0, _z_loss(loss.known)), _PLAN)[()]
+        return da.full([x.shape[a] for a in rows], row, chunks=tuple(x.chunks[a] for a in rows), dtype=_PLAN)
     arrays = (loss.labels, rows, whole, loss.every, *loss.weights)
     return loss.blocks(_plan, rows, _PLAN, *arrays, request=loss.request)
 
@@ -803,22 +833,36 @@ def _indices(targets: Array) -> Array:
     return targets.reshape(-1).astype(np.int64)
 
 
-def _labelled_record(x: Array, targets: Array, ids: Array, dtype: Any) -> Array:
+def _labelled(plan: Array, regularized: bool) -> Labelled:
+    """The numbers of the rows of a plan."""
+    factor, share, z_loss = (plan[name].reshape(-1) for name in ("factor", "whole", "z_loss"))
+    return Labelled(factor, share, z_loss, regularized)
+
+
+def _labelled_record(x: Array, targets: Array, ids: Array, cap: Any, dtype: Any) -> Array:
     last = (x.ndim - 1,)
-    found = row_pieces.labelled_record(_cast(_matrix(x, last), dtype), _indices(targets), _first(ids))
+    found = row_pieces.labelled_record(_matrix(x, last), _indices(targets), _first(ids), dtype, cap)
     return _kept(found, x.shape, last)
 
 
-def _labelled_losses(records: Array, plan: Array, dtype: Any) -> Array:
-    return _of_rows(row_pieces.labelled_losses(records.reshape(-1), plan["factor"].reshape(-1)), plan, dtype)
+def _labelled_losses(records: Array, plan: Array, regularized: bool, dtype: Any) -> Array:
+    return _of_rows(row_pieces.labelled_losses(records.reshape(-1), _labelled(plan, regularized)), plan, dtype)
 
 
 def _labelled_slope(
-    x: Array, targets: Array, ids: Array, records: Array, plan: Array, divisor: Divisor | None, dtypes: Any
+    x: Array,
+    targets: Array,
+    ids: Array,
+    records: Array,
+    plan: Array,
+    divisor: Divisor | None,
+    regularized: bool,
+    cap: Any,
+    dtypes: Any,
 ) -> Array:
     matrix = _cast(_matrix(x, (x.ndim - 1,)), dtypes[0])
-    weights = plan["factor"].reshape(-1), 1.0 if divisor is None else divisor.value
-    slope = row_pieces.labelled_slope(matrix, records.reshape(-1), _indices(targets), _first(ids), *weights)
+    rows = _labelled(plan, regularized), 1.0 if divisor is None else divisor.value
+    slope = row_pieces.labelled_slope(matrix, records.reshape(-1), _indices(targets), _first(ids), *rows, cap)
     return _cast(slope.reshape(x.shape), dtypes[1])
 
 
@@ -834,14 +878,17 @@ def _share_sums(targets: Array, ids: Array, class_weight: Any, mix: Mix) -> Arra
     return _pairs(_PAIR, row_pieces.share_sums(shares, shares.targets.shape), targets.shape, last)
 
 
-def _shares_record(x: Array, targets: Array, ids: Array, class_weight: Any, mix: Mix, dtype: Any) -> Array:
+def _shares_record(
+    x: Array, targets: Array, ids: Array, class_weight: Any, mix: Mix, cap: Any, dtype: Any
+) -> Array:
     last, shares = (x.ndim - 1,), _shares(targets, ids, class_weight, mix)
-    return _kept(row_pieces.shares_record(_matrix(x, last), shares, dtype), x.shape, last)
+    return _kept(row_pieces.shares_record(_matrix(x, last), shares, dtype, cap), x.shape, last)
 
 
 def _shares_losses(records: Array, plan: Array, dtype: Any) -> Array:
+    found = row_pieces.shares_losses(records.reshape(-1), plan["z_loss"].reshape(-1))
     with np.errstate(all="ignore"):
-        values = plan["factor"].reshape(-1) * row_pieces.shares_losses(records.reshape(-1))
+        values = plan["factor"].reshape(-1) * found
     return _of_rows(values, plan, dtype)
 
 
@@ -854,11 +901,12 @@ def _shares_slope(
     plan: Array,
     divisor: Divisor | None,
     mix: Mix,
+    cap: Any,
     dtypes: Any,
 ) -> Array:
     matrix, shares = _matrix(x, (x.ndim - 1,)), _shares(targets, ids, class_weight, mix)
-    slope = row_pieces.shares_slope(matrix, records.reshape(-1), shares, _weights(plan, divisor), dtypes)
-    return slope.reshape(x.shape)
+    rows = plan["z_loss"].reshape(-1), _weights(plan, divisor)
+    return row_pieces.shares_slope(matrix, records.reshape(-1), shares, *rows, dtypes, cap).reshape(x.shape)
 
 
 def _error_losses(sums: Array, plan: Array, dtype: Any) -> Array:
@@ -900,33 +948,42 @@ def _mixed(loss: _Loss) -> tuple[tuple[Any, ...], Mix]:
 def _cross_entropy(loss: _Loss, gradient: bool) -> tuple[Lazy, Lazy]:
     problem, every, rows = loss.problem, loss.every, loss.rows
     (*arrays, class_weight, last), mix = _mixed(loss)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"cap": loss.cap}
     tasks: tuple[Any, ...] = (_labelled_record, _labelled_losses, _labelled_slope)
     names: tuple[str, ...] = row_pieces.TARGET
-    if not loss.known.plain:
+    of_rows: dict[str, Any] = {"regularized": loss.known.regularization is not None}
+    if loss.known.soft or loss.known.base != 0:
         tasks, names = (_shares_record, _shares_losses, _shares_slope), row_pieces.SHARES
         arrays += [class_weight, last]
-        options["mix"] = mix
+        options["mix"], of_rows = mix, {}
     plan = _plan_of(loss)
     records = _merged(tasks[0], names, problem.dtype, last, loss.x, every, *arrays, **options)
-    losses = _blocks(tasks[1], rows, loss.row_dtype, records, every, plan, rows, dtype=loss.row_dtype)
+    losses = _blocks(tasks[1], rows, loss.row_dtype, records, every, plan, rows, dtype=loss.row_dtype, **of_rows)
     if not gradient:
         return losses, None
-    options["dtypes"] = problem.dtype, problem.result_dtype
+    options |= {"dtypes": (problem.dtype, problem.result_dtype), **of_rows}
     arrays = [loss.x, every, *arrays, records, every, plan, rows]
     return losses, loss.blocks(tasks[2], every, problem.result_dtype, *arrays, **options)
 
 
 def _means(loss: _Loss, vector: Lazy, error: bool) -> tuple[Any, ...]:
-    """The arrays of `_weighted_product`, each followed by its index, but for the plan of the rows."""
+    """The arrays of a product, each followed by its index, but for the plan of the rows."""
     dtype, every, (last,) = loss.problem.dtype, loss.every, loss.last
     arrays: tuple[Any, ...] = (loss.x, every, vector, every)
     records = _merged(
-        _pair_records, row_pieces.ENTRY, dtype, loss.last, *arrays, axis=last, beta=None, others=False
+        _pair_records,
+        row_pieces.ENTRY,
+        dtype,
+        loss.last,
+        *arrays,
+        axis=last,
+        beta=None,
+        others=False,
+        cap=loss.cap,
     )
     arrays = (*arrays, records, every)
-    kind = _ERROR if error else _PAIR
-    means = _blocks(_mean, every, kind, *arrays, grid={last: 1}, axis=last, dtype=dtype, error=error)
+    kind, options = _ERROR if error else _PAIR, {"error": error, "cap": loss.cap}
+    means = _blocks(_mean, every, kind, *arrays, grid={last: 1}, axis=last, dtype=dtype, **options)
     return (*arrays, _total(means, last), every)
 
 
@@ -967,6 +1024,45 @@ def _variance(x: Array, records: Array, plan: Array, divisor: Divisor | None, dt
     return found.reshape(x.shape)
 
 
+def _shares_product(
+    x: Array,
+    vector: Array,
+    records: Array,
+    mean: Array,
+    targets: Array,
+    ids: Array,
+    class_weight: Any,
+    plan: Array,
+    divisor: Divisor | None,
+    mix: Mix,
+    cap: Any,
+    dtypes: Any,
+) -> Array:
+    """The product of a tangent with the Hessian of a cross-entropy with a z-loss or capped logits."""
+    direction = _direction(x, vector, records, x.ndim - 1, dtypes[0], None, False, cap)
+    shares = _shares(targets, ids, class_weight, mix)
+    rows = plan["whole"].reshape(-1), plan["z_loss"].reshape(-1), _weights(plan, divisor)
+    return row_pieces.shares_product(direction, _sums(mean), shares, *rows, dtypes[1]).reshape(x.shape)
+
+
+def _shares_variance(
+    x: Array,
+    records: Array,
+    targets: Array,
+    ids: Array,
+    class_weight: Any,
+    plan: Array,
+    divisor: Divisor | None,
+    mix: Mix,
+    cap: Any,
+    dtypes: Any,
+) -> Array:
+    """The diagonal of the Hessian of a cross-entropy with a z-loss or capped logits."""
+    matrix, shares = _matrix(x, (x.ndim - 1,)), _shares(targets, ids, class_weight, mix)
+    rows = plan["whole"].reshape(-1), plan["z_loss"].reshape(-1), _weights(plan, divisor)
+    return row_pieces.shares_variance(matrix, records.reshape(-1), shares, *rows, dtypes, cap).reshape(x.shape)
+
+
 def _curvature(
     function: Function, logits: Any, targets: Any, tangent: Any, *, axis: int, out: Any, options: LossOptions
 ) -> Lazy:
@@ -981,18 +1077,23 @@ def _curvature(
             grid = {last + 1: problem.classes}
             return loss.blocks(_curve, (*every, last + 1), dtype, *arrays, grid=grid, request=loss.request)
         return loss.back(loss.blocks(_curve, every, dtype, *arrays, request=loss.request))
-    whole = None
-    if loss.known.soft:
+    regularized, whole = loss.known.regularization is not None, None
+    if loss.known.soft or regularized:
         shares, mix = _mixed(loss)
+    if loss.known.soft:
         whole = _total(_blocks(_share_sums, every, _PAIR, *shares, grid={last: 1}, mix=mix), last)
-    plan, dtypes = _plan_of(loss, whole), (problem.dtype, dtype)
+    plan = _plan_of(loss, whole)
+    keywords: dict[str, Any] = {"dtypes": (problem.dtype, dtype)}
     task: Any
     if tangent is None:
-        summaries = _summaries(loss.x, loss.last, problem.dtype)
+        summaries = _summaries(loss.x, loss.last, problem.dtype, cap=loss.cap)
         task, arrays = _variance, (loss.x, every, summaries, every)
     else:
         task, arrays = _weighted_product, _means(loss, tangent, error=False)
-    return loss.back(loss.blocks(task, every, dtype, *arrays, plan, loss.rows, dtypes=dtypes))
+    if regularized:
+        task, arrays = _shares_variance if tangent is None else _shares_product, (*arrays, *shares)
+        keywords |= {"mix": mix, "cap": loss.cap}
+    return loss.back(loss.blocks(task, every, dtype, *arrays, plan, loss.rows, **keywords))
 
 
 # --- losses of single logits ----------------------------------------------------------------------------------

@@ -167,9 +167,9 @@ class Command:
         return self.entry.family in ("metrics", "fit")
 
     @property
-    def is_local(self) -> bool:
-        """Whether it is computed in this process only."""
-        return self.is_table or self.is_draw or self.is_printed or self.entry.is_elementwise
+    def is_fit(self) -> bool:
+        """Whether it reads the input several times, each time with a number that follows from the last one."""
+        return self.result == _spec.FIT
 
 
 METRICS = Command(
@@ -446,14 +446,16 @@ def _check_names(arguments: Any, function: Command, given: dict[str, Any]) -> di
     results: dict[str, Path] = {}
     if function.is_loss and given["reduction"] != "none" and sys.stdout is None:
         raise RunError("the loss is printed, but standard output is closed")
-    if function.is_local and arguments.scheduler is not None:
-        raise RunError(f"{arguments.function} takes no --scheduler: it is computed here")
+    if function.is_fit and arguments.scheduler is not None:
+        raise RunError(
+            f"{arguments.function} takes no --scheduler: each of its passes needs the sums of the last one"
+        )
     if function.is_printed:
         if sys.stdout is None:
             raise RunError(f"the result of {arguments.function} is printed, but standard output is closed")
         if arguments.output is not None:
             raise RunError(f"{arguments.function} takes no --output: the result is printed")
-        if arguments.input == STANDARD and function is not METRICS:
+        if arguments.input == STANDARD and function.is_fit:
             raise RunError(f"{arguments.function} reads INPUT several times, and standard input can be read once")
     elif function.is_loss:
         if arguments.output is not None and given["reduction"] != "none":
@@ -799,11 +801,7 @@ class Local:
         if not job.constants:
             options["axis"] = job.axis
         found = getattr(fastsoftmax, job.python_name)(x, **job.arguments(block | job.constants), **options)
-        place = job.place(box, True)
-        table = np.empty(files.extent_of(place), job.targets["output"].dtype)
-        for key, values in found._asdict().items():
-            table[key] = values
-        return {"output": (place, table)}
+        return {"output": (job.place(box, True), _as_table(*found, kind=job.targets["output"].dtype))}
 
     def _draws(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:
         """Random classes for the rows of a block, by the uniform numbers that they have for an array in memory."""
@@ -904,6 +902,10 @@ class Local:
         parts = np.array(self.totals, SUM)
         return float(joined_loss(parts, self.divisor, self.job.problem.result_dtype))
 
+    def text(self) -> str | None:
+        """The table of numbers that is printed; None for other functions."""
+        return None
+
     def blocks(self) -> Generator[tuple[Box, dict[str, Array]]]:
         """One block after the other, with the operands; the next ones are read meanwhile."""
         job = self.job
@@ -951,6 +953,32 @@ class Local:
                 raise
 
 
+def _as_table(*columns: Array, kind: Any) -> Array:
+    """One number for each row in each column, as an array with fields."""
+    table = np.empty(np.shape(columns[0]), kind)
+    for key, values in zip(table.dtype.names or (), columns, strict=True):
+        table[key] = values
+    return table
+
+
+def _printed(table: dict[str, Any], as_json: bool) -> str:
+    """A table as JSON, in which infinities and NaN are null, or as lines of text."""
+    if as_json:
+        return json.dumps(_finite(table), indent=2)
+    return "\n".join(f"{name:20}{value}" for name, value in table.items())
+
+
+def _printed_metrics(metrics: RunningMetrics, as_json: bool) -> str:
+    """The metrics of all rows as they are printed."""
+    found = metrics.result()
+    table = found._asdict() | {"bins": {key: value.tolist() for key, value in found.bins._asdict().items()}}
+    if not as_json:
+        del table["bins"]
+        hits = table.pop("top_k_accuracy")
+        table |= {f"top_{k}_accuracy": hit for k, hit in hits.items()}
+    return _printed(table, as_json)
+
+
 class Printed(Local):
     """A result that is a table of some numbers."""
 
@@ -958,18 +986,6 @@ class Printed(Local):
         """Check the labels."""
         for _ in self.labels(targets):
             pass
-
-    def text(self) -> str:
-        """The result as it is printed."""
-        raise NotImplementedError
-
-    def as_json(self, table: dict[str, Any]) -> str:
-        """A table as JSON, in which infinities and NaN are null."""
-        return json.dumps(_finite(table), indent=2)
-
-    def as_lines(self, table: dict[str, Any]) -> str:
-        """A table as text."""
-        return "\n".join(f"{name:20}{value}" for name, value in table.items())
 
 
 class Fitted(Printed):
@@ -996,8 +1012,7 @@ class Fitted(Printed):
             progress.advance(self.size_of(box))
 
     def text(self) -> str:
-        table = self.fit._asdict()
-        return self.as_json(table) if self.job.given["json"] else self.as_lines(table)
+        return _printed(self.fit._asdict(), self.job.given["json"])
 
 
 class Metered(Printed):
@@ -1016,14 +1031,7 @@ class Metered(Printed):
         return {}
 
     def text(self) -> str:
-        found = self.metrics.result()
-        table = found._asdict() | {"bins": {key: value.tolist() for key, value in found.bins._asdict().items()}}
-        if self.job.given["json"]:
-            return self.as_json(table)
-        del table["bins"]
-        hits = table.pop("top_k_accuracy")
-        table |= {f"top_{k}_accuracy": hit for k, hit in hits.items()}
-        return self.as_lines(table)
+        return _printed_metrics(self.metrics, self.job.given["json"])
 
 
 def _finite(value: Any) -> Any:
@@ -1062,6 +1070,7 @@ class Distributed:
             raise RunError("--scheduler needs Dask: pip install 'fastsoftmax[dask]'") from None
         self.job, self.extent, self.da, self.distributed = job, extent, dask.array, distributed
         self.value: float | None = None
+        self.metrics = RunningMetrics()
         self.results: Sequence[Any] = ()
         try:
             self.client = distributed.Client(address, timeout=10)
@@ -1085,21 +1094,31 @@ class Distributed:
             name: self._lazy(operand, rows if job.per_row(name) else extent)
             for name, operand in job.operands.items()
         }
+        if job.function is METRICS:
+            weights, index = operands.get("sample_weight"), job.given["ignore_index"]
+            assert job.axis is not None
+            self.metrics.update(x, operands["targets"], job.axis, weights, index)
+            progress.advance(job.nbytes)
+            return
         skipped = {"grad", *SUMS, *FILES}
         options = {key: job.given[key] for key in job.function.options if key not in skipped}
         if job.class_weight is not None:
             options["class_weight"] = job.class_weight
+        if job.axis is not None and not job.constants:
+            options["axis"] = job.axis
         name = job.python_name
         if "grad" in job.targets:
             name += "_with_grad"
-        if job.constants:
-            operands |= job.constants
-            loss, gradients = fastsoftmax.linear_cross_entropy_with_grad(x, **operands, **options, wrt=job.wrt)
+        arguments = job.arguments(operands | job.constants | job.factors)
+        if job.constants and job.function.is_loss:
+            loss, gradients = fastsoftmax.linear_cross_entropy_with_grad(x, **arguments, **options, wrt=job.wrt)
             lazy = {"loss": loss, "grad": gradients.features}
             lazy |= {key: getattr(gradients, name) for key, name in SUMS.items()}
         else:
-            result = getattr(fastsoftmax, name)(x, axis=job.axis, **job.arguments(operands), **options)
+            result = getattr(fastsoftmax, name)(x, **arguments, **options)
             lazy = dict(zip(("loss", "grad"), result, strict=True)) if "grad" in job.targets else {"loss": result}
+        if job.function.is_table:
+            lazy["loss"] = self._table(lazy["loss"])
         if not job.function.is_loss or job.reduction == "none":
             lazy["output"] = lazy.pop("loss")
         parts = []
@@ -1111,6 +1130,16 @@ class Distributed:
         self._wait(parts, progress)
         if "loss" in lazy:
             self.value = float(self.results[0])
+
+    def _table(self, columns: Any) -> Any:
+        """The statistics of the rows as an array with fields."""
+        kind = self.job.targets["output"].dtype
+        meta = np.empty((0,) * columns[0].ndim, kind)
+        return self.da.map_blocks(_as_table, *columns, kind=kind, dtype=kind, meta=meta)
+
+    def text(self) -> str | None:
+        """The metrics as they are printed; None for other functions."""
+        return _printed_metrics(self.metrics, self.job.given["json"]) if self.job.function is METRICS else None
 
     def _stored(self, array: Any, target: Target) -> Any:
         return array.map_blocks(
@@ -1217,13 +1246,14 @@ def _run(
         stack.callback(job.x.close)
         for operand in job.operands.values():
             stack.callback(operand.close)
-        if function.is_printed:
-            worker: Local | Distributed = Metered(job, extent) if function is METRICS else Fitted(job, extent)
-        elif arguments.scheduler is None:
-            worker = Local(job, extent)
-        else:
+        worker: Local | Distributed
+        if arguments.scheduler is not None:
             worker = Distributed(job, extent, arguments.scheduler)
             stack.callback(worker.client.close)
+        elif function.is_printed:
+            worker = Metered(job, extent) if function is METRICS else Fitted(job, extent)
+        else:
+            worker = Local(job, extent)
         _open_targets(job, results, extent, stack)
         progress = Progress(job.name, job.nbytes, arguments.begin)
         try:
@@ -1237,8 +1267,9 @@ def _run(
         loss = worker.loss()
         if loss is not None:
             _print("loss", job.problem.result_dtype.type(loss))
-        if isinstance(worker, Printed):
-            _print("result", worker.text())
+        text = worker.text()
+        if text is not None:
+            _print("result", text)
         _commit(list(job.targets.values()), arguments.force, ending)
         names = ", ".join("standard output" if path == STANDARD else str(path) for path in results.values())
         _say(f"{job.name}: {progress.summary()}{' -> ' * bool(names)}{names}")

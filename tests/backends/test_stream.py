@@ -312,7 +312,6 @@ def test_errors_of_single_logits(capsys):
         (["t.npy", "--class-weight", "w.npy"], "takes no --class-weight"),
         (["t.npy", "--pos-weight", "w.npy"], r"pos_weight of shape \(7,\) does not broadcast"),
         (["t.npy", "--label-smoothing", 2], "label_smoothing must be at most 1"),
-        (["t.npy", "--scheduler", "tcp://127.0.0.1:9"], "takes no --scheduler: it is computed here"),
         (["t.npy", "-o", "p.npy"], "the loss is printed"),
     ):
         run(*line, *more, status=2)
@@ -791,7 +790,10 @@ REFUSED = [
         r"metrics: targets has shape \(90, 11\), expected \(90,\) \(class indices\)",
     ),
     ("metrics x.npy --targets y.npy -o p.npy", r"metrics takes no --output"),
-    ("metrics x.npy --targets y.npy --scheduler tcp://127.0.0.1:9", r"metrics takes no --scheduler"),
+    (
+        "fit-temperature x.npy --targets y.npy --scheduler tcp://127.0.0.1:9",
+        r"fit-temperature takes no --scheduler: each of its passes needs the sums of the last one",
+    ),
     ("metrics x.npy --targets y.npy --sample-weight short.npy", r"--sample-weight has shape \(89,\)"),
     ("softmax x.npy -o p.npy --json", r"softmax takes no --json"),
     ("softmax x.npy -o p.npy --scheduler tcp://127.0.0.1:9", r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
@@ -1604,6 +1606,42 @@ def test_what_a_worker_says_arrives_with_its_status():
     assert (str(error), error.status) == ("x.npy became shorter", files.BROKEN)
 
 
+def _other_commands_on_a_scheduler(x, labels, weight, address, capsys):
+    """Tables, draws, metrics and losses of single logits: the bits of the same command in this process."""
+    capsys.readouterr()
+    flags = ("--targets", "y.npy", "--ignore-index", -100)
+    for command in ("label-statistics", "linear-softmax-statistics"):
+        more = ("--weight", "weight.npy") if command.startswith("linear") else ("--temperature", 0.7)
+        run(command, "x.npy", *flags, *more, "-o", "here.npy", "--force")
+        run(command, "x.npy", *flags, *more, "-o", "there.npy", "--force", *address)
+        np.testing.assert_array_equal(np.load("there.npy"), np.load("here.npy"))
+        assert np.load("there.npy").dtype == np.load("here.npy").dtype
+    for more in ((), ("--size", 3, "--no-replace", "--top-k", 5)):
+        run("categorical", "x.npy", "--seed", 4, *more, "-o", "here.npy", "--force")
+        run("categorical", "x.npy", "--seed", 4, *more, "-o", "there.npy", "--force", *address)
+        np.testing.assert_array_equal(np.load("there.npy"), np.load("here.npy"))
+    np.save("t.npy", np.random.default_rng(1).random(x.shape))
+    np.save("c.npy", np.linspace(0.5, 2, 11))
+    flags = ("--targets", "t.npy", "--pos-weight", "c.npy", "--sample-weight", "t.npy")
+    capsys.readouterr()
+    run("binary-cross-entropy", "x.npy", *flags, "--grad", "here.npy", "--force")
+    here = capsys.readouterr().out
+    run("binary-cross-entropy", "x.npy", *flags, "--grad", "there.npy", "--force", *address)
+    assert capsys.readouterr().out == here
+    np.testing.assert_array_equal(np.load("there.npy"), np.load("here.npy"))
+    run("binary-focal-loss-hessian-diag", "x.npy", "--targets", "t.npy", "-o", "here.npy", "--force")
+    run("binary-focal-loss-hessian-diag", "x.npy", "--targets", "t.npy", "-o", "there.npy", "--force", *address)
+    np.testing.assert_array_equal(np.load("there.npy"), np.load("here.npy"))
+    np.save("s.npy", np.random.default_rng(2).random(len(x)))
+    flags = ("--targets", "y.npy", "--ignore-index", -100, "--sample-weight", "s.npy", "--json")
+    capsys.readouterr()
+    run("metrics", "x.npy", *flags)
+    here = capsys.readouterr().out
+    run("metrics", "x.npy", *flags, *address)
+    assert capsys.readouterr().out == here
+    assert json.loads(here)["count"] == (labels != -100).sum()
+
+
 def test_on_a_dask_scheduler(capsys, monkeypatch):
     distributed = pytest.importorskip("distributed")
     x = logits((400, 11))
@@ -1638,6 +1676,8 @@ def test_on_a_dask_scheduler(capsys, monkeypatch):
         assert float(capsys.readouterr().out) == pytest.approx(float(loss), rel=4e-7)
         np.testing.assert_allclose(np.load("l.npy"), gradients.features, rtol=1e-5, atol=1e-8)
         np.testing.assert_allclose(np.load("k.npy"), gradients.weight, rtol=1e-5, atol=1e-8)
+        monkeypatch.setattr(stream, "TASK_BYTES", 4096)
+        _other_commands_on_a_scheduler(x, ignored, weight, address, capsys)
         run("cross-entropy", "x.npy", "--targets", "bad.npy", "--grad", "h.npy", *address, status=3)
         assert re.search(r"targets\[\d*\] is 11, .* h\.npy not written", capsys.readouterr().err)
         assert "h.npy" not in names()

@@ -238,7 +238,6 @@ class _Team:
         self.words = memoryview(memory).cast("B").cast("q")[first : first + teams.WORDS]
         self.address = ctypes.addressof(memory) + 8 * first
         functions = entry.team()
-        self.words[teams.DRIVE] = functions.drive
         self._drives = functions.drive, functions.drive_apart
         self.join = functions.join
         self._pid = os.getpid()
@@ -258,9 +257,9 @@ class _Team:
         whether a helper took part and none was waited for long.
         """
         words, state = self.words, teams.UNFINISHED
+        words[teams.DRIVE] = self._drives[apart is not None]  # here, since Ctrl-C may end a call at any point
         if apart is not None:
             words[teams.AT_ONCE : teams.AT_ONCE + len(apart)] = memoryview(apart)
-            words[teams.DRIVE] = self._drives[1]
         behind = (rooms[0], *args, self.address, *rooms[1:])
         try:
             state = code(step, rows, *behind)
@@ -269,7 +268,6 @@ class _Team:
         finally:
             if state != teams.FINISHED:
                 self._close(rows)
-            words[teams.DRIVE] = self._drives[0]
         if words[teams.FAILED]:
             raise IndexError("kernel access outside its array")
         return bool(state == teams.FINISHED and words[teams.SEATED])

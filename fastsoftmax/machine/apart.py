@@ -16,6 +16,8 @@ from fastsoftmax.runtime import teams
 LINE = 64
 NEAR = 4096
 """So many bytes of a row are prefetched; then the processor reads ahead by itself."""
+FAR = 512
+"""Shorter rows are not prefetched: they are read faster than so many lines are asked for."""
 INTO_L2 = 2
 
 
@@ -33,20 +35,20 @@ def _prefetch(build: Any, address: Any) -> None:
 def _copy_function(module: Any) -> Any:
     """``copy(to, to_step, from, from_step, size, rows, ahead)``: copy rows of `size` bytes, at least 4.
 
-    The rows `ahead` bytes further on are prefetched. Two vectors that overlap take less than a loop over the bytes
-    behind the last whole one.
+    Rows that lie `ahead` bytes further on are prefetched, unless it is 0. Two vectors that overlap take less than
+    a loop over the bytes behind the last whole one.
     """
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 7), "copy")
     function.linkage = "internal"
     to, to_step, source, source_step, size, rows, ahead = function.args
     build = ir.IRBuilder(function.append_basic_block("entry"))
+    is_far = build.and_(build.icmp_signed(">=", size, I64(FAR)), build.icmp_signed("!=", ahead, I64(0)))
     for width in (LINE, 32, 16, 8, 4):
         kind = ir.VectorType(I32, width // 4).as_pointer()
 
         def move(target: Any, origin: Any, kind: Any = kind) -> None:
             value = build.load(build.inttoptr(origin, kind), align=1)
             build.store(value, build.inttoptr(target, kind), align=1)
-            _prefetch(build, build.add(origin, ahead))
 
         with build.if_then(build.icmp_signed(">=", size, I64(width))):
             last = build.sub(size, I64(width))
@@ -56,6 +58,9 @@ def _copy_function(module: Any) -> Any:
                 with loop(build, I64(0), last, I64(width)) as at:
                     move(build.add(target, at), build.add(origin, at))
                 move(build.add(target, last), build.add(origin, last))
+                if width == LINE:
+                    with loop(build, I64(0), build.select(is_far, size, I64(0)), I64(LINE)) as at:
+                        _prefetch(build, build.add(build.add(origin, ahead), at))
             build.ret_void()
     build.ret_void()
     return function

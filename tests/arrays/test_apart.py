@@ -234,7 +234,6 @@ def test_threads(threads_of_call):
     for caller in callers:
         caller.join()
     assert not errors
-    assert all(team.words[threads.teams.DRIVE] == team._drives[0] for team in threads._teams)
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends a signal")
@@ -266,7 +265,12 @@ def test_ctrl_c(classes):
         if ended - begun < 0.3:
             break
     assert ended - begun < 0.3
-    _equal(fs.logsumexp(view[0, :1000]), fs.logsumexp(view[0, :1000].copy()))
+    some = view[0, : 4_000_000 // classes]
+    with fs.threads(1):
+        wanted = fs.logsumexp(some.copy())
+    for _ in range(3):
+        _equal(fs.logsumexp(some.copy()), wanted)  # the next call is one of contiguous rows
+        _equal(fs.logsumexp(some), wanted)
 
 
 @machine_code

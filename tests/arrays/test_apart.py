@@ -236,6 +236,7 @@ def test_threads(threads_of_call):
     assert not errors
 
 
+@machine_code
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends a signal")
 @pytest.mark.parametrize("classes", [10, 700, 5000])
 def test_ctrl_c(classes):

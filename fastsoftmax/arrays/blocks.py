@@ -324,6 +324,17 @@ def copy_to(target: Array, source: Array) -> None:
                 np.copyto(to, part, casting="unsafe")
 
 
+class Apart(NamedTuple):
+    """A block whose rows are contiguous and lie apart in memory."""
+
+    row: Array
+    """The first row."""
+    levels: list[tuple[int, int]]
+    """The sizes and strides of the axes along which they lie, the last one first."""
+    output: bool
+    """Whether a kernel writes it; else it is read."""
+
+
 class Parted:
     """A block that is not in memory: its parts are converted from an array, or to one, where a kernel runs.
 
@@ -422,6 +433,29 @@ class Parted:
             box = Box(first, min(first + step, len(self)))
             self.read(box, flat[box.first : box.last].reshape(-1))
         return flat
+
+    @property
+    def apart(self) -> "Apart | None":
+        """The rows where they are, if kernels can take each of them there, or a copy of its bytes; else None."""
+        array, lead = self.array, self.lead
+        shape, strides = array.shape, array.strides
+        if self.kept is not None or self.unit != 1 or array.dtype != self.dtype or not array.flags.aligned:
+            return None
+        row = array[(0,) * lead + (...,)]
+        if not row.flags.c_contiguous:
+            return None
+        levels: list[tuple[int, int]] = []
+        for size, stride in zip(reversed(shape[:lead]), reversed(strides[:lead]), strict=True):
+            if levels and stride == levels[-1][0] * levels[-1][1]:
+                levels[-1] = levels[-1][0] * size, levels[-1][1]
+            elif size > 1:
+                levels.append((size, stride))
+        return Apart(row.reshape(self.shape[1:]), levels or [(1, 0)], self.output)
+
+    def row(self, number: int) -> Array:
+        """One of the rows that lie `apart`, where it is."""
+        row: Array = self.array[np.unravel_index(number, self.array.shape[: self.lead])]
+        return row.reshape(-1)
 
     def cut(self, start: int, count: int, unit: int) -> "Parted":
         """Entries of the block in C order as another one, of shape (count, unit, 1), from entry `start` on.
@@ -709,8 +743,11 @@ class Output:
 
     def over(self, operand: Any) -> bool:
         """Whether a kernel's output may lie over an operand."""
-        in_parts = isinstance(self.block, Parted) or isinstance(operand, Parted)
-        return not in_parts and np.may_share_memory(self.block, operand)
+        both = self.block, operand
+        if any(isinstance(one, Parted) and one.apart is None for one in both):
+            return False
+        block, other = (one.array if isinstance(one, Parted) else one for one in both)
+        return np.may_share_memory(block, other)
 
     def finish(self) -> Any:
         """The user's result: `out`, an array, or a scalar for 0-d."""

@@ -320,10 +320,15 @@ def rounded(high: Array, low: Array) -> Array:
 
 
 def _part(block: Any, start: int, count: int, unit: int) -> Any:
-    """Entries of a block (rows, classes, 1) from `start` on, as a matrix (count, unit), or a `Parted`."""
-    if isinstance(block, Parted):
+    """Entries of a block (rows, classes, 1) from `start` on, in one row, as a matrix (count, unit) or `Parted`."""
+    if not isinstance(block, Parted):
+        row = block.reshape(-1)
+    elif block.apart is None:
         return block.cut(start, count, unit)
-    return block.reshape(-1)[start : start + count * unit].reshape(count, unit)
+    else:
+        number, start = divmod(start, block.shape[1])
+        row = block.row(number)
+    return row[start : start + count * unit].reshape(count, unit)
 
 
 def _cut(block: Any, row: int) -> list[Any]:
@@ -342,10 +347,11 @@ def _entry(block: Any, row: int, place: int) -> Array:
 
 def _set_entry(block: Any, row: int, place: int, value: Any) -> None:
     """Set one entry of a block (rows, classes, 1)."""
-    if isinstance(block, Parted):
-        _part(block, row * block.shape[1] + place, 1, 1).write(Box(0, 1), np.full((1, 1, 1), value, block.dtype))
+    one = _part(block, row * block.shape[1] + place, 1, 1)
+    if isinstance(one, Parted):
+        one.write(Box(0, 1), np.full((1, 1, 1), value, block.dtype))
     else:
-        block[row, place, 0] = value
+        one[...] = value
 
 
 def _summary(block: Any, row: int, beta: Beta) -> Array:

@@ -7,8 +7,8 @@ GIL. So a call needs little memory and hears Ctrl-C soon, whatever the layout of
 An inner axis that is too long for a part is cut as well. Every part of it has several rows, so that kernels walk
 it as they walk the whole block: the bits of a row do not depend on the parts.
 
-Smaller parts cost more (threads wait for the GIL between them) and larger ones leave the cache. A kernel that took
-the strides of rows would save the copy, which costs as much as a softmax where the memory is slow.
+Smaller parts cost more (threads wait for the GIL between them) and larger ones leave the cache. Rows that are
+contiguous, and only lie apart, need no part: `arrays.apart`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax.arrays import threads
+from fastsoftmax.arrays import apart, threads
 from fastsoftmax.arrays.blocks import INNER_LIMIT, PART_BYTES, Array, Box, Parted, on_lines
 
 LANES = 16
@@ -104,6 +104,8 @@ def run(kernel: Any, rows: int, work: int, room: Callable[[], Any], *args: Any, 
         threads.run(kernel, rows, work, room, *args)
         return
     outer, _, inner = args[0].shape
+    if inner == 1 and apart.run(kernel, rows, work, room, args):
+        return
     most = max(one.size // rows for one in args if isinstance(one, (np.ndarray, Parted)))
     converted = sum(isinstance(one, Parted) for one in args)
     some = boxes(outer, most, inner, PART_BYTES // (converted * args[0].dtype.itemsize))

@@ -21,6 +21,7 @@ import ctypes
 import os
 import sys
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from contextlib import ContextDecorator
@@ -228,7 +229,7 @@ class _Team:
     It is never freed, because a helper may be waiting here when the interpreter ends.
     """
 
-    __slots__ = ("_pid", "address", "join", "words")
+    __slots__ = ("_drives", "_pid", "address", "join", "words")
 
     def __init__(self) -> None:
         memory = (ctypes.c_int64 * (teams.WORDS + 8))()
@@ -237,16 +238,28 @@ class _Team:
         self.words = memoryview(memory).cast("B").cast("q")[first : first + teams.WORDS]
         self.address = ctypes.addressof(memory) + 8 * first
         functions = entry.team()
-        self.words[teams.DRIVE] = functions.drive
+        self._drives = functions.drive, functions.drive_apart
         self.join = functions.join
         self._pid = os.getpid()
 
-    def share(self, code: Any, rows: int, step: int, rooms: list[Any], args: tuple[Any, ...]) -> bool:
+    def share(
+        self,
+        code: Any,
+        rows: int,
+        step: int,
+        rooms: list[Any],
+        args: tuple[Any, ...],
+        apart: "array[int] | None" = None,
+    ) -> bool:
         """Run a kernel's code in blocks of `step` rows, with a helper for each of the `rooms` but the first.
 
-        The result says whether a helper took part and none was waited for long.
+        `apart` describes blocks whose rows lie apart: the words of the team from `AT_ONCE` on. The result says
+        whether a helper took part and none was waited for long.
         """
         words, state = self.words, teams.UNFINISHED
+        words[teams.DRIVE] = self._drives[apart is not None]  # here, since Ctrl-C may end a call at any point
+        if apart is not None:
+            words[teams.AT_ONCE : teams.AT_ONCE + len(apart)] = memoryview(apart)
         behind = (rooms[0], *args, self.address, *rooms[1:])
         try:
             state = code(step, rows, *behind)
@@ -591,6 +604,27 @@ def run_code(
         _last_call = time.perf_counter()
 
 
+def run_apart(
+    code: Callable[..., Any],
+    rows: int,
+    work: int,
+    memory: Any,
+    room: Callable[[], Any],
+    args: tuple[Any, ...],
+    apart: "array[int]",
+) -> None:
+    """`run_code` for rows that lie apart; `apart` is that of `_Team.share`."""
+    global _last_call
+    _introduce()
+    count, call = _threads_for(rows, work) if work >= SHARED_WORK else 1, object()
+    try:
+        _calls.add(call)
+        _run_in_blocks(code, rows, work, _rooms(memory, room, count), args, apart)
+    finally:
+        _calls.discard(call)
+        _last_call = time.perf_counter()
+
+
 def share(parts: int, work: int, seat: Callable[[], Any], task: Task) -> None:
     """Call ``task(part, memory)`` for all parts, on as many threads as pay off.
 
@@ -634,7 +668,9 @@ def rows_of_block(rows: int, work: int, count: int) -> int:
     return step - step % ROW_MULTIPLE if step > ROW_MULTIPLE else step
 
 
-def _run_in_blocks(code: Any, rows: int, work: int, rooms: list[Any], args: tuple[Any, ...]) -> None:
+def _run_in_blocks(
+    code: Any, rows: int, work: int, rooms: list[Any], args: tuple[Any, ...], apart: "array[int] | None" = None
+) -> None:
     count = len(rooms)
     step = rows_of_block(rows, work, count)
     if not isinstance(code, BuiltinFunctionType):  # a function of Python, under NUMBA_DISABLE_JIT
@@ -648,7 +684,7 @@ def _run_in_blocks(code: Any, rows: int, work: int, rooms: list[Any], args: tupl
     words = team.words
     try:
         woken = count > 1 and words[teams.PRESENT] < count - 1 and _helpers.ask(team, count - 1)
-        helped = team.share(code, rows, step, rooms, args)
+        helped = team.share(code, rows, step, rooms, args, apart)
         if woken or (count > 1 and not helped):
             _pause.note(helped)
     finally:

@@ -293,6 +293,8 @@ class Team(NamedTuple):
 
     drive: int
     """The address of the caller's, which kernels call."""
+    drive_apart: int
+    """That for rows that lie apart."""
     join: Callable[[int, int, int], None]
     """The helpers', as a function of Python."""
 
@@ -300,13 +302,13 @@ class Team(NamedTuple):
 @cache
 def team() -> Team:
     """These functions, from the library or made now."""
-    names = ("teams.drive", "teams.join.py")
+    names = ("teams.drive", "teams.drive_apart", "teams.join.py")
     library = _prebuilt().library()
     found = [library and library.address(name) for name in names]
     if not all(found):
         found = [_jit().team_address(name) for name in names]
-    drive, join = found
-    return Team(int(drive or 0), _prebuilt().python_function(names[1], join))
+    drive, drive_apart, join = found
+    return Team(int(drive or 0), int(drive_apart or 0), _prebuilt().python_function(names[-1], join))
 
 
 def entry(name: str) -> Kernel:

@@ -2,6 +2,8 @@
 
 ``teams.drive``
     ``drive(team, job, room, size, step, stop, seats)`` is what the caller of a kernel runs.
+``teams.drive_apart``
+    takes the same arguments, and runs the kernel over rows that lie apart, as the team describes them.
 ``teams.join.py``
     ``join(team, first, patience)`` is what helpers run, as a function of Python (``METH_FASTCALL``). A helper
     looks `first` times for a job, and `patience` times for another one after a job that it worked on.
@@ -11,13 +13,14 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from fastsoftmax.machine import status, wrappers
+from fastsoftmax.machine import apart, status, wrappers
 from fastsoftmax.machine.wrappers import DRIVER, I1, I32, I64, JOB, POINTER, WORDS, word
 from fastsoftmax.runtime import teams
 from fastsoftmax.runtime.prebuilt import PREFIX
 
 NAME = "teams.drive"
-"""The name of the object; it exports this function and `JOIN`."""
+"""The name of the object; it exports this function, `APART` and `JOIN`."""
+APART = "teams.drive_apart"
 JOIN = "teams.join"
 
 ORDER = "seq_cst"
@@ -116,7 +119,7 @@ def _last_block(build: Any, step: Any, stop: Any) -> Any:
     return build.sub(before, build.srem(before, step))
 
 
-def _drive(module: Any, triple: str, work: Any) -> None:
+def _drive(module: Any, triple: str, work: Any) -> Any:
     """The function of the caller: with a step it opens a job; without one it works on the open job."""
     function = ir.Function(module, DRIVER, f"{PREFIX}{NAME}")
     team, job, room, size, step, stop, seats = function.args
@@ -143,6 +146,16 @@ def _drive(module: Any, triple: str, work: Any) -> None:
         build.ret(I64(teams.BUSY))
     failed = build.icmp_signed("!=", _load(build, team, teams.FAILED), I64(0))
     build.ret(build.select(failed, I64(teams.ERROR), I64(teams.FINISHED)))
+    return function
+
+
+def _drive_apart(module: Any, drive: Any) -> None:
+    """The function of a caller whose rows lie apart: it puts a job between the team and that of the kernel."""
+    function = ir.Function(module, DRIVER, f"{PREFIX}{APART}")
+    team, job, *others = function.args
+    build = ir.IRBuilder(function.append_basic_block("entry"))
+    build.store(job, word(build, team, teams.ROW_JOB))
+    build.ret(build.call(drive, [team, build.ptrtoint(apart.define(module), I64), *others]))
 
 
 def _help(build: Any, team: Any, work: Any) -> Any:
@@ -205,7 +218,7 @@ def module(triple: str) -> Any:
     made = ir.Module(NAME)
     made.triple = triple
     work = _work_function(made)
-    _drive(made, triple, work)
+    _drive_apart(made, _drive(made, triple, work))
     _join(made, triple, work)
     parsed = binding.parse_assembly(str(made))
     parsed.verify()

@@ -19,7 +19,8 @@ an extension without imports can be linked on any machine for any other.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
@@ -207,6 +208,23 @@ def word(build: Any, team: Any, place: int) -> Any:
     return build.gep(team, [I64(place)])
 
 
+@contextmanager
+def loop(build: Any, start: Any, stop: Any, step: Any) -> Iterator[Any]:
+    """Code that is repeated for the numbers below `stop`, from `start` on."""
+    before = build.block
+    head, body, after = (build.append_basic_block(name) for name in ("loop", "body", "after"))
+    build.branch(head)
+    build.position_at_end(head)
+    k = build.phi(I64)
+    k.add_incoming(start, before)
+    build.cbranch(build.icmp_signed("<", k, stop), body, after)
+    build.position_at_end(body)
+    yield k
+    k.add_incoming(build.add(k, step), build.block)
+    build.branch(head)
+    build.position_at_end(after)
+
+
 def _room(parameters: Sequence[Parameter]) -> int | None:
     """How many arguments of the C function are working memory; None if threads cannot share the kernel's rows.
 
@@ -236,21 +254,11 @@ def _job(module: Any, name: str, called: Any, room: int) -> Any:
 
 def _store_rooms(build: Any, python: Python, team: Any, items: Any, seats: Any) -> None:
     """Put the working memory of the helpers, which are arrays of Python, into `teams.ROOMS`."""
-    before = build.block
-    loop, body, after = (build.append_basic_block(name) for name in ("rooms", "room", "have_rooms"))
-    build.branch(loop)
-    build.position_at_end(loop)
-    k = build.phi(I64)
-    k.add_incoming(I64(0), before)
-    build.cbranch(build.icmp_signed("<", k, seats), body, after)
-    build.position_at_end(body)
-    data, size = from_python(build, python, build.load(build.gep(items, [k])), Array(I64, 1))
-    at = build.add(build.mul(k, I64(2)), I64(teams.ROOMS))
-    build.store(build.ptrtoint(data, I64), build.gep(team, [at]))
-    build.store(size, build.gep(team, [build.add(at, I64(1))]))
-    k.add_incoming(build.add(k, I64(1)), build.block)
-    build.branch(loop)
-    build.position_at_end(after)
+    with loop(build, I64(0), seats, I64(1)) as k:
+        data, size = from_python(build, python, build.load(build.gep(items, [k])), Array(I64, 1))
+        at = build.add(build.mul(k, I64(2)), I64(teams.ROOMS))
+        build.store(build.ptrtoint(data, I64), build.gep(team, [at]))
+        build.store(size, build.gep(team, [build.add(at, I64(1))]))
 
 
 def _shared(build: Any, python: Python, job: Any, given: Sequence[Any], values: Sequence[Any], room: int) -> Any:

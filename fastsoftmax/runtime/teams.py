@@ -45,7 +45,29 @@ MOST_SEATS = 127
 FRAME = ROOMS + 2 * MOST_SEATS
 MOST_ARGUMENTS = 96
 """So many words are there for the arguments of a kernel; `wrappers` checks that they are enough."""
-WORDS = FRAME + MOST_ARGUMENTS
+
+ROW_JOB = FRAME + MOST_ARGUMENTS
+"""For blocks whose rows lie apart: the function that runs the kernel; that of the open job calls it."""
+AT_ONCE = ROW_JOB + 1
+"""How many rows it computes at a time. If it is more than one, the working memory is for copies of these rows."""
+ARGUMENTS, BLOCKS_APART = ROW_JOB + 2, ROW_JOB + 3
+"""How many words the kernel's arguments have; how many such blocks there are, with `BLOCK_WORDS` words each."""
+APART = ROW_JOB + 4
+"""The words of the blocks."""
+MOST_APART = 8
+"""More blocks are not described."""
+ARGUMENT, KIND, ADDRESS, BYTES, COPY = range(5)
+"""Of a block: which word of the arguments is its address; `IN_PLACE`, `READ` or `WRITTEN`; where its first row is,
+and how long a row; and where the copies of its rows are, in bytes from the working memory on."""
+MOST_LEVELS = 4
+SIZES, STRIDES = 5, 5 + MOST_LEVELS
+"""The axes along which rows lie, the last one first: their sizes, but for the first axis, and strides. What is not
+needed of the sizes is `ENDLESS`."""
+BLOCK_WORDS = STRIDES + MOST_LEVELS
+ENDLESS = 1 << 62
+IN_PLACE, READ, WRITTEN = 0, 1, 2
+"""A kernel finds the rows of a block where they are, one at a time; or it reads or writes a copy of some rows."""
+WORDS = APART + MOST_APART * BLOCK_WORDS
 
 BLOCKS = 64
 """The caller returns to Python after so many blocks, so that signals are handled."""

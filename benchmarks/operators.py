@@ -255,8 +255,8 @@ def main() -> None:
     ):
         text = (
             f"Medians of our times, and how many times longer {title}'s own function takes; {caption(facts)}. "
-            "Made by `python benchmarks/operators.py --write`. In the second table, the other is the loss of the dense "
-            "product, and for segments a composition of sums and maxima over indices.\n\n"
+            "Made by `python benchmarks/operators.py --write`. In the second table, the other is the loss of the "
+            "dense product, and for segments a composition of sums and maxima over indices.\n\n"
         )
         with fs.threads(options.threads):
             text += table(title, made, options.seconds) + "\n\n"

@@ -164,7 +164,7 @@ def _arrays(buffers: _Buffers) -> list[Any]:
         one = item.contents
         dtype, shape = _DTYPES[one.dtype], tuple(one.dims[: one.rank])
         size = dtype.itemsize * math.prod(shape)
-        memory = (ctypes.c_char * size).from_address(one.data) if size else b""
+        memory = (ctypes.c_char * size).from_address(one.data) if size else bytearray()
         found.append(np.ndarray(shape, dtype, memory))
     return found
 

@@ -281,6 +281,31 @@ def test_shapes(shape):
     )
 
 
+def test_derivatives_without_rows():
+    x, w, labels = jnp.zeros((0, 3)), jnp.ones((4, 3)), jnp.zeros(0, jnp.int32)
+    assert jax.grad(ours.cross_entropy)(x, labels).shape == (0, 3)
+    for reduction in ("mean", "sum", "none"):
+
+        def loss(x, w):
+            return ours.linear_cross_entropy(x, w, labels, reduction=reduction).sum()  # noqa: B023
+
+        slopes = jax.grad(loss, (0, 1))(x, w)
+        assert [one.shape for one in slopes] == [(0, 3), (4, 3)]
+        assert not slopes[1].any()
+        assert not jax.hessian(loss, 1)(x, w).any()
+    empty = jax.grad(lambda x: ours.segment_softmax(x, jnp.array([0, 0])).sum())(jnp.zeros(0))
+    assert empty.shape == (0,)
+
+
+def test_integers_have_no_tangents():
+    """A derivative along float0, JAX's dtype of tangents of integers, is zero."""
+    indptr = jnp.array([0, 2, 3])
+    along = np.zeros(3, jax.dtypes.float0)
+    found, moved = jax.jvp(lambda i: ours.segment_softmax(jnp.zeros(3), i), (indptr,), (along,))
+    assert found.tolist() == [0.5, 0.5, 1]
+    assert not moved.any()
+
+
 def test_axes():
     """None and several axes of arrays with and without elements, as for arrays."""
     for shape in ((2, 3, 4), (0, 3, 4)):

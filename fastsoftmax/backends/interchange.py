@@ -215,16 +215,21 @@ def _standard(namespace: Any) -> Kind:
 def call(name: str, *operands: Any, **keywords: Any) -> Any:
     """The result of a public function for arrays of one kind: of that kind, too."""
     one = public(name)
+    if len(operands) == 1:  # most small calls have one array and no options: the shortest way
+        defaults = one.defaults
+        for key, value in keywords.items():
+            if value is not defaults.get(key):
+                break
+        else:
+            (value,) = operands
+            common = _of_class.get(type(value)) or _look_up(name, one.first, value)
+            try:
+                array = common.view(value)
+            except Exception:
+                array = common.read(name, one.first, value)
+            result = one.function(array)
+            return common.make(result) if type(result) is np.ndarray else _returned(common, result, None, None)
     given = arguments_of(one, operands, keywords)
-    if len(given) == 1 and one.first in given:  # most small calls: the shortest way
-        value = given[one.first]
-        common = _of_class.get(type(value)) or _look_up(name, one.first, value)
-        try:
-            array = common.view(value)
-        except Exception:
-            array = common.read(name, one.first, value)
-        result = one.function(array)
-        return common.make(result) if type(result) is np.ndarray else _returned(common, result, None, None)
     common, first, out = _ALONE, "", None
     for key, value in given.items():
         kind = _of_class.get(type(value)) or _look_up(name, key, value)

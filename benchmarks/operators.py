@@ -1,5 +1,8 @@
 """The operators for PyTorch and JAX beside these libraries' own functions, and the tables of docs/guide.
 
+Two tables for each library: functions of logits, for several shapes; and a product with a loss of its results, and
+ragged rows, which the libraries compute in several steps.
+
 ``python benchmarks/operators.py`` measures; ``--write`` puts the tables into docs/guide/migrating.md. Calls are
 eager for PyTorch, and compiled by ``jit`` for JAX. They allocate their results, and run in turns in one process.
 """
@@ -25,6 +28,9 @@ from fastsoftmax.tools.bench.report import caption, duration, machine  # noqa: E
 
 SHAPES = ((1, 10), (32, 10), (1000, 10), (100_000, 10), (1_000_000, 3), (1000, 1000), (200, 50_257))
 FUNCTIONS = ("softmax", "cross_entropy", "cross_entropy and gradient")
+PRODUCTS = ((32, 16, 10), (10_000, 64, 100), (1024, 256, 32_768))
+SEGMENTS = ((10, 10), (1000, 100), (100_000, 10))
+KINDS = ("value", "value and gradients")
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -86,22 +92,147 @@ def jax_calls(x: Any, labels: Any) -> dict[str, Calls]:
     }
 
 
+def torch_product(x: Any, w: Any, labels: Any) -> dict[str, Calls]:
+    """linear_cross_entropy and its gradients for features and weights, for each of `KINDS`."""
+    import torch
+    import torch.nn.functional as theirs
+
+    from fastsoftmax import torch as ours
+
+    targets = torch.from_numpy(labels)
+
+    def dense(x: Any, w: Any, targets: Any) -> Any:
+        return theirs.cross_entropy(theirs.linear(x, w), targets)
+
+    return _torch_kinds(ours.linear_cross_entropy, dense, (torch.from_numpy(x), torch.from_numpy(w)), targets)
+
+
+def torch_segments(x: Any, indptr: Any) -> dict[str, Calls]:
+    """segment_softmax, and the gradient of a sum of squares."""
+    import torch
+
+    from fastsoftmax import torch as ours
+
+    starts, index = torch.from_numpy(indptr), torch.from_numpy(np.arange(len(indptr) - 1).repeat(np.diff(indptr)))
+
+    def composed(x: Any, starts: Any) -> Any:
+        segments = len(starts) - 1
+        most = x.new_full((segments,), -torch.inf).scatter_reduce(0, index, x, "amax")
+        terms = torch.exp(x - most[index].detach())
+        return terms / x.new_zeros(segments).index_add(0, index, terms)[index]
+
+    return _torch_kinds(ours.segment_softmax, composed, (torch.from_numpy(x),), starts)
+
+
+def _torch_kinds(one: Any, other: Any, arrays: Any, constant: Any) -> dict[str, Calls]:
+    import torch
+
+    leaves = [array.clone().requires_grad_() for array in arrays]
+
+    def with_gradients(function: Any) -> Any:
+        found = function(*leaves, constant)
+        return torch.autograd.grad(found if found.ndim == 0 else found.square().sum(), leaves)
+
+    both = {"ours": one, "theirs": other}
+    return {
+        KINDS[0]: {name: lambda call=call: call(*arrays, constant) for name, call in both.items()},
+        KINDS[1]: {name: lambda call=call: with_gradients(call) for name, call in both.items()},
+    }
+
+
+def jax_product(x: Any, w: Any, labels: Any) -> dict[str, Calls]:
+    """The same for JAX."""
+    import jax
+    import jax.numpy as jnp
+
+    from fastsoftmax import jax as ours
+
+    def dense(x: Any, w: Any, targets: Any) -> Any:
+        return -jnp.take_along_axis(jax.nn.log_softmax(x @ w.T), targets[:, None], 1).mean()
+
+    return _jax_kinds(ours.linear_cross_entropy, dense, (x, w), labels)
+
+
+def jax_segments(x: Any, indptr: Any) -> dict[str, Calls]:
+    """The same for JAX."""
+    import jax
+    import jax.numpy as jnp
+
+    from fastsoftmax import jax as ours
+
+    index, segments = jnp.asarray(np.arange(len(indptr) - 1).repeat(np.diff(indptr))), len(indptr) - 1
+
+    def composed(x: Any, starts: Any) -> Any:
+        most = jax.lax.stop_gradient(jax.ops.segment_max(x, index, segments, indices_are_sorted=True))
+        terms = jnp.exp(x - most[index])
+        return terms / jax.ops.segment_sum(terms, index, segments, indices_are_sorted=True)[index]
+
+    return _jax_kinds(ours.segment_softmax, composed, (x,), indptr)
+
+
+def _jax_kinds(one: Any, other: Any, arrays: Any, constant: Any) -> dict[str, Calls]:
+    import jax
+    import jax.numpy as jnp
+
+    given = [jnp.asarray(array) for array in (*arrays, constant)]
+
+    def calls(change: Callable[[Any], Any]) -> Calls:
+        compiled = {"ours": jax.jit(change(one)), "theirs": jax.jit(change(other))}
+        return {name: lambda call=call: jax.block_until_ready(call(*given)) for name, call in compiled.items()}
+
+    def gradients(function: Any) -> Any:
+        def total(*given: Any) -> Any:
+            found = function(*given)
+            return found if found.ndim == 0 else jnp.square(found).sum()
+
+        return jax.grad(total, tuple(range(len(arrays))))
+
+    return {KINDS[0]: calls(lambda function: function), KINDS[1]: calls(gradients)}
+
+
 def table(name: str, made: Callable[[Any, Any], dict[str, Calls]], seconds: float, shapes: Any = SHAPES) -> str:
     """One Markdown table: a row for each shape; our time and the ratio of the library's own to it."""
-    lines = [f"| {name}, float32 | " + " | ".join(FUNCTIONS) + " |", "|---" * (1 + len(FUNCTIONS)) + "|"]
+    lines = _head(name, FUNCTIONS)
     random = np.random.default_rng(0)
     for rows, classes in shapes:
         x = random.normal(0, 3, (rows, classes)).astype(np.float32)
-        cells = []
-        for calls in made(x, random.integers(0, classes, rows)).values():
-            ours, theirs = (np.asarray(_last(call())) for call in calls.values())
-            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
-            found = measure(calls, seconds)
-            time, other = found["ours"].median, found["theirs"].median
-            cells.append(f"{duration(time)} ({other / time:.1f} x)")
-        lines.append(f"| ({rows}, {classes}) | " + " | ".join(cells) + " |")
-        print(lines[-1], file=sys.stderr, flush=True)
+        lines.append(_row(f"({rows}, {classes})", made(x, random.integers(0, classes, rows)), seconds))
     return "\n".join(lines)
+
+
+def composed_table(
+    name: str, product: Any, segments: Any, seconds: float, products: Any = PRODUCTS, ragged: Any = SEGMENTS
+) -> str:
+    """A Markdown table like `table`, for products with a loss and for ragged rows."""
+    lines = _head(name, KINDS)
+    random = np.random.default_rng(0)
+    for rows, features, classes in products:
+        x, w = (random.normal(size=(count, features)).astype(np.float32) for count in (rows, classes))
+        calls = product(x, w, random.integers(0, classes, rows))
+        lines.append(_row(f"linear_cross_entropy, (rows, D, K) = ({rows}, {features}, {classes})", calls, seconds))
+    for count, mean in ragged:
+        indptr = np.append(0, random.integers(1, 2 * mean, count).cumsum())
+        calls = segments(random.normal(0, 3, indptr[-1]).astype(np.float32), indptr)
+        lines.append(_row(f"segment_softmax, {count} segments of 1 to {2 * mean - 1}", calls, seconds))
+    return "\n".join(lines)
+
+
+def _head(name: str, columns: tuple[str, ...]) -> list[str]:
+    return [f"| {name}, float32 | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+
+
+def _row(title: str, columns: dict[str, Calls], seconds: float) -> str:
+    """A row of a table: our times, and how many times longer the other library takes for the same numbers."""
+    cells = []
+    for calls in columns.values():
+        ours, theirs = (np.asarray(_last(call())) for call in calls.values())
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+        found = measure(calls, seconds)
+        time, other = found["ours"].median, found["theirs"].median
+        cells.append(f"{duration(time)} ({other / time:.1f} x)")
+    row = f"| {title} | " + " | ".join(cells) + " |"
+    print(row, file=sys.stderr, flush=True)
+    return row
 
 
 def _last(found: Any) -> Any:
@@ -118,13 +249,18 @@ def main() -> None:
     options = parser.parse_args()
     inputs.prepare(options.threads)
     facts = {**machine(), "threads": options.threads}
-    for name, title, made in (("torch", "PyTorch", torch_calls), ("jax", "JAX", jax_calls)):
+    for name, title, made, product, segments in (
+        ("torch", "PyTorch", torch_calls, torch_product, torch_segments),
+        ("jax", "JAX", jax_calls, jax_product, jax_segments),
+    ):
         text = (
             f"Medians of our times, and how many times longer {title}'s own function takes; {caption(facts)}. "
-            "Made by `python benchmarks/operators.py --write`.\n\n"
+            "Made by `python benchmarks/operators.py --write`. In the second table, the other is the loss of the "
+            "dense product, and for segments a composition of sums and maxima over indices.\n\n"
         )
         with fs.threads(options.threads):
-            text += table(title, made, options.seconds)
+            text += table(title, made, options.seconds) + "\n\n"
+            text += composed_table(title, product, segments, options.seconds)
         print(text, flush=True)
         if options.write:
             readme.write(f"{name} operators", text)

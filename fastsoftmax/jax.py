@@ -2,8 +2,8 @@ r"""Functions of ``jax.nn`` on arrays in the memory of the processor, inside of 
 
 ``jit``, ``grad``, ``jvp`` and ``vmap`` take them, in any order. They have the kernels of this library, and can be
 differentiated twice, in both modes, by the products with Jacobians and Hessians, which keep their digits;
-``softmax``, ``log_softmax`` and ``logsumexp`` any number of times. Derivatives that there are none of are errors.
-They need the extra ``jax``.
+``softmax``, ``log_softmax``, ``logsumexp`` and ``segment_softmax`` any number of times. Derivatives that there are
+none of are errors. They need the extra ``jax``.
 
 XLA calls this library where it is, by its foreign function interface (``jax.ffi``): arrays are read and written in
 XLA's own memory. Errors that only the numbers tell, as a label out of range, become a ``JaxRuntimeError`` with the
@@ -19,8 +19,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastsoftmax.api import activations, derivatives, divergences, losses
+from fastsoftmax.api import activations, derivatives, divergences, linear, losses, segments
 from fastsoftmax.arrays.blocks import any_axes, inverse_temperature, one_axis
+from fastsoftmax.arrays.linear import WRT, LinearGradients, check_targets, logits_of
+from fastsoftmax.arrays.linear_hessian import joint_product, row_products
 from fastsoftmax.arrays.options import LossOptions, reversal
 
 try:
@@ -33,7 +35,15 @@ try:
 except ImportError as error:
     raise ImportError("fastsoftmax.jax needs JAX, which pip install 'fastsoftmax[jax]' installs") from error
 
-__all__ = ["cross_entropy", "kl_divergence", "log_softmax", "logsumexp", "softmax"]
+__all__ = [
+    "cross_entropy",
+    "kl_divergence",
+    "linear_cross_entropy",
+    "log_softmax",
+    "logsumexp",
+    "segment_softmax",
+    "softmax",
+]
 
 
 # --- the foreign function interface -------------------------------------------------------------------------
@@ -154,7 +164,7 @@ def _arrays(buffers: _Buffers) -> list[Any]:
         one = item.contents
         dtype, shape = _DTYPES[one.dtype], tuple(one.dims[: one.rank])
         size = dtype.itemsize * math.prod(shape)
-        memory = (ctypes.c_char * size).from_address(one.data) if size else b""
+        memory = (ctypes.c_char * size).from_address(one.data) if size else bytearray()
         found.append(np.ndarray(shape, dtype, memory))
     return found
 
@@ -241,7 +251,7 @@ class _Operator:
     def _lower(self, ctx: Any, *operands: Any, **options: Any) -> Any:
         # Without those that change nothing, because small calls are shorter then.
         defaults = {"axis": -1, **LossOptions._field_defaults}
-        given = {key: value for key, value in options.items() if value != defaults[key]}
+        given = {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
         return jax.ffi.ffi_lowering(_TARGET)(ctx, *operands, call=json.dumps([self.name, given]))
 
     def _batched(self, args: Sequence[Any], dims: Sequence[Any], **options: Any) -> Any:
@@ -262,14 +272,16 @@ class _Operator:
         """
 
         def jvp(primals: Any, tangents: Any, **options: Any) -> Any:
-            given = [None if isinstance(one, ad.Zero) else one for one in tangents]
+            given = [
+                None if isinstance(one, ad.Zero) or one.dtype == jax.dtypes.float0 else one for one in tangents
+            ]
             results, along = rule(primals, given, **options)
             return (list(results), list(along)) if isinstance(results, tuple) else ([results], [along])
 
         ad.primitive_jvps[self.primitive] = jvp
 
     def linear(self, transposed: "_Operator", rule: Callable[..., Any]) -> None:
-        """Set the derivative of an operator whose result is linear in its last operand.
+        """Set the derivative of an operator with one result, which is linear in its last operand.
 
         `transposed` is the operator that is transposed to it. ``rule(args, tangents, **options)`` is the part of
         the derivative that comes from the other operands, None if all tangents are.
@@ -292,11 +304,36 @@ class _Operator:
         ad.primitive_transposes[self.primitive] = transpose
 
 
+class _Whole(_Operator):
+    """An operator whose results depend on all numbers of its operands: batches call it once for each element.
+
+    ``like(*operands, **options)`` are the shapes and dtypes of the results.
+    """
+
+    def __init__(self, name: str, compute: Callable[..., Any], like: Callable[..., Any]) -> None:
+        super().__init__(name, compute)
+        self.like = like
+
+    def _results(self, *operands: Any, **options: Any) -> list[Any]:
+        return [jax.core.ShapedArray(shape, dtype) for shape, dtype in self.like(*operands, **options)]
+
+    def _batched(self, args: Sequence[Any], dims: Sequence[Any], **options: Any) -> Any:
+        several = [jnp.moveaxis(one, dim, 0) for one, dim in zip(args, dims, strict=True) if dim is not None]
+
+        def one_call(elements: Sequence[Any]) -> Any:
+            rest = iter(elements)
+            given = [one if dim is None else next(rest) for one, dim in zip(args, dims, strict=True)]
+            return self.primitive.bind(*given, **options)
+
+        found = jax.lax.map(one_call, several)
+        return found, (0,) * len(found)
+
+
 _OPERATORS: dict[str, _Operator] = {}
 
 
 def _operator(name: str, compute: Callable[..., Any], **kinds: Any) -> _Operator:
-    _OPERATORS[name] = operator = _Operator(name, compute, **kinds)
+    _OPERATORS[name] = operator = (_Whole if "like" in kinds else _Operator)(name, compute, **kinds)
     return operator
 
 
@@ -307,7 +344,7 @@ def _twice_only(args: Any, tangents: Any, **options: Any) -> Any:
 
 def _no_targets(tangents: Sequence[Any]) -> None:
     """An error if targets have a tangent: there is no derivative with respect to them."""
-    if any(one is not None and one.dtype != jax.dtypes.float0 for one in tangents):
+    if any(one is not None for one in tangents):
         raise NotImplementedError("fastsoftmax.jax: cross_entropy has no derivative with respect to its targets")
 
 
@@ -442,6 +479,244 @@ _kl.differentiable(_kl_tangent)
 _kl_slope.differentiable(_kl_slope_tangent)
 
 
+# --- segment_softmax ----------------------------------------------------------------------------------------
+
+
+def _like_first(x: Any, *others: Any) -> list[Any]:
+    return [(x.shape, x.dtype)]
+
+
+_segments = _operator("segment_softmax", segments.segment_softmax, like=_like_first)
+_segment_product = _operator("segment_softmax_vjp", segments.segment_softmax_vjp, like=_like_first)
+
+
+def _segment_sums(values: Any, indptr: Any) -> Any:
+    """The sum of each segment, as often as the segment is long."""
+    index = jnp.searchsorted(indptr, jnp.arange(len(values)), side="right") - 1
+    return jax.ops.segment_sum(values, index, len(indptr) - 1, indices_are_sorted=True)[index]
+
+
+def _segments_tangent(args: Any, tangents: Any) -> Any:
+    x, indptr = args
+    return _segments(x, indptr), _segment_product(x, indptr, tangents[0])
+
+
+def _segment_product_with_x(args: Any, tangents: Any) -> Any:
+    # y_k = p_k (v_k - sum_j p_j v_j)
+    x, indptr, vector = args
+    probs, moved = _segments(x, indptr), _segment_product(x, indptr, tangents[0])
+    straight = moved * (vector - _segment_sums(probs * vector, indptr))
+    return straight - probs * _segment_sums(moved * vector, indptr)
+
+
+_segments.differentiable(_segments_tangent)
+_segment_product.linear(_segment_product, _segment_product_with_x)
+
+
+# --- linear_cross_entropy -----------------------------------------------------------------------------------
+
+# The operands are features, weight, targets, the bias if `biased`, and then what the operator has beside them:
+# tangents of the arrays that `along` names, or numbers of the rows. There are gradients of what `wrt` names.
+
+
+def _names(biased: bool) -> tuple[str, ...]:
+    return WRT if biased else WRT[:2]
+
+
+def _arrays_of(args: Sequence[Any], biased: bool) -> tuple[dict[str, Any], Any, Sequence[Any]]:
+    """Features, weight and bias by their names, the targets, and the other operands."""
+    x, w, targets, *rest = args
+    named = {"features": x, "weight": w, **({"bias": rest[0]} if biased else {})}
+    return named, targets, rest[biased:]
+
+
+def _in_memory(named: dict[str, Any], targets: Any) -> tuple[Any, Any, Any, Any]:
+    """The operands in the order of this library's functions."""
+    return named["features"], named["weight"], targets, named.get("bias")
+
+
+def _gradients(found: LinearGradients) -> tuple[Any, ...]:
+    """Those that there are."""
+    return tuple(one for one in found if one is not None)
+
+
+def _compute_linear(*args: Any, out: Any, biased: bool, **options: Any) -> Any:
+    named, targets, _ = _arrays_of(args, biased)
+    return linear.linear_cross_entropy(*_in_memory(named, targets), **options)
+
+
+def _compute_linear_with_grad(*args: Any, out: Any, biased: bool, wrt: Any, **options: Any) -> Any:
+    named, targets, _ = _arrays_of(args, biased)
+    loss, found = linear.linear_cross_entropy_with_grad(*_in_memory(named, targets), wrt=wrt, **options)
+    return loss, *_gradients(found)
+
+
+def _compute_linear_vjp(*args: Any, out: Any, biased: bool, wrt: Any, **options: Any) -> Any:
+    """The sum of the gradients of the rows times their cotangents."""
+    named, targets, (cotangent,) = _arrays_of(args, biased)
+    options = {**options, "sample_weight": cotangent, "reduction": "sum"}
+    _, found = linear.linear_cross_entropy_with_grad(*_in_memory(named, targets), wrt=wrt, **options)
+    return _gradients(found)
+
+
+def _tangents(along: Sequence[str], given: Sequence[Any]) -> LinearGradients:
+    """The tangents by their names, None for the others."""
+    found = dict(zip(along, given, strict=True))
+    return LinearGradients(*[found.get(name) for name in WRT])
+
+
+def _compute_linear_jvp(*args: Any, out: Any, biased: bool, along: Any, **options: Any) -> Any:
+    """The derivative of the loss of each row along the tangents."""
+    named, targets, given = _arrays_of(args, biased)
+    found = LossOptions(**{**options, "reduction": "none"})
+    return row_products("linear_cross_entropy", *_in_memory(named, targets), _tangents(along, given), found)
+
+
+def _compute_linear_hvp(
+    *args: Any, out: Any, biased: bool, along: Any, wrt: Any, weighted: bool, **options: Any
+) -> Any:
+    """The product of the Hessian with the tangents; the rows are `weighted` by what comes before these."""
+    named, targets, given = _arrays_of(args, biased)
+    if weighted:
+        options, given = {**options, "sample_weight": given[0]}, given[1:]
+    arrays, found = _in_memory(named, targets), LossOptions(**options)
+    return _gradients(joint_product("linear_cross_entropy_hvp", *arrays, _tangents(along, given), found, wrt))
+
+
+def _like_linear_loss(x: Any, *others: Any, reduction: str = "none", **options: Any) -> list[Any]:
+    return [(x.shape[:-1] if reduction == "none" else (), x.dtype)]
+
+
+def _like_gradients(*args: Any, biased: bool, wrt: Any, **options: Any) -> list[Any]:
+    named, _, _ = _arrays_of(args, biased)
+    return [(named[name].shape, named[name].dtype) for name in wrt]
+
+
+_linear = _operator("linear_cross_entropy", _compute_linear, like=_like_linear_loss)
+_linear_with_grad = _operator(
+    "linear_cross_entropy_with_grad",
+    _compute_linear_with_grad,
+    like=lambda *args, **options: _like_linear_loss(*args, **options) + _like_gradients(*args, **options),
+)
+_linear_vjp = _operator("linear_cross_entropy_vjp", _compute_linear_vjp, like=_like_gradients)
+_linear_jvp = _operator("linear_cross_entropy_jvp", _compute_linear_jvp, like=_like_linear_loss)
+_linear_hvp = _operator("linear_cross_entropy_hvp", _compute_linear_hvp, like=_like_gradients)
+
+
+def _moving(tangents: Sequence[Any], biased: bool) -> dict[str, Any]:
+    """The tangents of features, weight and bias that are not zero, by their names."""
+    named, _, _ = _arrays_of(tangents, biased)
+    return {name: one for name, one in named.items() if one is not None}
+
+
+def _along(gradients: dict[str, Any], moving: dict[str, Any]) -> Any:
+    """The derivative of the loss along the tangents."""
+    return sum(jnp.vdot(gradients[name], one) for name, one in moving.items())
+
+
+def _linear_tangent(args: Any, tangents: Any, *, biased: bool, reduction: str, **options: Any) -> Any:
+    moving = _moving(tangents, biased)
+    along = tuple(moving)
+    if reduction == "none":
+        rows = _linear(*args, biased=biased, reduction=reduction, **options)
+        return rows, _linear_jvp(*args, *moving.values(), biased=biased, along=along, **options)
+    loss, *gradients = _linear_with_grad(*args, biased=biased, reduction=reduction, wrt=along, **options)
+    return loss, _along(dict(zip(along, gradients, strict=True)), moving)
+
+
+def _linear_with_grad_tangent(
+    args: Any, tangents: Any, *, biased: bool, wrt: tuple[str, ...], **options: Any
+) -> Any:
+    moving = _moving(tangents, biased)
+    every = tuple(name for name in _names(biased) if name in wrt or name in moving)
+    loss, *found = _linear_with_grad(*args, biased=biased, wrt=every, **options)
+    gradients = dict(zip(every, found, strict=True))
+    more = {"biased": biased, "along": tuple(moving), "wrt": wrt, "weighted": False}
+    curved = _several(_linear_hvp(*args, *moving.values(), **more, **options))
+    return (loss, *[gradients[name] for name in wrt]), (_along(gradients, moving), *curved)
+
+
+def _several(found: Any) -> tuple[Any, ...]:
+    """The results of an operator, however many they are."""
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _linear_vjp_tangent(args: Any, tangents: Any, *, biased: bool, wrt: tuple[str, ...], **options: Any) -> Any:
+    *arrays, cotangent = args
+    moving, options = _moving(tangents[:-1], biased), {"biased": biased, "wrt": wrt, **options}
+    found = _several(_linear_vjp(*args, **options))
+    along = [jnp.zeros_like(one) for one in found]
+    if moving:
+        more = {"along": tuple(moving), "weighted": True, "reduction": "sum"}
+        along = list(_several(_linear_hvp(*arrays, cotangent, *moving.values(), **more, **options)))
+    if tangents[-1] is not None:
+        straight = _several(_linear_vjp(*arrays, tangents[-1], **options))
+        along = [one + other for one, other in zip(straight, along, strict=True)]
+    return found, tuple(along)
+
+
+def _linear_in(operator: _Operator, error: Callable[..., Any]) -> Callable[..., Any]:
+    """The derivative of an operator that is linear in its tangents: `error` if the other operands move."""
+
+    def rule(args: Any, tangents: Any, *, along: tuple[str, ...], **options: Any) -> Any:
+        start = len(args) - len(along)
+        if any(one is not None for one in tangents[:start]):
+            error()
+        moved = [
+            jnp.zeros_like(one) if tangent is None else tangent
+            for one, tangent in zip(args[start:], tangents[start:], strict=True)
+        ]
+        options = {"along": along, **options}
+        return operator(*args, **options), operator(*args[:start], *moved, **options)
+
+    return rule
+
+
+def _no_second_along_rows() -> None:
+    raise NotImplementedError(
+        "fastsoftmax.jax: linear_cross_entropy has no derivatives in forward mode of derivatives in forward mode "
+        'through the losses of rows (reduction="none"); use reduction "mean" or "sum"'
+    )
+
+
+def _transpose_linear_jvp(cotangents: Any, *args: Any, along: tuple[str, ...], **options: Any) -> Any:
+    (cotangent,) = cotangents
+    arrays = args[: len(args) - len(along)]
+    found: Any = [None] * len(along)
+    if not isinstance(cotangent, ad.Zero):
+        found = _several(_linear_vjp(*arrays, cotangent, wrt=along, **options))
+    return [*[None] * len(arrays), *found]
+
+
+def _transpose_linear_vjp(cotangents: Any, *args: Any, wrt: tuple[str, ...], **options: Any) -> Any:
+    *arrays, _ = args
+    moving = {n: one for n, one in zip(wrt, cotangents, strict=True) if not isinstance(one, ad.Zero)}
+    found = _linear_jvp(*arrays, *moving.values(), along=tuple(moving), **options) if moving else None
+    return [None] * len(arrays) + [found]
+
+
+def _transpose_linear_hvp(
+    cotangents: Any, *args: Any, along: tuple[str, ...], wrt: tuple[str, ...], **options: Any
+) -> Any:
+    """The Hessian is symmetric."""
+    arrays = args[: len(args) - len(along)]
+    moving = {n: one for n, one in zip(wrt, cotangents, strict=True) if not isinstance(one, ad.Zero)}
+    found: Any = [None] * len(along)
+    if moving:
+        found = _several(_linear_hvp(*arrays, *moving.values(), along=tuple(moving), wrt=along, **options))
+    return [*[None] * len(arrays), *found]
+
+
+_linear.differentiable(_linear_tangent)
+_linear_with_grad.differentiable(_linear_with_grad_tangent)
+_linear_vjp.differentiable(_linear_vjp_tangent)
+_linear_jvp.differentiable(_linear_in(_linear_jvp, _no_second_along_rows))
+_linear_hvp.differentiable(_linear_in(_linear_hvp, lambda: _twice_only(None, None)))
+ad.primitive_transposes[_linear_jvp.primitive] = _transpose_linear_jvp
+ad.primitive_transposes[_linear_vjp.primitive] = _transpose_linear_vjp
+ad.primitive_transposes[_linear_hvp.primitive] = _transpose_linear_hvp
+
+
 # --- the functions ------------------------------------------------------------------------------------------
 
 
@@ -462,6 +737,22 @@ def _tempered(function: str, x: Array, axis: int, temperature: float) -> dict[st
     """The axis and T, which has to be a number: it is compiled into the call."""
     inverse_temperature(function, temperature, np.dtype(np.float32 if x.dtype.itemsize < 8 else np.float64))
     return {"axis": _axis(function, axis, x.ndim), "temperature": float(temperature)}
+
+
+def _checked(
+    function: str, reduction: str, ignore_index: Any, label_smoothing: float, z_loss: float, softcap: float | None
+) -> dict[str, Any]:
+    """The options of a cross-entropy as its operators take them; an error for wrong ones."""
+    options = LossOptions(None, None, ignore_index, label_smoothing, reduction, z_loss, softcap)
+    options.check_reduction(function)
+    options.smoothing(function)
+    options.regularization(function)
+    return {
+        "ignore_index": options.ignored_index(function),
+        "label_smoothing": float(label_smoothing),
+        "z_loss": float(z_loss),
+        "softcap": None if softcap is None else float(softcap),
+    }
 
 
 def _reduced(rows: Array, reduction: str, count: Any) -> Array:
@@ -645,16 +936,7 @@ def cross_entropy(
     """
     function = "cross_entropy"
     logits, targets = _floats(function, "logits", logits), jnp.asarray(targets)
-    options = LossOptions(
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        z_loss=z_loss,
-        softcap=softcap,
-    )
-    options.check_reduction(function)
-    options.smoothing(function)
-    options.regularization(function)
+    options = _checked(function, reduction, ignore_index, label_smoothing, z_loss, softcap)
     axis = _axis(function, axis, logits.ndim)
     rows = [length for place, length in enumerate(logits.shape, -logits.ndim) if place != axis]
     if targets.shape not in (tuple(rows), logits.shape):
@@ -662,15 +944,7 @@ def cross_entropy(
             f"{function}: targets has shape {targets.shape}, expected {tuple(rows)} (class indices) or "
             f"{logits.shape} (distributions)"
         )
-    found = _loss(
-        logits,
-        targets,
-        axis=axis,
-        ignore_index=options.ignored_index(function),
-        label_smoothing=float(label_smoothing),
-        z_loss=float(z_loss),
-        softcap=None if softcap is None else float(softcap),
-    )
+    found = _loss(logits, targets, axis=axis, **options)
     counted = found.size if ignore_index is None else jnp.sum(targets != ignore_index)
     return _reduced(found, reduction, counted)
 
@@ -731,3 +1005,121 @@ def kl_divergence(
     options = _tempered(function, logits, axis, temperature)
     found = _kl(logits, target_logits, reverse=reversal(function, reverse), **options)
     return _reduced(found, reduction, found.size)
+
+
+def linear_cross_entropy(
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any = None,
+    *,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+) -> Array:
+    r"""Cross-entropy of the logits features @ weight.T + bias, which are never held all at once.
+
+    .. math:: L_n = -\log p_{n y_n}, \qquad p_n = \mathrm{softmax}(W x_n + b)
+
+    Parameters
+    ----------
+    features : array_like
+        x, of shape (..., D). Integers become floats of JAX's default dtype.
+    weight : array_like
+        W, of shape (K, D).
+    targets : array_like
+        Class indices, of the shape of `features` without D.
+    bias : array_like, optional
+        b, of shape (K,).
+    ignore_index : int, optional
+        The class index of rows that do not count.
+    label_smoothing : float, default 0.0
+        The share of the uniform distribution that is mixed into every target.
+    z_loss : float, default 0.0
+        The multiple of the squared log-sum-exp that is added to the loss of each row.
+    softcap : float, optional
+        c > 0: the logits are c tanh(logits / c).
+    reduction : {"mean", "sum", "none"}, default "mean"
+        The mean over all rows that count, their sum, or the loss of each row.
+
+    Returns
+    -------
+    Array
+        The loss, of the dtype that JAX promotes those of features, weight and bias to. If it is differentiated,
+        loss and gradients are computed together; with ``reduction="none"``, which needs the cotangents of the
+        losses first, one after the other.
+
+    See Also
+    --------
+    fastsoftmax.linear_cross_entropy : its errors, error bounds and edge cases.
+
+    Notes
+    -----
+    There are derivatives with respect to features, weight and bias. Weights of rows are factors of the losses of
+    rows, of which there are no derivatives in forward mode of derivatives in forward mode. ``vmap`` calls the
+    function once for each element of a batch, one after the other; `features` may have any number of axes instead.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from fastsoftmax.jax import linear_cross_entropy
+    >>> slope = jax.grad(linear_cross_entropy, 1)(jnp.ones((4, 2)), jnp.zeros((4, 2)), jnp.array([0, 1, 2, 3]))
+    >>> slope.shape
+    (4, 2)
+    """
+    function = "linear_cross_entropy"
+    given = {"features": _floats(function, "features", features), "weight": _floats(function, "weight", weight)}
+    if bias is not None:
+        given["bias"] = _floats(function, "bias", bias)
+    targets = jnp.asarray(targets)
+    options = _checked(function, reduction, ignore_index, label_smoothing, z_loss, softcap)
+    logits_of(function, *given.values())
+    check_targets(function, targets, given["features"].shape)
+    dtype = jnp.result_type(*given.values())
+    x, w, *rest = [one.astype(dtype) for one in given.values()]
+    return _linear(x, w, targets, *rest, biased=bool(rest), reduction=reduction, **options)
+
+
+def segment_softmax(x: Any, indptr: Any) -> Array:
+    r"""Softmax of each segment of a vector, for rows of unequal length in CSR form.
+
+    .. math:: p_i = \frac{\exp(x_i)}{\sum_{k=r_n}^{r_{n+1}-1} \exp(x_k)}, \qquad r_n \le i < r_{n+1}
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, a vector: the rows one after the other. Integers become floats of JAX's default dtype.
+    indptr : array_like
+        r, the integers at which the segments begin, and the length of `x` at the end.
+
+    Returns
+    -------
+    Array
+        The probabilities, of the shape and dtype of `x`.
+
+    See Also
+    --------
+    fastsoftmax.segment_softmax : its errors, error bounds and edge cases.
+
+    Notes
+    -----
+    ``vmap`` calls the function once for each element of a batch, one after the other.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from fastsoftmax.jax import segment_softmax
+    >>> segment_softmax(jnp.zeros(6), jnp.array([0, 4, 6])).tolist()
+    [0.25, 0.25, 0.25, 0.25, 0.5, 0.5]
+    """
+    function = "segment_softmax"
+    x, indptr = _floats(function, "x", x), jnp.asarray(indptr)
+    for name, one in (("x", x), ("indptr", indptr)):
+        if one.ndim != 1:
+            raise ValueError(f"{function}: {name} has shape {one.shape}, expected one dimension")
+    if not jnp.issubdtype(indptr.dtype, jnp.integer):
+        raise TypeError(f"{function}: indptr has dtype {indptr.dtype}, expected integers")
+    return _segments(x, indptr)

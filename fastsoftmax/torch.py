@@ -5,8 +5,12 @@ and defaults, so that changing an import line is enough, and the kernels and err
 `kl_divergence` and `segment_softmax` are this library's. They can be differentiated twice, by the products with
 Jacobians and Hessians, which keep their digits; ``softmax``, ``log_softmax``, ``logsumexp`` and
 ``segment_softmax`` any number of times. Derivatives that there are none of are errors. ``torch.compile`` takes
-them as operators, without graph breaks; ``torch.func`` transforms them in reverse mode, and ``vmap`` calls them
-once for each element. They need the extra ``torch``.
+them as operators, without graph breaks; ``torch.func`` transforms them, and ``vmap`` calls them once for each
+element. They need the extra ``torch``.
+
+`softmax`, `log_softmax`, `logsumexp`, `cross_entropy` and `segment_softmax` have derivatives in forward mode, too
+(``torch.func.jvp``, ``jacfwd``, ``hessian``, dual numbers), over and under the reverse mode. The forward mode of
+the forward mode is an error, and so is the forward mode inside of ``torch.compile``: PyTorch loses tangents there.
 
 Tensors on other devices, and derivatives with respect to targets and weights, are a TypeError.
 """
@@ -80,6 +84,8 @@ def _like(tensor: Tensor) -> Tensor:
 
 # --- operators ----------------------------------------------------------------------------------------------
 
+_Saved = tuple[Tensor | None, ...]
+"""The tensors that a derivative reads."""
 _LIBRARY = torch.library.Library("fastsoftmax", "DEF")
 _PLAIN = (Tensor, torch.nn.Parameter)
 """The classes of tensors that hold their numbers themselves."""
@@ -93,6 +99,20 @@ _transforms: Any = getattr(getattr(torch._C, "_functorch", None), "peek_interpre
 def _watched() -> bool:
     """Whether somebody watches PyTorch's dispatcher: a tracer or a mode."""
     return bool(_modes is None or _transforms is None or _modes() or torch.jit.is_tracing())
+
+
+def _is_dual(tensor: Tensor) -> bool:
+    """Whether a tensor has a tangent of the forward mode."""
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def _nested() -> bool:
+    """Whether a transform of the forward mode is inside of another one.
+
+    Functions of PyTorch's own that the derivative of a ``Function`` calls lose the tangents of the outer one.
+    """
+    forward = torch._C._functorch.TransformType.Jvp
+    return sum(one.key() == forward for one in torch._C._functorch.get_interpreter_stack() or ()) > 1
 
 
 def _transformed() -> bool:
@@ -115,10 +135,14 @@ class _Operator:
     like
         The same for shapes and dtypes only: empty tensors.
     keep
-        Called with `ctx`, `inputs` and `output`; stores what `backward` reads.
+        Called with `ctx`, `inputs` and `output`; stores there what derivatives read, and returns the tensors that
+        they read.
     backward
         Called as ``backward(ctx, *slopes)``; returns the derivatives with respect to the arguments. It consists of
         operators, so that it has derivatives itself.
+    jvp, optional
+        The same for the forward mode: called as ``jvp(ctx, *tangents)`` with the tangents of the arguments, None
+        for zeros; returns those of the results.
     """
 
     def __init__(
@@ -126,22 +150,32 @@ class _Operator:
         schema: str,
         compute: Callable[..., Any],
         like: Callable[..., Any],
-        keep: Callable[..., None],
+        keep: Callable[..., _Saved],
         backward: Callable[..., Any],
+        jvp: Callable[..., Any] | None = None,
     ) -> None:
         name = schema.partition("(")[0]
         qualified = f"fastsoftmax::{name}"
         _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(name, compute, "CPU")
         torch.library.register_fake(qualified, like, lib=_LIBRARY)
-        torch.library.register_autograd(qualified, backward, setup_context=keep, lib=_LIBRARY)
+
+        def setup(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*keep(ctx, inputs, output))
+
+        torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_LIBRARY)
 
         def forward(ctx: Any, *args: Any) -> Any:
             output = compute(*args)
-            keep(ctx=ctx, inputs=args, output=output)
+            ctx.save_for_backward(*keep(ctx, args, output))
             return output
 
-        self.name, self.compute = name, compute
+        def keep_for_both(ctx: Any, inputs: Any, output: Any) -> None:
+            tensors = keep(ctx, inputs, output)
+            ctx.save_for_backward(*tensors)
+            ctx.save_for_forward(*tensors)
+
+        self.name, self.compute, self.jvp = name, compute, jvp
         self.operator = operator = getattr(torch.ops.fastsoftmax, name).default
 
         def batched(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
@@ -156,10 +190,15 @@ class _Operator:
             return (stacked, (0,) * len(stacked)) if len(stacked) > 1 else (stacked[0], 0)
 
         torch.library.register_vmap(qualified, batched, lib=_LIBRARY)
-        # `transformed` takes 15 us more, and is what torch.func can look into.
+        # `transformed` takes 15 us more, has the forward mode, and is what torch.func can look into.
         common = {"backward": staticmethod(backward)}
         self.function: Any = type(name, (torch.autograd.Function,), {**common, "forward": staticmethod(forward)})
-        parts = {"forward": staticmethod(lambda *args: operator(*args)), "setup_context": staticmethod(keep)}
+        parts = {
+            "forward": staticmethod(lambda *args: operator(*args)),
+            "setup_context": staticmethod(keep_for_both),
+        }
+        if jvp is not None:
+            parts["jvp"] = staticmethod(jvp)
         self.transformed: Any = type(
             name, (torch.autograd.Function,), {**common, **parts, "generate_vmap_rule": True}
         )
@@ -167,21 +206,36 @@ class _Operator:
     def __call__(self, *args: Any) -> Any:
         """The results for these arguments, all of them in their order."""
         if torch.compiler.is_compiling():
+            if any(isinstance(one, Tensor) and _is_dual(one) for one in args):
+                raise NotImplementedError(
+                    f"fastsoftmax.torch: {self.name} has no derivatives in forward mode inside of torch.compile"
+                )
             return self.operator(*args)
         if _transformed():
+            if _nested():
+                raise NotImplementedError(
+                    f"fastsoftmax.torch: {self.name} has no derivatives in forward mode of derivatives in forward "
+                    "mode; use reverse mode for one of them"
+                )
             return self.transformed.apply(*args)
         graph, plain = False, not _watched()
         for one in args:
             if isinstance(one, Tensor):
-                if torch.autograd.forward_ad.unpack_dual(one).tangent is not None:
-                    raise NotImplementedError(
-                        f"fastsoftmax.torch: {self.name} has no derivatives in forward mode, only in reverse mode"
-                    )
+                if _is_dual(one):
+                    return self._along(*args)
                 graph = graph or one.requires_grad
                 plain = plain and type(one) in _PLAIN and one.is_cpu
         if not plain:
             return self.operator(*args)
         return self.function.apply(*args) if graph and torch.is_grad_enabled() else self.compute(*args)
+
+    def _along(self, *args: Any) -> Any:
+        """The results with their tangents, if there is a forward mode."""
+        if self.jvp is None:
+            raise NotImplementedError(
+                f"fastsoftmax.torch: {self.name} has no derivatives in forward mode, only in reverse mode"
+            )
+        return self.transformed.apply(*args)
 
 
 def _has_graph(*tensors: Tensor | None) -> bool:
@@ -203,8 +257,17 @@ def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return first + second
 
 
-def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _constants(*tangents: Tensor | None) -> None:
+    """An error for tangents of targets and weights: there are no derivatives with respect to these."""
+    if any(one is not None for one in tangents):
+        raise NotImplementedError(
+            "fastsoftmax.torch: losses have no derivatives with respect to targets and weights"
+        )
+
+
+def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> _Saved:
     """What the derivative of a second derivative reads."""
+    return ()
 
 
 def _twice_only(ctx: Any, *slopes: Tensor | None) -> Any:
@@ -243,9 +306,9 @@ def _compute_product(probs: Tensor, vector: Tensor, dim: int, temperature: float
     return derivatives.softmax_vjp(probs.detach(), vector.detach(), dim, **options).contiguous()
 
 
-def _keep_output(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(output)
+def _keep_output(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> _Saved:
     _, ctx.dim, ctx.temperature = inputs
+    return (output,)
 
 
 def _softmax_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
@@ -253,9 +316,14 @@ def _softmax_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
     return _product(probs, slope, ctx.dim, ctx.temperature), None, None
 
 
-def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _softmax_jvp(ctx: Any, tangent: Tensor, *rest: None) -> Tensor:
+    (probs,) = ctx.saved_tensors
+    return _product(probs, tangent, ctx.dim, ctx.temperature)
+
+
+def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> _Saved:
     first, second, ctx.dim, ctx.temperature = inputs
-    ctx.save_for_backward(first, second)
+    return first, second
 
 
 def _product_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -264,12 +332,30 @@ def _product_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, No
     return with_probs, _product(probs, slope, ctx.dim, ctx.temperature), None, None
 
 
+def _along_probs(
+    probs: Tensor, vector: Tensor, along: Tensor, sums: Callable[[Tensor, Any], Tensor], rows: Any
+) -> Tensor:
+    """The derivative of p_k (v_k - s), s = sum_j p_j v_j, along a tangent of p."""
+    return along * (vector - sums(probs * vector, rows)) - probs * sums(along * vector, rows)
+
+
+def _product_jvp(ctx: Any, with_probs: Tensor | None, with_vector: Tensor | None, *rest: None) -> Tensor | None:
+    probs, vector = ctx.saved_tensors
+    found = None
+    if with_probs is not None:
+        found = _along_probs(probs, vector, with_probs, _row_sums, ctx.dim) / ctx.temperature
+    if with_vector is not None:
+        found = _sum(found, _product(probs, with_vector, ctx.dim, ctx.temperature))
+    return found
+
+
 _softmax = _Operator(
     "softmax(Tensor x, int dim, float temperature) -> Tensor",
     _compute_softmax,
     lambda x, dim, temperature: _like(x),
     _keep_output,
     _softmax_backward,
+    _softmax_jvp,
 )
 _product = _Operator(
     "softmax_product(Tensor probs, Tensor vector, int dim, float temperature) -> Tensor",
@@ -277,6 +363,7 @@ _product = _Operator(
     lambda probs, vector, dim, temperature: _like(probs),
     _keep_operands,
     _product_backward,
+    _product_jvp,
 )
 
 
@@ -289,8 +376,8 @@ def _compute_segment_product(x: Tensor, indptr: Tensor, vector: Tensor) -> Tenso
     return segments.segment_softmax_vjp(x.detach(), indptr.detach(), vector.detach())
 
 
-def _keep_tensors(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _keep_tensors(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> _Saved:
+    return inputs
 
 
 def _segments_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
@@ -304,12 +391,27 @@ def _segment_product_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Te
     return _segment_product(x, indptr, with_probs), None, _segment_product(x, indptr, slope)
 
 
+def _segments_jvp(ctx: Any, tangent: Tensor, *rest: None) -> Tensor:
+    x, indptr = ctx.saved_tensors
+    return _segment_product(x, indptr, tangent)
+
+
+def _segment_product_jvp(ctx: Any, with_x: Tensor | None, _: None, with_vector: Tensor | None) -> Tensor | None:
+    x, indptr, vector = ctx.saved_tensors
+    found = None
+    if with_x is not None:
+        along = _segment_product(x, indptr, with_x)
+        found = _along_probs(_segments(x, indptr), vector, along, _segment_sums, indptr)
+    return found if with_vector is None else _sum(found, _segment_product(x, indptr, with_vector))
+
+
 _segments = _Operator(
     "segment_softmax(Tensor x, Tensor indptr) -> Tensor",
     _compute_segments,
     lambda x, indptr: _like(x),
     _keep_tensors,
     _segments_backward,
+    _segments_jvp,
 )
 _segment_product = _Operator(
     "segment_softmax_product(Tensor x, Tensor indptr, Tensor vector) -> Tensor",
@@ -317,6 +419,7 @@ _segment_product = _Operator(
     lambda x, indptr, vector: _like(x),
     _keep_tensors,
     _segment_product_backward,
+    _segment_product_jvp,
 )
 
 
@@ -331,14 +434,23 @@ def _compute_log_vjp(x: Tensor, cotangent: Tensor, dim: int, temperature: float)
     return derivatives.log_softmax_vjp(x.detach(), cotangent.detach(), dim, **_tempered(temperature)).contiguous()
 
 
-def _keep_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _compute_log_jvp(x: Tensor, tangent: Tensor, dim: int, temperature: float) -> Tensor:
+    return derivatives.log_softmax_jvp(x.detach(), tangent.detach(), dim, **_tempered(temperature)).contiguous()
+
+
+def _keep_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> _Saved:
     x, ctx.dim, ctx.temperature = inputs
-    ctx.save_for_backward(x)
+    return (x,)
 
 
 def _log_softmax_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
     (x,) = ctx.saved_tensors
     return _log_vjp(x, slope, ctx.dim, ctx.temperature), None, None
+
+
+def _log_softmax_jvp(ctx: Any, tangent: Tensor, *rest: None) -> Tensor:
+    (x,) = ctx.saved_tensors
+    return _log_jvp(x, tangent, ctx.dim, ctx.temperature)
 
 
 def _log_vjp_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -351,12 +463,43 @@ def _log_vjp_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, No
     return with_x, with_cotangent, None, None
 
 
+def _log_vjp_jvp(ctx: Any, with_x: Tensor | None, with_cotangent: Tensor | None, *rest: None) -> Tensor | None:
+    x, cotangent = ctx.saved_tensors
+    found = None
+    if with_x is not None:
+        along = _product(_softmax(x, ctx.dim, ctx.temperature), with_x, ctx.dim, ctx.temperature)
+        found = -along * _row_sums(cotangent, ctx.dim) / ctx.temperature
+    if with_cotangent is not None:
+        found = _sum(found, _log_vjp(x, with_cotangent, ctx.dim, ctx.temperature))
+    return found
+
+
+def _log_jvp_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    # y_k = (v_k - sum_j p_j v_j)/T
+    x, vector = ctx.saved_tensors
+    moved = _product(_softmax(x, ctx.dim, ctx.temperature), vector, ctx.dim, ctx.temperature)
+    with_x = -moved * _row_sums(slope, ctx.dim) / ctx.temperature
+    return with_x, _log_vjp(x, slope, ctx.dim, ctx.temperature), None, None
+
+
+def _log_jvp_jvp(ctx: Any, with_x: Tensor | None, with_vector: Tensor | None, *rest: None) -> Tensor | None:
+    x, vector = ctx.saved_tensors
+    found = None
+    if with_x is not None:
+        along = _product(_softmax(x, ctx.dim, ctx.temperature), with_x, ctx.dim, ctx.temperature)
+        found = (-_row_sums(along * vector, ctx.dim) / ctx.temperature).expand_as(x)
+    if with_vector is not None:
+        found = _sum(found, _log_jvp(x, with_vector, ctx.dim, ctx.temperature))
+    return found
+
+
 _log_softmax = _Operator(
     "log_softmax(Tensor x, int dim, float temperature) -> Tensor",
     _compute_log_softmax,
     lambda x, dim, temperature: _like(x),
     _keep_input,
     _log_softmax_backward,
+    _log_softmax_jvp,
 )
 _log_vjp = _Operator(
     "log_softmax_vjp(Tensor x, Tensor cotangent, int dim, float temperature) -> Tensor",
@@ -364,6 +507,15 @@ _log_vjp = _Operator(
     lambda x, cotangent, dim, temperature: _like(x),
     _keep_operands,
     _log_vjp_backward,
+    _log_vjp_jvp,
+)
+_log_jvp = _Operator(
+    "log_softmax_jvp(Tensor x, Tensor tangent, int dim, float temperature) -> Tensor",
+    _compute_log_jvp,
+    lambda x, tangent, dim, temperature: _like(x),
+    _keep_operands,
+    _log_jvp_backward,
+    _log_jvp_jvp,
 )
 
 
@@ -374,14 +526,19 @@ def _compute_logsumexp(x: Tensor, dim: int) -> Tensor:
     return activations.logsumexp(x.detach(), dim).contiguous()
 
 
-def _keep_logits(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_logits(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> _Saved:
     x, ctx.dim = inputs
-    ctx.save_for_backward(x)
+    return (x,)
 
 
 def _logsumexp_backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
     (x,) = ctx.saved_tensors
     return slope.unsqueeze(ctx.dim) * _softmax(x, ctx.dim, 1.0), None
+
+
+def _logsumexp_jvp(ctx: Any, tangent: Tensor, *rest: None) -> Tensor:
+    (x,) = ctx.saved_tensors
+    return (_softmax(x, ctx.dim, 1.0) * tangent).sum(ctx.dim)
 
 
 def _rows(x: Tensor, dim: int) -> list[int]:
@@ -399,6 +556,7 @@ _logsumexp = _Operator(
     lambda x, dim: _like_loss(x, dim, "none"),
     _keep_logits,
     _logsumexp_backward,
+    _logsumexp_jvp,
 )
 
 
@@ -444,21 +602,37 @@ def _compute_hvp(x: Tensor, target: Tensor, tangent: Tensor, *options: Any) -> T
     ).contiguous()
 
 
-def _keep_loss(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_loss(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> _Saved:
     x, target, weight, *ctx.options = inputs
-    ctx.save_for_backward(x, target, weight)
+    ctx.set_materialize_grads(False)
+    return x, target, weight
 
 
-def _loss_backward(ctx: Any, with_loss: Tensor) -> tuple[Tensor | None, ...]:
+def _loss_backward(ctx: Any, with_loss: Tensor | None) -> tuple[Tensor | None, ...]:
     x, target, weight = ctx.saved_tensors
     _, slope = _loss_with_grad(x, target, weight, *ctx.options)
     return _scaled(slope, with_loss, _class_dim(x), ctx.options[1]), None, None, None, None, None
 
 
-def _keep_slope(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _along_slope(slope: Tensor, tangent: Tensor, dim: int, reduction: str) -> Tensor:
+    """The derivative of a loss along a tangent, from its gradient."""
+    found = slope * tangent
+    return found.sum(dim) if reduction == "none" else found.sum()
+
+
+def _loss_jvp(ctx: Any, tangent: Tensor | None, *rest: Tensor | None) -> Tensor | None:
+    _constants(*rest)
+    if tangent is None:
+        return None
+    x, target, weight = ctx.saved_tensors
+    _, slope = _loss_with_grad(x, target, weight, *ctx.options)
+    return _along_slope(slope, tangent, _class_dim(x), ctx.options[1])
+
+
+def _keep_slope(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> _Saved:
     x, target, weight, *ctx.options = inputs
-    ctx.save_for_backward(x, target, weight, output[1])
     ctx.set_materialize_grads(False)
+    return x, target, weight, output[1]
 
 
 def _slope_backward(ctx: Any, with_loss: Tensor | None, with_slope: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -469,6 +643,33 @@ def _slope_backward(ctx: Any, with_loss: Tensor | None, with_slope: Tensor | Non
     return found, None, None, None, None, None
 
 
+def _slope_jvp(ctx: Any, tangent: Tensor | None, *rest: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    _constants(*rest)
+    if tangent is None:
+        return None, None
+    x, target, weight, slope = ctx.saved_tensors
+    along = _along_slope(slope, tangent, _class_dim(x), ctx.options[1])
+    return along, _hvp(x, target, tangent, weight, *ctx.options)
+
+
+def _keep_hvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> _Saved:
+    x, target, _, weight, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    return x, target, weight
+
+
+def _hvp_jvp(
+    ctx: Any, with_x: Tensor | None, with_target: Tensor | None, tangent: Tensor | None, *rest: Tensor | None
+) -> Tensor | None:
+    _constants(with_target, *rest)
+    if with_x is not None:
+        _twice_only(ctx)
+    if tangent is None:
+        return None
+    x, target, weight = ctx.saved_tensors
+    return _hvp(x, target, tangent, weight, *ctx.options)
+
+
 _OPTIONS = "Tensor? weight, int? ignore_index, str reduction, float smoothing"
 _loss = _Operator(
     f"cross_entropy(Tensor x, Tensor target, {_OPTIONS}) -> Tensor",
@@ -476,6 +677,7 @@ _loss = _Operator(
     lambda x, target, weight, ignore_index, reduction, smoothing: _like_loss(x, _class_dim(x), reduction),
     _keep_loss,
     _loss_backward,
+    _loss_jvp,
 )
 _loss_with_grad = _Operator(
     f"cross_entropy_with_grad(Tensor x, Tensor target, {_OPTIONS}) -> (Tensor, Tensor)",
@@ -486,13 +688,15 @@ _loss_with_grad = _Operator(
     ),
     _keep_slope,
     _slope_backward,
+    _slope_jvp,
 )
 _hvp = _Operator(
     f"cross_entropy_hvp(Tensor x, Tensor target, Tensor tangent, {_OPTIONS}) -> Tensor",
     _compute_hvp,
     lambda x, target, tangent, weight, ignore_index, reduction, smoothing: _like(x),
-    _keep_nothing,
+    _keep_hvp,
     _twice_only,
+    _hvp_jvp,
 )
 
 
@@ -513,9 +717,9 @@ def _compute_kl_with_grad(x: Tensor, y: Tensor, dim: int, *options: Any) -> tupl
     return loss.contiguous(), slope.contiguous()
 
 
-def _keep_kl(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_kl(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> _Saved:
     x, y, *ctx.options = inputs
-    ctx.save_for_backward(x, y)
+    return x, y
 
 
 def _kl_slopes(ctx: Any, x: Tensor, y: Tensor, factor: Tensor, slope: Tensor | None) -> Any:
@@ -534,10 +738,10 @@ def _kl_backward(ctx: Any, factor: Tensor) -> tuple[Any, ...]:
     return *_kl_slopes(ctx, x, y, factor, None), None, None, None, None
 
 
-def _keep_kl_slope(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep_kl_slope(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> _Saved:
     x, y, *ctx.options = inputs
-    ctx.save_for_backward(x, y, output[1])
     ctx.set_materialize_grads(False)
+    return x, y, output[1]
 
 
 def _kl_slope_backward(ctx: Any, with_loss: Tensor | None, with_slope: Tensor | None) -> tuple[Any, ...]:
@@ -691,9 +895,9 @@ def _like_linear(x: Tensor, w: Tensor, bias: Tensor | None, wrt: Sequence[bool])
     return [x.new_empty(0) if one is None or not wanted else _like(one) for one, wanted in found]
 
 
-def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> _Saved:
     x, w, target, bias, weight, *ctx.options = inputs
-    ctx.save_for_backward(x, w, target, bias, weight)
+    return x, w, target, bias, weight
 
 
 def _linear_backward(ctx: Any, with_loss: Tensor) -> tuple[Any, ...]:
@@ -710,10 +914,10 @@ def _linear_backward(ctx: Any, with_loss: Tensor) -> tuple[Any, ...]:
     return found[0], found[1], None, found[2], *[None] * 6
 
 
-def _keep_linear_slopes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep_linear_slopes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> _Saved:
     x, w, target, bias, factors, ctx.wrt, weight, *ctx.options = inputs
-    ctx.save_for_backward(x, w, target, bias, factors, weight, *output[1:])
     ctx.set_materialize_grads(False)
+    return x, w, target, bias, factors, weight, *output[1:]
 
 
 def _linear_slopes_backward(ctx: Any, with_loss: Tensor | None, *tangents: Tensor | None) -> tuple[Any, ...]:

@@ -12,7 +12,15 @@ from fastsoftmax.api import ufuncs
 
 DOCS = Path(__file__).parents[1] / "docs"
 MODULES = {
-    "jax": ("cross_entropy", "kl_divergence", "log_softmax", "logsumexp", "softmax"),
+    "jax": (
+        "cross_entropy",
+        "kl_divergence",
+        "linear_cross_entropy",
+        "log_softmax",
+        "logsumexp",
+        "segment_softmax",
+        "softmax",
+    ),
     "torch": (
         "cross_entropy",
         "kl_divergence",

@@ -172,6 +172,7 @@ def test_operators_are_registered_well():
         torch.library.opcheck(ours._logsumexp.operator, (one, 1))
         torch.library.opcheck(ours._product.operator, (ours.softmax(one, 1).detach(), vector, 1, 2.0))
         torch.library.opcheck(ours._log_vjp.operator, (one, vector, 1, 2.0))
+        torch.library.opcheck(ours._log_jvp.operator, (one, vector, 1, 2.0))
         for reduction in ("mean", "none"):
             arguments = LABELS, None, -100, reduction, 0.0
             torch.library.opcheck(ours._loss.operator, (one.detach(), *arguments))
@@ -365,13 +366,65 @@ def test_derivatives_that_there_are_none_of():
         torch.autograd.grad(slope.sum(), w)
 
 
-@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+# --- the forward mode ---------------------------------------------------------------------------------------
+
+FORWARD = {
+    **SMOOTH,
+    "cross_entropy": lambda x: ours.cross_entropy(x, LABELS),
+    "cross_entropy, rows": lambda x: ours.cross_entropy(x, SHARES, WEIGHT, reduction="none", label_smoothing=0.1),
+    "segment_softmax": lambda x: ours.segment_softmax(x.flatten()[:12], INDPTR),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
 def test_forward_mode(name):
-    """It would lose the tangent without a word."""
+    """By dual numbers and transforms, over and under the reverse mode, beside finite differences."""
+    x, function = logits(), FORWARD[name]
+    assert torch.autograd.gradcheck(function, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (x,), check_fwd_over_rev=True)
+    x = x.detach()
+    torch.testing.assert_close(torch.func.jacfwd(function)(x), torch.func.jacrev(function)(x))
+    expected = torch.func.jacrev(torch.func.jacrev(function))(x)
+    torch.testing.assert_close(torch.func.hessian(function)(x), expected)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.jacfwd(function))(x), expected)
+
+
+def test_forward_mode_keeps_digits():
+    """The bits are those of the kernel: p - p**2 from a rounded p = 1 would be 0."""
+    x, along = torch.tensor([0.0, -50.0], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for function in (ours.softmax, ours.log_softmax):
+        found = torch.func.jvp(function, (x,), (along,))
+        assert torch.equal(found[0], getattr(fs, function.__name__)(x))
+        assert torch.equal(found[1], getattr(fs, f"{function.__name__}_jvp")(x, along))
+        assert 0 < -found[1][0] < 1e-20
+
+
+def test_forward_mode_that_there_is_none_of():
+    """Errors: without them, tangents would be lost without a word."""
+    x = logits().detach()
+    for function in FORWARD.values():
+        with pytest.raises(
+            NotImplementedError, match="no derivatives in forward mode of derivatives in forward mode"
+        ):
+            torch.func.jacfwd(torch.func.jacfwd(function))(x)
+    compiled = torch.compile(
+        lambda x: torch.func.jvp(ours.softmax, (x,), (x,)), backend="aot_eager", fullgraph=True
+    )
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"forward mode inside of torch\.compile"):
+        compiled(x)
+    with pytest.raises(NotImplementedError, match="differentiated twice, not three times"):
+        torch.func.jacfwd(torch.func.jacrev(torch.func.jacrev(FORWARD["cross_entropy"])))(x)
+    rows, w, _, labels = (one.detach() for one in product())
     with torch.autograd.forward_ad.dual_level():
-        x = torch.autograd.forward_ad.make_dual(torch.zeros(2), torch.ones(2))
-        with pytest.raises(NotImplementedError, match=f"{name} has no derivatives in forward mode"):
-            getattr(ours, name)(x)
+        make_dual = torch.autograd.forward_ad.make_dual
+        for name, call in (
+            ("kl_divergence", lambda: ours.kl_divergence(make_dual(x, x), x)),
+            ("linear_cross_entropy", lambda: ours.linear_cross_entropy(rows, make_dual(w, w), labels)),
+        ):
+            with pytest.raises(NotImplementedError, match=f"{name} has no derivatives in forward mode"):
+                call()
+        with pytest.raises(NotImplementedError, match="no derivatives with respect to targets and weights"):
+            ours.cross_entropy(x, make_dual(SHARES, SHARES))
 
 
 # --- who calls ----------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax._vectors import BINARY
+from fastsoftmax.arrays.blocks import is_masked
 from fastsoftmax.machine.entry import entry
 
 DOCS = {
@@ -234,6 +235,8 @@ class Plain:
         """The function of `inputs`, broadcast against each other."""
         if len(inputs) != self.nin:
             raise TypeError(f"{self.__name__}: expected {self.nin} arguments, got {len(inputs)}")
+        if any(map(is_masked, (*inputs, out))):  # a ufunc would keep the mask
+            raise TypeError(f"{self.__name__}: got a masked array; pass its data, and where=~mask")
         arrays = [np.asarray(value) for value in inputs]
         wanted = np.result_type(*inputs) if dtype is None else np.dtype(dtype)
         found = next((kind for kind in self._kinds if np.can_cast(wanted, kind)), None)

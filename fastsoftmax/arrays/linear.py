@@ -247,12 +247,12 @@ class Linear:
         """The features of some rows, contiguous, in the dtype of the computation."""
         return np.ascontiguousarray(self.source.of(where), self.dtype)
 
-    def finished(self, parts: LossParts) -> LinearGradients:
-        """The gradients in the shapes and dtypes of the arguments."""
+    def finished(self, *parts: Any) -> LinearGradients:
+        """The gradients with respect to features, weight and bias (or None) in the shapes and dtypes of these."""
         arrays: tuple[Any, ...] = (self.features, self.weight, self.bias)
         gradients = [
             None if value is None else finished(value, array.shape, returned_dtype(array))
-            for value, array in zip(parts[1:], arrays, strict=True)
+            for value, array in zip(parts, arrays, strict=True)
         ]
         return LinearGradients(*gradients)
 
@@ -456,7 +456,7 @@ def loss(
         )
         return found
     linear, parts = loss_parts(function, *operands, options, block_bytes, wrt, skip)
-    return _reduced(linear, parts.rows), linear.finished(parts)
+    return _reduced(linear, parts.rows), linear.finished(*parts[1:])
 
 
 def loss_parts(
@@ -502,11 +502,11 @@ def _in_blocks_of_rows(
         with np.errstate(all="ignore"):
             z = logits.of(block, where)
             with beside_blas():
-                rows[where] = _block_loss(linear, z, where, scale, bool(wanted))
+                rows[where] = block_loss(linear, z, where, scale, bool(wanted))
             if wanted:
                 parts = _parts(linear, logits.weights.parts, z, least)
                 if slopes is not None:
-                    slopes[where] = _times_weights(logits.weights.part, z, parts, width)
+                    slopes[where] = times_weights(logits.weights.part, z, parts, width)
                 sums.add(z, block, parts)
     return LossParts(rows, slopes, *sums.results())
 
@@ -571,7 +571,7 @@ def _in_blocks_of_classes(
                 groups = _parts(linear, [slice(0, len(part))], z, least)
                 if slopes is not None:
                     of_all = linear.rows_of(where.start, where.stop)
-                    slopes[of_all] += _times_weights(part.__getitem__, z, groups, width)
+                    slopes[of_all] += times_weights(part.__getitem__, z, groups, width)
                 sums.add(z, features, groups)
             for whole, found in zip((weight, bias), sums.results(), strict=True):
                 if whole is not None:
@@ -590,7 +590,7 @@ def wanted_gradients(function: str, wrt: Any, bias: Any) -> tuple[str, ...]:
     return tuple(name for name in names if name != "bias" or bias is not None)
 
 
-def _block_loss(linear: Linear, z: Array, where: Any, scale: tuple[Any, Any], gradient: bool) -> Array:
+def block_loss(linear: Linear, z: Array, where: Any, scale: tuple[Any, Any], gradient: bool) -> Array:
     """The losses of the rows of a block; their gradient with respect to the logits replaces these."""
     given, dtype, count = linear.given, linear.dtype, len(z)
     rows, block = np.empty(count, dtype), z.reshape(count, linear.classes, 1)
@@ -623,7 +623,7 @@ def _parts(linear: Linear, every: list[slice], z: Array, least: float | None) ->
     return found
 
 
-def _times_weights(weights: Callable[[slice], Array], z: Array, parts: list[slice], width: int) -> Array:
+def times_weights(weights: Callable[[slice], Array], z: Array, parts: list[slice], width: int) -> Array:
     """The sum of z[:, part] @ weights(part) over the parts."""
     if len(parts) == 1:
         product: Array = np.matmul(z[:, parts[0]], weights(parts[0]))

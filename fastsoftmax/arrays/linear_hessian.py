@@ -3,6 +3,9 @@
 Blocks of rows with all classes take three products of matrices: the logits, unless they are given, their tangents,
 and the sum over the rows. If too few rows fit, the classes are cut, too. The mean of the tangents of a row then
 comes from a first pass over all blocks (`linear_pieces.Curves`), and the result from a second one: five products.
+
+The operators for PyTorch and JAX differentiate with respect to features, too. Their products, with the Hessian
+(`joint_product`) and with the gradients of the rows (`row_products`), are in blocks of rows with all classes.
 """
 
 import math
@@ -16,6 +19,7 @@ from fastsoftmax._vectors import CURVE_PARTS
 from fastsoftmax.arrays.blocks import NO_ROOM, Array, kernel_weights, named, real_array
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.linear import (
+    BLOCK_BYTES,
     ClassBlocks,
     GradientSums,
     Linear,
@@ -23,10 +27,13 @@ from fastsoftmax.arrays.linear import (
     Logits,
     Rows,
     beside_blas,
+    block_loss,
     block_rows,
     class_blocks,
     finished,
     returned_dtype,
+    times_weights,
+    wanted_gradients,
 )
 from fastsoftmax.arrays.linear_pieces import Curves
 from fastsoftmax.arrays.losses import room_for_rows
@@ -183,3 +190,120 @@ def _in_blocks_of_classes(
             if bias is not None:
                 bias[these] = found
     return weight, bias
+
+
+# --- derivatives with respect to all arguments --------------------------------------------------------------
+
+
+class _Directions:
+    """The tangents of the logits X W.T + b along those of features, weight and bias: dX W.T + X dW.T + db.
+
+    None stands for zeros.
+    """
+
+    def __init__(self, linear: Linear, along: LinearGradients, block_bytes: int) -> None:
+        of_features, of_weight, of_bias = along
+        if of_weight is None and (of_bias is not None or of_features is None):
+            of_weight = np.broadcast_to(linear.dtype.type(0), linear.weight.shape)
+        self.straight: Logits | None = None
+        self.moved: Logits | None = None
+        self.weights = None  # the tangents of the weights, if there are any
+        if of_weight is not None:
+            self.straight = Logits(tangents(linear, of_weight, of_bias), block_bytes)
+            self.weights = None if along.weight is None else self.straight.weights
+        if of_features is not None:
+            moved = copy(linear)
+            moved.source, moved.bias = Rows(real_array(linear.function, "tangent of features", of_features)), None
+            self.moved = Logits(moved, block_bytes)
+
+    def of(self, features: Array, where: Any) -> tuple[Array, Array | None]:
+        """Those of the rows `where`, in the workspace, and the tangents of their features (or None)."""
+        if self.moved is None:
+            assert self.straight is not None
+            return self.straight.of(features, where), None
+        rows = self.moved.linear.block(where)
+        found = self.moved.of(rows, where)
+        if self.straight is not None:
+            found += self.straight.of(features, where)
+        return found, rows
+
+
+def joint_product(
+    function: str,
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any,
+    along: LinearGradients,
+    options: LossOptions,
+    wrt: Any,
+    block_bytes: int = BLOCK_BYTES,
+) -> LinearGradients:
+    """The product of the Hessian with respect to features, weight and bias with the tangents of these.
+
+    The parts that `wrt` names, None for the others. With the gradients G of the logits X W.T + b, their tangents
+    (`_Directions`), and the products U of the Hessians of the rows with these, they are U W + G dW,
+    U.T X + G.T dX, and the sum of the rows of U.
+    """
+    wanted = wanted_gradients(function, wrt, bias)
+    linear = Linear(function, features, weight, targets, bias, options)
+    logits = Logits(linear, block_bytes // 4)
+    directions = _Directions(linear, along, block_bytes // 4)
+    dtype, count, classes, given = linear.dtype, linear.count, linear.classes, linear.given
+    factors, scale = given.factors(), options.scale(given.divisor, dtype)
+    with_x, with_w = "features" in wanted, "weight" in wanted
+    turned = directions.weights if with_x else None
+    crossed = with_w and along.features is not None
+    slopes = np.zeros((linear.rows, linear.width), dtype) if with_x else None
+    single, every = count <= logits.step, [slice(0, classes)]
+    sums = GradientSums(linear, classes, with_w, "bias" in wanted, single)
+    more = GradientSums(linear, classes, crossed, False, single)
+    for start in logits.starts():
+        where = linear.rows_of(start, min(start + logits.step, count))
+        block = linear.block(where)
+        with np.errstate(all="ignore"):
+            z = logits.of(block, where)
+            t, moved = directions.of(block, where)
+            g = z.copy() if crossed or turned is not None else None
+            heights = kernel_weights(factors[where] if factors.size else None, dtype)
+            with beside_blas():
+                if g is not None:
+                    block_loss(linear, g, where, scale, gradient=True)
+                _curve(linear, z, t, where, heights, scale)
+            if slopes is not None:
+                slopes[where] = times_weights(logits.weights.part, z, logits.weights.parts, linear.width)
+                if turned is not None and g is not None:
+                    slopes[where] += times_weights(turned.part, g, turned.parts, linear.width)
+            sums.add(z, block, every)
+            if crossed and g is not None and moved is not None:
+                more.add(g, moved, every)
+    of_weight, of_bias = sums.results()
+    if crossed:
+        of_weight = of_weight + more.results()[0]
+    return linear.finished(slopes, of_weight, of_bias)
+
+
+def row_products(
+    function: str,
+    features: Any,
+    weight: Any,
+    targets: Any,
+    bias: Any,
+    along: LinearGradients,
+    options: LossOptions,
+    block_bytes: int = BLOCK_BYTES,
+) -> Array:
+    """The derivative of the loss of each row along the tangents of features, weight and bias."""
+    linear = Linear(function, features, weight, targets, bias, options)
+    logits = Logits(linear, block_bytes // 4)
+    directions = _Directions(linear, along, block_bytes // 4)
+    rows, scale = np.zeros(linear.rows, linear.dtype), options.scale(linear.given.divisor, linear.dtype)
+    for start in logits.starts():
+        where = linear.rows_of(start, min(start + logits.step, linear.count))
+        block = linear.block(where)
+        with np.errstate(all="ignore"):
+            g, (t, _) = logits.of(block, where), directions.of(block, where)
+            with beside_blas():
+                block_loss(linear, g, where, scale, gradient=True)
+            rows[where] = np.einsum("nk,nk->n", g, t)
+    return rows.reshape(linear.row_shape).astype(linear.result_dtype, copy=False)

@@ -1327,7 +1327,7 @@ def _linear_losses(
     """The losses of the rows of a chunk and the gradients, those of weight and bias with an axis for each of x."""
     weights = request.weighted(class_weight, sample_weight)
     linear, parts = loss_parts(request.function, x, weight, targets, bias, weights, divisor=divisor, **options)
-    slope = None if parts.features is None else linear.finished(parts).features
+    slope = None if parts.features is None else linear.finished(*parts[1:]).features
     return parts.rows.reshape(x.shape[:-1]), slope, *_with_axes(x, parts.weight, parts.bias)
 
 

@@ -884,7 +884,7 @@ class Local:
                     self.sums[key] = np.zeros(part.shape, dtype_of_sums(part.shape, part.dtype))
                 self.sums[key] += part
         kind = linear.result_dtype if self.job.reduction == "none" else linear.dtype
-        return parts.rows.astype(kind).reshape(x.shape[:-1]), linear.finished(parts).features
+        return parts.rows.astype(kind).reshape(x.shape[:-1]), linear.finished(*parts[1:]).features
 
     def _finished_sums(self) -> dict[str, tuple[Box, Array]]:
         """The gradients that are sums over all rows, as `compute` returns results."""

@@ -17,8 +17,8 @@ from fastsoftmax.backends.calls import arguments_of, public
 
 def call(name: str, *operands: Any, **keywords: Any) -> Any:
     """The result of a public function: DataArrays if the first argument is one, else arrays."""
-    given = arguments_of(public(name).defaults, operands, keywords)
-    first = next(iter(public(name).defaults))
+    given = arguments_of(public(name), operands, keywords)
+    first = public(name).first
     if isinstance(given[first], xr.DataArray):
         return _Labelled(name, given, first).result()
     # Names of dimensions mean nothing to an array without them.

@@ -10,6 +10,9 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax.arrays import linear, linear_hessian
+from fastsoftmax.arrays.linear import LinearGradients
+from fastsoftmax.arrays.linear_hessian import joint_product, row_products
+from fastsoftmax.arrays.options import LossOptions
 
 EPS = np.finfo(np.float64).eps
 SHAPES = {
@@ -956,3 +959,78 @@ def test_small_weights_skip_nothing_more(weights):
         for skip in (False, True)
     ]
     np.testing.assert_allclose(results[1][1].weight, results[0][1].weight, rtol=1e-5, atol=1e-14)
+
+
+JOINT = list(itertools.product((False, True), repeat=3))
+
+
+@pytest.mark.parametrize("block_bytes", [4, 4 * 8 * 7 * 3, 128 << 20])
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 2}, {"z_loss": 0.1, "softcap": 3.0, "reduction": "sum"}])
+def test_products_with_respect_to_all_arguments(block_bytes, options):
+    """Of the Hessian and of the gradients of rows, for each choice of tangents, by central differences.
+
+    Blocks of one row, of three, and a single one; the rows that do not count hold NaN.
+    """
+    shape, step = SHAPES["small"], 1e-5
+    features, weight, targets, bias = problem(shape)
+    rng = np.random.default_rng(8)
+    features[targets == options.get("ignore_index")] = np.nan
+    place = features, weight, bias
+    tangents = [rng.normal(size=one.shape) for one in place]
+    given = LossOptions(**options)
+    for moved in JOINT:
+        along = LinearGradients(*[one if moves else None for one, moves in zip(tangents, moved, strict=True)])
+
+        def at(size, along=along):
+            x, w, b = (p if t is None else p + size * t for p, t in zip(place, along, strict=True))
+            return fs.linear_cross_entropy_with_grad(x, w, targets, b, **options)[1], fs.linear_cross_entropy(
+                x, w, targets, b, **{**options, "reduction": "none"}
+            )
+
+        (up, rows_up), (down, rows_down) = at(step), at(-step)
+        arrays = "linear_cross_entropy", features, weight, targets, bias, along
+        found = joint_product(*arrays, given, linear.WRT, block_bytes)
+        for one, high, low in zip(found, up, down, strict=True):
+            near(one, (high - low) / (2 * step), 1e-8 if any(moved) else 0.0)
+        rows = row_products(*arrays, given._replace(reduction="none"), block_bytes)
+        near(rows, (rows_up - rows_down) / (2 * step), 1e-8 if any(moved) else 0.0)
+        for wrt in JOINT:
+            names = [name for name, wanted in zip(linear.WRT, wrt, strict=True) if wanted]
+            some = joint_product(*arrays, given, names, block_bytes)
+            for one, whole, wanted in zip(some, found, wrt, strict=True):
+                assert (one is not None) == wanted
+                assert one is None or np.allclose(one, whole, rtol=1e-13, atol=1e-15)
+
+
+def test_products_of_other_dtypes_and_orders():
+    """Converted in parts, and returned in the dtypes of the arguments."""
+    features, weight, targets, bias = problem(SHAPES["batch"])
+    tangents = LinearGradients(features[::-1], np.asfortranarray(weight[::-1]), bias[::-1])
+    wide = joint_product(
+        "linear_cross_entropy", features, weight, targets, bias, tangents, LossOptions(), linear.WRT
+    )
+    small = [one.astype(np.float32) for one in (features, weight, bias)]
+    kinds = LinearGradients(
+        tangents[0].astype(">f4"), tangents[1].astype(np.float32), tangents[2].astype(np.float16)
+    )
+    arrays = small[0], np.asfortranarray(small[1]), targets, small[2]
+    found = joint_product("linear_cross_entropy", *arrays, kinds, LossOptions(), linear.WRT)
+    for one, expected in zip(found, wide, strict=True):
+        assert one.dtype == np.float32
+        near(one, expected, 1e-3)
+    rows = row_products("linear_cross_entropy", *arrays, kinds, LossOptions(reduction="none"))
+    assert (rows.dtype, rows.shape) == (np.float32, (3, 4))
+
+
+def test_memory_of_joint_products():
+    """The workspace, and some multiples of the arguments: never all logits."""
+    features, weight, targets, bias = problem((4000, 4, 2000), np.float32)
+    along = LinearGradients(features, weight, bias.astype(np.float32))
+    arrays = "linear_cross_entropy", features, weight, targets, bias.astype(np.float32), along
+    joint_product(*arrays, LossOptions(), linear.WRT, 1 << 20)
+    tracemalloc.start()
+    joint_product(*arrays, LossOptions(), linear.WRT, 1 << 20)
+    row_products(*arrays, LossOptions(reduction="none"), 1 << 20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 << 20  # the logits take 32 MB

@@ -437,6 +437,43 @@ def test_they_are_made_on_first_use(tmp_path):
         _ = special.exp
 
 
+def test_masked_arrays_keep_their_mask():
+    x = np.ma.masked_array([1.0, np.nan, 3.0], [False, True, False])
+    for found in (fs.exp(x), fs.logaddexp(x, -np.inf), fs.logaddexp(0.0, x), fs.softplus(x, out=x.copy())):
+        assert found.mask.tolist() == [False, True, False]
+    np.testing.assert_array_equal(fs.exp(x).compressed(), fs.exp([1.0, 3.0]))
+
+
+class OnAnotherDevice:
+    """An array on a graphics card, as CuPy's."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("implicit conversion to a NumPy array is not allowed; use x.get()")
+
+
+def test_what_is_not_an_array_of_numbers():
+    """A TypeError, before anything is written."""
+    sparse, pd = pytest.importorskip("scipy.sparse"), pytest.importorskip("pandas")
+    out = np.full((2, 2), 7.0)
+    for wrong in (
+        OnAnotherDevice(),
+        sparse.csr_array(np.eye(2)),
+        sparse.coo_matrix(np.eye(2)),
+        np.array([["a", "b"]]),
+        ["a", "b"],
+        pd.Series(["a", "b"]).to_numpy(),
+        pd.Series([1, pd.NA], dtype=object).to_numpy(),
+    ):
+        for call in (fs.exp, fs.expit, lambda x, **out: fs.logaddexp(x, 1.0, **out)):
+            for options in ({}, {"out": out}):
+                with pytest.raises(TypeError, match=r"not supported for the input types|use x.get\(\)"):
+                    call(wrong, **options)
+    assert (out == 7).all()
+    column = fs.exp(pd.Series([0.0, None], dtype="Float64"))  # pandas calls the ufunc for what is there
+    assert column.iloc[0] == 1
+    assert column.isna().tolist() == [False, True]
+
+
 def test_a_stand_in_where_numpy_gives_no_ufunc(monkeypatch):
     def gone():
         raise AttributeError("_UFUNC_API")
@@ -459,6 +496,8 @@ def test_a_stand_in_where_numpy_gives_no_ufunc(monkeypatch):
             plain(x, x, x)
         with pytest.raises(TypeError, match=f"{name}: no loop for dtype complex128"):
             plain(*[1j] * plain.nin)
+        with pytest.raises(TypeError, match=f"{name}: got a masked array; pass its data, and where=~mask"):
+            plain(*args[:-1], np.ma.masked_array(x, mask))
 
 
 def test_without_a_compiler():

@@ -74,6 +74,8 @@ def run_parts(
     sizes = [max(block.count(box) for block, box in pieces) for pieces in zip(*some, strict=True)]
     for place, dtype in zip(places, dtypes, strict=True):
         given[place] = np.empty(0, dtype)
+    for place in places:
+        samples[0][place].block.prepare()
     code = kernel.code((0, 0, room(), *given))
 
     def seat() -> tuple[Any, list[Array]]:

@@ -1,8 +1,8 @@
 """float16 and bfloat16 as float32, and float32 rounded to them.
 
 Halves are passed as their bits, numbers of 16 bits without a sign: Numba has neither dtype on processors. The bits
-are those of NumPy's casts, and of `ml_dtypes` for bfloat16, also for NaN and for denormal numbers, for which
-NumPy takes a hundred times longer.
+are those of NumPy's casts, and of `ml_dtypes` for bfloat16, also for NaN and for denormal numbers. NumPy takes a
+hundred times longer for the latter.
 
 Both may share memory: where halves are widened, they may end where the float32 end, and where float32 are narrowed,
 the halves may begin where the float32 begin. A vector is read before it is written, and nothing is written over

@@ -4,8 +4,8 @@ Halves are passed as their bits, numbers of 16 bits without a sign: Numba has ne
 are those of NumPy's casts, and of `ml_dtypes` for bfloat16, also for NaN and for denormal numbers. NumPy takes a
 hundred times longer for the latter.
 
-Both may share memory: where halves are widened, they may end where the float32 end, and where float32 are narrowed,
-the halves may begin where the float32 begin. A vector is read before it is written, and nothing is written over
+Both may share memory: halves that are widened may end where the float32 end, and those that float32 are rounded to
+may begin where these begin. A vector is read before it is written, and nothing is written over
 numbers that are read later.
 """
 

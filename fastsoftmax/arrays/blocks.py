@@ -249,7 +249,7 @@ def memory_order(x: Array) -> tuple[int, ...]:
 
 def computed_in(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """The dtype of the result for an argument of this dtype, and that of the computation."""
-    result = dtype.newbyteorder("=") if is_float(dtype) else _DOUBLE
+    result = (dtype if dtype.isnative else dtype.newbyteorder("=")) if is_float(dtype) else _DOUBLE
     return result, _COMPUTED_IN[result.char]
 
 
@@ -666,7 +666,8 @@ class Problem:
     def row_order(self) -> tuple[int, ...]:
         """The order of the axes of `row_shape` in the block."""
         rest = [a for a in self.order if a not in self.axes]
-        return tuple([sum(b < a for b in rest) for a in rest])
+        ranked = sorted(rest)
+        return tuple([ranked.index(a) for a in rest])
 
     def per_row(self, array: Array, dtype: Any) -> Array:
         """`array`, with one item for each row, in the order of the block's rows."""
@@ -732,7 +733,8 @@ class Output:
         in_parts = large and not rows and (marks is not None or problem.result_dtype != problem.dtype)
         dtype = problem.result_dtype if in_parts else problem.dtype
         memory = np.empty([shape[a] for a in order], dtype)
-        self.result = memory if all(a == i for i, a in enumerate(order)) else memory.transpose(np.argsort(order))
+        in_order = order == tuple(range(len(order)))
+        self.result = memory if in_order else memory.transpose(np.argsort(order))
         self.block = self._parted(memory, block_shape, marks) if in_parts else memory.reshape(block_shape)
 
     def _parted(self, array: Array, shape: tuple[int, ...], marks: Array | None) -> Parted:

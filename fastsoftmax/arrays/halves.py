@@ -107,11 +107,10 @@ def _copy_narrowed(target: Array, source: Array) -> None:
 
 def converted(array: Array, dtype: Any) -> Array:
     """``array.astype(dtype, copy=False)``, without a warning."""
-    wanted = np.dtype(dtype)
-    if array.size < LEAST or not have(array.dtype, wanted):
+    if array.size < LEAST or not have(array.dtype, np.dtype(dtype)):
         with np.errstate(all="ignore"):
-            return array.astype(wanted, copy=False)
-    result = np.empty_like(array, wanted, subok=False)
+            return array.astype(dtype, copy=False)
+    result = np.empty_like(array, dtype, subok=False)
     copy(result, array)
     return result
 

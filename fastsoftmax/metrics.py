@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsoftmax._vectors import COUNT, HITS, METRICS, ONES, SLAB, SUM_WORDS, VALUES, WEIGHT
-from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays import halves, long_rows
 from fastsoftmax.arrays.blocks import Array, Problem
 from fastsoftmax.arrays.lazy import check_in_memory, dask_for
 from fastsoftmax.arrays.metrics import LOWEST_BIT, Total, exact_sums, joined, labelled_rows, mean, ratio, total
@@ -414,7 +414,7 @@ class RunningLogSumExp:
         for start, begin in product(range(0, len(moved), step), range(0, problem.classes, width)):
             part = moved[start : start + step, ..., begin : begin + width]
             here = slice(start * inner, (start + len(part)) * inner)
-            matrix = np.ascontiguousarray(part, kind).reshape(len(part) * inner, part.shape[-1])
+            matrix = halves.contiguous(part, kind).reshape(len(part) * inner, part.shape[-1])
             rows[here] = long_rows.merge(np.stack([rows[here], long_rows.summarize(matrix)], axis=-1))
         self._rows = rows
         return self

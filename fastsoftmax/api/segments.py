@@ -9,6 +9,7 @@ import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE
 from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
+from fastsoftmax.arrays import halves
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     UNWEIGHTED,
@@ -319,8 +320,7 @@ class _Loss(NamedTuple):
         result_dtype, rows = segments.problem.result_dtype, self.rows
         slope = None if self.output is None else self.output.finish()
         if rows.dtype != result_dtype and options.reduction == "none":
-            with np.errstate(all="ignore"):
-                rows = rows.astype(result_dtype)
+            rows = halves.converted(rows, result_dtype)
         value = reduced(rows, options, self.divisor, result_dtype)
         return value if self.output is None else (value, slope)
 

@@ -2,7 +2,7 @@
 
 Every kernel works on C-contiguous blocks of shape (outer, classes, inner). A `Problem` turns the user's arrays
 into such blocks, without a copy where their memory allows it, and the blocks back into what the user expects.
-This file depends on NumPy and `_vectors` only.
+This file depends on NumPy, `_vectors` and `halves` only.
 """
 
 import math
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsoftmax._vectors import COLUMN_LIMIT, GROUP_LIMIT, VECTOR_BYTES
+from fastsoftmax.arrays import halves
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -248,7 +249,7 @@ def memory_order(x: Array) -> tuple[int, ...]:
 
 def computed_in(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """The dtype of the result for an argument of this dtype, and that of the computation."""
-    result = dtype.newbyteorder("=") if is_float(dtype) else _DOUBLE
+    result = (dtype if dtype.isnative else dtype.newbyteorder("=")) if is_float(dtype) else _DOUBLE
     return result, _COMPUTED_IN[result.char]
 
 
@@ -313,15 +314,14 @@ def pieces(array: Array, axes: int, start: int, stop: int, at: int = 0) -> Itera
 
 def copy_to(target: Array, source: Array) -> None:
     """Copy an array into another one of the same shape, without a warning; Ctrl-C is heard meanwhile."""
-    with np.errstate(all="ignore"):
-        if source.size <= WHOLE:
-            np.copyto(target, source, casting="unsafe")
-            return
-        for start in range(0, source.size, WHOLE):
-            some = start, min(start + WHOLE, source.size)
-            views = (pieces(array, array.ndim, *some) for array in (target, source))
-            for (to, *_), (part, *_) in zip(*views, strict=True):
-                np.copyto(to, part, casting="unsafe")
+    if source.size <= WHOLE:
+        halves.copy(target, source)
+        return
+    for start in range(0, source.size, WHOLE):
+        some = start, min(start + WHOLE, source.size)
+        views = (pieces(array, array.ndim, *some) for array in (target, source))
+        for (to, *_), (part, *_) in zip(*views, strict=True):
+            halves.copy(to, part)
 
 
 class Apart(NamedTuple):
@@ -382,6 +382,11 @@ class Parted:
             return (box.last - box.first, *self.shape[1:])
         return (*[1] * (len(self.shape) - 2), self.shape[-2], box.end - box.begin)
 
+    def prepare(self) -> None:
+        """Have the code that converts parts at hand, which may have to be compiled."""
+        if halves.have(self.array.dtype, self.dtype):
+            halves.code(self.array.dtype.char, not self.output)
+
     def count(self, box: Box) -> int:
         """How many items a part has."""
         return math.prod(self._shape(box))
@@ -409,22 +414,60 @@ class Parted:
     def read(self, box: Box, room: Array | None = None) -> Array:
         """A part as kernels take it, in `room` if there is some; without a warning of numbers out of range."""
         block = self.memory(box, room)
-        with np.errstate(all="ignore"):
-            for part, values in self._views(self.array, box, block):
-                np.copyto(values, part, casting="unsafe")
+        if self._has_halves(block):
+            self._widen(box, block)
+        else:
+            with np.errstate(all="ignore"):
+                for part, values in self._views(self.array, box, block):
+                    np.copyto(values, part, casting="unsafe")
         if self.kept is not None:
             for part, values in self._views(self.kept, box, block):
                 np.copyto(values, self.hidden, where=~part)
         return block
 
     def write(self, box: Box, block: Array) -> None:
-        """Put what a kernel has written where it belongs."""
+        """Put what a kernel has written where it belongs. The block may be used up."""
         if self.kept is not None:
             for part, values in self._views(self.kept, box, block):
                 np.copyto(values, self.hidden, where=~part)
+        if self._has_halves(block):
+            self._narrow(box, block)
+            return
         with np.errstate(all="ignore"):
             for part, values in self._views(self.array, box, block):
                 np.copyto(part, values, casting="unsafe")
+
+    def _has_halves(self, block: Array) -> bool:
+        """Whether a part is converted by kernels."""
+        return block.size >= halves.LEAST and halves.have(self.array.dtype, self.dtype)
+
+    def _bits(self, box: Box) -> Array | None:
+        """The array's halves as bits, if parts of it are native and contiguous."""
+        return halves.bits_of(self.array) if not box.end and halves.are_direct(self.array) else None
+
+    def _widen(self, box: Box, block: Array) -> None:
+        """`read` for halves."""
+        half, direct = self.array.dtype, self._bits(box)
+        if direct is not None:
+            for part, values in self._views(direct, box, block):
+                halves.widen(part, half, values)
+            return
+        bits = halves.bits_within(block, last=True)
+        for part, values in self._views(halves.bits_of(self.array), box, bits):
+            np.copyto(values, part)
+        halves.widen(bits, half, block)
+
+    def _narrow(self, box: Box, block: Array) -> None:
+        """`write` for halves."""
+        half, direct = self.array.dtype, self._bits(box)
+        if direct is not None:
+            for part, values in self._views(direct, box, block):
+                halves.narrow(values, half, part)
+            return
+        bits = halves.bits_within(block, last=False)
+        halves.narrow(block, half, bits)
+        for part, values in self._views(halves.bits_of(self.array), box, bits):
+            np.copyto(part, values)
 
     def whole(self) -> Array:
         """All of it; Ctrl-C is heard meanwhile."""
@@ -574,7 +617,7 @@ class Problem:
                 self.parted = True
                 return block
             moved = block.whole()
-        native = np.ascontiguousarray(moved, self.dtype)
+        native = halves.contiguous(moved, self.dtype)
         if kept is not None:
             native = native.copy() if np.may_share_memory(native, array) else native
             np.copyto(native, -np.inf, where=~kept.transpose(self.order))
@@ -657,11 +700,12 @@ class Problem:
     def row_order(self) -> tuple[int, ...]:
         """The order of the axes of `row_shape` in the block."""
         rest = [a for a in self.order if a not in self.axes]
-        return tuple([sum(b < a for b in rest) for a in rest])
+        ranked = sorted(rest)
+        return tuple([ranked.index(a) for a in rest])
 
     def per_row(self, array: Array, dtype: Any) -> Array:
         """`array`, with one item for each row, in the order of the block's rows."""
-        moved = np.ascontiguousarray(array.transpose(self.row_order()), dtype)
+        moved = halves.contiguous(array.transpose(self.row_order()), dtype)
         self.inputs.append(moved)
         return read_only(moved.reshape(-1) if moved.flags.aligned else moved.copy().reshape(-1))
 
@@ -723,7 +767,8 @@ class Output:
         in_parts = large and not rows and (marks is not None or problem.result_dtype != problem.dtype)
         dtype = problem.result_dtype if in_parts else problem.dtype
         memory = np.empty([shape[a] for a in order], dtype)
-        self.result = memory if all(a == i for i, a in enumerate(order)) else memory.transpose(np.argsort(order))
+        in_order = order == tuple(range(len(order)))
+        self.result = memory if in_order else memory.transpose(np.argsort(order))
         self.block = self._parted(memory, block_shape, marks) if in_parts else memory.reshape(block_shape)
 
     def _parted(self, array: Array, shape: tuple[int, ...], marks: Array | None) -> Parted:
@@ -759,6 +804,5 @@ class Output:
                 copy_to(self.out, result)
             return self.out
         if result.dtype != self.problem.result_dtype:
-            with np.errstate(all="ignore"):
-                result = result.astype(self.problem.result_dtype)
+            result = halves.converted(result, self.problem.result_dtype)
         return result[()] if result.ndim == 0 else result

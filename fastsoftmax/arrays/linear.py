@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastsoftmax.arrays import halves
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     Array,
@@ -245,7 +246,7 @@ class Linear:
 
     def block(self, where: Any) -> Array:
         """The features of some rows, contiguous, in the dtype of the computation."""
-        return np.ascontiguousarray(self.source.of(where), self.dtype)
+        return halves.contiguous(self.source.of(where), self.dtype)
 
     def finished(self, *parts: Any) -> LinearGradients:
         """The gradients with respect to features, weight and bias (or None) in the shapes and dtypes of these."""
@@ -265,7 +266,7 @@ class Linear:
     def part(self, where: slice) -> Array:
         """The weights of some classes, in the dtype of the computation."""
         part = self.weight[where]
-        return np.ascontiguousarray(part, self.dtype) if self.converts else part
+        return halves.contiguous(part, self.dtype) if self.converts else part
 
     def heaviest(self) -> float:
         """The greatest weight of a row times the greatest of a class."""
@@ -367,8 +368,7 @@ def _without_last_column(total: Array) -> Array:
 
 def finished(array: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """A gradient in the shape and the dtype of its argument."""
-    with np.errstate(all="ignore"):
-        return array.astype(dtype, copy=False).reshape(shape)
+    return halves.converted(array, dtype).reshape(shape)
 
 
 class Logits:
@@ -637,10 +637,10 @@ def times_weights(weights: Callable[[slice], Array], z: Array, parts: list[slice
 def _reduced(linear: Linear, rows: Array) -> Any:
     """The loss after the reduction, in the dtype of the result."""
     options, divisor, dtype = linear.options, linear.given.divisor, linear.result_dtype
+    if options.reduction == "none":
+        value = finished(rows, linear.row_shape, dtype)
+        return value[()] if value.ndim == 0 else value
     with np.errstate(all="ignore"):
-        if options.reduction == "none":
-            value = rows.reshape(linear.row_shape).astype(dtype)
-            return value[()] if value.ndim == 0 else value
         return dtype.type(reduced(rows, options, divisor, linear.dtype))
 
 

@@ -1,8 +1,9 @@
 """Kernels run over blocks of which some are not in memory, but in another layout or dtype: `blocks.Parted`.
 
 Rows are cut into parts of some 100 KB to 1 MB. The threads of the call take parts in turns: each converts what the
-kernel reads into memory of its own, runs the kernel there, and delivers what it wrote. NumPy converts without the
-GIL. So a call needs little memory and hears Ctrl-C soon, whatever the layout of its arrays.
+kernel reads into memory of its own, runs the kernel there, and delivers what it wrote. Kernels convert float16 and
+bfloat16 (`halves`), NumPy the rest, both without the GIL. So a call needs little memory and hears Ctrl-C soon,
+whatever the layout of its arrays.
 
 An inner axis that is too long for a part is cut as well. Every part of it has several rows, so that kernels walk
 it as they walk the whole block: the bits of a row do not depend on the parts.
@@ -74,6 +75,8 @@ def run_parts(
     sizes = [max(block.count(box) for block, box in pieces) for pieces in zip(*some, strict=True)]
     for place, dtype in zip(places, dtypes, strict=True):
         given[place] = np.empty(0, dtype)
+    for place in places:
+        samples[0][place].block.prepare()
     code = kernel.code((0, 0, room(), *given))
 
     def seat() -> tuple[Any, list[Array]]:

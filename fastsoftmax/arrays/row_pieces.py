@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax.arrays import long_rows
+from fastsoftmax.arrays import halves, long_rows
 from fastsoftmax.arrays.blocks import Array
 from fastsoftmax.arrays.long_rows import Beta, inner, pair_sum
 from fastsoftmax.arrays.weights import inverse_of
@@ -60,7 +60,7 @@ def _set_summaries(records: Array, summaries: Array) -> None:
 
 
 def _cast(array: Array, dtype: Any) -> Array:
-    return array.astype(dtype, copy=False)
+    return halves.converted(array, dtype)
 
 
 def _slabs(shape: tuple[int, int], dtype: Any, count: int) -> Iterator[tuple[slice, Array, list[Array]]]:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastsoftmax.arrays import halves
 from fastsoftmax.arrays.blocks import (
     LAST,
     NO_ROOM,
@@ -121,8 +122,7 @@ def label_statistics(
     for values in (found.log_prob, rank, argmax, found.entropy, found.logsumexp):
         output = _in_order(problem, values)
         if values.dtype == problem.dtype and values.dtype.kind == "f":
-            with np.errstate(all="ignore"):
-                output = output.astype(problem.result_dtype, copy=False)
+            output = halves.converted(output, problem.result_dtype)
         results.append(output)
     if ignored is not None and ignored.any():
         results[0][ignored], results[1][ignored] = 0, -1

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastsoftmax.arrays import halves
 from fastsoftmax.arrays.blocks import Array, inverse_pair
 from fastsoftmax.machine.entry import entry
 
@@ -198,8 +199,7 @@ def converted(weights: Array, dtype: np.dtype[Any]) -> Array:
     """Weights in the dtype of the computation, without a warning where they leave its range."""
     if weights.dtype == dtype:
         return weights.astype(dtype)
-    with np.errstate(all="ignore"):
-        return weights.astype(dtype)
+    return halves.converted(weights, dtype)
 
 
 # --- reductions ---------------------------------------------------------------------------------------------

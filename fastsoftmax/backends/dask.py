@@ -31,7 +31,7 @@ from dask import delayed
 
 from fastsoftmax._spec import ENTRIES, FUNCTIONS, LIKE, LOSS, ROWS, SQUARE, TANGENT, Function
 from fastsoftmax.api import activations, derivatives, entropy, sampling, statistics
-from fastsoftmax.arrays import binary, long_rows, row_pieces
+from fastsoftmax.arrays import binary, halves, long_rows, row_pieces
 from fastsoftmax.arrays.blocks import Array, Problem, inverse_temperature, named, real_array, stand_in
 from fastsoftmax.arrays.lazy import check_in_memory
 from fastsoftmax.arrays.linear import (
@@ -259,8 +259,7 @@ def _kept(rows: Array, shape: tuple[int, ...], axes: Any) -> Array:
 
 
 def _cast(array: Array, dtype: Any) -> Array:
-    with np.errstate(all="ignore"):
-        return array.astype(dtype, copy=False)
+    return halves.converted(array, dtype)
 
 
 # --- whole rows -----------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ The contract of a kernel
 ``kernel(start, stop, room, *blocks, *options)`` computes rows start .. stop; `room` is its working memory, which
 may have size 0 where rows are contiguous. Every block is C-contiguous, in native byte order and aligned; inputs
 are typed read-only; all floats have one dtype (float32 or float64), except that the uniform numbers of `sampling`
-are float64; shapes agree; outputs are allocated; labels were checked. Weights that are all 1 may have size 0, at
-the address of a vector of ones. A kernel never validates, allocates, reshapes or raises; it holds no GIL and
-starts no thread. An output may lie at exactly the same place as the first input. It may lie over a second operand,
-which some kernels have to be told (`over`).
+are float64, and that `halves` converts dtypes; shapes agree; outputs are allocated; labels were checked. Weights
+that are all 1 may have size 0, at the address of a vector of ones. A kernel never validates, allocates, reshapes
+or raises; it holds no GIL and starts no thread. An output may lie at exactly the same place as the first input. It
+may lie over a second operand, which some kernels have to be told (`over`).
 
 How they are built
 ------------------
@@ -34,6 +34,8 @@ How they are built
     Metrics of rows with labels, and the derivatives of their loss with respect to the temperature, in exact sums.
 `reductions`
     Sums over rows, for means and sums of losses.
+`halves`
+    float16 and bfloat16 as float32, and back.
 `scalar`, `loops`
     Functions of single numbers; the inner loops of the ufuncs.
 `jit`
@@ -62,6 +64,7 @@ _MODULES = frozenset(
         "elementary",
         "entropy",
         "focal",
+        "halves",
         "jit",
         "loops",
         "losses",

@@ -29,6 +29,7 @@ Table: TypeAlias = Annotated[Any, "floats 2"]
 Block: TypeAlias = Annotated[Any, "floats 3"]
 Integers: TypeAlias = Annotated[Any, "ints 1"]
 Doubles: TypeAlias = Annotated[Any, "doubles 1"]
+Halves: TypeAlias = Annotated[Any, "halves 1"]
 Flags: TypeAlias = Annotated[Any, "bools 1"]
 Temperature: TypeAlias = Annotated[Any, "none", "tuple 5"]
 Tempered: TypeAlias = Annotated[Any, "tuple 5"]
@@ -50,6 +51,7 @@ MODULES = (
     "divergences",
     "entropy",
     "focal",
+    "halves",
     "losses",
     "loops",
     "metrics",

@@ -33,6 +33,7 @@ ITEMS = {**FLOATS, "e": types.uint16}
 _LLVM = {
     types.float32: wrappers.FLOAT,
     types.float64: wrappers.DOUBLE,
+    types.uint16: wrappers.I16,
     types.int64: wrappers.I64,
     types.boolean: wrappers.I1,
 }
@@ -41,7 +42,13 @@ _LLVM = {
 def numba_type(kind: str, dtype: str) -> Any:
     """Numba's type of a kind of argument."""
     name, _, count = kind.partition(" ")
-    items = {"floats": FLOATS.get(dtype), "doubles": types.float64, "ints": types.int64, "bools": types.boolean}
+    items = {
+        "floats": FLOATS.get(dtype),
+        "doubles": types.float64,
+        "halves": types.uint16,
+        "ints": types.int64,
+        "bools": types.boolean,
+    }
     if name in items:
         return types.Array(items[name], int(count), "C")
     if name == "tuple":

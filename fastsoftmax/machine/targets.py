@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import binding
 
-from fastsoftmax.machine import status
+from fastsoftmax.machine import halves, status
 from fastsoftmax.runtime.numba_state import setting
 
 
@@ -70,6 +70,7 @@ def _prepared(module: Any, target: Target) -> Any:
     module.triple = target.triple
     module.data_layout = str(compiler(target).target_data)
     status.adapt(module, target.triple)
+    halves.adapt(module, target.triple, target.features)
     if "windows" in target.triple:
         for one in (*module.functions, *module.global_variables):
             if not one.is_declaration and one.linkage == binding.Linkage.external:

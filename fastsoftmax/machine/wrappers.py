@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 from llvmlite import binding, ir
 
 from fastsoftmax._vectors import SMALL
-from fastsoftmax.machine import status
+from fastsoftmax.machine import halves, status
 from fastsoftmax.runtime import teams
 from fastsoftmax.runtime.prebuilt import PYTHON, TABLE
 
-I1, I8, I32, I64 = (ir.IntType(width) for width in (1, 8, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 POINTER, RESULT = I8.as_pointer(), DOUBLE.as_pointer()
 WORDS = I64.as_pointer()
@@ -440,7 +440,7 @@ def add(
     around.verify()
     code.link_in(around)
     code.verify()
-    exported.update(status.NAMES)  # `targets.object_code` replaces them
+    exported.update((*status.NAMES, *halves.NAMES))  # `targets.object_code` replaces them
     for one in code.functions:
         if not one.is_declaration and one.name not in exported:
             one.linkage = "internal"

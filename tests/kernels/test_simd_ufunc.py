@@ -15,9 +15,11 @@ from fastsoftmax.kernels.simd.ufunc import (
     item,
     memory_at,
     read,
+    read_bfloat16,
     set_float_status,
     singles,
     write,
+    write_bfloat16,
 )
 from fastsoftmax.machine.frontend import OPTIONS
 
@@ -49,6 +51,7 @@ def test_the_body_is_the_meaning(name):
 
 def test_every_operation_is_called():
     others = ("item", "memory_at", "singles", "call_loop", "float_status", "set_float_status")
+    others = (*others, "read_bfloat16", "write_bfloat16")
     simd_bodies.check_complete(__name__, "ufunc", others)
 
 
@@ -82,6 +85,27 @@ def test_float16_is_rounded_to_nearest_when_written():
     narrow(x, y)
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(y.view(np.float16), x.astype(np.float16))
+
+
+def test_bfloat16_is_the_upper_half_of_float32():
+    """Read and written with strides, and rounded to nearest, halves to even."""
+
+    @njit
+    def copy(x, y):
+        write_bfloat16(memory(y), 2, 5, read_bfloat16(memory(x), 3, 5))
+
+    @njit
+    def narrow(x, y):
+        write_bfloat16(memory(y), 1, 16, load(memory(x), 0))
+
+    x, y = np.arange(0x3F80, 0x3F90, dtype=np.uint16), np.zeros(16, np.uint16)
+    copy(x, y)
+    np.testing.assert_array_equal(y[:10:2], x[:15:3])
+    assert not y[1::2].any()
+    assert not y[10:].any()
+    halfway = (np.uint32(0x3F808000) + (np.arange(16, dtype=np.uint32) << 16)).view(np.float32)
+    narrow(halfway, y)
+    np.testing.assert_array_equal(y, 0x3F80 + (np.arange(16) + 1) // 2 * 2)
 
 
 def compiled(function, *kinds):

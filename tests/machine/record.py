@@ -15,7 +15,7 @@ import replay
 import fastsoftmax as fs
 from fastsoftmax import special
 from fastsoftmax.api import ufuncs
-from fastsoftmax.machine.entry import _LETTERS, Kernel
+from fastsoftmax.machine.entry import _LETTERS, Kernel, entry
 from fastsoftmax.metrics import RunningMetrics
 from fastsoftmax.runtime.prebuilt import PREFIX
 
@@ -179,6 +179,15 @@ def call_loops():
                 keep(replay.Call(PREFIX + loop, regions, [*integers, last]))
 
 
+def call_halves():
+    """The conversions of halves, with every fifth of them."""
+    bits = np.arange(0, 1 << 16, 5, dtype=np.uint16)
+    wide = np.arange(0, 1 << 32, 317_811, dtype=np.uint32).view(np.float32)
+    for kind in ("float16", "bfloat16"):
+        entry(f"halves.widen_{kind}")(0, bits.size, None, bits, np.zeros(bits.size, np.float32))
+        entry(f"halves.narrow_{kind}")(0, wide.size, None, wide, np.zeros(wide.size, np.uint16))
+
+
 def main(path):
     Kernel.code = code
     np.seterr(all="ignore")
@@ -186,6 +195,7 @@ def main(path):
         for dtype in (np.float32, np.float64):
             call_functions(dtype)
             call_segments(dtype)
+    call_halves()
     call_loops()
     with open(path, "wb") as file:
         pickle.dump([tuple(one) for one in calls.values()], file)

@@ -27,6 +27,7 @@ VALUES = {
     "floats 2": (np.zeros((2, 2)),),
     "floats 3": (np.zeros((2, 2, 1)),),
     "doubles 1": (np.zeros(2),),
+    "halves 1": (np.zeros(2, np.uint16),),
     "ints 1": (np.zeros(2, np.int64),),
     "bools 1": (np.zeros(2, np.bool_),),
 }

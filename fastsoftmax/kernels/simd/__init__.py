@@ -87,6 +87,8 @@ is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how
     singles           empty memory of float32, for `scratch`
     read              numbers a stride apart; float16 as float32
     write             the inverse
+    read_bfloat16     numbers a stride apart; bfloat16 as float32
+    write_bfloat16    the inverse
     call_loop         call another such loop
     float_status      read the floating-point exceptions
     set_float_status  set them

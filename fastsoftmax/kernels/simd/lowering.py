@@ -114,6 +114,7 @@ def common(*args: Any) -> Any:
 Numbers: TypeAlias = Annotated[Any, _own(lambda kind: isinstance(kind, Memory))]
 Floats: TypeAlias = Annotated[Any, _own(is_floats)]
 Halves: TypeAlias = Annotated[Any, _own(lambda kind: is_floats(kind) or kind == Memory(types.uint16))]
+Shorts: TypeAlias = Annotated[Any, _own(lambda kind: kind == Memory(types.uint16))]
 Integers: TypeAlias = Annotated[Any, _own(lambda kind: kind == Memory(types.int64))]
 Value: TypeAlias = Annotated[Any, _own(lambda kind: isinstance(kind, (Lanes, types.Float)))]
 AnyVector: TypeAlias = Annotated[Any, _own(lambda kind: isinstance(kind, Lanes))]

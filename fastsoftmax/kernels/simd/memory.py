@@ -63,8 +63,8 @@ def size(array: Numbers) -> int:
 
 @lowered(lambda build, array: build.result(array.lanes))
 def lane_count(array: Halves) -> int:
-    """How many numbers of the array a vector holds."""
-    return int(VECTOR_BYTES // array.itemsize)
+    """How many numbers of the array a vector holds, of halves as float32."""
+    return int(VECTOR_BYTES // max(array.itemsize, 4))
 
 
 @lowered(lambda build, array: build.result(array.item_bytes))

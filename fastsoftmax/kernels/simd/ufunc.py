@@ -4,6 +4,7 @@ Such a loop gets ``char **args, intp *dimensions, intp *steps, void *data``. The
 numbers. Most of these operations have no meaning in Python: under NUMBA_DISABLE_JIT there are no such loops.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from fastsoftmax.kernels.simd.lowering import (
     Memory,
     Numbers,
     Pointer,
+    Shorts,
     Vector,
     lowered,
     vector_of,
 )
-from fastsoftmax.machine import status
+from fastsoftmax.machine import halves, status
 
 
 @lowered(lambda build, pointer, index: build.load(build.gep(pointer, [index])))
@@ -50,42 +52,34 @@ def singles(array: Numbers) -> Any:
     raise NotImplementedError
 
 
-def _from_half(build: Any, short: Any, vector: Any) -> Any:
-    """float16 as float32: after the shift the exponent is 112 too small, which a product corrects."""
-    bits = build.zext(short, vector_of(INT32, vector.count))
-
-    def of(value: int) -> Any:
-        return build.constant(bits.type, value)
-
-    magnitude = build.shl(build.and_(bits, of(0x7FFF)), of(13))
-    value = build.bitcast(magnitude, vector)
-    pattern = build.bitcast(build.fmul(value, build.constant(vector, 2.0**112)), bits.type)
-    special = build.icmp_unsigned(">=", magnitude, of(0x7C00 << 13))
-    pattern = build.select(special, build.or_(pattern, of(0x7F800000)), pattern)
-    sign = build.shl(build.and_(bits, of(0x8000)), of(16))
-    return build.bitcast(build.or_(pattern, sign), vector)
+def _from_half(build: Any, bits: Any, vector: Any) -> Any:
+    """float16 as float32."""
+    return build.call(halves.called(build.builder.module, halves.FROM), [bits])
 
 
 def _to_half(build: Any, value: Any) -> Any:
-    """float32 rounded to float16: to nearest, halves to even."""
+    """float32 rounded to float16."""
+    return build.call(halves.called(build.builder.module, halves.TO), [value])
+
+
+def _from_bfloat16(build: Any, bits: Any, vector: Any) -> Any:
+    """bfloat16 as float32: its upper half."""
+    wide = build.zext(bits, vector_of(INT32, vector.count))
+    return build.bitcast(build.shl(wide, build.constant(wide.type, 16)), vector)
+
+
+def _to_bfloat16(build: Any, value: Any) -> Any:
+    """float32 rounded to bfloat16: to nearest, halves to even; of NaN only the sign is kept."""
     bits = build.integer(value)
 
     def of(value: int) -> Any:
         return build.constant(bits.type, value)
 
-    sign = build.lshr(build.and_(bits, of(0x80000000)), of(16))
-    magnitude = build.and_(bits, of(0x7FFFFFFF))
-    # Normal: change the bias, and round, which may carry into the exponent, up to inf.
-    odd = build.and_(build.lshr(magnitude, of(13)), of(1))
-    normal = build.lshr(build.add(build.add(magnitude, of(0xC8000FFF)), odd), of(13))
-    # Denormal: adding 1/2 rounds at the last place of float16.
-    positive = build.bitcast(magnitude, value.type)
-    small = build.bitcast(build.fadd(positive, build.constant(value.type, 0.5)), bits.type)
-    small = build.sub(small, of(0x3F000000))
-    result = build.select(build.icmp_unsigned("<", magnitude, of(0x38800000)), small, normal)
-    result = build.select(build.icmp_unsigned(">=", magnitude, of(0x47800000)), of(0x7C00), result)
-    invalid = build.icmp_unsigned(">", magnitude, of(0x7F800000))
-    result = build.or_(build.select(invalid, of(0x7E00), result), sign)
+    upper = build.lshr(bits, of(16))
+    odd = build.and_(upper, of(1))
+    rounded = build.lshr(build.add(build.add(bits, of(0x7FFF)), odd), of(16))
+    invalid = build.icmp_unsigned(">", build.and_(bits, of(0x7FFFFFFF)), of(0x7F800000))
+    result = build.select(invalid, build.or_(build.and_(upper, of(0x8000)), of(0x7FC0)), rounded)
     return build.trunc(result, vector_of(ir.IntType(16), value.type.count))
 
 
@@ -96,34 +90,26 @@ def _is_whole(build: Any, array: Any, stride: Any, count: Any) -> Any:
     )
 
 
-def _read(build: Any, array: Any, stride: Any, count: Any) -> Any:
-    half = array.kind.dtype == types.uint16
+def _read(build: Any, array: Any, stride: Any, count: Any, widened: Any = _from_half) -> Any:
+    is_short = array.kind.dtype == types.uint16
     zero = stride.type(0)
     with build.if_else(_is_whole(build, array, stride, count), likely=True) as (whole, other):
         with whole:
             loaded = array.load(zero)
             loaded_in = build.block
         with other:
-            ones = build.constant(array.vector, 0x3C00 if half else 1.0)
+            ones = build.constant(array.vector, 0x3C00 if is_short else 1.0)
             gathered = build.masked("gather", *array.strided(zero, stride, count), ones)
             gathered_in = build.block
     value = build.phi(array.vector)
     value.add_incoming(loaded, loaded_in)
     value.add_incoming(gathered, gathered_in)
-    return _from_half(build, value, build.result) if half else value
+    return widened(build, value, build.result) if is_short else value
 
 
-@lowered(_read)
-def read(array: Halves, stride: int, count: int) -> Vector:
-    """The first `count` numbers that lie `stride` apart, and 1 in the other lanes; float16 becomes float32."""
-    lanes = np.ones(VECTOR_BYTES // array.itemsize, array.dtype)
-    lanes[:count] = array[np.arange(count) * stride]
-    return lanes
-
-
-def _write(build: Any, array: Any, stride: Any, count: Any, value: Any) -> None:
+def _write(build: Any, array: Any, stride: Any, count: Any, value: Any, narrowed: Any = _to_half) -> None:
     if array.kind.dtype == types.uint16:
-        value = _to_half(build, value)
+        value = narrowed(build, value)
     zero = stride.type(0)
     with build.if_else(_is_whole(build, array, stride, count), likely=True) as (whole, other):
         with whole:
@@ -132,10 +118,35 @@ def _write(build: Any, array: Any, stride: Any, count: Any, value: Any) -> None:
             build.masked("scatter", *array.strided(zero, stride, count), value)
 
 
+@lowered(_read)
+def read(array: Halves, stride: int, count: int) -> Vector:
+    """The first `count` numbers that lie `stride` apart, and 1 in the other lanes; float16 becomes float32."""
+    lanes = np.ones(VECTOR_BYTES // max(array.itemsize, 4), np.float16 if array.itemsize == 2 else array.dtype)
+    lanes[:count] = array[np.arange(count) * stride].view(lanes.dtype)
+    return lanes.astype(np.float32) if array.itemsize == 2 else lanes
+
+
 @lowered(_write)
 def write(array: Halves, stride: int, count: int, value: Vector) -> None:
-    """Write the first `count` lanes to memory, `stride` apart."""
-    array[np.arange(count) * stride] = value[:count]
+    """Write the first `count` lanes to memory, `stride` apart; to float16 they are rounded."""
+    numbers = value[:count].astype(np.float16).view(np.uint16) if array.itemsize == 2 else value[:count]
+    array[np.arange(count) * stride] = numbers
+
+
+@lowered(partial(_read, widened=_from_bfloat16))
+def read_bfloat16(array: Shorts, stride: int, count: int) -> Vector:
+    """`read` from memory of bfloat16 instead of float16."""
+    lanes = np.full(VECTOR_BYTES // 4, 0x3C00 << 16, np.uint32)
+    lanes[:count] = array[np.arange(count) * stride].astype(np.uint32) << 16
+    return lanes.view(np.float32)
+
+
+@lowered(partial(_write, narrowed=_to_bfloat16))
+def write_bfloat16(array: Shorts, stride: int, count: int, value: Vector) -> None:
+    """`write` to memory of bfloat16 instead of float16."""
+    bits = value[:count].view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    array[np.arange(count) * stride] = np.where(np.isnan(value[:count]), bits >> 16 & 0x8000 | 0x7FC0, rounded)
 
 
 def _call_loop(build: Any, code: Any, count: Any, *rows: Any) -> None:

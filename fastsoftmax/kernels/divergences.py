@@ -56,7 +56,6 @@ from fastsoftmax.kernels.simd.memory import (
 )
 from fastsoftmax.kernels.simd.reduce import fold_sum, fold_two_sum
 from fastsoftmax.kernels.simd.rows import row_value
-from fastsoftmax.kernels.simd.transpose import load_turned
 from fastsoftmax.kernels.simd.values import (
     absolute,
     broadcast,
@@ -79,6 +78,7 @@ from fastsoftmax.kernels.traversal import (
     complement,
     highest,
     log_of_others,
+    maxima,
     measured,
     plan_for,
     probability,
@@ -91,6 +91,8 @@ from fastsoftmax.kernels.traversal import (
     tile_memory,
     top_term,
     total,
+    turned_pair,
+    turned_sum,
     weighted,
 )
 from fastsoftmax.machine.entry import Block, Count, Flag, Floats, Number, Room, Temperature, Tempered
@@ -280,43 +282,6 @@ def pair_of_row(u: Any, w: Any, offset: int, length: int, folded: Any, beta: Any
 
 
 @inline
-def _turned_sum(square: Any, turned: Any) -> Any:
-    """The sum of the lanes of each of the vectors of a square, one sum in each lane."""
-    step = lane_count(square)
-    load_turned(square, 0, step, step, turned, 0)
-    result = load(turned, 0)
-    for k in range(step, step * step, step):
-        result = result + load(turned, k)
-    return result
-
-
-@inline
-def _turned_pair(high: Any, low: Any, turned: Any) -> Any:
-    """`_turned_sum` of pairs."""
-    step = lane_count(high)
-    result_low = _turned_sum(low, turned)
-    load_turned(high, 0, step, step, turned, 0)
-    result = load(turned, 0)
-    for k in range(step, step * step, step):
-        result, error = two_sum(result, load(turned, k))
-        result_low = result_low + error
-    return result, result_low
-
-
-@inline
-def _maxima(x: Any, first: int, length: int, count: int, square: Any, turned: Any) -> Any:
-    """The greatest entries of `count` consecutive rows, one in each lane."""
-    step = lane_count(x)
-    for i in range(count):
-        store(square, i * step, highest(x, first + i * length, length, None))
-    load_turned(square, 0, step, step, turned, 0)
-    m = load(turned, 0)
-    for k in range(step, step * step, step):
-        m = maximum(load(turned, k), m)
-    return m
-
-
-@inline
 def _store_statistics(table: Any, stats: Any) -> None:
     step = lane_count(table)
     store(table, 0, stats.m)
@@ -357,8 +322,8 @@ def measure_pairs(u: Any, w: Any, first: int, length: int, count: int, beta: Any
     second = after(table, PARTS * step)
     squares = after(table, (2 * PARTS + 3) * step)
     turned = after(squares, SQUARES * square)
-    a = mark(_maxima(u, first, length, count, squares, turned), beta)
-    b = mark(_maxima(w, first, length, count, squares, turned), beta)
+    a = mark(maxima(u, first, length, count, squares, turned), beta)
+    b = mark(maxima(w, first, length, count, squares, turned), beta)
     _store_mark(table, a)
     _store_mark(second, b)
     for i in range(count):
@@ -373,11 +338,11 @@ def measure_pairs(u: Any, w: Any, first: int, length: int, count: int, beta: Any
         store(squares, 6 * square + at, sums.dot)
         store(squares, 7 * square + at, sums.dot_low)
         store(squares, 8 * square + at, sums.tops)
-    ties, other_ties = _turned_sum(squares, turned), _turned_sum(after(squares, 3 * square), turned)
-    rest, rest_low = _turned_pair(after(squares, square), after(squares, 2 * square), turned)
-    other, other_low = _turned_pair(after(squares, 4 * square), after(squares, 5 * square), turned)
-    dot, dot_low = _turned_pair(after(squares, 6 * square), after(squares, 7 * square), turned)
-    tops = _turned_sum(after(squares, 8 * square), turned)
+    ties, other_ties = turned_sum(squares, turned), turned_sum(after(squares, 3 * square), turned)
+    rest, rest_low = turned_pair(after(squares, square), after(squares, 2 * square), turned)
+    other, other_low = turned_pair(after(squares, 4 * square), after(squares, 5 * square), turned)
+    dot, dot_low = turned_pair(after(squares, 6 * square), after(squares, 7 * square), turned)
+    tops = turned_sum(after(squares, 8 * square), turned)
     pair = pair_of(Sums(ties, rest, rest_low, other_ties, other, other_low, dot, dot_low, tops), a, b, beta)
     _store_statistics(table, pair.a)
     _store_statistics(second, pair.b)

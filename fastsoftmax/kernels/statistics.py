@@ -8,9 +8,9 @@ The sums are those of `traversal.statistics` and one more, in the same loop: com
 the entropy, as `entropy` does, would take as long as all the rest. The rank is the number of classes whose logit
 is greater than that of the label.
 
-Rows of more than `COLUMN_LIMIT` classes are walked in groups: the sums of each row's lanes are kept and transposed,
-so that logarithms, quotients and results are computed with a row in each lane, as for short rows. Finishing such a
-row by itself takes as long as 50 of its classes.
+Rows of more than `COLUMN_LIMIT` classes are walked in groups: the sums of each row's lanes are kept and
+transposed, so that logarithms, quotients and results are computed with a row in each lane, as for short rows.
+Finishing such a row by itself takes as long as 50 of its classes.
 """
 
 from typing import Any, NamedTuple
@@ -322,12 +322,12 @@ def _mark_nan(
 def _first_in_lanes(x: Any, offset: int, length: int, m: Any) -> Any:
     """For a tile: the number of the first entry of each row that is equal to m; -1 if there is none."""
     step = lane_count(x)
-    nowhere, index = broadcast(number(x, -1.0)), broadcast(number(x, 0.0))
-    place = nowhere
-    for k in range(offset, offset + length, step):
-        found = select_equal(load(x, k), m, index, nowhere)
-        place = select_equal(place, nowhere, found, place)
-        index = index + number(x, 1.0)
+    one = number(x, 1.0)
+    place = broadcast(number(x, -1.0))
+    index = broadcast(number(x, float(length // step)))
+    for k in range(offset + length - step, offset - 1, -step):  # the last one found is the first of the row
+        index = index - one
+        place = select_equal(load(x, k), m, index, place)
     return place
 
 
@@ -340,7 +340,8 @@ def _first_in_row(x: Any, offset: int, length: int, m: Any) -> int:
     for k in range(0, full, step):
         found = lanes_above(select_equal(load(x, offset + k), m, one, zero), number(x, 0.5))
         if found != 0:
-            return k + lowest_bit(found)
+            place: int = k + lowest_bit(found)
+            return place
     for k in range(full, length):
         if load_scalar(x, offset + k) == m:
             return k

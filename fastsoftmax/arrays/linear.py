@@ -55,7 +55,7 @@ from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.linear_pieces import Pieces
 from fastsoftmax.arrays.losses import room_for_rows
 from fastsoftmax.arrays.options import LossOptions, RowTargets, check_labels, reduced
-from fastsoftmax.arrays.statistics import EXACT, LabelStatistics, computed, with_nan
+from fastsoftmax.arrays.statistics import EXACT, LabelStatistics, computed
 from fastsoftmax.arrays.threads import max_threads, run, threads
 from fastsoftmax.arrays.weights import Divisor
 from fastsoftmax.machine.entry import entry
@@ -672,7 +672,7 @@ def statistics(
         labels = np.ascontiguousarray(linear.labels[where], np.int64)
         with beside_blas():
             found = computed(problem, problem.block(), labels, None)
-        whole[:, where] = with_nan(found, linear.classes, z.__getitem__)
+        whole[:, where] = found.rank, found.argmax
         floats[:, where] = found.log_prob, found.entropy, found.logsumexp
     log_prob, entropy, lse = (finished(row, linear.row_shape, linear.result_dtype) for row in floats)
     rank, argmax = (row.reshape(linear.row_shape) for row in whole)

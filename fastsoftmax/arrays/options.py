@@ -111,8 +111,7 @@ class LossOptions(NamedTuple):
         beta = inverse_temperature(function, self.temperature, dtype)
         if loss == "kl_divergence":
             return (reversal(function, self.reverse),), beta
-        one, zero = dtype.type(1), dtype.type(0)
-        return mixture_shares(function, self.beta, dtype), beta or (one, one, one, zero, zero)
+        return mixture_shares(function, self.beta, dtype), beta
 
     def focus(self, function: str) -> float:
         """`gamma` as a float; an error unless it is finite and at least 0."""

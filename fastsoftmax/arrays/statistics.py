@@ -10,8 +10,6 @@ from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     UNTEMPERED,
     Array,
-    Box,
-    Parted,
     Problem,
     inverse_temperature,
     is_plain,
@@ -47,13 +45,13 @@ def kinds(dtype: np.dtype[Any]) -> LabelStatistics:
 
 
 def computed(problem: Problem, source: Array, labels: Array, beta: Any) -> LabelStatistics:
-    """The statistics of a block, in the order of its rows: five arrays of the dtype of the computation."""
-    found = np.empty((5, problem.rows), problem.dtype)
+    """The statistics of a block, in the order of its rows, in the dtype of the computation."""
+    found = LabelStatistics(*[np.empty(problem.rows, kind) for kind in kinds(problem.dtype)])
     kernel, arguments = entry("statistics.label_statistics"), (source, labels, *found, beta)
     run(kernel, problem.rows, 2 * source.size, problem.room(1), *arguments)
     if beta is None and isinstance(source, np.ndarray):
         remember(_PLAIN, problem.dtype, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
-    return LabelStatistics(*found)
+    return found
 
 
 def _plain(logits: Any, labels: Any) -> LabelStatistics | None:
@@ -72,23 +70,9 @@ def _plain(logits: Any, labels: Any) -> LabelStatistics | None:
     ):
         return None
     rows, dtype = len(logits), logits.dtype
-    found = LabelStatistics(*[np.empty(rows, dtype) for _ in LabelStatistics._fields])
+    found = LabelStatistics(*[np.empty(rows, kind) for kind in kinds(dtype)])
     run_plain(kernel, rows, dtype, 2, (logits, labels, *found, None))
-    rank, argmax = with_nan(found, logits.shape[1], logits.__getitem__)
-    return found._replace(rank=rank, argmax=argmax)
-
-
-def with_nan(found: LabelStatistics, classes: int, rows_of: Any) -> tuple[Array, Array]:
-    """Ranks and greatest classes as integers; for a row with NaN, as NumPy has it, the place of the first NaN.
-
-    Such a row has the rank `classes`, behind all of them. `rows_of` returns the logits of rows by their numbers.
-    """
-    rank, argmax = found.rank.astype(np.int64), found.argmax.astype(np.int64)
-    wrong = np.flatnonzero(np.isnan(found.logsumexp))
-    if wrong.size:
-        rank[wrong] = classes
-        argmax[wrong] = [int(np.argmax(rows_of(int(i)))) for i in wrong]
-    return rank, argmax
+    return found
 
 
 def label_statistics(
@@ -108,18 +92,8 @@ def label_statistics(
     ignored = check_labels(function, given, problem.classes, ignore_index, name="labels")
     source = problem.block()
     found = computed(problem, source, problem.per_row(given, np.int64), beta)
-
-    def rows_of(row: int) -> Array:
-        """The logits of a row, by its number in the block."""
-        outer, inner = divmod(row, problem.inner)
-        if isinstance(source, Parted):
-            return source.read(Box(outer, outer + 1, inner, inner + 1)).reshape(-1)
-        one: Array = source[outer, :, inner]
-        return one
-
-    rank, argmax = with_nan(found, problem.classes, rows_of)
     results = []
-    for values in (found.log_prob, rank, argmax, found.entropy, found.logsumexp):
+    for values in found:
         output = _in_order(problem, values)
         if values.dtype == problem.dtype and values.dtype.kind == "f":
             output = halves.converted(output, problem.result_dtype)

@@ -22,8 +22,10 @@ share c of the smaller one in m = share q + (1 - share) p, and h = exp(-|log p_j
 
 Its gradient with respect to the logits of p is (1 - share) p_j (log(p_j/m_j) - sum_k p_k log(p_k/m_k))/T.
 
-Both sums of a row, and that over the distances, are taken in one loop over u and w, after their maxima. Longer
-rows are walked in groups, as by `traversal.measure`; rows of more than `PAIR_LIMIT` classes one by one.
+For the Kullback-Leibler divergence, both sums of a row, and that over the distances, are taken in one loop over u
+and w, after their maxima; for the other one, the sums come from `traversal.statistics`. Longer rows are walked in
+groups, as by `traversal.measure`, and what a row needs once is computed with a row in each lane; rows of more than
+`PAIR_LIMIT` classes are walked one by one. Keeping the terms of a group saves two of five exponentials.
 """
 
 from typing import Any, NamedTuple
@@ -32,7 +34,7 @@ from fastsoftmax._vectors import COLUMN_LIMIT, PAIR_LIMIT
 from fastsoftmax.kernels.elementary import (
     biased,
     exp_parts,
-    log_pair,
+    quick_log,
     quotient,
     reference,
     smallest_power,
@@ -56,7 +58,6 @@ from fastsoftmax.kernels.simd.memory import (
 )
 from fastsoftmax.kernels.simd.reduce import fold_sum, fold_two_sum
 from fastsoftmax.kernels.simd.rows import row_value
-from fastsoftmax.kernels.simd.transpose import load_turned
 from fastsoftmax.kernels.simd.values import (
     absolute,
     broadcast,
@@ -72,6 +73,8 @@ from fastsoftmax.kernels.simd.values import (
     shift_to_exponent,
 )
 from fastsoftmax.kernels.traversal import (
+    STATISTICS,
+    TABLE,
     TWO_TILES,
     Place,
     RowStatistics,
@@ -79,21 +82,29 @@ from fastsoftmax.kernels.traversal import (
     complement,
     highest,
     log_of_others,
+    maxima,
+    measure,
     measured,
     plan_for,
+    prepare,
+    prepared,
     probability,
+    probability_of,
     read_tile,
     reciprocal,
     row_at,
     spared,
+    statistics,
     store_tile,
     term,
     tile_memory,
     top_term,
     total,
+    turned_pair,
+    turned_sum,
     weighted,
 )
-from fastsoftmax.machine.entry import Block, Count, Flag, Floats, Number, Room, Temperature, Tempered
+from fastsoftmax.machine.entry import Block, Count, Flag, Floats, Number, Room, Temperature
 
 INF = float("inf")
 NAN = float("nan")
@@ -101,6 +112,8 @@ TINY_32, TINY_64 = 2.0**-126, 2.0**-1022
 UNIT_32 = 2.0**-64
 """The unit of the distances in float32: terms are lifted by 2**96, and their products with distances of up to
 2**64 stay finite."""
+KEPT = 512
+"""Vectors of memory for the terms of both blocks: of a group of rows of 256 classes, or of fewer longer rows."""
 PARTS = 8
 """The numbers of the statistics of one block in a table; see `traversal.measured`."""
 SQUARES = 9
@@ -280,43 +293,6 @@ def pair_of_row(u: Any, w: Any, offset: int, length: int, folded: Any, beta: Any
 
 
 @inline
-def _turned_sum(square: Any, turned: Any) -> Any:
-    """The sum of the lanes of each of the vectors of a square, one sum in each lane."""
-    step = lane_count(square)
-    load_turned(square, 0, step, step, turned, 0)
-    result = load(turned, 0)
-    for k in range(step, step * step, step):
-        result = result + load(turned, k)
-    return result
-
-
-@inline
-def _turned_pair(high: Any, low: Any, turned: Any) -> Any:
-    """`_turned_sum` of pairs."""
-    step = lane_count(high)
-    result_low = _turned_sum(low, turned)
-    load_turned(high, 0, step, step, turned, 0)
-    result = load(turned, 0)
-    for k in range(step, step * step, step):
-        result, error = two_sum(result, load(turned, k))
-        result_low = result_low + error
-    return result, result_low
-
-
-@inline
-def _maxima(x: Any, first: int, length: int, count: int, square: Any, turned: Any) -> Any:
-    """The greatest entries of `count` consecutive rows, one in each lane."""
-    step = lane_count(x)
-    for i in range(count):
-        store(square, i * step, highest(x, first + i * length, length, None))
-    load_turned(square, 0, step, step, turned, 0)
-    m = load(turned, 0)
-    for k in range(step, step * step, step):
-        m = maximum(load(turned, k), m)
-    return m
-
-
-@inline
 def _store_statistics(table: Any, stats: Any) -> None:
     step = lane_count(table)
     store(table, 0, stats.m)
@@ -357,8 +333,8 @@ def measure_pairs(u: Any, w: Any, first: int, length: int, count: int, beta: Any
     second = after(table, PARTS * step)
     squares = after(table, (2 * PARTS + 3) * step)
     turned = after(squares, SQUARES * square)
-    a = mark(_maxima(u, first, length, count, squares, turned), beta)
-    b = mark(_maxima(w, first, length, count, squares, turned), beta)
+    a = mark(maxima(u, first, length, count, squares, turned), beta)
+    b = mark(maxima(w, first, length, count, squares, turned), beta)
     _store_mark(table, a)
     _store_mark(second, b)
     for i in range(count):
@@ -373,11 +349,11 @@ def measure_pairs(u: Any, w: Any, first: int, length: int, count: int, beta: Any
         store(squares, 6 * square + at, sums.dot)
         store(squares, 7 * square + at, sums.dot_low)
         store(squares, 8 * square + at, sums.tops)
-    ties, other_ties = _turned_sum(squares, turned), _turned_sum(after(squares, 3 * square), turned)
-    rest, rest_low = _turned_pair(after(squares, square), after(squares, 2 * square), turned)
-    other, other_low = _turned_pair(after(squares, 4 * square), after(squares, 5 * square), turned)
-    dot, dot_low = _turned_pair(after(squares, 6 * square), after(squares, 7 * square), turned)
-    tops = _turned_sum(after(squares, 8 * square), turned)
+    ties, other_ties = turned_sum(squares, turned), turned_sum(after(squares, 3 * square), turned)
+    rest, rest_low = turned_pair(after(squares, square), after(squares, 2 * square), turned)
+    other, other_low = turned_pair(after(squares, 4 * square), after(squares, 5 * square), turned)
+    dot, dot_low = turned_pair(after(squares, 6 * square), after(squares, 7 * square), turned)
+    tops = turned_sum(after(squares, 8 * square), turned)
     pair = pair_of(Sums(ties, rest, rest_low, other_ties, other, other_low, dot, dot_low, tops), a, b, beta)
     _store_statistics(table, pair.a)
     _store_statistics(second, pair.b)
@@ -642,16 +618,26 @@ class Mixture(NamedTuple):
 
 
 @inline
-def mixture_of(pair: Any, beta: Any) -> Mixture:
-    """The `Mixture` of rows with this `Pair`."""
-    q, p = pair.a, pair.b
+def lifted(x: Any, stats: Any, first: int, count: int, rows: Any, options: Any) -> Any:
+    """The `reciprocal` times 2**HEADROOM; a ``head`` of `traversal.prepare`."""
+    one, zero = filled(stats.m, 1.0), filled(stats.m, 0.0)
+    return weighted(reciprocal(stats), one, zero, filled(stats.m, HEADROOM))
+
+
+@inline
+def mixture_of(q: Any, p: Any, inverse_q: Any, inverse_p: Any, beta: Any) -> Mixture:
+    """The `Mixture` of rows with these statistics."""
     log_q, low_q = log_of_others(q)
     log_p, low_p = log_of_others(p)
     logs, error = two_sum(log_p, -log_q)
-    marks = mark(q.m, beta), mark(p.m, beta)
-    one, zero, power = filled(logs, 1.0), filled(logs, 0.0), filled(logs, HEADROOM)
-    lifted_q, lifted_p = weighted(reciprocal(q), one, zero, power), weighted(reciprocal(p), one, zero, power)
-    return Mixture(q, p, lifted_q, lifted_p, marks[0], marks[1], logs, error + (low_p - low_q))
+    return Mixture(q, p, inverse_q, inverse_p, mark(q.m, beta), mark(p.m, beta), logs, error + (low_p - low_q))
+
+
+@inline
+def mixture_at(targets: Any, logits: Any, i: int, beta: Any) -> Mixture:
+    """The `Mixture` of row i of a group, from the tables of both blocks."""
+    q, p = prepared(targets, i, True, True), prepared(logits, i, True, True)
+    return mixture_of(q, p, q.inverse, p.inverse, beta)
 
 
 @inline
@@ -661,13 +647,12 @@ def _tiny(like: Any) -> Any:
 
 
 @inline
-def mixed(value: Any, beside: Any, mixture: Any, share: Any, beta: Any) -> Mixed:
-    """The `Mixed` of an entry of the targets and the one of the logits beside it.
+def mixed(value: Any, beside: Any, q: Any, p: Any, mixture: Any, share: Any, beta: Any) -> Mixed:
+    """The `Mixed` of an entry of the targets and the one of the logits beside it, and of their probabilities.
 
     1 + h = exp(-|log q - log p|) is taken apart as in `exp_parts`, so that h has a small relative error near 0.
+    The rounding error of 1 + c h is divided by it with one term of a series, which loses less than u (c h)**2.
     """
-    q = probability(value, beta, mixture.q, mixture.inverse_q)
-    p = probability(beside, beta, mixture.p, mixture.inverse_p)
     apart = distance(value, beside, mixture.mark_q, mixture.mark_p, beta)
     apart, apart_low = over_temperature(apart, filled(apart, 0.0), beta)
     zero, one = number(apart, 0.0), number(apart, 1.0)
@@ -680,8 +665,7 @@ def mixed(value: Any, beside: Any, mixture: Any, share: Any, beta: Any) -> Mixed
     h = select_less(power, smallest_power(gap), -one, muladd(bracket, scale, scale - one))
     c = select_less(zero, gap, share[1], share[0])
     inside, error = two_sum(one, c * h)
-    log_high, log_low = log_pair(maximum(inside, _tiny(gap)), error)
-    log = log_high + log_low
+    log = quick_log(maximum(inside, _tiny(gap)), muladd(error, one - inside, error))
     g = muladd(-inside, log, -(c * spared(ratio, ratio * size_of_gap)))
     larger = maximum(q, p)
     below_m = select_less(zero, gap, -size_of_gap, zero)
@@ -689,61 +673,156 @@ def mixed(value: Any, beside: Any, mixture: Any, share: Any, beta: Any) -> Mixed
 
 
 @inline
+def _probabilities(value: Any, beside: Any, terms: Any, at: int, lanes: int, mixture: Any, beta: Any) -> Any:
+    """q and p times 2**HEADROOM of a vector of entries, from their terms unless these are None."""
+    if terms is None:
+        q = probability(value, beta, mixture.q, mixture.inverse_q)
+        return q, probability(beside, beta, mixture.p, mixture.inverse_p)
+    zero, half = number(value, 0.0), size(terms) // 2
+    q = probability_of(load_part(terms, at, lanes, zero), mixture.inverse_q)
+    return q, probability_of(load_part(terms, half + at, lanes, zero), mixture.inverse_p)
+
+
+@inline
+def mixed_at(u: Any, w: Any, k: int, lanes: int, terms: Any, at: int, mixture: Any, share: Any, beta: Any) -> Any:
+    """The `Mixed` of the entries at offset k of both blocks, and those of the logits."""
+    value = load_part(u, k, lanes, number(u, -INF))
+    beside = load_part(w, k, lanes, number(w, -INF))
+    q, p = _probabilities(value, beside, terms, at, lanes, mixture, beta)
+    return mixed(value, beside, q, p, mixture, share, beta), beside
+
+
+@inline
+def mixture_parts(
+    u: Any, w: Any, offset: int, length: int, terms: Any, at: int, mixture: Any, options: Any
+) -> Any:
+    """The sums of the parts in each lane, as pairs."""
+    step = lane_count(u)
+    zero = broadcast(number(u, 0.0))
+    parts = (zero, zero)
+    for k in range(0, length, step):
+        lanes = min(step, length - k)
+        entry, _ = mixed_at(u, w, offset + k, lanes, terms, at + k, mixture, options.share, options.beta)
+        parts = add(parts, entry.part)
+    return parts
+
+
+@inline
+def mixture_loss(parts: Any, logs: Any, weight: Any) -> Any:
+    """The divergence, from the folded parts; NaN if one of the distributions is, as `logs` are then."""
+    value = muladd(logs, number(logs, 0.0), (parts[0] + parts[1]) * number(logs, 2.0**-HEADROOM))
+    return spared(weight, weight * maximum(number(logs, 0.0), value))
+
+
+@inline
+def mixture_row(
+    u: Any, w: Any, y: Any, place: Any, terms: Any, at: int, mixture: Any, plain: Any, options: Any
+) -> Any:
+    """y = the gradient of the rows in the lanes of a tile, or of one row; returns what `mixture_parts` does.
+
+    `plain` is the `reciprocal` of the logits.
+    """
+    offset, length, folded, row, count = place
+    beta, share, step = options.beta, options.share, lane_count(u)
+    zero = broadcast(number(u, 0.0))
+    parts, dots, rests, tops = (zero, zero), (zero, zero), (zero, zero), zero
+    for k in range(0, length, step):
+        lanes = min(step, length - k)
+        entry, beside = mixed_at(u, w, offset + k, lanes, terms, at + k, mixture, share, beta)
+        parts = add(parts, entry.part)
+        others = select_equal(beside, mixture.p.m, number(u, 0.0), entry.p)
+        dots, rests = add(dots, spared(others, others * entry.log_ratio)), add(rests, others)
+        tops = select_equal(beside, mixture.p.m, tops + entry.log_ratio, tops)
+    weight = row_value(u, folded, options.weights, row, count)
+    lift, unlift = number(u, 2.0**HEADROOM), number(u, 2.0**-HEADROOM)
+    pivot = fold_sum(folded, tops) / mixture.p.ties
+    dot, dot_low = fold_two_sum(folded, dots[0], dots[1])
+    rest, rest_low = fold_two_sum(folded, rests[0], rests[1])
+    mean = (dot - pivot * rest) + muladd(-pivot, rest_low, dot_low)
+    power, inner = parted(u, beta)
+    inner = inner[0] * unlift, inner[1] * unlift
+    factor = weight * share[1]
+    heavy = weighted(plain, factor * options.scale, factor * options.scale_low, power)
+    for k in range(0, length, step):
+        lanes = min(step, length - k)
+        entry, beside = mixed_at(u, w, offset + k, lanes, terms, at + k, mixture, share, beta)
+        p = probability(beside, beta, mixture.p, heavy)
+        slope = sloped((entry.log_ratio - pivot) * lift, mean, number(u, 0.0), p, inner)
+        store_part(y, offset + k, lanes, spared(weight, slope))
+    return parts
+
+
+@inline
 def mixture_block(u: Any, w: Any, y: Any, place: Any, rows: Any, options: Any) -> None:
-    """Jensen-Shannon divergence and gradient of the rows in the lanes of a tile, or of one row."""
-    pair = pair_of_row(u, w, place.offset, place.length, place.folded, options.beta)
-    mixture_row(u, w, y, place, pair, rows, options)
+    """Jensen-Shannon divergence and gradient of the rows in the lanes of a tile, or of one row.
+
+    rows = weight (share KL(q || m) + (1 - share) KL(p || m)); y, if it has a size, its gradient.
+    """
+    offset, length, folded, row, count = place
+    beta = options.beta
+    q = statistics(u, offset, length, folded, beta, None, None)
+    p = statistics(w, offset, length, folded, beta, None, None)
+    inverse_q, inverse_p = lifted(u, q, row, count, rows, options), lifted(w, p, row, count, rows, options)
+    mixture = mixture_of(q, p, inverse_q, inverse_p, beta)
+    if size(y) > 0:
+        parts = mixture_row(u, w, y, place, None, 0, mixture, reciprocal(p), options)
+    else:
+        parts = mixture_parts(u, w, offset, length, None, 0, mixture, options)
+    weight = row_value(u, folded, options.weights, row, count)
+    value = mixture_loss(fold_two_sum(folded, parts[0], parts[1]), mixture.logs, weight)
+    store_part(rows, row, count, broadcast(value))
 
 
 @inline
 def mixture_group(
     u: Any, w: Any, y: Any, offset: int, classes: int, first: int, count: int, rows: Any, table: Any, options: Any
 ) -> None:
-    """The same for `count` consecutive rows, as in `divergence_group`."""
-    measure_pairs(u, w, offset, classes, count, options.beta, table)
-    for i in range(count):
-        place = row_at(offset + i * classes, classes, first + i)
-        mixture_row(u, w, y, place, pair_at(table, i), rows, options)
+    """The same for `count` consecutive rows, as in `divergence_group`; for fewer at a time if they are long."""
+    terms = scratch(u, KEPT)
+    most = size(terms) // (2 * classes)
+    for i in range(0, count, most):
+        part = min(most, count - i)
+        mixtures(u, w, y, offset + i * classes, classes, first + i, part, rows, table, terms, options)
 
 
 @inline
-def mixture_row(u: Any, w: Any, y: Any, place: Any, pair: Any, rows: Any, options: Any) -> None:
-    """rows = weight (share KL(q || m) + (1 - share) KL(p || m)); y, if it has a size, its gradient."""
-    offset, length, folded, row, count = place
-    beta, share, step = options.beta, options.share, lane_count(u)
-    mixture = mixture_of(pair, beta)
-    zero = broadcast(number(u, 0.0))
-    parts, dots, rests, tops = (zero, zero), (zero, zero), (zero, zero), zero
-    for k in range(0, length, step):
-        value = load_part(u, offset + k, min(step, length - k), number(u, -INF))
-        beside = load_part(w, offset + k, min(step, length - k), number(w, -INF))
-        entry = mixed(value, beside, mixture, share, beta)
-        parts = add(parts, entry.part)
-        others = select_equal(beside, mixture.p.m, number(u, 0.0), entry.p)
-        dots, rests = add(dots, spared(others, others * entry.log_ratio)), add(rests, others)
-        tops = select_equal(beside, mixture.p.m, tops + entry.log_ratio, tops)
-    high, low = fold_two_sum(folded, parts[0], parts[1])
-    weight = row_value(u, folded, options.weights, row, count)
-    lift, unlift = number(u, 2.0**HEADROOM), number(u, 2.0**-HEADROOM)
-    value = muladd(mixture.logs, number(u, 0.0), (high + low) * unlift)  # NaN if one of the distributions is
-    value = maximum(number(u, 0.0), value)
-    store_part(rows, row, count, broadcast(spared(weight, weight * value)))
-    if size(y) > 0:
-        pivot = fold_sum(folded, tops) / mixture.p.ties
-        dot, dot_low = fold_two_sum(folded, dots[0], dots[1])
-        rest, rest_low = fold_two_sum(folded, rests[0], rests[1])
-        mean = (dot - pivot * rest) + muladd(-pivot, rest_low, dot_low)
-        power, inner = parted(u, beta)
-        inner = inner[0] * unlift, inner[1] * unlift
-        factor = weight * share[1]
-        heavy = weighted(reciprocal(mixture.p), factor * options.scale, factor * options.scale_low, power)
-        for k in range(0, length, step):
-            value = load_part(u, offset + k, min(step, length - k), number(u, -INF))
-            beside = load_part(w, offset + k, min(step, length - k), number(w, -INF))
-            entry = mixed(value, beside, mixture, share, beta)
-            p = probability(beside, beta, mixture.p, heavy)
-            slope = sloped((entry.log_ratio - pivot) * lift, mean, number(u, 0.0), p, inner)
-            store_part(y, offset + k, min(step, length - k), spared(weight, slope))
+def mixtures(
+    u: Any,
+    w: Any,
+    y: Any,
+    offset: int,
+    classes: int,
+    first: int,
+    count: int,
+    rows: Any,
+    table: Any,
+    terms: Any,
+    options: Any,
+) -> None:
+    """`mixture_group` for rows whose terms find room in the halves of `terms`."""
+    step, beta = lane_count(u), options.beta
+    square = step * step
+    logits = after(table, TABLE * step)
+    here, beside = after(u, offset), after(w, offset)
+    measure(here, 0, classes, count, beta, table, terms, None)
+    measure(beside, 0, classes, count, beta, logits, after(terms, size(terms) // 2), None)
+    prepare(u, table, first, count, rows, options, True, True, lifted)
+    prepare(w, logits, first, count, rows, options, True, True, lifted)
+    high = after(table, (STATISTICS + step) * step)  # behind what `prepare` has stored
+    low, turned = after(high, square), after(high, 2 * square)
+    for i in range(count):
+        mixture, at = mixture_at(table, logits, i, beta), i * classes
+        if size(y) > 0:
+            place, plain = row_at(offset + at, classes, first + i), reciprocal(measured(logits, i))
+            parts = mixture_row(u, w, y, place, terms, at, mixture, plain, options)
+        else:
+            parts = mixture_parts(u, w, offset + at, classes, terms, at, mixture, options)
+        store(high, i * step, parts[0])
+        store(low, i * step, parts[1])
+    parts = turned_pair(high, low, turned)
+    logs = load(logits, 8 * step) - load(table, 8 * step)
+    weight = row_value(u, None, options.weights, first, count)
+    store_part(rows, first, count, broadcast(mixture_loss(parts, logs, weight)))
 
 
 @kernel
@@ -760,7 +839,7 @@ def js_divergence(
     complement_of_share: Number,
     scale: Number,
     scale_low: Number,
-    beta: Tempered,
+    beta: Temperature,
     summed: Flag,
 ) -> float:
     """rows = weights (share KL(q || m) + (1 - share) KL(p || m)), m = share q + (1 - share) p; y = its gradient.

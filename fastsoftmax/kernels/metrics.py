@@ -41,7 +41,7 @@ from fastsoftmax._vectors import (
     VALUES,
     WEIGHT,
 )
-from fastsoftmax.kernels.elementary import below, reference, two_sum
+from fastsoftmax.kernels.elementary import below, two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.simd.memory import (
     after,
@@ -61,7 +61,7 @@ from fastsoftmax.kernels.simd.memory import (
     store_scalar,
 )
 from fastsoftmax.kernels.simd.reduce import fold_sum
-from fastsoftmax.kernels.simd.rows import lane_labels, row_value
+from fastsoftmax.kernels.simd.rows import lane_labels
 from fastsoftmax.kernels.simd.values import (
     absolute,
     broadcast,
@@ -76,16 +76,18 @@ from fastsoftmax.kernels.simd.values import (
     truncate,
 )
 from fastsoftmax.kernels.statistics import (
+    GROUP_TABLE,
+    Found,
     Row,
-    Sums,
+    clear_group,
+    depth_of,
+    group_sums,
     mean_of,
-    row_sums,
-    statistics_of,
-    store_place,
-    term_of,
-    with_entry,
+    place_in_row,
+    places_in_tile,
+    tile_sums,
 )
-from fastsoftmax.kernels.traversal import Picks, Place, highest, log_of_others, spared, total, traverse
+from fastsoftmax.kernels.traversal import Picks, log_of_others, term_and_power, total, traverse
 from fastsoftmax.machine.entry import Block, Count, Doubles, Integers, Room, Tempered
 
 INF = float("inf")
@@ -395,10 +397,11 @@ def add_weighted_bins(sums: Any, slab: Slab, at: int, bins: int) -> None:
 
 
 class SlabOptions(NamedTuple):
-    """1/T or None, the entries at the labels, and the number of the first row of the slab."""
+    """1/T or None, the entries at the labels, memory for `group_sums`, and the number of the slab's first row."""
 
     beta: Any
     picks: Any
+    table: Any
     first: Any
 
 
@@ -408,30 +411,18 @@ def _square_unit(like: Any) -> Any:
 
 
 @inline
-def add_square(value: Any, row: Row, sums: Sums, first: Any, second: Any) -> Any:
-    """One entry more for `row_sums`: the products are e (m - x) and e**2, in units of `_square_unit`**2."""
-    e = term_of(value, row)
+def add_square(value: Any, e: Any, q: Any, row: Row, first: Any, second: Any) -> Any:
+    """One entry more for `row_sums`: the products are e d and e**2, in units of `_square_unit`**2."""
     part = e * _square_unit(value)
-    products = muladd(e, spared(e, row.m - value), first), muladd(part, part, second)
-    return with_entry(value, e, row, sums), products[0], products[1]
+    return muladd(e, depth_of(value, q, row), first), muladd(part, part, second)
 
 
 @inline
-def add_depths(value: Any, row: Row, sums: Sums, first: Any, second: Any) -> Any:
+def add_depths(value: Any, e: Any, q: Any, row: Row, first: Any, second: Any) -> Any:
     """One entry more for `row_sums`: the products are e d and e d**2."""
-    e = term_of(value, row)
-    depth = spared(e, -below(value, row.m, row.beta))
+    depth = depth_of(value, q, row)
     product = e * depth
-    return with_entry(value, e, row, sums), first + product, muladd(product, depth, second)
-
-
-@inline
-def _begin(x: Any, place: Place, options: SlabOptions) -> Row:
-    """What the entries of a row are added with."""
-    m = highest(x, place.offset, place.length, place.folded)
-    shift, bias = reference(m, options.beta)
-    target = row_value(x, place.folded, options.picks.targets, 0, place.count)
-    return Row(m, target, options.beta, shift, bias)
+    return first + product, muladd(product, depth, second)
 
 
 @inline
@@ -439,54 +430,78 @@ def _brier(row: Row, known: Any, squares: Any) -> Any:
     """(1 - p_y)**2 + sum_{k != y} p_k**2; `squares` is the sum over all but the greatest entries."""
     m, target, unit, one = row.m, row.target, _square_unit(row.m), number(row.m, 1.0)
     whole, _ = total(known)
-    top, e = known.top[0] * unit, term_of(target, row) * unit
+    term, _ = term_and_power(target, m, row.beta, row.shift, row.bias)
+    top, e = known.top[0] * unit, term * unit
     others = known.ties - one
-    lacking = select_equal(target, m, known.rest + others * known.top[0], whole - term_of(target, row)) / whole
+    lacking = select_equal(target, m, known.rest + others * known.top[0], whole - term) / whole
     squares = squares + select_equal(target, m, others * top * top, known.ties * top * top - e * e)
     scaled = whole * unit
     return muladd(lacking, lacking, squares / scaled / scaled)
 
 
 @inline
-def metrics_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """rows = -log p_y, H, Brier score, confidence, rank of the label, place of the greatest entry, for `FIELDS`.
+def store_metrics(found: Found, at: int, count: int, rows: Any) -> None:
+    """rows = -log p_y, H, Brier score, confidence, and rank of the label, for the first of `FIELDS`.
 
-    A row with NaN has the rank inf. Errors as in `statistics.statistics_block`; the confidence is within 2 ulp.
+    A row with NaN has the rank inf. Errors as in `statistics.store_statistics`; the confidence is within 2 ulp.
     """
-    offset, length, folded, row, count = place
-    one = _begin(x, place, options)
-    lanes, dots, squares = row_sums(x, offset, length, one, add_square, broadcast(number(x, 0.0)))
-    known = statistics_of(one, lanes, folded)
+    one, known = found.row, found.stats
     log_high, log_low = log_of_others(known)
-    at = row - options.first
-    loss = (log_high + log_low) - below(one.target, one.m, None)
-    store_part(rows, at, count, broadcast(loss))
-    store_part(rows, at + SLAB, count, broadcast((log_high + mean_of(dots, known, folded)) + log_low))
-    brier = _brier(one, known, fold_sum(folded, squares[0] + squares[1]))
-    store_part(rows, at + 2 * SLAB, count, broadcast(brier))
+    store_part(rows, at, count, (log_high + log_low) - below(one.target, one.m, None))
+    store_part(rows, at + SLAB, count, (log_high + mean_of(found.first, known)) + log_low)
+    store_part(rows, at + 2 * SLAB, count, _brier(one, known, found.second[0] + found.second[1]))
     whole, _ = total(known)
-    store_part(rows, at + CONFIDENCE * SLAB, count, broadcast(known.top[0] / whole))
-    never = number(x, INF)
-    rank = select_equal(known.rest, known.rest, fold_sum(folded, lanes.above), never)
-    store_part(rows, at + RANK * SLAB, count, broadcast(rank))
-    store_place(x, Place(offset, length, folded, at + GREATEST * SLAB, count), folded, one.m, rows)
+    store_part(rows, at + CONFIDENCE * SLAB, count, known.top[0] / whole)
+    never = broadcast(number(known.rest, INF))
+    store_part(rows, at + RANK * SLAB, count, select_equal(known.rest, known.rest, found.above, never))
+
+
+@inline
+def metrics_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """`store_metrics` and the places of the greatest entries, for the rows of a tile."""
+    at = place.row - options.first
+    found = tile_sums(x, place, options.beta, options.picks, add_square, broadcast(number(x, 0.0)))
+    store_metrics(found, at, place.count, rows)
+    store_part(rows, at + GREATEST * SLAB, place.count, places_in_tile(x, place, found))
+
+
+@inline
+def metrics_group(x: Any, first: int, count: int, classes: int, rows: Any, options: Any) -> None:
+    """The same for a group of longer rows."""
+    at, picks, table, zero = first - options.first, options.picks, options.table, broadcast(number(x, 0.0))
+    found = group_sums(x, classes, count, options.beta, picks, add_square, zero, table)
+    store_metrics(found, at, count, rows)
+    for i in range(count):
+        k = place_in_row(x, i, classes, table)
+        store_scalar(rows, at + GREATEST * SLAB + i, number(x, float(k)))
+
+
+@inline
+def store_derivatives(found: Found, at: int, count: int, rows: Any) -> None:
+    """rows = the loss, E d, d at the label, and Var d, for `DERIVATIVES`."""
+    one, known = found.row, found.stats
+    log_high, log_low = log_of_others(known)
+    depth = -below(one.target, one.m, one.beta)
+    store_part(rows, at, count, depth + (log_high + log_low))
+    mean, square = mean_of(found.first, known), mean_of(found.second, known)
+    store_part(rows, at + SLAB, count, mean)
+    store_part(rows, at + 2 * SLAB, count, depth)
+    store_part(rows, at + 3 * SLAB, count, maximum(square - mean * mean, broadcast(number(mean, 0.0))))
 
 
 @inline
 def derivatives_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """rows = the loss, E d, d at the label, and Var d, for `DERIVATIVES`."""
-    offset, length, folded, row, count = place
-    one = _begin(x, place, options)
-    lanes, dots, squares = row_sums(x, offset, length, one, add_depths, broadcast(number(x, 0.0)))
-    known = statistics_of(one, lanes, folded)
-    log_high, log_low = log_of_others(known)
-    at, depth = row - options.first, -below(one.target, one.m, options.beta)
-    store_part(rows, at, count, broadcast(depth + (log_high + log_low)))
-    mean, square = mean_of(dots, known, folded), mean_of(squares, known, folded)
-    store_part(rows, at + SLAB, count, broadcast(mean))
-    store_part(rows, at + 2 * SLAB, count, broadcast(depth))
-    variance = maximum(square - mean * mean, broadcast(number(x, 0.0)))
-    store_part(rows, at + 3 * SLAB, count, variance)
+    """`store_derivatives` for the rows of a tile."""
+    found = tile_sums(x, place, options.beta, options.picks, add_depths, broadcast(number(x, 0.0)))
+    store_derivatives(found, place.row - options.first, place.count, rows)
+
+
+@inline
+def derivatives_group(x: Any, first: int, count: int, classes: int, rows: Any, options: Any) -> None:
+    """The same for a group of longer rows."""
+    picks, table, zero = options.picks, options.table, broadcast(number(x, 0.0))
+    found = group_sums(x, classes, count, options.beta, picks, add_depths, zero, table)
+    store_derivatives(found, first - options.first, count, rows)
 
 
 @kernel
@@ -517,14 +532,26 @@ def update(
     parts = after(spots, SLAB)
     values = after(space, words * (8 // item_size(space)))
     tile, box = after(values, FIELDS * SLAB), scratch(given, 1)
-    picks = Picks(marks, scratch(data, 2))
-    shape = x.shape
+    picks, group, shape = Picks(marks, scratch(data, 2)), scratch(data, GROUP_TABLE), x.shape
+    clear_group(group, shape[1])
     for first in range(start, stop, SLAB):
         count = min(SLAB, stop - first)
-        options = SlabOptions(None, picks, first)
+        options = SlabOptions(None, picks, group, first)
         end = first + count
         traverse(
-            metrics_block, first, end, shape, tile, data, None, None, values, options, given=True, picks=picks
+            metrics_block,
+            first,
+            end,
+            shape,
+            tile,
+            data,
+            None,
+            None,
+            values,
+            options,
+            given=True,
+            picks=picks,
+            together=metrics_group,
         )
         slab = Slab(values, marks, given, first, count, box, spots, parts)
         add_values(sums, slab, METRICS)
@@ -555,14 +582,26 @@ def derivatives(
     spots = after(as_doubles(space), (VALUES + DERIVATIVES) * SUM_WORDS)
     parts = after(spots, SLAB)
     tile, box = after(values, DERIVATIVES * SLAB), scratch(given, 1)
-    picks = Picks(marks, scratch(data, 2))
-    shape = x.shape
+    picks, group, shape = Picks(marks, scratch(data, 2)), scratch(data, GROUP_TABLE), x.shape
+    clear_group(group, shape[1])
     for first in range(start, stop, SLAB):
         count = min(SLAB, stop - first)
-        options = SlabOptions(beta, picks, first)
+        options = SlabOptions(beta, picks, group, first)
         end = first + count
         traverse(
-            derivatives_block, first, end, shape, tile, data, None, None, values, options, given=True, picks=picks
+            derivatives_block,
+            first,
+            end,
+            shape,
+            tile,
+            data,
+            None,
+            None,
+            values,
+            options,
+            given=True,
+            picks=picks,
+            together=derivatives_group,
         )
         add_values(sums, Slab(values, marks, given, first, count, box, spots, parts), DERIVATIVES)
     settle(sums, VALUES + DERIVATIVES)

@@ -300,11 +300,17 @@ def term(value: Any, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
 
     So a greatest entry adds nothing to a sum of terms, and can be told from a term that is 0.
     """
+    return term_and_power(value, m, beta, shift, bias)[0]
+
+
+@inline
+def term_and_power(value: Any, m: Any, beta: Any, shift: Any, bias: Any) -> Any:
+    """The `term` of an entry, and the q of `exp_parts`: the term is 0 if that is less than `smallest_power`."""
     t, tail = centred(value, shift, beta)
     bracket, q = exp_parts(t, tail, bias)
     scale = shift_to_exponent(q)
     e = select_less(q, smallest_power(value), number(value, 0.0), muladd(bracket, scale, scale))
-    return select_equal(value, m, number(value, -0.0), e)
+    return select_equal(value, m, number(value, -0.0), e), q
 
 
 @inline
@@ -414,6 +420,43 @@ def short_statistics(x: Any, offset: int, length: int, beta: Any, kept: Any) -> 
 
 
 @inline
+def turned_sum(square: Any, turned: Any) -> Any:
+    """The sum of the lanes of each of the vectors of a square, one sum in each lane; `turned` is memory for it."""
+    step = lane_count(square)
+    load_turned(square, 0, step, step, turned, 0)
+    result = load(turned, 0)
+    for k in range(step, step * step, step):
+        result = result + load(turned, k)
+    return result
+
+
+@inline
+def turned_pair(high: Any, low: Any, turned: Any) -> Any:
+    """`turned_sum` of pairs."""
+    step = lane_count(high)
+    result_low = turned_sum(low, turned)
+    load_turned(high, 0, step, step, turned, 0)
+    result = load(turned, 0)
+    for k in range(step, step * step, step):
+        result, error = two_sum(result, load(turned, k))
+        result_low = result_low + error
+    return result, result_low
+
+
+@inline
+def maxima(x: Any, first: int, length: int, count: int, square: Any, turned: Any) -> Any:
+    """The greatest entries of `count` consecutive rows, one in each lane; the rest is memory for two squares."""
+    step = lane_count(x)
+    for i in range(count):
+        store(square, i * step, highest(x, first + i * length, length, None))
+    load_turned(square, 0, step, step, turned, 0)
+    m = load(turned, 0)
+    for k in range(step, step * step, step):
+        m = maximum(load(turned, k), m)
+    return m
+
+
+@inline
 def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, terms: Any, exact: Any) -> None:
     """Store the `statistics` of `count` consecutive rows in `table`, one row in each lane, for `measured`.
 
@@ -424,12 +467,7 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, 
     square = step * step
     ties = after(table, STATISTICS * step)
     high, low, turned = after(ties, square), after(ties, 2 * square), after(ties, 3 * square)
-    for i in range(count):
-        store(high, i * step, highest(x, first + i * length, length, None))
-    load_turned(high, 0, step, step, turned, 0)
-    m = load(turned, 0)
-    for k in range(step, square, step):
-        m = maximum(load(turned, k), m)
+    m = maxima(x, first, length, count, high, turned)
     shift, bias = reference(m, beta)
     top = top_term(m, shift, bias, beta)
     store(table, 0, m)
@@ -444,20 +482,8 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, 
         store(ties, i * step, sums[0])
         store(high, i * step, sums[1])
         store(low, i * step, sums[2])
-    load_turned(ties, 0, step, step, turned, 0)
-    number_of_ties = load(turned, 0)
-    for k in range(step, square, step):
-        number_of_ties = number_of_ties + load(turned, k)
-    store(table, 5 * step, number_of_ties)
-    load_turned(low, 0, step, step, turned, 0)
-    rest_low = load(turned, 0)
-    for k in range(step, square, step):
-        rest_low = rest_low + load(turned, k)
-    load_turned(high, 0, step, step, turned, 0)
-    rest = load(turned, 0)
-    for k in range(step, square, step):
-        rest, error = two_sum(rest, load(turned, k))
-        rest_low = rest_low + error
+    store(table, 5 * step, turned_sum(ties, turned))
+    rest, rest_low = turned_pair(high, low, turned)
     rest, rest_low = two_sum(rest, rest_low)
     store(table, 6 * step, rest)
     store(table, 7 * step, rest_low)
@@ -894,7 +920,7 @@ def _prepare_group(
 
 
 @inline
-def _prefetch_row(x: Any, y: Any, begin: int, classes: int) -> None:
+def prefetch_row(x: Any, y: Any, begin: int, classes: int) -> None:
     """Prefetch a short row, and the place of its result."""
     if classes <= AHEAD_LIMIT:
         for k in range(begin, begin + classes, lane_count(x)):
@@ -973,6 +999,7 @@ def traverse(
     log: Any = None,
     head: Any = None,
     exact: Any = None,
+    together: Any = None,
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
@@ -988,6 +1015,8 @@ def traverse(
     `log_of_others`) of the statistics, which is then computed for a row in each lane. So is what else a row needs
     once, by ``head(x, stats, first, count, rows, options)``, which returns the `Reciprocal` for the block; it is
     not called where the lanes of the block are rows. `exact` is that of `lane_sums`; with v it always holds.
+    With `given`, ``together(x, first, count, classes, rows, options)`` may be called instead of `block`, for as
+    many longer rows as there are lanes; x begins with the first of them.
     """
     _, classes, inner = shape
     step = lane_count(x)
@@ -999,14 +1028,19 @@ def traverse(
         table = scratch(x, TABLE)
         clear(table)
         group = step if classes <= GROUP_LIMIT else 1
+        if together is not None:
+            group = step
         for first in range(start, stop, group):
             count, begin = min(group, stop - first), first * classes
             terms, source = terms_at(keep, over, room, y, begin), after(x, begin)
             _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms, few, alone, wanted)
+            if together is not None:
+                together(source, first, count, classes, rows, options)
+                continue
             prepare(x, table, first, count, rows, options, inverse, log, head)
             for i in range(count):
                 row = first + i
-                _prefetch_row(x, y, (row + group) * classes, classes)
+                prefetch_row(x, y, (row + group) * classes, classes)
                 if picks is not None:
                     store_scalar(picks.targets, 0, load_scalar(picks.targets, step + i))
                 stats = prepared(table, i, inverse, log)

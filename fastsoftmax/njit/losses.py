@@ -54,7 +54,6 @@ from fastsoftmax.njit.rows import (
     Built,
     check_same,
     inverse_temperature_of,
-    is_tempered,
     one_axis,
     pointwise,
     row_result,
@@ -742,12 +741,10 @@ def row_loss(call: Call) -> Built:
 def divergence(call: Call) -> Built:
     """A divergence of two arrays of logits."""
     x, axes, dtype = one_axis(call)
-    given, kind, kernel, tempered = _Targets(call, x, axes, dtype), KINDS[dtype], call.kernel(), is_tempered(call)
+    given, kind, kernel = _Targets(call, x, axes, dtype), KINDS[dtype], call.kernel()
     slope_of = merged(lambda y: y)
     if wanted(call) is FIRST:
         slope_of = merged(lambda y: writable(stack(kind, 0), (0, 0, 0), kind))
-    one, zero = kind(1.0), kind(0.0)
-    beta_of = merged(lambda beta: beta if tempered else (one, one, one, zero, zero))
     chosen = switched(
         call,
         merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, w, *y, beta, False)),
@@ -760,9 +757,8 @@ def divergence(call: Call) -> Built:
 
     @merged
     def launch_js(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
-        to, weights, slope, (share, rest) = terms.distributions, terms.weights, slope_of(y), terms.mixing
-        beta = beta_of(terms.beta)
-        kernel(0, rows, room, x, to, weights, slope, losses, share, rest, scale[0], scale[1], beta, False)
+        results = slope_of(y), losses, terms.mixing[0], terms.mixing[1], scale[0], scale[1]
+        chosen(rows, room, x, terms.distributions, results, terms.beta, None, terms.weights)
 
     launch = launch_kl if "reverse" in call else launch_js
     return _loss(call, x, axes, dtype, given, launch, overlap(None))

@@ -273,8 +273,11 @@ def square(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, launch: Run) -
 def row_result(
     function: str, x: Any, axes: tuple[int, ...], dtype: Any, keep: bool, out: Any
 ) -> tuple[Run, Run, Run]:
-    """Memory for one number for each row: make the result, get the kernel's output, and finish the result."""
-    kind = KINDS[dtype]
+    """Memory for one number for each row: make the result, get the kernel's output, and finish the result.
+
+    `dtype` may be that of indices.
+    """
+    kind = KINDS.get(dtype, np.int64)
     order_of_rows, shape_of_rows, kept_shape = row_layout(x, axes)
     check_out(function, out, dtype, x.ndim if keep else x.ndim - len(axes))
     shape = kept_shape if keep else shape_of_rows

@@ -50,32 +50,17 @@ def _check_types(call: Call, name: str, x: Any) -> None:
 
 
 @compiled
-def _correct(source: Any, labels: Any, found: Any, ignoring: bool) -> None:
-    """What `arrays.statistics` does for rows that are ignored, or have a NaN."""
-    log_prob, rank, argmax, _, lse = found
-    inner = source.shape[2]
-    for i in range(lse.size):
-        if np.isnan(lse[i]):
-            rank[i] = source.shape[1]
-            for k in range(source.shape[1] - 1, -1, -1):
-                if np.isnan(source[i // inner, k, i % inner]):
-                    argmax[i] = k
-        if ignoring and labels[i] < 0:
-            log_prob[i], rank[i] = 0.0, -1.0
+def _correct(labels: Any, log_prob: Any, rank: Any) -> None:
+    """What `arrays.statistics` does for rows that are ignored."""
+    for i in range(log_prob.size):
+        if labels[i] < 0:
+            log_prob[i], rank[i] = 0.0, -1
 
 
 def _of_rows(call: Call, x: Any, kind: Any, ignoring: bool, check: Run, labels_of: Run, launch: Run) -> Built:
     """`statistics` for logits whose type shows contiguous rows: there is nothing to lay out and to convert."""
     rest, beta_of = tuple(range(x.ndim - 1)), inverse_temperature_of(call, kind)
     ndim = len(rest)
-
-    @compiled
-    def whole(shape: Any, values: Any) -> Any:
-        result = empty(shape, np.int64)
-        flat = writable(result, (values.size,), np.int64)
-        for i in range(values.size):
-            flat[i] = np.int64(values[i])
-        return result
 
     @merged
     def run(x: Any, labels: Any, temperature: Any, ignore_index: Any) -> Any:
@@ -86,12 +71,14 @@ def _of_rows(call: Call, x: Any, kind: Any, ignoring: bool, check: Run, labels_o
         marks = labels_of(labels, rest, shape, ignore_index, None)
         source = readable(x, shape, kind)
         log_prob, entropy, lse = empty(of_rows, kind), empty(of_rows, kind), empty(of_rows, kind)
-        rank, argmax = empty((rows,), kind), empty((rows,), kind)
-        first, fourth = writable(log_prob, (rows,), kind), writable(entropy, (rows,), kind)
-        found = first, rank, argmax, fourth, writable(lse, (rows,), kind)
+        rank, argmax = empty(of_rows, np.int64), empty(of_rows, np.int64)
+        first, second = writable(log_prob, (rows,), kind), writable(rank, (rows,), np.int64)
+        third, fourth = writable(argmax, (rows,), np.int64), writable(entropy, (rows,), kind)
+        found = first, second, third, fourth, writable(lse, (rows,), kind)
         launch(rows, stack(kind, 0), source, marks, found, beta, None, None)
-        _correct(source, marks, found, ignoring)
-        return LabelStatistics(log_prob, whole(of_rows, rank), whole(of_rows, argmax), entropy, lse)
+        if ignoring:
+            _correct(marks, first, second)
+        return LabelStatistics(log_prob, rank, argmax, entropy, lse)
 
     return run, (*call.names, "temperature", "ignore_index")
 
@@ -111,10 +98,8 @@ def statistics(call: Call) -> Built:
         return _of_rows(call, x, kind, ignoring, check, labels_of, launch)
     lay_out, source_for = layout(x, axes, last=False), converter(x, axes, dtype)
     begin, block_for, finish = row_result(call.name, x, axes, dtype, False, None)
+    begin_whole, whole_for, finish_whole = row_result(call.name, x, axes, types.int64, False, None)
     room_of = room_for(x, axes, None)
-    whole: Run = merged(lambda values: values.astype(np.int64))
-    if x.ndim == 1:
-        whole = merged(lambda value: np.int64(value))
 
     @merged
     def run(x: Any, labels: Any, temperature: Any, ignore_index: Any) -> Any:
@@ -125,21 +110,23 @@ def statistics(call: Call) -> Built:
         by_row = order_of_rows(order)
         marks = labels_of(labels, by_row, shape, ignore_index, stack(np.int64, 1))
         source = source_for(x, order, shape, kind)
-        a, b, c, d, e = begin(x, None), begin(x, None), begin(x, None), begin(x, None), begin(x, None)
+        a, d, e = begin(x, None), begin(x, None), begin(x, None)
+        b, c = begin_whole(x, None), begin_whole(x, None)
         found = (
             block_for(a, order, rows, stack(kind, 1), source),
-            block_for(b, order, rows, stack(kind, 1), source),
-            block_for(c, order, rows, stack(kind, 1), source),
+            whole_for(b, order, rows, stack(np.int64, 1), source),
+            whole_for(c, order, rows, stack(np.int64, 1), source),
             block_for(d, order, rows, stack(kind, 1), source),
             block_for(e, order, rows, stack(kind, 1), source),
         )
         room = room_of(stack(kind, 0), shape, 1, kind, False)
         launch(rows, room, source, marks, found, beta, None, None)
-        _correct(source, marks, found, ignoring)
+        if ignoring:
+            _correct(marks, found[0], found[1])
         return LabelStatistics(
             finish(x, a, order, found[0], None),
-            whole(finish(x, b, order, found[1], None)),
-            whole(finish(x, c, order, found[2], None)),
+            finish_whole(x, b, order, found[1], None),
+            finish_whole(x, c, order, found[2], None),
             finish(x, d, order, found[3], None),
             finish(x, e, order, found[4], None),
         )

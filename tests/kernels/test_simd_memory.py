@@ -31,8 +31,9 @@ from fastsoftmax.kernels.simd.memory import (
     store_part,
     store_past,
     store_scalar,
+    store_whole,
 )
-from fastsoftmax.kernels.simd.values import number
+from fastsoftmax.kernels.simd.values import number, truncate
 
 
 def drive_memory(x, table, out, counts):
@@ -137,6 +138,12 @@ def drive_store_part(x, table, out, counts):
     for count in range(step + 1):
         store_part(y, count * step, count, load(a, 2 * step))
     store_part(y, size(y) - 3, 3, load(a, 0))
+
+
+def drive_store_whole(x, table, out, counts):
+    a, whole = memory(x), memory(counts)
+    for count in range(lane_count(a) + 1):
+        store_whole(whole, 2 * count, count, truncate(load(a, 0) * number(a, 100.0)))
 
 
 def drive_gather(x, table, out, counts):

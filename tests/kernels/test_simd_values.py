@@ -177,7 +177,7 @@ def drive_if_none(x, table, out, counts):
 FORMS = {
     one: ("absolute", "truncate", "nearest", "counted"),
     two: ("maximum", "minimum"),
-    three: ("muladd", "fma", "select_negative", "count_equal"),
+    three: ("muladd", "fma", "select_negative", "count_equal", "zero_if_less"),
     four: ("select_less", "select_equal"),
 }
 DRIVERS = {name: form(getattr(values, name)) for form, names in FORMS.items() for name in names}

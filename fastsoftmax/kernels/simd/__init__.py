@@ -14,6 +14,7 @@ is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how
     maximum           the greater; b where a is NaN
     minimum           the lesser; b where a is NaN
     select_less       x if a < b else y
+    zero_if_less      0 if a < b else x
     select_equal      x if a == b else y
     select_negative   x if the sign of a is negative
     count_equal       whole numbers plus 1 where a == b
@@ -53,6 +54,7 @@ is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how
     store_scalar      write one number
     load_part         read the first lanes of a vector
     store_part        write the first lanes of a vector
+    store_whole       write the first lanes as integers
     gather            read the first lanes from places a stride apart
     scatter           write the first lanes to places a stride apart
     load_double       read eight numbers as float64

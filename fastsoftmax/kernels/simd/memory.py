@@ -11,8 +11,10 @@ from fastsoftmax.kernels.simd.lowering import (
     BYTES,
     INT32,
     INT64,
+    AnyVector,
     Floats,
     Halves,
+    Integers,
     Item,
     Lanes,
     Literal,
@@ -167,6 +169,17 @@ def store_part(array: Floats, offset: int, count: int, value: Vector) -> None:
     """Write the first `count` lanes from `offset` on; the memory behind is not touched."""
     assert 0 <= offset <= array.size - count
     array[offset : offset + count] = value[:count]
+
+
+@lowered(
+    lambda build, array, offset, count, value: array.store_part(
+        offset, count, build.fptosi(value, vector_of(INT64, value.type.count))
+    )
+)
+def store_whole(array: Integers, offset: int, count: int, value: AnyVector) -> None:
+    """`store_part` of whole numbers, given as floats."""
+    assert 0 <= offset <= array.size - count
+    array[offset : offset + count] = value[:count].astype(np.int64)
 
 
 def _gather(build: Any, array: Any, offset: Any, stride: Any, count: Any, filler: Any) -> Any:

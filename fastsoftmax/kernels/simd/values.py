@@ -96,6 +96,12 @@ def select_less(a: Any, b: Any, x: Any, y: Any) -> Any:
     return np.where(a < b, x, y)
 
 
+@elementwise(lambda build, a, b, x: build.select(build.fcmp_unordered(">=", a, b), x, build.constant(x.type, 0.0)))
+def zero_if_less(a: Any, b: Any, x: Any) -> Any:
+    """``0 if a < b else x``; a NaN compares false. With AVX-512 it is part of the instruction that computes x."""
+    return np.where(a < b, np.zeros_like(x), x)
+
+
 @elementwise(lambda build, a, b, x, y: build.choose("==", a, b, x, y))
 def select_equal(a: Any, b: Any, x: Any, y: Any) -> Any:
     """``x if a == b else y``; a NaN compares false."""

@@ -265,6 +265,10 @@ def binary_gradient_and_curvature(
     --------
     xgboost_binary_objective, lightgbm_binary_objective, CatBoostBinary
 
+    Notes
+    -----
+    Both come of one pass over the arrays, with the bits of the functions for each.
+
     References
     ----------
     T.-Y. Lin, P. Goyal, R. Girshick, K. He, P. Dollar, Focal loss for dense object detection, 2017,

@@ -1,11 +1,13 @@
 """Measure every case beside its peers: the tables of speed, the maps, and all of benchmarks/RESULTS.md.
 
 ``python benchmarks/report.py --write`` takes half an hour, on a machine that does nothing else. It writes
-results.json and speed.png. ``python benchmarks/report.py --map --write`` takes ten minutes, and writes the map of
-this machine, maps/NAME.json and maps/NAME.svg; those of other machines stay. Both write docs/guide/speed.md and
-README.md (between the marks) and RESULTS.md, which ``--pages`` makes again of the stored numbers. Without
-``--write`` the tables are only shown. ``fastsoftmax bench`` can measure a part of the cases, with a chosen number
-of threads and into another directory.
+results.json and speed.png. ``python benchmarks/report.py --family binary divergences --write`` measures the
+functions of these families on a few shapes, in some minutes, and writes families/NAME.json; the other numbers
+stay. The next run of everything replaces them. ``python benchmarks/report.py --map --write`` takes ten minutes,
+and writes the map of this machine, maps/NAME.json and maps/NAME.svg; those of other machines stay. All write
+docs/guide/speed.md and README.md (between the marks) and RESULTS.md, which ``--pages`` makes again of the
+stored numbers. Without ``--write`` the tables are only shown. ``fastsoftmax bench`` can measure a part of the
+cases, with a chosen number of threads and into another directory.
 """
 
 import argparse
@@ -28,6 +30,9 @@ FROM_GUIDE = "../../benchmarks"
 """This directory, as docs/guide/speed.md links to it."""
 LIMIT = 720.0
 """Seconds for the rows; start-up, the picture's lines and the peers' compilers come on top."""
+FAMILY_SHAPES = ((32, 10), (1_000_000, 10), (10_000, 1000))
+FAMILY_LIMIT = 150.0
+"""As `LIMIT`; for large arrays, the least number of samples takes longer."""
 
 
 def read(path: Path) -> report.Results:
@@ -50,6 +55,22 @@ def write_map(results: report.Results, directory: Path) -> None:
     pictures.draw_map(results, place / f"{name}.svg")
 
 
+def stored_families(directory: Path) -> list[report.Results]:
+    """The families that were measured after everything, in the order of the table of functions."""
+    found = [read(path) for path in (directory / "families").glob("*.json")]
+    return sorted(found, key=lambda results: results.rows[0].place)
+
+
+def write_families(results: report.Results, directory: Path) -> None:
+    """Store the rows of each family in a file of its own."""
+    place = directory / "families"
+    place.mkdir(exist_ok=True)
+    for name, functions in report.families().items():
+        if rows := [row for row in results.rows if row.function in functions]:
+            text = report.as_json(report.Results(results.machine, rows))
+            (place / f"{name.replace(' ', '-')}.json").write_text(text, encoding="utf-8")
+
+
 def shown_maps(directory: Path) -> str:
     """The maps as README.md shows them: a picture of each machine, with a sentence."""
     parts = []
@@ -66,6 +87,9 @@ def write_pages(directory: Path) -> None:
     """Write RESULTS.md into a directory with stored results, and parts of README.md and docs/guide/speed.md."""
     results = read(directory / "results.json")
     parts = [report.complete(results, MADE_BY, "speed.png")]
+    for found in stored_families(directory):
+        title, text = report.family(found)
+        parts.append(f"## {title}\n\n{text}\n")
     for stem, found in stored_maps(directory).items():
         picture = f"![Our time relative to the best peer's](maps/{stem}.svg)"
         parts.append(f"## Map: {maps.name(found)}\n\n{picture}\n\n{maps.markdown(found, MAP_MADE_BY)}\n")
@@ -82,7 +106,16 @@ def main() -> int:
         "--seconds", type=float, help="the most that a row is measured, for each number of threads"
     )
     parser.add_argument("--limit", type=float, help="seconds for all rows together")
-    parser.add_argument("--map", action="store_true", help="measure the map of this machine instead of the tables")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--map", action="store_true", help="measure the map of this machine instead of the tables")
+    chosen.add_argument(
+        "--family",
+        action="extend",
+        nargs="+",
+        choices=report.families(),
+        metavar="FAMILY",
+        help=f"measure these families only: {', '.join(report.families())}",
+    )
     parser.add_argument("--write", action="store_true", help="store the results, and write the pages")
     parser.add_argument("--pages", action="store_true", help="write the pages of what is stored; measure nothing")
     options = parser.parse_args()
@@ -94,10 +127,20 @@ def main() -> int:
         results, agree = command.run_map(seconds=seconds, limit=limit)
         if options.write:
             write_map(results, HERE)
+    elif options.family:
+        wanted = {name for family in options.family for name in report.families()[family]}
+        functions = tuple(name for name in Choice().functions if name in wanted)
+        seconds, limit = options.seconds or command.SECONDS, options.limit or FAMILY_LIMIT
+        results, agree = command.run(Choice(functions, FAMILY_SHAPES), seconds=seconds, limit=limit)
+        if options.write:
+            write_families(results, HERE)
     else:
         seconds, limit = options.seconds or command.SECONDS, options.limit or LIMIT
         output = HERE if options.write else None
         results, agree = command.run(Choice(), seconds=seconds, limit=limit, output=output)
+        if options.write:
+            for path in (HERE / "families").glob("*.json"):
+                path.unlink()
     if options.write:
         (HERE / "results.md").unlink(missing_ok=True)
         write_pages(HERE)

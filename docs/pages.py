@@ -105,24 +105,27 @@ def _gallery(folder: Path) -> None:
 
 
 @cache
-def _measured() -> dict[str, tuple[report.Results, bool]]:
-    """{name of the page: (results, whether they are a map)}."""
+def _measured() -> dict[str, tuple[report.Results, str]]:
+    """{name of the page: (results, the directory they come from)}."""
     folder = ROOT / "benchmarks"
     files = {"tables": folder / "results.json"}
-    files |= {path.stem: path for path in sorted((folder / "maps").glob("*.json"))}
+    for kind in ("families", "maps"):
+        files |= {path.stem: path for path in sorted((folder / kind).glob("*.json"))}
     return {
-        name: (report.from_json(path.read_text(encoding="utf-8")), path.parent.name == "maps")
+        name: (report.from_json(path.read_text(encoding="utf-8")), path.parent.name)
         for name, path in files.items()
     }
 
 
 def _benchmarks(folder: Path) -> None:
-    """A page for each machine, and an index of them."""
+    """A page for each run, and an index of them."""
     lines, names = [], []
-    for name, (results, is_map) in _measured().items():
+    for name, (results, folder_name) in _measured().items():
         machine = maps.name(results)
-        kind = "Map" if is_map else "Tables"
-        if is_map:
+        kind = "Map" if folder_name == "maps" else "Tables"
+        if folder_name == "families":
+            kind, text = report.family(results)
+        elif folder_name == "maps":
             picture = f"![Our time relative to the best peer's](../../benchmarks/maps/{name}.svg)"
             text = f"{picture}\n\n{maps.markdown(results, 'python benchmarks/report.py --map --write')}"
         else:
@@ -131,7 +134,8 @@ def _benchmarks(folder: Path) -> None:
         (folder / f"{name}.md").write_text(f"# {kind}: {machine}\n\n{text}\n", encoding="utf-8")
         behind = f"{len(report.behind(results.rows))} of {len(results.rows)}"
         typical = report.typical(results.rows)
-        lines.append([f"[{machine}]({name}.md)", kind.lower(), results.machine["date"], f"{typical:.2f}", behind])
+        shown = "" if typical is None else f"{typical:.2f}"
+        lines.append([f"[{machine}]({name}.md)", kind.lower(), results.machine["date"], shown, behind])
         names.append(name)
     header = ["machine", "what", "date", "our time / the best peer's (median)", "behind the best peer"]
     (folder / "overview.svg").write_text(overview(_least_ahead()[1]), encoding="utf-8")
@@ -167,7 +171,7 @@ def overview(results: report.Results) -> str:
 
 def _least_ahead() -> tuple[float, report.Results]:
     """The map with the greatest median of our time over the best peer's, and that median."""
-    found = [(report.typical(results.rows), results) for results, is_map in _measured().values() if is_map]
+    found = [(report.typical(results.rows), results) for results, kind in _measured().values() if kind == "maps"]
     return max(((median, results) for median, results in found if median is not None), key=lambda pair: pair[0])
 
 

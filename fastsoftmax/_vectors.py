@@ -35,8 +35,8 @@ LINE = 16
 
 CHUNK = 512
 """The losses of single logits are added up in chunks of so many, at fixed places, see `kernels.binary`."""
-LOSS, GRADIENT, CURVATURE = 0, 1, 2
-"""What the kernels of binary losses compute: the loss, also its gradient, or its second derivative."""
+LOSS, GRADIENT, CURVATURE, DERIVED = 0, 1, 2, 3
+"""What the kernels of binary losses compute: loss, also gradient, second derivative, or both derivatives."""
 
 BINARY = ("logaddexp", "xlogy", "rel_entr")
 """The ufuncs of two numbers."""

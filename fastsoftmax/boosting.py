@@ -51,14 +51,9 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax.api.binary import (
-    binary_cross_entropy_grad,
-    binary_cross_entropy_hessian_diag,
-    binary_focal_loss_grad,
-    binary_focal_loss_hessian_diag,
-)
 from fastsoftmax.api.focal import focal_loss_grad, focal_loss_hessian_diag
 from fastsoftmax.api.losses import cross_entropy_grad, cross_entropy_hessian, cross_entropy_hessian_diag
+from fastsoftmax.arrays.binary import BinaryOptions, binary_derivatives
 from fastsoftmax.arrays.blocks import Array, number
 
 __all__ = [
@@ -209,14 +204,10 @@ def _binary_derivatives(
         targets = targets.reshape(scores.shape)  # XGBoost keeps the labels of a row one after the other
     if rows is not None and np.shape(rows) == scores.shape[:1]:
         rows = np.reshape(rows, (-1, *(1,) * (scores.ndim - 1)))
-    options: dict[str, Any] = {"sample_weight": rows, "reduction": "sum"}
-    if not gamma and alpha is None:
-        options["pos_weight"] = pos_weight
-        gradient = binary_cross_entropy_grad(scores, targets, **options)
-        return gradient, binary_cross_entropy_hessian_diag(scores, targets, **options)
-    options |= {"gamma": gamma, "alpha": alpha}
-    gradient = binary_focal_loss_grad(scores, targets, **options)
-    return gradient, binary_focal_loss_hessian_diag(scores, targets, **options)
+    focal = gamma or alpha is not None
+    loss = "binary_focal_loss_grad" if focal else "binary_cross_entropy_grad"
+    options = BinaryOptions(pos_weight, rows, gamma=gamma, alpha=alpha, reduction="sum")
+    return binary_derivatives(loss, scores, targets, options)
 
 
 def _check_binary(function: str, pos_weight: Any, gamma: Any, alpha: Any) -> None:
@@ -273,6 +264,10 @@ def binary_gradient_and_curvature(
     See Also
     --------
     xgboost_binary_objective, lightgbm_binary_objective, CatBoostBinary
+
+    Notes
+    -----
+    Both come of one pass over the arrays, with the bits of the functions for each.
 
     References
     ----------

@@ -12,6 +12,8 @@ import pytest
 
 import fastsoftmax as fs
 from fastsoftmax import boosting
+from fastsoftmax._vectors import CHUNK
+from fastsoftmax.arrays import binary
 
 CURVATURES = {"exact": lambda k: 1.0, "upper": lambda k: 2.0, "scaled": lambda k: k / (k - 1)}
 every_curvature = pytest.mark.parametrize("curvature", CURVATURES)
@@ -616,6 +618,52 @@ def test_formula_of_binary_objectives(library, options, weighted, shape, record)
     again = objective(labels, scores, weights if weighted else None)
     for one, other in zip(again, (gradient, second), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+SCORES = {
+    "row": np.random.default_rng(5).normal(0, 20, 1300),
+    "whole chunks": np.random.default_rng(6).normal(0, 20, 2 * CHUNK),
+    "columns": np.asfortranarray(np.random.default_rng(7).normal(0, 20, (401, 3))),
+    "strided": np.random.default_rng(8).normal(0, 20, (2 * 70_000,))[::2],
+    "infinite": np.array([np.inf, -np.inf, np.nan, 1e4, -1e4, 0.0, -0.0, 104.0, -104.0, 750.0]),
+    "none": np.empty((0, 3)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f4", "f8", "i8"])
+@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES)
+def test_binary_derivatives_have_the_bits_of_the_functions(scores, dtype):
+    """Gradient and curvature of one pass are those of `binary_cross_entropy` and `binary_focal_loss`."""
+    with np.errstate(all="ignore"):
+        scores = scores if dtype == "f8" else scores.astype(dtype, order="K")
+    rng = np.random.default_rng(9)
+    targets = rng.random(scores.shape)
+    targets[rng.random(scores.shape) < 0.5] = 1.0
+    rows = rng.random(scores.shape[:1]) * (rng.random(scores.shape[:1]) < 0.7)
+    targets[rows == 0] = 7.0  # they do not count
+    every = rows.reshape(-1, *(1,) * (scores.ndim - 1))
+    for options in ({}, {"pos_weight": 3.0}, {"gamma": 2.0}, {"gamma": 0.3, "alpha": 0.25}, {"alpha": 0.25}):
+        name = "binary_focal_loss" if {"gamma", "alpha"} & set(options) else "binary_cross_entropy"
+        found = boosting.binary_gradient_and_curvature(scores, targets, rows, **options)
+        rest = {"gamma": 0.0, **options} if "focal" in name else options
+        for one, kind in zip(found, ("grad", "hessian_diag"), strict=True):
+            function = getattr(fs, f"{name}_{kind}")
+            other = function(scores, targets, sample_weight=every, reduction="sum", **rest)
+            assert one.dtype == other.dtype
+            assert one.shape == other.shape
+            assert one.strides == other.strides
+            np.testing.assert_array_equal(one, other)
+            numbers = ~np.isnan(one)
+            np.testing.assert_array_equal(np.signbit(one[numbers]), np.signbit(other[numbers]))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_binary_derivatives_take_one_pass(gamma, monkeypatch):
+    runs = []
+    run = binary.run
+    monkeypatch.setattr(binary, "run", lambda kernel, *rest: (runs.append(kernel), run(kernel, *rest)))
+    boosting.xgboost_binary_objective(gamma=gamma)(np.zeros(600), dataset(np.ones(600), None))
+    assert [kernel.name for kernel in runs] == ["binary.focal" if gamma else "binary.cross_entropy"]
 
 
 @pytest.mark.parametrize("make", [boosting.xgboost_objective, boosting.lightgbm_objective])

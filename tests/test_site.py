@@ -66,13 +66,29 @@ def test_gallery(pages, tmp_path):
 def test_benchmarks(pages, tmp_path):
     """A page for each file of numbers, which the index names."""
     pages._benchmarks(tmp_path)
-    names = {"tables", *(path.stem for path in (ROOT / "benchmarks" / "maps").glob("*.json"))}
+    folders = ("families", "maps")
+    names = {"tables", *(path.stem for kind in folders for path in (ROOT / "benchmarks" / kind).glob("*.json"))}
     assert {path.stem for path in tmp_path.glob("*.md")} == names | {"index"}
     index = (tmp_path / "index.md").read_text()
     for name in names:
         assert f"]({name}.md)" in index
         assert (tmp_path / f"{name}.md").read_text().count("\n|---") >= 2
     assert (tmp_path / "overview.svg").read_text().count("<rect") >= 4
+
+
+def test_benchmarks_of_a_family(pages, tmp_path, monkeypatch):
+    """A family that was measured apart has a page of its own."""
+    tables, _ = pages._measured()["tables"]
+    rows = [row for row in tables.rows if row.function == "softmax_entropy"]
+    apart = {"entropy": (pages.report.Results({**tables.machine, "date": "2031-01-01"}, rows), "families")}
+    measured = pages._measured() | apart
+    monkeypatch.setattr(pages, "_measured", lambda: measured)
+    pages._benchmarks(tmp_path)
+    text = (tmp_path / "entropy.md").read_text()
+    assert text.startswith("# Entropy: ")
+    assert "`python benchmarks/report.py --family entropy --write`" in text
+    assert text.count("\n### softmax_entropy, float") == 2
+    assert re.search(r"\(entropy.md\) \| entropy \| 2031-01-01", (tmp_path / "index.md").read_text())
 
 
 def test_numbers(pages):

@@ -129,7 +129,7 @@ def cross_entropy(
         From 0 to 1: the share of the uniform distribution that is mixed into every target.
     z_loss : float, default 0.0
         The factor of the square of the log-sum-exp of each row, which is added to its loss. `class_weight` does
-        not enter this term; `sample_weight` and `reduction` do.
+        not enter this term; `sample_weight` and `reduction` do. Without classes, the square is inf.
     softcap : float, optional
         c: the logits are first replaced by c tanh(logits/c). This makes -c of -inf.
     reduction : {"mean", "sum", "none"}, default "mean"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsoftmax._spec import ENTRIES, FUNCTIONS, Function
-from fastsoftmax._vectors import CHUNK, CURVATURE, GRADIENT, LOSS
+from fastsoftmax._vectors import CHUNK, CURVATURE, DERIVED, GRADIENT, LOSS
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
     UNSHARED,
@@ -312,9 +312,12 @@ def _small(order: int, logits: Any, targets: Any, options: BinaryOptions) -> tup
 
 
 class Found(NamedTuple):
-    """What a kernel found: the losses of the entries if they are wanted, a derivative, and the sums of chunks."""
+    """What a kernel found: the losses of the entries if they are wanted, a derivative, and the sums of chunks.
 
-    losses: Any
+    With `DERIVED`, the second derivatives are in the place of the losses.
+    """
+
+    beside: Any
     slope: Any
     sums: Array
 
@@ -328,18 +331,18 @@ class Found(NamedTuple):
 def compute(entries: Entries, order: int, options: BinaryOptions, out: Any = None) -> Found:
     """The losses of all entries, and a derivative."""
     name, numbers, work = constants(entries, options)
-    unreduced = options.reduction == "none" and order != CURVATURE
+    two = order == DERIVED or (options.reduction == "none" and order != CURVATURE)
     if out is not None and order != LOSS:
         check_out(entries.function, out, entries.shape, entries.result_dtype)
         entries.check_targets()
     scale = LossOptions(reduction=options.reduction).scale(entries.divisor, entries.dtype)
-    losses, loss_memory = entries.result(None, entries.result_dtype) if unreduced else (None, None)
+    beside, memory_beside = entries.result(None, entries.result_dtype) if two else (None, None)
     slope, memory = entries.result(out, entries.result_dtype) if order != LOSS else (None, None)
     chunks = -(-entries.size // CHUNK)
     sums = np.zeros((chunks, 3))
     operands = [_Operand(entries.x, entries.dtype), _Operand(entries.targets, entries.dtype)]
     operands += [entries.positive, entries.weights]
-    operands += [_Operand(one, entries.dtype, output=True) for one in (loss_memory, memory)]
+    operands += [_Operand(one, entries.dtype, output=True) for one in (memory_beside, memory)]
     kernel, arguments = entry(name), (sums.reshape(-1), order, *numbers, *scale)
     room = partial(NO_ROOM.get, entries.dtype)
     if any(isinstance(one.flat, Parted) for one in operands):
@@ -352,7 +355,7 @@ def compute(entries: Entries, order: int, options: BinaryOptions, out: Any = Non
         entries.check_targets()
     if slope is not None and memory is not None and out is not None and not np.may_share_memory(memory, out):
         copy_to(entries._in_order(out), memory)
-    return Found(losses, slope, sums)
+    return Found(beside, slope, sums)
 
 
 def binary_loss(function: str, order: int, logits: Any, targets: Any, options: BinaryOptions, out: Any) -> Any:
@@ -365,6 +368,15 @@ def binary_loss(function: str, order: int, logits: Any, targets: Any, options: B
     entries = Entries(function, logits, targets, options)
     losses, slope, sums = compute(entries, order, options, out)
     return _reduced(entries, losses, sums, options), _scalar(slope)
+
+
+def binary_derivatives(function: str, logits: Any, targets: Any, options: BinaryOptions) -> tuple[Any, Any]:
+    """The gradient and the second derivatives in one pass, for arrays in memory.
+
+    `function` is the function for the gradient, which messages name.
+    """
+    found = compute(Entries(function, logits, targets, options), DERIVED, options)
+    return found.slope, found.beside
 
 
 def _scalar(array: Any) -> Any:

@@ -1142,7 +1142,7 @@ def _entries(
     origin = tuple(int(start[0]) for start in starts)
     order = binary.derivative_order(FUNCTIONS[function])
     found = binary.compute(binary.Entries(function, x, targets, options, divisor, origin), order, options)
-    losses = found.sum().reshape((1,) * np.ndim(x)) if found.losses is None else found.losses
+    losses = found.sum().reshape((1,) * np.ndim(x)) if found.beside is None else found.beside
     results = {ENTRIES: losses, LIKE: found.slope}
     return tuple(results[kind] for kind in FUNCTIONS[function].result)
 

@@ -790,7 +790,7 @@ class Local:
         found = binary.compute(entries, binary.derivative_order(_spec.FUNCTIONS[name]), options)
         if job.function.is_loss and job.reduction != "none":
             self.totals.append(found.sum())
-        arrays = {"output": found.losses if job.function.is_loss else found.slope, "grad": found.slope}
+        arrays = {"output": found.beside if job.function.is_loss else found.slope, "grad": found.slope}
         return {key: (box, np.asarray(arrays[key])) for key in job.targets}
 
     def _table(self, box: Box, x: Array, block: dict[str, Array]) -> dict[str, tuple[Box, Array]]:

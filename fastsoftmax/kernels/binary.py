@@ -188,6 +188,13 @@ def entropy_curve(z: Any, t: Any, positive: Any, weight: Any, options: Any) -> A
     return spared(_live(a, b, weight), _entropy_curve_of(z, a + b, logistic(z), factor, factor_low))
 
 
+@inline
+def entropy_derivatives(z: Any, t: Any, positive: Any, weight: Any, options: Any) -> Any:
+    """The gradient and the second derivative of the cross-entropy, with the bits of the functions above."""
+    _, slope = entropy_both(z, t, positive, weight, options)
+    return slope, entropy_curve(z, t, positive, weight, options)
+
+
 # --- focal loss -----------------------------------------------------------------------------------------------
 
 
@@ -258,11 +265,11 @@ def _bent(focus: Any) -> Any:
 
 
 @inline
-def _focal_slope_of(focus: Any, weight: Any, options: Any) -> Any:
-    ratio, difference = _bent(focus)
+def _focal_slope_of(focus: Any, bent: Any, weight: Any, options: Any) -> Any:
+    ratio, difference = bent
     value = muladd(options.gamma * ratio, focus.loss, difference) * focus.factor
     scaled = _scaled(value, weight * options.scale, weight * options.scale_low)
-    return focus.sides.sign * times_power(scaled, focus.power)
+    return spared(weight, focus.sides.sign * times_power(scaled, focus.power))
 
 
 @inline
@@ -277,18 +284,30 @@ def focal_both(z: Any, t: Any, positive: Any, weight: Any, options: Any) -> Any:
     """The focal loss and its gradient."""
     focus, weight = _focus(z, t, options), _alpha(t, weight, options)
     loss = times_power(weight * (focus.factor * focus.loss), focus.power)
-    return spared(weight, loss), spared(weight, _focal_slope_of(focus, weight, options))
+    return spared(weight, loss), _focal_slope_of(focus, _bent(focus), weight, options)
 
 
 @inline
 def focal_curve(z: Any, t: Any, positive: Any, weight: Any, options: Any) -> Any:
-    """The second derivative of the focal loss.
+    """The second derivative of the focal loss."""
+    focus, weight = _focus(z, t, options), _alpha(t, weight, options)
+    return _focal_curve_of(z, focus, _bent(focus), weight, options)
 
-    If the logit favours the wrong class, all terms have a factor e, with which the sum is multiplied last.
-    """
-    focus, weight, gamma = _focus(z, t, options), _alpha(t, weight, options), options.gamma
+
+@inline
+def focal_derivatives(z: Any, t: Any, positive: Any, weight: Any, options: Any) -> Any:
+    """The gradient and the second derivative of the focal loss."""
+    focus, weight = _focus(z, t, options), _alpha(t, weight, options)
+    bent = _bent(focus)
+    slope = _focal_slope_of(focus, bent, weight, options)
+    return slope, _focal_curve_of(z, focus, bent, weight, options)
+
+
+@inline
+def _focal_curve_of(z: Any, focus: Any, bent: Any, weight: Any, options: Any) -> Any:
+    """If the logit favours the wrong class, all terms have a factor e, with which the sum is multiplied last."""
+    gamma, (ratio, difference) = options.gamma, bent
     zero, one, total = number(z, 0.0), number(z, 1.0), focus.total
-    ratio, difference = _bent(focus)
     bend = muladd(gamma - one, ratio, (focus.e - one) / total)
     steep, lead, factor, power = gamma * ratio, focus.unit, focus.factor, focus.power
     if _is_far(focus.parts.n):
@@ -360,27 +379,28 @@ def _walk(
     loss_of: Any,
     both_of: Any,
     curve_of: Any,
+    derivatives_of: Any,
     start: int,
     stop: int,
     x: Any,
     targets: Any,
     positive: Any,
     weights: Any,
-    losses: Any,
+    beside: Any,
     y: Any,
     sums: Any,
     order: int,
     options: Any,
 ) -> None:
-    """Chunks start .. stop of the entries; ``loss_of``, ``both_of`` and ``curve_of`` compute a vector each.
+    """Chunks start .. stop of the entries; the functions ending in ``_of`` compute a vector for an `order` each.
 
-    `positive` and `weights` may have one number, or none for 1. `losses` may have size 0. `y` lies at x, or apart
-    from all inputs. The three numbers of each chunk in `sums` are the sum of its losses as a pair, and whether a
-    target is not from 0 to 1.
+    `positive` and `weights` may have one number, or none for 1. The losses are stored in `beside` unless it has
+    size 0; with `DERIVED`, the second derivatives. `y` lies at x, or apart from all inputs. The three numbers of
+    each chunk in `sums` are the sum of its losses as a pair, and whether a target is not from 0 to 1.
     """
     step, entries = lane_count(x), size(x)
     z_room, t_room, v_room = scratch(x, VECTORS), scratch(x, VECTORS), scratch(x, VECTORS)
-    w_room, loss_room, y_room = scratch(x, VECTORS), scratch(x, VECTORS), scratch(x, VECTORS)
+    w_room, near_room, y_room = scratch(x, VECTORS), scratch(x, VECTORS), scratch(x, VECTORS)
     _filled(v_room, positive)
     _filled(w_room, weights)
     for chunk in range(start, stop):
@@ -388,12 +408,12 @@ def _walk(
         count = min(CHUNK, entries - first)
         z, t = _chunk_of(x, first, count, z_room), _chunk_of(targets, first, count, t_room)
         v, w = _weights_of(positive, first, count, v_room), _weights_of(weights, first, count, w_room)
-        out, near = y_room, loss_room
+        out, near = y_room, near_room
         if count == CHUNK:
             if order != LOSS:
                 out = after(y, first)
-            if size(losses) > 0:
-                near = after(losses, first)
+            if size(beside) > 0:
+                near = after(beside, first)
         wrong = broadcast(number(x, 0.0))
         if order == LOSS:
             for k in range(0, count, step):
@@ -407,20 +427,27 @@ def _walk(
                 loss, slope = both_of(load(z, k), target, load(v, k), weight, options)
                 store(near, k, loss)
                 store(out, k, slope)
-        else:
+        elif order == CURVATURE:
             for k in range(0, count, step):
                 target, weight = load(t, k), load(w, k)
                 wrong = _outside(target, weight, wrong)
                 store(out, k, curve_of(load(z, k), target, load(v, k), weight, options))
+        else:
+            for k in range(0, count, step):
+                target, weight = load(t, k), load(w, k)
+                wrong = _outside(target, weight, wrong)
+                slope, curve = derivatives_of(load(z, k), target, load(v, k), weight, options)
+                store(near, k, curve)
+                store(out, k, slope)
         high, low = 0.0, 0.0
-        if order != CURVATURE:
+        if order <= GRADIENT:  # `near` has losses
             high, low = pair_sum_of(near, count)
             low = low if low == low else 0.0  # the error of inf is nan
         if count < CHUNK:
             if order != LOSS:
                 _put(out, y, first, count)
-            if size(losses) > 0:
-                _put(near, losses, first, count)
+            if size(beside) > 0:
+                _put(near, beside, first, count)
         store_scalar(sums, 3 * chunk, high)
         store_scalar(sums, 3 * chunk + 1, low)
         store_scalar(sums, 3 * chunk + 2, np.float64(fold_maximum(True, wrong)))
@@ -435,7 +462,7 @@ def cross_entropy(
     targets: Floats,
     positive: Floats,
     weights: Floats,
-    losses: Floats,
+    beside: Floats,
     y: Floats,
     sums: Doubles,
     order: Count,
@@ -451,13 +478,14 @@ def cross_entropy(
         entropy_loss,
         entropy_both,
         entropy_curve,
+        entropy_derivatives,
         start,
         stop,
         data,
         to,
         plus,
         factors,
-        memory(losses),
+        memory(beside),
         memory(y),
         memory(sums),
         order,
@@ -474,7 +502,7 @@ def focal(
     targets: Floats,
     positive: Floats,
     weights: Floats,
-    losses: Floats,
+    beside: Floats,
     y: Floats,
     sums: Doubles,
     order: Count,
@@ -491,13 +519,14 @@ def focal(
         focal_loss,
         focal_both,
         focal_curve,
+        focal_derivatives,
         start,
         stop,
         data,
         to,
         plus,
         factors,
-        memory(losses),
+        memory(beside),
         memory(y),
         memory(sums),
         order,

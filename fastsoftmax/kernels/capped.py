@@ -167,6 +167,24 @@ def _rows_from(numbers: Any, row: int) -> Any:
 
 
 @inline
+def _clear_rows(z: Any, factors: Any, count: int, classes: int, z_loss: Any) -> None:
+    """Replace the capped logits of rows whose factor C is 0 by 0, so that p is finite; without a z-loss.
+
+    Their second derivatives do not depend on p, and are 0 if all shares are 0, also if a logit is NaN.
+    """
+    if z_loss > 0 or size(factors) == 0:
+        return
+    step = lane_count(z)
+    full, zero = classes // step * step, broadcast(number(z, 0.0))
+    for row in range(count):
+        if load_scalar(factors, row) == 0:
+            for k in range(0, full, step):
+                store(z, row * classes + k, zero)
+            if full < classes:
+                store_part(z, row * classes + full, classes - full, zero)
+
+
+@inline
 def _rows_at_a_time(part: int, x: Any, classes: int) -> int:
     """How many rows fit into a part of the working memory; whole vectors of rows if that is more than one."""
     step, rows = lane_count(x), part // max(classes, 1)
@@ -418,9 +436,10 @@ def product(
     for first in range(start, stop, step):
         count, at = min(step, stop - first), first * classes
         length, shape = count * classes, (count, classes, 1)
-        _cap_rows(data, at, length, cap, z)
-        _tangent_rows(data, direction, at, length, cap, w)
         curve = CurveOptions(_rows_from(memory(factors), first), _rows_from(heavy, first), twice)
+        _cap_rows(data, at, length, cap, z)
+        _clear_rows(z, curve.factors, count, classes, z_loss)
+        _tangent_rows(data, direction, at, length, cap, w)
         traverse(product_block, 0, count, shape, nothing, z, w, h, None, curve)
         if z_loss > 0:
             traverse(mean_block, 0, count, shape, nothing, z, w, g, None, curve)
@@ -482,13 +501,14 @@ def variance(
     for first in range(start, stop, step):
         count, at = min(step, stop - first), first * classes
         length, shape = count * classes, (count, classes, 1)
+        curve = CurveOptions(_rows_from(memory(factors), first), _rows_from(heavy, first), twice)
         _cap_rows(data, at, length, cap, z)
+        _clear_rows(z, curve.factors, count, classes, z_loss)
         if cap < INF:
             _loss_of_rows(z, v, g, sums, first, count, classes, nothing, options)
         if whole:
             plain = ActivationOptions(None, None)
             traverse(softmax_block, 0, count, shape, nothing, z, None, p, None, plain)
-        curve = CurveOptions(_rows_from(memory(factors), first), _rows_from(heavy, first), twice)
         traverse(variance_block, 0, count, shape, nothing, z, None, h, sums, curve, keep=True)
         if cap < INF:
             _bent_diagonals(data, h, g, at, length, cap)

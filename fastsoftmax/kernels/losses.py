@@ -36,6 +36,7 @@ from fastsoftmax.kernels.simd.rows import class_value, lane_labels, one_hot, row
 from fastsoftmax.kernels.simd.values import (
     absolute,
     broadcast,
+    filled,
     if_none,
     muladd,
     number,
@@ -380,13 +381,29 @@ def soft_cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, row
 
 @inline
 def _add_z_loss(z_loss: Any, stats: Any, weight: Any, loss: Any, whole: Any, whole_low: Any) -> Any:
-    """The loss plus weight z lse**2, and the sum of the shares plus 2 z lse, a pair; unchanged if z is None."""
-    if z_loss is None:
+    """The loss plus weight z lse**2, and the sum of the shares plus 2 z lse, a pair; unchanged if z is None.
+
+    They are also unchanged if z is 0, whatever the log-sum-exp: it may be -inf or NaN.
+    """
+    if z_loss is None or z_loss == 0:
         return loss, whole, whole_low
     lse = log_of_sum(stats)
     product = z_loss * lse
     more, error = two_sum(whole, product + product)
     return muladd(weight, product * lse, loss), more, whole_low + error
+
+
+@inline
+def _weight_with_label(v: Any, z_loss: Any, mix: Any, scale: Any, whole: Any, weight: Any) -> Any:
+    """The weight of a row; 0 if its label has class weight 0 and nothing else a share, as in `cross_entropy`.
+
+    A z-loss counts in such a row, and a mean that is 0/0 is NaN there.
+    """
+    counted = filled(whole, 1.0)
+    labelled = v is None and mix.class_weights is not None
+    if z_loss is not None and labelled and mix.base == 0.0 and z_loss == 0.0 and scale == scale:
+        counted = whole
+    return spared(counted, weight)
 
 
 @inline
@@ -421,6 +438,7 @@ def soft_cross_entropy_rows(x: Any, v: Any, y: Any, place: Any, stats: Any, rows
     high, low = fold_two_sum(folded, shares[0], shares[1])
     whole, whole_low = two_sum(high, low)
     weight = row_value(x, folded, row_weights, row, count)
+    weight = _weight_with_label(v, z_loss, mix, scale, whole, weight)
     heavy_share = weight * whole
     common = tiny_loss(stats, heavy_share, log_rest, heavy_share * log_rest)
     loss = muladd(weight, loss, spared(whole, common))

@@ -262,6 +262,195 @@ def test_infinities():
     assert gradient[0, 1] == 0
 
 
+# --- edges ------------------------------------------------------------------------------------------------------
+
+HUGE = 1e6
+"""A cap that changes the logits below by less than 1e-11 of them."""
+EDGES = {
+    "targets": ("first", "last", "distribution", "nothing"),
+    "sample_weight": (None, "finite rows", "no row"),
+    "class_weight": (None, "ones", "not the first", "none"),
+    "label_smoothing": (0.0, 0.1),
+    "ignore_index": (None, 0),
+    "reduction": ("mean", "sum", "none"),
+}
+
+
+def edge_rows(dtype, classes):
+    """A finite row, rows with NaN, inf and -inf at the first or last class, and rows of nothing else."""
+    rows = [np.linspace(-1, 1, classes)]
+    if classes:
+        for value in (np.nan, np.inf, -np.inf):
+            for place in (0, classes - 1, slice(None)):
+                rows.append(rows[0].copy())
+                rows[-1][place] = value
+    return np.array(rows, dtype).reshape(len(rows), classes)
+
+
+def edge_cases(dtype, classes):
+    """Logits, targets and options: every combination that is allowed."""
+    rows = edge_rows(dtype, classes)
+    for x in (rows, rows[:0]):
+        for values in itertools.product(*EDGES.values()):
+            case = dict(zip(EDGES, values, strict=True))
+            labelled = case["targets"] in ("first", "last")
+            if (labelled and len(x) and not classes) or (not labelled and case["ignore_index"] is not None):
+                continue
+            if labelled:
+                y = np.full(len(x), classes - 1 if case["targets"] == "last" and classes else 0)
+            else:
+                y = np.full(x.shape, 0.5 if case["targets"] == "distribution" else 0.0, dtype)
+                y[:, :1] = 0
+            options = {name: case[name] for name in ("label_smoothing", "ignore_index", "reduction")}
+            if case["sample_weight"] is not None:
+                counted = np.isfinite(x).all(1) & (case["sample_weight"] == "finite rows")
+                options["sample_weight"] = counted.astype(dtype)
+            if case["class_weight"] is not None:
+                options["class_weight"] = np.full(classes, case["class_weight"] != "none", dtype)
+                if case["class_weight"] == "not the first":
+                    options["class_weight"][:1] = 0
+            yield case, x, y, options
+
+
+def results_of(x, y, options):
+    """All results of the family, by the names of the functions."""
+    v = np.linspace(0.5, 1.5, x.size).reshape(x.shape).astype(x.dtype)
+    loss, gradient = fs.cross_entropy_with_grad(x, y, **options)
+    np.testing.assert_array_equal(loss, fs.cross_entropy(x, y, **options))
+    np.testing.assert_array_equal(gradient, fs.cross_entropy_grad(x, y, **options))
+    diagonal, hessian = (function(x, y, **options) for function in SECOND)
+    return {
+        "loss": loss,
+        "gradient": gradient,
+        "hvp": fs.cross_entropy_hvp(x, y, v, **options),
+        "diagonal": diagonal,
+        "Hessian": hessian,
+    }
+
+
+def slopes_of_infinities(name, result, infinite):
+    """The derivatives without a cap, times the slope of the cap, which is 0 at an infinity."""
+    result = result.copy()
+    if name in ("gradient", "diagonal", "hvp"):
+        result[infinite & ~np.isnan(result)] = 0
+    elif name == "Hessian":
+        apart = infinite[:, :, None] | infinite[:, None, :]
+        result[apart & ~np.isnan(result)] = 0
+    return result
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [0, 1, 3, 70])
+def test_a_huge_cap_changes_no_edge(dtype, classes):
+    """NaN and numbers are where they are without a cap, whose infinities are +-softcap."""
+    count = 0
+    for case, x, y, options in edge_cases(dtype, classes):
+        infinite = np.isinf(x)
+        plain = results_of(np.where(infinite, np.sign(x) * dtype(HUGE), x), y, options)
+        for name, actual in results_of(x, y, {**options, "softcap": HUGE}).items():
+            expected = plain[name]
+            if name == "hvp":  # the slope of the cap multiplies the tangent, too
+                v = np.linspace(0.5, 1.5, x.size).reshape(x.shape).astype(dtype)
+                v[infinite] = 0
+                replaced = np.where(infinite, np.sign(x) * dtype(HUGE), x)
+                expected = fs.cross_entropy_hvp(replaced, y, v, **options)
+            if name != "loss":
+                expected = slopes_of_infinities(name, expected, infinite)
+            near = 1e-4 if dtype == np.float32 else 1e-10
+            np.testing.assert_allclose(actual, expected, rtol=near, atol=near, err_msg=f"{name}, {case}")
+        count += 1
+    assert count > 100
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [1, 3, 70])
+def test_a_tiny_z_loss_changes_no_edge(dtype, classes):
+    """Where a class has a share: the square of the log-sum-exp also counts in rows without one."""
+    count = 0
+    tiny = {"z_loss": float(np.finfo(dtype).tiny)}
+    for case, x, y, options in edge_cases(dtype, classes):
+        shares = case["class_weight"] in (None, "ones") and case["targets"] != "nothing"
+        if not shares or (case["targets"] == "distribution" and classes == 1):
+            continue
+        plain = results_of(x, y, options)
+        for name, actual in results_of(x, y, {**options, **tiny}).items():
+            near = 1e-6 if dtype == np.float32 else 1e-14
+            np.testing.assert_allclose(actual, plain[name], rtol=near, atol=near, err_msg=f"{name}, {case}")
+        count += 1
+    assert count > 100
+
+
+def test_z_loss_of_rows_without_shares():
+    """The log-sum-exp of nothing is -inf; one of NaN is NaN, whatever the weight of the class."""
+    assert fs.cross_entropy(np.empty((2, 0)), np.empty((2, 0)), z_loss=0.1) == np.inf
+    weightless = {"class_weight": np.zeros(2), "reduction": "none"}
+    x = np.array([[np.nan, 0.0], [0.0, 0.0]])
+    loss = fs.cross_entropy(x, np.array([0, 0]), z_loss=0.5, **weightless)
+    np.testing.assert_allclose(loss, [np.nan, np.log(2) ** 2 / 2], rtol=1e-15)
+    assert not fs.cross_entropy(x, np.array([0, 0]), softcap=2.0, **weightless).any()
+
+
+def test_shares_that_cancel_bend():
+    """The Hessian of a capped row has the curvature of the cap also if the shares of its classes add up to 0."""
+    x, q = np.array([[0.3, -0.2, 0.9]]), np.array([[0.5, -0.75, 0.25]])
+    diagonal, hessian = (function(x, q, softcap=1.5, reduction="sum") for function in SECOND)
+    t = np.tanh(x / 1.5)
+    expected = -q * (-2 * t * (1 - t**2) / 1.5)
+    np.testing.assert_allclose(diagonal, expected, rtol=1e-13)
+    np.testing.assert_allclose(hessian[0], np.diag(expected[0]), rtol=1e-13, atol=1e-16)
+    product = fs.cross_entropy_hvp(x, q, x, softcap=1.5, reduction="sum")
+    np.testing.assert_allclose(product, expected * x, rtol=1e-13)
+
+
+@njit
+def compiled_edges(x, y, v, c, cap):
+    loss, gradient = fs.cross_entropy_with_grad(x, y, class_weight=c, softcap=cap, reduction="none")
+    product = fs.cross_entropy_hvp(x, y, v, class_weight=c, softcap=cap, reduction="none")
+    diagonal = fs.cross_entropy_hessian_diag(x, y, class_weight=c, softcap=cap, reduction="none")
+    return loss, gradient, product, diagonal
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_edges_in_compiled_code(soft):
+    """The same NaN and numbers as from Python."""
+    for classes in (0, 3) if soft else (3,):
+        x = edge_rows(np.float64, classes)
+        y = np.zeros(x.shape) if soft else np.arange(len(x)) % 2
+        c, options = np.ones(classes), {"softcap": HUGE, "reduction": "none"}
+        c[:1] = 0
+        v = np.ones(x.shape)
+        expected = (
+            *fs.cross_entropy_with_grad(x, y, class_weight=c, **options),
+            fs.cross_entropy_hvp(x, y, v, class_weight=c, **options),
+            fs.cross_entropy_hessian_diag(x, y, class_weight=c, **options),
+        )
+        for one, other in zip(compiled_edges(x, y, v, c, HUGE), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_edges_in_dask_arrays(soft, reduction):
+    """The same NaN and numbers as in memory, with rows in chunks; and with classes in chunks."""
+    da = pytest.importorskip("dask.array")
+    x = edge_rows(np.float64, 3)
+    y = np.zeros(x.shape) if soft else np.arange(len(x)) % 2
+    options = {"softcap": HUGE, "reduction": reduction, "class_weight": np.array([0.0, 1.0, 2.0])}
+    options["sample_weight"] = np.where(np.isnan(x).any(1) & (np.arange(len(x)) % 2 == 1), 0.0, 1.0)
+    for chunks in ((4, 3), (4, 2)):
+        lazy, v = da.from_array(x, chunks=chunks), np.ones(x.shape)
+        loss, gradient = fs.cross_entropy_with_grad(lazy, y, **options)
+        expected = fs.cross_entropy_with_grad(x, y, **options)
+        np.testing.assert_allclose(loss.compute(), expected[0], rtol=1e-14)
+        np.testing.assert_allclose(gradient.compute(), expected[1], rtol=1e-14)
+        product = fs.cross_entropy_hvp(lazy, y, v, **options).compute()
+        np.testing.assert_allclose(product, fs.cross_entropy_hvp(x, y, v, **options), rtol=1e-14)
+        for function in SECOND:
+            np.testing.assert_allclose(
+                function(lazy, y, **options).compute(), function(x, y, **options), rtol=1e-14
+            )
+
+
 @every_dtype
 def test_extreme_caps(dtype):
     """A cap far above the logits changes them by no more than their rounding; one far below makes them 0."""

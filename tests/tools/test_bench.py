@@ -826,15 +826,8 @@ def script(monkeypatch):
 
 def test_report_writes_readme_and_results(tmp_path, monkeypatch, script):
     """With made-up numbers, and into copies of the pages. Each machine keeps its map."""
-    import readme
-
-    (tmp_path / "docs" / "guide").mkdir(parents=True)
-    for page in readme.pages():
-        (tmp_path / page.relative_to(ROOT)).write_text(page.read_text())
+    copied_pages(tmp_path, monkeypatch, script)
     before = (tmp_path / "README.md").read_text()
-    monkeypatch.setattr(readme, "ROOT", tmp_path)
-    monkeypatch.setattr(script, "HERE", tmp_path)
-    (tmp_path / "results.json").write_text(report.as_json(made_up_results()))
     ours, other = with_one_thread(), with_one_thread()
     other.machine["processor"] = "A"
     for results in (ours, other, other):
@@ -855,6 +848,60 @@ def test_report_writes_readme_and_results(tmp_path, monkeypatch, script):
     after = (tmp_path / "README.md").read_text()
     assert after != before
     assert after.count("(benchmarks/maps/") == 2
+
+
+def copied_pages(tmp_path, monkeypatch, script):
+    """Let the script write into copies of the pages."""
+    import readme
+
+    (tmp_path / "docs" / "guide").mkdir(parents=True)
+    for page in readme.pages():
+        (tmp_path / page.relative_to(ROOT)).write_text(page.read_text())
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "HERE", tmp_path)
+    (tmp_path / "results.json").write_text(report.as_json(made_up_results()))
+
+
+def test_families_are_measured_apart(tmp_path, monkeypatch, script):
+    """Their tables come beside those of the others, until all functions are measured again."""
+    copied_pages(tmp_path, monkeypatch, script)
+    asked, machine = [], {**made_up_results().machine, "date": "2031-01-01"}
+
+    def run(choice, *, seconds, limit, output=None):
+        asked.append(choice)
+        rows = [made_up(function) for function in choice.functions]
+        if output is not None:
+            (output / "results.json").write_text(report.as_json(report.Results(machine, rows)))
+        return report.Results(machine, rows), True
+
+    monkeypatch.setattr(script.command, "run", run)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--family", "focal loss", "binary"])
+    assert script.main() == 0
+    assert not (tmp_path / "families").exists()
+    monkeypatch.setattr(sys, "argv", ["report.py", "--family", "focal loss", "binary", "--write"])
+    assert script.main() == 0
+    assert asked[-1].functions == report.families()["focal loss"] + report.families()["binary"]
+    assert asked[-1].shapes == script.FAMILY_SHAPES
+    assert sorted(path.name for path in (tmp_path / "families").iterdir()) == ["binary.json", "focal-loss.json"]
+    stored = script.stored_families(tmp_path)
+    assert [report.family_of(found) for found in stored] == ["focal loss", "binary"]
+    assert (tmp_path / "results.json").read_text() == report.as_json(made_up_results())
+    everything = (tmp_path / "RESULTS.md").read_text()
+    titles = [line for line in everything.splitlines() if line.startswith("## ")]
+    assert titles[-2:] == ["## Focal loss", "## Binary losses"]
+    assert "### binary_focal_loss_with_grad, float32" in everything
+    assert "made by `python benchmarks/report.py --family 'focal loss' --write`" in everything
+    assert everything.count("2031-01-01") == 2
+    monkeypatch.setattr(sys, "argv", ["report.py", "--write"])
+    assert script.main() == 0
+    assert not list((tmp_path / "families").iterdir())
+    assert "### " not in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_every_timed_function_is_in_a_family():
+    assert sorted(name for names in report.families().values() for name in names) == sorted(cases.FUNCTIONS)
+    for name, functions in report.families().items():
+        assert report.family_of(report.Results({}, [made_up(functions[0])])) == name
 
 
 def test_readme_shows_the_maps_that_are_stored(script):

@@ -3,16 +3,18 @@
 import json
 import os
 import platform
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
 
+from fastsoftmax import _spec
 from fastsoftmax.arrays.threads import max_threads
 from fastsoftmax.tools import info
 from fastsoftmax.tools.bench.cases import FUNCTIONS
-from fastsoftmax.tools.bench.libraries import ALL, OURS
+from fastsoftmax.tools.bench.libraries import ALL, CASES, OURS
 from fastsoftmax.tools.bench.measure import Timing
 from fastsoftmax.tools.bench.session import Row, describe
 from fastsoftmax.tools.bench.startup import Startup
@@ -225,14 +227,7 @@ def complete(results: Results, made_by: str, picture: str | None = None) -> str:
     parts = [f"# Speed\n\n{caption(results.machine)}; made by `{made_by}`.\n\n{LEGEND}\n\n{verdict(results.rows)}"]
     if picture is not None:
         parts.append(f"![Time against classes, rows and peers]({picture})")
-    for function in FUNCTIONS:
-        for dtype in dict.fromkeys(row.dtype for row in results.rows):
-            rows = [row for row in results.rows if (row.function, row.dtype) == (function, dtype)]
-            if not rows:
-                continue
-            labels = [[describe(row.shape)] for row in rows]
-            table = _table(rows, ["shape"], FUNCTIONS[function].yardstick, labels)
-            parts.append(f"## {function}, {dtype}\n\n{table}")
+    parts += _tables(results, "##")
     if results.startups:
         lines = [
             [s.name, duration(s.imported), duration(s.called), duration(s.imported + s.called)]
@@ -243,6 +238,41 @@ def complete(results: Results, made_by: str, picture: str | None = None) -> str:
             f"table holds any.\n\n{markdown(['', 'imports', 'first call', 'both'], lines)}"
         )
     return "\n\n".join(parts) + "\n"
+
+
+def _tables(results: Results, heading: str) -> list[str]:
+    """A table of each function and dtype, with a heading."""
+    parts = []
+    for function in FUNCTIONS:
+        for dtype in dict.fromkeys(row.dtype for row in results.rows):
+            rows = [row for row in results.rows if (row.function, row.dtype) == (function, dtype)]
+            if not rows:
+                continue
+            labels = [[describe(row.shape)] for row in rows]
+            table = _table(rows, ["shape"], FUNCTIONS[function].yardstick, labels)
+            parts.append(f"{heading} {function}, {dtype}\n\n{table}")
+    return parts
+
+
+def families() -> dict[str, tuple[str, ...]]:
+    """{group of the table of functions: its timed functions}."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, (entry, _) in CASES.items():
+        found[entry.group] = (*found.get(entry.group, ()), name)
+    return found
+
+
+def family_of(results: Results) -> str:
+    """The family whose functions were measured, apart from the others."""
+    return CASES[results.rows[0].function][0].group
+
+
+def family(results: Results) -> tuple[str, str]:
+    """Title and text of the tables of a family that was measured apart from the others."""
+    name = family_of(results)
+    made_by = f"python benchmarks/report.py --family {shlex.quote(name)} --write"
+    text = f"{caption(results.machine)}; made by `{made_by}`.\n\n{verdict(results.rows)}"
+    return _spec.GROUPS[name].title, "\n\n".join([text, *_tables(results, "###")])
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -146,6 +146,8 @@ class Ahead(NamedTuple):
     """What is prefetched while the terms of a tile are summed, a line for each class."""
 
     x: Any
+    v: Any
+    """The second operand; None if there is none."""
     stride: Any
     """The distance of two classes."""
 
@@ -337,6 +339,14 @@ def _add_two(sums: Any, e: Any, f: Any, exact: Any) -> Any:
 
 
 @inline
+def _prefetch_class(x: Any, v: Any, offset: int) -> None:
+    """Prefetch the line of a class in both operands of `Ahead`."""
+    prefetch(x, offset)
+    if v is not None:
+        prefetch(v, offset)
+
+
+@inline
 def lane_sums(
     x: Any,
     offset: int,
@@ -366,8 +376,8 @@ def lane_sums(
     ties, sums, line = zero, (zero, zero), 0
     for k in range(0, paired, 2 * step):
         if ahead is not None:
-            prefetch(ahead.x, line)
-            prefetch(ahead.x, line + ahead.stride)
+            _prefetch_class(ahead.x, ahead.v, line)
+            _prefetch_class(ahead.x, ahead.v, line + ahead.stride)
             line += 2 * ahead.stride
         value, other = load(x, offset + k), load(x, offset + k + step)
         e, f = term(value, m, beta, shift, bias), term(other, m, beta, shift, bias)
@@ -378,7 +388,7 @@ def lane_sums(
             store(terms, at + k + step, f)
     if paired < full:
         if ahead is not None:
-            prefetch(ahead.x, line)
+            _prefetch_class(ahead.x, ahead.v, line)
         value = load(x, offset + paired)
         e = term(value, m, beta, shift, bias)
         ties = count_equal(value, m, ties)
@@ -866,7 +876,7 @@ def tile_statistics(
         return statistics(tile, offset, length, None, beta, unless_none(keep, tile), exact, ahead)
     if ahead is not None:
         for k in range(length // lane_count(tile)):
-            prefetch(ahead.x, k * ahead.stride)
+            _prefetch_class(ahead.x, ahead.v, k * ahead.stride)
     return RowStatistics(zero, zero, zero, (zero, zero), zero, zero, zero, None, None)
 
 
@@ -974,10 +984,6 @@ def read_tile(
         following = first + STRIPS_AHEAD * step
         if within + STRIPS_AHEAD * step >= inner:
             following += (classes - 1) * inner
-        if v is not None:
-            for k in range(following, following + classes * inner, inner):
-                for line in range(k, k + count, step):
-                    prefetch(v, line)
     load_tile(x, tile, first, classes, inner, count)
     if v is not None:
         load_tile(v, other, first, classes, inner, count)
@@ -1062,7 +1068,8 @@ def traverse(
             at = done * classes
             if picks is not None:
                 tile_targets(tile, at, classes, picks.labels, row + done, lanes, picks.targets)
-            ahead = Ahead(after(x, following + done), step if inner == 1 else inner)
+            at_next = following + done
+            ahead = Ahead(after(x, at_next), behind(v, at_next), step if inner == 1 else inner)
             stats = tile_statistics(tile, at, classes * step, beta, given, keep, wanted, ahead)
             place = Place(at, classes * step, None, row + done, lanes)
             block(tile, other, out, place, stats, rows, options)

@@ -41,21 +41,23 @@ def _plain(codes: Codes, x: Any, out: Any) -> Any:
     result = np.empty_like(x) if out is None else out
     if codes.small(x, result, None):
         return result
-    if not x.size or not x.ndim:
+    size = x.size
+    if not size or not x.ndim:
         return None
-    classes = x.shape[-1]
-    if x.size <= SMALL:
+    shape = x.shape
+    classes = shape[-1]
+    if size <= SMALL:
         # The bits of a longer row depend on its layout, which decides how it is walked.
         if out is x or (classes > COLUMN_LIMIT and not x.flags.c_contiguous):
             return None
-        result = np.empty(x.shape, x.dtype) if out is None else out
+        result = np.empty(shape, x.dtype) if out is None else out
         return result if codes.small(x.copy(), result, None) else None
     if classes > long_rows.LONG_ROW or not x.flags.carray:
         return None
-    if out is not None and out is not x and not (is_plain(out, x.shape, x.dtype) and lie_apart(x, out)):
+    if out is not None and out is not x and not (is_plain(out, shape, x.dtype) and lie_apart(x, out)):
         return None
-    rows = x.size // classes
-    block, target = (x, result) if x.ndim == 2 else (x.reshape(rows, classes), result.reshape(rows, classes))
+    rows = size // classes
+    block, target = (x, result) if len(shape) == 2 else (x.reshape(rows, classes), result.reshape(rows, classes))
     run_plain(codes.code, rows, x.dtype, 1, (block, target, None))
     return result
 

@@ -18,6 +18,7 @@ of threads.
 """
 
 import ctypes
+import math
 import os
 import sys
 import time
@@ -62,7 +63,13 @@ BLOCK_WORK = 1 << 18
 """The work of a block: enough to hide the cost of taking it, and so little that a call can stop soon."""
 
 ROW_MULTIPLE = 16
-"""Blocks have a multiple of so many rows, so that vectors of rows are full."""
+"""Blocks of more rows have a multiple of so many, so that vectors of rows are full."""
+
+GROUP_WORK = 1 << 9
+"""What a kernel does once for `ROW_MULTIPLE` rows, or fewer, beside the work of each: some 200 ns."""
+
+MOST_TURNS = 6
+"""If there are less than four times `BLOCK_WORK` for each thread, each gets 2 to so many blocks."""
 
 RETIREMENT = 0.05
 """How many seconds a fork waits for helpers to end; it goes on even if one is still busy then."""
@@ -137,14 +144,16 @@ def max_threads() -> int:
     The least of: the CPUs that this process may run on, the CPU quota of its container, ``NUMBA_NUM_THREADS``
     and ``numba.set_num_threads`` if these are set, and the innermost `threads` around the call.
     """
-    return 1 if _limit.get()[0] == 1 else _limited(_granted_threads())
+    limit = _limit.get()[0]
+    return 1 if limit == 1 else _limited(_granted_threads(), limit)
 
 
-def _limited(granted: int) -> int:
-    """The least of so many threads, ``numba.set_num_threads`` and the innermost `threads`."""
-    chosen = _limit.get()[0]
-    available = min(granted, chosen_threads() or UNLIMITED)
-    return available if chosen is None else min(available, chosen)
+def _limited(granted: int, limit: int | None) -> int:
+    """The least of so many threads, ``numba.set_num_threads`` and the limit of `threads`."""
+    chosen = chosen_threads()
+    if chosen is not None and chosen < granted:
+        granted = chosen
+    return granted if limit is None or limit > granted else limit
 
 
 class _Block(ContextDecorator):
@@ -553,21 +562,23 @@ _last_grant = (0.0, 1)
 def _threads_for(rows: int, work: int) -> int:
     """How many threads a call of so much work uses, while others may be running."""
     global _last_grant
-    if _limit.get()[0] == 1:
+    limit = _limit.get()[0]
+    if limit == 1:
         return 1
     now = time.perf_counter()
     try:
         waiting = _teams[-1].words[teams.PRESENT] > 0
     except IndexError:
         waiting = False
-    pays = work >= WAKING_WORK or now - _last_call <= SERIES
-    if not (waiting or work >= LONG_WORK or (pays and _pause.is_over(now))):
-        return 1
+    if not (waiting or work >= LONG_WORK):
+        pays = work >= WAKING_WORK or now - _last_call <= SERIES
+        if not (pays and _pause.is_over(now)):
+            return 1
     when, granted = _last_grant
     if now - when > GRANT:
         granted = _granted_threads()
         _last_grant = now, granted
-    count = _limited(granted) // (1 + len(_calls))
+    count = _limited(granted, limit) // (1 + len(_calls))
     return max(1, min(count, rows, work // (SHARED_WORK // 2), teams.MOST_SEATS + 1))
 
 
@@ -584,9 +595,17 @@ def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: An
 
 
 def run_code(
-    code: Callable[..., Any], rows: int, work: int, memory: Any, room: Callable[[], Any], args: tuple[Any, ...]
+    code: Callable[..., Any],
+    rows: int,
+    work: int,
+    memory: Any,
+    room: Callable[[], Any] | None,
+    args: tuple[Any, ...],
 ) -> None:
-    """`run` for a kernel's code; `memory` is the caller's working memory, and float64 counts twice in `work`."""
+    """`run` for a kernel's code; `memory` is the caller's working memory, and float64 counts twice in `work`.
+
+    Without a `room`, the memory has size 0, and serves all threads.
+    """
     global _last_call
     if work < SHARED_WORK:
         code(0, rows, memory, *args)
@@ -651,8 +670,10 @@ def share(parts: int, work: int, seat: Callable[[], Any], task: Task) -> None:
         _last_call = time.perf_counter()
 
 
-def _rooms(memory: Any, room: Callable[[], Any], count: int) -> list[Any]:
+def _rooms(memory: Any, room: Callable[[], Any] | None, count: int) -> list[Any]:
     """Working memory for so many threads, or for fewer if there is not enough."""
+    if room is None:
+        return [memory] * count
     found = [memory]
     try:
         while len(found) < count:
@@ -664,8 +685,30 @@ def _rooms(memory: Any, room: Callable[[], Any], count: int) -> list[Any]:
 
 def rows_of_block(rows: int, work: int, count: int) -> int:
     """How many rows a block has if so many threads share a call."""
-    step = min(BLOCK_WORK * rows // work, rows // (4 * count)) or 1
-    return step - step % ROW_MULTIPLE if step > ROW_MULTIPLE else step
+    return _rows_of_block(rows, work, count, BLOCK_WORK)
+
+
+@lru_cache(maxsize=256)
+def _rows_of_block(rows: int, work: int, count: int, block_work: int) -> int:
+    most = max(block_work * rows // work, 1)
+    if most < rows // (4 * count):
+        return most - most % ROW_MULTIPLE if most > ROW_MULTIPLE else most
+    # There are only a few blocks: the thread with most rows decides when the call ends, and a helper may come late
+    # by part of a block, for which a quarter of one is added.
+    least, chosen, each = math.inf, 1, work / max(rows, 1)
+    for turns in range(MOST_TURNS, 1, -1):
+        step = -(-rows // (turns * count)) or 1
+        groups = -(-step // ROW_MULTIPLE)
+        if groups > 1:
+            step = groups * ROW_MULTIPLE
+        if step > most:
+            break
+        whole, rest = divmod(rows, step)
+        share = whole // count * step + (step if whole % count else rest)
+        cost = (share + step / 4) * (each + groups * GROUP_WORK / step)
+        if cost < least:
+            least, chosen = cost, step
+    return chosen
 
 
 def _run_in_blocks(

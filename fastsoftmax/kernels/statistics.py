@@ -268,7 +268,7 @@ def group_sums(
     nothing = broadcast(number(x, 0.0))
     pair = (nothing, nothing)
     for i in range(count):
-        prefetch_row(x, None, (step + i) * classes, classes)
+        prefetch_row(x, (step + i) * classes, classes)
         shift_of_row, bias_of_row = load_scalar(marks, step + i), load_scalar(marks, 2 * step + i)
         row = Row(load_scalar(marks, i), load_scalar(picks.targets, step + i), beta, shift_of_row, bias_of_row)
         sums, products, others = row_sums(x, i * classes, classes, row, entry, second)

@@ -26,10 +26,17 @@ classes, narrow tiles that are prefetched 16 vectors ahead take another fifth le
 we compute. With more classes they are slower than wide tiles: where the inner size is a power of two, as in
 images, the lines of all classes fall into the same set of the cache, which holds 12 of them.
 
+Prefetches wait for the same few buffers as the misses of loads and stores. So the next tile is prefetched line
+by line while the terms of this one are summed: at once, its prefetches would hold up the loads behind them. Rows
+of up to `AHEAD_LIMIT` classes are prefetched one by one, a group ahead, in the pass that does not touch the place
+of the result for the first time, and that place is not. Less time than with all prefetches of a tile at once, and
+of a row and its result in the last pass (10 million float32, one thread of a Zen 4): softmax of K = 64 a third, of
+K = 100 a fifth; log_softmax a third and a quarter; axis 1 of (4, 19, 400, 328) a quarter.
+
 These did not help (10 million float32, two threads of a Sapphire Rapids): writing rows past the caches through a
 buffer, which made a bare copy a quarter faster and softmax a tenth slower; prefetching along rows of more than
-256 classes, or the next wide tile; other sizes of wide tiles; the walk in rows for 49 to 64 classes; two tiles at
-once, so that the loops of one hide the chain of operations of the other.
+256 classes, or the next wide tile at once; other sizes of wide tiles; the walk in rows for 49 to 64 classes; two
+tiles at once, so that the loops of one hide the chain of operations of the other.
 
 The walk depends only on `classes` and `inner`, and rows do not depend on each other: a row gives the same bits in
 every batch and on any number of threads.
@@ -133,6 +140,16 @@ class Place(NamedTuple):
     """The first offset of the rows' results in `rows`."""
     count: Any
     """How many rows there are."""
+
+
+class Ahead(NamedTuple):
+    """What is prefetched while the terms of a tile are summed, a line for each class."""
+
+    x: Any
+    v: Any
+    """The second operand; None if there is none."""
+    stride: Any
+    """The distance of two classes."""
 
 
 class RowStatistics(NamedTuple):
@@ -328,14 +345,33 @@ def _add_two(sums: Any, e: Any, f: Any, exact: Any) -> Any:
 
 
 @inline
+def _prefetch_class(x: Any, v: Any, offset: int) -> None:
+    """Prefetch the line of a class in both operands of `Ahead`."""
+    prefetch(x, offset)
+    if v is not None:
+        prefetch(v, offset)
+
+
+@inline
 def lane_sums(
-    x: Any, offset: int, length: int, m: Any, beta: Any, shift: Any, bias: Any, terms: Any, at: int, exact: Any
+    x: Any,
+    offset: int,
+    length: int,
+    m: Any,
+    beta: Any,
+    shift: Any,
+    bias: Any,
+    terms: Any,
+    at: int,
+    exact: Any,
+    ahead: Any = None,
 ) -> Any:
     """For each lane: how many entries are equal to m, and the sum of the terms of the others as a pair.
 
     Two terms are added, and their sum to the pair with TwoSum; if `exact` is not None, each term is, for sums
     from which others are subtracted. The terms are stored in `terms` from `at` on, unless it is None; it may be x
-    itself.
+    itself. Two lines are prefetched for each two vectors if `ahead` is not None: at once, the prefetches of a tile
+    would hold up the loads behind them.
     """
     step = lane_count(x)
     full = length // step * step
@@ -343,8 +379,12 @@ def lane_sums(
     last = load_last(x, offset, length, number(x, -INF))  # before a term is stored there
     paired = length // (2 * step) * (2 * step)
     zero = broadcast(number(x, 0.0))
-    ties, sums = zero, (zero, zero)
+    ties, sums, line = zero, (zero, zero), 0
     for k in range(0, paired, 2 * step):
+        if ahead is not None:
+            _prefetch_class(ahead.x, ahead.v, line)
+            _prefetch_class(ahead.x, ahead.v, line + ahead.stride)
+            line += 2 * ahead.stride
         value, other = load(x, offset + k), load(x, offset + k + step)
         e, f = term(value, m, beta, shift, bias), term(other, m, beta, shift, bias)
         ties = count_equal(other, m, count_equal(value, m, ties))
@@ -353,6 +393,8 @@ def lane_sums(
             store(terms, at + k, e)
             store(terms, at + k + step, f)
     if paired < full:
+        if ahead is not None:
+            _prefetch_class(ahead.x, ahead.v, line)
         value = load(x, offset + paired)
         e = term(value, m, beta, shift, bias)
         ties = count_equal(value, m, ties)
@@ -371,7 +413,9 @@ def lane_sums(
 
 
 @inline
-def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: Any, exact: Any) -> RowStatistics:
+def statistics(
+    x: Any, offset: int, length: int, folded: Any, beta: Any, terms: Any, exact: Any, ahead: Any = None
+) -> RowStatistics:
     """The `RowStatistics` of each row.
 
     top is a pair, because all other terms are compared with it. The others are added as in `lane_sums`: the error
@@ -382,7 +426,7 @@ def statistics(x: Any, offset: int, length: int, folded: Any, beta: Any, terms: 
     """
     m = highest(x, offset, length, folded)
     shift, bias = reference(m, beta)
-    sums = lane_sums(x, offset, length, m, beta, shift, bias, terms, offset, exact)
+    sums = lane_sums(x, offset, length, m, beta, shift, bias, terms, offset, exact, ahead)
     ties = fold_sum(folded, sums[0])
     high, low = fold_two_sum(folded, sums[1], sums[2])
     rest, rest_low = two_sum(high, low)
@@ -457,6 +501,14 @@ def maxima(x: Any, first: int, length: int, count: int, square: Any, turned: Any
 
 
 @inline
+def prefetch_row(x: Any, begin: int, classes: int) -> None:
+    """Prefetch a short row."""
+    if classes <= AHEAD_LIMIT:
+        for k in range(begin, begin + classes, lane_count(x)):
+            prefetch(x, k)
+
+
+@inline
 def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, terms: Any, exact: Any) -> None:
     """Store the `statistics` of `count` consecutive rows in `table`, one row in each lane, for `measured`.
 
@@ -478,6 +530,8 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, 
     for i in range(count):
         row = (load_scalar(table, i), load_scalar(table, step + i), load_scalar(table, 2 * step + i))
         at = first + i * length
+        if terms is None:  # else the block does it
+            prefetch_row(x, at + count * length, length)
         sums = lane_sums(x, at, length, row[0], beta, row[1], row[2], terms, at, exact)
         store(ties, i * step, sums[0])
         store(high, i * step, sums[1])
@@ -837,7 +891,7 @@ def either(option: Any, default: Any) -> Any:
 
 @inline
 def tile_statistics(
-    tile: Any, offset: int, length: int, beta: Any, given: Any, keep: Any, exact: Any
+    tile: Any, offset: int, length: int, beta: Any, given: Any, keep: Any, exact: Any, ahead: Any = None
 ) -> RowStatistics:
     """The `statistics` of a tile; its terms replace its entries unless `keep` is None.
 
@@ -845,7 +899,10 @@ def tile_statistics(
     """
     zero = broadcast(number(tile, 0.0))
     if given is None:
-        return statistics(tile, offset, length, None, beta, unless_none(keep, tile), exact)
+        return statistics(tile, offset, length, None, beta, unless_none(keep, tile), exact, ahead)
+    if ahead is not None:
+        for k in range(length // lane_count(tile)):
+            _prefetch_class(ahead.x, ahead.v, k * ahead.stride)
     return RowStatistics(zero, zero, zero, (zero, zero), zero, zero, zero, None, None)
 
 
@@ -920,16 +977,6 @@ def _prepare_group(
 
 
 @inline
-def prefetch_row(x: Any, y: Any, begin: int, classes: int) -> None:
-    """Prefetch a short row, and the place of its result."""
-    if classes <= AHEAD_LIMIT:
-        for k in range(begin, begin + classes, lane_count(x)):
-            prefetch(x, k)
-            if y is not None:
-                prefetch_written(y, k)
-
-
-@inline
 def plan_for(tile: Any, v: Any, y: Any, classes: int, inner: int) -> Plan:
     """The `Plan` for blocks of this shape."""
     step = lane_count(tile)
@@ -948,7 +995,7 @@ def plan_for(tile: Any, v: Any, y: Any, classes: int, inner: int) -> Plan:
 def read_tile(
     x: Any, v: Any, y: Any, tile: Any, other: Any, row: int, stop: int, classes: int, inner: int, plan: Plan
 ) -> Any:
-    """Copy the next tile into working memory, and prefetch one; returns its first offset and its rows."""
+    """Copy the next tile into working memory; returns its first offset, its rows, and what `Ahead` begins with."""
     _, widest, strip, past = plan
     step = lane_count(x)
     within = row % inner
@@ -957,24 +1004,19 @@ def read_tile(
     if y is not None and past:
         ahead = lanes_to_line(y, first)
         count = min(count, ahead) if ahead > 0 else count
+    beside = (row + count) % inner
+    following = (row + count - beside) * classes + beside
     if strip:
-        wanted = first + STRIPS_AHEAD * step
+        following = first + STRIPS_AHEAD * step
         if within + STRIPS_AHEAD * step >= inner:
-            wanted += (classes - 1) * inner
-        for k in range(wanted, wanted + classes * inner, inner):
-            for line in range(k, k + count, step):
-                prefetch(x, line)
-                if v is not None:
-                    prefetch(v, line)
+            following += (classes - 1) * inner
     load_tile(x, tile, first, classes, inner, count)
     if v is not None:
         load_tile(v, other, first, classes, inner, count)
-    if inner == 1:
+    if inner == 1 and y is not None:
         for k in range(first, first + classes * step, step):
-            prefetch(x, k + classes * step)
-            if y is not None:
-                prefetch_written(y, k)
-    return first, count
+            prefetch_written(y, k)
+    return first, count, following
 
 
 @inline
@@ -1040,7 +1082,8 @@ def traverse(
             prepare(x, table, first, count, rows, options, inverse, log, head)
             for i in range(count):
                 row = first + i
-                prefetch_row(x, y, (row + group) * classes, classes)
+                if keep is not None or given is not None:  # else `measure` has done it
+                    prefetch_row(x, (row + group) * classes, classes)
                 if picks is not None:
                     store_scalar(picks.targets, 0, load_scalar(picks.targets, step + i))
                 stats = prepared(table, i, inverse, log)
@@ -1052,14 +1095,16 @@ def traverse(
     other, out = unless_none(v, after(tile, plan.half)), unless_none(y, tile)
     row = start
     while row < stop:
-        first, count = read_tile(x, v, y, tile, other, row, stop, classes, inner, plan)
+        first, count, following = read_tile(x, v, y, tile, other, row, stop, classes, inner, plan)
         done = 0
         while done < count:
             lanes = min(step, count - done)
             at = done * classes
             if picks is not None:
                 tile_targets(tile, at, classes, picks.labels, row + done, lanes, picks.targets)
-            stats = tile_statistics(tile, at, classes * step, beta, given, keep, wanted)
+            at_next = following + done
+            ahead = Ahead(after(x, at_next), behind(v, at_next), step if inner == 1 else inner)
+            stats = tile_statistics(tile, at, classes * step, beta, given, keep, wanted, ahead)
             place = Place(at, classes * step, None, row + done, lanes)
             block(tile, other, out, place, stats, rows, options)
             done += lanes

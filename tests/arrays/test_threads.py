@@ -284,6 +284,22 @@ def test_threads_restore_after_an_exception(sixteen):
     assert threads.max_threads() == 16
 
 
+@pytest.mark.parametrize("classes", [3, 10, 64, 100, 1000, 50_257])
+def test_blocks_are_even(classes):
+    """Two threads have about the same rows, and blocks are neither large nor, without need, parts of a vector."""
+    multiple = threads.ROW_MULTIPLE
+    for rows in [*range(1, 300), 1000, 2000, 5000, 10_001, 1_000_000]:
+        step = threads.rows_of_block(rows, rows * classes, 2)
+        assert step >= 1
+        assert step <= multiple or step % multiple == 0
+        assert step * classes <= max(threads.BLOCK_WORK, classes)
+        whole, rest = divmod(rows, step)
+        assert whole + (rest > 0) >= min(rows, 3)
+        most = whole // 2 * step + (step if whole % 2 else rest)
+        assert most <= 0.56 * rows + multiple / 2
+    assert threads.rows_of_block(0, threads.SHARED_WORK, 2) == 1
+
+
 def test_one_object_serves_any_number_of_blocks(sixteen):
     """Entered again, inside itself, inside others, and after an exception. Each end restores the old limit."""
     two, five = fs.threads(2), fs.threads(5)

@@ -27,7 +27,6 @@ from fastsoftmax.njit.arguments import (
     convert,
     converter,
     empty,
-    inverse,
     is_ignored,
     items,
     kernel_weights,
@@ -49,6 +48,7 @@ from fastsoftmax.njit.arguments import (
     writable,
 )
 from fastsoftmax.njit.complaints import NotedIndexError, complain
+from fastsoftmax.njit.generated import inverse, require, whole_number
 from fastsoftmax.njit.rows import (
     FIRST,
     Built,
@@ -152,12 +152,7 @@ def row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tuple
     _, shape_of_rows, _ = row_layout(x, axes)
     wrong = f"{function}: {name} does not have the shape of the rows of logits"
 
-    @compiled
-    def check(argument: Any, x: Any) -> None:
-        if not same_shape(argument.shape, shape_of_rows(x.shape)):
-            raise ValueError(wrong)
-
-    return check
+    return merged(lambda argument, x: require(same_shape(argument.shape, shape_of_rows(x.shape)), wrong))
 
 
 def labels_of_rows(function: str, name: str, x: Any, axes: tuple[int, ...], targets: Any, ignoring: bool) -> Run:
@@ -189,7 +184,7 @@ def labels_of_rows(function: str, name: str, x: Any, axes: tuple[int, ...], targ
         @merged
         def in_order(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
             labels = readable(targets, (shape[0] * shape[2],), np.int64)
-            place = int(_first_outside(labels, shape[1]))
+            place = whole_number(_first_outside(labels, shape[1]))
             if place >= 0:
                 complain("placed", wrong, (ndim, place, targets.shape, labels[place], shape[1] - 1))
                 raise NotedIndexError
@@ -324,12 +319,7 @@ class _Targets:
     def _class_check(self, axis: int) -> Run:
         wrong = f"{self.call.name}: class_weight does not have one item for each class"
 
-        @compiled
-        def check(x: Any, class_weight: Any) -> None:
-            if class_weight.size != x.shape[axis]:
-                raise ValueError(wrong)
-
-        return check
+        return merged(lambda x, class_weight: require(class_weight.size == x.shape[axis], wrong))
 
     def terms(self, mean: bool) -> Run:
         """The compiled ``targets, options, order, shape -> Terms``, with options as in `OPTIONS`."""
@@ -494,11 +484,10 @@ def _mixing(call: Call, kind: Any) -> Run:
     check_number(call.name, "beta", call["beta"])
     wrong = f"{call.name}: beta must be finite, > 0 and < 1"
 
-    @compiled
+    @merged
     def shares(reverse: Any, beta: Any) -> Any:
         share = np.float64(beta)
-        if not 0.0 < share < 1.0:
-            raise ValueError(wrong)
+        require((share > 0.0) & (share < 1.0), wrong)
         return kind(share), kind(1.0 - share)
 
     return shares
@@ -525,11 +514,10 @@ def gamma_of(call: Call, kind: Any) -> Run:
     check_number(call.name, "gamma", call["gamma"])
     wrong = f"{call.name}: gamma must be finite and >= 0"
 
-    @compiled
+    @merged
     def focus(gamma: Any) -> Any:
         value = np.float64(gamma)
-        if not 0.0 <= value < np.inf:
-            raise ValueError(wrong)
+        require((value >= 0.0) & (value < np.inf), wrong)
         return kind(value)
 
     return focus

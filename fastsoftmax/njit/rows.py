@@ -32,7 +32,6 @@ from fastsoftmax.njit.arguments import (
     empty,
     exits,
     hide,
-    inverse,
     kernel_weights,
     layout,
     literal_axes,
@@ -48,6 +47,7 @@ from fastsoftmax.njit.arguments import (
     target,
     writable,
 )
+from fastsoftmax.njit.generated import inverse, require
 
 Built = tuple[Run, tuple[str | tuple[str, ...], ...]]
 
@@ -139,12 +139,7 @@ def check_same(function: str, name: str, x_name: str) -> Run:
     """The compiled check that two arrays have the same shape."""
     wrong = f"{function}: {name} has another shape than {x_name}"
 
-    @compiled
-    def check(array: Any, x: Any) -> None:
-        if not same_shape(array.shape, x.shape):
-            raise ValueError(wrong)
-
-    return check
+    return merged(lambda array, x: require(same_shape(array.shape, x.shape), wrong))
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -154,10 +149,9 @@ def _given(function: str, shape_of: Run) -> Run:
     """The compiled ``x, out -> out`` for an `out` of the user, whose shape must be ``shape_of(x)``."""
     wrong = f"{function}: out has another shape than the result"
 
-    @compiled
+    @merged
     def given(x: Any, out: Any) -> Any:
-        if not same_shape(out.shape, shape_of(x)):
-            raise ValueError(wrong)
+        require(same_shape(out.shape, shape_of(x)), wrong)
         return out
 
     return given

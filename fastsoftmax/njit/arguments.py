@@ -25,7 +25,7 @@ from fastsoftmax.arrays.options import REDUCTIONS
 from fastsoftmax.kernels.jit import F
 from fastsoftmax.machine.external import external
 from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
-from fastsoftmax.njit.generated import copied, weights_or_none
+from fastsoftmax.njit.generated import always, argument, copied, weights_or_none
 from fastsoftmax.runtime.numba_private import (
     empty_array,
     impl_ret_borrowed,
@@ -253,7 +253,7 @@ def exits(x: Any, axes: tuple[int, ...], out: Any) -> tuple[Any, Any]:
         return target, deliver
     if absent(out):
         at_once = merged(lambda result, order, shape, kind, a, b, c: writable(result, shape, kind))
-        return at_once, merged(lambda result, order, block: None)
+        return at_once, always(None)
     return target_of_block, deliver_block
 
 
@@ -439,7 +439,7 @@ def is_ignored(ignoring: bool) -> Run:
     """The compiled ``label, ignore_index -> whether the row is ignored``; False without an `ignore_index`."""
     if ignoring:
         return merged(lambda label, ignore_index: label == ignore_index)
-    return merged(lambda label, ignore_index: False)
+    return always(False)
 
 
 @compiled
@@ -483,7 +483,7 @@ def apart(block: Any, other: Any) -> Any:
 def overlap(out: Any) -> Run:
     """The compiled ``output, operand -> whether a kernel's output may lie over it``: not if there is no `out`."""
     if absent(out):
-        return merged(lambda block, operand: False)
+        return always(False)
     return compiled(lambda block, operand: not apart(block, operand))
 
 
@@ -564,7 +564,7 @@ def deliver(result: Any, order: Any, block: Any) -> None:
 def room_for(x: Any, axes: tuple[int, ...], out: Any) -> Run:
     """`working_memory`, or a simpler form if the types show that none is needed."""
     if classes_last(x, axes) and absent(out):
-        return merged(lambda nothing, shape, operands, dtype, over: nothing)
+        return argument(0)
     return working_memory
 
 

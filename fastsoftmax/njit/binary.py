@@ -35,6 +35,7 @@ from fastsoftmax.njit.arguments import (
     transposed,
 )
 from fastsoftmax.njit.complaints import NotedValueError, complain
+from fastsoftmax.njit.generated import always, argument
 from fastsoftmax.njit.losses import gamma_of
 from fastsoftmax.njit.rows import Built, check_same, like, same_ndim, wanted
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
@@ -60,18 +61,18 @@ def _weights(call: Call, name: str, x: Any, kind: Any) -> Run:
     """The compiled ``weights, x, order -> one weight for each entry``; None if there are none."""
     given = call[name]
     if absent(given):
-        return merged(lambda weights, x, order: None)
+        return always(None)
     if isinstance(given, types.Array):
         real_array(call.name, name, given)
         if given.ndim > x.ndim:
             raise TypingError(f"{call.name}: {name} has {given.ndim} dimensions, logits has {x.ndim}")
-        fits = broadcasts if given.ndim else merged(lambda weights, shape: True)
+        fits = broadcasts if given.ndim else always(True)
         item = merged(lambda weights: weights[()])
         if given.ndim:
             return _spread(call, name, fits, kind)
     else:
         check_number(call.name, name, given)
-        item = merged(lambda weights: weights)
+        item = argument(0)
 
     @compiled
     def repeated(weights: Any, x: Any, order: Any) -> Any:
@@ -104,8 +105,8 @@ def _numbers(call: Call, kind: Any) -> Run:
         check_number(call.name, "alpha", alpha)
     wrong_smoothing = f"{call.name}: label_smoothing must be from 0 to 1"
     wrong_alpha = f"{call.name}: alpha must be from 0 to 1"
-    smoothing_of = merged(lambda value: 0.0) if smoothing is None else compiled(lambda value: np.float64(value))
-    alphas = merged(lambda value: (1.0, 1.0))
+    smoothing_of = always(0.0) if smoothing is None else compiled(lambda value: np.float64(value))
+    alphas = always((1.0, 1.0))
     if not absent(alpha):
         alphas = compiled(lambda value: (np.float64(value), 1.0 - np.float64(value)))
 
@@ -158,9 +159,9 @@ def _output(call: Call, x: Any, dtype: Any, needed: bool, out: Any) -> tuple[Run
     kind = KINDS[dtype]
     if not needed:
         return (
-            merged(lambda x, out: None),
+            always(None),
             merged(lambda result, order, a, b, c: empty((0,), kind)),
-            merged(lambda result, order, block: None),
+            always(None),
         )
     make = like(call.replaced(out=out), x, dtype)
     if x.ndim:
@@ -194,7 +195,7 @@ def binary(call: Call) -> Built:
     order_of, entries_of, targets_of = _order_of(x), _flat(x, kind), _flat(call[call.names[1]], kind)
     positive_of, samples_of = _weights(call, "pos_weight", x, kind), _weights(call, "sample_weight", x, kind)
     present, divisor_of, scale_of = kernel_weights(kind), divisor_for(sampled and mean), scale_for(mean)
-    weigh = merged(lambda samples, rows, exponent: samples)
+    weigh = argument(0)
     if sampled and mean:
         weigh = merged(lambda s, n, exponent: readable(scaled(stack(kind, 1), s, n, exponent, kind), (n,), kind))
     unreduced = reduction == "none" and ENTRIES in result
@@ -203,10 +204,10 @@ def binary(call: Call) -> Built:
     reduce, returned = reduced_for(mean), wanted(call)
     finish = merged(lambda losses, sums, divisor: kind(reduce(sums, divisor, np.float64)))
     if unreduced:
-        finish = merged(lambda losses, sums, divisor: losses)
+        finish = argument(0)
         if x.ndim == 0:
             finish = merged(lambda losses, sums, divisor: losses[()])
-    shown = merged(lambda slope: slope)
+    shown = argument(0)
     if x.ndim == 0 and absent(call["out"]) and result != (ENTRIES,):
         shown = merged(lambda slope: slope[()])
     focal, weighed = call["gamma"] is not None, not absent(call["alpha"])

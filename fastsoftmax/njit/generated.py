@@ -4,17 +4,69 @@ These could be functions that Numba compiles. But each of those takes Numba long
 module takes, and a call of ours needs several. So this is where a user's function gets compiled fast.
 """
 
+import inspect
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastsoftmax.runtime.numba_private import empty_array, impl_ret_borrowed, populate_array, return_error
 
 _BOOL, _DOUBLE = ir.IntType(1), ir.DoubleType()
+
+# --- steps that a call does not need --------------------------------------------------------------------------
+
+_MOST = 10
+"""At least as many as the parameters of the steps. Numba wants to know their number; all have a default."""
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_STEP = inspect.Signature(
+    [
+        inspect.Parameter("typingctx", _POSITIONAL),
+        *[inspect.Parameter(f"a{k}", _POSITIONAL, default=None) for k in range(_MOST)],
+    ]
+)
+
+
+def _step(choose: Any) -> Any:
+    """The compiled function of up to `_MOST` arguments of which ``choose(their types)`` is the type and the code."""
+
+    def step(typingctx: Any, *arguments: Any) -> Any:
+        given = [kind for kind in arguments if not isinstance(kind, types.Omitted)]
+        result, codegen = choose(given)
+        return result(*given, *[types.Omitted(None)] * (_MOST - len(given))), codegen
+
+    step.__signature__ = _STEP  # type: ignore[attr-defined]
+    return intrinsic(step)
+
+
+def always(value: Any) -> Any:
+    """The compiled function of any arguments that returns this constant."""
+    kind = typeof(value)
+
+    def constant(given: Any) -> Any:
+        return kind, lambda context, builder, *_: context.get_constant_generic(builder, kind, value)
+
+    return _step(constant)
+
+
+@cache
+def argument(k: int) -> Any:
+    """The compiled function that returns one of its arguments."""
+
+    def one(given: Any) -> Any:
+        kind = given[k]
+
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            return impl_ret_borrowed(context, builder, kind, values[k])
+
+        return kind, codegen
+
+    return _step(one)
+
 
 # --- numbers ------------------------------------------------------------------------------------------------
 
@@ -113,9 +165,15 @@ def _visit(builder: Any, address: Any, shape: Sequence[Any], strides: Sequence[A
 
 
 def _copy(
-    context: Any, builder: Any, array: Any, struct: Any, place: tuple[Sequence[Any], Sequence[Any]], data: Any, to: Any
+    context: Any,
+    builder: Any,
+    array: Any,
+    struct: Any,
+    place: tuple[Sequence[Any], Sequence[Any]],
+    data: Any,
+    to: Any,
 ) -> None:
-    """Copy an array, of which `place` has the shape and the strides, to an address, in C order, as numbers `to`."""
+    """Copy an array, whose shape and strides are in `place`, to an address, in C order, as numbers of type `to`."""
     at = cgutils.alloca_once_value(builder, data)
 
     def put(address: Any) -> None:

@@ -41,6 +41,7 @@ from fastsoftmax.njit.arguments import (
     writable,
 )
 from fastsoftmax.njit.complaints import NotedValueError, complain
+from fastsoftmax.njit.generated import argument
 from fastsoftmax.njit.rows import Built, inverse_temperature_of, like, masked_for, one_axis
 from fastsoftmax.njit.segments import pointers, vector, whole
 
@@ -120,7 +121,7 @@ def _sizes(call: Call) -> tuple[int, Run]:
     """How many axes `size` has, and the compiled ``size, shape of the rows -> shape of the result``."""
     size, name = call["size"], call.name
     if absent(size):
-        return 0, merged(lambda size, shape: shape)
+        return 0, argument(1)
     wrong = f"{name}: size must not be negative"
     if _integer(size):
 

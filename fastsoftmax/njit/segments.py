@@ -41,6 +41,7 @@ from fastsoftmax.njit.arguments import (
     writable,
 )
 from fastsoftmax.njit.complaints import NotedIndexError, NotedValueError, complain
+from fastsoftmax.njit.generated import always, argument
 from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, wanted, widened
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
 
@@ -292,7 +293,7 @@ def _weights(call: Call, kind: Any) -> Run:
     """
     given, ignoring = not absent(call["sample_weight"]), not absent(call["ignore_index"])
     if not (given or ignoring):
-        return merged(lambda targets, sample_weight, ignore_index: None)
+        return always(None)
     if given:
         vector(call, "sample_weight")
     wrong = f"{call.name}: sample_weight has shape ({{}},), expected ({{}},)"
@@ -329,8 +330,8 @@ def _weighing(call: Call, kind: Any) -> Weighing:
     reduction = literal_reduction(call.name, call["reduction"])
     mean = reduction == "mean"
     counting = mean and not (absent(call["sample_weight"]) and absent(call["ignore_index"]))
-    rescaled = scaled if counting else merged(lambda few, weights, rows, exponent, kind: weights)
-    reduce = merged(lambda rows, divisor, kind: rows) if reduction == "none" else reduced_for(mean)
+    rescaled = scaled if counting else argument(1)
+    reduce = argument(0) if reduction == "none" else reduced_for(mean)
     return Weighing(
         _weights(call, kind), divisor_for(counting), rescaled, kernel_weights(kind), scale_for(mean), reduce
     )
@@ -347,7 +348,7 @@ def _or_empty(call: Call, kind: Any) -> Run:
     """The compiled ``output or None -> output``, of size 0 if no gradient is returned."""
     if wanted(call) is FIRST:
         return merged(lambda y: stack(kind, 0))
-    return merged(lambda y: y)
+    return argument(0)
 
 
 # A part of a vector as a block of one row, of an output that may have size 0, and one weight if there are weights.
@@ -425,7 +426,7 @@ def _loss(call: Call, dtype: Any) -> Built:
 def _smoothing_check(call: Call) -> Run:
     """The compiled check of the label smoothing."""
     if isinstance(call["label_smoothing"], float):
-        return merged(lambda smoothing: None)
+        return always(None)
     wrong = f"{call.name}: label_smoothing must be from 0 to 1"
 
     @compiled
@@ -442,7 +443,7 @@ def _smoothed(call: Call, kind: Any) -> Run:
     split, present, slope_of = compiled(smoothed_shares), kernel_weights(kind), _or_empty(call, kind)
     block_of = _part_of_output
     if wanted(call) is FIRST:
-        block_of = merged(lambda y, begin, length, kind: None)
+        block_of = always(None)
 
     @merged
     def mixed(
@@ -503,7 +504,7 @@ def _entropy(call: Call, dtype: Any) -> Built:
     rows_for = merged(lambda out, count: empty((count,), kind))
     block_of = _part_of_output
     if returned is FIRST:
-        rows_for, block_of = _result(call, dtype), merged(lambda y, begin, length, kind: None)
+        rows_for, block_of = _result(call, dtype), always(None)
 
     @merged
     def run(x: Any, indptr: Any, out: Any) -> Any:

@@ -28,6 +28,7 @@ from fastsoftmax.njit.arguments import (
     straight,
     writable,
 )
+from fastsoftmax.njit.generated import copied
 from fastsoftmax.njit.losses import labels_of_rows, row_shape_check
 from fastsoftmax.njit.rows import Built, inverse_temperature_of, one_axis, row_result, switched
 
@@ -69,14 +70,6 @@ def _of_rows(call: Call, x: Any, kind: Any, ignoring: bool, check: Run, labels_o
     rest, beta_of = tuple(range(x.ndim - 1)), inverse_temperature_of(call, kind)
     ndim = len(rest)
 
-    @compiled
-    def whole(shape: Any, values: Any) -> Any:
-        result = empty(shape, np.int64)
-        flat = writable(result, (values.size,), np.int64)
-        for i in range(values.size):
-            flat[i] = np.int64(values[i])
-        return result
-
     @merged
     def run(x: Any, labels: Any, temperature: Any, ignore_index: Any) -> Any:
         check(labels, x)
@@ -91,7 +84,8 @@ def _of_rows(call: Call, x: Any, kind: Any, ignoring: bool, check: Run, labels_o
         found = first, rank, argmax, fourth, writable(lse, (rows,), kind)
         launch(rows, stack(kind, 0), source, marks, found, beta, None, None)
         _correct(source, marks, found, ignoring)
-        return LabelStatistics(log_prob, whole(of_rows, rank), whole(of_rows, argmax), entropy, lse)
+        places, greatest = copied(rank, of_rows, np.int64), copied(argmax, of_rows, np.int64)
+        return LabelStatistics(log_prob, places, greatest, entropy, lse)
 
     return run, (*call.names, "temperature", "ignore_index")
 

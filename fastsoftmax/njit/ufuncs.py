@@ -33,7 +33,7 @@ from fastsoftmax.kernels.simd.values import (
 from fastsoftmax.machine.external import external
 from fastsoftmax.machine.frontend import NO_WRAPPERS
 from fastsoftmax.njit.arguments import empty, merged, readable, same_shape
-from fastsoftmax.njit.generated import broadcast_block, broadcast_shape, filled, require
+from fastsoftmax.njit.generated import argument, broadcast_block, broadcast_shape, filled, require
 from fastsoftmax.runtime.numba_private import known_options, lean_options, treat_alike
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -137,7 +137,7 @@ def _finish(out: Any, rounded: Any) -> Any:
             items[i] = rounded(items[i])
         return result
 
-    prepare = round_all if rounded is _as_half else merged(lambda result: result)
+    prepare = round_all if rounded is _as_half else argument(0)
     if out is None or isinstance(out, (types.NoneType, types.Omitted)):
         return merged(lambda result, out: prepare(result))
 

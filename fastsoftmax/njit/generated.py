@@ -32,7 +32,7 @@ _STEP = inspect.Signature(
 
 
 def _step(choose: Any) -> Any:
-    """The compiled function of up to `_MOST` arguments of which ``choose(their types)`` is the type and the code."""
+    """The compiled function of up to `_MOST` arguments; ``choose(their types)`` is its type and its code."""
 
     def step(typingctx: Any, *arguments: Any) -> Any:
         given = [kind for kind in arguments if not isinstance(kind, types.Omitted)]
@@ -173,7 +173,7 @@ def _copy(
     data: Any,
     to: Any,
 ) -> None:
-    """Copy an array, whose shape and strides are in `place`, to an address, in C order, as numbers of type `to`."""
+    """Copy an array with the shape and strides in `place` to an address, in C order, as numbers of type `to`."""
     at = cgutils.alloca_once_value(builder, data)
 
     def put(address: Any) -> None:
@@ -242,15 +242,16 @@ def broadcast_block(typingctx: Any, array: Any, shape: Any, dtype: Any) -> Any:
     return result(array, shape, dtype), codegen
 
 
-def _view(context: Any, builder: Any, result: Any, struct: Any, items: Sequence[Any]) -> Any:
-    """The memory of a C-contiguous array as one of another shape."""
+def _view(context: Any, builder: Any, result: Any, struct: Any, items: Sequence[Any], begin: Any = None) -> Any:
+    """The memory of a C-contiguous array, perhaps from the item `begin` on, as one of another shape."""
+    data = struct.data if begin is None else builder.gep(struct.data, [begin])
     strides = [struct.itemsize]
     for item in items[:0:-1]:
         strides.append(builder.mul(strides[-1], item))
     view = context.make_array(result)(context, builder)
     populate_array(
         view,
-        data=builder.bitcast(struct.data, view.data.type),
+        data=builder.bitcast(data, view.data.type),
         shape=list(items),
         strides=strides[: len(items)][::-1],
         itemsize=struct.itemsize,
@@ -258,6 +259,22 @@ def _view(context: Any, builder: Any, result: Any, struct: Any, items: Sequence[
         parent=struct.parent,
     )
     return view._getvalue()
+
+
+@intrinsic
+def part(typingctx: Any, array: Any, begin: Any, shape: Any) -> Any:
+    """The items of a contiguous array from a place on, as an array of this shape; of size 0 if the array is so."""
+    result = types.Array(array.dtype, len(shape), "C", readonly=not array.mutable)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        struct = context.make_array(array)(context, builder, values[0])
+        zero = context.get_constant(types.intp, 0)
+        empty = builder.icmp_signed("==", struct.nitems, zero)
+        items = [builder.select(empty, zero, n) for n in cgutils.unpack_tuple(builder, values[2], len(shape))]
+        view = _view(context, builder, result, struct, items, builder.select(empty, zero, values[1]))
+        return impl_ret_borrowed(context, builder, result, view)
+
+    return result(array, types.intp, shape), codegen
 
 
 @intrinsic

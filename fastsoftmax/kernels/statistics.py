@@ -47,7 +47,7 @@ from fastsoftmax.kernels.traversal import (
     total,
     traverse,
 )
-from fastsoftmax.machine.entry import Block, Count, Floats, Integers, Room, Temperature
+from fastsoftmax.machine.entry import Block, Count, Floats, Integers, Nothing, Room, Temperature
 
 INF = float("inf")
 TOGETHER = 4
@@ -252,3 +252,38 @@ def label_statistics(
     traverse(
         statistics_block, start, stop, x.shape, tile, data, None, None, results, options, given=True, picks=picks
     )
+
+
+@kernel
+def correct(
+    start: Count,
+    stop: Count,
+    room: Nothing,
+    x: Block,
+    labels: Integers,
+    rows: Floats,
+    ranks: Floats,
+    places: Floats,
+    sums: Floats,
+) -> None:
+    """What `label_statistics` leaves to its callers: rows with NaN, and those with a negative label, are ignored.
+
+    In a row with NaN, the place is that of the first one, as NumPy has it, and the rank is behind all classes. An
+    ignored row has log p = 0 and the rank -1.
+    """
+    data, targets, results, above = memory(x), memory(labels), memory(rows), memory(ranks)
+    firsts, lse = memory(places), memory(sums)
+    _, classes, inner = x.shape
+    zero = number(data, 0.0)
+    for row in range(start, stop):
+        value = load_scalar(lse, row)
+        if value != value:
+            store_scalar(above, row, number(data, float(classes)))
+            offset = (row // inner * classes) * inner + row % inner
+            for k in range(classes - 1, -1, -1):
+                entry = load_scalar(data, offset + k * inner)
+                if entry != entry:
+                    store_scalar(firsts, row, number(data, float(k)))
+        if load_scalar(targets, row) < 0:
+            store_scalar(results, row, zero)
+            store_scalar(above, row, number(data, -1.0))

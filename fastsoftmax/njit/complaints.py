@@ -100,6 +100,12 @@ def misplaced(name: str, address: int, size: int, table_address: int, table_size
     segment_label(name, n, int(labels[n]), int(lengths[n]))
 
 
+def undrawn(text: str, address: int, size: int, rows: int) -> None:
+    """Note a text about the first row with a negative class in the draws at an address, of so many bytes."""
+    draws = np.array(_at(ctypes.c_int64, address, size)).reshape(-1, rows)
+    formatted(text, int(np.argmax((draws < 0).any(axis=0))))
+
+
 def segment_label(name: str, n: int, label: int, length: int) -> None:
     """Note what is wrong with a position inside a segment."""
     expected = "an ignored one, since segment {0} is empty"

@@ -352,6 +352,25 @@ def pair_of_integers(typingctx: Any, first: Any, second: Any) -> Any:
     return result(types.int64, types.int64), codegen
 
 
+@intrinsic
+def longest_step(typingctx: Any, table: Any) -> Any:
+    """The greatest difference of neighbours in an ascending, contiguous array of int64 that is not empty."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = context.make_array(table)(context, builder, values[0])
+        one = data.nitems.type(1)
+        longest = cgutils.alloca_once_value(builder, one.type(0))
+        with cgutils.for_range(builder, builder.sub(data.nitems, one)) as loop:
+            after, before = (
+                builder.load(builder.gep(data.data, [k])) for k in (builder.add(loop.index, one), loop.index)
+            )
+            step, known = builder.sub(after, before), builder.load(longest)
+            builder.store(builder.select(builder.icmp_signed(">", step, known), step, known), longest)
+        return builder.load(longest)
+
+    return types.intp(table), codegen
+
+
 @intrinsic(prefer_literal=True)
 def is_any_set(typingctx: Any, numbers: Any, first: Any, step: Any) -> Any:
     """Whether an item of a contiguous array of float64 is not 0, from one place on in steps."""

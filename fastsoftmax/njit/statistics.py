@@ -7,13 +7,13 @@ from numba import types
 from numba.core.errors import TypingError
 
 from fastsoftmax.arrays.statistics import LabelStatistics
+from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
     KINDS,
     Call,
     Run,
     absent,
     check_ignore_index,
-    compiled,
     converter,
     empty,
     layout,
@@ -50,22 +50,10 @@ def _check_types(call: Call, name: str, x: Any) -> None:
         )
 
 
-@compiled
-def _correct(source: Any, labels: Any, found: Any, ignoring: bool) -> None:
-    """What `arrays.statistics` does for rows that are ignored, or have a NaN."""
-    log_prob, rank, argmax, _, lse = found
-    inner = source.shape[2]
-    for i in range(lse.size):
-        if np.isnan(lse[i]):
-            rank[i] = source.shape[1]
-            for k in range(source.shape[1] - 1, -1, -1):
-                if np.isnan(source[i // inner, k, i % inner]):
-                    argmax[i] = k
-        if ignoring and labels[i] < 0:
-            log_prob[i], rank[i] = 0.0, -1.0
+_correct = external("statistics.correct")
 
 
-def _of_rows(call: Call, x: Any, kind: Any, ignoring: bool, check: Run, labels_of: Run, launch: Run) -> Built:
+def _of_rows(call: Call, x: Any, kind: Any, check: Run, labels_of: Run, launch: Run) -> Built:
     """`statistics` for logits whose type shows contiguous rows: there is nothing to lay out and to convert."""
     rest, beta_of = tuple(range(x.ndim - 1)), inverse_temperature_of(call, kind)
     ndim = len(rest)
@@ -83,7 +71,7 @@ def _of_rows(call: Call, x: Any, kind: Any, ignoring: bool, check: Run, labels_o
         first, fourth = writable(log_prob, (rows,), kind), writable(entropy, (rows,), kind)
         found = first, rank, argmax, fourth, writable(lse, (rows,), kind)
         launch(rows, stack(kind, 0), source, marks, found, beta, None, None)
-        _correct(source, marks, found, ignoring)
+        _correct(0, rows, None, source, marks, first, rank, argmax, found[4])
         places, greatest = copied(rank, of_rows, np.int64), copied(argmax, of_rows, np.int64)
         return LabelStatistics(log_prob, places, greatest, entropy, lse)
 
@@ -102,7 +90,7 @@ def statistics(call: Call) -> Built:
     beta_of = inverse_temperature_of(call, kind)
     launch = switched(call, merged(lambda n, room, x, v, y, beta, flag, w: kernel(0, n, room, x, v, *y, beta)))
     if x.ndim > 1 and straight(x, axes) and x.dtype == dtype:
-        return _of_rows(call, x, kind, ignoring, check, labels_of, launch)
+        return _of_rows(call, x, kind, check, labels_of, launch)
     lay_out, source_for = layout(x, axes, last=False), converter(x, axes, dtype)
     begin, block_for, finish = row_result(call.name, x, axes, dtype, False, None)
     room_of = room_for(x, axes, None)
@@ -129,7 +117,7 @@ def statistics(call: Call) -> Built:
         )
         room = room_of(stack(kind, 0), shape, 1, kind, False)
         launch(rows, room, source, marks, found, beta, None, None)
-        _correct(source, marks, found, ignoring)
+        _correct(0, rows, None, source, marks, found[0], found[1], found[2], found[4])
         return LabelStatistics(
             finish(x, a, order, found[0], None),
             whole(finish(x, b, order, found[1], None)),

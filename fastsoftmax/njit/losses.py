@@ -141,10 +141,10 @@ def _per_row(function: str, name: str, argument: Any, x: Any, kind: Any) -> Run:
     return one
 
 
-def _item(argument: Any) -> Run:
+def _item(given: Any) -> Run:
     """The compiled function that returns a scalar, or the item of a 0-d array."""
-    if isinstance(argument, types.Array):
-        return merged(lambda argument: argument[()])
+    if isinstance(given, types.Array):
+        return merged(lambda given: given[()])
     return argument(0)
 
 

@@ -5,7 +5,7 @@ module takes, and a call of ours needs several. So this is where a user's functi
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,7 +31,7 @@ _STEP = inspect.Signature(
 )
 
 
-def _step(choose: Any) -> Any:
+def _step(choose: Any) -> Callable[..., Any]:
     """The compiled function of up to `_MOST` arguments; ``choose(their types)`` is its type and its code."""
 
     def step(typingctx: Any, *arguments: Any) -> Any:
@@ -40,10 +40,11 @@ def _step(choose: Any) -> Any:
         return result(*given, *[types.Omitted(None)] * (_MOST - len(given))), codegen
 
     step.__signature__ = _STEP  # type: ignore[attr-defined]
-    return intrinsic(step)
+    made: Callable[..., Any] = intrinsic(step)
+    return made
 
 
-def always(value: Any) -> Any:
+def always(value: Any) -> Callable[..., Any]:
     """The compiled function of any arguments that returns this constant."""
     kind = typeof(value)
 
@@ -54,7 +55,7 @@ def always(value: Any) -> Any:
 
 
 @cache
-def argument(k: int) -> Any:
+def argument(k: int) -> Callable[..., Any]:
     """The compiled function that returns one of its arguments."""
 
     def one(given: Any) -> Any:

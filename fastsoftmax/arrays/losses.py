@@ -40,13 +40,13 @@ from fastsoftmax.arrays.options import (
 from fastsoftmax.arrays.parts import run
 from fastsoftmax.arrays.plain import run_plain
 from fastsoftmax.arrays.weights import Divisor, inverse_of, total
-from fastsoftmax.machine.entry import Codes, entry, remember
+from fastsoftmax.machine.entry import entry, remember
 
 CURVATURE = "derivatives.softmax_variance"
 """The kernel for the diagonal of the Hessian of a focal loss with gamma = 0."""
 
 # For small calls with the default options, overhead costs more than the computation: only checks are left.
-_SMALL: dict[tuple[np.dtype[Any], bool], tuple[Codes, Any]] = {}
+_SMALL: dict[tuple[np.dtype[Any], bool], tuple[Any, Any, Any, Any]] = {}
 _INDEX: np.dtype[Any] = np.dtype(np.int64)
 _UNSCALED = (1.0, 0.0)
 
@@ -80,9 +80,15 @@ def small_cross_entropy(
         return None
     dtype = logits.dtype
     known = _SMALL.get((dtype, gradient))
-    if known is None or logits.ndim != 2:
+    if known is None:
         return None
-    (small, code), ones = known
+    small, code, ones, kind = known
+    if not gradient and reduction is not NONE:
+        loss = small(logits, targets, ones, None, None, 1.0, 0.0, True, _INDEX)
+        if not loss < 0:
+            return kind(loss / len(logits) if reduction is MEAN else loss), None
+    if logits.ndim != 2:
+        return None
     count, rows, scale, slope = len(logits), None, _UNSCALED, out
     if gradient:
         if out is None:
@@ -112,7 +118,7 @@ def small_cross_entropy(
         loss = 0.0 if reduction is NONE else total(rows)
     if reduction is NONE:
         return rows, slope
-    return dtype.type(loss / count if reduction is MEAN else loss), slope
+    return kind(loss / count if reduction is MEAN else loss), slope
 
 
 DIVERGENCE_WORK = {"kl_divergence": 2, "js_divergence": 8}
@@ -200,7 +206,7 @@ def _cross_entropy(
         key = problem.dtype, output is not None
         if key not in _SMALL:
             codes = kernel.codes(problem.dtype, 0, 0, NO_ROOM[problem.dtype], *arguments)
-            _SMALL[key] = codes, UNWEIGHTED[problem.dtype]
+            _SMALL[key] = *codes, UNWEIGHTED[problem.dtype], problem.dtype.type
 
 
 def _row_loss(

@@ -14,6 +14,8 @@ FEW = 4
 
 SMALL = 1 << 13
 """Arrays with so many items at most are computed by the calling thread at once."""
+ON_STACK = 256
+"""Losses of small arrays with at most so many rows need no memory for the losses of the rows."""
 
 HUGE = 1 << 20
 """Longer segments are cut into pieces. Shorter ones stay in the cache between the passes over them."""

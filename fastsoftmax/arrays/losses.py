@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, SQUARE
-from fastsoftmax._vectors import CAPPED, CURVE_PARTS, SMALL
+from fastsoftmax._vectors import CAPPED, CURVE_PARTS, ON_STACK
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
@@ -28,6 +28,8 @@ from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.options import (
     MEAN,
     NO_Z_LOSS,
+    NONE,
+    SUM,
     UNSMOOTHED,
     LossOptions,
     RowTargets,
@@ -44,8 +46,9 @@ CURVATURE = "derivatives.softmax_variance"
 """The kernel for the diagonal of the Hessian of a focal loss with gamma = 0."""
 
 # For small calls with the default options, overhead costs more than the computation: only checks are left.
-_SMALL: dict[tuple[np.dtype[Any], bool], Any] = {}
+_SMALL: dict[tuple[np.dtype[Any], bool], tuple[Any, Any, Any, Any]] = {}
 _INDEX: np.dtype[Any] = np.dtype(np.int64)
+_UNSCALED = (1.0, 0.0)
 
 
 def small_cross_entropy(
@@ -62,10 +65,10 @@ def small_cross_entropy(
     out: Any,
     gradient: bool,
 ) -> tuple[Any, Any] | None:
-    """The mean loss of a small matrix and its gradient; None for options, and for arrays to convert or refuse."""
+    """The loss of a small matrix and its gradient; None for options, and for arrays to convert or refuse."""
     if not (
         axis is LAST
-        and reduction is MEAN
+        and (reduction is MEAN or reduction is SUM or reduction is NONE)
         and class_weight is None
         and sample_weight is None
         and ignore_index is None
@@ -75,30 +78,47 @@ def small_cross_entropy(
         and type(logits) is np.ndarray
     ):
         return None
-    kernel = _SMALL.get((logits.dtype, gradient))
-    if (
-        kernel is None
-        or not logits.size
-        or logits.ndim != 2
-        or not logits.flags.carray
-        or not is_plain(targets, logits.shape[:1], _INDEX)
-    ):
+    dtype = logits.dtype
+    known = _SMALL.get((dtype, gradient))
+    if known is None:
         return None
-    dtype, count = logits.dtype, len(logits)
-    slope = out
-    if out is None:
-        slope = np.empty_like(logits) if gradient else None
-    elif not (is_plain(out, logits.shape, dtype) and _safe(out, logits) and lie_apart(out, targets)):
+    small, code, ones, kind = known
+    if not gradient and reduction is not NONE:
+        loss = small(logits, targets, ones, None, None, 1.0, 0.0, True, _INDEX)
+        if not loss < 0:
+            return kind(loss / len(logits) if reduction is MEAN else loss), None
+    if logits.ndim != 2:
         return None
-    rows = np.empty(count, dtype)
-    ones, scale = UNWEIGHTED[dtype], inverse_of(count, dtype)
-    if logits.size <= SMALL:
-        loss = kernel(0, count, NO_ROOM[dtype], logits, targets, ones, slope, rows, *scale, True)
-        return None if loss < 0 else (dtype.type(loss / count), slope)
-    if logits.shape[1] > long_rows.LONG_ROW or entry("losses.first_outside")(targets, logits.shape[1]) >= 0:
-        return None
-    run_plain(kernel, count, dtype, 1 if slope is None else 2, (logits, targets, ones, slope, rows, *scale, False))
-    return dtype.type(total(rows) / count), slope
+    count, rows, scale, slope = len(logits), None, _UNSCALED, out
+    if gradient:
+        if out is None:
+            slope = np.empty_like(logits)
+        if reduction is MEAN and count:
+            scale = inverse_of(count, dtype)
+    if reduction is NONE or count > ON_STACK:
+        rows = np.empty(count, dtype)
+    loss = small(logits, targets, ones, slope, rows, *scale, True, _INDEX)
+    if loss < 0:
+        if (
+            not logits.size
+            or logits.shape[1] > long_rows.LONG_ROW
+            or not logits.flags.carray
+            or not is_plain(targets, logits.shape[:1], _INDEX)
+            or entry("losses.first_outside")(targets, logits.shape[1]) >= 0
+            or not (
+                out is None
+                or (is_plain(out, logits.shape, dtype) and _safe(out, logits) and lie_apart(out, targets))
+            )
+        ):
+            return None
+        if rows is None:
+            rows = np.empty(count, dtype)
+        arguments = (logits, targets, ones, slope, rows, *scale, False)
+        run_plain(code, count, dtype, 1 if slope is None else 2, arguments)
+        loss = 0.0 if reduction is NONE else total(rows)
+    if reduction is NONE:
+        return rows, slope
+    return kind(loss / count if reduction is MEAN else loss), slope
 
 
 DIVERGENCE_WORK = {"kl_divergence": 2, "js_divergence": 8}
@@ -184,7 +204,9 @@ def _cross_entropy(
     run(kernel, problem.rows, (1 if output is None else 2) * source.size, problem.room(2), *arguments, whole=whole)
     if given.plain and problem.direct:
         key = problem.dtype, output is not None
-        remember(_SMALL, key, kernel, 0, 0, NO_ROOM[problem.dtype], *arguments)
+        if key not in _SMALL:
+            codes = kernel.codes(problem.dtype, 0, 0, NO_ROOM[problem.dtype], *arguments)
+            _SMALL[key] = *codes, UNWEIGHTED[problem.dtype], problem.dtype.type
 
 
 def _row_loss(

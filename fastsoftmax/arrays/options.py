@@ -38,10 +38,10 @@ from fastsoftmax.arrays.weights import (
 )
 from fastsoftmax.machine.entry import entry
 
-REDUCTIONS = ("mean", "sum", "none")
+REDUCTIONS = MEAN, SUM, NONE = ("mean", "sum", "none")
 DIVERGENCES = frozenset(entry.loss for entry in FUNCTIONS.values() if entry.family == "divergence")
-# The defaults of the public functions, which a small call recognises by identity.
-UNSMOOTHED, NO_Z_LOSS, MEAN, HALF = 0.0, 0.0, "mean", 0.5
+# The defaults of the public functions, which a small call recognises by identity, as MEAN.
+UNSMOOTHED, NO_Z_LOSS, HALF = 0.0, 0.0, 0.5
 
 
 class LossOptions(NamedTuple):

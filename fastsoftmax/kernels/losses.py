@@ -298,7 +298,7 @@ def first_outside(labels: Integers, classes: Count) -> float:
     return float(_first_outside(targets, 0, size(targets), classes))
 
 
-@kernel
+@kernel(small=True)
 def cross_entropy(
     start: Count,
     stop: Count,

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import COLUMN_LIMIT, LINE, LISTED, PARTS, STRETCH
+from fastsoftmax._vectors import COLUMN_LIMIT, LINE, LISTED, PARTS, STRETCH, STRETCH_TABLE
 from fastsoftmax.kernels.elementary import centred, exp_scaled, reference
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.simd.memory import (
@@ -1133,3 +1133,16 @@ def draws(
         if not _draw(after(data, at), length, row, request, near, space, with_sums):
             failures += 1
     return float(failures)
+
+
+@kernel
+def room_size(classes: Count, filtered: Flag, replace: Flag, tabled: Flag, itemsize: Count) -> float:
+    """The size of the working memory of `arrays.sampling.room_for`, for compiled callers."""
+    few = min(classes, LISTED)
+    whole, listed = (classes + LINE - 1) // LINE * LINE, (few + LINE - 1) // LINE * LINE
+    table = STRETCH_TABLE * (((few if filtered else classes) + STRETCH - 1) // STRETCH) if tabled else 0
+    size = table if replace else whole
+    if filtered:
+        rest = max(table, listed + min((classes + STRETCH - 1) // STRETCH, PARTS))
+        size = (listed if replace else whole) + listed * (8 // itemsize) + rest
+    return float(size)

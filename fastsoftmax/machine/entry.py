@@ -248,7 +248,8 @@ class Kernel:
         """The forms for arguments of these types; the first block has this dtype."""
         code = self.code(arguments)
         if jit_disabled():
-            return Codes(lambda *given: False, code)
+            refused = -1.0 if self.result is float else False
+            return Codes(lambda *given: refused, code)
         return Codes(self._function_of_python(dtype, [*map(type, arguments)], ".small.py"), code)
 
     def address(self, dtype: str, letters: str, form: str = "") -> int:
@@ -282,9 +283,10 @@ class Kernel:
 class Codes(NamedTuple):
     """The forms of a kernel for plain arrays. They do not check the types of other arguments."""
 
-    small: Callable[..., bool]
+    small: Callable[..., Any]
     """Takes the arguments behind the working memory. It runs the kernel on all rows and returns True, or returns
     False if the blocks are not small, or have to be converted or refused. The first one must have the right dtype.
+    For a kernel with a result it returns that, or -1. `machine.wrappers` says what else it takes.
     """
     code: Callable[..., Any]
     """The form for all arrays, as `Kernel.code` returns it."""

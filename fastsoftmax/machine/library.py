@@ -11,7 +11,6 @@ library. Objects contain no path, time or address: the same sources, Numba and l
 
 import gc
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -219,8 +218,7 @@ def link(command: Sequence[str], folder: Path, output: str, system: str = sys.pl
 def describe(library: Path, level: str) -> None:
     """Write the description of a library beside it."""
     digest = hashlib.sha256(library.read_bytes()).hexdigest()
-    text = json.dumps({"level": level, "sources": cache.sources(), "library": digest})
-    library.with_suffix(".json").write_text(text + "\n")
+    library.with_suffix(".json").write_text(prebuilt.describe(level, cache.sources(), digest))
 
 
 def build(levels: Sequence[str], folder: Path, processes: int, progress: Progress) -> list[Path]:

@@ -9,9 +9,12 @@ Numba's function for a kernel takes arrays as seven or more values each. `add` p
     while the kernel runs, and does not check the types of its arguments. With a team behind the arguments of the
     kernel (`runtime.teams`), the first two are the rows of a block and of the call, which helpers share.
 ``NAME.small.py``
-    for some kernels whose blocks have one shape, and of which the last is the output: takes the arguments behind
-    the working memory, and runs the kernel on all rows if the blocks are small arrays that need neither conversion
-    nor layout. It returns whether they are. In Python, these checks take longer than a kernel.
+    for some kernels whose blocks have one shape, and of which the last is the output, if there are several: takes
+    the arguments behind the working memory, and runs the kernel on all rows if the blocks are small arrays that
+    need neither conversion nor layout. It returns whether they are; for a kernel with a result, that result, which
+    must not be negative, or -1. In Python, these checks take longer than a kernel. If the kernel takes integers,
+    one for each row, then blocks are matrices, and NumPy's dtype of the integers comes behind the other arguments.
+    The last vector of floats, one for each row, may then be None for up to `ON_STACK` rows, if nobody needs it.
 
 Those for Python must run on any version of it, so they use nothing but the stable C interface and the fields of
 ``PyArrayObject`` that NumPy documents. The table `TABLE`, filled by `runtime.prebuilt`, has Python's functions:
@@ -25,7 +28,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
 
-from fastsoftmax._vectors import SMALL
+from fastsoftmax._vectors import ON_STACK, SMALL
 from fastsoftmax.machine import halves, status
 from fastsoftmax.runtime import teams
 from fastsoftmax.runtime.prebuilt import PYTHON, TABLE
@@ -341,13 +344,16 @@ class _Checks:
         self._build.cbranch(condition, held, self._refused)
         self._build.position_at_end(held)
 
-    def refuse(self) -> None:
-        """The code for the other case."""
+    def refuse(self, counted: bool) -> None:
+        """The code for the other case: False, or -1 if a result is `counted`."""
         self._build.position_at_end(self._refused)
-        self._python.give("False")
+        if counted:
+            self._build.ret(self._python.call("PyFloat_FromDouble", POINTER, DOUBLE(-1.0)))
+        else:
+            self._python.give("False")
 
 
-def _small_function(module: Any, name: str, called: Any, parameters: Sequence[Parameter]) -> None:
+def _small_function(module: Any, name: str, called: Any, parameters: Sequence[Parameter], result: Any) -> None:
     function = _declare(module, POINTER, [POINTER, POINTER.as_pointer(), I64], name)
     items, given = function.args[1:]
     build = ir.IRBuilder(function.append_basic_block())
@@ -358,21 +364,29 @@ def _small_function(module: Any, name: str, called: Any, parameters: Sequence[Pa
     def field(item: Any, offset: int, kind: Any) -> Any:
         return _field(build, item, build.add(head, _constant(offset)), kind)
 
-    checks.need(build.icmp_signed("==", given, I64(len(behind))))
-    objects = [build.load(build.gep(items, [I64(k)])) for k in range(len(behind))]
     are_blocks = [isinstance(one, Array) and one.ndim == 3 for one in behind]
-    blocks = list(itertools.compress(objects, are_blocks))
-    for one in blocks:
+    are_marks = [isinstance(one, Array) and one == Array(I64, 1) for one in behind]
+    vectors = [k for k, one in enumerate(behind) if isinstance(one, Array) and one.ndim == 1 and one.item != I64]
+    total = len(behind) + any(are_marks)
+    checks.need(build.icmp_signed("==", given, I64(total)))
+    objects = [build.load(build.gep(items, [I64(k)])) for k in range(total)]
+    blocks, marks = (list(itertools.compress(objects, chosen)) for chosen in (are_blocks, are_marks))
+    for one in (*blocks, *marks):
         kind = _field(build, one, build.sub(head, I64(8)), POINTER)  # an object's head ends with its type
         checks.need(build.icmp_unsigned("==", kind, python.item("ndarray")))
-    first, output = blocks[0], blocks[-1]
+    first, output = blocks[0], blocks[-1] if len(blocks) > 1 else None
     dtype, ndim = field(first, DTYPE, POINTER), field(first, NDIM, I32)
     for one in blocks:
         flags = I32(CONTIGUOUS | ALIGNED | (WRITEABLE if one is output else 0))
         checks.need(build.icmp_signed("==", build.and_(field(one, FLAGS, I32), flags), flags))
         checks.need(build.icmp_unsigned("==", field(one, DTYPE, POINTER), dtype))
         checks.need(build.icmp_signed("==", field(one, NDIM, I32), ndim))
-    checks.need(build.icmp_signed(">", ndim, I32(0)))
+    checks.need(build.icmp_signed("==", ndim, I32(2)) if marks else build.icmp_signed(">", ndim, I32(0)))
+    for one in marks:
+        flags = I32(CONTIGUOUS | ALIGNED)
+        checks.need(build.icmp_signed("==", build.and_(field(one, FLAGS, I32), flags), flags))
+        checks.need(build.icmp_unsigned("==", field(one, DTYPE, POINTER), objects[-1]))
+        checks.need(build.icmp_signed("==", field(one, NDIM, I32), I32(1)))
     shapes = [field(one, SHAPE, WORDS) for one in blocks]
 
     # All have the same shape, of 1 to SMALL items.
@@ -395,28 +409,52 @@ def _small_function(module: Any, name: str, called: Any, parameters: Sequence[Pa
     build.cbranch(build.icmp_signed("<", following, ndim), loop, counted)
     build.position_at_end(counted)
 
+    for one in marks:
+        checks.need(build.icmp_signed("==", build.load(field(one, SHAPE, WORDS)), product))
+
     # The output lies apart from the others. No item has more than 8 bytes. The first of two may be the output.
-    place, reach = build.ptrtoint(field(output, DATA, POINTER), I64), build.mul(size, I64(8))
-    for one in blocks[:-1]:
+    others = [*blocks[:-1], *marks] if output is not None else []
+    reach = build.mul(size, I64(8))
+    for one in others:
+        place = build.ptrtoint(field(output, DATA, POINTER), I64)
         start = build.ptrtoint(field(one, DATA, POINTER), I64)
         apart = build.or_(
             build.icmp_unsigned("<=", build.add(place, reach), start),
             build.icmp_unsigned("<=", build.add(start, reach), place),
         )
-        checks.need(build.or_(apart, build.icmp_unsigned("==", one, output)) if len(blocks) == 2 else apart)
+        may_be_output = len(blocks) == 2 and one is first
+        checks.need(build.or_(apart, build.icmp_unsigned("==", one, output)) if may_be_output else apart)
 
     values: list[Any] = [I64(0), product, ir.Constant(called.function_type.args[2], None), I64(0)]
-    for one, parameter, is_block in zip(objects, behind, are_blocks, strict=True):
-        if is_block:
+    for k, (one, parameter) in enumerate(zip(objects, behind, strict=False)):
+        if marks and k == vectors[-1]:
+            values += [_memory_of_rows(build, python, checks, one, parameter.item, product), product]
+        elif are_blocks[k]:
             data = build.bitcast(field(one, DATA, POINTER), parameter.item.as_pointer())
             values += [data, product, classes, I64(1)]
         else:
             values += from_python(build, python, one, parameter)
-    returned = build.call(called, [*values, build.alloca(DOUBLE)])
+    answer = build.alloca(DOUBLE)
+    returned = build.call(called, [*values, answer])
     with build.if_then(build.icmp_signed("!=", returned, I32(0)), likely=False):
         _fail(module, build, python, name)
-    python.give("True")
-    checks.refuse()
+    if result is None:
+        python.give("True")
+    else:
+        build.ret(python.call("PyFloat_FromDouble", POINTER, build.load(answer)))
+    checks.refuse(counted=result is not None)
+
+
+def _memory_of_rows(build: Any, python: Python, checks: _Checks, given: Any, item: Any, rows: Any) -> Any:
+    """The address of a vector with a number for each row; on the stack if it is None."""
+    is_none = build.icmp_unsigned("==", given, python.item("None"))
+    checks.need(build.or_(build.not_(is_none), build.icmp_signed("<=", rows, I64(ON_STACK))))
+    with build.goto_entry_block():
+        stack, place = build.alloca(ir.ArrayType(item, ON_STACK)), build.alloca(item.as_pointer())
+    build.store(build.bitcast(stack, item.as_pointer()), place)
+    with build.if_then(build.not_(is_none)):
+        build.store(_field(build, given, build.add(python.head(), _constant(DATA)), item.as_pointer()), place)
+    return build.load(place)
 
 
 def add(
@@ -435,7 +473,7 @@ def add(
         _python_function(module, f"{name}.py", function, parameters, result)
         if small:
             exported.add(f"{name}.small.py")
-            _small_function(module, f"{name}.small.py", function, parameters)
+            _small_function(module, f"{name}.small.py", function, parameters, result)
     around = binding.parse_assembly(str(module))
     around.verify()
     code.link_in(around)

@@ -23,9 +23,9 @@ from fastsoftmax._vectors import COLUMN_LIMIT, GROUP_LIMIT, VECTOR_BYTES
 from fastsoftmax.arrays.blocks import INNER_LIMIT, TILE_BYTES, TILE_CLASSES
 from fastsoftmax.arrays.options import REDUCTIONS
 from fastsoftmax.kernels.jit import F
-from fastsoftmax.kernels.simd.values import fma
 from fastsoftmax.machine.external import external
 from fastsoftmax.machine.frontend import NO_WRAPPERS, OPTIONS
+from fastsoftmax.njit.generated import always, argument, copied, weights_or_none
 from fastsoftmax.runtime.numba_private import (
     empty_array,
     impl_ret_borrowed,
@@ -253,7 +253,7 @@ def exits(x: Any, axes: tuple[int, ...], out: Any) -> tuple[Any, Any]:
         return target, deliver
     if absent(out):
         at_once = merged(lambda result, order, shape, kind, a, b, c: writable(result, shape, kind))
-        return at_once, merged(lambda result, order, block: None)
+        return at_once, always(None)
     return target_of_block, deliver_block
 
 
@@ -439,7 +439,7 @@ def is_ignored(ignoring: bool) -> Run:
     """The compiled ``label, ignore_index -> whether the row is ignored``; False without an `ignore_index`."""
     if ignoring:
         return merged(lambda label, ignore_index: label == ignore_index)
-    return merged(lambda label, ignore_index: False)
+    return always(False)
 
 
 @compiled
@@ -483,7 +483,7 @@ def apart(block: Any, other: Any) -> Any:
 def overlap(out: Any) -> Run:
     """The compiled ``output, operand -> whether a kernel's output may lie over it``: not if there is no `out`."""
     if absent(out):
-        return merged(lambda block, operand: False)
+        return always(False)
     return compiled(lambda block, operand: not apart(block, operand))
 
 
@@ -513,11 +513,7 @@ def convert(array: Any, order: Any, shape: Any, dtype: Any) -> Any:
     """An array as a read-only block of this shape: a view if a kernel can use its memory, else a copy."""
     if usable(array, dtype) and contiguous(array, order):
         return readable(array, shape, dtype)
-    copy = empty((array.size,), dtype)
-    moved = transposed(array, order)
-    for i, place in enumerate(np.ndindex(moved.shape)):
-        copy[i] = moved[place]
-    return readable(copy, shape, dtype)
+    return readable(copied(transposed(array, order), shape, dtype), shape, dtype)
 
 
 @compiled
@@ -568,7 +564,7 @@ def deliver(result: Any, order: Any, block: Any) -> None:
 def room_for(x: Any, axes: tuple[int, ...], out: Any) -> Run:
     """`working_memory`, or a simpler form if the types show that none is needed."""
     if classes_last(x, axes) and absent(out):
-        return merged(lambda nothing, shape, operands, dtype, over: nothing)
+        return argument(0)
     return working_memory
 
 
@@ -594,14 +590,7 @@ def no_weights(kind: Any) -> Any:
 def kernel_weights(kind: Any) -> Run:
     """The compiled form of `arrays.blocks.kernel_weights`: ``weights or None -> weights as kernels take them``."""
     nothing = no_weights(kind)
-
-    @compiled
-    def present(weights: Any) -> Any:
-        if weights is None:
-            return readable(nothing, (0,), kind)
-        return readable(weights, (weights.size,), kind)
-
-    return present
+    return merged(lambda weights: weights_or_none(weights, nothing))
 
 
 @compiled
@@ -637,12 +626,3 @@ def cover(block: Any, shape: Any, where: Any, order: Any, value: float) -> None:
     for i, place in enumerate(np.ndindex(kept.shape)):
         if not kept[place]:
             flat[i] = value
-
-
-@compiled
-def inverse(value: float, dtype: Any) -> Any:
-    """1/value as a pair, with the bits of `arrays.blocks.inverse_pair`: the remainder of a division is exact."""
-    high = dtype(1.0 / value)
-    if not np.isfinite(high):
-        return high, dtype(0.0)
-    return high, dtype(fma(-np.float64(high), value, 1.0) / value)

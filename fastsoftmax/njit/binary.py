@@ -22,8 +22,10 @@ from fastsoftmax.njit.arguments import (
     check_number,
     compiled,
     convert,
+    converter,
     deliver,
     empty,
+    extent,
     kernel_weights,
     literal_reduction,
     memory_order,
@@ -31,10 +33,12 @@ from fastsoftmax.njit.arguments import (
     readable,
     real_array,
     stack,
+    straight,
     target,
-    transposed,
+    writable,
 )
 from fastsoftmax.njit.complaints import NotedValueError, complain
+from fastsoftmax.njit.generated import always, argument, is_any_set
 from fastsoftmax.njit.losses import gamma_of
 from fastsoftmax.njit.rows import Built, check_same, like, same_ndim, wanted
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
@@ -42,10 +46,15 @@ from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
 OPTIONS = ("pos_weight", "sample_weight", "label_smoothing", "gamma", "alpha")
 
 
-def _flat(array: Any, kind: Any) -> Run:
-    """The compiled ``array, order -> its entries``: a view if a kernel can use its memory, else a copy."""
+def _flat(array: Any, dtype: Any, whole: bool) -> Run:
+    """The compiled ``array, order -> its entries``: a view if a kernel can use its memory, else a copy.
+
+    `whole` says whether the order is that of the axes.
+    """
+    kind = KINDS[dtype]
     if array.ndim:
-        return merged(lambda array, order: convert(array, order, (array.size,), kind))
+        fits = converter(array, (), dtype) if whole else convert
+        return merged(lambda array, order: fits(array, order, (array.size,), kind))
 
     @compiled
     def one(array: Any, order: Any) -> Any:
@@ -60,18 +69,18 @@ def _weights(call: Call, name: str, x: Any, kind: Any) -> Run:
     """The compiled ``weights, x, order -> one weight for each entry``; None if there are none."""
     given = call[name]
     if absent(given):
-        return merged(lambda weights, x, order: None)
+        return always(None)
     if isinstance(given, types.Array):
         real_array(call.name, name, given)
         if given.ndim > x.ndim:
             raise TypingError(f"{call.name}: {name} has {given.ndim} dimensions, logits has {x.ndim}")
-        fits = broadcasts if given.ndim else merged(lambda weights, shape: True)
+        fits = broadcasts if given.ndim else always(True)
         item = merged(lambda weights: weights[()])
         if given.ndim:
             return _spread(call, name, fits, kind)
     else:
         check_number(call.name, name, given)
-        item = merged(lambda weights: weights)
+        item = argument(0)
 
     @compiled
     def repeated(weights: Any, x: Any, order: Any) -> Any:
@@ -102,10 +111,14 @@ def _numbers(call: Call, kind: Any) -> Run:
         check_number(call.name, "label_smoothing", smoothing)
     if not absent(alpha):
         check_number(call.name, "alpha", alpha)
+    if smoothing is None or isinstance(smoothing, float):
+        share = smoothing or 0.0
+        if absent(alpha):
+            return always(((kind(share / 2), kind(1.0 - share)), (kind(1.0), kind(1.0))))
     wrong_smoothing = f"{call.name}: label_smoothing must be from 0 to 1"
     wrong_alpha = f"{call.name}: alpha must be from 0 to 1"
-    smoothing_of = merged(lambda value: 0.0) if smoothing is None else compiled(lambda value: np.float64(value))
-    alphas = merged(lambda value: (1.0, 1.0))
+    smoothing_of = always(0.0) if smoothing is None else compiled(lambda value: np.float64(value))
+    alphas = always((1.0, 1.0))
     if not absent(alpha):
         alphas = compiled(lambda value: (np.float64(value), 1.0 - np.float64(value)))
 
@@ -121,18 +134,29 @@ def _numbers(call: Call, kind: Any) -> Run:
     return numbers
 
 
-def _target_check(call: Call, x: Any, kind: Any) -> Run:
-    """The compiled check that targets are from 0 to 1 where their entry has a weight."""
+def _target_checks(call: Call, x: Any, kind: Any, late: bool) -> tuple[Run, Run]:
+    """The compiled checks that targets are from 0 to 1 where their entry has a weight.
+
+    The first is for the targets, before the kernel runs; the second, with `late`, for what the kernel has found.
+    """
     place = ", ".join([f"{{0[{i}]}}" for i in range(x.ndim)])
     wrong = f"{call.name}: targets[{place}] is {{1}}, expected a number from 0 to 1"
 
-    @compiled
+    itemsize = np.dtype(kind).itemsize
+
+    @merged
     def refuse(targets: Any, order: Any, t: Any, weights: Any) -> None:
-        at = 0
-        while (t[at] >= 0.0 and t[at] <= 1.0) or (weights.size and weights[at] == 0.0):
-            at += 1
-        complain("moved", wrong, (targets.ndim, at, transposed(targets, order).shape, order, t[at]))
+        complain("share", wrong, (itemsize, targets.ndim, extent(t), extent(weights), order, targets.shape))
         raise NotedValueError
+
+    if late:
+
+        @merged
+        def check_found(targets: Any, order: Any, t: Any, weights: Any, sums: Any) -> None:
+            if is_any_set(sums, 2, 3):
+                refuse(targets, order, t, weights)
+
+        return always(None), check_found
 
     @compiled
     def check(targets: Any, order: Any, t: Any, weights: Any) -> None:
@@ -142,7 +166,7 @@ def _target_check(call: Call, x: Any, kind: Any) -> Run:
         if outside:
             refuse(targets, order, t, weights)
 
-    return check
+    return check, always(None)
 
 
 def _order_of(x: Any) -> Run:
@@ -158,11 +182,13 @@ def _output(call: Call, x: Any, dtype: Any, needed: bool, out: Any) -> tuple[Run
     kind = KINDS[dtype]
     if not needed:
         return (
-            merged(lambda x, out: None),
+            always(None),
             merged(lambda result, order, a, b, c: empty((0,), kind)),
-            merged(lambda result, order, block: None),
+            always(None),
         )
     make = like(call.replaced(out=out), x, dtype)
+    if x.ndim and absent(out) and straight(x, ()):
+        return make, merged(lambda result, order, a, b, c: writable(result, (a.size,), kind)), always(None)
     if x.ndim:
         return (
             make,
@@ -190,11 +216,13 @@ def binary(call: Call) -> Built:
     order_flag = derivative_order(call.function)
     kernel, plain = call.kernel(), external("binary.cross_entropy")
     focus, numbers = gamma_of(call, kind), _numbers(call, kind)
-    check_shape, check_targets = check_same(function, call.names[1], name), _target_check(call, x, kind)
-    order_of, entries_of, targets_of = _order_of(x), _flat(x, kind), _flat(call[call.names[1]], kind)
+    check_shape, in_order = check_same(function, call.names[1], name), x.layout == "C"
+    check_targets, check_found = _target_checks(call, x, kind, late=absent(call["out"]) and not sampled)
+    order_of, entries_of = _order_of(x), _flat(x, dtype, in_order)
+    targets_of = _flat(call[call.names[1]], dtype, in_order)
     positive_of, samples_of = _weights(call, "pos_weight", x, kind), _weights(call, "sample_weight", x, kind)
     present, divisor_of, scale_of = kernel_weights(kind), divisor_for(sampled and mean), scale_for(mean)
-    weigh = merged(lambda samples, rows, exponent: samples)
+    weigh = argument(0)
     if sampled and mean:
         weigh = merged(lambda s, n, exponent: readable(scaled(stack(kind, 1), s, n, exponent, kind), (n,), kind))
     unreduced = reduction == "none" and ENTRIES in result
@@ -203,10 +231,10 @@ def binary(call: Call) -> Built:
     reduce, returned = reduced_for(mean), wanted(call)
     finish = merged(lambda losses, sums, divisor: kind(reduce(sums, divisor, np.float64)))
     if unreduced:
-        finish = merged(lambda losses, sums, divisor: losses)
+        finish = argument(0)
         if x.ndim == 0:
             finish = merged(lambda losses, sums, divisor: losses[()])
-    shown = merged(lambda slope: slope)
+    shown = argument(0)
     if x.ndim == 0 and absent(call["out"]) and result != (ENTRIES,):
         shown = merged(lambda slope: slope[()])
     focal, weighed = call["gamma"] is not None, not absent(call["alpha"])
@@ -247,6 +275,7 @@ def binary(call: Call) -> Built:
         room = stack(kind, 0)
         scale = scale_of(value, kind)
         start(chunks, room, source, t, positive, weights, entries, y, sums, (shares, alphas, gamma, scale))
+        check_found(targets, order, t, weights, sums)
         put_losses(losses, order, entries)
         put_slope(slope, order, y)
         return returned(finish(losses, sums, value), shown(slope))

@@ -5,6 +5,7 @@ all the rest of a loss. So compiled code first calls `complain` with the values,
 and then raises `NotedValueError` or `NotedIndexError`, whose text that is.
 """
 
+import ctypes
 import threading
 from typing import Any
 
@@ -55,8 +56,31 @@ def moved(text: str, ndim: int, place: int, *rest: Any) -> None:
     formatted(text, [int(there[order.index(a)]) for a in range(ndim)] or there, *values)
 
 
-def row_pointer(name: str, n: int, size: int, value: int, previous: int, entries: int) -> None:
-    """Note what is wrong with row pointers."""
+def _at(kind: Any, address: int, size: int) -> Any:
+    """The numbers in so many bytes of memory from an address on."""
+    return (kind * (size // ctypes.sizeof(kind))).from_address(address)
+
+
+def share(text: str, itemsize: int, ndim: int, *rest: int) -> None:
+    """Note a text about the first target that is no number from 0 to 1 and has no weight 0.
+
+    The targets and their weights, perhaps none, are given by address and size in bytes, behind them the order of
+    the axes in which they are counted, and their shape.
+    """
+    kind = ctypes.c_float if itemsize == 4 else ctypes.c_double
+    targets, weights = (np.array(_at(kind, *rest[k : k + 2])) for k in (0, 2))
+    wrong = ~((targets >= 0) & (targets <= 1))
+    if weights.size:
+        wrong &= weights != 0
+    at, order = int(np.argmax(wrong)), rest[4 : 4 + ndim]
+    shape = [rest[4 + ndim + axis] for axis in order]
+    moved(text, ndim, at, *shape, *order, targets[at].item())
+
+
+def row_pointer(name: str, n: int, address: int, size: int, entries: int) -> None:
+    """Note what is wrong with row pointers, given by address and size in bytes."""
+    table = _at(ctypes.c_int64, address, size)
+    value, previous = (table[n] if size else 0), (table[n - 1] if n else 0)
     if size == 0:
         text = "indptr has shape (0,), expected one dimension and at least one entry"
     elif n == 0 and value != 0:
@@ -66,6 +90,20 @@ def row_pointer(name: str, n: int, size: int, value: int, previous: int, entries
     else:
         text = f"indptr[{n}] is {value}, expected {entries}, the length of x"
     _noted.text = f"{name}: {text}"
+
+
+def misplaced(name: str, address: int, size: int, table_address: int, table_size: int) -> None:
+    """Note the first position outside of its segment; positions and row pointers come by address and size."""
+    labels = np.array(_at(ctypes.c_int64, address, size))
+    lengths = np.diff(_at(ctypes.c_int64, table_address, table_size))
+    n = int(np.argmax((labels < 0) | (labels >= lengths)))
+    segment_label(name, n, int(labels[n]), int(lengths[n]))
+
+
+def undrawn(text: str, address: int, size: int, rows: int) -> None:
+    """Note a text about the first row with a negative class in the draws at an address, of so many bytes."""
+    draws = np.array(_at(ctypes.c_int64, address, size)).reshape(-1, rows)
+    formatted(text, int(np.argmax((draws < 0).any(axis=0))))
 
 
 def segment_label(name: str, n: int, label: int, length: int) -> None:

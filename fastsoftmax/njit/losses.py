@@ -27,7 +27,6 @@ from fastsoftmax.njit.arguments import (
     convert,
     converter,
     empty,
-    inverse,
     is_ignored,
     items,
     kernel_weights,
@@ -49,6 +48,7 @@ from fastsoftmax.njit.arguments import (
     writable,
 )
 from fastsoftmax.njit.complaints import NotedIndexError, complain
+from fastsoftmax.njit.generated import always, argument, filled, inverse, require, whole_number
 from fastsoftmax.njit.rows import (
     FIRST,
     Built,
@@ -87,6 +87,9 @@ OPTIONS = (
     "beta",
     "gamma",
 )
+
+SPECIAL = OPTIONS[6:]
+"""Options that only some losses have."""
 
 
 class Terms(NamedTuple):
@@ -137,26 +140,21 @@ def _per_row(function: str, name: str, argument: Any, x: Any, kind: Any) -> Run:
     return one
 
 
-def _item(argument: Any) -> Run:
+def _item(given: Any) -> Run:
     """The compiled function that returns a scalar, or the item of a 0-d array."""
-    if isinstance(argument, types.Array):
-        return merged(lambda argument: argument[()])
-    return merged(lambda argument: argument)
+    if isinstance(given, types.Array):
+        return merged(lambda given: given[()])
+    return argument(0)
 
 
 def row_shape_check(function: str, name: str, argument: Any, x: Any, axes: tuple[int, ...]) -> Run:
     """The compiled check that an array has one item for each row."""
     if absent(argument) or not isinstance(argument, types.Array) or x.ndim == 1:
-        return merged(lambda argument, x: None)
+        return always(None)
     _, shape_of_rows, _ = row_layout(x, axes)
     wrong = f"{function}: {name} does not have the shape of the rows of logits"
 
-    @compiled
-    def check(argument: Any, x: Any) -> None:
-        if not same_shape(argument.shape, shape_of_rows(x.shape)):
-            raise ValueError(wrong)
-
-    return check
+    return merged(lambda argument, x: require(same_shape(argument.shape, shape_of_rows(x.shape)), wrong))
 
 
 def labels_of_rows(function: str, name: str, x: Any, axes: tuple[int, ...], targets: Any, ignoring: bool) -> Run:
@@ -188,7 +186,7 @@ def labels_of_rows(function: str, name: str, x: Any, axes: tuple[int, ...], targ
         @merged
         def in_order(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
             labels = readable(targets, (shape[0] * shape[2],), np.int64)
-            place = int(_first_outside(labels, shape[1]))
+            place = whole_number(_first_outside(labels, shape[1]))
             if place >= 0:
                 complain("placed", wrong, (ndim, place, targets.shape, labels[place], shape[1] - 1))
                 raise NotedIndexError
@@ -255,8 +253,8 @@ class _Targets:
         by_rows = counts_rows(call.name, self.soft)
         self.counting = not by_rows and (self.weighted or self.sampled or self.ignoring)
         self.shapes = row_shape_check(call.name, self.name, self.targets, x, axes)
-        self.labels_of = merged(lambda targets, order, shape, ignore_index, few: None)
-        self.distributions_of = merged(lambda targets, order, shape: None)
+        self.labels_of = always(None)
+        self.distributions_of = always(None)
         if self.soft:
             self.shapes, kind = check_same(call.name, self.name, "logits"), self.kind
             fits = converter(self.targets, axes, dtype) if straight(x, axes) else convert
@@ -305,7 +303,7 @@ class _Targets:
         function, x, axes, axis, shapes = self.call.name, self.x, self.axes, self.axes[0], self.shapes
         samples = row_shape_check(function, "sample_weight", self.call["sample_weight"], x, axes)
         given = self.call["class_weight"]
-        classes = merged(lambda x, class_weight: None)
+        classes = always(None)
         if self.weighted:
             real_array(function, "class_weight", given)
             if given.ndim != 1:
@@ -323,12 +321,7 @@ class _Targets:
     def _class_check(self, axis: int) -> Run:
         wrong = f"{self.call.name}: class_weight does not have one item for each class"
 
-        @compiled
-        def check(x: Any, class_weight: Any) -> None:
-            if class_weight.size != x.shape[axis]:
-                raise ValueError(wrong)
-
-        return check
+        return merged(lambda x, class_weight: require(class_weight.size == x.shape[axis], wrong))
 
     def terms(self, mean: bool) -> Run:
         """The compiled ``targets, options, order, shape -> Terms``, with options as in `OPTIONS`."""
@@ -338,10 +331,10 @@ class _Targets:
         mix, beta_of = _mixing(self.call, kind), inverse_temperature_of(self.call, kind)
         focus = gamma_of(self.call, kind)
         labels_of, distributions_of = self.labels_of, self.distributions_of
-        samples_of = merged(lambda sample_weight, order, rows, few: None)
+        samples_of = always(None)
         if self.sampled:
             samples_of = _per_row(self.call.name, "sample_weight", self.call["sample_weight"], x, kind)
-        classes_of = _class_weights if self.weighted else merged(lambda class_weight, kind: None)
+        classes_of = _class_weights if self.weighted else always(None)
         present = kernel_weights(kind)
 
         @merged
@@ -367,7 +360,7 @@ class _Targets:
         """The compiled ``label_smoothing, classes -> base, gain`` for `Terms`."""
         kind = self.kind
         if not self.smooth:
-            return merged(lambda smoothing, classes: (kind(0.0), kind(1.0)))
+            return always((kind(0.0), kind(1.0)))
         wrong = f"{self.call.name}: label_smoothing must be from 0 to 1"
         split = compiled(smoothed_shares)
 
@@ -391,7 +384,7 @@ class _Targets:
             return merged(lambda few, labels, classes, samples: (samples, 0))
         if by_class and by_sample:
             return merged(lambda few, labels, classes, samples: products(few, labels, classes, samples, kind))
-        factor = merged(lambda classes, samples, label, i: 1.0)
+        factor = always(1.0)
         if by_class:
             factor = merged(lambda classes, samples, label, i: classes[label])
         elif by_sample:
@@ -425,9 +418,9 @@ class _Targets:
         weights_of = self._weights(with_classes=True)
         beside_of = merged(lambda few, labels, classes, samples: (None, 0))
         of_rows, by_class = self.sampled or self.ignoring, self.weighted and mean
-        leave_out = _leave_out if by_class else merged(lambda weights, labels, samples, divisor, kind: None)
-        rows_beside = merged(lambda few, weights, rows, exponent, kind: None)
-        up_of, normal = merged(lambda classes: 0), merged(lambda classes, exponent, kind: classes)
+        leave_out = _leave_out if by_class else always(None)
+        rows_beside = always(None)
+        up_of, normal = always(0), argument(0)
         if self.mixed and of_rows:
             beside_of, rows_beside = self._weights(with_classes=False), scaled
         if self.mixed and by_class:
@@ -455,7 +448,7 @@ def is_regularized(call: Call) -> bool:
 def _regularizing(call: Call, kind: Any) -> Run:
     """The compiled ``z_loss, softcap, exponent -> regularization`` of `Terms`."""
     if not is_regularized(call):
-        return merged(lambda z_loss, softcap, exponent: None)
+        return always(None)
     z_given, cap_given = call["z_loss"], call["softcap"]
     if not isinstance(z_given, float):
         check_number(call.name, "z_loss", z_given)
@@ -466,7 +459,7 @@ def _regularizing(call: Call, kind: Any) -> Run:
     wrong_cap = f"{call.name}: softcap must be finite and > 0"
     limits = np.finfo(kind)
     tiny, most = float(limits.tiny), float(limits.max)
-    cap_of = compiled(lambda softcap: np.float64(softcap)) if capped else merged(lambda softcap: 1.0)
+    cap_of = compiled(lambda softcap: np.float64(softcap)) if capped else always(1.0)
 
     @compiled
     def regularize(z_loss: Any, softcap: Any, exponent: int) -> Any:
@@ -489,29 +482,26 @@ def _mixing(call: Call, kind: Any) -> Run:
             raise TypingError(f"{call.name}: reverse must be a bool, got {call['reverse']}")
         return merged(lambda reverse, beta: (reverse, False))
     if "beta" not in call:
-        return merged(lambda reverse, beta: None)
+        return always(None)
     check_number(call.name, "beta", call["beta"])
     wrong = f"{call.name}: beta must be finite, > 0 and < 1"
 
-    @compiled
+    @merged
     def shares(reverse: Any, beta: Any) -> Any:
         share = np.float64(beta)
-        if not 0.0 < share < 1.0:
-            raise ValueError(wrong)
+        require((share > 0.0) & (share < 1.0), wrong)
         return kind(share), kind(1.0 - share)
 
     return shares
 
 
 def _special(call: Call, kind: Any) -> Run:
-    """The compiled ``options -> mixing, beta and gamma`` of `Terms`, which only some losses have."""
-    if not any(name in call for name in ("temperature", "reverse", "beta", "gamma")):
-        return merged(lambda options: (None, None, None))
+    """The compiled ``options of SPECIAL -> mixing, beta and gamma`` of `Terms`."""
     mix, beta_of, focus = _mixing(call, kind), inverse_temperature_of(call, kind), gamma_of(call, kind)
 
     @merged
     def special(options: Any) -> Any:
-        temperature, reverse, beta, gamma = options[6:]
+        temperature, reverse, beta, gamma = options
         return mix(reverse, beta), beta_of(temperature), focus(gamma)
 
     return special
@@ -520,15 +510,14 @@ def _special(call: Call, kind: Any) -> Run:
 def gamma_of(call: Call, kind: Any) -> Run:
     """The compiled ``gamma -> gamma`` in the dtype `kind`; None for a loss without it."""
     if call["gamma"] is None:
-        return merged(lambda gamma: None)
+        return always(None)
     check_number(call.name, "gamma", call["gamma"])
     wrong = f"{call.name}: gamma must be finite and >= 0"
 
-    @compiled
+    @merged
     def focus(gamma: Any) -> Any:
         value = np.float64(gamma)
-        if not 0.0 <= value < np.inf:
-            raise ValueError(wrong)
+        require((value >= 0.0) & (value < np.inf), wrong)
         return kind(value)
 
     return focus
@@ -564,7 +553,7 @@ def _loss_result(function: str, x: Any, axes: tuple[int, ...], dtype: Any, reduc
         begin, block_for, finish = row_result(function, x, axes, dtype, False, None)
         return begin, block_for, merged(lambda x, result, order, block, _: finish(x, result, order, block, None))
     kind, reduce = KINDS[dtype], reduced_for(reduction == "mean")
-    begin = merged(lambda x, out: None)
+    begin = always(None)
     block_for = merged(lambda result, order, rows, few, source: items(few, rows, kind))
     return begin, block_for, merged(lambda x, result, order, block, divisor: reduce(block, divisor, kind))
 
@@ -612,14 +601,16 @@ def _plain_loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _T
     reduction, kind, returned = constant(call["reduction"]), KINDS[dtype], wanted(call)
     rest, nothing = tuple(range(x.ndim - 1)), no_weights(kind)
     begin, block_for, finish = _loss_result(call.name, x, axes, dtype, reduction)
-    scale_of = merged(lambda rows: (kind(1.0), kind(0.0)))
+    scale_of = always((kind(1.0), kind(0.0)))
     if reduction != "none":
         block_for = merged(lambda result, order, rows, few, source: empty((rows,), kind))
     if reduction == "mean":
         scale_of = merged(lambda rows: inverse(np.float64(rows), kind))
     slope_for, target_for, _ = slope(call, x, axes, dtype)
     shapes, labels_of, to = given.shapes, given.labels_of, given.distributions_of
-    special = _special(call, kind)
+    special, names = always((None, None, None)), tuple([name for name in SPECIAL if name in call])
+    if names:
+        special, names = _special(call, kind), SPECIAL
 
     @merged
     def run(x: Any, targets: Any, options: Any, out: Any) -> Any:
@@ -638,7 +629,7 @@ def _plain_loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _T
         launch(rows, stack(kind, 0), source, terms, y, block, scale_of(rows))
         return returned(finish(x, losses, None, block, rows), slope)
 
-    return run, (*call.names, OPTIONS, "out")
+    return run, (*call.names, names, "out")
 
 
 @compiled
@@ -742,7 +733,7 @@ def divergence(call: Call) -> Built:
     """A divergence of two arrays of logits."""
     x, axes, dtype = one_axis(call)
     given, kind, kernel = _Targets(call, x, axes, dtype), KINDS[dtype], call.kernel()
-    slope_of = merged(lambda y: y)
+    slope_of = argument(0)
     if wanted(call) is FIRST:
         slope_of = merged(lambda y: writable(stack(kind, 0), (0, 0, 0), kind))
     chosen = switched(
@@ -806,8 +797,7 @@ def _curvature(call: Call) -> Run:
         dtype = widened(dtype, tangent)
     mean = literal_reduction(call.name, call["reduction"]) == "mean"
     given, kind = _Targets(call, x, axes, dtype), KINDS[dtype]
-    check, terms_of, factors_of = given.check, given.terms(mean), _factors(given, mean)
-    check_tangent = merged(lambda tangent, x: None)
+    check_tangent = always(None)
     square_result = call.function.result == (SQUARE,)
     if tangent is not None:
         check_tangent = check_same(call.name, name, call.names[0])
@@ -826,8 +816,19 @@ def _curvature(call: Call) -> Run:
         apply = square(call, x, axes, dtype, launch)
     else:
         apply = pointwise(call, x, axes, dtype, launch, operand=tangent, last=last)
+    if given.are_plain and not given.soft:
+        plain_factors = _plain_factors(given, mean)
+
+        @merged
+        def run_plain(x: Any, targets: Any, tangent: Any, options: Any, out: Any) -> Any:
+            check_tangent(tangent, x)
+            _, factors = plain_factors(x, targets)
+            return apply(x, tangent, None, None, factors, out)
+
+        return run_plain
+    check, terms_of, factors_of = given.check, given.terms(mean), _factors(given, mean)
     lay_out, scale_of = layout(x, axes, last), scale_for(mean)
-    weights_of = merged(lambda terms, factors: factors)
+    weights_of = argument(1)
     if given.regularized:
         weights_of = merged(lambda terms, factors: Curve(terms, factors, scale_of(terms.divisor, kind)))
 
@@ -849,8 +850,6 @@ def focal_curvature(call: Call) -> Built:
     kernel, plain = call.kernel(), external("derivatives.softmax_variance")
     mean = literal_reduction(call.name, call["reduction"]) == "mean"
     given, kind = _Targets(call, x, axes, dtype), KINDS[dtype]
-    check, terms_of, factors_of = given.check, given.terms(mean), _factors(given, mean)
-    lay_out = layout(x, axes, last=False)
 
     @merged
     def launch(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, curve: Any) -> None:
@@ -861,6 +860,17 @@ def focal_curvature(call: Call) -> Built:
             kernel(0, rows, room, x, labels, factors, y, gamma)
 
     apply = pointwise(call, x, axes, dtype, launch)
+    if given.are_plain:
+        plain_factors, focus = _plain_factors(given, mean), gamma_of(call, kind)
+
+        @merged
+        def run_plain(x: Any, labels: Any, gamma: Any, out: Any) -> Any:
+            marks, factors = plain_factors(x, labels)
+            return apply(x, None, None, None, (marks, factors, focus(gamma)), out)
+
+        return run_plain, (*call.names, "gamma", "out")
+    check, terms_of, factors_of = given.check, given.terms(mean), _factors(given, mean)
+    lay_out = layout(x, axes, last=False)
 
     @merged
     def run(x: Any, labels: Any, options: Any, out: Any) -> Any:
@@ -896,6 +906,23 @@ def _launch_capped(kind: Any, along: bool) -> Run:
     return launch_product if along else launch_variance
 
 
+def _plain_factors(given: _Targets, mean: bool) -> Run:
+    """The compiled ``logits, labels -> labels, factor of each row`` for plain ones, which it checks."""
+    kind, rest, shapes, labels_of = given.kind, tuple(range(given.x.ndim - 1)), given.shapes, given.labels_of
+    present = kernel_weights(kind)
+    factors_of = merged(lambda rows: present(None))
+    if mean:
+        factors_of = merged(lambda rows: present(filled((rows,), kind(1.0 / np.float64(rows)))))
+
+    @merged
+    def factors(x: Any, labels: Any) -> Any:
+        shapes(labels, x)
+        rows = product_of(x.shape, rest)
+        return labels_of(labels, None, (rows, x.shape[-1], 1), None, None), factors_of(rows)
+
+    return factors
+
+
 def _factors(given: _Targets, mean: bool) -> Run:
     """The compiled ``memory for one, shape of the blocks, terms -> factor of each row``."""
     kind, soft, mixed, regularized = given.kind, given.soft, given.mixed, given.regularized
@@ -907,7 +934,7 @@ def _factors(given: _Targets, mean: bool) -> Run:
     present, one = (lambda values, i: np.float64(values[i])), (lambda values, i: 1.0)
     weight_at, beside_at = merged(present if given.counting else one), merged(present if of_rows else one)
     class_at = merged(present if given.weighted else one)
-    all_classes = merged(lambda class_weights, classes: class_weights)
+    all_classes = argument(0)
     if not given.weighted:
         all_classes = compiled(lambda class_weights, classes: np.ones(classes, kind))
 

@@ -32,7 +32,6 @@ from fastsoftmax.njit.arguments import (
     empty,
     exits,
     hide,
-    inverse,
     kernel_weights,
     layout,
     literal_axes,
@@ -48,6 +47,7 @@ from fastsoftmax.njit.arguments import (
     target,
     writable,
 )
+from fastsoftmax.njit.generated import always, argument, inverse, require
 
 Built = tuple[Run, tuple[str | tuple[str, ...], ...]]
 
@@ -69,7 +69,7 @@ def is_tempered(call: Call) -> bool:
 def inverse_temperature_of(call: Call, kind: Any) -> Run:
     """The compiled form of `arrays.blocks.inverse_temperature`: None if no temperature was passed."""
     if not is_tempered(call):
-        return merged(lambda temperature: None)
+        return always(None)
     check_number(call.name, "temperature", call["temperature"])
     wrong = f"{call.name}: temperature must be finite and > 0"
     info = np.finfo(kind)
@@ -139,12 +139,7 @@ def check_same(function: str, name: str, x_name: str) -> Run:
     """The compiled check that two arrays have the same shape."""
     wrong = f"{function}: {name} has another shape than {x_name}"
 
-    @compiled
-    def check(array: Any, x: Any) -> None:
-        if not same_shape(array.shape, x.shape):
-            raise ValueError(wrong)
-
-    return check
+    return merged(lambda array, x: require(same_shape(array.shape, x.shape), wrong))
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -154,10 +149,9 @@ def _given(function: str, shape_of: Run) -> Run:
     """The compiled ``x, out -> out`` for an `out` of the user, whose shape must be ``shape_of(x)``."""
     wrong = f"{function}: out has another shape than the result"
 
-    @compiled
+    @merged
     def given(x: Any, out: Any) -> Any:
-        if not same_shape(out.shape, shape_of(x)):
-            raise ValueError(wrong)
+        require(same_shape(out.shape, shape_of(x)), wrong)
         return out
 
     return given
@@ -220,7 +214,7 @@ def pointwise(
     lay_out = layout(x, axes, last)
     result_for = like(call, x, dtype)
     source_for = converter(x, axes, dtype)
-    second_for = merged(lambda v, order, shape, kind: None)
+    second_for = always(None)
     if operand is not None:
         second_for = converter(operand, axes, dtype) if straight(x, axes) else convert
     target, deliver = exits(x, axes, call["out"])
@@ -287,14 +281,14 @@ def row_result(
         on_stack = compiled(lambda result, order, rows, few, source: few[:rows])
         if not absent(out):
             return given, on_stack, _number_into
-        begin, finish = merged(lambda x, out: None), compiled(lambda x, result, order, block, out: block[0])
+        begin, finish = always(None), compiled(lambda x, result, order, block, out: block[0])
         if keep:
             finish = compiled(lambda x, result, order, block, out: np.full(kept_shape(x.shape), block[0]))
         return begin, on_stack, finish
 
     if absent(out) and not keep and classes_last(x, axes):
         in_new = merged(lambda result, order, rows, few, source: writable(result, (rows,), kind))
-        return fresh, in_new, merged(lambda x, result, order, block, out: result)
+        return fresh, in_new, argument(1)
 
     @compiled
     def in_result(result: Any, order: Any, rows: int, few: Any, source: Any) -> Any:
@@ -335,7 +329,7 @@ def _number_into(x: Any, result: Any, order: Any, block: Any, out: Any) -> Any:
 
 
 # The return value of a function with a gradient: the rows, the gradient, or both.
-FIRST, SECOND, BOTH = merged(lambda a, b: a), merged(lambda a, b: b), merged(lambda a, b: (a, b))
+FIRST, SECOND, BOTH = argument(0), argument(1), merged(lambda a, b: (a, b))
 
 
 def wanted(call: Call) -> Run:
@@ -347,9 +341,9 @@ def wanted(call: Call) -> Run:
 
 # The functions of `slope` if the gradient is not returned.
 NOWHERE: tuple[Run, Run, Run] = (
-    merged(lambda x, out: None),
-    merged(lambda result, order, shape, kind, a, b, c: None),
-    merged(lambda result, order, block: None),
+    always(None),
+    always(None),
+    always(None),
 )
 
 
@@ -393,7 +387,7 @@ def _one_item(call: Call, x: Any, dtype: Any, of_rows: bool) -> Run:
     check_out(call.name, call["out"], dtype, 0)
     row = types.Array(x.dtype, 1, "C", readonly=not x.mutable, aligned=x.aligned)
     flat, _ = forward(call.replaced(**{call.names[0]: row}, axis=-1, keepdims=False, out=None))
-    item = merged(lambda y: y) if of_rows else merged(lambda y: y[0])
+    item = argument(0) if of_rows else merged(lambda y: y[0])
     scalar = merged(lambda x, where, temperature, out: item(flat(np.full(1, x[()]), where, temperature, None)))
 
     @merged
@@ -408,7 +402,7 @@ def masked_for(call: Call, x: Any) -> tuple[bool, Run]:
     """Whether there is a mask, and the compiled check that it broadcasts to x."""
     where = call["where"]
     if absent(where) or constant(where) is True:
-        return False, merged(lambda where, x: None)
+        return False, always(None)
     _check_where(call, x)
     shapeless = not isinstance(where, types.Array)
     wrong = f"{call.name}: where does not broadcast to {call.names[0]}"
@@ -542,7 +536,7 @@ def entropies(call: Call) -> Built:
     lay_out = layout(x, axes, last=False)
     source_for = converter(x, axes, dtype)
     returned = wanted(call)
-    rows_out = merged(lambda out: out) if returned is FIRST else merged(lambda out: None)
+    rows_out = argument(0) if returned is FIRST else always(None)
     out = call["out"] if returned is FIRST else None
     begin, block_for, finish = row_result(call.name, x, axes, dtype, False, out)
     slope_for, target_for, deliver_to = slope(call, x, axes, dtype)

@@ -11,7 +11,6 @@ import numpy as np
 from numba import types
 from numba.core.errors import TypingError
 
-from fastsoftmax._vectors import LINE, LISTED, PARTS, STRETCH, STRETCH_TABLE
 from fastsoftmax.arrays.sampling import LONGEST_TABLE, MANY
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
@@ -28,9 +27,11 @@ from fastsoftmax.njit.arguments import (
     deliver,
     empty,
     exits,
+    extent,
     hide,
     layout,
     merged,
+    product_of,
     readable,
     real_array,
     room_for,
@@ -41,11 +42,13 @@ from fastsoftmax.njit.arguments import (
     writable,
 )
 from fastsoftmax.njit.complaints import NotedValueError, complain
+from fastsoftmax.njit.generated import argument, longest_step, whole_number
 from fastsoftmax.njit.rows import Built, inverse_temperature_of, like, masked_for, one_axis
 from fastsoftmax.njit.segments import pointers, vector, whole
 
 _categorical = external("sampling.categorical", result=True)
 _draws = external("sampling.draws", result=True)
+_room_size = external("sampling.room_size", result=True)
 _filter_logits = external("sampling.filter_logits")
 FILTERS = ("top_k", "top_p", "min_p")
 
@@ -67,6 +70,14 @@ def _filters(call: Call) -> Run:
         if given:
             check_number(name, one, call[one])
     mass_given, least_given = shares_given
+    if not (count_given or mass_given or least_given):
+
+        @merged
+        def unfiltered(levels: Any, top_k: Any, top_p: Any, min_p: Any, temperature: float) -> int:
+            levels[0], levels[1] = 1.0, -np.inf
+            return 0
+
+        return unfiltered
     few = f"{name}: top_k must be at least 1, got {{}}"
     outside_top_p = f"{name}: top_p must be above 0 and at most 1, got {{}}"
     outside_min_p = outside_top_p.replace("top_p", "min_p")
@@ -97,30 +108,23 @@ def _filters(call: Call) -> Run:
     return checked
 
 
-@compiled
-def _room(classes: int, filtered: bool, replace: bool, tabled: bool, nothing: Any, kind: Any) -> Any:
+@merged
+def _room(classes: int, filtered: bool, replace: bool, tabled: bool, kind: Any, itemsize: int) -> Any:
     """The memory of `arrays.sampling.room_for`."""
-    few = min(classes, LISTED)
-    whole, listed = (classes + LINE - 1) // LINE * LINE, (few + LINE - 1) // LINE * LINE
-    table = STRETCH_TABLE * (((few if filtered else classes) + STRETCH - 1) // STRETCH) if tabled else 0
-    size = table if replace else whole
-    if filtered:
-        rest = max(table, listed + min((classes + STRETCH - 1) // STRETCH, PARTS))
-        size = (listed if replace else whole) + listed * (8 // nothing.itemsize) + rest
-    return empty((size,), kind) if size > 0 else nothing
+    return empty((whole_number(_room_size(classes, filtered, replace, tabled, itemsize)),), kind)
 
 
-@compiled
+@merged
 def _is_tabled(count: int, replace: bool, classes: int) -> bool:
     """`arrays.sampling.Draws.tabled`."""
-    return replace and count >= MANY and classes <= LONGEST_TABLE
+    return replace & (count >= MANY) & (classes <= LONGEST_TABLE)
 
 
 def _sizes(call: Call) -> tuple[int, Run]:
     """How many axes `size` has, and the compiled ``size, shape of the rows -> shape of the result``."""
     size, name = call["size"], call.name
     if absent(size):
-        return 0, merged(lambda size, shape: shape)
+        return 0, argument(1)
     wrong = f"{name}: size must not be negative"
     if _integer(size):
 
@@ -253,14 +257,11 @@ def _check_rows(call: Call) -> Run:
         "probability above 0 than are drawn"
     )
 
-    @compiled
-    def check(failures: float, result: Any, count: int, rows: int) -> None:
+    @merged
+    def check(failures: float, result: Any, rows: int) -> None:
         if failures > 0.0:
-            for row in range(rows):
-                for draw in range(count):
-                    if result[draw * rows + row] < 0:
-                        complain("formatted", wrong, (row,))
-                        raise NotedValueError
+            complain("undrawn", wrong, (extent(result), rows))
+            raise NotedValueError
 
     return check
 
@@ -270,18 +271,10 @@ def _replaced(call: Call) -> None:
         raise TypingError(f"{call.name}: replace must be a bool, got {call['replace']}")
 
 
-@compiled
-def _product(shape: Any) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
-
-
 def _drawing(call: Call, kind: Any) -> Run:
     """The compiled function that draws from the rows of a source, which `table` cuts if it has a size; flat."""
     launch, check_rows = _launch(call, _draw), _check_rows(call)
-    filtered = any(not absent(call[one]) for one in FILTERS)
+    filtered, itemsize = any(not absent(call[one]) for one in FILTERS), np.dtype(kind).itemsize
 
     @merged
     def draw(
@@ -301,7 +294,7 @@ def _drawing(call: Call, kind: Any) -> Run:
         result = empty((numbers.size,), np.int64)
         again = replace or count == 1
         tabled = _is_tabled(count, again, classes)
-        room = _room(classes, filtered, again, tabled, stack(kind, 0), kind)
+        room = _room(classes, filtered, again, tabled, kind, itemsize)
         given = (
             stop,
             room,
@@ -318,7 +311,7 @@ def _drawing(call: Call, kind: Any) -> Run:
             kept,
             levels,
         )
-        check_rows(launch(pair, given), result, count, rows)
+        check_rows(launch(pair, given), result, rows)
         return result
 
     return draw
@@ -378,12 +371,12 @@ def categorical(call: Call) -> Built:
                 block = target(whole_result, ordered, (rows,), np.int64, None, None, None)
                 failures = launch(pair, (rows, room, source, moved, block))
                 deliver(whole_result, ordered, block)
-            check_rows(failures, result, 1, rows)
+            check_rows(failures, result, rows)
             return finish(result, row_shape)
 
         return run_plain, ("logits", "rng", "uniforms", "temperature", "where")
 
-    draw = _drawing(call, kind)
+    draw, places = _drawing(call, kind), tuple(range(ndim))
     few = f"{call.name}: size is {{}} with replace=False, but there are {{}} classes"
 
     @compiled
@@ -412,7 +405,7 @@ def categorical(call: Call) -> Built:
         order, shape = lay_out(x)
         rows, classes = shape[0], shape[1]
         result_shape = shape_for(size, shape_of_rows(x.shape))
-        total = _product(result_shape)
+        total = product_of(result_shape, places)
         count = total // rows if rows > 0 else 0
         check_count(count, classes, rows, replace)
         numbers = numbers_for(result_shape, total, rng, uniforms)
@@ -434,6 +427,7 @@ def segment_categorical(call: Call) -> Built:
     beta, filters_for = inverse_temperature_of(call, kind), _filters(call)
     numbers_for, draw = _numbers(call, more + 1), _drawing(call, kind)
     row_pointers, source_for = pointers(call), converter(x, (0,), dtype)
+    places = tuple(range(more + 1))
 
     @merged
     def run(
@@ -452,11 +446,9 @@ def segment_categorical(call: Call) -> Built:
         levels = stack(np.float64, 1)
         kept = filters_for(levels, top_k, top_p, min_p, temperature)
         table = row_pointers(indptr, x.size)
-        rows, longest = table.size - 1, 0
-        for n in range(rows):
-            longest = max(longest, table[n + 1] - table[n])
+        rows, longest = table.size - 1, longest_step(table)
         result_shape = shape_for(size, (rows,))
-        total = _product(result_shape)
+        total = product_of(result_shape, places)
         count = total // rows if rows > 0 else 0
         numbers = numbers_for(result_shape, total, rng, uniforms)
         source = source_for(x, (0,), x.shape, kind)
@@ -474,7 +466,7 @@ def filter_logits(call: Call) -> Built:
     lay_out = layout(x, axes, last=True)
     result_for, source_for = like(call, x, dtype), converter(x, axes, dtype)
     target_for, deliver_to = exits(x, axes, call["out"])
-    launch = _launch(call, _filter)
+    launch, itemsize = _launch(call, _filter), np.dtype(kind).itemsize
 
     @merged
     def run(x: Any, top_k: Any, top_p: Any, min_p: Any, temperature: Any, out: Any) -> Any:
@@ -485,7 +477,7 @@ def filter_logits(call: Call) -> Built:
         result = result_for(x, out)
         source = source_for(x, order, shape, kind)
         y = target_for(result, order, shape, kind, source, None, None)
-        room = _room(shape[1], True, True, False, stack(kind, 0), kind)
+        room = _room(shape[1], True, True, False, kind, itemsize)
         launch(pair, (shape[0], room, source, y, kept, levels))
         deliver_to(result, order, y)
         return result

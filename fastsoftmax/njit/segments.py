@@ -29,6 +29,7 @@ from fastsoftmax.njit.arguments import (
     deliver,
     empty,
     exits,
+    extent,
     is_ignored,
     kernel_weights,
     literal_reduction,
@@ -41,6 +42,7 @@ from fastsoftmax.njit.arguments import (
     writable,
 )
 from fastsoftmax.njit.complaints import NotedIndexError, NotedValueError, complain
+from fastsoftmax.njit.generated import always, argument, copied, pair_of_integers, part, whole_number
 from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, wanted, widened
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
 
@@ -48,6 +50,7 @@ _piece_dots = external("segments.piece_dots")
 _piece_extents = external("segments.piece_extents")
 _piece_maxima = external("segments.piece_maxima")
 _first_wrong = external("segments.first_wrong", result=True)
+_misplaced = external("segments.misplaced")
 _list_pieces = external("segments.list_pieces", result=True)
 _piece_sums = external("segments.piece_sums")
 FLAT = (0,)
@@ -99,45 +102,44 @@ def pointers(call: Call) -> Run:
     """The compiled form of `api.segments._row_pointers`; it always returns a copy."""
     name = call.name
 
-    @compiled
+    @merged
     def check(indptr: Any, entries: int) -> Any:
-        table = empty((indptr.size,), np.int64)
-        for n in range(indptr.size):
-            table[n] = indptr[n]
-        n = int(_first_wrong(table, entries))
+        table = copied(indptr, (indptr.size,), np.int64)
+        n = whole_number(_first_wrong(table, entries))
         if n >= 0:
-            value, previous = (table[n] if table.size else 0), (table[n - 1] if n else 0)
-            complain("row_pointer", name, (n, table.size, value, previous, entries))
+            complain("row_pointer", name, (n, extent(table), entries))
             raise NotedValueError
         return table
 
     return check
 
 
-@compiled
+@merged
 def whole(indptr: Any) -> Any:
     """All segments as one block of work."""
-    bounds = empty((2,), np.int64)
-    bounds[0], bounds[1] = 0, indptr.size - 1
-    return bounds
+    return pair_of_integers(0, indptr.size - 1)
 
 
-@compiled
+@merged
 def _pieces(indptr: Any) -> Any:
     """The table of pieces of huge segments, as from `api.segments._pieces`; empty if there is no such segment."""
-    table = empty((int(_list_pieces(indptr, empty((0,), np.int64))) * COLUMNS,), np.int64)
-    if table.size > 0:
-        _list_pieces(indptr, table)
+    table = empty((whole_number(_list_pieces(indptr, stack(np.int64, 0))) * COLUMNS,), np.int64)
+    _list_pieces(indptr, table)
     return table
 
 
-@compiled
+@merged
 def _statistics(pieces: Any, x: Any, kind: Any) -> Any:
     count = pieces.size // COLUMNS
     maxima, sums = empty((count,), kind), empty((3 * count,), kind)
     _piece_maxima(0, count, None, pieces, x, maxima)
     _piece_sums(0, count, None, pieces, maxima, x, sums)
     return maxima, sums
+
+
+def _room_for(out: Any) -> Run:
+    """`_room`, or a simpler form if the types show that no memory is needed."""
+    return argument(0) if absent(out) else _room
 
 
 @compiled
@@ -149,6 +151,13 @@ def _room(nothing: Any, indptr: Any, kind: Any, over: bool) -> Any:
     for n in range(indptr.size - 1):
         longest = max(longest, indptr[n + 1] - indptr[n])
     return np.empty(min(longest, HUGE), kind)
+
+
+def _row_target_for(out: Any) -> tuple[Run, Run]:
+    """`_row_target` and `deliver`, or simpler forms if the result is new memory."""
+    if absent(out):
+        return merged(lambda result, count, kind, source: writable(result, (count,), kind)), always(None)
+    return _row_target, deliver
 
 
 @compiled
@@ -179,7 +188,7 @@ def same_size(call: Call, name: str) -> Run:
     """The compiled check that an operand has as many elements as x."""
     wrong = f"{call.name}: {name} has shape ({{}},), expected that of x, ({{}},)"
 
-    @compiled
+    @merged
     def check(v: Any, x: Any) -> None:
         if v.size != x.size:
             complain("formatted", wrong, (v.size, x.size))
@@ -203,9 +212,9 @@ def _forward(call: Call, dtype: Any) -> Built:
     block_for = merged(lambda result, source: target_for(result, FLAT, source.shape, kind, source, None, None))
     run_pieces = merged(lambda n, pieces, m, s, x, y: pieces_of(0, n, None, pieces, m, s, x, y))
     if call.function.result == (ROWS,):
-        deliver_to = deliver
+        row_target, deliver_to = _row_target_for(call["out"])
         count_of = merged(lambda x, table: table.size - 1)
-        block_for = merged(lambda result, source: _row_target(result, result.size, kind, source))
+        block_for = merged(lambda result, source: row_target(result, result.size, kind, source))
         run_pieces = merged(lambda n, pieces, m, s, x, y: pieces_of(0, n, None, pieces, m, s, y))
 
     @merged
@@ -235,7 +244,7 @@ def _product(call: Call, dtype: Any) -> Built:
     row_pointers, result_for = pointers(call), _result(call, dtype)
     source_for, second_for = converter(x, FLAT, dtype), converter(v, FLAT, dtype)
     target_for, deliver_to = exits(x, FLAT, call["out"])
-    check = same_size(call, name)
+    check, room_for = same_size(call, name), _room_for(call["out"])
 
     @merged
     def run(x: Any, indptr: Any, v: Any, out: Any) -> Any:
@@ -245,7 +254,7 @@ def _product(call: Call, dtype: Any) -> Built:
         source, second = source_for(x, FLAT, x.shape, kind), second_for(v, FLAT, x.shape, kind)
         y = target_for(result, FLAT, x.shape, kind, source, second, None)
         covered = over(y, second)
-        room = _room(stack(kind, 0), table, kind, covered)
+        room = room_for(stack(kind, 0), table, kind, covered)
         kernel(0, 1, room, table, whole(table), source, second, y, covered)
         pieces = _pieces(table)
         if pieces.size > 0:
@@ -266,6 +275,23 @@ def _labels(call: Call, name: str) -> Run:
     shape = f"{call.name}: {name} has shape ({{}},), expected ({{}},): one for each segment"
     named = f"{call.name}: {name}"
     ignored = is_ignored(not absent(call["ignore_index"]))
+    kind = call[name].dtype
+    if absent(call["ignore_index"]) and (kind.signed or kind.bitwidth < 64):  # an int64 holds each of them
+
+        @merged
+        def all_labels(targets: Any, table: Any, ignore_index: Any) -> Any:
+            count = table.size - 1
+            if targets.size != count:
+                complain("formatted", shape, (targets.size, count))
+                raise NotedValueError
+            labels, found = copied(targets, (count,), np.int64), empty((1,), np.bool_)
+            _misplaced(0, 1, None, table, whole(table), labels, found)
+            if found[0]:
+                complain("misplaced", named, (extent(labels), extent(table)))
+                raise NotedIndexError
+            return labels
+
+        return all_labels
 
     @compiled
     def labels_of(targets: Any, table: Any, ignore_index: Any) -> Any:
@@ -292,7 +318,7 @@ def _weights(call: Call, kind: Any) -> Run:
     """
     given, ignoring = not absent(call["sample_weight"]), not absent(call["ignore_index"])
     if not (given or ignoring):
-        return merged(lambda targets, sample_weight, ignore_index: None)
+        return always(None)
     if given:
         vector(call, "sample_weight")
     wrong = f"{call.name}: sample_weight has shape ({{}},), expected ({{}},)"
@@ -329,8 +355,8 @@ def _weighing(call: Call, kind: Any) -> Weighing:
     reduction = literal_reduction(call.name, call["reduction"])
     mean = reduction == "mean"
     counting = mean and not (absent(call["sample_weight"]) and absent(call["ignore_index"]))
-    rescaled = scaled if counting else merged(lambda few, weights, rows, exponent, kind: weights)
-    reduce = merged(lambda rows, divisor, kind: rows) if reduction == "none" else reduced_for(mean)
+    rescaled = scaled if counting else argument(1)
+    reduce = argument(0) if reduction == "none" else reduced_for(mean)
     return Weighing(
         _weights(call, kind), divisor_for(counting), rescaled, kernel_weights(kind), scale_for(mean), reduce
     )
@@ -347,17 +373,12 @@ def _or_empty(call: Call, kind: Any) -> Run:
     """The compiled ``output or None -> output``, of size 0 if no gradient is returned."""
     if wanted(call) is FIRST:
         return merged(lambda y: stack(kind, 0))
-    return merged(lambda y: y)
+    return argument(0)
 
 
 # A part of a vector as a block of one row, of an output that may have size 0, and one weight if there are weights.
-_part = compiled(lambda x, begin, length, kind: readable(x[begin : begin + length], (1, length, 1), kind))
-_part_of_output = compiled(
-    lambda y, begin, length, kind: (
-        writable(y[begin : begin + length], (1, length, 1), kind) if y.size else writable(y, (0, 0, 0), kind)
-    )
-)
-_one = compiled(lambda weights, n: weights[n : n + 1] if weights.size else weights)
+_part = merged(lambda y, begin, length: part(y, begin, (1, length, 1)))
+_one = merged(lambda weights, n: part(weights, n, (1,)))
 
 
 def _loss(call: Call, dtype: Any) -> Built:
@@ -425,7 +446,7 @@ def _loss(call: Call, dtype: Any) -> Built:
 def _smoothing_check(call: Call) -> Run:
     """The compiled check of the label smoothing."""
     if isinstance(call["label_smoothing"], float):
-        return merged(lambda smoothing: None)
+        return always(None)
     wrong = f"{call.name}: label_smoothing must be from 0 to 1"
 
     @compiled
@@ -440,9 +461,9 @@ def _smoothed(call: Call, kind: Any) -> Run:
     """The compiled form of `api.segments._smoothed`."""
     kernel, of_rows = external("segments.segment_soft_cross_entropy"), external("losses.soft_cross_entropy")
     split, present, slope_of = compiled(smoothed_shares), kernel_weights(kind), _or_empty(call, kind)
-    block_of = _part_of_output
+    block_of = _part
     if wanted(call) is FIRST:
-        block_of = merged(lambda y, begin, length, kind: None)
+        block_of = always(None)
 
     @merged
     def mixed(
@@ -472,7 +493,7 @@ def _smoothed(call: Call, kind: Any) -> Run:
         for n in range(labels.size):
             begin, length = table[n], table[n + 1] - table[n]
             if length > HUGE:
-                x, one = _part(source, begin, length, kind), readable(labels[n : n + 1], (1,), np.int64)
+                x, one = _part(source, begin, length), _one(labels, n)
                 base, weight = kind(split(share, length)[0]), _one(factors, n)
                 of_rows(
                     0,
@@ -485,8 +506,8 @@ def _smoothed(call: Call, kind: Any) -> Run:
                     base,
                     gain,
                     weight,
-                    block_of(y, begin, length, kind),
-                    rows[n : n + 1],
+                    block_of(y, begin, length),
+                    _one(rows, n),
                     high_scale,
                     low_scale,
                 )
@@ -501,25 +522,26 @@ def _entropy(call: Call, dtype: Any) -> Built:
     row_pointers, source_for, slope_of = pointers(call), converter(x, FLAT, dtype), _or_empty(call, kind)
     result_for, target_for, deliver_to = _slope(call, dtype, x)
     rows_for = merged(lambda out, count: empty((count,), kind))
-    block_of = _part_of_output
+    row_target, deliver_rows = _row_target_for(call["out"] if returned is FIRST else None)
+    block_of = _part
     if returned is FIRST:
-        rows_for, block_of = _result(call, dtype), merged(lambda y, begin, length, kind: None)
+        rows_for, block_of = _result(call, dtype), always(None)
 
     @merged
     def run(x: Any, indptr: Any, out: Any) -> Any:
         table = row_pointers(indptr, x.size)
         result, entropies = result_for(out, x.size), rows_for(out, table.size - 1)
         source = source_for(x, FLAT, x.shape, kind)
-        rows = _row_target(entropies, entropies.size, kind, source)
+        rows = row_target(entropies, entropies.size, kind, source)
         y = target_for(result, FLAT, x.shape, kind, source, None, None)
         kernel(0, 1, None, table, whole(table), source, slope_of(y), rows)
         for n in range(table.size - 1):
             begin, length = table[n], table[n + 1] - table[n]
             if length > HUGE:
-                block = block_of(y, begin, length, kind)
-                of_rows(0, 1, stack(kind, 0), _part(source, begin, length, kind), block, rows[n : n + 1], None)
+                block = block_of(y, begin, length)
+                of_rows(0, 1, stack(kind, 0), _part(source, begin, length), block, _one(rows, n), None)
         deliver_to(result, FLAT, y)
-        deliver(entropies, FLAT, rows)
+        deliver_rows(entropies, FLAT, rows)
         return returned(entropies, result)
 
     return run, (*call.names, "out")
@@ -556,8 +578,8 @@ def _divergence(call: Call, dtype: Any) -> Built:
         for n in range(count):
             begin, length = table[n], table[n + 1] - table[n]
             if length > HUGE:
-                x_part, other = _part(source, begin, length, kind), _part(second, begin, length, kind)
-                block, weight, row = _part_of_output(slope, begin, length, kind), _one(factors, n), rows[n : n + 1]
+                x_part, other = _part(source, begin, length), _part(second, begin, length)
+                block, weight, row = _part(slope, begin, length), _one(factors, n), _one(rows, n)
                 of_rows(0, 1, stack(kind, 0), x_part, other, weight, block, row, reverse, high, low, None, False)
         deliver_to(result, FLAT, y)
         return returned(reduce(rows, divisor, kind), result)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numba import types
 from numba.core import errors
-from numba.extending import overload, register_jitable
+from numba.extending import overload
 
 from fastsoftmax._vectors import BINARY
 from fastsoftmax.api import ufuncs
@@ -31,13 +31,22 @@ from fastsoftmax.kernels.simd.values import (
     split_exponent,
 )
 from fastsoftmax.machine.external import external
-from fastsoftmax.njit.arguments import merged, readable
-from fastsoftmax.runtime.numba_private import known_options, treat_alike
+from fastsoftmax.machine.frontend import NO_WRAPPERS
+from fastsoftmax.njit.arguments import empty, merged, readable, same_shape
+from fastsoftmax.njit.generated import argument, broadcast_block, broadcast_shape, filled, require
+from fastsoftmax.runtime.numba_private import known_options, lean_options, treat_alike
 
 F = TypeVar("F", bound=Callable[..., Any])
+_NO_SHAPE = "shape mismatch: objects cannot be broadcast to a single shape"
 HALF_LIMIT = 65520.0  # smaller numbers round to a finite float16
 # The user's function has its own options; these are for the few lines of the overload.
-_OPTIONS = {"nogil": True, "error_model": "numpy", **known_options(forceinline=True)}
+_OPTIONS = {
+    "nogil": True,
+    "error_model": "numpy",
+    **known_options(forceinline=True),
+    **NO_WRAPPERS,
+    **lean_options(),
+}
 
 
 def _bare(function: F) -> F:
@@ -100,16 +109,17 @@ def _check_out(function: str, out: Any, dtype: Any) -> None:
         raise errors.TypingError(f"{function}: out must be a writable array of {expected}, got {out}")
 
 
-def _contiguous(value: Any, dtype: Any) -> Any:
-    """The function that turns an argument into a C-contiguous array of this dtype, 0-d for a number."""
-    number = np.dtype(str(dtype)).type
+def _block(value: Any, dtype: Any) -> Any:
+    """The compiled ``argument, shape -> read-only, C-contiguous array of this dtype``, broadcast to the shape.
+
+    Numbers and 0-d arrays become one item, which kernels take beside arrays of any size.
+    """
+    kind = np.dtype(str(dtype)).type
     if not isinstance(value, types.Array):
-        return register_jitable(lambda x: np.full((), x, number))
-    if value.layout == "C":
-        return register_jitable((lambda x: x) if value.dtype == dtype else (lambda x: x.astype(number)))
-    if value.dtype == dtype:
-        return register_jitable(lambda x: x.copy())
-    return register_jitable(lambda x: x.copy().astype(number))
+        return merged(lambda value, shape: filled((), kind(value)))
+    if value.ndim == 0:
+        return merged(lambda value, shape: broadcast_block(value, (), kind))
+    return merged(lambda value, shape: broadcast_block(value, shape, kind))
 
 
 def _flat(number: Any) -> Any:
@@ -120,21 +130,20 @@ def _flat(number: Any) -> Any:
 def _finish(out: Any, rounded: Any) -> Any:
     """The function that rounds a new C-contiguous result and returns it, or copies it to `out`."""
 
-    @register_jitable
+    @merged
     def round_all(result: Any) -> Any:
         items = result.reshape(-1)
         for i in range(items.size):
             items[i] = rounded(items[i])
         return result
 
-    prepare = round_all if rounded is _as_half else _as_it_is
+    prepare = round_all if rounded is _as_half else argument(0)
     if out is None or isinstance(out, (types.NoneType, types.Omitted)):
-        return register_jitable(lambda result, out: prepare(result))
+        return merged(lambda result, out: prepare(result))
 
-    @register_jitable
+    @merged
     def assign(result: Any, out: Any) -> Any:
-        if out.shape != result.shape:
-            raise ValueError("out must have the shape of the result")
+        require(same_shape(out.shape, result.shape), "out must have the shape of the result")
         out[...] = prepare(result)
         return out
 
@@ -151,13 +160,12 @@ def _unary_overload(name: str, kinds: str) -> Callable[..., Any]:
         if not isinstance(x, types.Array):
             return lambda x, out=None: rounded(body(number(x)))
         _check_out(name, out, dtype)
-        contiguous, finish, flat = _contiguous(x, dtype), _finish(out, rounded), _flat(number)
+        block, finish, flat = _block(x, dtype), _finish(out, rounded), _flat(number)
 
         @_bare
         def whole(x: Any, out: Any = None) -> Any:
-            source = contiguous(x)
-            result = np.empty(source.shape, number)
-            kernel(flat(source), flat(result))
+            result = empty(x.shape, number)
+            kernel(flat(block(x, x.shape)), flat(result))
             return finish(result, out)
 
         return whole
@@ -175,28 +183,20 @@ def _binary_overload(name: str, kinds: str) -> Callable[..., Any]:
         if not isinstance(x, types.Array) and not isinstance(y, types.Array):
             return lambda x, y, out=None: rounded(body(number(x), number(y)))
         _check_out(name, out, dtype)
-        first, second, finish = _contiguous(x, dtype), _contiguous(y, dtype), _finish(out, rounded)
-        flat = _flat(number)
-        x_ndim, y_ndim = getattr(x, "ndim", 0), getattr(y, "ndim", 0)
+        first, second, finish, flat = _block(x, dtype), _block(y, dtype), _finish(out, rounded), _flat(number)
+        x_shape, y_shape = (
+            merged((lambda value: value.shape) if isinstance(value, types.Array) else (lambda value: ()))
+            for value in (x, y)
+        )
 
         @_bare
-        def beside_one(x: Any, y: Any, out: Any = None) -> Any:
-            a, b = first(x), second(y)
-            result = np.empty(a.shape if y_ndim == 0 else b.shape, number)
-            kernel(flat(a), flat(b), flat(result))
+        def whole(x: Any, y: Any, out: Any = None) -> Any:
+            shape = broadcast_shape(x_shape(x), y_shape(y), _NO_SHAPE)
+            result = empty(shape, number)
+            kernel(flat(first(x, shape)), flat(second(y, shape)), flat(result))
             return finish(result, out)
 
-        @_bare
-        def broadcast(x: Any, y: Any, out: Any = None) -> Any:
-            a, b = first(x), second(y)
-            shape = np.broadcast_shapes(a.shape, b.shape)
-            c, d = np.broadcast_to(a, shape).copy(), np.broadcast_to(b, shape).copy()
-            kernel(flat(c), flat(d), flat(c))
-            return finish(c, out)
-
-        if x_ndim == 0 or y_ndim == 0:
-            return beside_one
-        return broadcast
+        return whole
 
     return implement
 

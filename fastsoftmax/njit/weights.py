@@ -10,7 +10,8 @@ import numpy as np
 
 from fastsoftmax.arrays.weights import ROOM, normal_divisor
 from fastsoftmax.machine.external import external
-from fastsoftmax.njit.arguments import Run, compiled, empty, inverse, items, merged, readable, writable
+from fastsoftmax.njit.arguments import Run, compiled, empty, items, merged, readable, writable
+from fastsoftmax.njit.generated import gradient_scale
 
 _total, _normal = external("reductions.total", result=True), compiled(normal_divisor)
 
@@ -110,18 +111,11 @@ def divisor_for(counting: bool) -> Run:
 
 def scale_for(mean: bool) -> Run:
     """The compiled ``divisor, kind -> factor of the gradients``, a pair."""
-    return _gradient_scale if mean else merged(lambda divisor, kind: (kind(1.0), kind(0.0)))
-
-
-@compiled
-def _gradient_scale(divisor: float, kind: Any) -> Any:
-    if not np.isfinite(divisor):
-        return kind(np.nan), kind(0.0)
-    return inverse(divisor, kind)
+    return gradient_scale if mean else merged(lambda divisor, kind: (kind(1.0), kind(0.0)))
 
 
 def reduced_for(mean: bool) -> Run:
     """The compiled ``losses of the rows, divisor, kind -> sum or mean``."""
     if mean:
-        return compiled(lambda block, divisor, kind: kind(_total(readable(block, (block.size,), kind)) / divisor))
-    return compiled(lambda block, divisor, kind: kind(_total(readable(block, (block.size,), kind))))
+        return merged(lambda block, divisor, kind: kind(_total(readable(block, (block.size,), kind)) / divisor))
+    return merged(lambda block, divisor, kind: kind(_total(readable(block, (block.size,), kind))))

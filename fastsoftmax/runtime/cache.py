@@ -12,12 +12,15 @@ import os
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastsoftmax.runtime.numba_state import setting
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAGIC = b"fastsoftmax-3\n"
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
@@ -37,18 +40,25 @@ _SETTINGS = {"BOUNDSCHECK": 0, "OPT": 3, "DEBUGINFO_DEFAULT": 0, "FULL_TRACEBACK
 """Those of Numba's settings that change code, with their defaults. The processor is part of the target."""
 
 
-def directory() -> Path:
+def directory() -> "Path":
     """Where the files are: $FASTSOFTMAX_CACHE_DIR, or `fastsoftmax` in the user's cache directory."""
+    from pathlib import Path  # here, because a process that finds a library does not need it
+
+    return Path(directory_name())
+
+
+def directory_name() -> str:
+    """The name of `directory`."""
     chosen = os.environ.get("FASTSOFTMAX_CACHE_DIR")
     if chosen:
-        return Path(chosen)
+        return chosen
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":
         base = "~/Library/Caches"
     else:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(base)) / "fastsoftmax"
+    return os.path.join(os.path.expanduser(base), "fastsoftmax")
 
 
 def size() -> tuple[int, int]:
@@ -57,7 +67,7 @@ def size() -> tuple[int, int]:
     return len(files), sum(status.st_size for _, status in files)
 
 
-def libraries() -> list[tuple[Path, os.stat_result]]:
+def libraries() -> list[tuple["Path", os.stat_result]]:
     """The libraries of kernels that ``fastsoftmax warmup`` has put there, and their descriptions."""
     endings = (".so", ".dylib", ".dll", ".json")
     return [one for ending in endings for one in _files(ending) if one[0].stem in LIBRARIES]
@@ -73,7 +83,9 @@ def clear() -> tuple[int, int]:
     return before[0] - after[0], before[1] - after[1]
 
 
-def _files(suffix: str) -> list[tuple[Path, os.stat_result]]:
+def _files(suffix: str) -> list[tuple["Path", os.stat_result]]:
+    from pathlib import Path  # here, as above
+
     found = []
     with suppress(OSError):
         for entry in os.scandir(directory()):
@@ -83,7 +95,7 @@ def _files(suffix: str) -> list[tuple[Path, os.stat_result]]:
     return found
 
 
-def tidy(newest: Path) -> None:
+def tidy(newest: "Path") -> None:
     """Remove the oldest files beyond `LIMIT`, but not `newest`, and files that ended processes have left."""
     now = time.time()
     for path, status in _files(UNFINISHED):
@@ -107,7 +119,7 @@ def _is_private(status: os.stat_result) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def is_private(path: Path) -> bool:
+def is_private(path: "str | Path") -> bool:
     """Whether nobody but this user (and root) can put a file there."""
     return _is_private(os.stat(path))
 
@@ -117,7 +129,7 @@ def checksum(name: str, payload: bytes) -> bytes:
     return hashlib.sha256(name.encode() + b"\0" + payload).digest()
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: "Path") -> bytes | None:
     """What was saved under this name, or None if the file is damaged or not private."""
     # O_NONBLOCK: if it is a pipe, do not wait for a writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -148,17 +160,25 @@ def _version(package: str) -> str:
 @lru_cache(maxsize=1)
 def sources() -> str:
     """A hash of all sources that determine the code of kernels; OSError if they are no files."""
-    package = Path(__file__).parents[1]
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     digest = hashlib.sha256()
-    files = [
-        package / "_vectors.py",
-        *(package / "runtime" / name for name in ("cache.py", "numba_private.py", "prebuilt.py", "teams.py")),
-    ]
+    names = ["_vectors.py"]
+    names += [f"runtime/{name}" for name in ("cache.py", "numba_private.py", "prebuilt.py", "teams.py")]
     for folder in ("kernels", "machine"):
-        files += sorted((package / folder).rglob("*.py"))
-    for file in files:
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+        names += sorted(_sources_in(package, folder), key=lambda name: name.split("/"))
+    for name in names:
+        with open(os.path.join(package, name), "rb") as file:
+            digest.update(name.encode() + b"\0" + file.read() + b"\0")
     return digest.hexdigest()
+
+
+def _sources_in(package: str, folder: str) -> Iterator[str]:
+    """The names of the sources in a folder of the package, with slashes."""
+    for entry in os.scandir(os.path.join(package, folder)):
+        if entry.is_dir():
+            yield from _sources_in(package, f"{folder}/{entry.name}")
+        elif entry.name.endswith(".py"):
+            yield f"{folder}/{entry.name}"
 
 
 def _value(name: str, default: int) -> Any:
@@ -183,7 +203,7 @@ class ObjectFile:
     def __init__(self, name: str, target: Any) -> None:
         self._name, self._target = name, target
 
-    def path(self) -> Path:
+    def path(self) -> "Path":
         """Where the file is."""
         key = hashlib.sha256(repr((stamp(), self._name, self._target)).encode())
         return directory() / f"{self._name}-{key.hexdigest()[:40]}{SUFFIX}"

@@ -12,7 +12,6 @@ the package, or from a directory that nobody else can write to.
 
 import ctypes
 import hashlib
-import json
 import os
 import platform
 import sys
@@ -20,13 +19,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy import ndarray
 
 from fastsoftmax.runtime import cache
 from fastsoftmax.runtime.numba_state import checks_bounds
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 INTERFACE = 1
 """The version of the names and arguments of exported functions. It is part of the names."""
@@ -124,11 +125,18 @@ def file_name(name: str, system: str = sys.platform) -> str:
 class Library:
     """A shared library of kernels."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._library = ctypes.CDLL(str(path.resolve()))  # a name alone would be looked for elsewhere
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._library = ctypes.CDLL(os.path.realpath(name))  # a name alone would be looked for elsewhere
         table = (ctypes.c_void_p * len(PYTHON)).in_dll(self._library, TABLE)
         table[:] = list(python_table())
+
+    @property
+    def path(self) -> "Path":
+        """The file."""
+        from pathlib import Path  # here and not above, because a first call does not need it
+
+        return Path(self.name)
 
     def address(self, name: str) -> int | None:
         """The address of an exported function; None if the library does not have it."""
@@ -139,30 +147,50 @@ class Library:
         return ctypes.cast(function, ctypes.c_void_p).value
 
 
-PACKAGE = Path(__file__).parents[1] / "_prebuilt"
+PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "_prebuilt")
 """Where the library of an installation is; its files are as trustworthy as those of the package."""
 
 
-def _places() -> Iterator[Path]:
+def describe(level: str, sources: str, library: str) -> str:
+    """The description of a library, in JSON: its level, and the hashes of the sources and of its file."""
+    return f'{{"level": "{level}", "sources": "{sources}", "library": "{library}"}}\n'
+
+
+def _places() -> Iterator[str]:
     yield PACKAGE
-    directory = cache.directory()
+    directory = cache.directory_name()
     with suppress(OSError):
         if cache.is_private(directory):
             yield directory
 
 
-def _opened(path: Path, name: str, wanted: str) -> Library:
+def _opened(place: str, name: str, wanted: str) -> Library:
     """A library of this level; an exception unless it is there, whole, and made of these sources."""
-    if path.parent != PACKAGE and not all(map(cache.is_private, (path, path.with_suffix(".json")))):
+    path, description = os.path.join(place, file_name(name)), os.path.join(place, f"{name}.json")
+    if place != PACKAGE and not all(map(cache.is_private, (path, description))):
         raise ValueError("others can write to it")
-    description = json.loads(path.with_suffix(".json").read_bytes())
+    with open(description, "rb") as file:
+        text = file.read()
+    if wanted.encode() not in text:
+        _check(text, name, wanted, "")
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    if text != describe(name, wanted, digest).encode():
+        _check(text, name, wanted, digest)
+    return Library(path)
+
+
+def _check(text: bytes, name: str, wanted: str, digest: str) -> None:
+    """Raise what is wrong with the description of a library with this hash, in any form of JSON."""
+    import json  # here, as above
+
+    description = json.loads(text)
     if description["sources"] != wanted:
         raise _OtherSourcesError
     if description["level"] != name:
         raise ValueError(f"it is for {description['level']}, not {name}")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != description["library"]:
+    if description["library"] != digest:
         raise ValueError("its content is not what was built")
-    return Library(path)
 
 
 class _OtherSourcesError(Exception):
@@ -194,9 +222,9 @@ def search() -> Found:
         return Found(None, "none: the sources are not files")
     stale, broken = [], []
     for place in _places():
-        path = place / file_name(name)
+        path = os.path.join(place, file_name(name))
         try:
-            return Found(_opened(path, name, wanted), f"{path} ({name})")
+            return Found(_opened(place, name, wanted), f"{path} ({name})")
         except FileNotFoundError:
             pass
         except _OtherSourcesError:

@@ -1,6 +1,7 @@
 """cross_entropy and squared_error, with their gradients: against the oracle, and each gradient in other ways."""
 
 import math
+import pickle
 
 import cases
 import numpy as np
@@ -10,6 +11,7 @@ from functions import skip_unless_fused
 
 import fastsoftmax as fs
 from fastsoftmax import _spec
+from fastsoftmax._vectors import ON_STACK
 from fastsoftmax.arrays import long_rows, losses
 from fastsoftmax.arrays.options import LossOptions
 from fastsoftmax.machine import entry
@@ -448,6 +450,51 @@ def test_small_calls_have_the_bits_of_others(dtype, classes):
             np.testing.assert_array_equal(small[1], grad)
             np.testing.assert_array_equal(fs.cross_entropy_grad(x, y), grad)
     assert (np.dtype(dtype), True) in losses._SMALL
+
+
+@every_dtype
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_small_calls_take_every_reduction(dtype, reduction):
+    """With more rows than the form for small arrays has memory for, too, and in every layout."""
+    for count in (1, 7, ON_STACK, ON_STACK + 1):
+        x = np.random.default_rng(count).normal(0, 3, (count, 3)).astype(dtype)
+        y = np.arange(count) % 3
+        grad = np.empty_like(x)
+        loss, _ = fs.cross_entropy_with_grad(
+            x.astype(dtype, "F"), y.astype(np.int32), reduction=reduction, out=grad
+        )
+        for labels in (y, np.repeat(y, 2)[::2], pickle.loads(pickle.dumps(y))):
+            for logits in (x, x.copy("F"), np.repeat(x, 2, axis=0)[::2]):
+                np.testing.assert_array_equal(fs.cross_entropy(logits, labels, reduction=reduction), loss)
+                both = fs.cross_entropy_with_grad(logits, labels, reduction=reduction)
+                np.testing.assert_array_equal(both[0], loss)
+                np.testing.assert_array_equal(both[1], grad)
+        place = x.copy()
+        assert fs.cross_entropy_grad(place, y, reduction=reduction, out=place) is place
+        np.testing.assert_array_equal(place, grad)
+
+
+def test_a_small_gradient_may_lie_over_the_labels():
+    x, y = np.random.default_rng(3).normal(0, 3, (4, 2)), np.arange(4) % 2
+    expected = fs.cross_entropy_grad(x, y)
+    memory = np.empty((4, 2))
+    labels = memory.reshape(-1).view(np.int64)[:4]
+    for _ in range(3):
+        labels[:] = y
+        np.testing.assert_array_equal(fs.cross_entropy_grad(x, labels, out=memory), expected)
+
+
+def test_small_calls_leave_out_alone_if_a_label_is_wrong():
+    x, out = np.zeros((3, 4)), np.full((3, 4), 7.0)
+    for _ in range(3):
+        fs.cross_entropy_grad(x, np.array([0, 3, 1]))
+        with pytest.raises(IndexError, match=r"targets\[2\] is 4, expected a label from 0 to 3"):
+            fs.cross_entropy_grad(x, np.array([0, 3, 4]), out=out)
+        assert (out == 7).all()
+        read_only = out.view()
+        read_only.flags.writeable = False
+        with pytest.raises(ValueError, match="read-only"):
+            fs.cross_entropy_grad(x, np.array([0, 3, 1]), out=read_only)
 
 
 def test_small_calls_check_their_labels():

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import child
 import llvmlite
@@ -316,9 +317,9 @@ def test_a_full_disk(tmp_path, monkeypatch, step):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path / "cache"))
-    module, name = step.split(".")
+    owner, name = step.split(".")
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile if module == "tempfile" else getattr(cache, module), name, full)
+        patch.setattr({"Path": Path, "tempfile": tempfile, "os": os}[owner], name, full)
         kept().save(CODE)
     assert not files(tmp_path / "cache")
     kept().save(CODE)
@@ -465,7 +466,7 @@ def test_tidying_up_that_fails(directory, monkeypatch):
     def refuse(path):
         raise PermissionError(path)
 
-    monkeypatch.setattr(cache.Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
     kept().save(CODE)
     assert len(files(directory)) == 3
     assert cache.clear() == (0, 0)

@@ -79,6 +79,7 @@ from fastsoftmax.kernels.traversal import (
     Place,
     RowStatistics,
     add,
+    ahead_at,
     complement,
     highest,
     log_of_others,
@@ -86,6 +87,7 @@ from fastsoftmax.kernels.traversal import (
     measure,
     measured,
     plan_for,
+    prefetch_tile,
     prepare,
     prepared,
     probability,
@@ -551,8 +553,9 @@ def walk_pairs(
     other, out = after(tile, plan.half), after(tile, 0 if size(y) > 0 else size(tile))  # over u
     row = start
     while row < stop:
-        first, count = read_tile(u, w, None, tile, other, row, stop, classes, inner, plan)
+        first, count, following = read_tile(u, w, None, tile, other, row, stop, classes, inner, plan)
         for done in range(0, count, step):
+            prefetch_tile(ahead_at(u, w, following + done, inner), classes)
             place = Place(done * classes, classes * step, None, row + done, min(step, count - done))
             block(tile, other, out, place, rows, options)
         if size(y) > 0:

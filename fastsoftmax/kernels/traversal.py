@@ -353,6 +353,19 @@ def _prefetch_class(x: Any, v: Any, offset: int) -> None:
 
 
 @inline
+def ahead_at(x: Any, v: Any, offset: int, inner: int) -> Ahead:
+    """`Ahead` for the lanes from this offset on; v may be None."""
+    return Ahead(after(x, offset), behind(v, offset), lane_count(x) if inner == 1 else inner)
+
+
+@inline
+def prefetch_tile(ahead: Any, classes: int) -> None:
+    """Prefetch the lines of all classes at once."""
+    for k in range(classes):
+        _prefetch_class(ahead.x, ahead.v, k * ahead.stride)
+
+
+@inline
 def lane_sums(
     x: Any,
     offset: int,
@@ -901,8 +914,7 @@ def tile_statistics(
     if given is None:
         return statistics(tile, offset, length, None, beta, unless_none(keep, tile), exact, ahead)
     if ahead is not None:
-        for k in range(length // lane_count(tile)):
-            _prefetch_class(ahead.x, ahead.v, k * ahead.stride)
+        prefetch_tile(ahead, length // lane_count(tile))
     return RowStatistics(zero, zero, zero, (zero, zero), zero, zero, zero, None, None)
 
 
@@ -1102,8 +1114,7 @@ def traverse(
             at = done * classes
             if picks is not None:
                 tile_targets(tile, at, classes, picks.labels, row + done, lanes, picks.targets)
-            at_next = following + done
-            ahead = Ahead(after(x, at_next), behind(v, at_next), step if inner == 1 else inner)
+            ahead = ahead_at(x, v, following + done, inner)
             stats = tile_statistics(tile, at, classes * step, beta, given, keep, wanted, ahead)
             place = Place(at, classes * step, None, row + done, lanes)
             block(tile, other, out, place, stats, rows, options)

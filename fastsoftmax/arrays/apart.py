@@ -5,7 +5,6 @@ rows, for which that takes too long, are copied, some of them at a time, into me
 are done in machine code (`machine.apart`), by threads that share blocks of rows as in any other call.
 """
 
-from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import BuiltinFunctionType
@@ -60,7 +59,7 @@ def run(kernel: Any, rows: int, work: int, room: Callable[[], Any], args: tuple[
     if at_once > 1:
         room = partial(on_lines, size // memory.itemsize, memory.dtype)
         memory = room()
-    words = array("q", [at_once, argument, len(blocks), *described])
+    words = np.array([at_once, argument, len(blocks), *described], np.int64).data.cast("B").cast("q")
     threads.run_apart(code, rows, work * threads.unit(args), memory, room, tuple(given), words)
     return True
 

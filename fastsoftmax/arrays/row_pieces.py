@@ -221,6 +221,10 @@ def labelled_slope(
     result[at, columns] = at_label[at]
     if cap != np.inf:
         long_rows.uncap(x, cap, result)
+        none = rows.factor == 0
+        if rows.regularized:
+            none |= (rows.share == 0) & (rows.z_loss == 0)
+        result[none] = 0  # whatever the derivatives of the capped logits are
     return result
 
 
@@ -308,12 +312,18 @@ class Curve:
             if z_loss.any():
                 self.more = _product(2 * long_rows.log_of_sum(records), z_loss)
             self.factor = whole + self.more
+        self.flat = (self.factor == 0) & (z_loss == 0)
+        """The rows whose second derivatives do not depend on p: it may be NaN there."""
 
     def probs(self, part: Array, rows: slice, out: Array) -> tuple[Array, Array]:
         """Write p of some rows of a piece, which may be in `out`; returns where p > 1/2, as `_certain` does."""
         certain = _certain(part, self.records["m"][rows], self.lacking[rows])
         long_rows.softmax(part, self.records[rows], out=out)
         return certain
+
+    def none(self, share: Array, rows: slice) -> Any:
+        """Where the second derivatives of a capped logit are 0, whatever the logit is."""
+        return self.flat[rows, None] & (share == 0)
 
     def slope(self, probs: Array, share: Array, rows: slice, certain: tuple[Array, Array], out: Array) -> None:
         """Write C p - share, computed from 1 - p where p > 1/2."""
@@ -477,7 +487,9 @@ def shares_product(
         for rows, probs, (value, slope, share) in _slabs(x.shape, kind, 3):
             direction.write(rows, value, probs)
             direction.about(rows, mean, value)
+            value[curve.flat[rows]] = 0
             certain = curve.probs(_logits(x[rows], kind, cap, probs), rows, probs)
+            probs[curve.flat[rows]] = 0
             value *= curve.factor[rows, None]
             value += shift[rows, None]
             value *= probs
@@ -488,6 +500,7 @@ def shares_product(
                 _bend(x[rows], kind, cap, probs, slope)
                 value += slope
                 value *= _falling(x[rows], kind, cap, probs)
+                value[curve.none(share, rows)] = 0
             _put(result, rows, value, weights)
     return result
 
@@ -548,10 +561,12 @@ def shares_variance(
     with np.errstate(all="ignore"):
         curve = Curve(records, whole, z_loss)
         for rows, probs, (value, slope, share) in _slabs(x.shape, dtypes[0], 3):
-            certain = curve.probs(_logits(x[rows], dtypes[0], cap, probs), rows, probs)
+            certain, none = curve.probs(_logits(x[rows], dtypes[0], cap, probs), rows, probs), None
+            probs[curve.flat[rows]] = 0
             if cap != np.inf:
                 shares.write(rows, share)
                 curve.slope(probs, share, rows, certain, slope)
+                none = curve.none(share, rows)
             _others(probs, curve.lacking[rows], certain, value)
             value *= curve.factor[rows, None]
             if z_loss.any():
@@ -564,5 +579,6 @@ def shares_variance(
                 value *= first
                 value += slope
                 value *= first
+                value[none] = 0
             _put(result, rows, value, weights)
     return result

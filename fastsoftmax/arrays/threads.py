@@ -22,7 +22,6 @@ import math
 import os
 import sys
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable
 from contextlib import ContextDecorator
@@ -258,7 +257,7 @@ class _Team:
         step: int,
         rooms: list[Any],
         args: tuple[Any, ...],
-        apart: "array[int] | None" = None,
+        apart: "memoryview[int] | None" = None,
     ) -> bool:
         """Run a kernel's code in blocks of `step` rows, with a helper for each of the `rooms` but the first.
 
@@ -268,7 +267,7 @@ class _Team:
         words, state = self.words, teams.UNFINISHED
         words[teams.DRIVE] = self._drives[apart is not None]  # here, since Ctrl-C may end a call at any point
         if apart is not None:
-            words[teams.AT_ONCE : teams.AT_ONCE + len(apart)] = memoryview(apart)
+            words[teams.AT_ONCE : teams.AT_ONCE + len(apart)] = apart
         behind = (rooms[0], *args, self.address, *rooms[1:])
         try:
             state = code(step, rows, *behind)
@@ -630,7 +629,7 @@ def run_apart(
     memory: Any,
     room: Callable[[], Any],
     args: tuple[Any, ...],
-    apart: "array[int]",
+    apart: "memoryview[int]",
 ) -> None:
     """`run_code` for rows that lie apart; `apart` is that of `_Team.share`."""
     global _last_call
@@ -712,7 +711,12 @@ def _rows_of_block(rows: int, work: int, count: int, block_work: int) -> int:
 
 
 def _run_in_blocks(
-    code: Any, rows: int, work: int, rooms: list[Any], args: tuple[Any, ...], apart: "array[int] | None" = None
+    code: Any,
+    rows: int,
+    work: int,
+    rooms: list[Any],
+    args: tuple[Any, ...],
+    apart: "memoryview[int] | None" = None,
 ) -> None:
     count = len(rooms)
     step = rows_of_block(rows, work, count)

@@ -118,7 +118,7 @@ def test_labels_of_long_rows(dtype, record, monkeypatch):
     x[0, 200:] -= 3000  # pieces beyond the range of exp below the greatest entry
     x[1] = np.linspace(-2000, 2000, 1000)
     y = cases.labels(x)
-    monkeypatch.setattr(losses, "SMALL", 0)
+    monkeypatch.setattr(losses, "_SMALL", {})
     monkeypatch.setattr(long_rows, "LONG_ROW", 300)
     monkeypatch.setattr(long_rows, "PIECE", 128)
     cut, seen = long_rows.long_cross_entropy, []

@@ -14,7 +14,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -96,21 +96,24 @@ class _NpyStream(Sequential):
         return found
 
     def _start(self) -> None:
-        try:
-            self._stream = self._open()
-            start = self._take(10)
-            if start[:6] != files.MAGIC:
-                raise RunError(f"{self.path} is no array in the format of .npy files")
-            if start[6:7] != b"\x01":
-                start += self._take(2)
-            length = int.from_bytes(start[8:], "little")
-            start += self._take(min(length, LONGEST_HEADER))
-            self.shape, self.fortran, self.dtype, _ = files.header(start)
-        except ValueError as error:
-            raise RunError(f"{self.path} is no valid array in the format of .npy files: {error}") from None
-        except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-            raise RunError(f"{self.path} cannot be read: {files.reason(error)}") from None
-        files.check_objects(self.path, self.dtype)
+        with ExitStack() as failed:
+            try:
+                self._stream = self._open()
+                failed.callback(self.close)
+                start = self._take(10)
+                if start[:6] != files.MAGIC:
+                    raise RunError(f"{self.path} is no array in the format of .npy files")
+                if start[6:7] != b"\x01":
+                    start += self._take(2)
+                length = int.from_bytes(start[8:], "little")
+                start += self._take(min(length, LONGEST_HEADER))
+                self.shape, self.fortran, self.dtype, _ = files.header(start)
+            except ValueError as error:
+                raise RunError(f"{self.path} is no valid array in the format of .npy files: {error}") from None
+            except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+                raise RunError(f"{self.path} cannot be read: {files.reason(error)}") from None
+            files.check_objects(self.path, self.dtype)
+            failed.pop_all()
         self._place, self._size = 0, math.prod(self.shape) * self.dtype.itemsize
 
     def _fill(self, start: int, view: memoryview) -> None:
@@ -189,7 +192,8 @@ class _Compressed(_NpyStream):
         super().__init__(path)
 
     def _open(self) -> BinaryIO:
-        return zipfile.ZipFile(self.archive).open(self.member)  # type: ignore[return-value]
+        with zipfile.ZipFile(self.archive) as opened:  # its file is closed with the member
+            return opened.open(self.member)  # type: ignore[return-value]
 
 
 _BEFORE = 30

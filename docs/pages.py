@@ -125,6 +125,7 @@ def _benchmarks(folder: Path) -> None:
         kind = "Map" if folder_name == "maps" else "Tables"
         if folder_name == "families":
             kind, text = report.family(results)
+            text = text.replace("\n### ", "\n## ")  # below the title of the page
         elif folder_name == "maps":
             picture = f"![Our time relative to the best peer's](../../benchmarks/maps/{name}.svg)"
             text = f"{picture}\n\n{maps.markdown(results, 'python benchmarks/report.py --map --write')}"

@@ -60,7 +60,7 @@ def run(kernel: Any, rows: int, work: int, room: Callable[[], Any], args: tuple[
         room = partial(on_lines, size // memory.itemsize, memory.dtype)
         memory = room()
     words = np.array([at_once, argument, len(blocks), *described], np.int64).data.cast("B").cast("q")
-    threads.run_apart(code, rows, work * threads.unit(args), memory, room, tuple(given), words)
+    threads.run_code(code, rows, work * threads.unit(args), memory, room, tuple(given), words)
     return True
 
 

@@ -600,44 +600,25 @@ def run_code(
     memory: Any,
     room: Callable[[], Any] | None,
     args: tuple[Any, ...],
+    apart: "memoryview[int] | None" = None,
 ) -> None:
     """`run` for a kernel's code; `memory` is the caller's working memory, and float64 counts twice in `work`.
 
-    Without a `room`, the memory has size 0, and serves all threads.
+    Without a `room`, the memory has size 0, and serves all threads. Rows that lie apart, as `apart` describes them
+    for `_Team.share`, are always run in blocks.
     """
     global _last_call
-    if work < SHARED_WORK:
+    if work < SHARED_WORK and apart is None:
         code(0, rows, memory, *args)
         return
     _introduce()
     count, call = _threads_for(rows, work), object()
     try:
         _calls.add(call)
-        if count == 1 and work <= 16 * BLOCK_WORK:
+        if count == 1 and work <= 16 * BLOCK_WORK and apart is None:
             code(0, rows, memory, *args)
         else:
-            _run_in_blocks(code, rows, work, [memory] if count == 1 else _rooms(memory, room, count), args)
-    finally:
-        _calls.discard(call)
-        _last_call = time.perf_counter()
-
-
-def run_apart(
-    code: Callable[..., Any],
-    rows: int,
-    work: int,
-    memory: Any,
-    room: Callable[[], Any],
-    args: tuple[Any, ...],
-    apart: "memoryview[int]",
-) -> None:
-    """`run_code` for rows that lie apart; `apart` is that of `_Team.share`."""
-    global _last_call
-    _introduce()
-    count, call = _threads_for(rows, work) if work >= SHARED_WORK else 1, object()
-    try:
-        _calls.add(call)
-        _run_in_blocks(code, rows, work, _rooms(memory, room, count), args, apart)
+            _run_in_blocks(code, rows, work, [memory] if count == 1 else _rooms(memory, room, count), args, apart)
     finally:
         _calls.discard(call)
         _last_call = time.perf_counter()

@@ -88,7 +88,7 @@ def write_pages(directory: Path) -> None:
     results = read(directory / "results.json")
     parts = [report.complete(results, MADE_BY, "speed.png")]
     for found in stored_families(directory):
-        title, text = report.family(found)
+        title, text = report.family(found, "###")
         parts.append(f"## {title}\n\n{text}\n")
     for stem, found in stored_maps(directory).items():
         picture = f"![Our time relative to the best peer's](maps/{stem}.svg)"

@@ -124,8 +124,7 @@ def _benchmarks(folder: Path) -> None:
         machine = maps.name(results)
         kind = "Map" if folder_name == "maps" else "Tables"
         if folder_name == "families":
-            kind, text = report.family(results)
-            text = text.replace("\n### ", "\n## ")  # below the title of the page
+            kind, text = report.family(results, "##")
         elif folder_name == "maps":
             picture = f"![Our time relative to the best peer's](../../benchmarks/maps/{name}.svg)"
             text = f"{picture}\n\n{maps.markdown(results, 'python benchmarks/report.py --map --write')}"

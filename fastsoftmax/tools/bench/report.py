@@ -267,12 +267,12 @@ def family_of(results: Results) -> str:
     return CASES[results.rows[0].function][0].group
 
 
-def family(results: Results) -> tuple[str, str]:
-    """Title and text of the tables of a family that was measured apart from the others."""
+def family(results: Results, heading: str) -> tuple[str, str]:
+    """Title and text of the tables of a family that was measured apart; `heading` begins the title of a table."""
     name = family_of(results)
     made_by = f"python benchmarks/report.py --family {shlex.quote(name)} --write"
     text = f"{caption(results.machine)}; made by `{made_by}`.\n\n{verdict(results.rows)}"
-    return _spec.GROUPS[name].title, "\n\n".join([text, *_tables(results, "###")])
+    return _spec.GROUPS[name].title, "\n\n".join([text, *_tables(results, heading)])
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -10,16 +10,13 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsoftmax._vectors import COLUMN_LIMIT, GROUP_LIMIT, VECTOR_BYTES
 from fastsoftmax.arrays import halves
-
-if TYPE_CHECKING:
-    from fractions import Fraction
 
 Array = NDArray[Any]
 Axis = int | str | Sequence[int] | Sequence[str] | None
@@ -117,27 +114,28 @@ def number(function: str, name: str, value: Any, least: float, inclusive: bool) 
     return result
 
 
-def as_pair(value: "Fraction", dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """The two numbers of `dtype` whose sum is closest to `value`."""
+def _nearest_pair(numerator: int, denominator: int, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """The two numbers of `dtype` whose sum is closest to a fraction; OverflowError if it is too large for float64.
+
+    Python divides integers exactly and rounds once.
+    """
     with np.errstate(all="ignore"):
-        high = dtype.type(float(value))
+        high = dtype.type(numerator / denominator)
     if not np.isfinite(high):
         return high, dtype.type(0)
-    return high, dtype.type(float(value - type(value)(float(high))))
+    above, below = float(high).as_integer_ratio()
+    return high, dtype.type((numerator * below - above * denominator) / (denominator * below))
 
 
 def exact_pair(value: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
     """The number as a pair."""
-    from fractions import Fraction  # here, because its import takes longer than that of this package
-
-    return as_pair(Fraction(value), dtype)
+    return _nearest_pair(*value.as_integer_ratio(), dtype)
 
 
 def inverse_pair(value: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """1/value as a pair; OverflowError if it is too large for float64."""
-    from fractions import Fraction  # here, because its import takes longer than that of this package
-
-    return as_pair(1 / Fraction(value), dtype)
+    """1/value, for a positive value, as a pair; OverflowError if it is too large for float64."""
+    numerator, denominator = value.as_integer_ratio()
+    return _nearest_pair(denominator, numerator, dtype)
 
 
 def is_masked(value: Any) -> bool:

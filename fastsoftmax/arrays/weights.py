@@ -133,11 +133,10 @@ def repeated_divisor(whole: Array, weights: int, entries: int) -> Divisor:
     high, low, exponent = float(whole["high"]), float(whole["low"]), int(whole["exponent"])
     if times == 1 or not math.isfinite(high):
         return Divisor(*normal_divisor(high + low, exponent, float(max(weights, 1))))
-    from fractions import Fraction  # here, because its import takes longer than that of this package
-
     down = times.bit_length() if abs(high) > 1 else 0
-    value = (Fraction(high) + Fraction(low)) * times / (1 << down)
-    return Divisor(*normal_divisor(float(value), exponent + down, float(entries)))
+    (a, b), (c, d) = high.as_integer_ratio(), low.as_integer_ratio()
+    value = (a * d + c * b) * times / (b * d << down)  # rounded once
+    return Divisor(*normal_divisor(value, exponent + down, float(entries)))
 
 
 def _filled(array: Array, before: Array) -> Array:

@@ -164,6 +164,15 @@ def _places() -> Iterator[str]:
             yield directory
 
 
+def _hash(path: str) -> str:
+    """The SHA-256 of a file, read through memory that stays in the cache: all at once takes twice as long."""
+    digest, memory = hashlib.sha256(), memoryview(bytearray(1 << 18))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(memory):
+            digest.update(memory[:size])
+    return digest.hexdigest()
+
+
 def _opened(place: str, name: str, wanted: str) -> Library:
     """A library of this level; an exception unless it is there, whole, and made of these sources."""
     path, description = os.path.join(place, file_name(name)), os.path.join(place, f"{name}.json")
@@ -173,8 +182,7 @@ def _opened(place: str, name: str, wanted: str) -> Library:
         text = file.read()
     if wanted.encode() not in text:
         _check(text, name, wanted, "")
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read()).hexdigest()
+    digest = _hash(path)
     if text != describe(name, wanted, digest).encode():
         _check(text, name, wanted, digest)
     return Library(path)

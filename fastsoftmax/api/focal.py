@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastsoftmax.arrays.blocks import LAST
-from fastsoftmax.arrays.losses import curvature, loss
+from fastsoftmax.arrays.losses import curvature, focal
 from fastsoftmax.arrays.options import MEAN, LossOptions
 
 
@@ -90,7 +90,7 @@ def focal_loss(
     array([0.105361, 0.693147])
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, reduction=reduction, gamma=gamma)
-    return loss("focal_loss", logits, labels, axis, options)
+    return focal("focal_loss", logits, labels, axis, options)
 
 
 def focal_loss_grad(
@@ -151,7 +151,7 @@ def focal_loss_grad(
     array([[-0.298287,  0.298287]])
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, reduction=reduction, gamma=gamma)
-    return loss("focal_loss_grad", logits, labels, axis, options, out)
+    return focal("focal_loss_grad", logits, labels, axis, options, out)
 
 
 def focal_loss_with_grad(
@@ -201,7 +201,7 @@ def focal_loss_with_grad(
     0.173287
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, reduction=reduction, gamma=gamma)
-    both: tuple[Any, Any] = loss("focal_loss_with_grad", logits, labels, axis, options, out)
+    both: tuple[Any, Any] = focal("focal_loss_with_grad", logits, labels, axis, options, out)
     return both
 
 

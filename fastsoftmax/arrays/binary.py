@@ -23,6 +23,7 @@ from fastsoftmax.arrays.blocks import (
     computed_in,
     copy_to,
     is_plain,
+    lie_apart,
     memory_order,
     named,
     number,
@@ -47,7 +48,7 @@ from fastsoftmax.arrays.weights import (
     scaled,
     total,
 )
-from fastsoftmax.machine.entry import entry, remember
+from fastsoftmax.machine.entry import Codes, entry
 
 WORK = {"binary entropy": 4, "binary focal": 8}
 """The work of an entry, in units of `threads`."""
@@ -232,7 +233,7 @@ class Entries:
             for start in range(0, self.size, step):
                 stop = min(start + step, self.size)
                 t = source.read(start, stop, values)
-                if t.min() >= 0 and t.max() <= 1:  # false for NaN
+                if _are_probabilities(t):
                     continue
                 wrong = ~((t >= 0) & (t <= 1))
                 if self.weights.array is not None:
@@ -265,11 +266,13 @@ def constants(entries: Entries, options: BinaryOptions) -> tuple[str, tuple[Any,
     return "binary.focal", (gamma, kind(alpha), kind(beta)), WORK["binary focal"]
 
 
-_SMALL: dict[tuple[str, np.dtype[Any]], Any] = {}
+_SMALL: dict[tuple[str, np.dtype[Any]], Codes] = {}
 """The machine code of kernels that have been used; for small calls, checks cost more than the computation."""
+_UNSCALED = (1.0, 0.0)
+_NO_SUMS = np.empty(0)
 
 
-def _small(order: int, logits: Any, targets: Any, options: BinaryOptions) -> tuple[Any, Any] | None:
+def _small(order: int, logits: Any, targets: Any, options: BinaryOptions, out: Any) -> tuple[Any, Any] | None:
     """The mean loss of a small array, and a derivative; None for options, and for arrays to convert or refuse."""
     gamma = options.gamma
     if not (
@@ -284,23 +287,35 @@ def _small(order: int, logits: Any, targets: Any, options: BinaryOptions) -> tup
     ):
         return None
     dtype, count = logits.dtype, logits.size
-    name = "binary.focal" if gamma else "binary.cross_entropy"
-    kernel = _SMALL.get((name, dtype))
-    if (
-        kernel is None
-        or not 0 < count <= UNSHARED
-        or not logits.flags.carray
-        or not is_plain(targets, logits.shape, dtype)
-    ):
+    codes = _SMALL.get(("binary.focal" if gamma else "binary.cross_entropy", dtype))
+    if codes is None or not 0 < count <= UNSHARED:
         return None
-    kind, nothing, chunks = dtype.type, NO_ROOM[dtype], -(-count // CHUNK)
-    slope = np.empty_like(logits) if order != LOSS else nothing
-    sums = np.empty(3 * chunks)
-    constants = (kind(gamma), kind(1), kind(1)) if gamma else (kind(0), kind(1))
+    kind, nothing = dtype.type, NO_ROOM[dtype]
+    constants = (kind(gamma), 1.0, 1.0) if gamma else (0.0, 1.0)
     if gamma and constants[0] == 0:
         return None
-    flats = logits.reshape(-1), targets.reshape(-1), nothing, nothing, nothing, slope.reshape(-1)
-    kernel(0, chunks, nothing, *flats, sums, order, *constants, *inverse_of(count, dtype))
+    scale, slope = _UNSCALED, None
+    if order != LOSS:
+        scale, slope = inverse_of(count, dtype), np.empty_like(logits) if out is None else out
+    if count <= CHUNK:
+        numbers = order, *constants, *scale, True
+        whole = codes.small(logits, targets, nothing, nothing, nothing, slope, _NO_SUMS, *numbers)
+        if not whole < 0:
+            return quotient(whole, Divisor(float(count)), dtype), slope
+    if not logits.flags.carray or not is_plain(targets, logits.shape, dtype):
+        return None
+    if out is not None and not (
+        is_plain(out, logits.shape, dtype)
+        and (out is logits or lie_apart(out, logits))
+        and lie_apart(out, targets)
+        and _are_probabilities(targets)
+    ):
+        return None
+    chunks = -(-count // CHUNK)
+    sums = np.empty(3 * chunks)
+    written = nothing if slope is None else slope
+    flats = logits.reshape(-1), targets.reshape(-1), nothing, nothing, nothing, written.reshape(-1)
+    codes.code(0, chunks, nothing, *flats, sums, order, *map(kind, (*constants, *scale)), False)
     if chunks == 1:
         wrong, whole = sums[2], float(sums[0] + sums[1])
     else:
@@ -309,6 +324,12 @@ def _small(order: int, logits: Any, targets: Any, options: BinaryOptions) -> tup
     if wrong:
         return None
     return quotient(whole, Divisor(float(count)), dtype), _scalar(slope)
+
+
+def _are_probabilities(targets: Array) -> bool:
+    """Whether all targets are from 0 to 1."""
+    with np.errstate(all="ignore"):
+        return bool(targets.min() >= 0 and targets.max() <= 1)  # false for NaN
 
 
 class Found(NamedTuple):
@@ -343,14 +364,16 @@ def compute(entries: Entries, order: int, options: BinaryOptions, out: Any = Non
     operands = [_Operand(entries.x, entries.dtype), _Operand(entries.targets, entries.dtype)]
     operands += [entries.positive, entries.weights]
     operands += [_Operand(one, entries.dtype, output=True) for one in (memory_beside, memory)]
-    kernel, arguments = entry(name), (sums.reshape(-1), order, *numbers, *scale)
+    kernel, arguments = entry(name), (sums.reshape(-1), order, *numbers, *scale, False)
     room = partial(NO_ROOM.get, entries.dtype)
     if any(isinstance(one.flat, Parted) for one in operands):
         _run_converting(kernel, work, entries.size, operands, room, *arguments)
     else:
         flats = [one.flat for one in operands]
         run(kernel, chunks, work * entries.size, room, *flats, *arguments)
-        remember(_SMALL, (name, entries.dtype), kernel, 0, 0, NO_ROOM[entries.dtype], *flats, *arguments)
+        if (name, entries.dtype) not in _SMALL:
+            codes = kernel.codes(entries.dtype, 0, 0, NO_ROOM[entries.dtype], *flats, *arguments)
+            _SMALL[name, entries.dtype] = codes
     if sums[:, 2].any():
         entries.check_targets()
     if slope is not None and memory is not None and out is not None and not np.may_share_memory(memory, out):
@@ -360,7 +383,7 @@ def compute(entries: Entries, order: int, options: BinaryOptions, out: Any = Non
 
 def binary_loss(function: str, order: int, logits: Any, targets: Any, options: BinaryOptions, out: Any) -> Any:
     """The losses and derivatives of a public function: (loss, gradient or second derivative or None)."""
-    if out is None and (small := _small(order, logits, targets, options)) is not None:
+    if (small := _small(order, logits, targets, options, out)) is not None:
         return small
     if backend := backend_for(logits, targets, *options):
         found = backend(function, logits, targets, axis=None, out=out, options=options)

@@ -46,9 +46,12 @@ CURVATURE = "derivatives.softmax_variance"
 """The kernel for the diagonal of the Hessian of a focal loss with gamma = 0."""
 
 # For small calls with the default options, overhead costs more than the computation: only checks are left.
-_SMALL: dict[tuple[np.dtype[Any], bool], tuple[Any, Any, Any, Any]] = {}
+Small = dict[tuple[np.dtype[Any], bool], tuple[Any, Any, Any, Any]]
+_SMALL: Small = {}
+_SMALL_FOCAL: Small = {}
 _INDEX: np.dtype[Any] = np.dtype(np.int64)
 _UNSCALED = (1.0, 0.0)
+_LEAST_GAMMA, _MOST_GAMMA = 2.0**-126, 2.0**127
 
 
 def small_cross_entropy(
@@ -64,8 +67,12 @@ def small_cross_entropy(
     softcap: Any,
     out: Any,
     gradient: bool,
+    gamma: float | None = None,
 ) -> tuple[Any, Any] | None:
-    """The loss of a small matrix and its gradient; None for options, and for arrays to convert or refuse."""
+    """The loss of a small matrix and its gradient; None for options, and for arrays to convert or refuse.
+
+    It is the focal loss unless `gamma` is None.
+    """
     if not (
         axis is LAST
         and (reduction is MEAN or reduction is SUM or reduction is NONE)
@@ -79,12 +86,15 @@ def small_cross_entropy(
     ):
         return None
     dtype = logits.dtype
-    known = _SMALL.get((dtype, gradient))
+    known = (_SMALL if gamma is None else _SMALL_FOCAL).get((dtype, gradient))
     if known is None:
         return None
     small, code, ones, kind = known
     if not gradient and reduction is not NONE:
-        loss = small(logits, targets, ones, None, None, 1.0, 0.0, True, _INDEX)
+        if gamma is None:
+            loss = small(logits, targets, ones, None, None, 1.0, 0.0, True, _INDEX)
+        else:
+            loss = small(logits, targets, ones, None, None, 1.0, 0.0, gamma, True, _INDEX)
         if not loss < 0:
             return kind(loss / len(logits) if reduction is MEAN else loss), None
     if logits.ndim != 2:
@@ -97,7 +107,10 @@ def small_cross_entropy(
             scale = inverse_of(count, dtype)
     if reduction is NONE or count > ON_STACK:
         rows = np.empty(count, dtype)
-    loss = small(logits, targets, ones, slope, rows, *scale, True, _INDEX)
+    if gamma is None:
+        loss = small(logits, targets, ones, slope, rows, *scale, True, _INDEX)
+    else:
+        loss = small(logits, targets, ones, slope, rows, *scale, gamma, True, _INDEX)
     if loss < 0:
         if (
             not logits.size
@@ -113,7 +126,8 @@ def small_cross_entropy(
             return None
         if rows is None:
             rows = np.empty(count, dtype)
-        arguments = (logits, targets, ones, slope, rows, *scale, False)
+        focus = () if gamma is None else (kind(gamma),)
+        arguments = (logits, targets, ones, slope, rows, *scale, *focus, False)
         run_plain(code, count, dtype, 1 if slope is None else 2, arguments)
         loss = 0.0 if reduction is NONE else total(rows)
     if reduction is NONE:
@@ -202,11 +216,17 @@ def _cross_entropy(
         run(kernel, problem.rows, 4 * source.size, room_for_rows(problem, 1), *arguments, whole=whole)
         return
     run(kernel, problem.rows, (1 if output is None else 2) * source.size, problem.room(2), *arguments, whole=whole)
-    if given.plain and problem.direct:
+    if given.plain:
+        _remember_small(_SMALL, problem, output, kernel, arguments)
+
+
+def _remember_small(small: Small, problem: Problem, output: Any, kernel: Any, arguments: tuple[Any, ...]) -> None:
+    """Put the code of a kernel that has been used into the table for small calls."""
+    if problem.direct:
         key = problem.dtype, output is not None
-        if key not in _SMALL:
+        if key not in small:
             codes = kernel.codes(problem.dtype, 0, 0, NO_ROOM[problem.dtype], *arguments)
-            _SMALL[key] = *codes, UNWEIGHTED[problem.dtype], problem.dtype.type
+            small[key] = *codes, UNWEIGHTED[problem.dtype], problem.dtype.type
 
 
 def _row_loss(
@@ -248,8 +268,9 @@ def _focal(
     row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
     block = None if output is None else output.block
     kernel = entry(FUNCTIONS[problem.function].kernel)
-    arguments = source, labels, row_weights, block, rows.block, *scale, given.gamma
+    arguments = source, labels, row_weights, block, rows.block, *scale, given.gamma, False
     run(kernel, problem.rows, (1 if output is None else 2) * source.size, problem.room(2), *arguments)
+    _remember_small(_SMALL_FOCAL, problem, output, kernel, arguments)
 
 
 _FAMILIES = {
@@ -298,6 +319,17 @@ def divergence(
     if found is None:
         return loss(function, logits, target_logits, axis, options, out)
     results = FUNCTIONS[function].result
+    return found if len(results) == 2 else found[results[0] == LIKE]
+
+
+def focal(function: str, logits: Any, labels: Any, axis: int, options: LossOptions, out: Any = None) -> Any:
+    """`loss` for a focal loss, with a short way for small arrays."""
+    results, gamma, found = FUNCTIONS[function].result, options.gamma, None
+    # Both dtypes hold such a gamma as a normal number. With 0, the loss is the cross-entropy.
+    if type(gamma) in (float, int) and (_LEAST_GAMMA <= gamma <= _MOST_GAMMA or gamma == 0):
+        found = small_cross_entropy(logits, labels, axis, *options[:7], out, LIKE in results, gamma or None)
+    if found is None:
+        return loss(function, logits, labels, axis, options, out)
     return found if len(results) == 2 else found[results[0] == LIKE]
 
 

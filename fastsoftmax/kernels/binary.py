@@ -61,7 +61,7 @@ from fastsoftmax.kernels.simd.values import (
     select_less,
 )
 from fastsoftmax.kernels.traversal import spared
-from fastsoftmax.machine.entry import Count, Doubles, Floats, Number, Room
+from fastsoftmax.machine.entry import Count, Doubles, Entries, Flag, Floats, Number, Room
 
 VECTORS = 64
 """Vectors that hold a chunk of float64."""
@@ -375,6 +375,16 @@ def _outside(t: Any, weight: Any, found: Any) -> Any:
 
 
 @inline
+def _is_any_outside(t: Any, weights: Any, count: int) -> bool:
+    """Whether a target of a chunk that counts is not from 0 to 1."""
+    wrong = broadcast(number(t, 0.0))
+    for k in range(0, count, lane_count(t)):
+        wrong = _outside(load(t, k), load(weights, k), wrong)
+    outside: bool = fold_maximum(True, wrong) > 0.0
+    return outside
+
+
+@inline
 def _walk(
     loss_of: Any,
     both_of: Any,
@@ -391,12 +401,16 @@ def _walk(
     sums: Any,
     order: int,
     options: Any,
-) -> None:
+    summed: Any,
+) -> Any:
     """Chunks start .. stop of the entries; the functions ending in ``_of`` compute a vector for an `order` each.
 
     `positive` and `weights` may have one number, or none for 1. The losses are stored in `beside` unless it has
     size 0; with `DERIVED`, the second derivatives. `y` lies at x, or apart from all inputs. The three numbers of
     each chunk in `sums` are the sum of its losses as a pair, and whether a target is not from 0 to 1.
+
+    `summed` is for small calls of one chunk: then the result is the sum of its losses, and nothing is written to
+    `sums`; but if a target is not from 0 to 1, the result is -1, and nothing is written at all.
     """
     step, entries = lane_count(x), size(x)
     z_room, t_room, v_room = scratch(x, VECTORS), scratch(x, VECTORS), scratch(x, VECTORS)
@@ -414,6 +428,8 @@ def _walk(
                 out = after(y, first)
             if size(beside) > 0:
                 near = after(beside, first)
+        if summed and _is_any_outside(t, w, count):
+            return -1.0
         wrong = broadcast(number(x, 0.0))
         if order == LOSS:
             for k in range(0, count, step):
@@ -448,33 +464,37 @@ def _walk(
                 _put(out, y, first, count)
             if size(beside) > 0:
                 _put(near, beside, first, count)
+        if summed:
+            return high + low
         store_scalar(sums, 3 * chunk, high)
         store_scalar(sums, 3 * chunk + 1, low)
         store_scalar(sums, 3 * chunk + 2, np.float64(fold_maximum(True, wrong)))
+    return 0.0
 
 
-@kernel
+@kernel(small=True)
 def cross_entropy(
     start: Count,
     stop: Count,
     room: Room,
-    x: Floats,
-    targets: Floats,
+    x: Entries,
+    targets: Entries,
     positive: Floats,
     weights: Floats,
     beside: Floats,
-    y: Floats,
+    y: Entries,
     sums: Doubles,
     order: Count,
     base: Number,
     gain: Number,
     scale: Number,
     scale_low: Number,
-) -> None:
+    summed: Flag,
+) -> float:
     """The binary cross-entropy: `_walk`, with base + gain t for t, and base + gain (1 - t) for 1 - t."""
     data, to, plus, factors = memory(x), memory(targets), memory(positive), memory(weights)
     options = EntropyOptions(base, gain, scale, scale_low)
-    _walk(
+    loss: float = _walk(
         entropy_loss,
         entropy_both,
         entropy_curve,
@@ -490,20 +510,22 @@ def cross_entropy(
         memory(sums),
         order,
         options,
+        summed,
     )
+    return loss
 
 
-@kernel
+@kernel(small=True)
 def focal(
     start: Count,
     stop: Count,
     room: Room,
-    x: Floats,
-    targets: Floats,
+    x: Entries,
+    targets: Entries,
     positive: Floats,
     weights: Floats,
     beside: Floats,
-    y: Floats,
+    y: Entries,
     sums: Doubles,
     order: Count,
     gamma: Number,
@@ -511,11 +533,12 @@ def focal(
     beta: Number,
     scale: Number,
     scale_low: Number,
-) -> None:
+    summed: Flag,
+) -> float:
     """The binary focal loss: `_walk`. alpha and beta are the weights of the classes 1 and 0; no `positive`."""
     data, to, plus, factors = memory(x), memory(targets), memory(positive), memory(weights)
     options = FocalOptions(gamma, alpha, beta, scale, scale_low)
-    _walk(
+    loss: float = _walk(
         focal_loss,
         focal_both,
         focal_curve,
@@ -531,4 +554,6 @@ def focal(
         memory(sums),
         order,
         options,
+        summed,
     )
+    return loss

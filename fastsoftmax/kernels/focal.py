@@ -39,7 +39,7 @@ from fastsoftmax.kernels.traversal import (
     total,
     traverse,
 )
-from fastsoftmax.machine.entry import Block, Count, Floats, Integers, MaybeBlock, Number, Room
+from fastsoftmax.machine.entry import Block, Count, Flag, Floats, Integers, MaybeBlock, Number, Room
 
 TINY = 2.0**-60
 """For s' below TINY, L and q are the same number."""
@@ -99,7 +99,7 @@ def focal_factors(target: Any, stats: Any, weight: Any, gamma: Any) -> Any:
     return of_loss, spared(weight, of_loss * muladd(gamma, spared(p, p * ratio), number(target, 1.0)))
 
 
-@kernel
+@kernel(small=True)
 def focal_loss(
     start: Count,
     stop: Count,
@@ -112,12 +112,17 @@ def focal_loss(
     scale: Number,
     scale_low: Number,
     gamma: Number,
-) -> None:
-    """rows = -weights (1 - p)**gamma log p of the labels; y, unless None, = scale times its gradient."""
+    summed: Flag,
+) -> float:
+    """rows = -weights (1 - p)**gamma log p of the labels; y, unless None, = scale times its gradient.
+
+    `summed` is that of `losses.cross_entropy`.
+    """
     data, grad, results = memory(x), memory(y), memory(rows)
     picks = Picks(memory(labels), scratch(data, 2))
     options = CrossEntropyOptions(picks, memory(weights), scale, scale_low, focal_factors, gamma)
-    labelled_loss(start, stop, x.shape, memory(room), data, grad, results, options)
+    loss: float = labelled_loss(start, stop, x.shape, memory(room), data, grad, results, options, summed)
+    return loss
 
 
 @inline

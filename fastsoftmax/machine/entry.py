@@ -25,6 +25,7 @@ Number: TypeAlias = Annotated[Any, "float"]
 Flag: TypeAlias = Annotated[Any, "bool"]
 Room: TypeAlias = Annotated[Any, "floats 1"]
 Floats: TypeAlias = Annotated[Any, "floats 1"]
+Entries: TypeAlias = Annotated[Any, "entries 1"]
 Table: TypeAlias = Annotated[Any, "floats 2"]
 Block: TypeAlias = Annotated[Any, "floats 3"]
 Integers: TypeAlias = Annotated[Any, "ints 1"]
@@ -190,7 +191,9 @@ class Kernel:
     def dtypes(self) -> str:
         """The dtypes that it is compiled for."""
         kinds = [kind for parameter in self.parameters for kind in parameter.kinds]
-        return self._dtypes or ("fd" if any(kind.startswith(("float", "tuple")) for kind in kinds) else "i")
+        return self._dtypes or (
+            "fd" if any(kind.startswith(("float", "entries", "tuple")) for kind in kinds) else "i"
+        )
 
     def variants(self) -> Iterator[Variant]:
         """All variants."""

@@ -44,6 +44,7 @@ def numba_type(kind: str, dtype: str) -> Any:
     name, _, count = kind.partition(" ")
     items = {
         "floats": FLOATS.get(dtype),
+        "entries": FLOATS.get(dtype),
         "doubles": types.float64,
         "halves": types.uint16,
         "ints": types.int64,
@@ -82,6 +83,9 @@ def module(variant: Any) -> Any:
     expected = wrappers.DOUBLE if variant.kernel.result is float else None
     if (expected is None) != isinstance(result, types.NoneType):
         raise TypeError(f"{variant.name} returns {result}, which is not what its annotation says")
-    parameters = [llvm_type(kind) for kind in kinds]
+    parameters = [
+        llvm_type(kind)._replace(entries=True) if name.startswith("entries") else llvm_type(kind)
+        for kind, name in zip(kinds, variant.kinds, strict=True)
+    ]
     wrappers.add(code, inner, PREFIX + variant.name, parameters, expected, variant.is_loop, variant.kernel.small)
     return code

@@ -15,6 +15,8 @@ Numba's function for a kernel takes arrays as seven or more values each. `add` p
     must not be negative, or -1. In Python, these checks take longer than a kernel. If the kernel takes integers,
     one for each row, then blocks are matrices, and NumPy's dtype of the integers comes behind the other arguments.
     The last vector of floats, one for each row, may then be None for up to `ON_STACK` rows, if nobody needs it.
+    Of a kernel of entries, the blocks are arrays of any shape with the entries of one chunk, whose last one, the
+    output, may be the first, or None if nothing is written to it.
 
 Those for Python must run on any version of it, so they use nothing but the stable C interface and the fields of
 ``PyArrayObject`` that NumPy documents. The table `TABLE`, filled by `runtime.prebuilt`, has Python's functions:
@@ -28,7 +30,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
 
-from fastsoftmax._vectors import ON_STACK, SMALL
+from fastsoftmax._vectors import CHUNK, ON_STACK, SMALL
 from fastsoftmax.machine import halves, status
 from fastsoftmax.runtime import teams
 from fastsoftmax.runtime.prebuilt import PYTHON, TABLE
@@ -52,6 +54,8 @@ class Array(NamedTuple):
     item: Any
     """LLVM's type of the numbers."""
     ndim: int
+    entries: bool = False
+    """Whether it has the entries of an array of any shape, in C order."""
 
 
 class Tuple(NamedTuple):
@@ -364,27 +368,33 @@ def _small_function(module: Any, name: str, called: Any, parameters: Sequence[Pa
     def field(item: Any, offset: int, kind: Any) -> Any:
         return _field(build, item, build.add(head, _constant(offset)), kind)
 
-    are_blocks = [isinstance(one, Array) and one.ndim == 3 for one in behind]
+    are_entries = any(isinstance(one, Array) and one.entries for one in behind)
+    are_blocks = [isinstance(one, Array) and (one.ndim == 3 or one.entries) for one in behind]
     are_marks = [isinstance(one, Array) and one == Array(I64, 1) for one in behind]
     vectors = [k for k, one in enumerate(behind) if isinstance(one, Array) and one.ndim == 1 and one.item != I64]
     total = len(behind) + any(are_marks)
     checks.need(build.icmp_signed("==", given, I64(total)))
     objects = [build.load(build.gep(items, [I64(k)])) for k in range(total)]
     blocks, marks = (list(itertools.compress(objects, chosen)) for chosen in (are_blocks, are_marks))
+    first, output = blocks[0], blocks[-1] if len(blocks) > 1 else None
+    plain = I32(CONTIGUOUS | ALIGNED)
+    writeable = I32(CONTIGUOUS | ALIGNED | WRITEABLE)
+    if are_entries:  # if the output is None, the first block stands for it in what follows
+        missing = build.icmp_unsigned("==", output, python.item("None"))
+        output = blocks[-1] = build.select(missing, first, output)
+        writeable = build.select(missing, plain, writeable)
     for one in (*blocks, *marks):
         kind = _field(build, one, build.sub(head, I64(8)), POINTER)  # an object's head ends with its type
         checks.need(build.icmp_unsigned("==", kind, python.item("ndarray")))
-    first, output = blocks[0], blocks[-1] if len(blocks) > 1 else None
     dtype, ndim = field(first, DTYPE, POINTER), field(first, NDIM, I32)
     for one in blocks:
-        flags = I32(CONTIGUOUS | ALIGNED | (WRITEABLE if one is output else 0))
+        flags = writeable if one is output else plain
         checks.need(build.icmp_signed("==", build.and_(field(one, FLAGS, I32), flags), flags))
         checks.need(build.icmp_unsigned("==", field(one, DTYPE, POINTER), dtype))
         checks.need(build.icmp_signed("==", field(one, NDIM, I32), ndim))
     checks.need(build.icmp_signed("==", ndim, I32(2)) if marks else build.icmp_signed(">", ndim, I32(0)))
     for one in marks:
-        flags = I32(CONTIGUOUS | ALIGNED)
-        checks.need(build.icmp_signed("==", build.and_(field(one, FLAGS, I32), flags), flags))
+        checks.need(build.icmp_signed("==", build.and_(field(one, FLAGS, I32), plain), plain))
         checks.need(build.icmp_unsigned("==", field(one, DTYPE, POINTER), objects[-1]))
         checks.need(build.icmp_signed("==", field(one, NDIM, I32), I32(1)))
     shapes = [field(one, SHAPE, WORDS) for one in blocks]
@@ -408,30 +418,40 @@ def _small_function(module: Any, name: str, called: Any, parameters: Sequence[Pa
     product.add_incoming(size, build.block)
     build.cbranch(build.icmp_signed("<", following, ndim), loop, counted)
     build.position_at_end(counted)
+    if are_entries:
+        checks.need(build.icmp_signed("<=", size, I64(CHUNK)))
 
     for one in marks:
         checks.need(build.icmp_signed("==", build.load(field(one, SHAPE, WORDS)), product))
 
-    # The output lies apart from the others. No item has more than 8 bytes. The first of two may be the output.
-    others = [*blocks[:-1], *marks] if output is not None else []
-    reach = build.mul(size, I64(8))
-    for one in others:
+    # The output lies apart from the others. The first of two may be the output.
+    reach = build.mul(size, I64(_item_bytes(behind[are_blocks.index(True)].item)))
+    others = [(one, reach) for one in blocks[:-1]]
+    others += [(one, build.mul(product, I64(8))) for one in marks]
+    for one, length in others if output is not None else []:
         place = build.ptrtoint(field(output, DATA, POINTER), I64)
         start = build.ptrtoint(field(one, DATA, POINTER), I64)
         apart = build.or_(
             build.icmp_unsigned("<=", build.add(place, reach), start),
-            build.icmp_unsigned("<=", build.add(start, reach), place),
+            build.icmp_unsigned("<=", build.add(start, length), place),
         )
-        may_be_output = len(blocks) == 2 and one is first
-        checks.need(build.or_(apart, build.icmp_unsigned("==", one, output)) if may_be_output else apart)
+        may_be_output = one is first and (len(blocks) == 2 or are_entries)
+        if may_be_output:
+            apart = build.or_(apart, build.icmp_unsigned("==", one, output))
+        checks.need(build.or_(apart, missing) if are_entries else apart)
 
-    values: list[Any] = [I64(0), product, ir.Constant(called.function_type.args[2], None), I64(0)]
+    rows, remaining = I64(1) if are_entries else product, iter(blocks)
+    values: list[Any] = [I64(0), rows, ir.Constant(called.function_type.args[2], None), I64(0)]
     for k, (one, parameter) in enumerate(zip(objects, behind, strict=False)):
         if marks and k == vectors[-1]:
             values += [_memory_of_rows(build, python, checks, one, parameter.item, product), product]
         elif are_blocks[k]:
-            data = build.bitcast(field(one, DATA, POINTER), parameter.item.as_pointer())
-            values += [data, product, classes, I64(1)]
+            block = next(remaining)
+            data = build.bitcast(field(block, DATA, POINTER), parameter.item.as_pointer())
+            if are_entries:
+                values += [data, build.select(missing, I64(0), size) if block is output else size]
+            else:
+                values += [data, product, classes, I64(1)]
         else:
             values += from_python(build, python, one, parameter)
     answer = build.alloca(DOUBLE)

@@ -242,7 +242,7 @@ def binary(call: Call) -> Built:
     @merged
     def launch(n: int, room: Any, x: Any, t: Any, v: Any, w: Any, losses: Any, y: Any, sums: Any, s: Any) -> None:
         (base, gain), _, _, scale = s
-        kernel(0, n, room, x, t, v, w, losses, y, sums, order_flag, base, gain, scale[0], scale[1])
+        kernel(0, n, room, x, t, v, w, losses, y, sums, order_flag, base, gain, scale[0], scale[1], False)
 
     @merged
     def launch_focal(
@@ -250,9 +250,11 @@ def binary(call: Call) -> Built:
     ) -> None:
         (base, gain), (alpha, beta), gamma, scale = s
         if gamma == 0.0 and not weighed:
-            plain(0, n, room, x, t, v, w, losses, y, sums, order_flag, base, gain, scale[0], scale[1])
+            plain(0, n, room, x, t, v, w, losses, y, sums, order_flag, base, gain, scale[0], scale[1], False)
         else:
-            kernel(0, n, room, x, t, v, w, losses, y, sums, order_flag, gamma, alpha, beta, scale[0], scale[1])
+            kernel(
+                0, n, room, x, t, v, w, losses, y, sums, order_flag, gamma, alpha, beta, scale[0], scale[1], False
+            )
 
     start = launch_focal if focal else launch
 

@@ -766,7 +766,9 @@ def focal(call: Call) -> Built:
         if terms.gamma == 0.0:
             plain(0, rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1], False)
         else:
-            kernel(0, rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1], terms.gamma)
+            kernel(
+                0, rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1], terms.gamma, False
+            )
 
     return _loss(call, x, axes, dtype, given, launch, overlap(None))
 

@@ -593,6 +593,75 @@ def test_small_calls_give_the_bits_of_the_general_way(name, dtype, shape, monkey
             assert type(a) is type(b)
 
 
+@pytest.mark.parametrize("name", WITH_OUT)
+@every_dtype
+@pytest.mark.parametrize("shape", [(1,), (5, 7), (2, 3, 4), (CHUNK,), (CHUNK + 1,), (3, CHUNK)])
+def test_small_calls_with_out(name, dtype, shape):
+    """They take the short way, too, of which one chunk needs no array for its sums."""
+    function, rng = getattr(fs, name), np.random.default_rng(13)
+    x, t = np.asarray(rng.normal(0, 3, shape), dtype), np.asarray(rng.random(shape), dtype)
+    expected = function(x, t)
+    out, place = np.empty_like(x), x.copy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(binary, "Entries", None)
+        if x.size <= CHUNK:
+            patch.setattr(binary, "is_plain", None)
+        found = function(x, t, out=out), function(place, t, out=place)
+    for one, array in zip(found, (out, place), strict=True):
+        pairs = zip(one, expected, strict=True) if isinstance(one, tuple) else [(one, expected)]
+        for a, b in pairs:
+            np.testing.assert_array_equal(a, b)
+        assert (one[1] if isinstance(one, tuple) else one) is array
+
+
+@pytest.mark.parametrize("name", WITH_OUT)
+@pytest.mark.parametrize("count", [6, CHUNK + 1])
+def test_small_calls_leave_out_alone_if_an_argument_is_wrong(name, count):
+    function = getattr(fs, name)
+    x, t, out = np.zeros(count), np.full(count, 0.5), np.full(count, 7.0)
+    read_only = out.view()
+    read_only.flags.writeable = False
+    for _ in range(3):
+        function(x, t)
+        for wrong in (1.5, -1e-9, np.nan, np.inf):
+            targets = t.copy()
+            targets[count - 1] = wrong
+            with pytest.raises(ValueError, match=rf"targets\[{count - 1}\] is .*, expected a number from 0 to 1"):
+                function(x, targets, out=out)
+        for one, error, words in (
+            (read_only, ValueError, "out is read-only"),
+            (out[1:], ValueError, "out has shape"),
+            (out.reshape(1, -1), ValueError, "out has shape"),
+            (out.astype(np.float32), TypeError, "out has dtype float32"),
+            (out.tolist(), TypeError, "out must be a numpy.ndarray, got list"),
+        ):
+            with pytest.raises(error, match=words):
+                function(x, t, out=one)
+        assert (out == 7).all()
+
+
+@pytest.mark.parametrize("name", WITH_OUT)
+def test_small_outputs_that_share_memory(name):
+    """With logits or targets, at the same place and beside it."""
+    function, rng = getattr(fs, name), np.random.default_rng(17)
+    x, t = rng.normal(0, 3, 9), rng.random(9)
+
+    def slope(found):
+        return found[1] if isinstance(found, tuple) else found
+
+    expected = slope(function(x, t))
+    for source in range(2):
+        for shift in (0, 1, 8, 9):
+            memory = np.zeros(18)
+            given = [x.copy(), t.copy()]
+            view, out = memory[:9], memory[shift:][:9]
+            view[:], given[source] = given[source], view
+            np.testing.assert_array_equal(slope(function(*given, out=out)), expected)
+            np.testing.assert_array_equal(out, expected)
+    strided = np.empty(18)[::2]
+    np.testing.assert_array_equal(slope(function(x, t, out=strided)), expected)
+
+
 def test_what_is_converted_is_as_documented():
     """The branch for arrays that a kernel takes as they are does not allocate parts."""
     x, t = np.zeros(40_000, np.float32), np.zeros(40_000, np.float32)

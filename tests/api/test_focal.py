@@ -7,6 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import fastsoftmax as fs
+from fastsoftmax._vectors import ON_STACK
+from fastsoftmax.arrays import losses
 
 GAMMAS = (0.1, 0.5, 1.0, 2.0, 5.0)
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -103,6 +105,60 @@ def test_gamma_0_is_the_cross_entropy_to_the_bit(dtype, classes, axis):
             pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
             for a, b in pairs:
                 np.testing.assert_array_equal(a, b)
+
+
+@every_dtype
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("gamma", [0, 0.0, 2, 0.5, 1e-30, 300.0])
+def test_small_calls_have_the_bits_of_other_calls(dtype, reduction, gamma):
+    """They take a shorter way from the second call on, also with more rows than it has memory for."""
+    options = {"gamma": gamma, "reduction": reduction}
+    for count in (1, 7, ON_STACK, ON_STACK + 1):
+        x, y = np.random.default_rng(count).normal(0, 3, (count, 3)).astype(dtype), np.arange(count) % 3
+        grad, out = np.empty_like(x), np.empty_like(x)
+        loss, _ = fs.focal_loss_with_grad(x, y.astype(np.int32), **options, out=grad)
+        fs.focal_loss(x, y.astype(np.int32), **options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(losses, "loss_rows", None)
+            found = fs.focal_loss(x, y, **options)
+            assert type(found) is type(loss)
+            both = fs.focal_loss_with_grad(x, y, **options)
+            assert fs.focal_loss_grad(x, y, **options, out=out) is out
+            place = x.copy()
+            assert fs.focal_loss_grad(place, y, **options, out=place) is place
+        for one in (found, both[0]):
+            np.testing.assert_array_equal(one, loss)
+        for one in (both[1], out, place):
+            np.testing.assert_array_equal(one, grad)
+
+
+def test_gammas_that_a_dtype_does_not_hold():
+    """float32 has 0 for such a gamma, and small calls have the bits of the cross-entropy then, too."""
+    x, y = np.random.default_rng(1).normal(0, 3, (4, 5)).astype(np.float32), np.arange(4)
+    for _ in range(3):
+        assert fs.focal_loss(x, y, gamma=1e-60) == fs.cross_entropy(x, y)
+        assert fs.focal_loss(x, y, gamma=2.0) != fs.cross_entropy(x, y)
+        with pytest.raises(ValueError, match="gamma must be finite and >= 0, got -1e-60"):
+            fs.focal_loss(x, y, gamma=-1e-60)
+        with pytest.raises(ValueError, match="gamma must be finite and >= 0, got nan"):
+            fs.focal_loss(x, y, gamma=float("nan"))
+
+
+def test_small_calls_leave_out_alone_if_an_argument_is_wrong():
+    x, y, out = np.zeros((3, 4)), np.array([0, 3, 1]), np.full((3, 4), 7.0)
+    read_only = out.view()
+    read_only.flags.writeable = False
+    for _ in range(3):
+        fs.focal_loss_grad(x, y)
+        with pytest.raises(IndexError, match=r"labels\[2\] is 4, expected a label from 0 to 3"):
+            fs.focal_loss_grad(x, np.array([0, 3, 4]), out=out)
+        with pytest.raises(ValueError, match="read-only"):
+            fs.focal_loss_grad(x, y, out=read_only)
+        with pytest.raises(TypeError, match="out has dtype float32, expected float64"):
+            fs.focal_loss_grad(x, y, out=np.empty((3, 4), np.float32))
+        with pytest.raises(TypeError, match=r"focal_loss: labels of shape \(3,\) are class indices"):
+            fs.focal_loss(x, np.zeros(3))
+        assert (out == 7).all()
 
 
 @every_dtype

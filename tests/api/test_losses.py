@@ -474,6 +474,19 @@ def test_small_calls_take_every_reduction(dtype, reduction):
         np.testing.assert_array_equal(place, grad)
 
 
+@every_dtype
+def test_a_small_gradient_may_lie_beside_the_logits(dtype, monkeypatch):
+    """Neighbours in memory share none: they take the short way, which others do not."""
+    memory, y = np.random.default_rng(4).normal(0, 3, (3, 4, 2)).astype(dtype), np.arange(4) % 2
+    expected = fs.cross_entropy_grad(memory[1], y)
+    monkeypatch.setattr(losses, "is_plain", None)
+    for out in (memory[0], memory[2]):
+        for _ in range(2):
+            np.testing.assert_array_equal(fs.cross_entropy_grad(memory[1], y, out=out), expected)
+    with pytest.raises(TypeError, match="NoneType"):
+        fs.cross_entropy_grad(memory[1], y, out=memory.reshape(-1)[1:9].reshape(4, 2))
+
+
 def test_a_small_gradient_may_lie_over_the_labels():
     x, y = np.random.default_rng(3).normal(0, 3, (4, 2)), np.arange(4) % 2
     expected = fs.cross_entropy_grad(x, y)

@@ -265,6 +265,54 @@ def test_tensors_of_any_layout():
         assert type(fs.softmax(view)) is torch.Tensor
 
 
+def test_out_tensors_that_cannot_be_written():
+    """They are refused as other arguments are, in small calls without options, too; nothing is written then."""
+    torch = pytest.importorskip("torch")
+    x, out = torch.ones(2, 3), torch.full((2, 3), 7.0)
+    for _ in range(3):
+        for function in (fs.softmax, fs.log_softmax):
+            assert function(x, out=out.clone()).shape == (2, 3)
+            with pytest.raises(TypeError, match=r"softmax: out is a tensor that requires grad"):
+                function(x, out=torch.zeros(2, 3, requires_grad=True))
+            with pytest.raises(TypeError, match=r"softmax: out is a tensor that requires grad"):
+                function(x, out=torch.nn.Parameter(torch.zeros(2, 3)))
+            with pytest.raises(TypeError, match=r"softmax: x is a tensor that requires grad"):
+                function(x.clone().requires_grad_(), out=out)
+            with pytest.raises(TypeError, match="out is a tensor on the device meta"):
+                function(x, out=torch.zeros(2, 3, device="meta"))
+            with pytest.raises(TypeError, match=r"softmax: out: .*to_dense"):
+                function(x, out=torch.zeros(2, 3).to_sparse())
+            with pytest.raises(TypeError, match=r"softmax: out: .*resolve_conj"):
+                function(x, out=torch.zeros(2, 3, dtype=torch.complex64).conj())
+            with pytest.raises(TypeError, match=r"softmax: out: .*resolve_neg"):
+                function(x, out=torch.zeros(2, 3, dtype=torch.complex64).conj().imag)
+            with pytest.raises(TypeError, match="out has dtype float64, expected float32"):
+                function(x, out=out.double())
+            with pytest.raises(ValueError, match=r"out has shape \(3, 2\), expected \(2, 3\)"):
+                function(x, out=out.reshape(3, 2))
+            with pytest.raises(TypeError, match=r"x \(torch.Tensor\) and out \(numpy.ndarray\) differ"):
+                function(x, out=np.zeros((2, 3), np.float32))
+            assert (out == 7).all()
+
+
+def test_out_tensors_of_any_layout():
+    """Strided ones, ones that share memory with the input, and parameters."""
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(logits((4, 6)))
+    expected = fs.softmax(logits((4, 6)))
+    parameter = torch.nn.Parameter(torch.zeros(4, 6), False)
+    for out in (torch.zeros(6, 4).T, torch.zeros(8, 6)[::2], parameter):
+        for _ in range(2):
+            assert fs.softmax(x, out=out) is out
+            np.testing.assert_array_equal(out.numpy(), expected)
+    for shift in (0, 1, 5):
+        memory = torch.zeros(40)
+        view, out = memory[:24].view(4, 6), memory[shift:][:24].view(4, 6)
+        view[:] = x
+        assert fs.softmax(view, out=out) is out
+        np.testing.assert_array_equal(out.numpy(), expected)
+
+
 def test_bfloat16():
     torch, bfloat16 = pytest.importorskip("torch"), pytest.importorskip("ml_dtypes").bfloat16
     array = logits().astype(bfloat16)
@@ -281,16 +329,21 @@ def test_bfloat16():
 
 @pytest.mark.timed
 def test_a_tensor_takes_little_longer_than_an_array():
-    """3 us on a machine that is not busy, of which PyTorch's own conversions are 1.3."""
+    """3 us on a machine that is not busy, of which PyTorch's own conversions are 1.3; also with an output."""
     torch = pytest.importorskip("torch")
     array = logits((1, 10))
     tensor = torch.from_numpy(array)
+    outputs = {"array": np.empty_like(array), "tensor": torch.empty_like(tensor)}
     best = {}
     for _ in range(100):
         for name, x in (("array", array), ("tensor", tensor)):
             fs.softmax(x)
-            best[name] = min(timeit.timeit(lambda x=x: fs.softmax(x), number=100) / 100, best.get(name, 1.0))
-    assert best["tensor"] - best["array"] < 6e-6
+            for out in (None, outputs[name]):
+                seconds = timeit.timeit(lambda x=x, out=out: fs.softmax(x, out=out), number=100) / 100
+                key = name, out is None
+                best[key] = min(seconds, best.get(key, 1.0))
+    for fresh in (True, False):
+        assert best["tensor", fresh] - best["array", fresh] < 6e-6
 
 
 # --- JAX ----------------------------------------------------------------------------------------------------

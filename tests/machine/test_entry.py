@@ -24,6 +24,7 @@ VALUES = {
     "none": (None,),
     "tuple 5": ((1.0,) * 5,),
     "floats 1": (np.zeros(2), np.zeros(2).view(np.recarray)),
+    "entries 1": (np.zeros(2),),
     "floats 2": (np.zeros((2, 2)),),
     "floats 3": (np.zeros((2, 2, 1)),),
     "doubles 1": (np.zeros(2),),

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from llvmlite import binding, ir
 
-from fastsoftmax._vectors import SMALL
+from fastsoftmax._vectors import CHUNK, SMALL
 from fastsoftmax.machine import jit, targets, wrappers
 from fastsoftmax.machine.entry import (
     Block,
     Count,
+    Doubles,
+    Entries,
     Flag,
     Flags,
     Floats,
@@ -171,13 +173,25 @@ def summed(start: Count, stop: Count, room: Floats, x: Block, v: Block, y: Block
             y[row, k, 0] = x[row, k, 0] + v[row, k, 0]
 
 
+def entered(
+    start: Count, stop: Count, room: Floats, x: Entries, t: Entries, y: Entries, sums: Doubles, number: Number
+) -> float:
+    """y = x + t + number, unless it has no entries; the sum of x and t."""
+    total = 0.0
+    for k in range(x.size):
+        total += x[k] + t[k]
+        if y.size:
+            y[k] = x[k] + t[k] + number
+    return total + 0 * sums.size + 100 * (stop - start - 1)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The small forms of `doubled` and `summed`, for float64."""
+    """The small forms of `doubled`, `summed` and `entered`, for float64."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTSOFTMAX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         found = []
-        for function, letters in ((doubled, "iiaaas"), (summed, "iiaaaa")):
+        for function, letters in ((doubled, "iiaaas"), (summed, "iiaaaa"), (entered, "iiaaaaas")):
             kernel = Kernel(f"tests.{function.__name__}")
             kernel.define(function, None, None, True)
             variant = kernel.variant("d", letters)
@@ -266,13 +280,64 @@ def test_outputs_that_share_memory(small):
     assert small[1](x, np.ones(4), x) is False
 
 
+NONE = np.empty(0)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (1, 1), (3, 4), (2, 3, 4), (1,) * 20, (CHUNK,), (1, CHUNK)])
+def test_small_entries(small, shape):
+    """Of any shape, as one chunk. The output may be the first input, or None."""
+    x = np.arange(float(np.prod(shape))).reshape(shape)
+    t, y = x + 1, np.full(shape, np.nan)
+    x.flags.writeable = t.flags.writeable = False
+    assert small[2](x, t, y, NONE, 0.5) == (2 * x + 1).sum()
+    np.testing.assert_array_equal(y, 2 * x + 1.5)
+    assert small[2](x, t, None, NONE, 0.5) == (2 * x + 1).sum()
+    assert small[2](x, x, None, NONE, 0.5) == 2 * x.sum()
+    assert small[2](y, x, y, NONE, 0.5) == (3 * x + 1.5).sum()
+    np.testing.assert_array_equal(y, 3 * x + 2)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_entries_that_are_not_plain_are_refused(small, case):
+    one, plain = REFUSED[case], np.ones((1, 3))
+    before = np.array(one, copy=True)
+    assert small[2](plain, one, np.empty((1, 3)), NONE, 0.0) == -1
+    assert small[2](plain, one, None, NONE, 0.0) == -1
+    if one is not None:
+        assert small[2](plain, plain, one, NONE, 0.0) == -1
+    if getattr(one, "dtype", None) == np.float64:
+        assert small[2](one, plain, None, NONE, 0.0) == -1
+    np.testing.assert_array_equal(np.array(one), before)
+    np.testing.assert_array_equal(plain, 1)
+
+
+def test_other_entries_that_are_refused(small):
+    """Read-only outputs, no entries, no dimensions, more than a chunk, outputs over the second input or a part."""
+    x, read_only = np.zeros(4), np.zeros(4)
+    read_only.flags.writeable = False
+    assert small[2](x, x, read_only, NONE, 0.0) == -1
+    for shape in ((), (0,), (0, 3), (CHUNK + 1,), (CHUNK // 64 + 1, 8, 8)):
+        assert small[2](np.zeros(shape), np.zeros(shape), None, NONE, 0.0) == -1
+    room = np.arange(30.0)
+    for shift in (0, 1, 2, 3, 4, 5):
+        x, y = room[10:14], room[10 + shift :][:4]
+        apart = shift >= 4
+        assert (small[2](x, np.ones(4), y, NONE, 0.0) != -1) is apart
+        assert (small[2](np.ones(4), x, y, NONE, 0.0) != -1) is apart
+    assert small[2](np.ones(4), x, x, NONE, 0.0) == -1
+    assert small[2](x, x, x, NONE, 0.0) == -1
+    assert small[2](x, x) == -1
+
+
 def test_the_small_form_keeps_no_reference(small):
     x, y = np.zeros((1, 3)), np.zeros((1, 3))
-    objects = x, y, x.dtype, True, False
+    objects = x, y, x.dtype, True, False, None
     before = [sys.getrefcount(one) for one in objects]
     for _ in range(1000):
         small[0](x, y, 0.0)
         small[0](x, y)
+        small[2](x, x, y, NONE, 0.0)
+        small[2](x, x, None, NONE, 0.0)
     after = [sys.getrefcount(one) for one in objects]
     assert np.abs(np.subtract(after, before)).max() < 100
 

@@ -51,10 +51,11 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax.api.focal import focal_loss_grad, focal_loss_hessian_diag
-from fastsoftmax.api.losses import cross_entropy_grad, cross_entropy_hessian, cross_entropy_hessian_diag
+from fastsoftmax.api.losses import cross_entropy_grad, cross_entropy_hessian
 from fastsoftmax.arrays.binary import BinaryOptions, binary_derivatives
 from fastsoftmax.arrays.blocks import Array, number
+from fastsoftmax.arrays.losses import derivatives
+from fastsoftmax.arrays.options import LossOptions
 
 __all__ = [
     "CatBoostBinary",
@@ -105,13 +106,9 @@ def _derivatives(
             "is num_class among the parameters of the booster?"
         )
     targets = _class_labels(function, labels)
-    options: dict[str, Any] = {"sample_weight": _given(weights), "reduction": "sum"}
-    if gamma:
-        gradient = focal_loss_grad(scores, targets, gamma=gamma, **options)
-        second = focal_loss_hessian_diag(scores, targets, gamma=gamma, **options)
-    else:
-        gradient = cross_entropy_grad(scores, targets, **options)
-        second = cross_entropy_hessian_diag(scores, targets, **options)
+    loss = "focal_loss_grad" if gamma else "cross_entropy_grad"
+    options = LossOptions(sample_weight=_given(weights), reduction="sum", gamma=gamma or 0.0)
+    gradient, second = derivatives(loss, scores, targets, options)
     if curvature == "upper":
         second *= 2
     elif curvature == "scaled":
@@ -168,8 +165,9 @@ def gradient_and_curvature(
 
     Notes
     -----
-    Gradient and curvature keep their relative accuracy where p is close to 1 (see
-    `fastsoftmax.cross_entropy_grad`), so that rows that are already predicted well keep their right influence.
+    Both come of one pass over the scores, with the bits of the functions for each. They keep their relative
+    accuracy where p is close to 1 (see `fastsoftmax.cross_entropy_grad`), so that rows that are already predicted
+    well keep their right influence.
 
     References
     ----------

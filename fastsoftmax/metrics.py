@@ -16,11 +16,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import COUNT, HITS, METRICS, ONES, SLAB, SUM_WORDS, VALUES, WEIGHT
+from fastsoftmax._vectors import COUNT, HITS, METRICS, ONES, SUM_WORDS, VALUES, WEIGHT
 from fastsoftmax.arrays import halves, long_rows
 from fastsoftmax.arrays.blocks import Array, Problem
 from fastsoftmax.arrays.lazy import check_in_memory, dask_for
-from fastsoftmax.arrays.metrics import LOWEST_BIT, Total, exact_sums, joined, labelled_rows, mean, ratio, total
+from fastsoftmax.arrays.metrics import (
+    LOWEST_BIT,
+    Rooms,
+    Total,
+    exact_sums,
+    joined,
+    labelled_rows,
+    mean,
+    ratio,
+    total,
+)
 
 __all__ = ["Metrics", "ReliabilityBins", "RunningLogSumExp", "RunningMetrics"]
 
@@ -172,8 +182,23 @@ class RunningMetrics:
         self.top_k = tuple(_whole("top_k", k) for k in ks)
         if len(set(self.top_k)) != len(self.top_k):
             raise ValueError(f"RunningMetrics: top_k {self.top_k} has a number twice")
+        self._limits = np.array(self.top_k, np.int64)
         self.bins = _whole("bins", bins)
-        self._sums = np.zeros((self._slot_of_bins + 3 * self.bins, SUM_WORDS), np.int64)
+        self._put_sums(np.zeros((self._slot_of_bins + 3 * self.bins, SUM_WORDS), np.int64))
+
+    def _put_sums(self, sums: Array) -> None:
+        """Keep these sums where the kernel adds to them."""
+        self._rooms = Rooms(sums, self._spare, FIELDS)
+        self._sums = self._rooms.table
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles keep: sums of their own."""
+        return {**self.__dict__, "_rooms": None, "_sums": self._sums.copy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take that."""
+        self.__dict__.update(state)
+        self._put_sums(self._sums)
 
     def __repr__(self) -> str:
         """The settings, and how many rows there were."""
@@ -184,6 +209,11 @@ class RunningMetrics:
     def _slot_of_bins(self) -> int:
         """The first exact sum of the bins."""
         return HITS + 1 + len(self.top_k)
+
+    @property
+    def _spare(self) -> int:
+        """The words of the table of `kernels.metrics.add_bins`."""
+        return 2 * (2 * self.bins + 1)
 
     def update(
         self, logits: Any, labels: Any, axis: int = -1, sample_weight: Any = None, ignore_index: int | None = None
@@ -227,11 +257,12 @@ class RunningMetrics:
         """
         if lazy := dask_for(logits, labels, sample_weight):
             arguments = logits, labels, sample_weight, ignore_index
-            self._sums = joined(self._sums, lazy("RunningMetrics.update", self, *arguments, axis=axis))
+            self._sums[:] = joined(self._sums, lazy("RunningMetrics.update", self, *arguments, axis=axis))
             return self
         rows = labelled_rows("RunningMetrics.update", logits, labels, axis, sample_weight, ignore_index)
-        before = np.array(self.top_k, np.int64), self.bins
-        self._sums = exact_sums("metrics.update", rows, self._sums, 3 * self.bins + 2 + 2 * SLAB, FIELDS, before)
+        before = self._limits, self.bins
+        if not self._rooms.add("metrics.update", rows, before):
+            self._sums[:] = exact_sums("metrics.update", rows, self._sums, self._spare, FIELDS, before)
         return self
 
     def merge(self, other: "RunningMetrics") -> "RunningMetrics":
@@ -260,7 +291,7 @@ class RunningMetrics:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 raise ValueError(f"RunningMetrics.merge: {name} is {theirs}, expected {ours}")
-        self._sums = joined(self._sums, other._sums)
+        self._sums[:] = joined(self._sums, other._sums)
         return self
 
     def result(self) -> Metrics:

@@ -13,7 +13,8 @@ import pytest
 import fastsoftmax as fs
 from fastsoftmax import boosting
 from fastsoftmax._vectors import CHUNK
-from fastsoftmax.arrays import binary
+from fastsoftmax.arrays import binary, long_rows, losses
+from fastsoftmax.kernels import traversal
 
 CURVATURES = {"exact": lambda k: 1.0, "upper": lambda k: 2.0, "scaled": lambda k: k / (k - 1)}
 every_curvature = pytest.mark.parametrize("curvature", CURVATURES)
@@ -664,6 +665,95 @@ def test_binary_derivatives_take_one_pass(gamma, monkeypatch):
     monkeypatch.setattr(binary, "run", lambda kernel, *rest: (runs.append(kernel), run(kernel, *rest)))
     boosting.xgboost_binary_objective(gamma=gamma)(np.zeros(600), dataset(np.ones(600), None))
     assert [kernel.name for kernel in runs] == ["binary.focal" if gamma else "binary.cross_entropy"]
+
+
+def assert_same_bits(found, expected):
+    """Two arrays with the same dtype, strides, numbers and signs."""
+    assert found.dtype == expected.dtype
+    assert found.strides == expected.strides
+    np.testing.assert_array_equal(found, expected)
+    numbers = ~np.isnan(found)
+    np.testing.assert_array_equal(np.signbit(found[numbers]), np.signbit(expected[numbers]))
+
+
+def edge_scores():
+    """Infinities, NaN, rows of -inf, equal scores, and probabilities that are not normal numbers."""
+    scores = np.random.default_rng(3).normal(0, 20, (40, 5))
+    scores[::9, 2] = np.nan
+    scores[1::9, 1] = np.inf
+    scores[2::9] = -np.inf
+    scores[3::9, 3] = -np.inf
+    scores[4::9] = 1.0
+    scores[5::9] = [0.0, -95.0, -104.0, -720.0, -745.0]
+    return scores
+
+
+BLOCKS = {
+    **{
+        f"rows {k}": np.random.default_rng(k).normal(0, 9, (45, k))
+        for k in (2, 3, 8, 10, 16, 17, 64, 65, 300, 2100)
+    },
+    **{
+        f"columns {k}": np.asfortranarray(np.random.default_rng(k).normal(0, 9, (203, k)))
+        for k in (2, 7, 16, 17, 64, 65, 300)
+    },
+    "strided": np.random.default_rng(1).normal(0, 9, (300, 1000))[:, ::2],
+    "apart": np.random.default_rng(2).normal(0, 9, (300, 1000))[:, 5:900],
+    "many": np.random.default_rng(2).normal(0, 9, (30_000, 5)),
+    "edges": edge_scores(),
+    "columns of edges": np.asfortranarray(edge_scores()),
+    "none": np.empty((0, 3)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f4", "f8", "i8"])
+@pytest.mark.parametrize("scores", BLOCKS.values(), ids=BLOCKS)
+def test_derivatives_have_the_bits_of_the_functions(scores, dtype):
+    """Gradient and curvature of one pass are those of `cross_entropy` and `focal_loss`, in every layout."""
+    with np.errstate(all="ignore"):
+        scores = scores if dtype == "f8" else scores.astype(dtype, order="K")
+    rng = np.random.default_rng(9)
+    labels = rng.integers(0, scores.shape[1], len(scores))
+    weights = np.exp(rng.normal(0, 15, len(scores))).astype(np.float32)
+    weights[::4] = 0
+    weights[1:2], weights[2:3] = np.inf, -2.0
+    for gamma in (0.0, 0.5, 2.0):
+        for given in (None, weights):
+            found = boosting.gradient_and_curvature(scores, labels, given, gamma=gamma)
+            name = "focal_loss" if gamma else "cross_entropy"
+            options = {"gamma": gamma} if gamma else {}
+            for one, kind in zip(found, ("grad", "hessian_diag"), strict=True):
+                function = getattr(fs, f"{name}_{kind}")
+                assert_same_bits(one, function(scores, labels, sample_weight=given, reduction="sum", **options))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_derivatives_take_one_pass(gamma, monkeypatch):
+    runs = []
+    run = losses.run
+    monkeypatch.setattr(losses, "run", lambda kernel, *rest: (runs.append(kernel), run(kernel, *rest)))
+    boosting.xgboost_objective(gamma=gamma)(np.zeros((60, 3)), dataset(np.ones(60), None))
+    expected = "focal.focal_derivatives" if gamma else "losses.cross_entropy_derivatives"
+    assert [kernel.name for kernel in runs] == [expected]
+
+
+def test_derivatives_of_columns_past_the_caches(monkeypatch):
+    """Large results of columns are written past the caches; they need not begin at the same place in a line."""
+    scores = np.asfortranarray(np.random.default_rng(4).normal(0, 9, (1 << 20, 9)).astype(np.float32))
+    labels = np.arange(len(scores)) % 9
+    found = boosting.gradient_and_curvature(scores, labels)
+    assert scores.size >= traversal.PAST_CACHES
+    for one, kind in zip(found, ("grad", "hessian_diag"), strict=True):
+        assert_same_bits(one, getattr(fs, f"cross_entropy_{kind}")(scores, labels, reduction="sum"))
+
+
+def test_derivatives_of_rows_that_are_cut(monkeypatch):
+    """Very long rows have the bits of the functions, too."""
+    monkeypatch.setattr(long_rows, "LONG_ROW", 300)
+    scores, labels = np.random.default_rng(5).normal(0, 9, (3, 1001)), [7, 900, 1000]
+    found = boosting.gradient_and_curvature(scores, labels)
+    for one, kind in zip(found, ("grad", "hessian_diag"), strict=True):
+        assert_same_bits(one, getattr(fs, f"cross_entropy_{kind}")(scores, labels, reduction="sum"))
 
 
 @pytest.mark.parametrize("make", [boosting.xgboost_objective, boosting.lightgbm_objective])

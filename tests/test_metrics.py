@@ -1,5 +1,6 @@
 """fastsoftmax.metrics: the same bits however rows are cut and merged, the right numbers, documented errors."""
 
+import copy
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsoftmax as fs
-from fastsoftmax import arrays, metrics
+from fastsoftmax import arrays, kernels, metrics
+from fastsoftmax.arrays.blocks import UNSHARED
 from fastsoftmax.metrics import Metrics, RunningLogSumExp, RunningMetrics
 
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -158,6 +160,23 @@ def test_numbers_of_any_size_are_added_exactly(dtype):
 
 
 @every_dtype
+@pytest.mark.parametrize("place", [kernels.metrics.LOWEST, kernels.metrics.HIGHEST])
+@pytest.mark.parametrize("rows", [1, 511, 512])
+def test_sums_at_the_ends_of_the_range_that_is_added_at_once(dtype, place, rows):
+    """Losses on both sides of an end, at which the way to add a slab changes: their sum is exact."""
+    rng = np.random.default_rng(rows)
+    if place < 1:
+        gaps = -np.log(place * rng.uniform(0.5, 2, rows))
+    else:
+        gaps = -place * rng.choice([0.999, 1, 1.001], rows)
+    for some in (gaps, gaps.clip(max=-np.log(place) if place < 1 else None), gaps.clip(min=-place)):
+        x = np.stack([some, np.zeros(rows)], 1).astype(dtype)
+        y = np.zeros(rows, int)
+        losses = [Fraction(float(-one)) for one in fs.label_statistics(x, y).log_prob]
+        assert RunningMetrics().update(x, y).result().loss == float(sum(losses) / rows)
+
+
+@every_dtype
 def test_weights_of_one_are_no_weights(dtype):
     """Both ways through the kernel add the same exact sums."""
     x, y, _ = rows_for(dtype, 1300, 11)
@@ -283,6 +302,17 @@ def part(seed):
     return RunningMetrics().update(x, y, sample_weight=weights)
 
 
+def test_copies_have_sums_of_their_own():
+    """An update of few rows adds to the sums where they are; a copy that was made before does not change."""
+    one = part(0)
+    for copied in (copy.copy, copy.deepcopy, lambda other: pickle.loads(pickle.dumps(other))):
+        again, before = copied(one), one.result()
+        one.update(np.zeros((3, 4)), [0, 1, 2])
+        assert_same(again.result(), before)
+        again.update(np.zeros((3, 4)), [0, 1, 2])
+        assert_same(again.result(), one.result())
+
+
 def test_pickles_and_other_processes():
     wanted = reduce(RunningMetrics.merge, map(part, range(4))).result()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -326,7 +356,7 @@ def test_an_error_adds_nothing(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(arrays.metrics, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            one.update(np.zeros((2, 3)), [0, 1])
+            one.update(np.zeros((3 * UNSHARED, 1)), np.zeros(3 * UNSHARED, int))
     with pytest.raises(IndexError):
         one.update(np.zeros((2, 3)), [0, 3])
     assert_same(one.result(), wanted)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsoftmax._vectors import DERIVATIVES, SLAB, SUM_WORDS, VALUES, WEIGHT
+from fastsoftmax._vectors import DERIVATIVES, SUM_WORDS, VALUES, WEIGHT
 from fastsoftmax.arrays.blocks import inverse_parts
 from fastsoftmax.arrays.metrics import LabelledRows, Total, exact_sums, labelled_rows, ratio, total
 from fastsoftmax.arrays.parts import parts
@@ -71,7 +71,7 @@ class Rows:
         table = np.zeros((VALUES + DERIVATIVES, SUM_WORDS), np.int64)
         beta = inverse_parts(temperature, self.dtype)
         for rows in self.blocks():
-            table = exact_sums("metrics.derivatives", rows, table, 2 * SLAB, DERIVATIVES, (), beta)
+            table = exact_sums("metrics.derivatives", rows, table, 0, DERIVATIVES, (), beta)
         weight, loss, mean, depth, variance = (total(table[k]) for k in range(WEIGHT, VALUES + DERIVATIVES))
         if not weight.number:
             raise ValueError(f"{self.function}: there are no rows that count")
@@ -102,7 +102,7 @@ def fit_temperature(
 ) -> TemperatureFit:
     """The result of the public function."""
     rows = labelled_rows(function, logits, labels, axis, sample_weight, ignore_index)
-    return fitted(Rows(function, lambda: (rows,), rows.problem.dtype))
+    return fitted(Rows(function, lambda: (rows,), rows.dtype))
 
 
 def fitted(rows: Rows) -> TemperatureFit:

@@ -419,3 +419,28 @@ def curvature(
     if backend := backend_for(logits, targets, tangent, *options):
         return backend(function, logits, targets, tangent, axis=axis, out=out, options=options)
     return curvature_rows(function, logits, targets, tangent, axis, options, out)
+
+
+_CURVATURES = {"cross_entropy_grad": "cross_entropy_hessian_diag", "focal_loss_grad": "focal_loss_hessian_diag"}
+
+
+def derivatives(function: str, logits: Any, targets: Any, options: LossOptions) -> tuple[Any, Any]:
+    """The gradient and the diagonal of the Hessian, in one pass, for arrays in memory and the reduction "sum".
+
+    `function` is the function for the gradient, which messages name. The bits are those of the two functions.
+    """
+    problem = Problem(function, logits, LAST, name="logits")
+    given = row_targets(problem, targets, options)
+    focal = FUNCTIONS[function].family == "focal"
+    if given.soft or (not focal and long_rows.is_long(problem)):  # there is no kernel for both
+        found = loss_rows(function, logits, targets, LAST, options, gradient=True)
+        return found.gradient, curvature_rows(_CURVATURES[function], logits, targets, None, LAST, options)
+    source, labels = problem.block(), problem.per_row(given.array, np.int64)
+    row_weights = kernel_weights(given.kernel_rows(given.row_weights), problem.dtype)
+    gradient, diagonal = problem.output(None), problem.output(None)
+    arguments: tuple[Any, ...] = (source, labels, row_weights, gradient.block, diagonal.block)
+    kernel = entry("losses.cross_entropy_derivatives")
+    if focal:
+        kernel, arguments = entry("focal.focal_derivatives"), (*arguments, given.gamma)
+    run(kernel, problem.rows, 3 * source.size, problem.room(2), *arguments)
+    return gradient.finish(), diagonal.finish()

@@ -1,6 +1,9 @@
 """Exact sums over rows with labels: the driver of metrics, and of derivatives with respect to the temperature."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,33 +17,72 @@ from fastsoftmax._vectors import (
     SLAB,
     WEIGHT,
 )
-from fastsoftmax.arrays.blocks import Array, Problem, named, on_lines, read_only, real_array
+from fastsoftmax.arrays.blocks import (
+    LAST,
+    NO_ROOM,
+    UNSHARED,
+    Array,
+    Problem,
+    is_plain,
+    named,
+    on_lines,
+    read_only,
+    real_array,
+)
 from fastsoftmax.arrays.lazy import check_in_memory
 from fastsoftmax.arrays.options import LossOptions, check_indices, check_labels, weight_array
 from fastsoftmax.arrays.parts import run
 from fastsoftmax.arrays.statistics import EXACT
+from fastsoftmax.arrays.threads import is_undivided
 from fastsoftmax.machine.entry import entry
 
 LOWEST_BIT = 1075
 """The unit of exact sums is 2**-LOWEST_BIT."""
 WORD_BYTES = 8
 NO_WEIGHTS = read_only(np.empty(0))
+_INDEX: np.dtype[Any] = np.dtype(np.int64)
 
 
 class LabelledRows(NamedTuple):
     """Logits as a block, and the labels and weights of its rows, as kernels take them."""
 
-    problem: Problem
+    dtype: np.dtype[Any]
+    """That of the computation."""
+    size: int
+    """How many rows there are."""
+    room: Callable[[], Any]
+    """It allocates the working memory of a kernel for tiles."""
     block: Any
     labels: Array
     """-1 for rows that do not count: they are ignored, or have weight 0."""
     weights: Array
 
 
+def _plain(logits: Any, labels: Any) -> LabelledRows | None:
+    """Contiguous rows of a native dtype, which all count; None for arrays to convert or refuse."""
+    if (
+        type(logits) is not np.ndarray
+        or logits.dtype not in NO_ROOM
+        or not logits.size
+        or logits.ndim != 2
+        or logits.shape[1] > EXACT
+        or not logits.flags.carray
+        or not is_plain(labels, logits.shape[:1], _INDEX)
+        or entry("losses.first_outside")(labels, logits.shape[1]) >= 0
+    ):
+        return None
+    rows, dtype = len(logits), logits.dtype
+    return LabelledRows(dtype, rows, partial(NO_ROOM.get, dtype), logits[:, :, None], labels, NO_WEIGHTS)
+
+
 def labelled_rows(
     function: str, logits: Any, labels: Any, axis: int, sample_weight: Any, ignore_index: Any
 ) -> LabelledRows:
     """The arguments of a call after all checks."""
+    if axis is LAST and sample_weight is None and ignore_index is None:
+        found = _plain(logits, labels)
+        if found is not None:
+            return found
     check_in_memory(function, logits, labels, sample_weight)
     problem = Problem(function, logits, axis, name="logits")
     if problem.inner != 1 and problem.classes > COLUMN_LIMIT:
@@ -63,7 +105,48 @@ def labelled_rows(
     if skipped is not None:
         marks[skipped] = -1
     ordered = NO_WEIGHTS if weights is None else problem.per_row(weights, np.float64)
-    return LabelledRows(problem, problem.block(), problem.per_row(marks, np.int64), ordered)
+    block, labels_of_rows = problem.block(), problem.per_row(marks, np.int64)
+    return LabelledRows(problem.dtype, problem.rows, problem.room(1), block, labels_of_rows, ordered)
+
+
+def words_before(size: int, spare: int) -> int:
+    """How many words of the working memory of a kernel come before its slab, which begins on a cache line.
+
+    They are sums of `size` words, `spare` words behind them, and two float64 for each row of a slab.
+    """
+    return -(-(size + spare + 2 * SLAB) // WORD_BYTES) * WORD_BYTES
+
+
+class Rooms:
+    """A table of exact sums at the beginning of the working memory of the kernel that adds to them."""
+
+    def __init__(self, sums: Array, spare: int, fields: int) -> None:
+        self.words = words_before(sums.size, spare)
+        memory = on_lines(self.words + fields * SLAB, np.dtype(np.float64))
+        self.table: Array = memory[: sums.size].view(np.int64).reshape(sums.shape)
+        self.table[:] = sums
+        self._of = {
+            dtype: memory.view(dtype)[: self.words * (WORD_BYTES // dtype.itemsize) + fields * SLAB]
+            for dtype in NO_ROOM
+        }
+
+    def add(self, kernel: str, rows: LabelledRows, before: tuple[Any, ...]) -> bool:
+        """Add rows as `exact_sums` does, if they are so few that the calling thread computes them at once.
+
+        Nothing can interrupt it then. Else False is returned.
+        """
+        block = rows.block
+        if not isinstance(block, np.ndarray):
+            return False
+        few = block.size <= UNSHARED or is_undivided(2 * block.nbytes // 4)
+        if not few or rows.room().size:
+            return False
+        arguments = 0, rows.size, self._of[rows.dtype], block, rows.labels, rows.weights, *before, self.words
+        code = entry(kernel).code(arguments)
+        if not isinstance(code, BuiltinFunctionType):  # a function of Python, under NUMBA_DISABLE_JIT
+            return False
+        code(*arguments)
+        return True
 
 
 def exact_sums(
@@ -74,24 +157,23 @@ def exact_sums(
     The kernel is called with `before`, the number of words before its slab, and `options`. It needs `spare` words
     behind the sums, and memory for `fields` of a slab.
     """
-    problem = rows.problem
-    items = WORD_BYTES // problem.dtype.itemsize
-    words = -(-(sums.size + spare) // WORD_BYTES) * WORD_BYTES
-    length = words * items + fields * SLAB + problem.room(1)().size
+    items = WORD_BYTES // rows.dtype.itemsize
+    words = words_before(sums.size, spare)
+    length = words * items + fields * SLAB + rows.room().size
     tables: list[Array] = []
 
     def room() -> Array:
         """Working memory: the first begins with the sums so far, the others with 0."""
-        memory = on_lines(length, problem.dtype)
+        memory = on_lines(length, rows.dtype)
         table = memory[: sums.size * items].view(np.int64)
         table[:] = 0 if tables else sums.reshape(-1)
         tables.append(table)
         return memory
 
     arguments = rows.block, rows.labels, rows.weights, *before, words, *options
-    run(entry(kernel), problem.rows, 2 * rows.block.size, room, *arguments, whole=before[:1])
-    whole: Array = np.add.reduce(tables).reshape(sums.shape)
-    return whole
+    run(entry(kernel), rows.size, 2 * rows.block.size, room, *arguments, whole=before[:1])
+    whole: Array = tables[0] if len(tables) == 1 else np.add.reduce(tables)
+    return whole.reshape(sums.shape)
 
 
 def joined(a: Array, b: Array) -> Array:

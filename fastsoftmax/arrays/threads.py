@@ -61,6 +61,9 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 1e-3, 1e-2
 BLOCK_WORK = 1 << 18
 """The work of a block: enough to hide the cost of taking it, and so little that a call can stop soon."""
 
+AT_ONCE = 16
+"""A thread alone does the work of so many blocks without a stop."""
+
 ROW_MULTIPLE = 16
 """Blocks of more rows have a multiple of so many, so that vectors of rows are full."""
 
@@ -558,6 +561,11 @@ _last_grant = (0.0, 1)
 """What `_granted_threads` returned last, and when."""
 
 
+def is_undivided(work: int) -> bool:
+    """Whether so much work is done in one piece, by a call that may use the calling thread only."""
+    return _limit.get()[0] == 1 and work <= AT_ONCE * BLOCK_WORK
+
+
 def _threads_for(rows: int, work: int) -> int:
     """How many threads a call of so much work uses, while others may be running."""
     global _last_grant
@@ -615,7 +623,7 @@ def run_code(
     count, call = _threads_for(rows, work), object()
     try:
         _calls.add(call)
-        if count == 1 and work <= 16 * BLOCK_WORK and apart is None:
+        if count == 1 and work <= AT_ONCE * BLOCK_WORK and apart is None:
             code(0, rows, memory, *args)
         else:
             _run_in_blocks(code, rows, work, [memory] if count == 1 else _rooms(memory, room, count), args, apart)

@@ -998,7 +998,7 @@ class Fitted(Printed):
         shown = labelled_rows(
             job.python_name, np.zeros((0, classes), job.problem.dtype), np.zeros(0, int), -1, None, None
         )
-        rows = Rows(job.python_name, partial(self._rows, progress), shown.problem.dtype)
+        rows = Rows(job.python_name, partial(self._rows, progress), shown.dtype)
         self.fit = fitted(rows)
 
     def _rows(self, progress: Progress) -> Iterator[LabelledRows]:

@@ -23,6 +23,7 @@ from fastsoftmax.kernels.losses import (
     CrossEntropyOptions,
     labelled_loss,
     scatter_targets,
+    store_gradient,
 )
 from fastsoftmax.kernels.scalar import log_as_pair, power_scaled_down, times_power
 from fastsoftmax.kernels.simd.memory import lane_count, memory, scratch
@@ -92,11 +93,17 @@ def _focus(target: Any, stats: Any, gamma: Any) -> Focus:
 
 
 @inline
-def focal_factors(target: Any, stats: Any, weight: Any, gamma: Any) -> Any:
+def _factors_of(focus: Any, weight: Any, gamma: Any) -> Any:
     """The weights of the cross-entropy and of its gradient that make the focal loss and its gradient of them."""
-    p, _, _, ratio, power, factor = _focus(target, stats, gamma)
-    of_loss = spared(weight, times_power(weight * factor, power))
-    return of_loss, spared(weight, of_loss * muladd(gamma, spared(p, p * ratio), number(target, 1.0)))
+    of_loss = spared(weight, times_power(weight * focus.factor, focus.power))
+    share = spared(focus.p, focus.p * focus.ratio)
+    return of_loss, spared(weight, of_loss * muladd(gamma, share, number(focus.p, 1.0)))
+
+
+@inline
+def focal_factors(target: Any, stats: Any, weight: Any, gamma: Any) -> Any:
+    """`_factors_of` rows with these entries at the labels."""
+    return _factors_of(_focus(target, stats, gamma), weight, gamma)
 
 
 @kernel(small=True)
@@ -126,24 +133,31 @@ def focal_loss(
 
 
 @inline
-def focal_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
-    """The diagonal of the Hessian; x holds the terms of the rows."""
+def _store_curve(
+    x: Any, y: Any, place: Any, stats: Any, labels: Any, focus: Focus, weight: Any, gamma: Any
+) -> None:
+    """y = the diagonal of the Hessian; x holds the terms of the rows."""
     offset, length, folded, row, count = place
-    picks, weights, gamma = options
     zero, one = number(x, 0.0), number(x, 1.0)
-    target = row_value(x, folded, picks.targets, 0, count)
-    weight = row_value(x, folded, weights, row, count)
-    p, q, loss, ratio, power, factor = _focus(target, stats, gamma)
-    heavy = spared(weight, times_power(weight * factor, power))
+    p, q, loss, ratio, _, _ = focus
+    heavy, first = _factors_of(focus, weight, gamma)
     share, entropy = spared(p, p * ratio), spared(p, p * loss)
-    first = heavy * muladd(gamma, share, one)
     bend = spared(p, p * (number(x, 2.0) - loss)) + (gamma - one) * (p * share)
     second = select_equal(q, zero, zero, gamma * bend * (heavy / q))
     variance_of_terms(x, y, place, stats, weight, first, second)
     inner = muladd((gamma + gamma + one) * q, p, gamma * entropy * muladd(gamma, p, -q))
     at_label = spared(weight, heavy * inner)
     stride = 1 if folded is not None else lane_count(x)
-    scatter_targets(y, offset, picks.labels, row, count, stride, length // stride, scratch(x, 1), at_label)
+    scatter_targets(y, offset, labels, row, count, stride, length // stride, scratch(x, 1), at_label)
+
+
+@inline
+def focal_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """The diagonal of the Hessian; x holds the terms of the rows."""
+    picks, weights, gamma = options
+    target = row_value(x, place.folded, picks.targets, 0, place.count)
+    weight = row_value(x, place.folded, weights, place.row, place.count)
+    _store_curve(x, y, place, stats, picks.labels, _focus(target, stats, gamma), weight, gamma)
 
 
 @kernel
@@ -164,4 +178,51 @@ def focal_variance(
     shape, tile = x.shape, memory(room)
     traverse(
         focal_variance_block, start, stop, shape, tile, data, None, result, None, options, picks=picks, keep=True
+    )
+
+
+@inline
+def focal_derivatives_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """v = the diagonal of the Hessian, y = the gradient; x holds the terms of the rows."""
+    picks, gamma = options.picks, options.gamma
+    target = row_value(x, place.folded, picks.targets, 0, place.count)
+    weight = row_value(x, place.folded, options.weights, place.row, place.count)
+    focus = _focus(target, stats, gamma)
+    _store_curve(x, v, place, stats, picks.labels, focus, weight, gamma)
+    _, steep = _factors_of(focus, weight, gamma)
+    store_gradient(x, y, place, stats, target, weight, steep, options)
+
+
+@kernel
+def focal_derivatives(
+    start: Count,
+    stop: Count,
+    room: Room,
+    x: Block,
+    labels: Integers,
+    weights: Floats,
+    y: Block,
+    diagonal: Block,
+    gamma: Number,
+) -> None:
+    """y and diagonal = the gradient and the diagonal of the Hessian of the sum of the losses."""
+    data, grad, second = memory(x), memory(y), memory(diagonal)
+    picks, shape, tile = Picks(memory(labels), scratch(data, 2)), x.shape, memory(room)
+    options = CrossEntropyOptions(picks, memory(weights), number(data, 1.0), number(data, 0.0), None, gamma)
+    traverse(
+        focal_derivatives_block,
+        start,
+        stop,
+        shape,
+        tile,
+        data,
+        second,
+        grad,
+        None,
+        options,
+        picks=picks,
+        keep=True,
+        inverse=True,
+        log=True,
+        second=True,
     )

@@ -14,7 +14,13 @@ The gradients of a mean are multiplied by 1/divisor as a pair, so that they are 
 
 from typing import Any, NamedTuple
 
-from fastsoftmax.kernels.derivatives import Errors, centred_direction, direction, product_of_logits
+from fastsoftmax.kernels.derivatives import (
+    Errors,
+    centred_direction,
+    direction,
+    product_of_logits,
+    softmax_variance_block,
+)
 from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.reductions import sum_of
@@ -209,11 +215,19 @@ def row_factors(factors: Any, gamma: Any, target: Any, stats: Any, weight: Any) 
 
 @inline
 def _gradient_head(inverse: Any, x: Any, target: Any, stats: Any, weight: Any, options: Any) -> Any:
-    picks, _, scale, scale_low, _, _ = options
     if inverse is None:
         return inverse
-    store(picks.targets, lane_count(x), slope_at(x, target, stats, weight, scale, scale_low))
-    return scaled_reciprocal(stats, weight, scale, scale_low)
+    ready, slope = _gradient_numbers(x, target, stats, weight, options)
+    store(options.picks.targets, lane_count(x), slope)
+    return ready
+
+
+@inline
+def _gradient_numbers(x: Any, target: Any, stats: Any, steep: Any, options: Any) -> Any:
+    """The `Reciprocal` times the weight of the gradient, and the gradient at the label."""
+    scale, scale_low = options.scale, options.scale_low
+    inverse = scaled_reciprocal(stats, steep, scale, scale_low)
+    return inverse, slope_at(x, target, stats, steep, scale, scale_low)
 
 
 @inline
@@ -222,8 +236,8 @@ def _loss_and_slope(log: Any, x: Any, y: Any, place: Any, stats: Any, rows: Any,
 
     If `log` is not None, `cross_entropy_head` has done all that.
     """
-    picks, weights, scale, scale_low, _, _ = options
-    target = row_value(x, place.folded, picks.targets, 0, place.count)
+    weights = options.weights
+    target = row_value(x, place.folded, options.picks.targets, 0, place.count)
     if log is not None:
         return stats.inverse, target
     weight = row_value(x, place.folded, weights, place.row, place.count)
@@ -231,31 +245,49 @@ def _loss_and_slope(log: Any, x: Any, y: Any, place: Any, stats: Any, rows: Any,
     store_part(rows, place.row, place.count, broadcast(loss_at(target, stats, weight, weights)))
     if y is None:
         return stats.inverse, target
-    inverse = scaled_reciprocal(stats, steep, scale, scale_low)
-    return inverse, slope_at(x, target, stats, steep, scale, scale_low)
+    return _gradient_numbers(x, target, stats, steep, options)
+
+
+@inline
+def _store_slopes(
+    x: Any, y: Any, place: Any, stats: Any, labels: Any, inverse: Any, slope: Any, weight: Any
+) -> None:
+    """y = the probabilities times the weight in `inverse`, and `slope` at the labels; x holds the terms."""
+    offset, length, folded, row, count = place
+    step = lane_count(x)
+    stride = 1 if folded is not None else step
+    classes = length // stride
+    if folded is None and classes <= ONE_HOT_LIMIT:
+        label = lane_labels(x, labels, row, count)
+        index = broadcast(number(x, 0.0))
+        for k in range(0, length, step):
+            p = spared(weight, probability_of(load(x, offset + k), inverse))
+            store(y, offset + k, select_equal(label, index, slope, p))
+            index = index + number(x, 1.0)
+        return
+    scaled_probs(x, y, offset, length, stats, inverse, weight, True)
+    scatter_targets(y, offset, labels, row, count, stride, classes, scratch(x, 1), slope)
+
+
+@inline
+def store_gradient(
+    x: Any, y: Any, place: Any, stats: Any, target: Any, weight: Any, steep: Any, options: Any
+) -> None:
+    """y = the gradient of rows with the entries `target` at the labels; x holds the terms.
+
+    `weight` and `steep` are the weights of the rows and of their gradients.
+    """
+    inverse, slope = _gradient_numbers(x, target, stats, steep, options)
+    _store_slopes(x, y, place, stats, options.picks.labels, inverse, slope, weight)
 
 
 @inline
 def cross_entropy_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """Loss and gradient for labels. If there is a gradient, x holds the terms of the rows."""
-    offset, length, folded, row, count = place
-    labels, weights = options.picks.labels, options.weights
-    step = lane_count(x)
-    stride = 1 if folded is not None else step
-    classes = length // stride
     inverse, slope = _loss_and_slope(stats.log, x, y, place, stats, rows, options)
     if y is not None:
-        weight = row_value(x, folded, weights, row, count)
-        if folded is None and classes <= ONE_HOT_LIMIT:
-            label = lane_labels(x, labels, row, count)
-            index = broadcast(number(x, 0.0))
-            for k in range(0, length, step):
-                p = spared(weight, probability_of(load(x, offset + k), inverse))
-                store(y, offset + k, select_equal(label, index, slope, p))
-                index = index + number(x, 1.0)
-            return
-        scaled_probs(x, y, offset, length, stats, inverse, weight, True)
-        scatter_targets(y, offset, labels, row, count, stride, classes, scratch(x, 1), slope)
+        weight = row_value(x, place.folded, options.weights, place.row, place.count)
+        _store_slopes(x, y, place, stats, options.picks.labels, inverse, slope, weight)
 
 
 @inline
@@ -327,6 +359,41 @@ def cross_entropy(
     options = CrossEntropyOptions(picks, factors, scale, scale_low, None, None)
     loss: float = labelled_loss(start, stop, x.shape, memory(room), data, grad, results, options, summed)
     return loss
+
+
+@inline
+def derivatives_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
+    """v = the diagonal of the Hessian, y = the gradient for labels; x holds the terms of the rows."""
+    softmax_variance_block(x, None, v, place, stats, None, options.weights)
+    target = row_value(x, place.folded, options.picks.targets, 0, place.count)
+    weight = row_value(x, place.folded, options.weights, place.row, place.count)
+    store_gradient(x, y, place, stats, target, weight, weight, options)
+
+
+@kernel
+def cross_entropy_derivatives(
+    start: Count, stop: Count, room: Room, x: Block, labels: Integers, weights: Floats, y: Block, diagonal: Block
+) -> None:
+    """y = weights (p - onehot(label)), diagonal = weights p (1 - p): derivatives of the sum of the losses."""
+    data, grad, second = memory(x), memory(y), memory(diagonal)
+    picks, shape, tile = Picks(memory(labels), scratch(data, 2)), x.shape, memory(room)
+    options = CrossEntropyOptions(picks, memory(weights), number(data, 1.0), number(data, 0.0), None, None)
+    traverse(
+        derivatives_block,
+        start,
+        stop,
+        shape,
+        tile,
+        data,
+        second,
+        grad,
+        None,
+        options,
+        picks=picks,
+        keep=True,
+        inverse=True,
+        second=True,
+    )
 
 
 # --- distributions ------------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ from fastsoftmax.kernels.simd.reduce import fold_sum
 from fastsoftmax.kernels.simd.rows import lane_labels
 from fastsoftmax.kernels.simd.values import (
     absolute,
+    any_above,
     broadcast,
     filled,
     is_single,
@@ -93,16 +94,20 @@ from fastsoftmax.machine.entry import Block, Count, Doubles, Integers, Room, Tem
 INF = float("inf")
 FRACTION, HIDDEN, LOW = (1 << 52) - 1, 1 << 52, (1 << 32) - 1
 """The bits of a float64 below its exponent, the bit that is not stored, and the bits of a chunk."""
-# A row adds one integer to its bin: its confidence in units of 2**-34, a one in bit ROWS_FROM, and if its greatest
-# class is right, one in bit RIGHT_FROM. No part of the sum over a slab reaches the next one.
+# A row adds one integer to its bin: its confidence in units of 2**-34, and a one in bit ROWS_FROM, which the sum
+# of the confidences of a slab does not reach.
 FINE, FINE_UNIT = 1.5 * 2.0**18, 2.0**-34
-FINE_ZERO = 1 << 51
-"""The bits of the fraction of FINE."""
-LEAST = 2.0**-26
-"""The low parts of greater confidences are multiples of 2**-78, and a sum of them is exact."""
-ROWS_FROM, RIGHT_FROM, PART = 44, 54, (1 << 10) - 1
+FINE_BITS, ROWS_FROM = ((1023 + 18) << 52) + (1 << 51), 44
+"""The bits of FINE, and that of a row."""
+# What is below, in confidences greater than LEAST, is a multiple of 2**-78, and its sum over a slab below 2**-26.
+LEAST, LOW_FINE, LOW_UNIT = 2.0**-26, 1.5 * 2.0**-26, 2.0**-78
+LOW_BITS = ((1023 - 26) << 52) + (1 << 51)
+"""The bits of LOW_FINE."""
 WHOLE = 1.5 * 2.0**52
 """The low bits of x + WHOLE are the whole number x."""
+EVEN, HIGHEST, LOWEST = 1.5 * 2.0**20, 2.0**11, 2.0**-24
+"""x + EVEN is a multiple of 2**-32. Up to SLAB numbers x from LOWEST to HIGHEST are multiples of 2**-76, and their
+sum is less than 2**20; the sum of what remains of them beside multiples of 2**-32 is less than 2**-24."""
 # Units of the squares of terms: a square of a term is at most 2**81 (2**961), and their sum finite.
 SQUARE_UNIT_32 = 2.0**-56
 SQUARE_UNIT_64 = 2.0**-32
@@ -150,13 +155,14 @@ def put_count(sums: Any, at: int, count: Any) -> None:
 
 
 @inline
-def settle(sums: Any, slots: int) -> None:
-    """Move the carries of the chunks of all sums up by one chunk, which leaves less than 2**33 in each."""
-    for at in range(0, slots * SUM_WORDS, SUM_WORDS):
+def settle(sums: Any, first: int, count: int, step: int) -> None:
+    """Move the carries of the chunks of `count` sums up by one chunk, which leaves less than 2**33 in each."""
+    for k in range(count):
+        at = (first + k * step) * SUM_WORDS
         top = at + CHUNKS - 1
         _increase(sums, top, load_scalar(sums, top - 1) >> 32)
-        for k in range(top - 1, at, -1):
-            store_scalar(sums, k, (load_scalar(sums, k) & LOW) + (load_scalar(sums, k - 1) >> 32))
+        for chunk in range(top - 1, at, -1):
+            store_scalar(sums, chunk, (load_scalar(sums, chunk) & LOW) + (load_scalar(sums, chunk - 1) >> 32))
         store_scalar(sums, at, load_scalar(sums, at) & LOW)
 
 
@@ -172,10 +178,27 @@ def _put_lanes(sums: Any, at: int, box: Any, vector: Any) -> None:
 def put_slab(sums: Any, at: int, values: Any, count: int, box: Any) -> None:
     """Add the numbers of a slab; `count` is a multiple of 8.
 
-    In vectors, if nothing is lost in the sum of the rounding errors of their sum, or in that of its own errors,
-    and so on; else number by number, as infinities and NaN are.
+    Numbers from `LOWEST` to `HIGHEST`, and zeros, are cut into multiples of 2**-32 and the rest, and both are
+    added in vectors: no bit of these sums leaves a float64. Others are added in vectors if nothing is lost in the
+    sum of the rounding errors of their sum, or in that of its own errors, and so on; else number by number, as
+    infinities and NaN are.
     """
-    zero = broadcast(number(box, 0.0))
+    zero, one, even = broadcast(number(box, 0.0)), broadcast(number(box, 1.0)), broadcast(number(box, EVEN))
+    high, low, greatest, least = zero, zero, zero, one
+    for k in range(0, count, 8):
+        value = load_double(values, k)
+        part = (value + even) - even
+        high = high + part
+        low = low + (value - part)
+        greatest = maximum(value, greatest)
+        least = minimum(select_equal(value, zero, one, value), least)
+    whole_low = fold_sum(True, low)  # NaN if a number is infinite or NaN
+    if whole_low == whole_low and not (
+        any_above(greatest, number(box, HIGHEST)) or any_above(-least, number(box, -LOWEST))
+    ):
+        put_number(sums, at, box, fold_sum(True, high))
+        put_number(sums, at, box, whole_low)
+        return
     a, b, lost = zero, zero, zero
     for k in range(0, count, 8):
         a, error = two_sum(a, load_double(values, k))
@@ -239,14 +262,16 @@ def add_values(sums: Any, slab: Slab, fields: int) -> None:
     zero, one = broadcast(number(values, 0.0)), broadcast(number(values, 1.0))
     rows = zero
     for k in range(0, count, step):
-        label = _counted(slab, k)
-        rows = rows + select_less(label, zero, zero, one)
-        for field in range(fields):
-            at = field * SLAB + k
-            store(values, at, select_less(label, zero, zero, load(values, at)))
+        rows = rows + select_less(_counted(slab, k), zero, zero, one)
     whole = fold_sum(True, rows)
     put_count(sums, COUNT * SUM_WORDS, whole)
     padded = (count + step - 1) // step * step
+    if int(whole) < padded:
+        for k in range(0, count, step):
+            label = _counted(slab, k)
+            for field in range(fields):
+                at = field * SLAB + k
+                store(values, at, select_less(label, zero, zero, load(values, at)))
     if size(slab.weights) == 0:
         put_count(sums, WEIGHT * SUM_WORDS, whole)
         for field in range(fields):
@@ -329,53 +354,83 @@ def add_hits(sums: Any, slab: Slab, top_k: Any) -> None:
 
 
 @inline
-def add_bins(sums: Any, slab: Slab, at: int, bins: int, table: Any, lows: Any) -> None:
+def _fill_table(table: Any, length: int, slab: Slab, nothing: int) -> None:
+    """Add the bits of `parts`, less `nothing`, at the places `spots` of two tables of so many integers.
+
+    Rows take turns with the tables, because an addition waits for the one before at the same place.
+    """
+    places, amounts, other = as_integers(slab.spots), as_integers(slab.parts), after(table, length)
+    for k in range(2 * length):
+        store_scalar(table, k, 0)
+    last = slab.count - 1
+    for i in range(0, last, 2):
+        _increase(table, load_scalar(places, i) & LOW, load_scalar(amounts, i) - nothing)
+        _increase(other, load_scalar(places, i + 1) & LOW, load_scalar(amounts, i + 1) - nothing)
+    if last % 2 == 0:
+        _increase(table, load_scalar(places, last) & LOW, load_scalar(amounts, last) - nothing)
+
+
+@inline
+def add_bins(sums: Any, slab: Slab, at: int, bins: int, table: Any) -> None:
     """Add rows, confidences and hits of each bin, without weights, after `mark_hits`.
 
-    `table` is memory for two integers for each bin, and for one more bin, which gets the rows that do not count.
-    Rows take turns with the two, because an addition waits for the one before at the same place. `spots` gets the
-    bins of the rows, and `parts` their confidences. What is below 2**-34 in these is added for itself, in `lows`,
-    which is memory of float64 for the bins; float32 needs that only where more than 1000 classes are about equal.
+    `table` is memory for two tables with a place for each bin, one for the rows that do not count, and one for the
+    rows of each bin whose greatest class is right. `spots` gets the places of the rows, and `parts` their
+    confidences.
     """
     values, box, spots, parts = slab.values, slab.box, slab.spots, slab.parts
-    zero, fine = broadcast(number(box, 0.0)), broadcast(number(box, FINE))
+    length = 2 * bins + 1
+    zero, one, fine = broadcast(number(box, 0.0)), broadcast(number(box, 1.0)), broadcast(number(box, FINE))
     lost = zero
     for k in range(0, slab.count, 8):
         confidence = load_double(values, CONFIDENCE * SLAB + k)
-        spot = select_less(confidence, zero, zero + float(bins), _bin_of(confidence, bins))
+        right = load_double(values, GREATEST * SLAB + k)
+        spot = _bin_of(confidence, bins) + select_equal(right, one, zero + float(bins + 1), zero)
+        spot = select_less(confidence, zero, zero + float(bins), spot)
         store(spots, k, spot + number(box, WHOLE))
         part = maximum(confidence, zero) + fine
         store(parts, k, part)
         low = select_less(confidence, zero, zero, confidence - (part - fine))
         lost = lost + absolute(low)
-    for k in range(2 * (bins + 1)):
-        store_scalar(table, k, 0)
-    spot_bits, part_bits = as_integers(spots), as_integers(parts)
-    for i in range(slab.count):
-        right = int(load_scalar(values, GREATEST * SLAB + i))
-        amount = (load_scalar(part_bits, i) & FRACTION) - FINE_ZERO + (1 << ROWS_FROM) + (right << RIGHT_FROM)
-        _increase(table, (load_scalar(spot_bits, i) & LOW) + (i & 1) * (bins + 1), amount)
-    if fold_sum(True, lost) != 0.0:
-        for k in range(bins):
-            store_scalar(lows, k, 0.0)
-        for i in range(slab.count):
-            spot = load_scalar(spot_bits, i) & LOW
-            if spot < bins:
-                confidence = np.float64(load_scalar(values, CONFIDENCE * SLAB + i))
-                low = confidence - (load_scalar(parts, i) - FINE)
-                if confidence > LEAST:
-                    store_scalar(lows, spot, load_scalar(lows, spot) + low)
-                else:
-                    put_number(sums, at + (3 * spot + 1) * SUM_WORDS, box, low)
-        for k in range(bins):
-            put_number(sums, at + (3 * k + 1) * SUM_WORDS, box, load_scalar(lows, k))
+    _fill_table(table, length, slab, FINE_BITS - (1 << ROWS_FROM))
     for k in range(bins):
-        found, slot = load_scalar(table, k) + load_scalar(table, bins + 1 + k), at + 3 * k * SUM_WORDS
+        wrong = load_scalar(table, k) + load_scalar(table, length + k)
+        right_rows = load_scalar(table, bins + 1 + k) + load_scalar(table, length + bins + 1 + k)
+        found, slot = wrong + right_rows, at + 3 * k * SUM_WORDS
         if found != 0:
-            _increase(sums, slot + ONES, (found >> ROWS_FROM) & PART)
-            confidence = np.float64(found & ((1 << ROWS_FROM) - 1)) * FINE_UNIT
-            put_number(sums, slot + SUM_WORDS, box, confidence)
-            _increase(sums, slot + 2 * SUM_WORDS + ONES, (found >> RIGHT_FROM) & PART)
+            _increase(sums, slot + ONES, found >> ROWS_FROM)
+            confidence_of_bin = np.float64(found & ((1 << ROWS_FROM) - 1)) * FINE_UNIT
+            put_number(sums, slot + SUM_WORDS, box, confidence_of_bin)
+            _increase(sums, slot + 2 * SUM_WORDS + ONES, right_rows >> ROWS_FROM)
+    if fold_sum(True, lost) != 0.0:
+        _add_lows(sums, slab, at, bins, table)
+
+
+@inline
+def _add_lows(sums: Any, slab: Slab, at: int, bins: int, table: Any) -> None:
+    """Add what is below 2**-34 in the confidences, in which `add_bins` has left the places of the rows.
+
+    float32 needs that only where more than 1000 classes are about equal.
+    """
+    values, box, parts = slab.values, slab.box, slab.parts
+    zero, one, fine = broadcast(number(box, 0.0)), broadcast(number(box, 1.0)), broadcast(number(box, FINE))
+    length, least, rare = 2 * bins + 1, broadcast(number(box, LEAST)), zero
+    for k in range(0, slab.count, 8):
+        confidence = load_double(values, CONFIDENCE * SLAB + k)
+        low = select_less(least, confidence, confidence - ((confidence + fine) - fine), zero)
+        store(parts, k, low + number(box, LOW_FINE))
+        rare = rare + select_less(least, confidence, zero, select_less(confidence, zero, zero, one))
+    _fill_table(table, length, slab, LOW_BITS)
+    for k in range(bins):
+        low_sum = load_scalar(table, k) + load_scalar(table, length + k)
+        low_sum += load_scalar(table, bins + 1 + k) + load_scalar(table, length + bins + 1 + k)
+        put_number(sums, at + (3 * k + 1) * SUM_WORDS, box, np.float64(low_sum) * LOW_UNIT)
+    if fold_sum(True, rare) > 0.0:
+        for i in range(slab.count):
+            one_of_them = np.float64(load_scalar(values, CONFIDENCE * SLAB + i))
+            if not (one_of_them < 0.0 or one_of_them > LEAST):
+                slot = at + (3 * int(_bin_of(one_of_them, bins)) + 1) * SUM_WORDS
+                put_number(sums, slot, box, one_of_them - ((one_of_them + FINE) - FINE))
 
 
 @inline
@@ -519,16 +574,16 @@ def update(
     """Add the metrics of rows to the exact sums with which `room` begins.
 
     The sums are those of `COUNT`, `WEIGHT`, the `VALUES` loss, entropy and Brier score, `HITS`, one for each k of
-    `top_k`, and rows, confidences and hits of each bin. Behind them, `room` has the memory of `add_bins`, and from
-    word `words` on that for a slab and tiles. Rows with labels below 0 do not count. `weights` may be empty.
+    `top_k`, and rows, confidences and hits of each bin. Behind them, `room` has the table of `add_bins`; the last
+    words before word `words` are `spots` and `parts`, and behind it is memory for a slab and tiles. Rows with
+    labels below 0 do not count. `weights` may be empty.
     """
     data, space = memory(x), memory(room)
     sums, marks, given, ks = as_integers(space), memory(labels), memory(weights), memory(top_k)
     at = (HITS + 1 + size(ks)) * SUM_WORDS
     slots = HITS + 1 + size(ks) + 3 * bins
     table = after(sums, slots * SUM_WORDS)
-    lows = after(as_doubles(space), slots * SUM_WORDS + 2 * (bins + 1))
-    spots = after(lows, bins)
+    spots = after(as_doubles(space), words - 2 * SLAB)
     parts = after(spots, SLAB)
     values = after(space, words * (8 // item_size(space)))
     tile, box = after(values, FIELDS * SLAB), scratch(given, 1)
@@ -560,8 +615,12 @@ def update(
         if size(given) > 0:
             add_weighted_bins(sums, slab, at, bins)
         else:
-            add_bins(sums, slab, at, bins, table, lows)
-    settle(sums, slots)
+            add_bins(sums, slab, at, bins, table)
+    if size(given) > 0:
+        settle(sums, WEIGHT, slots - WEIGHT, 1)
+    else:  # the others are whole numbers
+        settle(sums, VALUES, METRICS, 1)
+        settle(sums, HITS + 2 + size(ks), bins, 3)
 
 
 @kernel
@@ -579,7 +638,7 @@ def derivatives(
     data, space = memory(x), memory(room)
     sums, marks, given = as_integers(space), memory(labels), memory(weights)
     values = after(space, words * (8 // item_size(space)))
-    spots = after(as_doubles(space), (VALUES + DERIVATIVES) * SUM_WORDS)
+    spots = after(as_doubles(space), words - 2 * SLAB)
     parts = after(spots, SLAB)
     tile, box = after(values, DERIVATIVES * SLAB), scratch(given, 1)
     picks, group, shape = Picks(marks, scratch(data, 2)), scratch(data, GROUP_TABLE), x.shape
@@ -604,4 +663,4 @@ def derivatives(
             together=derivatives_group,
         )
         add_values(sums, Slab(values, marks, given, first, count, box, spots, parts), DERIVATIVES)
-    settle(sums, VALUES + DERIVATIVES)
+    settle(sums, WEIGHT, 1 + DERIVATIVES, 1)

@@ -92,6 +92,7 @@ from fastsoftmax.kernels.simd.values import (
     counted,
     filled,
     fma,
+    if_none,
     is_single,
     last_lanes,
     maximum,
@@ -1054,6 +1055,7 @@ def traverse(
     head: Any = None,
     exact: Any = None,
     together: Any = None,
+    second: Any = None,
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
@@ -1070,11 +1072,13 @@ def traverse(
     once, by ``head(x, stats, first, count, rows, options)``, which returns the `Reciprocal` for the block; it is
     not called where the lanes of the block are rows. `exact` is that of `lane_sums`; with v it always holds.
     With `given`, ``together(x, first, count, classes, rows, options)`` may be called instead of `block`, for as
-    many longer rows as there are lanes; x begins with the first of them.
+    many longer rows as there are lanes; x begins with the first of them. If `second` is not None, v is
+    a second output, which is not read; with `keep`, the block must write y last.
     """
     _, classes, inner = shape
     step = lane_count(x)
-    wanted = either(v, exact)
+    read = if_none(second, v)
+    wanted = either(read, exact)
     alone = False
     if few is not None:
         alone = stop - start <= FEW and classes <= COLUMN_LIMIT
@@ -1107,20 +1111,23 @@ def traverse(
     other, out = unless_none(v, after(tile, plan.half)), unless_none(y, tile)
     row = start
     while row < stop:
-        first, count, following = read_tile(x, v, y, tile, other, row, stop, classes, inner, plan)
+        first, count, following = read_tile(x, read, y, tile, other, row, stop, classes, inner, plan)
         done = 0
         while done < count:
             lanes = min(step, count - done)
             at = done * classes
             if picks is not None:
                 tile_targets(tile, at, classes, picks.labels, row + done, lanes, picks.targets)
-            ahead = ahead_at(x, v, following + done, inner)
+            ahead = ahead_at(x, read, following + done, inner)
             stats = tile_statistics(tile, at, classes * step, beta, given, keep, wanted, ahead)
             place = Place(at, classes * step, None, row + done, lanes)
             block(tile, other, out, place, stats, rows, options)
             done += lanes
         if y is not None:
             store_tile(tile, y, first, classes, inner, count, plan.past)
+        if second is not None:
+            past = plan.past and lanes_to_line(v, first) == 0
+            store_tile(other, v, first, classes, inner, count, past)
         row += count
     if plan.past:
         fence()

@@ -39,6 +39,7 @@ import numpy as np
 from fastsoftmax.kernels import traversal
 traversal.PAST_CACHES = 512
 import fastsoftmax as fs
+from fastsoftmax import boosting
 from fastsoftmax.api import derivatives
 from fastsoftmax.arrays import long_rows, losses
 
@@ -55,6 +56,10 @@ for inner in (48, 96, 100, 608):
         out = room[shift : shift + 15 * inner].reshape(5, 3, inner)
         fs.softmax(rng.normal(size=out.shape).astype("f4"), 1, out=out)
         np.testing.assert_allclose(out.sum(axis=1), 1, atol=1e-6)
+    scores = np.asfortranarray(rng.normal(size=(inner, 3)).astype("f4"))
+    gradient, diagonal = boosting.gradient_and_curvature(scores, np.arange(inner) % 3)
+    np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-5)
+    assert (diagonal > 0).all()
 for classes in (65, 70, 2049):
     x, v = rng.normal(size=(2, 17, classes)).astype("f4")
     expected = fs.softmax_jvp(x, v)

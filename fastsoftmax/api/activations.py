@@ -19,7 +19,7 @@ from fastsoftmax.arrays.blocks import (
 )
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.parts import run
-from fastsoftmax.arrays.plain import plain_rows, run_plain
+from fastsoftmax.arrays.plain import has_rows, plain_rows, run_plain
 from fastsoftmax.machine.entry import Codes, entry, remember
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def _plain(codes: Codes, x: Any, out: Any) -> Any:
             return None
         result = np.empty(shape, x.dtype) if out is None else out
         return result if codes.small(x.copy(), result, None) else None
-    if classes > long_rows.LONG_ROW or not x.flags.carray:
+    if classes > long_rows.LONG_ROW or not has_rows(x):
         return None
-    if out is not None and out is not x and not (is_plain(out, shape, x.dtype) and lie_apart(x, out)):
+    if out is not None and not (is_plain(out, shape, x.dtype) and (out is x or lie_apart(x, out))):
         return None
     rows = size // classes
     block, target = (x, result) if len(shape) == 2 else (x.reshape(rows, classes), result.reshape(rows, classes))

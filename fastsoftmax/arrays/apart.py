@@ -5,8 +5,9 @@ rows, for which that takes too long, are copied, some of them at a time, into me
 are done in machine code (`machine.apart`), by threads that share blocks of rows as in any other call.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from types import BuiltinFunctionType
 from typing import Any
 
@@ -14,8 +15,7 @@ import numpy as np
 
 from fastsoftmax._vectors import GROUP_LIMIT, VECTOR_BYTES
 from fastsoftmax.arrays import threads
-from fastsoftmax.arrays.blocks import Apart, Parted, on_lines
-from fastsoftmax.arrays.threads import ROW_MULTIPLE
+from fastsoftmax.arrays.blocks import NO_ROOM, Apart, Parted
 from fastsoftmax.runtime import teams
 
 COPIED_BYTES = 1 << 12
@@ -40,41 +40,83 @@ def run(kernel: Any, rows: int, work: int, room: Callable[[], Any], args: tuple[
             apart = one.apart
             if apart is None or len(apart.levels) > teams.MOST_LEVELS:
                 return False
-            # Of an array, only its address and its shape are read. (`broadcast_to` takes 5 us.)
-            given[k] = np.ndarray(one.shape, one.dtype, apart.row, strides=(0,) * len(one.shape))
+            given[k] = _stand_in(one.shape, apart.row)
             blocks.append((argument, apart))
         argument += _words(given[k])
     memory = room()
     code = kernel.code((0, 0, memory, *given))
     if len(blocks) > teams.MOST_APART or not isinstance(code, BuiltinFunctionType):  # or NUMBA_DISABLE_JIT
         return False
-    longest = max((apart.row for _, apart in blocks), key=lambda row: row.size)
-    at_once = 1
-    if longest.size <= GROUP_LIMIT:
-        if memory.size:  # the kernel needs it, and may leave results there
-            return False
-        # Kernels take so many rows at once, one in each lane, and as long for fewer.
-        at_once = max(1, COPIED_BYTES // (ROW_MULTIPLE * longest.nbytes)) * ROW_MULTIPLE
-    described, size = _described(blocks, at_once)
-    if at_once > 1:
-        room = partial(on_lines, size // memory.itemsize, memory.dtype)
-        memory = room()
-    words = np.array([at_once, argument, len(blocks), *described], np.int64).data.cast("B").cast("q")
-    threads.run_code(code, rows, work * threads.unit(args), memory, room, tuple(given), words)
+    if memory.size and _are_copied(blocks):  # the kernel needs it, and may leave results there
+        return False
+    _run(code, rows, work * threads.unit(args), memory, room, tuple(given), blocks)
     return True
 
 
-def _described(blocks: Sequence[tuple[int, Apart]], at_once: int) -> tuple[list[int], int]:
-    """Blocks as `runtime.teams` describes them, and the memory for copies of their rows, in bytes.
+def run_matrix(code: Any, work: int, args: tuple[Any, ...]) -> None:
+    """`threads.run_code` for a kernel that needs no working memory; the rows of its first argument lie apart.
 
-    Each comes with the number of its word among the arguments.
+    That is a matrix, which the kernel reads; the other arguments are contiguous.
     """
-    words, size = list[int](), 0
-    for argument, (row, levels, output) in blocks:
+    x, *others = args
+    block = Apart(x[0], [(len(x), x.strides[0])], False)
+    given = _stand_in((*x.shape, 1), block.row), *[_as_block(one) for one in others]
+    _run(code, len(x), work, NO_ROOM[x.dtype], None, given, [(0, block)])
+
+
+def _as_block(one: Any) -> Any:
+    """An argument of a kernel, with the axis that a matrix lacks."""
+    return one[:, :, None] if isinstance(one, np.ndarray) and one.ndim == 2 else one
+
+
+def _stand_in(shape: tuple[int, ...], row: Any) -> Any:
+    """An array in the place of one whose rows lie apart: only its address and its shape are read."""
+    return np.ndarray(shape, row.dtype, row, strides=(0,) * len(shape))  # `broadcast_to` takes 5 us
+
+
+def _are_copied(blocks: Sequence[tuple[int, Apart]]) -> bool:
+    """Whether some rows at a time are copied; else each is computed where it is."""
+    return max(apart.row.size for _, apart in blocks) <= GROUP_LIMIT
+
+
+def _run(
+    code: Any,
+    rows: int,
+    work: int,
+    memory: Any,
+    room: Callable[[], Any] | None,
+    args: tuple[Any, ...],
+    blocks: Sequence[tuple[int, Apart]],
+) -> None:
+    """`threads.run_code` for a kernel's code; blocks come with the numbers of their words among the arguments."""
+    at_once, item = 1, memory.itemsize
+    if _are_copied(blocks):
+        # Kernels take so many rows at once, one in each lane, and as long for fewer.
+        lanes, longest = VECTOR_BYTES // item, max(apart.row.nbytes for _, apart in blocks)
+        at_once = max(1, COPIED_BYTES // (lanes * longest)) * lanes
+    described = tuple((word, apart.row.nbytes, tuple(apart.levels), apart.output) for word, apart in blocks)
+    words, size = _described(described, at_once, sum(map(_words, args)))
+    if at_once > 1:
+        room = partial(np.empty, size // item, memory.dtype)
+        memory = room()
+    threads.run_code(code, rows, work, memory, room, args, words)
+
+
+@lru_cache(maxsize=64)
+def _described(
+    blocks: tuple[tuple[int, int, tuple[tuple[int, int], ...], bool], ...], at_once: int, arguments: int
+) -> tuple["memoryview[int]", int]:
+    """The words of `runtime.teams` from `AT_ONCE` on, and the memory for copies of the rows, in bytes.
+
+    Of each block `blocks` has the number of its word among so many words of arguments, the bytes of a row, its
+    levels, and whether it is written.
+    """
+    words, size = [at_once, arguments, len(blocks)], 0
+    for argument, length, levels, output in blocks:
         kind = (teams.WRITTEN if output else teams.READ) if at_once > 1 else teams.IN_PLACE
         sizes, strides = zip(*levels, strict=True)
         unused = teams.MOST_LEVELS - len(levels)
-        words += [argument, kind, row.ctypes.data, row.nbytes, size]
+        words += [argument, kind, length, size]
         words += [*sizes[:-1], *[teams.ENDLESS] * (unused + 1), *strides, *[0] * unused]
-        size += (at_once * row.nbytes // VECTOR_BYTES + 2) * VECTOR_BYTES  # whole lines, and one between copies
-    return words, size
+        size += (at_once * length // VECTOR_BYTES + 2) * VECTOR_BYTES  # whole lines, and one between copies
+    return memoryview(array("q", words)), size + VECTOR_BYTES

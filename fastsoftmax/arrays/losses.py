@@ -38,7 +38,7 @@ from fastsoftmax.arrays.options import (
     row_targets,
 )
 from fastsoftmax.arrays.parts import run
-from fastsoftmax.arrays.plain import run_plain
+from fastsoftmax.arrays.plain import has_rows, run_plain
 from fastsoftmax.arrays.weights import Divisor, inverse_of, total
 from fastsoftmax.machine.entry import entry, remember
 
@@ -115,7 +115,7 @@ def small_cross_entropy(
         if (
             not logits.size
             or logits.shape[1] > long_rows.LONG_ROW
-            or not logits.flags.carray
+            or not has_rows(logits)
             or not is_plain(targets, logits.shape[:1], _INDEX)
             or entry("losses.first_outside")(targets, logits.shape[1]) >= 0
             or not (

@@ -17,7 +17,7 @@ from fastsoftmax.arrays.blocks import (
 )
 from fastsoftmax.arrays.options import LossOptions, check_kind, check_labels
 from fastsoftmax.arrays.parts import run
-from fastsoftmax.arrays.plain import run_plain
+from fastsoftmax.arrays.plain import has_rows, run_plain
 from fastsoftmax.machine.entry import entry, remember
 
 EXACT = 1 << 24
@@ -64,7 +64,7 @@ def _plain(logits: Any, labels: Any) -> LabelStatistics | None:
         or not logits.size
         or logits.ndim != 2
         or logits.shape[1] > EXACT
-        or not logits.flags.carray
+        or not has_rows(logits)
         or not is_plain(labels, logits.shape[:1], _INDEX)
         or entry("losses.first_outside")(labels, logits.shape[1]) >= 0
     ):

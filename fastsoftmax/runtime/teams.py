@@ -56,11 +56,11 @@ APART = ROW_JOB + 4
 """The words of the blocks."""
 MOST_APART = 8
 """More blocks are not described."""
-ARGUMENT, KIND, ADDRESS, BYTES, COPY = range(5)
-"""Of a block: which word of the arguments is its address; `IN_PLACE`, `READ` or `WRITTEN`; where its first row is,
-and how long a row; and where the copies of its rows are, in bytes from the working memory on."""
+ARGUMENT, KIND, BYTES, COPY = range(4)
+"""Of a block: which word of the arguments is the address of its first row; `IN_PLACE`, `READ` or `WRITTEN`; the
+bytes of a row; and where the copies of its rows are, in bytes from the first line of the working memory on."""
 MOST_LEVELS = 4
-SIZES, STRIDES = 5, 5 + MOST_LEVELS
+SIZES, STRIDES = 4, 4 + MOST_LEVELS
 """The axes along which rows lie, the last one first: their sizes, but for the first axis, and strides. What is not
 needed of the sizes is `ENDLESS`."""
 BLOCK_WORDS = STRIDES + MOST_LEVELS

@@ -14,7 +14,7 @@ from numba import config
 
 import fastsoftmax as fs
 from fastsoftmax.api import activations
-from fastsoftmax.arrays import apart, blocks, long_rows, parts, threads
+from fastsoftmax.arrays import apart, blocks, long_rows, parts, plain, threads
 
 machine_code = pytest.mark.skipif(config.DISABLE_JIT, reason="there is no machine code")
 DTYPES = [np.float32, np.float64]
@@ -60,9 +60,26 @@ LAYOUTS = {
 
 
 @pytest.fixture
+def matrices(monkeypatch):
+    """The shapes of the matrices whose rows were taken where they are without any block being made."""
+    shapes = []
+
+    def run_matrix(code, work, args, original=apart.run_matrix):
+        shapes.append(args[0].shape)
+        original(code, work, args)
+
+    monkeypatch.setattr(apart, "run_matrix", run_matrix)
+    return shapes
+
+
+@pytest.fixture
 def taken(monkeypatch):
     """How many calls took rows where they are, or did not. Small arrays are not copied as a whole."""
     counts = {True: 0, False: 0}
+
+    def run_matrix(*args, original=apart.run_matrix):
+        original(*args)
+        counts[True] += 1
 
     def run(*args, original=apart.run):
         found = original(*args)
@@ -71,7 +88,9 @@ def taken(monkeypatch):
 
     monkeypatch.setattr(blocks, "WHOLE", 4)
     monkeypatch.setattr(activations, "SMALL", 4)
+    monkeypatch.setattr(plain, "SMALL", 4)
     monkeypatch.setattr(apart, "run", run)
+    monkeypatch.setattr(apart, "run_matrix", run_matrix)
     return counts
 
 
@@ -168,6 +187,86 @@ def test_edge_rows(taken):
     assert taken[True] == 4
     assert fs.softmax(_part(np.zeros((0, 5)))).shape == (0, 5)
     assert fs.softmax(np.zeros((5, 9))[:, 3:3]).shape == (5, 0)
+
+
+@machine_code
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_size_of_a_row(dtype, taken):
+    """Rows are copied by vectors of 4 to 64 bytes, from their first and from their last one on."""
+    rng = np.random.default_rng(0)
+    for classes in range(1, 140):
+        x = rng.normal(size=(37, classes)).astype(dtype)
+        wanted = fs.log_softmax(x)
+        memory = np.full((37, classes + 2), np.pi, dtype)
+        for layout in (_part, _every_other):
+            memory[:, 1:-1] = 0
+            fs.log_softmax(layout(x), out=memory[:, 1:-1])
+            _equal(memory[:, 1:-1].copy(), wanted)
+            assert (memory[:, [0, -1]] == dtype(np.pi)).all()
+            _equal(fs.log_softmax(layout(x)), wanted)
+    assert taken == {True: 4 * 139, False: 0}
+
+
+PLAIN = {
+    "softmax": lambda x, y: fs.softmax(x),
+    "softmax, out": lambda x, y: fs.softmax(x, out=np.empty(x.shape, x.dtype)),
+    "log_softmax": lambda x, y: fs.log_softmax(x),
+    "logsumexp": lambda x, y: fs.logsumexp(x),
+    "softmax_entropy": lambda x, y: fs.softmax_entropy(x),
+    "cross_entropy": fs.cross_entropy,
+    "cross_entropy, rows": lambda x, y: fs.cross_entropy(x, y, reduction="none"),
+    "cross_entropy_grad": fs.cross_entropy_grad,
+    "cross_entropy_with_grad": fs.cross_entropy_with_grad,
+    "label_statistics": fs.label_statistics,
+}
+"""Calls with default options."""
+
+
+@machine_code
+@pytest.mark.parametrize("call", PLAIN.values(), ids=PLAIN)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plain_matrices(call, dtype, matrices):
+    """The bits of contiguous matrices; also of a matrix that cannot be written to."""
+    for classes in (1, 3, 10, 64, 70, 300, 2100):
+        rng = np.random.default_rng(classes)
+        x = rng.normal(size=(20_000 // classes, classes)).astype(dtype)
+        labels = rng.integers(classes, size=len(x))
+        wanted = call(x, labels)
+        assert not matrices
+        for layout in (_part, _every_other):
+            view = layout(x)
+            _equal(call(view, labels), wanted)
+            view.flags.writeable = False
+            _equal(call(view, labels), wanted)
+        assert matrices == [x.shape] * 4
+        matrices.clear()
+
+
+def test_what_is_no_plain_matrix(matrices):
+    """Rows in another order, or with numbers in common, odd addresses, and results that lie over the argument."""
+    x = np.random.default_rng(0).normal(size=(400, 30)).astype(np.float32)
+    wanted = fs.softmax(x)
+    odd = np.zeros(4 * 400 * 40 + 1, np.uint8)[1:].view(np.float32).reshape(400, 40)[:, :30]
+    for view in (
+        _backwards(x),
+        np.broadcast_to(x[3], x.shape),
+        np.lib.stride_tricks.sliding_window_view(x.reshape(-1), 30)[:500],
+        np.asfortranarray(x),
+        np.repeat(x, 2, 1)[:, ::2],
+        _filled(odd, x),
+        _part(x).reshape(20, 20, 30),
+    ):
+        result = fs.softmax(view)
+        _equal(result, fs.softmax(view.copy()))
+        assert result.shape == view.shape
+        _equal(fs.logsumexp(view), fs.logsumexp(view.copy()))
+    out = _part(x)
+    assert fs.softmax(out, out=out) is out
+    _equal(out, wanted)
+    memory = np.zeros((800, 30), np.float32)
+    memory[::2] = x
+    _equal(fs.softmax(memory[::2], out=memory[:400]), wanted)
+    assert not matrices
 
 
 def test_what_has_no_rows_in_memory(taken):

@@ -34,6 +34,12 @@ class Always:
         pass
 
 
+def _forget_numba(monkeypatch):
+    """Drop what limits the number of threads through Numba: another test may have started its threads."""
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.delitem(sys.modules, "numba.np.ufunc.parallel", raising=False)
+
+
 @pytest.fixture
 def submissions(monkeypatch):
     """Allows two threads also with one processor, and lists the numbers of threads of shared calls."""
@@ -52,7 +58,7 @@ def submissions(monkeypatch):
     monkeypatch.setattr(threads, "_quota", lambda: 2)
     monkeypatch.setattr(threads, "_leave", lambda processor: True)
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
-    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    _forget_numba(monkeypatch)
     yield shared
     threads._last_grant = (0.0, 1)
 
@@ -256,9 +262,7 @@ def sixteen(monkeypatch):
     """A machine with 16 processors and no other limit."""
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr(threads, "_quota", lambda: 1 << 20)
-    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
-    # Another test of this process may have started Numba's threads and set their number.
-    monkeypatch.delitem(sys.modules, "numba.np.ufunc.parallel", raising=False)
+    _forget_numba(monkeypatch)
     return monkeypatch
 
 

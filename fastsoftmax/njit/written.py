@@ -1,9 +1,9 @@
 """Functions around a kernel that Python writes as LLVM code.
 
-Numba takes one to two milliseconds for each statement of a function that it compiles: to copy it into its caller, to
-infer its types, to lower it. The functions that call kernels have dozens of statements, and nearly all are calls of
-functions that generate code (`generated`, `arguments`, `machine.external`). So Python runs such a function once, with
-a stand-in for each argument, and each call adds its code to the user's function.
+Numba takes one to two milliseconds for each statement of a function that it compiles: to copy it into its caller,
+to infer its types, to lower it. The functions that call kernels have dozens of statements, and nearly all are
+calls of functions that generate code (`generated`, `arguments`, `machine.external`). So Python runs such a
+function once, with a stand-in for each argument, and each call adds its code to the user's function.
 
 Such a function has no loops, and branches by `either` only: Python would run them when the code is
 written. What needs them is compiled by Numba, and called.

@@ -101,7 +101,7 @@ def _cuts(indptr: Array, most: int = BLOCK_WORK) -> Array:
     return np.array(cuts, np.int64)
 
 
-def _pieces(indptr: Array) -> Array | None:
+def pieces_of(indptr: Array) -> Array | None:
     """The table of pieces of huge segments (see `kernels.segments`), None if there is no such segment."""
     if indptr[-1] <= HUGE:
         return None
@@ -208,7 +208,7 @@ class _Segments:
 
     def huge(self, source: Array) -> bool:
         """Whether there are huge segments; if so, compute the sums over them, which `run_huge` needs."""
-        table = _pieces(self.indptr)
+        table = pieces_of(self.indptr)
         if table is None:
             return False
         self._table = table

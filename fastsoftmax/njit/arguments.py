@@ -165,6 +165,7 @@ def merged(function: F) -> F:
     For functions around a kernel: every separate function between the kernel and the user's would be one more in
     which LLVM optimises the whole kernel again.
     """
+    function.is_merged = True  # type: ignore[attr-defined]  # `written` runs such functions itself
     return cast(F, njit(**OPTIONS, inline="always")(function))
 
 

@@ -37,11 +37,12 @@ from fastsoftmax.njit.arguments import (
     target,
     writable,
 )
-from fastsoftmax.njit.complaints import NotedValueError, complain
-from fastsoftmax.njit.generated import always, argument, is_any_set
+from fastsoftmax.njit.complaints import NotedValueError, refuse
+from fastsoftmax.njit.generated import always, argument, is_any_set, number
 from fastsoftmax.njit.losses import gamma_of
 from fastsoftmax.njit.rows import Built, check_same, like, same_ndim, wanted
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
+from fastsoftmax.njit.written import either
 
 OPTIONS = ("pos_weight", "sample_weight", "label_smoothing", "gamma", "alpha")
 
@@ -145,16 +146,15 @@ def _target_checks(call: Call, x: Any, kind: Any, late: bool) -> tuple[Run, Run]
     itemsize = np.dtype(kind).itemsize
 
     @merged
-    def refuse(targets: Any, order: Any, t: Any, weights: Any) -> None:
-        complain("share", wrong, (itemsize, targets.ndim, extent(t), extent(weights), order, targets.shape))
-        raise NotedValueError
+    def check_none(found: bool, targets: Any, order: Any, t: Any, weights: Any) -> None:
+        values = itemsize, targets.ndim, extent(t), extent(weights), order, targets.shape
+        refuse(found, NotedValueError, "share", wrong, values)
 
     if late:
 
         @merged
         def check_found(targets: Any, order: Any, t: Any, weights: Any, sums: Any) -> None:
-            if is_any_set(sums, 2, 3):
-                refuse(targets, order, t, weights)
+            check_none(is_any_set(sums, 2, 3), targets, order, t, weights)
 
         return always(None), check_found
 
@@ -163,8 +163,7 @@ def _target_checks(call: Call, x: Any, kind: Any, late: bool) -> tuple[Run, Run]
         outside = 0
         for i in range(t.size):
             outside += not (t[i] >= 0.0 and t[i] <= 1.0) and not (weights.size and weights[i] == 0.0)
-        if outside:
-            refuse(targets, order, t, weights)
+        check_none(outside > 0, targets, order, t, weights)
 
     return check, always(None)
 
@@ -229,7 +228,7 @@ def binary(call: Call) -> Built:
     make_losses, losses_for, put_losses = _output(call, x, dtype, unreduced, None)
     make_slope, slope_for, put_slope = _output(call, x, dtype, result != (ENTRIES,), call["out"])
     reduce, returned = reduced_for(mean), wanted(call)
-    finish = merged(lambda losses, sums, divisor: kind(reduce(sums, divisor, np.float64)))
+    finish = merged(lambda losses, sums, divisor: number(reduce(sums, divisor, np.float64), kind))
     if unreduced:
         finish = argument(0)
         if x.ndim == 0:
@@ -240,23 +239,23 @@ def binary(call: Call) -> Built:
     focal, weighed = call["gamma"] is not None, not absent(call["alpha"])
 
     @merged
-    def launch(n: int, room: Any, x: Any, t: Any, v: Any, w: Any, losses: Any, y: Any, sums: Any, s: Any) -> None:
-        (base, gain), _, _, scale = s
-        kernel(0, n, room, x, t, v, w, losses, y, sums, order_flag, base, gain, scale[0], scale[1], False)
-
-    @merged
     def launch_focal(
         n: int, room: Any, x: Any, t: Any, v: Any, w: Any, losses: Any, y: Any, sums: Any, s: Any
     ) -> None:
-        (base, gain), (alpha, beta), gamma, scale = s
-        if gamma == 0.0 and not weighed:
-            plain(0, n, room, x, t, v, w, losses, y, sums, order_flag, base, gain, scale[0], scale[1], False)
-        else:
-            kernel(
-                0, n, room, x, t, v, w, losses, y, sums, order_flag, gamma, alpha, beta, scale[0], scale[1], False
-            )
+        _, (alpha, beta), gamma, scale = s
+        kernel(0, n, room, x, t, v, w, losses, y, sums, order_flag, gamma, alpha, beta, scale[0], scale[1], False)
 
-    start = launch_focal if focal else launch
+    @merged
+    def launch_plain(
+        n: int, room: Any, x: Any, t: Any, v: Any, w: Any, losses: Any, y: Any, sums: Any, s: Any
+    ) -> None:
+        (base, gain), _, _, scale = s
+        plain(0, n, room, x, t, v, w, losses, y, sums, order_flag, base, gain, scale[0], scale[1], False)
+
+    by_gamma = either(launch_plain, launch_focal)
+    start = launch_plain
+    if focal:
+        start = launch_focal if weighed else merged(lambda *given: by_gamma(given[-1][2] == 0.0, *given))
 
     @merged
     def run(x: Any, targets: Any, options: Any, out: Any) -> Any:

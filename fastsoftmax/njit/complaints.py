@@ -2,7 +2,7 @@
 
 Numba can raise such exceptions, but to compile the code that makes Python objects of the values takes longer than
 all the rest of a loss. So compiled code first calls `complain` with the values, for which Python makes the text,
-and then raises `NotedValueError` or `NotedIndexError`, whose text that is.
+and then raises `NotedValueError` or `NotedIndexError`, whose text that is. `refuse` does both.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastsoftmax.machine.external import Python, text_address
+from fastsoftmax.runtime.numba_private import return_error
 
 _noted = threading.local()
 
@@ -49,6 +50,12 @@ def placed(text: str, ndim: int, place: int, *rest: Any) -> None:
     formatted(text, [int(k) for k in there], *rest[ndim:])
 
 
+def label(text: str, ndim: int, place: int, *rest: Any) -> None:
+    """`placed` for a label that is wrong, among the labels at an address; the number of classes comes last."""
+    shape, (address, size, classes) = rest[:ndim], rest[ndim:]
+    placed(text, ndim, place, *shape, numbers_at(ctypes.c_int64, address, size)[place], classes - 1)
+
+
 def moved(text: str, ndim: int, place: int, *rest: Any) -> None:
     """`placed` for the shape and the number in another order of the axes, which comes behind the shape."""
     shape, order, values = rest[:ndim], rest[ndim : 2 * ndim], rest[2 * ndim :]
@@ -56,7 +63,7 @@ def moved(text: str, ndim: int, place: int, *rest: Any) -> None:
     formatted(text, [int(there[order.index(a)]) for a in range(ndim)] or there, *values)
 
 
-def _at(kind: Any, address: int, size: int) -> Any:
+def numbers_at(kind: Any, address: int, size: int) -> Any:
     """The numbers in so many bytes of memory from an address on."""
     return (kind * (size // ctypes.sizeof(kind))).from_address(address)
 
@@ -68,7 +75,7 @@ def share(text: str, itemsize: int, ndim: int, *rest: int) -> None:
     the axes in which they are counted, and their shape.
     """
     kind = ctypes.c_float if itemsize == 4 else ctypes.c_double
-    targets, weights = (np.array(_at(kind, *rest[k : k + 2])) for k in (0, 2))
+    targets, weights = (np.array(numbers_at(kind, *rest[k : k + 2])) for k in (0, 2))
     wrong = ~((targets >= 0) & (targets <= 1))
     if weights.size:
         wrong &= weights != 0
@@ -79,7 +86,7 @@ def share(text: str, itemsize: int, ndim: int, *rest: int) -> None:
 
 def row_pointer(name: str, n: int, address: int, size: int, entries: int) -> None:
     """Note what is wrong with row pointers, given by address and size in bytes."""
-    table = _at(ctypes.c_int64, address, size)
+    table = numbers_at(ctypes.c_int64, address, size)
     value, previous = (table[n] if size else 0), (table[n - 1] if n else 0)
     if size == 0:
         text = "indptr has shape (0,), expected one dimension and at least one entry"
@@ -94,15 +101,15 @@ def row_pointer(name: str, n: int, address: int, size: int, entries: int) -> Non
 
 def misplaced(name: str, address: int, size: int, table_address: int, table_size: int) -> None:
     """Note the first position outside of its segment; positions and row pointers come by address and size."""
-    labels = np.array(_at(ctypes.c_int64, address, size))
-    lengths = np.diff(_at(ctypes.c_int64, table_address, table_size))
+    labels = np.array(numbers_at(ctypes.c_int64, address, size))
+    lengths = np.diff(numbers_at(ctypes.c_int64, table_address, table_size))
     n = int(np.argmax((labels < 0) | (labels >= lengths)))
     segment_label(name, n, int(labels[n]), int(lengths[n]))
 
 
 def undrawn(text: str, address: int, size: int, rows: int) -> None:
     """Note a text about the first row with a negative class in the draws at an address, of so many bytes."""
-    draws = np.array(_at(ctypes.c_int64, address, size)).reshape(-1, rows)
+    draws = np.array(numbers_at(ctypes.c_int64, address, size)).reshape(-1, rows)
     formatted(text, int(np.argmax((draws < 0).any(axis=0))))
 
 
@@ -135,24 +142,42 @@ def _letter(kind: Any) -> str:
 _PASSED = {"d": types.float64, "L": types.int64, "K": types.uint64}
 
 
+def _complain(context: Any, builder: Any, form: str, text: str, kind: Any, values: Any) -> None:
+    """Generate a call of the function of this module that is named `form`; `values` is a tuple of type `kind`."""
+    pairs = _flat(kind, values, builder)
+    letters = "".join(_letter(one) for one, _ in pairs)
+    numbers = [
+        context.cast(builder, value, one, _PASSED[letter])
+        for letter, (one, value) in zip(letters, pairs, strict=True)
+    ]
+    python = Python(builder.module, builder)
+    state = python.ensure()
+    given = text_address(builder.module, text), *numbers
+    called = __name__, form, f"s{letters}"
+    python.call_function(*called, *given, found=lambda result: None, failed=lambda: None)
+    python.call("PyErr_Clear", ir.VoidType())
+    python.release(state)
+
+
 @intrinsic(prefer_literal=True)
 def complain(typingctx: Any, form: Any, text: Any, values: Any) -> Any:
     """Call the function of this module that is named `form`, with a text and the numbers in a tuple."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pairs = _flat(values, arguments[2], builder)
-        letters = "".join(_letter(kind) for kind, _ in pairs)
-        numbers = [
-            context.cast(builder, value, kind, _PASSED[letter])
-            for letter, (kind, value) in zip(letters, pairs, strict=True)
-        ]
-        python = Python(builder.module, builder)
-        state = python.ensure()
-        given = text_address(builder.module, text.literal_value), *numbers
-        called = __name__, form.literal_value, f"s{letters}"
-        python.call_function(*called, *given, found=lambda result: None, failed=lambda: None)
-        python.call("PyErr_Clear", ir.VoidType())
-        python.release(state)
+        _complain(context, builder, form.literal_value, text.literal_value, values, arguments[2])
         return context.get_dummy_value()
 
     return types.void(form, text, values), codegen
+
+
+@intrinsic(prefer_literal=True)
+def refuse(typingctx: Any, condition: Any, error: Any, form: Any, text: Any, values: Any) -> Any:
+    """`complain`, and raise an exception with the text that was noted, if a condition holds."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        with builder.if_then(arguments[0], likely=False):
+            _complain(context, builder, form.literal_value, text.literal_value, values, arguments[4])
+            return_error(context, builder, error.exc_class)
+        return context.get_dummy_value()
+
+    return types.void(types.boolean, error, form, text, values), codegen

@@ -82,6 +82,41 @@ def whole_number(typingctx: Any, value: Any) -> Any:
     return types.intp(types.float64), codegen
 
 
+@intrinsic
+def number(typingctx: Any, value: Any, dtype: Any) -> Any:
+    """A number or bool in another type, as from ``dtype(value)``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return context.cast(builder, values[0], value, dtype.dtype)
+
+    return dtype.dtype(value, dtype), codegen
+
+
+@intrinsic
+def count_or_nan(typingctx: Any, count: Any) -> Any:
+    """A number of rows as a float64: the divisor of a mean; nan instead of 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        is_zero = builder.icmp_signed("==", values[0], values[0].type(0))
+        return builder.select(is_zero, ir.Constant(_DOUBLE, float("nan")), builder.sitofp(values[0], _DOUBLE))
+
+    return types.float64(types.intp), codegen
+
+
+@intrinsic
+def quotient_or_zero(typingctx: Any, number: Any, divisor: Any) -> Any:
+    """The quotient of two integers that are not negative; 0 if the divisor is 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        number, divisor = values
+        zero = divisor.type(0)
+        is_zero = builder.icmp_signed("==", divisor, zero)
+        quotient = builder.sdiv(number, builder.select(is_zero, divisor.type(1), divisor))
+        return builder.select(is_zero, zero, quotient)
+
+    return types.intp(types.intp, types.intp), codegen
+
+
 def _narrowed(builder: Any, value: Any, kind: Any) -> Any:
     """A float64 in another type of floats."""
     return value if kind == _DOUBLE else builder.fptrunc(value, kind)
@@ -147,7 +182,7 @@ def require(typingctx: Any, condition: Any, text: Any) -> Any:
 # --- arrays -------------------------------------------------------------------------------------------------
 
 
-def _load(context: Any, builder: Any, array: Any, address: Any) -> Any:
+def load(context: Any, builder: Any, array: Any, address: Any) -> Any:
     """The item at an address in an array of numbers or bools."""
     item = builder.load(builder.bitcast(address, context.get_data_type(array.dtype).as_pointer()))
     if not array.aligned:
@@ -178,7 +213,7 @@ def _copy(
     at = cgutils.alloca_once_value(builder, data)
 
     def put(address: Any) -> None:
-        item = _load(context, builder, array, address)
+        item = load(context, builder, array, address)
         there = builder.load(at)
         builder.store(context.cast(builder, item, array.dtype, to), there)
         builder.store(builder.gep(there, [ir.IntType(64)(1)]), at)
@@ -243,16 +278,15 @@ def broadcast_block(typingctx: Any, array: Any, shape: Any, dtype: Any) -> Any:
     return result(array, shape, dtype), codegen
 
 
-def _view(context: Any, builder: Any, result: Any, struct: Any, items: Sequence[Any], begin: Any = None) -> Any:
-    """The memory of a C-contiguous array, perhaps from the item `begin` on, as one of another shape."""
-    data = struct.data if begin is None else builder.gep(struct.data, [begin])
+def _view(context: Any, builder: Any, result: Any, struct: Any, items: Sequence[Any]) -> Any:
+    """The memory of a C-contiguous array as one of another shape."""
     strides = [struct.itemsize]
     for item in items[:0:-1]:
         strides.append(builder.mul(strides[-1], item))
     view = context.make_array(result)(context, builder)
     populate_array(
         view,
-        data=builder.bitcast(data, view.data.type),
+        data=builder.bitcast(struct.data, view.data.type),
         shape=list(items),
         strides=strides[: len(items)][::-1],
         itemsize=struct.itemsize,
@@ -260,22 +294,6 @@ def _view(context: Any, builder: Any, result: Any, struct: Any, items: Sequence[
         parent=struct.parent,
     )
     return view._getvalue()
-
-
-@intrinsic
-def part(typingctx: Any, array: Any, begin: Any, shape: Any) -> Any:
-    """The items of a contiguous array from a place on, as an array of this shape; of size 0 if the array is so."""
-    result = types.Array(array.dtype, len(shape), "C", readonly=not array.mutable)
-
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        struct = context.make_array(array)(context, builder, values[0])
-        zero = context.get_constant(types.intp, 0)
-        empty = builder.icmp_signed("==", struct.nitems, zero)
-        items = [builder.select(empty, zero, n) for n in cgutils.unpack_tuple(builder, values[2], len(shape))]
-        view = _view(context, builder, result, struct, items, builder.select(empty, zero, values[1]))
-        return impl_ret_borrowed(context, builder, result, view)
-
-    return result(array, types.intp, shape), codegen
 
 
 @intrinsic
@@ -330,6 +348,20 @@ def filled(typingctx: Any, shape: Any, value: Any) -> Any:
         return made
 
     return result(shape, value), codegen
+
+
+@intrinsic
+def stored(typingctx: Any, array: Any, numbers: Any) -> Any:
+    """Write the numbers in a tuple to the first places of a contiguous array of floats."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = context.make_array(array)(context, builder, values[0]).data
+        for k, (kind, value) in enumerate(zip(numbers, cgutils.unpack_tuple(builder, values[1]), strict=True)):
+            item = context.cast(builder, value, kind, array.dtype)
+            builder.store(item, builder.gep(data, [ir.IntType(64)(k)]))
+        return context.get_dummy_value()
+
+    return types.void(array, numbers), codegen
 
 
 @intrinsic

@@ -27,6 +27,7 @@ from fastsoftmax.njit.arguments import (
     convert,
     converter,
     empty,
+    extent,
     is_ignored,
     items,
     kernel_weights,
@@ -47,8 +48,8 @@ from fastsoftmax.njit.arguments import (
     working_memory,
     writable,
 )
-from fastsoftmax.njit.complaints import NotedIndexError, complain
-from fastsoftmax.njit.generated import always, argument, filled, inverse, require, whole_number
+from fastsoftmax.njit.complaints import NotedIndexError, complain, refuse
+from fastsoftmax.njit.generated import always, argument, filled, inverse, number, require, whole_number
 from fastsoftmax.njit.rows import (
     FIRST,
     Built,
@@ -74,6 +75,7 @@ from fastsoftmax.njit.weights import (
     scaled,
     scaled_classes,
 )
+from fastsoftmax.njit.written import either
 
 OPTIONS = (
     "class_weight",
@@ -187,15 +189,14 @@ def labels_of_rows(function: str, name: str, x: Any, axes: tuple[int, ...], targ
         def in_order(targets: Any, order: Any, shape: Any, ignore_index: Any, few: Any) -> Any:
             labels = readable(targets, (shape[0] * shape[2],), np.int64)
             place = whole_number(_first_outside(labels, shape[1]))
-            if place >= 0:
-                complain("placed", wrong, (ndim, place, targets.shape, labels[place], shape[1] - 1))
-                raise NotedIndexError
+            found = ndim, place, targets.shape, extent(labels), shape[1]
+            refuse(place >= 0, NotedIndexError, "label", wrong, found)
             return labels
 
         return in_order
 
     @compiled
-    def refuse(targets: Any, classes: int, ignore_index: Any) -> None:
+    def refuse_first(targets: Any, classes: int, ignore_index: Any) -> None:
         for i, place in enumerate(np.ndindex(targets.shape)):
             label = targets[place]
             if not ignored(label, ignore_index) and (label < 0 or label >= classes):
@@ -209,7 +210,7 @@ def labels_of_rows(function: str, name: str, x: Any, axes: tuple[int, ...], targ
         for i in range(labels.size):
             outside += labels[i] < 0 or labels[i] >= shape[1]
         if outside:
-            refuse(targets, shape[1], ignore_index)
+            refuse_first(targets, shape[1], ignore_index)
         return labels
 
     @compiled
@@ -222,7 +223,7 @@ def labels_of_rows(function: str, name: str, x: Any, axes: tuple[int, ...], targ
             if ignored(label, ignore_index):
                 labels[i] = -1
             elif label < 0 or label >= shape[1]:
-                refuse(targets, shape[1], ignore_index)
+                refuse_first(targets, shape[1], ignore_index)
         return readable(labels, (labels.size,), np.int64)
 
     return checked_or_ignored if ignoring else checked
@@ -488,9 +489,9 @@ def _mixing(call: Call, kind: Any) -> Run:
 
     @merged
     def shares(reverse: Any, beta: Any) -> Any:
-        share = np.float64(beta)
+        share = number(beta, np.float64)
         require((share > 0.0) & (share < 1.0), wrong)
-        return kind(share), kind(1.0 - share)
+        return number(share, kind), number(1.0 - share, kind)
 
     return shares
 
@@ -516,9 +517,9 @@ def gamma_of(call: Call, kind: Any) -> Run:
 
     @merged
     def focus(gamma: Any) -> Any:
-        value = np.float64(gamma)
+        value = number(gamma, np.float64)
         require((value >= 0.0) & (value < np.inf), wrong)
-        return kind(value)
+        return number(value, kind)
 
     return focus
 
@@ -605,7 +606,7 @@ def _plain_loss(call: Call, x: Any, axes: tuple[int, ...], dtype: Any, given: _T
     if reduction != "none":
         block_for = merged(lambda result, order, rows, few, source: empty((rows,), kind))
     if reduction == "mean":
-        scale_of = merged(lambda rows: inverse(np.float64(rows), kind))
+        scale_of = merged(lambda rows: inverse(number(rows, np.float64), kind))
     slope_for, target_for, _ = slope(call, x, axes, dtype)
     shapes, labels_of, to = given.shapes, given.labels_of, given.distributions_of
     special, names = always((None, None, None)), tuple([name for name in SPECIAL if name in call])
@@ -650,13 +651,13 @@ def _unless_inert(call: Call, build: Any) -> Run:
     plain = build(call.replaced(z_loss=0.0, softcap=None))
     at = OPTIONS.index("z_loss")
 
-    @merged
-    def either(x: Any, targets: Any, tangent: Any, options: Any, out: Any) -> Any:
-        if options[at] == 0:
-            return plain(x, targets, tangent, options, out)
-        return run(x, targets, tangent, options, out)
+    choose = either(plain, run)
 
-    return either
+    @merged
+    def chosen(x: Any, targets: Any, tangent: Any, options: Any, out: Any) -> Any:
+        return choose(options[at] == 0, x, targets, tangent, options, out)
+
+    return chosen
 
 
 def cross_entropy(call: Call) -> Built:
@@ -690,12 +691,11 @@ def _cross_entropy(call: Call) -> Built:
         to, labels, classes, beside = terms.distributions, terms.labels, terms.classes, terms.beside
         mixed(0, rows, room, x, to, labels, classes, terms.base, terms.gain, beside, y, losses, scale[0], scale[1])
 
+    by_smoothing = either(launch, launch_mixed)
+
     @merged
     def launch_either(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
-        if terms.base == 0.0:
-            launch(rows, room, x, terms, y, losses, scale)
-        else:
-            launch_mixed(rows, room, x, terms, y, losses, scale)
+        by_smoothing(terms.base == 0.0, rows, room, x, terms, y, losses, scale)
 
     kind = KINDS[dtype]
 
@@ -761,14 +761,15 @@ def focal(call: Call) -> Built:
     given = _Targets(call, x, axes, dtype)
     kernel, plain = call.kernel(), external("losses.cross_entropy")
 
+    by_gamma = either(
+        merged(lambda given, gamma: plain(0, *given, False)),
+        merged(lambda given, gamma: kernel(0, *given, gamma, False)),
+    )
+
     @merged
     def launch(rows: int, room: Any, x: Any, terms: Any, y: Any, losses: Any, scale: Any) -> None:
-        if terms.gamma == 0.0:
-            plain(0, rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1], False)
-        else:
-            kernel(
-                0, rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1], terms.gamma, False
-            )
+        given = rows, room, x, terms.labels, terms.weights, y, losses, scale[0], scale[1]
+        by_gamma(terms.gamma == 0.0, given, terms.gamma)
 
     return _loss(call, x, axes, dtype, given, launch, overlap(None))
 
@@ -852,14 +853,15 @@ def focal_curvature(call: Call) -> Built:
     kernel, plain = call.kernel(), external("derivatives.softmax_variance")
     mean = literal_reduction(call.name, call["reduction"]) == "mean"
     given, kind = _Targets(call, x, axes, dtype), KINDS[dtype]
+    by_gamma = either(
+        merged(lambda n, room, x, labels, factors, y, gamma: plain(0, n, room, x, y, factors)),
+        merged(lambda n, room, x, labels, factors, y, gamma: kernel(0, n, room, x, labels, factors, y, gamma)),
+    )
 
     @merged
     def launch(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, curve: Any) -> None:
         labels, factors, gamma = curve
-        if gamma == 0.0:
-            plain(0, rows, room, x, y, factors)
-        else:
-            kernel(0, rows, room, x, labels, factors, y, gamma)
+        by_gamma(gamma == 0.0, rows, room, x, labels, factors, y, gamma)
 
     apply = pointwise(call, x, axes, dtype, launch)
     if given.are_plain:
@@ -914,7 +916,7 @@ def _plain_factors(given: _Targets, mean: bool) -> Run:
     present = kernel_weights(kind)
     factors_of = merged(lambda rows: present(None))
     if mean:
-        factors_of = merged(lambda rows: present(filled((rows,), kind(1.0 / np.float64(rows)))))
+        factors_of = merged(lambda rows: present(filled((rows,), number(1.0 / number(rows, np.float64), kind))))
 
     @merged
     def factors(x: Any, labels: Any) -> Any:

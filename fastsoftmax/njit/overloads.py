@@ -24,6 +24,7 @@ from fastsoftmax.njit import (
     ufuncs,  # noqa: F401  # it registers those that are made
 )
 from fastsoftmax.njit.arguments import Call
+from fastsoftmax.njit.written import written
 from fastsoftmax.runtime.numba_private import lean_options
 
 BUILDERS = {
@@ -72,7 +73,9 @@ def _overload(function: Function) -> None:
     def choose(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        run, names = build(Call(function, dict(bound.arguments)))
+        built: Any
+        built, names = build(Call(function, dict(bound.arguments)))
+        run = written(built.py_func)
         # Numba reads the names of parameters from the code object, so the function is made from source text.
         text = f"lambda {', '.join(signature.parameters)}: run{_written(names, signature)}"
         implementation = eval(text, {"run": run, "__name__": __name__})

@@ -47,7 +47,8 @@ from fastsoftmax.njit.arguments import (
     target,
     writable,
 )
-from fastsoftmax.njit.generated import always, argument, inverse, require
+from fastsoftmax.njit.generated import always, argument, copied, inverse, require
+from fastsoftmax.njit.written import either
 
 Built = tuple[Run, tuple[str | tuple[str, ...], ...]]
 
@@ -178,26 +179,21 @@ def _switched(launch: Run, tempered: bool, flag: Any) -> Run:
     if not isinstance(flag, bool):
         set_, unset = _switched(launch, tempered, True), _switched(launch, tempered, False)
 
-        @merged
-        def flagged(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: bool, weights: Any) -> None:
-            if flag:
-                set_(rows, room, x, v, y, beta, flag, weights)
-            else:
-                unset(rows, room, x, v, y, beta, flag, weights)
-
-        return flagged
+        by_flag = either(set_, unset)
+        return merged(lambda n, room, x, v, y, beta, flag, w: by_flag(flag, n, room, x, v, y, beta, flag, w))
     chosen = True if flag else None
+    plain = merged(lambda n, room, x, v, y, beta, flag, w: launch(n, room, x, v, y, None, chosen, w))
     if not tempered:
-        return merged(lambda n, room, x, v, y, beta, flag, w: launch(n, room, x, v, y, None, chosen, w))
+        return plain
+    hot = merged(lambda n, room, x, v, y, beta, flag, w: launch(n, room, x, v, y, beta, chosen, w))
+    by_beta = either(plain, hot)
+    return merged(lambda n, room, x, v, y, beta, flag, w: by_beta(is_one(beta), n, room, x, v, y, beta, flag, w))
 
-    @merged
-    def hot(rows: int, room: Any, x: Any, v: Any, y: Any, beta: Any, flag: Any, weights: Any) -> None:
-        if beta[0] * beta[1] * beta[2] == 1.0 and beta[3] == 0.0:
-            launch(rows, room, x, v, y, None, chosen, weights)
-        else:
-            launch(rows, room, x, v, y, beta, chosen, weights)
 
-    return hot
+@merged
+def is_one(beta: Any) -> Any:
+    """Whether a temperature is 1, from the numbers of its inverse."""
+    return (beta[0] * beta[1] * beta[2] == 1.0) & (beta[3] == 0.0)
 
 
 def pointwise(
@@ -385,17 +381,19 @@ def forward(call: Call) -> Built:
 def _one_item(call: Call, x: Any, dtype: Any, of_rows: bool) -> Run:
     """The function of a 0-d array, which is treated as a row of one item."""
     check_out(call.name, call["out"], dtype, 0)
-    row = types.Array(x.dtype, 1, "C", readonly=not x.mutable, aligned=x.aligned)
+    row, kind = types.Array(dtype, 1, "C"), KINDS[dtype]
     flat, _ = forward(call.replaced(**{call.names[0]: row}, axis=-1, keepdims=False, out=None))
     item = argument(0) if of_rows else merged(lambda y: y[0])
-    scalar = merged(lambda x, where, temperature, out: item(flat(np.full(1, x[()]), where, temperature, None)))
+    scalar = merged(lambda x, where, t, out: item(flat(copied(x, (1,), kind), where, t, None)))
+    if absent(call["out"]):
+        return scalar
+    return merged(lambda x, where, t, out: _item_into(scalar(x, where, t, out), out))
 
-    @merged
-    def given(x: Any, where: Any, temperature: Any, out: Any) -> Any:
-        out[()] = scalar(x, where, temperature, out)
-        return out
 
-    return scalar if absent(call["out"]) else given
+@compiled
+def _item_into(value: Any, out: Any) -> Any:
+    out[()] = value
+    return out
 
 
 def masked_for(call: Call, x: Any) -> tuple[bool, Run]:
@@ -404,15 +402,10 @@ def masked_for(call: Call, x: Any) -> tuple[bool, Run]:
     if absent(where) or constant(where) is True:
         return False, always(None)
     _check_where(call, x)
-    shapeless = not isinstance(where, types.Array)
+    if not isinstance(where, types.Array):
+        return True, always(None)
     wrong = f"{call.name}: where does not broadcast to {call.names[0]}"
-
-    @merged
-    def check(where: Any, x: Any) -> None:
-        if not (shapeless or broadcasts(where, x.shape)):
-            raise ValueError(wrong)
-
-    return True, check
+    return True, merged(lambda where, x: require(broadcasts(where, x.shape), wrong))
 
 
 def _forward_like(call: Call, x: Any, axes: tuple[int, ...], dtype: Any) -> Run:

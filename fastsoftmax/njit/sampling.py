@@ -41,10 +41,11 @@ from fastsoftmax.njit.arguments import (
     target,
     writable,
 )
-from fastsoftmax.njit.complaints import NotedValueError, complain
-from fastsoftmax.njit.generated import argument, longest_step, whole_number
-from fastsoftmax.njit.rows import Built, inverse_temperature_of, like, masked_for, one_axis
+from fastsoftmax.njit.complaints import NotedValueError, complain, refuse
+from fastsoftmax.njit.generated import argument, longest_step, quotient_or_zero, stored, whole_number
+from fastsoftmax.njit.rows import Built, inverse_temperature_of, is_one, like, masked_for, one_axis
 from fastsoftmax.njit.segments import pointers, vector, whole
+from fastsoftmax.njit.written import either
 
 _categorical = external("sampling.categorical", result=True)
 _draws = external("sampling.draws", result=True)
@@ -74,7 +75,7 @@ def _filters(call: Call) -> Run:
 
         @merged
         def unfiltered(levels: Any, top_k: Any, top_p: Any, min_p: Any, temperature: float) -> int:
-            levels[0], levels[1] = 1.0, -np.inf
+            stored(levels, (1.0, -math.inf))
             return 0
 
         return unfiltered
@@ -117,7 +118,7 @@ def _room(classes: int, filtered: bool, replace: bool, tabled: bool, kind: Any, 
 @merged
 def _is_tabled(count: int, replace: bool, classes: int) -> bool:
     """`arrays.sampling.Draws.tabled`."""
-    return replace & (count >= MANY) & (classes <= LONGEST_TABLE)
+    return (count >= MANY) & (classes <= LONGEST_TABLE) & replace
 
 
 def _sizes(call: Call) -> tuple[int, Run]:
@@ -201,13 +202,9 @@ def _launch(call: Call, kernel: Run) -> Run:
     if "temperature" in call and isinstance(call["temperature"], float):
         return merged(lambda beta, given: kernel(given, None))
 
-    @merged
-    def chosen(beta: Any, given: Any) -> Any:
-        if beta[0] * beta[1] * beta[2] == 1.0 and beta[3] == 0.0:
-            return kernel(given, None)
-        return kernel(given, beta)
-
-    return chosen
+    plain = merged(lambda beta, given: kernel(given, None))
+    by_beta = either(plain, merged(lambda beta, given: kernel(given, beta)))
+    return merged(lambda beta, given: by_beta(is_one(beta), beta, given))
 
 
 @merged
@@ -259,9 +256,7 @@ def _check_rows(call: Call) -> Run:
 
     @merged
     def check(failures: float, result: Any, rows: int) -> None:
-        if failures > 0.0:
-            complain("undrawn", wrong, (extent(result), rows))
-            raise NotedValueError
+        refuse(failures > 0.0, NotedValueError, "undrawn", wrong, (extent(result), rows))
 
     return check
 
@@ -292,7 +287,7 @@ def _drawing(call: Call, kind: Any) -> Run:
         pair: Any,
     ) -> Any:
         result = empty((numbers.size,), np.int64)
-        again = replace or count == 1
+        again = (count == 1) | replace
         tabled = _is_tabled(count, again, classes)
         room = _room(classes, filtered, again, tabled, kind, itemsize)
         given = (
@@ -406,7 +401,7 @@ def categorical(call: Call) -> Built:
         rows, classes = shape[0], shape[1]
         result_shape = shape_for(size, shape_of_rows(x.shape))
         total = product_of(result_shape, places)
-        count = total // rows if rows > 0 else 0
+        count = quotient_or_zero(total, rows)
         check_count(count, classes, rows, replace)
         numbers = numbers_for(result_shape, total, rng, uniforms)
         source = readable(source_of(x, where, order, shape), (rows * classes,), kind)
@@ -449,7 +444,7 @@ def segment_categorical(call: Call) -> Built:
         rows, longest = table.size - 1, longest_step(table)
         result_shape = shape_for(size, (rows,))
         total = product_of(result_shape, places)
-        count = total // rows if rows > 0 else 0
+        count = quotient_or_zero(total, rows)
         numbers = numbers_for(result_shape, total, rng, uniforms)
         source = source_for(x, (0,), x.shape, kind)
         result = draw(1, table, whole(table), source, longest, rows, numbers, count, replace, kept, levels, pair)

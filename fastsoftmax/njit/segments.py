@@ -10,7 +10,7 @@ from numba import types
 from numba.core.errors import TypingError
 
 from fastsoftmax._spec import INDPTR, LOGITS, POSITIONS, ROWS, TARGET_LOGITS
-from fastsoftmax._vectors import COLUMNS, HUGE
+from fastsoftmax._vectors import HUGE
 from fastsoftmax.arrays.options import smoothed_shares
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import (
@@ -41,18 +41,24 @@ from fastsoftmax.njit.arguments import (
     usable,
     writable,
 )
-from fastsoftmax.njit.complaints import NotedIndexError, NotedValueError, complain
-from fastsoftmax.njit.generated import always, argument, copied, pair_of_integers, part, whole_number
+from fastsoftmax.njit.complaints import NotedIndexError, NotedValueError, complain, refuse
+from fastsoftmax.njit.generated import (
+    always,
+    argument,
+    copied,
+    longest_step,
+    number,
+    pair_of_integers,
+    require,
+    whole_number,
+)
+from fastsoftmax.njit.huge import over_huge
 from fastsoftmax.njit.rows import FIRST, NOWHERE, Built, wanted, widened
 from fastsoftmax.njit.weights import divisor_for, reduced_for, scale_for, scaled
+from fastsoftmax.njit.written import either
 
-_piece_dots = external("segments.piece_dots")
-_piece_extents = external("segments.piece_extents")
-_piece_maxima = external("segments.piece_maxima")
 _first_wrong = external("segments.first_wrong", result=True)
 _misplaced = external("segments.misplaced")
-_list_pieces = external("segments.list_pieces", result=True)
-_piece_sums = external("segments.piece_sums")
 FLAT = (0,)
 
 # --- types --------------------------------------------------------------------------------------------------
@@ -106,9 +112,7 @@ def pointers(call: Call) -> Run:
     def check(indptr: Any, entries: int) -> Any:
         table = copied(indptr, (indptr.size,), np.int64)
         n = whole_number(_first_wrong(table, entries))
-        if n >= 0:
-            complain("row_pointer", name, (n, extent(table), entries))
-            raise NotedValueError
+        refuse(n >= 0, NotedValueError, "row_pointer", name, (n, extent(table), entries))
         return table
 
     return check
@@ -118,23 +122,6 @@ def pointers(call: Call) -> Run:
 def whole(indptr: Any) -> Any:
     """All segments as one block of work."""
     return pair_of_integers(0, indptr.size - 1)
-
-
-@merged
-def _pieces(indptr: Any) -> Any:
-    """The table of pieces of huge segments, as from `api.segments._pieces`; empty if there is no such segment."""
-    table = empty((whole_number(_list_pieces(indptr, stack(np.int64, 0))) * COLUMNS,), np.int64)
-    _list_pieces(indptr, table)
-    return table
-
-
-@merged
-def _statistics(pieces: Any, x: Any, kind: Any) -> Any:
-    count = pieces.size // COLUMNS
-    maxima, sums = empty((count,), kind), empty((3 * count,), kind)
-    _piece_maxima(0, count, None, pieces, x, maxima)
-    _piece_sums(0, count, None, pieces, maxima, x, sums)
-    return maxima, sums
 
 
 def _room_for(out: Any) -> Run:
@@ -190,32 +177,30 @@ def same_size(call: Call, name: str) -> Run:
 
     @merged
     def check(v: Any, x: Any) -> None:
-        if v.size != x.size:
-            complain("formatted", wrong, (v.size, x.size))
-            raise NotedValueError
+        refuse(v.size != x.size, NotedValueError, "formatted", wrong, (v.size, x.size))
 
     return check
 
 
-def _piece_kernel(call: Call) -> Any:
-    """The kernel of huge segments."""
-    return external(call.function.kernel.replace("segment_", "piece_", 1))
+def _piece_kernel(call: Call) -> str:
+    """The name of the kernel of huge segments."""
+    return call.function.kernel.replace("segment_", "piece_", 1)
 
 
 def _forward(call: Call, dtype: Any) -> Built:
     """softmax, log-softmax, log-sum-exp."""
     kind, x = KINDS[dtype], call[call.names[0]]
-    kernel, pieces_of = call.kernel(), _piece_kernel(call)
+    kernel, piece_kernel = call.kernel(), _piece_kernel(call)
     row_pointers, result_for, source_for = pointers(call), _result(call, dtype), converter(x, FLAT, dtype)
     target_for, deliver_to = exits(x, FLAT, call["out"])
     count_of = merged(lambda x, table: x.size)
     block_for = merged(lambda result, source: target_for(result, FLAT, source.shape, kind, source, None, None))
-    run_pieces = merged(lambda n, pieces, m, s, x, y: pieces_of(0, n, None, pieces, m, s, x, y))
+    operands: Run = merged(lambda table, x, y: (table, x, x, y))
     if call.function.result == (ROWS,):
         row_target, deliver_to = _row_target_for(call["out"])
         count_of = merged(lambda x, table: table.size - 1)
         block_for = merged(lambda result, source: row_target(result, result.size, kind, source))
-        run_pieces = merged(lambda n, pieces, m, s, x, y: pieces_of(0, n, None, pieces, m, s, y))
+        operands = merged(lambda table, x, y: (table, x, y))
 
     @merged
     def run(x: Any, indptr: Any, out: Any) -> Any:
@@ -224,10 +209,7 @@ def _forward(call: Call, dtype: Any) -> Built:
         source = source_for(x, FLAT, x.shape, kind)
         y = block_for(result, source)
         kernel(0, 1, None, table, whole(table), source, y)
-        pieces = _pieces(table)
-        if pieces.size > 0:
-            maxima, sums = _statistics(pieces, source, kind)
-            run_pieces(maxima.size, pieces, maxima, sums, source, y)
+        over_huge(longest_step(table), "pieces", piece_kernel, operands(table, source, y))
         deliver_to(result, FLAT, y)
         return result
 
@@ -256,14 +238,7 @@ def _product(call: Call, dtype: Any) -> Built:
         covered = over(y, second)
         room = room_for(stack(kind, 0), table, kind, covered)
         kernel(0, 1, room, table, whole(table), source, second, y, covered)
-        pieces = _pieces(table)
-        if pieces.size > 0:
-            maxima, sums = _statistics(pieces, source, kind)
-            count = maxima.size
-            extents, dots = empty((2 * count,), kind), empty((2 * count,), kind)
-            _piece_extents(0, count, None, pieces, maxima, source, second, extents)
-            _piece_dots(0, count, None, pieces, maxima, sums, extents, source, second, dots)
-            piece_kernel(0, count, None, pieces, maxima, sums, extents, source, second, dots, y)
+        over_huge(longest_step(table), "product", piece_kernel, (table, source, second, y))
         deliver_to(result, FLAT, y)
         return result
 
@@ -281,14 +256,10 @@ def _labels(call: Call, name: str) -> Run:
         @merged
         def all_labels(targets: Any, table: Any, ignore_index: Any) -> Any:
             count = table.size - 1
-            if targets.size != count:
-                complain("formatted", shape, (targets.size, count))
-                raise NotedValueError
+            refuse(targets.size != count, NotedValueError, "formatted", shape, (targets.size, count))
             labels, found = copied(targets, (count,), np.int64), empty((1,), np.bool_)
             _misplaced(0, 1, None, table, whole(table), labels, found)
-            if found[0]:
-                complain("misplaced", named, (extent(labels), extent(table)))
-                raise NotedIndexError
+            refuse(found[0], NotedIndexError, "misplaced", named, (extent(labels), extent(table)))
             return labels
 
         return all_labels
@@ -376,11 +347,6 @@ def _or_empty(call: Call, kind: Any) -> Run:
     return argument(0)
 
 
-# A part of a vector as a block of one row, of an output that may have size 0, and one weight if there are weights.
-_part = merged(lambda y, begin, length: part(y, begin, (1, length, 1)))
-_one = merged(lambda weights, n: part(weights, n, (1,)))
-
-
 def _loss(call: Call, dtype: Any) -> Built:
     """The cross-entropy with a position within each segment, perhaps with its gradient."""
     kind, name, x = KINDS[dtype], call.names[2], call[call.names[0]]
@@ -396,30 +362,16 @@ def _loss(call: Call, dtype: Any) -> Built:
     def plain(
         smoothing: Any, table: Any, source: Any, labels: Any, factors: Any, y: Any, rows: Any, scale: Any
     ) -> None:
-        kernel(0, 1, None, table, whole(table), source, labels, factors, y, rows, scale[0], scale[1])
-        pieces = _pieces(table)
-        if pieces.size > 0:
-            maxima, sums = _statistics(pieces, source, kind)
-            count = maxima.size
-            piece_kernel(
-                0, count, None, pieces, maxima, sums, source, labels, factors, y, rows, scale[0], scale[1]
-            )
+        operands = source, labels, factors, y, rows, scale[0], scale[1]
+        kernel(0, 1, None, table, whole(table), *operands)
+        over_huge(longest_step(table), "pieces", piece_kernel, (table, source, *operands))
 
     launch = plain
     smoothing = call["label_smoothing"]
     if not isinstance(smoothing, float):
         check_number(call.name, "label_smoothing", smoothing)
-        mixed = _smoothed(call, kind)
-
-        @merged
-        def launch(
-            smoothing: Any, table: Any, source: Any, labels: Any, factors: Any, y: Any, rows: Any, scale: Any
-        ) -> None:
-            if smoothing == 0:
-                plain(smoothing, table, source, labels, factors, y, rows, scale)
-            else:
-                mixed(smoothing, table, source, labels, factors, y, rows, scale)
-
+        choose = either(plain, _smoothed(call, kind))
+        launch = merged(lambda smoothing, *given: choose(smoothing == 0, smoothing, *given))
     check = _smoothing_check(call)
 
     @merged
@@ -449,68 +401,30 @@ def _smoothing_check(call: Call) -> Run:
         return always(None)
     wrong = f"{call.name}: label_smoothing must be from 0 to 1"
 
-    @compiled
+    @merged
     def check(smoothing: Any) -> None:
-        if not 0.0 <= np.float64(smoothing) <= 1.0:
-            raise ValueError(wrong)
+        share = number(smoothing, np.float64)
+        require((share >= 0.0) & (share <= 1.0), wrong)
 
     return check
 
 
 def _smoothed(call: Call, kind: Any) -> Run:
     """The compiled form of `api.segments._smoothed`."""
-    kernel, of_rows = external("segments.segment_soft_cross_entropy"), external("losses.soft_cross_entropy")
-    split, present, slope_of = compiled(smoothed_shares), kernel_weights(kind), _or_empty(call, kind)
-    block_of = _part
-    if wanted(call) is FIRST:
-        block_of = always(None)
+    kernel = external("segments.segment_soft_cross_entropy")
+    split, slope_of = compiled(smoothed_shares), _or_empty(call, kind)
 
     @merged
     def mixed(
         smoothing: Any, table: Any, source: Any, labels: Any, factors: Any, y: Any, rows: Any, scale: Any
     ) -> None:
-        share = np.float64(smoothing)
-        high = kind(share)
-        low, gain, slope = kind(share - np.float64(high)), kind(split(share, 1)[1]), slope_of(y)
-        high_scale, low_scale = scale
-        kernel(
-            0,
-            1,
-            None,
-            table,
-            whole(table),
-            source,
-            labels,
-            high,
-            low,
-            gain,
-            factors,
-            slope,
-            rows,
-            high_scale,
-            low_scale,
-        )
-        for n in range(labels.size):
-            begin, length = table[n], table[n + 1] - table[n]
-            if length > HUGE:
-                x, one = _part(source, begin, length), _one(labels, n)
-                base, weight = kind(split(share, length)[0]), _one(factors, n)
-                of_rows(
-                    0,
-                    1,
-                    stack(kind, 0),
-                    x,
-                    None,
-                    one,
-                    present(None),
-                    base,
-                    gain,
-                    weight,
-                    block_of(y, begin, length),
-                    _one(rows, n),
-                    high_scale,
-                    low_scale,
-                )
+        share = number(smoothing, np.float64)
+        high = number(share, kind)
+        shares = high, number(share - number(high, np.float64), kind), number(split(share, 1)[1], kind)
+        results = rows, scale[0], scale[1]
+        kernel(0, 1, None, table, whole(table), source, labels, *shares, factors, slope_of(y), *results)
+        operands = share, source, labels, factors, y, *results
+        over_huge(longest_step(table), "smoothed", "losses.soft_cross_entropy", (table, *operands))
 
     return mixed
 
@@ -518,14 +432,13 @@ def _smoothed(call: Call, kind: Any) -> Run:
 def _entropy(call: Call, dtype: Any) -> Built:
     """The entropy of each segment, perhaps with its gradient."""
     kind, x = KINDS[dtype], call[call.names[0]]
-    kernel, of_rows, returned = call.kernel(), external("entropy.entropy"), wanted(call)
+    kernel, returned = call.kernel(), wanted(call)
     row_pointers, source_for, slope_of = pointers(call), converter(x, FLAT, dtype), _or_empty(call, kind)
     result_for, target_for, deliver_to = _slope(call, dtype, x)
     rows_for = merged(lambda out, count: empty((count,), kind))
     row_target, deliver_rows = _row_target_for(call["out"] if returned is FIRST else None)
-    block_of = _part
     if returned is FIRST:
-        rows_for, block_of = _result(call, dtype), always(None)
+        rows_for = _result(call, dtype)
 
     @merged
     def run(x: Any, indptr: Any, out: Any) -> Any:
@@ -535,11 +448,7 @@ def _entropy(call: Call, dtype: Any) -> Built:
         rows = row_target(entropies, entropies.size, kind, source)
         y = target_for(result, FLAT, x.shape, kind, source, None, None)
         kernel(0, 1, None, table, whole(table), source, slope_of(y), rows)
-        for n in range(table.size - 1):
-            begin, length = table[n], table[n + 1] - table[n]
-            if length > HUGE:
-                block = block_of(y, begin, length)
-                of_rows(0, 1, stack(kind, 0), _part(source, begin, length), block, _one(rows, n), None)
+        over_huge(longest_step(table), "entropy", "entropy.entropy", (table, source, y, rows))
         deliver_to(result, FLAT, y)
         deliver_rows(entropies, FLAT, rows)
         return returned(entropies, result)
@@ -553,7 +462,7 @@ def _divergence(call: Call, dtype: Any) -> Built:
     vector(call, name)
     if not isinstance(constant(call["reverse"]), (bool, types.Boolean)):
         raise TypingError(f"{call.name}: reverse must be a bool, got {call['reverse']}")
-    kernel, of_rows, returned = call.kernel(), external("divergences.kl_divergence"), wanted(call)
+    kernel, returned = call.kernel(), wanted(call)
     row_pointers, weighing, slope_of = pointers(call), _weighing(call, kind), _or_empty(call, kind)
     source_for, second_for = converter(x, FLAT, dtype), converter(call[name], FLAT, dtype)
     weights_of, divisor_of, rescaled, present, scale_of, reduce = weighing
@@ -573,14 +482,9 @@ def _divergence(call: Call, dtype: Any) -> Built:
         source, second = source_for(x, FLAT, x.shape, kind), second_for(target_logits, FLAT, x.shape, kind)
         rows = empty((count,), kind)
         y = target_for(result, FLAT, x.shape, kind, source, second, None)
-        slope, high, low = slope_of(y), scale[0], scale[1]
-        kernel(0, 1, None, table, whole(table), source, second, factors, slope, rows, reverse, high, low)
-        for n in range(count):
-            begin, length = table[n], table[n + 1] - table[n]
-            if length > HUGE:
-                x_part, other = _part(source, begin, length), _part(second, begin, length)
-                block, weight, row = _part(slope, begin, length), _one(factors, n), _one(rows, n)
-                of_rows(0, 1, stack(kind, 0), x_part, other, weight, block, row, reverse, high, low, None, False)
+        operands = source, second, factors, slope_of(y), rows, reverse, scale[0], scale[1]
+        kernel(0, 1, None, table, whole(table), *operands)
+        over_huge(longest_step(table), "divergence", "divergences.kl_divergence", (table, *operands))
         deliver_to(result, FLAT, y)
         return returned(reduce(rows, divisor, kind), result)
 

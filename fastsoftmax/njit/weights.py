@@ -11,7 +11,7 @@ import numpy as np
 from fastsoftmax.arrays.weights import ROOM, normal_divisor
 from fastsoftmax.machine.external import external
 from fastsoftmax.njit.arguments import Run, compiled, empty, items, merged, readable, writable
-from fastsoftmax.njit.generated import gradient_scale
+from fastsoftmax.njit.generated import count_or_nan, gradient_scale, number
 
 _total, _normal = external("reductions.total", result=True), compiled(normal_divisor)
 
@@ -106,7 +106,7 @@ def divisor_for(counting: bool) -> Run:
     """The compiled ``counted weights, their exponent, rows, kind -> divisor of the mean, its exponent``."""
     if counting:
         return _weight_divisor
-    return merged(lambda counted, exponent, rows, kind: (np.float64(rows) if rows else np.nan, 0))
+    return merged(lambda counted, exponent, rows, kind: (count_or_nan(rows), 0))
 
 
 def scale_for(mean: bool) -> Run:
@@ -117,5 +117,7 @@ def scale_for(mean: bool) -> Run:
 def reduced_for(mean: bool) -> Run:
     """The compiled ``losses of the rows, divisor, kind -> sum or mean``."""
     if mean:
-        return merged(lambda block, divisor, kind: kind(_total(readable(block, (block.size,), kind)) / divisor))
-    return merged(lambda block, divisor, kind: kind(_total(readable(block, (block.size,), kind))))
+        return merged(
+            lambda block, divisor, kind: number(_total(readable(block, (block.size,), kind)) / divisor, kind)
+        )
+    return merged(lambda block, divisor, kind: number(_total(readable(block, (block.size,), kind)), kind))

@@ -69,13 +69,13 @@ def index_error(context: Any) -> Callable[[Any, str], None] | None:
     return lambda builder, message: raises(builder, IndexError, (message,))
 
 
-def return_error(context: Any, builder: Any, kind: type[Exception], message: str) -> None:
+def return_error(context: Any, builder: Any, kind: type[Exception], *arguments: str) -> None:
     """Generate code that raises an exception; without the names, a status that Numba takes for an unknown one."""
     raises = getattr(getattr(context, "call_conv", None), "return_user_exc", None)
     if raises is None:
         builder.ret(builder.function.ftype.return_type(_UNKNOWN))
     else:
-        raises(builder, kind, (message,))
+        raises(builder, kind, arguments)
 
 
 def return_raised(context: Any, builder: Any) -> None:
@@ -96,6 +96,29 @@ def impl_ret_borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
             context.nrt.incref(builder, kind, value)
         return value
     return borrowed(context, builder, kind, value)
+
+
+def release(context: Any, builder: Any, kind: Any, value: Any) -> None:
+    """Generate code that gives a reference to the memory of `value` back; else the memory is never freed."""
+    if getattr(context, "enable_nrt", False):
+        context.nrt.decref(builder, kind, value)
+
+
+def compiled_call(typing: Any, dispatcher: Any, kinds: tuple[Any, ...]) -> tuple[Any, Callable[..., Any]]:
+    """The signature of a compiled function for these types, and ``context, builder, values -> result`` to call it.
+
+    Else Numba compiles it once more for each caller, with its default options.
+    """
+    try:
+        function = typing.resolve_value_type(dispatcher)
+        signature = typing.resolve_function_type(function, kinds, {})
+    except AttributeError:  # documented above
+        dispatcher.compile(kinds)
+        again = next(one for one in dispatcher.nopython_signatures if one.args == kinds)
+        return again, lambda context, builder, values: context.compile_internal(
+            builder, dispatcher.py_func, again, tuple(values)
+        )
+    return signature, lambda context, builder, values: context.get_function(function, signature)(builder, values)
 
 
 def populate_array(array: Any, **parts: Any) -> None:

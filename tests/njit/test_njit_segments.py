@@ -10,6 +10,7 @@ from test_segments import DIVERGENCES, ENTROPIES, NAMES, PRODUCTS, Ragged, call,
 
 import fastsoftmax as fs
 from fastsoftmax._vectors import HUGE
+from fastsoftmax.njit import huge
 
 
 @njit
@@ -308,3 +309,15 @@ def test_errors_of_types():
         softmax(x, x)
     with pytest.raises(TypingError, match="segment_softmax: out has dtype float32, expected float64"):
         softmax_out(x, indptr, x.astype(np.float32))
+
+
+def test_errors_of_huge_segments_reach_the_caller(monkeypatch):
+    """Python calls their kernels: what it raises, also for lack of memory, is raised by the compiled function."""
+
+    def fail(*args):
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(huge, "pieces", fail)
+    softmax(np.zeros(HUGE), np.array([0, HUGE]))
+    with pytest.raises(MemoryError, match="none left"):
+        softmax(np.zeros(HUGE + 1), np.array([0, HUGE + 1]))

@@ -278,6 +278,35 @@ assert type(there) is KeyboardInterrupt and there.args == ("now",)
 assert isinstance(lacking, (KeyboardInterrupt, SystemError))
 right(numba.njit(lambda x: fs.logsumexp(x))(X), LOGSUMEXP)
 """,
+    "compiled_call": """
+import fastsoftmax as fs
+from fastsoftmax.njit import written
+from fastsoftmax.runtime.numba_private import compiled_call
+called = []
+
+def lacking(typing, *rest):
+    called.append(rest)
+    return compiled_call(Without(typing, "resolve_function_type"), *rest)
+
+written.compiled_call = lacking
+right(numba.njit(lambda x: fs.softmax(x))(X[:, ::-1]), SOFTMAX[:, ::-1])
+assert called
+""",
+    "release": """
+import fastsoftmax as fs
+from fastsoftmax.njit import written
+from fastsoftmax.runtime.numba_private import release
+from numba.core.runtime import rtsys
+
+def lost(function, x):
+    right(function(x)[0], SOFTMAX[:, ::-1])
+    stats = rtsys.get_allocation_stats()
+    return stats.alloc - stats.free
+
+assert lost(numba.njit(lambda x: (fs.softmax(x), 0)), X[:, ::-1]) == 0
+written.release = lambda context, *rest: release(Without(context, "enable_nrt"), *rest)
+assert lost(numba.njit(lambda x: (fs.softmax(x), 1)), X.astype(float)[:, ::-1]) > 0
+""",
     "index_error": """
 import fastsoftmax as fs
 from fastsoftmax.kernels.simd import lowering

@@ -18,7 +18,7 @@ from fastsoftmax.runtime import teams
 LINE = 64
 NEAR = 4096
 """So many bytes of a row are prefetched; then the processor reads ahead by itself."""
-FAR = 2 * LINE
+FAR = LINE + 16
 """Rows that begin at least so many bytes apart are prefetched; the processor reads ahead where they are closer."""
 INTO_L2 = 2
 

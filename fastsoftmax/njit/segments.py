@@ -296,16 +296,14 @@ def _weights(call: Call, kind: Any) -> Run:
 
     @compiled
     def weights_of(targets: Any, sample_weight: Any, ignore_index: Any) -> Any:
-        weights = np.ones(targets.size, kind)
-        if given:
-            if sample_weight.size != targets.size:
-                complain("formatted", wrong, (sample_weight.size, targets.size))
-                raise NotedValueError
-            weights[:] = sample_weight
-        if ignoring:
-            for n in range(targets.size):
-                if targets[n] == ignore_index:
-                    weights[n] = 0
+        if given and sample_weight.size != targets.size:
+            complain("formatted", wrong, (sample_weight.size, targets.size))
+            raise NotedValueError
+        weights = empty((targets.size,), kind)
+        for n in range(targets.size):
+            weights[n] = sample_weight[n] if given else 1
+            if ignoring and targets[n] == ignore_index:
+                weights[n] = 0
         return weights
 
     return weights_of

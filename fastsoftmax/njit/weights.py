@@ -94,9 +94,17 @@ def products(few: Any, labels: Any, class_weights: Any, samples: Any, kind: Any)
 
 
 @compiled
+def _are_finite(values: Any) -> bool:
+    finite = True
+    for i in range(values.size):
+        finite &= np.isfinite(values[i])
+    return finite
+
+
+@compiled
 def _weight_divisor(counted: Any, exponent: int, rows: int, kind: Any) -> Any:
     whole = _total(counted)
-    if np.isinf(whole) and np.isfinite(counted).all():
+    if np.isinf(whole) and _are_finite(counted):
         smaller = scaled(empty((0,), kind), counted, counted.size, -ROOM, kind)
         whole, exponent = _total(readable(smaller, (smaller.size,), kind)), exponent + ROOM
     return _normal(whole, exponent, np.float64(rows))

@@ -105,9 +105,9 @@ LOW_BITS = ((1023 - 26) << 52) + (1 << 51)
 """The bits of LOW_FINE."""
 WHOLE = 1.5 * 2.0**52
 """The low bits of x + WHOLE are the whole number x."""
-EVEN, HIGHEST, LOWEST = 1.5 * 2.0**20, 2.0**11, 2.0**-24
-"""x + EVEN is a multiple of 2**-32. Up to SLAB numbers x from LOWEST to HIGHEST are multiples of 2**-76, and their
-sum is less than 2**20; the sum of what remains of them beside multiples of 2**-32 is less than 2**-24."""
+EVEN, HIGHEST, LOWEST = 1.5 * 2.0**20, 2.0**20, 2.0**-24
+"""x + EVEN is a multiple of 2**-32 if 0 <= x < HIGHEST/2. Numbers from LOWEST on are multiples of 2**-76, and the
+sum over a slab of what they have below 2**-32 is at most 2**-24."""
 # Units of the squares of terms: a square of a term is at most 2**81 (2**961), and their sum finite.
 SQUARE_UNIT_32 = 2.0**-56
 SQUARE_UNIT_64 = 2.0**-32
@@ -178,26 +178,23 @@ def _put_lanes(sums: Any, at: int, box: Any, vector: Any) -> None:
 def put_slab(sums: Any, at: int, values: Any, count: int, box: Any) -> None:
     """Add the numbers of a slab; `count` is a multiple of 8.
 
-    Numbers from `LOWEST` to `HIGHEST`, and zeros, are cut into multiples of 2**-32 and the rest, and both are
-    added in vectors: no bit of these sums leaves a float64. Others are added in vectors if nothing is lost in the
-    sum of the rounding errors of their sum, or in that of its own errors, and so on; else number by number, as
-    infinities and NaN are.
+    Numbers of at least `LOWEST`, and zeros, are cut into multiples of 2**-32 and the rest, and both are added in
+    vectors: if the sum is below `HIGHEST`, no bit leaves a float64. Others are added in vectors if nothing is lost
+    in the sum of the rounding errors of their sum, or in that of its own errors, and so on; else number by number,
+    as infinities and NaN are.
     """
     zero, one, even = broadcast(number(box, 0.0)), broadcast(number(box, 1.0)), broadcast(number(box, EVEN))
-    high, low, greatest, least = zero, zero, zero, one
+    high, low, least = zero, zero, one
     for k in range(0, count, 8):
         value = load_double(values, k)
         part = (value + even) - even
         high = high + part
         low = low + (value - part)
-        greatest = maximum(value, greatest)
         least = minimum(select_equal(value, zero, one, value), least)
-    whole_low = fold_sum(True, low)  # NaN if a number is infinite or NaN
-    if whole_low == whole_low and not (
-        any_above(greatest, number(box, HIGHEST)) or any_above(-least, number(box, -LOWEST))
-    ):
-        put_number(sums, at, box, fold_sum(True, high))
-        put_number(sums, at, box, whole_low)
+    whole = fold_sum(True, high)  # or infinite or NaN
+    if whole < HIGHEST and not any_above(-least, number(box, -LOWEST)):
+        put_number(sums, at, box, whole)
+        put_number(sums, at, box, fold_sum(True, low))
         return
     a, b, lost = zero, zero, zero
     for k in range(0, count, 8):

@@ -97,6 +97,7 @@ from fastsoftmax.kernels.traversal import (
     row_at,
     spared,
     statistics,
+    store_statistics,
     store_tile,
     term,
     tile_memory,
@@ -295,19 +296,6 @@ def pair_of_row(u: Any, w: Any, offset: int, length: int, folded: Any, beta: Any
 
 
 @inline
-def _store_statistics(table: Any, stats: Any) -> None:
-    step = lane_count(table)
-    store(table, 0, stats.m)
-    store(table, step, stats.shift)
-    store(table, 2 * step, stats.bias)
-    store(table, 3 * step, stats.top[0])
-    store(table, 4 * step, stats.top[1])
-    store(table, 5 * step, stats.ties)
-    store(table, 6 * step, stats.rest)
-    store(table, 7 * step, stats.rest_low)
-
-
-@inline
 def _store_mark(table: Any, a: Any) -> None:
     step = lane_count(table)
     store(table, 0, a.m)
@@ -357,8 +345,8 @@ def measure_pairs(u: Any, w: Any, first: int, length: int, count: int, beta: Any
     dot, dot_low = turned_pair(after(squares, 6 * square), after(squares, 7 * square), turned)
     tops = turned_sum(after(squares, 8 * square), turned)
     pair = pair_of(Sums(ties, rest, rest_low, other_ties, other, other_low, dot, dot_low, tops), a, b, beta)
-    _store_statistics(table, pair.a)
-    _store_statistics(second, pair.b)
+    store_statistics(table, pair.a)
+    store_statistics(second, pair.b)
     store(table, 2 * PARTS * step, pair.pivot)
     store(table, (2 * PARTS + 1) * step, pair.mean)
     store(table, (2 * PARTS + 2) * step, pair.mean_low)

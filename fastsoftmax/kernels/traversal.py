@@ -1084,6 +1084,7 @@ def _traverse_waves(
     room: Any,
     x: Any,
     v: Any,
+    y: Any,
     rows: Any,
     options: Any,
     beta: Any,
@@ -1104,6 +1105,7 @@ def _traverse_waves(
     tile = tile_memory(room, scratch(x, TWO_TILES))
     plan = plan_for(tile, v, None, classes, inner)
     other = unless_none(v, after(tile, plan.half))
+    out = unless_none(y, tile)  # None; Numba also compiles this, but does not run it, for kernels with a y
     # `load_tile` writes up to a vector's lanes of classes at once, so that it needs memory behind the last ones.
     wave = max(min(WAVE, min(plan.half // step - step, WAVE_VECTORS) // max(classes, 1)), 1) * step
     stored, targets = scratch(x, WAVE_STATISTICS), scratch(x, WAVE)
@@ -1125,7 +1127,7 @@ def _traverse_waves(
                 if picks is not None:
                     store(picks.targets, 0, load(targets, slot))
                 place = Place(done * classes, classes * step, None, row + done, min(step, count - done))
-                block(tile, other, None, place, stored_statistics(after(stored, slot * STATISTICS)), rows, options)
+                block(tile, other, out, place, stored_statistics(after(stored, slot * STATISTICS)), rows, options)
         row += count
 
 
@@ -1204,7 +1206,7 @@ def traverse(
                 block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, options)
         return
     if y is None and log is not None:
-        _traverse_waves(block, start, stop, shape, room, x, v, rows, options, beta, given, picks, keep, wanted)
+        _traverse_waves(block, start, stop, shape, room, x, v, y, rows, options, beta, given, picks, keep, wanted)
         return
     tile = tile_memory(room, scratch(x, TWO_TILES))
     plan = plan_for(tile, v, y, classes, inner)

@@ -24,6 +24,7 @@ from fastsoftmax.arrays.blocks import any_axes, inverse_temperature, one_axis
 from fastsoftmax.arrays.linear import WRT, LinearGradients, check_targets, logits_of
 from fastsoftmax.arrays.linear_hessian import joint_product, row_products
 from fastsoftmax.arrays.options import LossOptions, reversal
+from fastsoftmax.runtime.lifetime import keep
 
 try:
     import jax
@@ -204,7 +205,7 @@ def _handle(address: int) -> int | None:
 
 
 _TARGET = "fastsoftmax"
-_handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(_handle)  # has to live as long as the process
+_handler = keep(ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(_handle))
 jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(_handler), platform="cpu")
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from fastsoftmax._vectors import BINARY
 from fastsoftmax.arrays.blocks import is_masked
 from fastsoftmax.machine.entry import entry
+from fastsoftmax.runtime.lifetime import keep
 
 DOCS = {
     "exp": r"""
@@ -213,7 +214,6 @@ _made: dict[tuple[str, str, str], Any] = {}
 _listeners: list[Callable[[str, Any, str], None]] = []
 _lock = RLock()
 LOOP = "aaaa"  # the letters of the arguments of a loop
-_alive: list[Any] = []  # what ufuncs point to and do not own, for as long as the process lives
 _without_bfloat16: list[Any] = []
 PART = 1 << 16
 """Loops that NumPy computes take so many elements at a time."""
@@ -281,7 +281,7 @@ def from_loops(
     arguments: list[Any] = [pointer, pointer, pointer, *[integer] * 4, text, text, integer, text, ctypes.py_object]
     create = ctypes.PYFUNCTYPE(ctypes.py_object, *arguments)(_interface()[_FROM_FUNC_AND_DATA])
     ufunc = create(*addresses, len(loops), operands - 1, 1, has, *texts, 0, None, identity)
-    _alive.append((functions, data, types, texts))
+    keep((functions, data, types, texts))
     return ufunc
 
 
@@ -320,8 +320,7 @@ def numpy_loop(function: Callable[..., Any], operands: int, dtype: np.dtype[Any]
                 part = slice(start, start + PART if whole else start + 1)
                 out[part] = function(*(x[part] for x in inputs))
 
-    loop = _Loop(run)
-    _alive.append(loop)
+    loop = keep(_Loop(run))
     address = ctypes.cast(loop, ctypes.c_void_p).value
     assert address is not None
     return dtype.char, address, None

@@ -17,12 +17,12 @@ from llvmlite import binding
 from fastsoftmax.machine import targets, teams
 from fastsoftmax.runtime import cache as disk
 from fastsoftmax.runtime import fork, interrupts, prebuilt
+from fastsoftmax.runtime.lifetime import keep
 from fastsoftmax.runtime.numba_private import load_extensions
 from fastsoftmax.runtime.numba_state import COMPILER
 
 _tables: list[Any] = []
 _engines: dict[str, Any] = {}
-_loaded: list[Any] = []
 _made: dict[str, bytes] = {}
 
 
@@ -31,7 +31,7 @@ def define_table() -> None:
     if not _tables:
         table = (ctypes.c_void_p * len(prebuilt.PYTHON))(*prebuilt.python_table())
         binding.add_symbol(prebuilt.TABLE, ctypes.addressof(table))
-        _tables.append(table)  # now others may go on; if several threads get here, all tables live
+        _tables.append(keep(table))  # now others may go on; if several threads get here, all tables live
 
 
 def object_code(name: str, variant: Callable[[], Any]) -> bytes:
@@ -58,21 +58,19 @@ def _compiled(name: str, file: disk.ObjectFile, variant: Callable[[], Any]) -> b
 
 
 def engine(code: bytes) -> Any:
-    """The engine that has loaded object code, which lives as long as the engine."""
+    """An engine that has loaded object code. It is never freed: another thread may be using it."""
     define_table()
     compiler = targets.new_compiler(targets.this_process())
     made = binding.create_mcjit_compiler(binding.parse_assembly(""), compiler)
     made.add_object_file(binding.ObjectFileRef.from_data(code))
     made.finalize_object()
-    return made
+    return keep(made)
 
 
 def _function(name: str, code: Callable[[], bytes], function: str) -> int:
     """The address of a function of the object of this name, whose code `code` returns when it is loaded."""
     if name not in _engines:
-        made = engine(code())
-        _loaded.append(made)  # if another thread was faster, it stays, too: LLVM may be at work while it would go
-        _engines.setdefault(name, made)
+        _engines.setdefault(name, engine(code()))
     return int(_engines[name].get_function_address(f"{prebuilt.PREFIX}{function}"))
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from numpy import ndarray
 
 from fastsoftmax.runtime import cache
+from fastsoftmax.runtime.lifetime import keep
 from fastsoftmax.runtime.numba_state import checks_bounds
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ PYTHON = (
 _FASTCALL = 0x0080  # METH_FASTCALL
 _X86_V3 = ("AVX2", "FMA3", "F16C", "POPCNT", "SSE42")
 _X86_V4 = ("AVX512F", "AVX512CD", "AVX512BW", "AVX512DQ", "AVX512VL")
-_alive: list[Any] = []  # definitions of functions, which must live as long as the process
 
 
 class _Method(ctypes.Structure):
@@ -79,8 +79,7 @@ def python_table() -> list[int]:
 
 def python_function(name: str, address: int) -> Any:
     """The function of Python whose C function is at this address."""
-    method = _Method(name.encode(), address, _FASTCALL, None)
-    _alive.append(method)
+    method = keep(_Method(name.encode(), address, _FASTCALL, None))
     new = ctypes.pythonapi.PyCFunction_NewEx
     make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
         ctypes.cast(new, ctypes.c_void_p).value or 0

@@ -5,7 +5,6 @@ rows, for which that takes too long, are copied, some of them at a time, into me
 are done in machine code (`machine.apart`), by threads that share blocks of rows as in any other call.
 """
 
-from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from types import BuiltinFunctionType
@@ -119,4 +118,4 @@ def _described(
         words += [argument, kind, length, size]
         words += [*sizes[:-1], *[teams.ENDLESS] * (unused + 1), *strides, *[0] * unused]
         size += (at_once * length // VECTOR_BYTES + 2) * VECTOR_BYTES  # whole lines, and one between copies
-    return memoryview(array("q", words)), size + VECTOR_BYTES
+    return np.array(words, np.int64).data.cast("B").cast("q"), size + VECTOR_BYTES

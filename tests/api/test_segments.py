@@ -533,7 +533,7 @@ def test_work_is_cut_by_elements(place):
     assert others.max() <= unit + 7
     assert np.sort(others)[2] >= unit // 2
     # and the large one is in pieces of one size, which threads take like blocks
-    table = segments._pieces(indptr).reshape(-1, COLUMNS)
+    table = segments.pieces_of(indptr).reshape(-1, COLUMNS)
     sizes = table[:, 1] - table[:, 0]
     assert sizes.sum() == 10_000_000
     assert np.all(sizes[:-1] == PIECE)

@@ -1,6 +1,6 @@
 """Measure every case beside its peers: the tables of speed, the maps, and all of benchmarks/RESULTS.md.
 
-``python benchmarks/report.py --write`` takes half an hour, on a machine that does nothing else. It writes
+``python benchmarks/report.py --write`` takes more than an hour, on a machine that does nothing else. It writes
 results.json and speed.png. ``python benchmarks/report.py --family binary divergences --write`` measures the
 functions of these families on a few shapes, in some minutes, and writes families/NAME.json; the other numbers
 stay. The next run of everything replaces them. ``python benchmarks/report.py --map --write`` takes ten minutes,

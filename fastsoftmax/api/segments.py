@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE
-from fastsoftmax._vectors import COLUMNS, HUGE, PIECE
-from fastsoftmax.arrays import halves
+from fastsoftmax._vectors import HUGE
+from fastsoftmax.arrays import halves, huge
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
-    UNWEIGHTED,
     WHOLE,
     Array,
     Box,
@@ -101,20 +100,6 @@ def _cuts(indptr: Array, most: int = BLOCK_WORK) -> Array:
     return np.array(cuts, np.int64)
 
 
-def pieces_of(indptr: Array) -> Array | None:
-    """The table of pieces of huge segments (see `kernels.segments`), None if there is no such segment."""
-    if indptr[-1] <= HUGE:
-        return None
-    list_pieces = entry("segments.list_pieces")
-    table = np.empty(int(list_pieces(indptr, np.empty(0, np.int64))) * COLUMNS, np.int64)
-    list_pieces(indptr, table)
-    return table if table.size else None
-
-
-def _no_room() -> None:
-    """These kernels need no working memory: their tiles are small and are on the stack."""
-
-
 def _apart(array: Array, out: Any) -> Array:
     """`array`, or a copy of it if `out` shares its memory."""
     return array.copy() if isinstance(out, np.ndarray) and np.may_share_memory(array, out) else array
@@ -123,7 +108,7 @@ def _apart(array: Array, out: Any) -> Array:
 class _Segments:
     """One call: its operands, the checked segments, and methods that run kernels over them."""
 
-    __slots__ = ("_sums", "_table", "count", "cuts", "elements", "indptr", "problem", "work")
+    __slots__ = ("count", "cuts", "elements", "indptr", "problem", "work")
 
     def __init__(self, function: str, x: Any, indptr: Any, out: Any) -> None:
         array = real_array(function, "x", x)
@@ -167,7 +152,7 @@ class _Segments:
             output.result = np.empty(self.count, self.problem.dtype)
         return output
 
-    def run(self, kernel: Any, work: int, *args: Any, room: Callable[[], Any] = _no_room) -> None:
+    def run(self, kernel: Any, work: int, *args: Any, room: Callable[[], Any] = huge.no_room) -> None:
         """A kernel over all segments that are not huge."""
         if self.count and Parted in map(type, args):
             self._run_in_parts(kernel, work, args, room)
@@ -206,48 +191,9 @@ class _Segments:
         self.run(entry("segments.misplaced"), self.count, labels, found)
         return bool(found.any())
 
-    def huge(self, source: Array) -> bool:
-        """Whether there are huge segments; if so, compute the sums over them, which `run_huge` needs."""
-        table = pieces_of(self.indptr)
-        if table is None:
-            return False
-        self._table = table
-        count = len(table) // COLUMNS
-        maxima, sums = np.empty(count, self.problem.dtype), np.empty(3 * count, self.problem.dtype)
-        self._over_pieces(entry("segments.piece_maxima"), source, maxima)
-        self._over_pieces(entry("segments.piece_sums"), maxima, source, sums)
-        self._sums = maxima, sums
-        return True
-
-    def run_huge(self, kernel: Any, *args: Any) -> None:
-        """A kernel over the pieces of the huge segments."""
-        self._over_pieces(kernel, *self._sums, *args)
-
-    def product(self, source: Array, vector: Array, target: Array) -> None:
-        """The product with the Jacobian, for the huge segments."""
-        count = len(self._table) // COLUMNS
-        extents, dots = np.empty(2 * count, self.problem.dtype), np.empty(2 * count, self.problem.dtype)
-        self._over_pieces(entry("segments.piece_extents"), self._sums[0], source, vector, extents)
-        self.run_huge(entry("segments.piece_dots"), extents, source, vector, dots)
-        self.run_huge(entry("segments.piece_softmax_product"), extents, source, vector, dots, target)
-
-    def run_whole(self, kernel: Any, arguments: Callable[..., tuple[Any, ...]]) -> None:
-        """A kernel of rows over each huge segment: ``arguments(n, classes, block)`` are those behind `room`.
-
-        `block` makes a block of one row of a vector of elements. One of size 0 stays empty.
-        """
-        lengths = np.diff(self.indptr)
-        for n in np.flatnonzero(lengths > HUGE):
-            part = slice(int(self.indptr[n]), int(self.indptr[n + 1]))
-
-            def block(vector: Array, part: slice = part) -> Array:
-                return vector[part].reshape(min(vector.size, 1), -1, 1) if vector.size else vector.reshape(0, 0, 0)
-
-            run(kernel, 1, int(lengths[n]), partial(NO_ROOM.get, self.problem.dtype), *arguments(n, block))
-
-    def _over_pieces(self, kernel: Any, *args: Any) -> None:
-        count = len(self._table) // COLUMNS
-        run(kernel, count, 2 * count * PIECE, _no_room, self._table, *args)
+    def run_huge(self, form: Callable[..., None], kernel: str, *args: Any) -> None:
+        """A function of `arrays.huge`, for the huge segments."""
+        form(run, entry(kernel), self.indptr, *args)
 
 
 def _forward(function: str, x: Any, indptr: Any, out: Any) -> Any:
@@ -257,8 +203,7 @@ def _forward(function: str, x: Any, indptr: Any, out: Any) -> Any:
     source = segments.block(segments.problem.x)
     output, target = segments.output(out)
     segments.run(entry(f"segments.segment_{function}"), segments.work, source, target)
-    if segments.huge(source):
-        segments.run_huge(entry(f"segments.piece_{function}"), source, target)
+    segments.run_huge(huge.pieces, f"segments.piece_{function}", source, source, target)
     return output.finish()
 
 
@@ -271,8 +216,7 @@ def _product(function: str, x: Any, indptr: Any, name: str, vector: Any, out: An
     output, target = segments.output(out)
     kernel, over = entry("segments.segment_softmax_product"), output.over(second)
     segments.run(kernel, 2 * segments.work, source, second, target, over, room=segments.room(over))
-    if segments.huge(source):
-        segments.product(source, second, target)
+    segments.run_huge(huge.product, "segments.piece_softmax_product", source, second, target)
     return output.finish()
 
 
@@ -354,8 +298,7 @@ def _cross_entropy(function: str, x: Any, indptr: Any, targets: Any, options: Lo
         return loss.finished(segments, options)
     arguments = source, labels, loss.weights, loss.target, loss.rows, *loss.scale
     segments.run(entry("segments.segment_cross_entropy"), 2 * segments.work, *arguments)
-    if segments.huge(source):
-        segments.run_huge(entry("segments.piece_cross_entropy"), *arguments)
+    segments.run_huge(huge.pieces, "segments.piece_cross_entropy", source, *arguments)
     return loss.finished(segments, options)
 
 
@@ -368,20 +311,8 @@ def _smoothed(segments: _Segments, source: Array, labels: Array, smoothing: floa
     results = target, loss.rows, *loss.scale
     kernel, work = entry("segments.segment_soft_cross_entropy"), 2 * segments.work
     segments.run(kernel, work, source, labels, *numbers, loss.weights, *results)
-
-    def whole(n: int, block: Any) -> tuple[Any, ...]:
-        x, one = block(source), slice(n, n + 1)
-        base = dtype.type(smoothed_shares(smoothing, x.size)[0])
-        shares = (labels[one], UNWEIGHTED[dtype], base, dtype.type(gain))
-        slope = None if loss.target is None else block(target)
-        return x, None, *shares, _one(loss.weights, n), slope, loss.rows[one], *loss.scale
-
-    segments.run_whole(entry("losses.soft_cross_entropy"), whole)
-
-
-def _one(weights: Array, n: int) -> Array:
-    """The weight of one segment; weights of size 0 stay as they are."""
-    return weights[n : n + 1] if weights.size else weights
+    given = smoothing, source, labels, loss.weights, loss.target, loss.rows, *loss.scale
+    segments.run_huge(huge.smoothed, "losses.soft_cross_entropy", *given)
 
 
 def _entropy(function: str, x: Any, indptr: Any, out: Any) -> Any:
@@ -394,11 +325,8 @@ def _entropy(function: str, x: Any, indptr: Any, out: Any) -> Any:
     entropies = segments.row_output(None if gradient else out)
     rows = entropies.result
     segments.run(entry("segments.segment_softmax_entropy"), 2 * segments.work, source, target, rows)
-
-    def whole(n: int, block: Any) -> tuple[Any, ...]:
-        return block(source), block(target) if gradient else None, rows[n : n + 1], None
-
-    segments.run_whole(entry("entropy.entropy"), whole)
+    given = source, target if gradient else None, rows
+    segments.run_huge(huge.entropy, "entropy.entropy", *given)
     return entropies.finish() if output is None else (entropies.finish(), output.finish())
 
 
@@ -417,12 +345,7 @@ def _divergence(
     target = NO_ROOM[problem.dtype] if loss.target is None else loss.target
     arguments = source, second, loss.weights, target, loss.rows, *mixing, *loss.scale
     segments.run(entry("segments.segment_kl_divergence"), 4 * segments.work, *arguments)
-
-    def whole(n: int, block: Any) -> tuple[Any, ...]:
-        operands = block(source), block(second), _one(loss.weights, n), block(target), loss.rows[n : n + 1]
-        return *operands, *mixing, *loss.scale, None, False
-
-    segments.run_whole(entry("divergences.kl_divergence"), whole)
+    segments.run_huge(huge.divergence, "divergences.kl_divergence", *arguments)
     return loss.finished(segments, options)
 
 
@@ -644,8 +567,7 @@ def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
     output = segments.row_output(out)
     rows = output.result
     segments.run(entry("segments.segment_logsumexp"), segments.work, source, rows)
-    if segments.huge(source):
-        segments.run_huge(entry("segments.piece_logsumexp"), rows)
+    segments.run_huge(huge.pieces, "segments.piece_logsumexp", source, rows)
     return output.finish()
 
 

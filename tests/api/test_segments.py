@@ -21,6 +21,7 @@ import fastsoftmax as fs
 from fastsoftmax._vectors import COLUMN_LIMIT, COLUMNS, HUGE, PIECE
 from fastsoftmax.api import segments
 from fastsoftmax.arrays.blocks import UNWEIGHTED
+from fastsoftmax.arrays.huge import pieces_of
 from fastsoftmax.kernels import segments as compiled
 from fastsoftmax.machine.entry import entry
 
@@ -533,7 +534,7 @@ def test_work_is_cut_by_elements(place):
     assert others.max() <= unit + 7
     assert np.sort(others)[2] >= unit // 2
     # and the large one is in pieces of one size, which threads take like blocks
-    table = segments.pieces_of(indptr).reshape(-1, COLUMNS)
+    table = pieces_of(indptr).reshape(-1, COLUMNS)
     sizes = table[:, 1] - table[:, 0]
     assert sizes.sum() == 10_000_000
     assert np.all(sizes[:-1] == PIECE)
@@ -1012,9 +1013,10 @@ import numpy as np
 sys.path.insert(0, sys.argv[1])
 import fastsoftmax as fs
 from fastsoftmax.api import segments
+from fastsoftmax.arrays import huge
 from fastsoftmax.kernels import segments as compiled
-segments.HUGE = compiled.HUGE = 130
-segments.PIECE = 50
+segments.HUGE = huge.HUGE = compiled.HUGE = 130
+huge.PIECE = 50
 
 np.seterr(all="ignore")  # infinities meet here, as they do in registers
 results = []

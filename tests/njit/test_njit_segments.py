@@ -10,7 +10,7 @@ from test_segments import DIVERGENCES, ENTROPIES, NAMES, PRODUCTS, Ragged, call,
 
 import fastsoftmax as fs
 from fastsoftmax._vectors import HUGE
-from fastsoftmax.njit import huge
+from fastsoftmax.arrays import huge
 
 
 @njit

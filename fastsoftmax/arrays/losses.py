@@ -91,7 +91,7 @@ def small_cross_entropy(
         return None
     small, code, ones, kind = known
     if not gradient and reduction is not NONE:
-        if gamma is None:
+        if gamma is None:  # spelled out, since to unpack a tuple takes a seventh of the whole call
             loss = small(logits, targets, ones, None, None, 1.0, 0.0, True, _INDEX)
         else:
             loss = small(logits, targets, ones, None, None, 1.0, 0.0, gamma, True, _INDEX)
@@ -107,10 +107,8 @@ def small_cross_entropy(
             scale = inverse_of(count, dtype)
     if reduction is NONE or count > ON_STACK:
         rows = np.empty(count, dtype)
-    if gamma is None:
-        loss = small(logits, targets, ones, slope, rows, *scale, True, _INDEX)
-    else:
-        loss = small(logits, targets, ones, slope, rows, *scale, gamma, True, _INDEX)
+    focus = () if gamma is None else (gamma,)
+    loss = small(logits, targets, ones, slope, rows, *scale, *focus, True, _INDEX)
     if loss < 0:
         if (
             not logits.size
@@ -126,8 +124,7 @@ def small_cross_entropy(
             return None
         if rows is None:
             rows = np.empty(count, dtype)
-        focus = () if gamma is None else (kind(gamma),)
-        arguments = (logits, targets, ones, slope, rows, *scale, *focus, False)
+        arguments = (logits, targets, ones, slope, rows, *scale, *map(kind, focus), False)
         run_plain(code, count, dtype, 1 if slope is None else 2, arguments)
         loss = 0.0 if reduction is NONE else total(rows)
     if reduction is NONE:

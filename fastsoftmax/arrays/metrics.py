@@ -23,7 +23,6 @@ from fastsoftmax.arrays.blocks import (
     UNSHARED,
     Array,
     Problem,
-    is_plain,
     named,
     on_lines,
     read_only,
@@ -32,7 +31,7 @@ from fastsoftmax.arrays.blocks import (
 from fastsoftmax.arrays.lazy import check_in_memory
 from fastsoftmax.arrays.options import LossOptions, check_indices, check_labels, weight_array
 from fastsoftmax.arrays.parts import run
-from fastsoftmax.arrays.statistics import EXACT
+from fastsoftmax.arrays.statistics import EXACT, are_plain
 from fastsoftmax.arrays.threads import is_undivided
 from fastsoftmax.machine.entry import entry
 
@@ -40,7 +39,6 @@ LOWEST_BIT = 1075
 """The unit of exact sums is 2**-LOWEST_BIT."""
 WORD_BYTES = 8
 NO_WEIGHTS = read_only(np.empty(0))
-_INDEX: np.dtype[Any] = np.dtype(np.int64)
 
 
 class LabelledRows(NamedTuple):
@@ -60,16 +58,7 @@ class LabelledRows(NamedTuple):
 
 def _plain(logits: Any, labels: Any) -> LabelledRows | None:
     """Contiguous rows of a native dtype, which all count; None for arrays to convert or refuse."""
-    if (
-        type(logits) is not np.ndarray
-        or logits.dtype not in NO_ROOM
-        or not logits.size
-        or logits.ndim != 2
-        or logits.shape[1] > EXACT
-        or not logits.flags.carray
-        or not is_plain(labels, logits.shape[:1], _INDEX)
-        or entry("losses.first_outside")(labels, logits.shape[1]) >= 0
-    ):
+    if not are_plain(logits, labels) or not logits.flags.c_contiguous:
         return None
     rows, dtype = len(logits), logits.dtype
     return LabelledRows(dtype, rows, partial(NO_ROOM.get, dtype), logits[:, :, None], labels, NO_WEIGHTS)

@@ -54,20 +54,24 @@ def computed(problem: Problem, source: Array, labels: Array, beta: Any) -> Label
     return found
 
 
+def are_plain(logits: Any, labels: Any) -> bool:
+    """Whether they are a matrix that `run_plain` takes, and an int64 within its classes for each row."""
+    return (
+        type(logits) is np.ndarray
+        and logits.dtype in NO_ROOM
+        and logits.size > 0
+        and logits.ndim == 2
+        and logits.shape[1] <= EXACT
+        and has_rows(logits)
+        and is_plain(labels, logits.shape[:1], _INDEX)
+        and entry("losses.first_outside")(labels, logits.shape[1]) < 0
+    )
+
+
 def _plain(logits: Any, labels: Any) -> LabelStatistics | None:
     """The statistics of contiguous rows of a native dtype; None for arrays to convert or refuse."""
-    if type(logits) is not np.ndarray:
-        return None
-    kernel = _PLAIN.get(logits.dtype)
-    if (
-        kernel is None
-        or not logits.size
-        or logits.ndim != 2
-        or logits.shape[1] > EXACT
-        or not has_rows(logits)
-        or not is_plain(labels, logits.shape[:1], _INDEX)
-        or entry("losses.first_outside")(labels, logits.shape[1]) >= 0
-    ):
+    kernel = _PLAIN.get(logits.dtype) if are_plain(logits, labels) else None
+    if kernel is None:
         return None
     rows, dtype = len(logits), logits.dtype
     found = LabelStatistics(*[np.empty(rows, kind) for kind in kinds(dtype)])

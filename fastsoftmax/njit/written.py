@@ -11,7 +11,7 @@ written. What needs them is compiled by Numba, and called.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, partialmethod
 from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -89,58 +89,24 @@ class Value:
 
         return self._record.add(result, generate, pair)
 
-    def __add__(self, other: Any) -> Any:
-        return self._with("+", other)
-
-    def __sub__(self, other: Any) -> Any:
-        return self._with("-", other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self._with("-", other, swapped=True)
-
-    def __mul__(self, other: Any) -> Any:
-        return self._with("*", other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return self._with("*", other)
-
-    def __floordiv__(self, other: Any) -> Any:
-        """The quotient of two integers that are not negative."""
-        return self._with("//", other)
-
-    def __truediv__(self, other: Any) -> Any:
-        """The quotient of two floats."""
-        return self._with("/", other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return self._with("/", other, swapped=True)
-
-    def __and__(self, other: Any) -> Any:
-        return self._with("&", other)
-
-    def __or__(self, other: Any) -> Any:
-        return self._with("|", other)
+    __add__ = partialmethod(_with, "+")
+    __sub__ = partialmethod(_with, "-")
+    __rsub__ = partialmethod(_with, "-", swapped=True)
+    __mul__ = __rmul__ = partialmethod(_with, "*")
+    __floordiv__ = partialmethod(_with, "//")  # of integers that are not negative
+    __truediv__ = partialmethod(_with, "/")  # of floats
+    __rtruediv__ = partialmethod(_with, "/", swapped=True)
+    __and__ = partialmethod(_with, "&")
+    __or__ = partialmethod(_with, "|")
+    __eq__ = partialmethod(_with, "==")
+    __ne__ = partialmethod(_with, "!=")
+    __lt__ = partialmethod(_with, "<")
+    __le__ = partialmethod(_with, "<=")
+    __gt__ = partialmethod(_with, ">")
+    __ge__ = partialmethod(_with, ">=")
 
     def __neg__(self) -> Any:
         return 0 - self
-
-    def __eq__(self, other: Any) -> Any:
-        return self._with("==", other)
-
-    def __ne__(self, other: Any) -> Any:
-        return self._with("!=", other)
-
-    def __lt__(self, other: Any) -> Any:
-        return self._with("<", other)
-
-    def __le__(self, other: Any) -> Any:
-        return self._with("<=", other)
-
-    def __gt__(self, other: Any) -> Any:
-        return self._with(">", other)
-
-    def __ge__(self, other: Any) -> Any:
-        return self._with(">=", other)
 
 
 _ARITHMETIC = {

@@ -231,12 +231,16 @@ def call(name: str, *operands: Any, **keywords: Any) -> Any:
                 except Exception:
                     array = common.read(name, one.first, value)
                 if out is None:
-                    return _returned(common, one.function(array), None, None)
+                    result = one.function(array)
+                    if type(result) is np.ndarray:
+                        return common.make(result)
+                    return _returned(common, result, None, None)
                 try:
                     written = common.view(out)
                 except Exception:
                     written = common.read(name, "out", out)
-                return _returned(common, one.function(array, out=written), written, out)
+                result = one.function(array, out=written)
+                return out if result is written else _returned(common, result, written, out)
     given = arguments_of(one, operands, keywords)
     common, first, out = _ALONE, "", None
     for key, value in given.items():
@@ -257,6 +261,8 @@ def call(name: str, *operands: Any, **keywords: Any) -> Any:
     if out is not None and not common.mutable:
         raise TypeError(f"{_prefix(name, 'out')} is a {common.name}, which cannot be written to")
     result = one.function(**given)
+    if out is None and type(result) is np.ndarray:
+        return common.make(result)
     return _returned(common, result, given.get("out"), out)
 
 
@@ -268,8 +274,6 @@ def _title(kind: Kind, value: Any) -> str:
 
 def _returned(kind: Kind, result: Any, written: Any, out: Any) -> Any:
     """Results as arrays of this kind; `out` itself for the array that was read from it."""
-    if type(result) is np.ndarray:  # the first, because most are
-        return kind.make(result) if out is None or result is not written else out
     if isinstance(result, tuple):
         items = [_returned(kind, item, written, out) for item in result]
         return type(result)(*items) if hasattr(result, "_fields") else tuple(items)

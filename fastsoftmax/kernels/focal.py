@@ -21,6 +21,7 @@ from fastsoftmax.kernels.elementary import two_sum
 from fastsoftmax.kernels.jit import inline, kernel
 from fastsoftmax.kernels.losses import (
     CrossEntropyOptions,
+    labelled_derivatives,
     labelled_loss,
     scatter_targets,
     store_gradient,
@@ -133,12 +134,16 @@ def focal_loss(
 
 
 @inline
-def _store_curve(
-    x: Any, y: Any, place: Any, stats: Any, labels: Any, focus: Focus, weight: Any, gamma: Any
-) -> None:
-    """y = the diagonal of the Hessian; x holds the terms of the rows."""
+def _store_curve(x: Any, y: Any, place: Any, stats: Any, picks: Any, weights: Any, gamma: Any) -> Any:
+    """y = the diagonal of the Hessian; x holds the terms of the rows.
+
+    Returns the entries at the labels, and the weights of the rows and of their gradients.
+    """
     offset, length, folded, row, count = place
     zero, one = number(x, 0.0), number(x, 1.0)
+    target = row_value(x, folded, picks.targets, 0, count)
+    weight = row_value(x, folded, weights, row, count)
+    focus = _focus(target, stats, gamma)
     p, q, loss, ratio, _, _ = focus
     heavy, first = _factors_of(focus, weight, gamma)
     share, entropy = spared(p, p * ratio), spared(p, p * loss)
@@ -148,16 +153,14 @@ def _store_curve(
     inner = muladd((gamma + gamma + one) * q, p, gamma * entropy * muladd(gamma, p, -q))
     at_label = spared(weight, heavy * inner)
     stride = 1 if folded is not None else lane_count(x)
-    scatter_targets(y, offset, labels, row, count, stride, length // stride, scratch(x, 1), at_label)
+    scatter_targets(y, offset, picks.labels, row, count, stride, length // stride, scratch(x, 1), at_label)
+    return target, weight, first
 
 
 @inline
 def focal_variance_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """The diagonal of the Hessian; x holds the terms of the rows."""
-    picks, weights, gamma = options
-    target = row_value(x, place.folded, picks.targets, 0, place.count)
-    weight = row_value(x, place.folded, weights, place.row, place.count)
-    _store_curve(x, y, place, stats, picks.labels, _focus(target, stats, gamma), weight, gamma)
+    _store_curve(x, y, place, stats, options.picks, options.weights, options.gamma)
 
 
 @kernel
@@ -184,12 +187,7 @@ def focal_variance(
 @inline
 def focal_derivatives_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options: Any) -> None:
     """v = the diagonal of the Hessian, y = the gradient; x holds the terms of the rows."""
-    picks, gamma = options.picks, options.gamma
-    target = row_value(x, place.folded, picks.targets, 0, place.count)
-    weight = row_value(x, place.folded, options.weights, place.row, place.count)
-    focus = _focus(target, stats, gamma)
-    _store_curve(x, v, place, stats, picks.labels, focus, weight, gamma)
-    _, steep = _factors_of(focus, weight, gamma)
+    target, weight, steep = _store_curve(x, v, place, stats, options.picks, options.weights, options.gamma)
     store_gradient(x, y, place, stats, target, weight, steep, options)
 
 
@@ -206,23 +204,4 @@ def focal_derivatives(
     gamma: Number,
 ) -> None:
     """y and diagonal = the gradient and the diagonal of the Hessian of the sum of the losses."""
-    data, grad, second = memory(x), memory(y), memory(diagonal)
-    picks, shape, tile = Picks(memory(labels), scratch(data, 2)), x.shape, memory(room)
-    options = CrossEntropyOptions(picks, memory(weights), number(data, 1.0), number(data, 0.0), None, gamma)
-    traverse(
-        focal_derivatives_block,
-        start,
-        stop,
-        shape,
-        tile,
-        data,
-        second,
-        grad,
-        None,
-        options,
-        picks=picks,
-        keep=True,
-        inverse=True,
-        log=True,
-        second=True,
-    )
+    labelled_derivatives(focal_derivatives_block, start, stop, room, x, labels, weights, y, diagonal, gamma)

@@ -370,16 +370,25 @@ def derivatives_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any,
     store_gradient(x, y, place, stats, target, weight, weight, options)
 
 
-@kernel
-def cross_entropy_derivatives(
-    start: Count, stop: Count, room: Room, x: Block, labels: Integers, weights: Floats, y: Block, diagonal: Block
+@inline
+def labelled_derivatives(
+    block: Any,
+    start: int,
+    stop: int,
+    room: Any,
+    x: Any,
+    labels: Any,
+    weights: Any,
+    y: Any,
+    diagonal: Any,
+    gamma: Any,
 ) -> None:
-    """y = weights (p - onehot(label)), diagonal = weights p (1 - p): derivatives of the sum of the losses."""
+    """The walk of `block`, which writes gradient and diagonal of the Hessian. A focal loss has `gamma`."""
     data, grad, second = memory(x), memory(y), memory(diagonal)
     picks, shape, tile = Picks(memory(labels), scratch(data, 2)), x.shape, memory(room)
-    options = CrossEntropyOptions(picks, memory(weights), number(data, 1.0), number(data, 0.0), None, None)
+    options = CrossEntropyOptions(picks, memory(weights), number(data, 1.0), number(data, 0.0), None, gamma)
     traverse(
-        derivatives_block,
+        block,
         start,
         stop,
         shape,
@@ -392,8 +401,17 @@ def cross_entropy_derivatives(
         picks=picks,
         keep=True,
         inverse=True,
+        log=unless_none(gamma, True),
         second=True,
     )
+
+
+@kernel
+def cross_entropy_derivatives(
+    start: Count, stop: Count, room: Room, x: Block, labels: Integers, weights: Floats, y: Block, diagonal: Block
+) -> None:
+    """y = weights (p - onehot(label)), diagonal = weights p (1 - p): derivatives of the sum of the losses."""
+    labelled_derivatives(derivatives_block, start, stop, room, x, labels, weights, y, diagonal, None)
 
 
 # --- distributions ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The decorators of kernels and of their building blocks; `machine.frontend` has Numba's options.
+"""The decorators of kernels and of their building blocks. `machine.translate` writes their code; Numba can, too.
 
 Building blocks are small and sit in hot loops, where a call would cost more than the work, so they are always
 inlined (``forceinline``). For everything else LLVM decides, whatever options the user's function has.

@@ -43,7 +43,7 @@ from fastsoftmax.kernels.simd.memory import (
     store_part,
     store_scalar,
 )
-from fastsoftmax.kernels.simd.reduce import fold_maximum, fold_sum
+from fastsoftmax.kernels.simd.reduce import doubled, fold_maximum, fold_sum
 from fastsoftmax.kernels.simd.values import (
     absolute,
     broadcast,
@@ -93,8 +93,6 @@ class Workspace(NamedTuple):
 
     terms: Any
     """The terms of a stretch, or those of the row if there is room for them."""
-    near: Any
-    """A vector."""
     vectors: Any
     """In each stretch, the sums of all vectors up to each: of the last stretch looked at, or of all (`tabled`)."""
     parts: Any
@@ -163,19 +161,11 @@ def plain_term(value: Any, scale: Scale) -> Any:
 
 
 @inline
-def _doubles(terms: Any, k: int) -> Any:
-    """The lanes of vector k as eight float64; float32 has 16, which are added in pairs."""
-    if is_single(number(terms, 0.0)):
-        return load_double(terms, k) + load_double(terms, k + 8)
-    return load_double(terms, k)
-
-
-@inline
-def _stretch(x: Any, first: int, length: int, scale: Scale, terms: Any, at: int, near: Any) -> float:
+def _stretch(x: Any, first: int, length: int, scale: Scale, terms: Any, at: int) -> float:
     """Store the terms of `length` classes from `first` on, padded with zeros to whole vectors; their sum.
 
-    They are stored in `terms` from `at` on. Four float32 are added before they become float64, in memory of a
-    vector, `near`: an error of 2 u in the weight of the whole stretch, as in each term.
+    They are stored in `terms` from `at` on. Four float32 are added before they become float64: an error of 2 u in
+    the weight of the whole stretch, as in each term.
     """
     step = lane_count(x)
     full = length // step * step
@@ -190,15 +180,15 @@ def _stretch(x: Any, first: int, length: int, scale: Scale, terms: Any, at: int,
         store(terms, at + k + step, b)
         store(terms, at + k + 2 * step, c)
         store(terms, at + k + 3 * step, d)
-        store(near, 0, (a + b) + (c + d))
-        sums = sums + _doubles(near, 0)
+        sums = sums + doubled((a + b) + (c + d))
     for k in range(wide, full, step):
-        store(terms, at + k, plain_term(_logits(x, first + k, scale.kept), scale))
-        sums = sums + _doubles(terms, at + k)
+        e = plain_term(_logits(x, first + k, scale.kept), scale)
+        store(terms, at + k, e)
+        sums = sums + doubled(e)
     if full < length:
-        last = _last_logits(x, first + full, length - full, scale.kept)
-        store(terms, at + full, plain_term(last, scale))
-        sums = sums + _doubles(terms, at + full)
+        e = plain_term(_last_logits(x, first + full, length - full, scale.kept), scale)
+        store(terms, at + full, e)
+        sums = sums + doubled(e)
     total: float = fold_sum(True, sums)
     return total
 
@@ -222,7 +212,7 @@ def _part(x: Any, first: int, length: int, scale: Scale, space: Workspace, keep:
     total = 0.0
     for k in range(first, first + length, STRETCH):
         at = k if keep else 0
-        total += _stretch(x, k, min(STRETCH, first + length - k), scale, space.terms, at, space.near)
+        total += _stretch(x, k, min(STRETCH, first + length - k), scale, space.terms, at)
     return total
 
 
@@ -231,7 +221,7 @@ def survey(x: Any, length: int, scale: Scale, space: Workspace) -> float:
     """Write the sums of a row of `length` classes to `space`; returns the sum of all."""
     total = 0.0
     if length <= COLUMN_LIMIT:
-        _stretch(x, 0, length, scale, space.terms, 0, space.near)
+        _stretch(x, 0, length, scale, space.terms, 0)
         for k in range(length):
             total += np.float64(load_scalar(space.terms, k))
             store_scalar(space.ends, k, total)
@@ -263,7 +253,7 @@ def _add_vectors(terms: Any, length: int, ends: Any) -> None:
     step = lane_count(terms)
     total = 0.0
     for vector in range((length + step - 1) // step):
-        total += fold_sum(True, _doubles(terms, vector * step))
+        total += fold_sum(True, doubled(load(terms, vector * step)))
         store_scalar(ends, vector, total)
 
 
@@ -317,7 +307,7 @@ def pick(x: Any, length: int, scale: Scale, space: Workspace, total: float, u: f
         return first + _within(terms, stop - first, share, ends)
     at, weight, rest = first, 0.0, share * load_scalar(space.parts, part)
     for k in range(first, stop, STRETCH):
-        value = _stretch(x, k, min(STRETCH, stop - k), scale, space.terms, 0, space.near)
+        value = _stretch(x, k, min(STRETCH, stop - k), scale, space.terms, 0)
         if value > 0.0:
             at, weight = k, value
             if rest < value:
@@ -325,7 +315,7 @@ def pick(x: Any, length: int, scale: Scale, space: Workspace, total: float, u: f
             rest -= value
     if width > STRETCH:
         share = rest / weight
-        _stretch(x, at, min(STRETCH, stop - at), scale, space.terms, 0, space.near)
+        _stretch(x, at, min(STRETCH, stop - at), scale, space.terms, 0)
     _add_vectors(space.terms, min(STRETCH, stop - at), space.vectors)
     return at + _within(space.terms, min(STRETCH, stop - at), share, space.vectors)
 
@@ -341,7 +331,7 @@ def is_drawable(total: float) -> bool:
 def workspace(x: Any, doubles: Any) -> Workspace:
     """A `Workspace` on the stack."""
     vectors, parts, ends = scratch(doubles, 4), scratch(doubles, 128), scratch(doubles, 128)
-    return Workspace(scratch(x, KEPT), scratch(x, 1), vectors, parts, ends, False)
+    return Workspace(scratch(x, KEPT), vectors, parts, ends, False)
 
 
 @inline
@@ -349,7 +339,7 @@ def with_table(space: Workspace, room: Any, length: int) -> Workspace:
     """The same workspace with a table in `room`, for rows of up to `length` classes, with one stretch a part."""
     count = (length + STRETCH - 1) // STRETCH * STRETCH
     terms = after(room, 0)
-    return Workspace(terms, space.near, as_doubles(after(room, count)), space.parts, space.ends, True)
+    return Workspace(terms, as_doubles(after(room, count)), space.parts, space.ends, True)
 
 
 @inline
@@ -575,7 +565,7 @@ def _below(value: Any, limit: Any, amount: Any) -> Any:
 
 
 @inline
-def _weigh(x: Any, length: int, pivot: Any, limit: Any, scale: Scale, by_mass: bool, near: Any) -> Any:
+def _weigh(x: Any, length: int, pivot: Any, limit: Any, scale: Scale, by_mass: bool) -> Any:
     """The weight of all logits above the pivot and below the limit, and how many are equal to the pivot.
 
     If there is a limit, also how many lie between.
@@ -589,8 +579,7 @@ def _weigh(x: Any, length: int, pivot: Any, limit: Any, scale: Scale, by_mass: b
         for k in range(first, stop, step):
             value = _some(x, k, stop, number(x, NAN))
             weight = _below(value, limit, _weight(value, scale, by_mass))
-            store(near, 0, select_less(pivot, value, weight, zero))
-            above = above + _doubles(near, 0)
+            above = above + doubled(select_less(pivot, value, weight, zero))
             same = select_equal(value, pivot, same + one, same)
             if limit is not None:
                 inside = select_less(pivot, value, inside + _below(value, limit, filled(value, 1.0)), inside)
@@ -702,7 +691,7 @@ def _cut(x: Any, length: int, needed: float, whole: float, scale: Scale, by_mass
     least, ties = number(x, -INF), 0
     while length > 0:
         pivot = _pivot(x, length, needed / whole, scale, by_mass, space.terms)
-        above, equal, _ = _weigh(x, length, pivot, None, scale, by_mass, space.near)
+        above, equal, _ = _weigh(x, length, pivot, None, scale, by_mass)
         if needed <= above:
             length, whole = _select(x, length, pivot, True, x, 0), above
             continue
@@ -755,7 +744,7 @@ def _cut_above(
         pivot = _pivot_between(x, length, low, high, int(members), share, scale, by_mass, space.terms)
         if not low < pivot:  # another thread has changed the row
             break
-        above, equal, between = _weigh(x, length, pivot, high, scale, by_mass, space.near)
+        above, equal, between = _weigh(x, length, pivot, high, scale, by_mass)
         if needed <= above:
             low, whole, members = pivot, above, between
             continue
@@ -804,14 +793,14 @@ def _top(x: Any, length: int, count: int, scale: Scale, near: Shelf, space: Work
     elif length <= LISTED:
         _copy(x, length, near.loose)
         return _cut(near.loose, length, float(count), float(length), scale, False, space)
-    whole, _, members = _weigh(x, length, bound, number(x, INF), scale, False, space.near)
+    whole, _, members = _weigh(x, length, bound, number(x, INF), scale, False)
     return _cut_above(x, length, bound, float(count), whole, members, scale, False, near, space)
 
 
 @inline
 def _mass_of(x: Any, length: int, share: float, top: Cut, scale: Scale, near: Shelf, space: Workspace) -> Cut:
     """The cut of a long row that keeps a share of the mass of what another cut keeps."""
-    whole, _, members = _weigh(x, length, top.least, number(x, INF), scale, True, space.near)
+    whole, _, members = _weigh(x, length, top.least, number(x, INF), scale, True)
     each = np.float64(plain_term(top.least, scale)) if top.ties > 0 else 0.0
     needed = share * (whole + top.ties * each)
     if needed > whole:
@@ -906,7 +895,7 @@ def sieve(x: Any, length: int, beta: Any, top_k: int, filters: Any, near: Shelf,
     top_p = load_scalar(filters, 0)
     if top_p < 1.0:
         if count <= LISTED:
-            whole, _, _ = _weigh(row, count, low, None, scale, True, space.near)
+            whole, _, _ = _weigh(row, count, low, None, scale, True)
             _copy(row, count, near.loose)
             cut = _cut(near.loose, count, top_p * whole, whole, scale, True, space)
         else:

@@ -3,7 +3,10 @@
 `entry`
     Kernels as Python calls them, and their variants. It does not import Numba.
 `frontend`
-    Numba's options, and the LLVM code of a variant.
+    The LLVM code of a variant, and Numba's options.
+`translate`
+    Writes this code by a walk through the kernel: `syntax` has the trees of functions, `values` what is computed,
+    `lowering` the operations on vectors.
 `wrappers`
     The functions around it, through which Python and C call it.
 `targets`

@@ -2,7 +2,7 @@
 
 A kernel has machine code for each dtype, and for each choice of which optional arguments are None (a *variant*).
 `Kernel.code` looks for a variant in the library that was made before (`runtime.prebuilt`). If it is not there, the
-variant is compiled by Numba and kept in the cache directory (`jit`). Numba is imported only then.
+variant is compiled and kept in the cache directory (`jit`). Numba is imported only then.
 
 The parameters of a kernel are annotated with the names below. An annotation lists the kinds of argument that a
 parameter takes; every combination of them is a variant.

@@ -1,4 +1,4 @@
-"""The options with which Numba compiles kernels, and their LLVM code.
+"""The LLVM code of kernels, and the options with which Numba compiles their building blocks.
 
 nogil
     Kernels touch no Python object, so that threads (ours and the host's) can run at the same time.
@@ -14,9 +14,11 @@ no_cpython_wrapper, no_cfunc_wrapper
 
 from typing import Any
 
+from llvmlite import binding, ir
 from numba import njit, types
 
-from fastsoftmax.machine import wrappers
+from fastsoftmax.machine import translate, wrappers
+from fastsoftmax.machine.syntax import TranslationError
 from fastsoftmax.runtime.numba_private import known_options, lean_options, linked_module
 from fastsoftmax.runtime.prebuilt import PREFIX
 
@@ -78,14 +80,53 @@ def llvm_type(kind: Any) -> wrappers.Parameter:
 def module(variant: Any) -> Any:
     """The LLVM code of a variant, not optimised, with the functions that `wrappers` adds."""
     kinds = tuple(numba_type(kind, variant.dtype) for kind in variant.kinds)
+    try:
+        text, code = _written(variant, kinds), None
+    except (OSError, TranslationError):  # OSError: its source is not there, as in some frozen applications
+        text, code = _compiled(variant, kinds)
+    made = binding.parse_assembly(str(text))
+    if code is not None:
+        code.link_in(made)
+        made = code
+    made.verify()
+    wrappers.hide(made, PREFIX + variant.name)
+    return made
+
+
+def _written(variant: Any, kinds: tuple[Any, ...]) -> Any:
+    """The code that `translate` writes."""
+    text = ir.Module(variant.name)
+    function = wrappers.declare(text, PREFIX + variant.name, _parameters(variant, kinds), variant.is_loop)
+    translate.write(variant.kernel.function, kinds, function, variant.kernel.result is float)
+    _add_wrappers(variant, kinds, function)
+    return text
+
+
+def _compiled(variant: Any, kinds: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The code that calls Numba's, and Numba's."""
     dispatcher = njit(**OPTIONS, **NO_WRAPPERS, **lean_options())(variant.kernel.function)
     code, inner, result = linked_module(dispatcher, kinds)
-    expected = wrappers.DOUBLE if variant.kernel.result is float else None
-    if (expected is None) != isinstance(result, types.NoneType):
+    has_result = variant.kernel.result is float
+    if has_result == isinstance(result, types.NoneType):
         raise TypeError(f"{variant.name} returns {result}, which is not what its annotation says")
-    parameters = [
+    text = ir.Module(variant.name)
+    text.triple, text.data_layout = code.triple, code.data_layout
+    parameters = _parameters(variant, kinds)
+    function = wrappers.declare(text, PREFIX + variant.name, parameters, variant.is_loop)
+    wrappers.call_numba(function, inner, parameters, has_result, variant.is_loop)
+    _add_wrappers(variant, kinds, function)
+    return text, code
+
+
+def _parameters(variant: Any, kinds: tuple[Any, ...]) -> list[wrappers.Parameter]:
+    """The arguments of a variant as `wrappers` takes them."""
+    return [
         llvm_type(kind)._replace(entries=True) if name.startswith("entries") else llvm_type(kind)
         for kind, name in zip(kinds, variant.kinds, strict=True)
     ]
-    wrappers.add(code, inner, PREFIX + variant.name, parameters, expected, variant.is_loop, variant.kernel.small)
-    return code
+
+
+def _add_wrappers(variant: Any, kinds: tuple[Any, ...], function: Any) -> None:
+    if not variant.is_loop:
+        result = wrappers.DOUBLE if variant.kernel.result is float else None
+        wrappers.add(function, _parameters(variant, kinds), result, variant.kernel.small)

@@ -110,7 +110,7 @@ def define(module: Any, name: str, instructions: bool) -> Any:
 
 
 def called(module: Any, name: str) -> Any:
-    """The function of this name in a module of Numba, without instructions."""
+    """The function of this name in the module of a kernel, without instructions."""
     known = module.globals.get(name)
     if known is not None:
         return known

@@ -1,6 +1,6 @@
 """The floating-point status: functions that machine code of each architecture has under the same names.
 
-Kernels call these two functions; Numba's front end knows only the processor that it runs on. So code for another
+Kernels call these two functions. Their LLVM code is that of the processor on which it is written; code for another
 architecture gets that architecture's functions in their place (`targets.object_code`).
 
 ``fastsoftmax.read_status``
@@ -76,7 +76,7 @@ def define(module: Any, name: str, triple: str) -> Any:
 
 
 def called(module: Any, name: str) -> Any:
-    """The function of this name in a module of Numba, where it is defined for the processor of this process."""
+    """The function of this name in the module of a kernel, defined for the processor of this process."""
     known = module.globals.get(name)
     if known is not None:
         return known

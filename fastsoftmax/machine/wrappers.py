@@ -1,9 +1,10 @@
 """The functions through which machine code is called: one for C and compiled Python, one for Python.
 
-Numba's function for a kernel takes arrays as seven or more values each. `add` puts two functions around it:
+A kernel has two or three functions:
 
 ``NAME``
     takes an address for each array, and its shape; numbers as they are; the items of a tuple; nothing for None.
+    It is the kernel (`translate`), or calls Numba's function, which takes arrays as seven or more values each.
 ``NAME.py``
     has the form of a function of Python (``METH_FASTCALL``). It reads the fields of the arrays, releases the GIL
     while the kernel runs, and does not check the types of its arguments. With a team behind the arguments of the
@@ -28,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from llvmlite import binding, ir
+from llvmlite import ir
 
 from fastsoftmax._vectors import CHUNK, ON_STACK, SMALL
 from fastsoftmax.machine import halves, status
@@ -129,16 +130,20 @@ def c_type(parameters: Sequence[Parameter]) -> Any:
     return ir.FunctionType(I32, [*flat, RESULT])
 
 
-def _c_function(
-    module: Any, name: str, inner: str, parameters: Sequence[Parameter], result: Any, loop: bool
-) -> Any:
-    kinds = [kind for parameter in parameters for kind in _numba(parameter)]
-    place = (POINTER if result is None else result).as_pointer()
-    called = _declare(module, I32, [place, POINTER.as_pointer(), *kinds], inner)
+def declare(module: Any, name: str, parameters: Sequence[Parameter], loop: bool) -> Any:
+    """The function for C, which has no code yet.
+
+    A loop of a ufunc is called by NumPy alone: it has no argument for a result.
+    """
     kind = c_type(parameters)
-    if loop:  # as NumPy calls it
-        kind = ir.FunctionType(I32, kind.args[:-1])
-    function = ir.Function(module, kind, name)
+    return ir.Function(module, ir.FunctionType(I32, kind.args[:-1]) if loop else kind, name)
+
+
+def call_numba(function: Any, inner: str, parameters: Sequence[Parameter], has_result: bool, loop: bool) -> None:
+    """Write the code of the function for C: a call of Numba's function of this name."""
+    kinds = [kind for parameter in parameters for kind in _numba(parameter)]
+    place = (DOUBLE if has_result else POINTER).as_pointer()
+    called = _declare(function.module, I32, [place, POINTER.as_pointer(), *kinds], inner)
     build = ir.IRBuilder(function.append_basic_block())
     values, arguments = list(function.args), []
     for parameter in parameters:
@@ -147,7 +152,6 @@ def _c_function(
         values = values[count:]
     written = build.alloca(POINTER) if loop else build.bitcast(values[0], place)
     build.ret(build.call(called, [written, build.alloca(POINTER), *arguments]))
-    return function
 
 
 class Python:
@@ -477,28 +481,17 @@ def _memory_of_rows(build: Any, python: Python, checks: _Checks, given: Any, ite
     return build.load(place)
 
 
-def add(
-    code: Any, inner: str, name: str, parameters: Sequence[Parameter], result: Any, loop: bool, small: bool = False
-) -> None:
-    """Put the functions around Numba's function `inner` into its module `code`, which then exports only them.
+def add(function: Any, parameters: Sequence[Parameter], result: Any, small: bool) -> None:
+    """Put the functions for Python around the function for C."""
+    _python_function(function.module, f"{function.name}.py", function, parameters, result)
+    if small:
+        _small_function(function.module, f"{function.name}.small.py", function, parameters, result)
 
-    A loop of a ufunc is called by NumPy alone: its function for C has no argument for a result.
-    """
-    module = ir.Module(name)
-    module.triple, module.data_layout = code.triple, code.data_layout
-    function = _c_function(module, name, inner, parameters, result, loop)
-    exported = {name}
-    if not loop:
-        exported.add(f"{name}.py")
-        _python_function(module, f"{name}.py", function, parameters, result)
-        if small:
-            exported.add(f"{name}.small.py")
-            _small_function(module, f"{name}.small.py", function, parameters, result)
-    around = binding.parse_assembly(str(module))
-    around.verify()
-    code.link_in(around)
-    code.verify()
-    exported.update((*status.NAMES, *halves.NAMES))  # `targets.object_code` replaces them
+
+def hide(code: Any, name: str) -> None:
+    """Make a module export nothing but the functions of a kernel of this name."""
+    replaced = (*status.NAMES, *halves.NAMES)  # by `targets.object_code`
+    exported = {name, f"{name}.py", f"{name}.small.py", *replaced}
     for one in code.functions:
         if not one.is_declaration and one.name not in exported:
             one.linkage = "internal"

@@ -7,8 +7,8 @@ import pytest
 import simd_bodies
 from numba import njit
 
-from fastsoftmax.kernels.simd.memory import lane_count, load, memory, store, store_scalar
-from fastsoftmax.kernels.simd.reduce import fold_maximum, fold_sum, fold_two_sum
+from fastsoftmax.kernels.simd.memory import as_doubles, lane_count, load, memory, store, store_scalar
+from fastsoftmax.kernels.simd.reduce import doubled, fold_maximum, fold_sum, fold_two_sum
 from fastsoftmax.kernels.simd.values import number
 
 
@@ -38,6 +38,10 @@ def drive_fold_two_sum(x, table, out, counts):
     high, low = fold_two_sum(None, load(a, 0), load(a, step))
     store(y, step, high)
     store(y, 2 * step, low)
+
+
+def drive_doubled(x, table, out, counts):
+    store(as_doubles(memory(out)), 0, doubled(load(memory(x), 0)))
 
 
 DRIVERS = {name.removeprefix("drive_"): f for name, f in list(globals().items()) if name.startswith("drive_")}

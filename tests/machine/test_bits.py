@@ -44,6 +44,24 @@ if __name__ == "__main__":
         library.describe(library.link(command, work / level, f"{level}.so", "linux"), level)
 """
 
+BY_NUMBA = """
+import sys
+from pathlib import Path
+from fastsoftmax.machine import frontend, library, translate
+
+def write(*_):
+    raise frontend.TranslationError
+
+def here(work, folder, processes, progress, goals):
+    work([one.name for one in library.variants()], folder, goals)
+
+translate.write, library._in_processes = write, here
+work, level, triple = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+library.compile_all({level: library.target(level, triple)}, work, 1, lambda *_: None)
+command = [*library.zig(), "-target", triple.replace("-unknown", "")]
+library.link(command, work / level, f"{level}.so", "linux")
+"""
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="loads libraries for Linux"),
@@ -125,6 +143,12 @@ def test_v3_and_v4_give_the_same_bits(libraries, calls):
     if prebuilt.level() != "v4":
         pytest.skip("this processor has no AVX-512")
     assert not different(calls, x86(libraries["v3"], calls), x86(libraries["v4"], calls))
+
+
+def test_numba_gives_the_same_bits(libraries, calls, tmp_path):
+    """Where it compiles the kernels, and `translate` does not write them."""
+    child.run(BY_NUMBA, tmp_path, "v3", TRIPLES["v3"], timeout=3600)
+    assert not different(calls, x86(libraries["v3"], calls), x86(tmp_path / "v3" / "v3.so", calls))
 
 
 def test_aarch64_gives_the_same_bits(libraries, calls):

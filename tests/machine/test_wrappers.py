@@ -345,20 +345,24 @@ def test_the_small_form_keeps_no_reference(small):
 # --- other results ---------------------------------------------------------------------------------------------
 
 
-def made(status, result=None, value=None):
-    """An engine with the functions around one that returns `status`, and writes `value`."""
-    module = ir.Module("inner")
-    place = (wrappers.POINTER if result is None else result).as_pointer()
-    function = ir.Function(
-        module, ir.FunctionType(wrappers.I32, [place, wrappers.POINTER.as_pointer(), wrappers.I64]), "inner"
-    )
+def wrapped(status, result=None, loop=False):
+    """A module with the functions around one that returns `status`, and writes `result` unless it is None."""
+    module = ir.Module("outer")
+    function = wrappers.declare(module, "outer", [wrappers.I64], loop)
     build = ir.IRBuilder(function.append_basic_block())
     if result is not None:
-        build.store(result(value), function.args[0])
+        build.store(wrappers.DOUBLE(result), function.args[-1])
     build.ret(wrappers.I32(status))
+    if not loop:
+        wrappers.add(function, [wrappers.I64], None if result is None else wrappers.DOUBLE, small=False)
     code = binding.parse_assembly(str(module))
-    wrappers.add(code, "inner", "outer", [wrappers.I64], result, loop=False)
-    return jit.engine(targets.object_code(code, targets.this_process()))
+    wrappers.hide(code, "outer")
+    return code
+
+
+def made(status, result=None):
+    """An engine with these functions."""
+    return jit.engine(targets.object_code(wrapped(status, result), targets.this_process()))
 
 
 @pytest.mark.parametrize("status", [1, 2, -1, -4])
@@ -374,7 +378,7 @@ def test_another_status_than_0(status):
 
 
 def test_a_result():
-    engine = made(0, wrappers.DOUBLE, 0.1)
+    engine = made(0, 0.1)
     found = prebuilt.python_function("outer", engine.get_function_address("outer.py"))(1)
     assert (found, type(found)) == (0.1, float)
     place = ctypes.c_double()
@@ -388,22 +392,10 @@ def test_no_result():
     assert prebuilt.python_function("outer", engine.get_function_address("outer.py"))(1) is None
 
 
-def test_only_the_functions_around_are_exported():
-    module = ir.Module("inner")
-    function = ir.Function(
-        module,
-        ir.FunctionType(
-            wrappers.I32, [wrappers.POINTER.as_pointer(), wrappers.POINTER.as_pointer(), wrappers.I64]
-        ),
-        "inner",
-    )
-    ir.IRBuilder(function.append_basic_block()).ret(wrappers.I32(0))
-    for loop in (False, True):
-        code = binding.parse_assembly(str(module))
-        wrappers.add(code, "inner", "outer", [wrappers.I64], None, loop=loop)
-        exported = {
-            one.name
-            for one in code.functions
-            if not one.is_declaration and one.linkage == binding.Linkage.external
-        }
-        assert exported == ({"outer"} if loop else {"outer", "outer.py"})
+@pytest.mark.parametrize(("loop", "names"), [(False, {"outer", "outer.py"}), (True, {"outer"})])
+def test_only_these_functions_are_exported(loop, names):
+    code = wrapped(0, loop=loop)
+    exported = {
+        one.name for one in code.functions if not one.is_declaration and one.linkage == binding.Linkage.external
+    }
+    assert exported == names

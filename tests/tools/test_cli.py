@@ -107,7 +107,7 @@ def test_info_tells_what_a_vector_is_on_the_processor(monkeypatch, features, exp
 def test_info_states_the_vector_size_of_the_kernels():
     from numba import types
 
-    from fastsoftmax.kernels.simd.lowering import Lanes
+    from fastsoftmax.machine.lowering import Lanes
 
     for dtype in (types.float32, types.float64):
         assert Lanes(dtype).count * dtype.bitwidth == 8 * info.VECTOR_BYTES

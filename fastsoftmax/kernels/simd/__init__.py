@@ -1,12 +1,13 @@
 """SIMD vectors as values, and the operations that the kernels are written with.
 
 Numba has no vector type, and LLVM's loop vectoriser gives up on the loops that matter here: a maximum, a
-compensated sum, an in-place pass, a row of ten. So `lowering.Lanes` is a Numba type for an LLVM vector of 64 bytes
-(16 float32 or 8 float64), with ``+ - * /`` and the operations below. A kernel written with it is vectorised on
-every machine, whatever the optimiser does, and the ends of rows are masked vectors instead of scalar loops.
+compensated sum, an in-place pass, a row of ten. So `machine.lowering.Lanes` is a Numba type for an LLVM vector of
+64 bytes (16 float32 or 8 float64), with ``+ - * /`` and the operations below. A kernel written with it is
+vectorised on every machine, whatever the optimiser does, and the ends of rows are masked vectors instead of scalar
+loops.
 
 Each operation's Python body is its meaning on NumPy arrays. It runs under ``NUMBA_DISABLE_JIT=1``, where a vector
-is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how the LLVM code is attached.
+is an array of 16 or 8 numbers that a debugger can show. `machine.lowering` explains how the LLVM code is attached.
 
 `values`: operations on each lane; they take floats, too
     muladd            a b + c, fused where the machine fuses
@@ -73,6 +74,7 @@ is an array of 16 or 8 numbers that a debugger can show. `lowering` explains how
     fold_maximum      the greatest lane
     fold_sum          the sum of the lanes
     fold_two_sum      the sum of the lanes of pairs, as a pair
+    doubled           the lanes as eight float64; 16 are added in pairs
 
 `rows`: weights and labels of the rows and classes of a block, and ragged rows
     row_value         one number for each row, or 1

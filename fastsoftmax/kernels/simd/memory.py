@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba import types
 
 from fastsoftmax._vectors import VECTOR_BYTES
-from fastsoftmax.kernels.simd.lowering import (
+from fastsoftmax.machine.lowering import (
     BYTES,
     INT32,
     INT64,

@@ -11,7 +11,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from fastsoftmax.kernels.simd.lowering import INT32, Lanes, common, lowered
+from fastsoftmax.machine.lowering import INT32, AnyVector, Lanes, common, lowered
 
 
 def _folding(combine: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -69,3 +69,18 @@ def fold_two_sum(folded: Any, high: Any, low: Any) -> Any:
     exact = high.astype(np.longdouble).sum() + low.astype(np.longdouble).sum()
     total = high.dtype.type(exact)
     return total, high.dtype.type(exact - total)
+
+
+def _doubled(build: Any, vector: Any) -> Any:
+    lanes, half = vector.type.count, build.result.count
+    if lanes == half:
+        return vector
+    parts = [build.shuffle(vector, vector, range(first, first + half)) for first in (0, half)]
+    return build.fadd(*[build.fpext(part, build.result) for part in parts])
+
+
+@lowered(_doubled, lambda vector: Lanes(types.float64))
+def doubled(vector: AnyVector) -> Any:
+    """The lanes as eight float64; those of float32 are 16, of which lanes k and k + 8 are added."""
+    wide = vector.astype(np.float64)
+    return wide if len(wide) == 8 else wide[:8] + wide[8:]

@@ -11,7 +11,8 @@ from llvmlite import ir
 from numba import types
 
 from fastsoftmax._vectors import VECTOR_BYTES
-from fastsoftmax.kernels.simd.lowering import (
+from fastsoftmax.kernels.simd.memory import load_part
+from fastsoftmax.machine.lowering import (
     INT64,
     Floats,
     Integers,
@@ -22,7 +23,6 @@ from fastsoftmax.kernels.simd.lowering import (
     lowered,
     vector_of,
 )
-from fastsoftmax.kernels.simd.memory import load_part
 
 
 def _or_ones(build: Any, array: Any, offset: Any) -> tuple[Any, Any]:

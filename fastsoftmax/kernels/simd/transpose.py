@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fastsoftmax._vectors import VECTOR_BYTES
-from fastsoftmax.kernels.simd.lowering import Floats, Same, lowered
 from fastsoftmax.kernels.simd.memory import load_part, store, store_part
+from fastsoftmax.machine.lowering import Floats, Same, lowered
 
 
 def _transposed(build: Any, rows: Sequence[Any]) -> Sequence[Any]:

@@ -13,7 +13,8 @@ from numba import types
 from numba.core import cgutils
 
 from fastsoftmax._vectors import VECTOR_BYTES
-from fastsoftmax.kernels.simd.lowering import (
+from fastsoftmax.machine import halves, status
+from fastsoftmax.machine.lowering import (
     BYTES,
     INT32,
     INT64,
@@ -28,7 +29,6 @@ from fastsoftmax.kernels.simd.lowering import (
     lowered,
     vector_of,
 )
-from fastsoftmax.machine import halves, status
 
 
 @lowered(lambda build, pointer, index: build.load(build.gep(pointer, [index])))

@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import lower_builtin, type_callable
 
 from fastsoftmax._vectors import VECTOR_BYTES
-from fastsoftmax.kernels.simd.lowering import (
+from fastsoftmax.machine.lowering import (
     AnyVector,
     Build,
     Item,

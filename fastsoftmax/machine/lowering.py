@@ -153,6 +153,21 @@ def _typer(function: Callable[..., Any], result: Callable[..., Any] | None) -> C
     return typer
 
 
+class Operation(NamedTuple):
+    """What `lowered` knows of an operation, for who writes its code without Numba."""
+
+    typer: Callable[..., Any]
+    """The signature for types of arguments."""
+    code: Callable[..., Any]
+    literals: frozenset[int]
+    """The places of the arguments whose values belong to their types."""
+
+
+def _literals(function: Callable[..., Any]) -> frozenset[int]:
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(k for k, one in enumerate(parameters) if one.annotation == Literal)
+
+
 def lowered(code: Callable[..., Any], result: Callable[..., Any] | None = None) -> Callable[[Any], Any]:
     """Compile the decorated function by `code`; its Python body is its meaning.
 
@@ -174,6 +189,7 @@ def lowered(code: Callable[..., Any], result: Callable[..., Any] | None = None) 
 
             return signature, codegen
 
+        typed.operation = Operation(typer, code, _literals(function))  # type: ignore[attr-defined]
         context = inspect.Parameter("typingctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         parameters = inspect.signature(function).parameters.values()
         typed.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]

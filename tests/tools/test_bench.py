@@ -210,6 +210,16 @@ def test_a_failing_peer_is_left_out_with_a_note(monkeypatch, short, call, error)
     assert complaints.disagreements == (notes if error is DisagreementError else [])
 
 
+def test_results_are_compared_unless_that_is_not_wanted(monkeypatch):
+    """The process with one thread does not compare them again. A call that fails is still found."""
+    data = Inputs((3, 4), np.float64)
+    monkeypatch.setitem(ALL, "Peer", Peer(lambda: np.zeros((3, 4))))
+    assert isinstance(dict(cases.calls("softmax", data, ("Peer",)))["Peer"], DisagreementError)
+    assert callable(dict(cases.calls("softmax", data, ("Peer",), compared=False))["Peer"])
+    monkeypatch.setitem(ALL, "Peer", Peer(boom))
+    assert isinstance(dict(cases.calls("softmax", data, ("Peer",), compared=False))["Peer"], MemoryError)
+
+
 def test_our_own_failure_is_not_hidden(monkeypatch):
     ours = Peer(boom)
     ours.name = OURS

@@ -185,8 +185,8 @@ def summary(found: list[Line]) -> str:
     parts = []
     for case, _ in found:
         last, limit = bend(case)
-        bends = f"bends at {last}: {limit}" if limit else "does not bend"
-        parts.append(f"{case.rows:,} x {case.classes:,} {speedup(case, MOST):.1f} ({bends})")
+        bends = f"bends at {last}, {limit}" if limit else "does not bend"
+        parts.append(f"{case.rows:,} x {case.classes:,}: {speedup(case, MOST):.1f} ({bends})")
     return (
         f"More threads than the {threads.max_threads()} of this machine are simulated. `softmax(x, out=out)` on "
         f"{MOST} would be so many times as fast as on one: {'; '.join(parts)}. "
@@ -202,9 +202,9 @@ def main() -> int:
     facts, wake, found = machine(), wake_up(), lines()
     text = (
         f"{table(found, wake)}\n\n{DOUBT}: varies too much, or threads waited for a processor. Measured: to wake "
-        f"a helper takes the caller {1e6 * wake.call:.0f} us, and the helper works after {1e6 * wake.arrival:.0f} "
-        f"us. Assumed: memory for {BANDWIDTH:g} threads, {1e9 * TAKE:.0f} ns to take a block, {1e9 * HERE:.0f} ns "
-        "until a helper that waits sees the call. "
+        f"a helper takes the caller {1e6 * wake.call:.0f} us, and one that slept for a millisecond works after "
+        f"{1e6 * wake.arrival:.0f} us. Assumed: memory for {BANDWIDTH:g} threads, {1e9 * TAKE:.0f} ns to "
+        f"take a block, {1e9 * HERE:.0f} ns until a helper that waits sees the call. "
         f"{caption(facts)}; made by `python benchmarks/scaling.py --write`."
     )
     print(text, summary(found), sep="\n\n")

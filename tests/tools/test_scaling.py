@@ -76,4 +76,4 @@ def test_the_table_and_the_summary():
     assert cells[-2] == "8: memory"
     assert float(cells[-1]) < scaling.BANDWIDTH
     assert "10,000 x 1,000" in scaling.summary(found)
-    assert "(bends at 8: memory)" in scaling.summary(found)
+    assert "(bends at 8, memory)" in scaling.summary(found)

@@ -391,7 +391,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIRECTORY",
         help="write results.json, results.md and speed.png there, after measuring what the picture needs; or "
-        "map.json and map.md of a map",
+        "map.json and map.md of a map. A run that was stopped is continued: its rows are in unfinished.jsonl",
     )
     bench.set_defaults(run=_run_bench)
 

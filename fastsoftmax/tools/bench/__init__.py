@@ -10,6 +10,8 @@
     Samples of each library in time windows of its own, and their medians.
 `session`
     The chosen cases one after the other, with all threads here and with one in another process.
+`journal`
+    Finished rows on disk, so that a run that was stopped can be continued.
 `startup`
     Fresh processes: import, compilation, first call.
 `report`

@@ -17,6 +17,7 @@ import fastsoftmax as fs
 from fastsoftmax.arrays.threads import max_threads
 from fastsoftmax.tools.bench import inputs, maps, report, session, startup
 from fastsoftmax.tools.bench.cases import FUNCTIONS, MAP_SHAPES
+from fastsoftmax.tools.bench.journal import Journal
 from fastsoftmax.tools.bench.libraries import ALL, OURS, PEERS
 from fastsoftmax.tools.bench.session import Choice, Complaints, OneThread, Row
 
@@ -36,6 +37,8 @@ QUICK_MAP = replace(MAP, shapes=MAP_SHAPES[1::5], dtypes=("float32",))
 MAP_SECONDS = 0.8
 SWEEP_SECONDS = 0.6
 STARTUP_REPEATS = 3
+UNFINISHED = "unfinished.jsonl"
+"""The file with the rows of a run until it is finished."""
 
 
 def _progress(console: Console) -> Progress:
@@ -112,22 +115,43 @@ class _Run:
     complaints: Complaints
     results: report.Results
     one_thread: OneThread | None
+    journal: Journal
+
+    def rows(
+        self, name: str, choice: Choice, seconds: float, limit: float, one_thread: OneThread | None
+    ) -> Iterator[Row]:
+        """The rows of one list. Those that were measured are stored, unless a result was wrong.
+
+        A run that is continued measures the wrong ones again, and complains again.
+        """
+        stored, wrong = self.journal.rows[name], len(self.complaints.disagreements)
+        for row in session.rows(choice, seconds, limit, self.complaints, one_thread, stored):
+            if row.cell not in stored and len(self.complaints.disagreements) == wrong:
+                self.journal.add(name, row)
+            wrong = len(self.complaints.disagreements)
+            yield row
 
 
 @contextmanager
-def _begun(choice: Choice, threads: int | None, single: bool) -> Iterator[_Run]:
+def _begun(
+    choice: Choice, threads: int | None, seconds: float, single: bool, unfinished: Path | None
+) -> Iterator[_Run]:
     """Set the threads, print what the machine is, and start the process with one thread if it is wanted."""
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     complaints = Complaints(lambda text: errors.print(text, markup=False))
     with fs.threads(max_threads() if threads is None else threads):
         inputs.prepare(max_threads())
         results = report.Results(report.machine())
+        settings = {"seconds": seconds, "single": single, "libraries": [*choice.libraries]}
+        journal = Journal(unfinished, results.machine, settings)
         console.print(report.caption(results.machine), markup=False)
+        if journal.taken:
+            console.print(f"Continued: {journal.taken} rows are those of {unfinished}.", markup=False)
         missing = [name for name in choice.libraries if not ALL[name].installed()]
         if missing:
             console.print(f"Not installed: {', '.join(missing)}.")
         with OneThread() if single and max_threads() > 1 else nullcontext() as one_thread:
-            yield _Run(console, complaints, results, one_thread)
+            yield _Run(console, complaints, results, one_thread, journal)
 
 
 def run_map(
@@ -139,17 +163,18 @@ def run_map(
     single: bool = True,
     output: Path | None = None,
     picture: Path | None = None,
+    unfinished: Path | None = None,
 ) -> tuple[report.Results, bool]:
     """Measure and show a map; write ``map.json`` and ``map.md`` into `output`, and draw `picture`, if given.
 
     The parameters and results are those of `run`. If `single`, one thread is measured beside all threads.
     """
-    with _begun(choice, threads, single) as begun:
+    with _begun(choice, threads, seconds, single, unfinished) as begun:
         console, results = begun.console, begun.results
         console.print(maps.LEGEND, "", markup=False)
         with _progress(console) as progress:
             task = progress.add_task("", total=len(choice.cells()))
-            for row in session.rows(choice, seconds, limit, begun.complaints, begun.one_thread):
+            for row in begun.rows("rows", choice, seconds, limit, begun.one_thread):
                 results.rows.append(row)
                 progress.update(task, advance=1, description=f"{row.function}, {session.describe(row.shape)}")
         results.rows.sort(key=lambda row: row.place)
@@ -179,6 +204,7 @@ def run(
     limit: float = LIMIT,
     quick: bool = False,
     output: Path | None = None,
+    unfinished: Path | None = None,
 ) -> tuple[report.Results, bool]:
     """Measure, show, and write ``results.json``, ``results.md`` and ``speed.png`` into `output` if it is given.
 
@@ -196,6 +222,9 @@ def run(
         Whether to leave out one thread, the start-up and some points of the picture.
     output : Path, optional
         A directory.
+    unfinished : Path, optional
+        A file for finished rows. If this run is stopped, another one with the same file continues it. It is to be
+        removed when the results are stored.
 
     Returns
     -------
@@ -204,7 +233,7 @@ def run(
     agree : bool
         Whether the results of all libraries agree with ours.
     """
-    with _begun(choice, threads, not quick) as begun:
+    with _begun(choice, threads, seconds, not quick, unfinished) as begun:
         console, complaints, results = begun.console, begun.complaints, begun.results
         console.print(
             "Median times of ours, ± half the distance of the quartiles; ours relative to the limit, NumPy's pass "
@@ -219,13 +248,14 @@ def run(
             steps = len(choice.cells()) + 2 * len(by_classes) + 2 * len(by_rows)
             starts = startup.of(choice.libraries)
             task = progress.add_task("", total=steps + repeats * len(starts))
-            for row in session.rows(choice, seconds, limit, complaints, begun.one_thread):
+            for row in begun.rows("rows", choice, seconds, limit, begun.one_thread):
                 results.rows.append(row)
                 progress.update(task, advance=1, description=f"{row.function}, {session.describe(row.shape)}")
             results.rows.sort(key=lambda row: row.place)
-            for shapes, found in ((by_classes, results.by_classes), (by_rows, results.by_rows)):
+            for name, shapes in (("by_classes", by_classes), ("by_rows", by_rows)):
+                found: list[Row] = getattr(results, name)
                 for swept in session.sweeps(shapes, choice.libraries):
-                    for row in session.rows(swept, min(seconds, SWEEP_SECONDS), limit, complaints):
+                    for row in begun.rows(name, swept, min(seconds, SWEEP_SECONDS), limit, None):
                         found.append(row)
                         progress.update(task, advance=1, description=f"picture, {session.describe(row.shape)}")
                 found.sort(key=lambda row: (row.shape[1], row.shape[0]))
@@ -301,6 +331,7 @@ def main(arguments: argparse.Namespace) -> int:
             print(f"fastsoftmax bench: cannot write to {arguments.output}: {error.strerror}", file=sys.stderr)
             return 2
     limit = QUICK_LIMIT if arguments.quick else math.inf if arguments.seconds else LIMIT
+    unfinished = None if arguments.output is None else arguments.output / UNFINISHED
     if arguments.map:
         _, agree = run_map(
             choice,
@@ -310,6 +341,7 @@ def main(arguments: argparse.Namespace) -> int:
             single=not arguments.quick,
             output=arguments.output,
             picture=arguments.picture,
+            unfinished=unfinished,
         )
     else:
         _, agree = run(
@@ -319,7 +351,10 @@ def main(arguments: argparse.Namespace) -> int:
             limit=limit,
             quick=arguments.quick,
             output=arguments.output,
+            unfinished=unfinished,
         )
+    if unfinished is not None:
+        unfinished.unlink()
     return 0 if agree else 1
 
 

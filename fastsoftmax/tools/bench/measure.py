@@ -33,12 +33,14 @@ REST_SECONDS = 10e-3
 """The rest at the beginning of a window."""
 SETTLE_SECONDS = 5e-3
 """How long a call is made before it is timed."""
-SLOW_SECONDS = 0.1
-"""A call that takes so long is timed without such calls before it."""
-VERY_SLOW_SECONDS = 1.0
+SLOW_SECONDS = 0.02
+"""A call that takes so long is timed without such calls before it, which would take longer than all else."""
+VERY_SLOW_SECONDS = 0.1
+"""Of a call that takes so long, fewer samples suffice."""
+SLOWEST_SECONDS = 0.2
 """If a call takes so long, its first call counts as a sample, too."""
 FEWEST, FEWEST_SLOW, MOST = 3, 2, 60
-"""The least number of samples of a call, that of a slow call, and the greatest number."""
+"""The least number of samples of a call, that of a very slow call, and the greatest number."""
 UNSTEADY = 0.25
 """A spread that is too wide (see `Timing`)."""
 WAITING = 0.25
@@ -107,21 +109,20 @@ class _Contender:
         self.call = call
         self.windows: list[tuple[list[float], float]] = []
         start = time.perf_counter()
-        # The first call may compile or start threads, so that up to three more calls are made.
+        # The first call may start threads, so that up to three more calls are made.
         once = latest = _time(call, 1)
-        for _ in range(3 if once < VERY_SLOW_SECONDS else 0):
+        for _ in range(3 if once < SLOWEST_SECONDS else 0):
             latest = _time(call, 1)
             once = min(once, latest)
             if time.perf_counter() - start > 2 * SLOW_SECONDS:
                 break
         self.count, self.settle = 1, 0
+        self.least = FEWEST if once < VERY_SLOW_SECONDS else FEWEST_SLOW
         if once < SLOW_SECONDS:
             once = max(once, 1e-7)
             self.count, self.settle = math.ceil(SAMPLE_SECONDS / once), math.ceil(SETTLE_SECONDS / once)
-            self.least = FEWEST
         else:
             self.windows.append(([latest], 0.0))
-            self.least = FEWEST_SLOW
         self.spent = time.perf_counter() - start
 
     @property
@@ -133,8 +134,11 @@ class _Contender:
         """Rest, settle, and take samples for so many seconds: one at least, at most its part of `MOST`."""
         start = time.perf_counter()
         time.sleep(REST_SECONDS)
+        settled = start + REST_SECONDS + 4 * SETTLE_SECONDS  # a call that waits may take a thousand times as long
         for _ in range(self.settle):
             self.call()
+            if time.perf_counter() > settled:
+                break
         times: list[float] = []
         waited, begin = _waited(), time.perf_counter()
         while not times or (time.perf_counter() - start < seconds and len(times) < MOST // ROUNDS):

@@ -275,12 +275,14 @@ def family(results: Results, heading: str) -> tuple[str, str]:
     return _spec.GROUPS[name].title, "\n\n".join([text, *_tables(results, heading)])
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def row_facts(row: Row) -> dict[str, Any]:
+    """A row in types of JSON, in seconds, with ratios; `row_from` reads it."""
     found = asdict(row) | {"shape": list(row.shape), "yardstick_name": FUNCTIONS[row.function].yardstick}
-    return found | {
+    found |= {
         "to_yardstick": row.to_yardstick,
         "ratios": {n: row.ratio(n) for n in row.timings if n != OURS},
     }
+    return {name: _rounded(fact) for name, fact in found.items()}
 
 
 def _rounded(value: Any) -> Any:
@@ -293,18 +295,20 @@ def _rounded(value: Any) -> Any:
 def as_json(results: Results) -> str:
     """Everything, in seconds; a row on each line."""
     lists: dict[str, list[dict[str, Any]]] = {
-        "rows": [_plain(row) for row in results.rows],
-        "by_classes": [_plain(row) for row in results.by_classes],
-        "by_rows": [_plain(row) for row in results.by_rows],
-        "startups": [asdict(startup) for startup in results.startups],
+        "rows": [row_facts(row) for row in results.rows],
+        "by_classes": [row_facts(row) for row in results.by_classes],
+        "by_rows": [row_facts(row) for row in results.by_rows],
+        "startups": [_rounded(asdict(startup)) for startup in results.startups],
     }
     parts = {"machine": json.dumps(results.machine, indent=1), "libraries": json.dumps(list(ALL))}
     for name, items in lists.items():
-        parts[name] = "[\n" + ",\n".join(json.dumps(_rounded(item)) for item in items) + "\n]"
+        parts[name] = "[\n" + ",\n".join(json.dumps(item) for item in items) + "\n]"
     return "{\n" + ",\n".join(f'"{name}": {text}' for name, text in parts.items()) + "\n}\n"
 
 
-def _row(content: dict[str, Any]) -> Row:
+def row_from(content: dict[str, Any]) -> Row:
+    """The row of `row_facts`."""
+
     def timings(name: str) -> dict[str, Timing]:
         return {library: Timing(**found) for library, found in content.get(name, {}).items()}
 
@@ -316,6 +320,6 @@ def from_json(text: str) -> Results:
     """What `as_json` has written."""
     content = json.loads(text)
     names = ("rows", "by_classes", "by_rows")
-    rows, by_classes, by_rows = ([_row(row) for row in content[name]] for name in names)
+    rows, by_classes, by_rows = ([row_from(row) for row in content[name]] for name in names)
     startups = [Startup(**startup) for startup in content["startups"]]
     return Results(content["machine"], rows, by_classes, by_rows, startups)

@@ -3,10 +3,11 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
+from types import MappingProxyType
 from typing import Any
 
 import fastsoftmax as fs
@@ -15,6 +16,8 @@ from fastsoftmax.tools.bench.inputs import CLASS_AXIS, Inputs, Shape, prepare
 from fastsoftmax.tools.bench.libraries import ALL, OURS
 from fastsoftmax.tools.bench.measure import Timing, measure
 
+Cell = tuple[Shape, str, str]
+"""(shape, dtype, function)."""
 YARDSTICK = "yardstick"
 WAITING_SECONDS = 1e-3
 """Threads cost a call some hundred microseconds at most; if they add more, it has waited for a processor."""
@@ -38,6 +41,11 @@ class Row:
     def place(self) -> tuple[int, int, str, Shape]:
         """The key by which rows are sorted: function, size, dtype, shape."""
         return list(cases.FUNCTIONS).index(self.function), math.prod(self.shape), self.dtype, self.shape
+
+    @property
+    def cell(self) -> Cell:
+        """What was measured."""
+        return self.shape, self.dtype, self.function
 
     @property
     def ours(self) -> Timing:
@@ -102,8 +110,8 @@ class Choice:
     dtypes: tuple[str, ...] = cases.DTYPES
     libraries: tuple[str, ...] = tuple(ALL)
 
-    def cells(self) -> list[tuple[Shape, str, str]]:
-        """(shape, dtype, function), large shapes first, and those with the same arrays one after the other.
+    def cells(self) -> list[Cell]:
+        """What there is to measure, large shapes first, and those with the same arrays one after the other.
 
         Large arrays need the least number of samples, whatever time that takes. Small ones share the time that is
         left.
@@ -151,12 +159,15 @@ def _measure(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str
 
 
 def _contenders(
-    function: str, inputs: Inputs, libraries: tuple[str, ...], complaints: Complaints
+    function: str, inputs: Inputs, libraries: tuple[str, ...], complaints: Complaints, *, compared: bool = True
 ) -> dict[str, Callable[[], Any]]:
-    """The yardstick, and the calls of all libraries that have the function and whose results agree with ours."""
+    """The yardstick, and the calls of all libraries that have the function.
+
+    Those whose results do not agree with ours are left out, unless nothing is to be compared.
+    """
     title = f"{function}, {describe(inputs.shape)}, {inputs.dtype}"
     found = {YARDSTICK: cases.FUNCTIONS[function].setup(inputs)}
-    for library, call in cases.calls(function, inputs, libraries):
+    for library, call in cases.calls(function, inputs, libraries, compared=compared):
         if isinstance(call, Exception):
             complaints.note(title, library, call)
         else:
@@ -168,20 +179,33 @@ _inputs = lru_cache(maxsize=1)(Inputs)
 """The arrays of the latest shape and dtype; no others are kept, because they are large."""
 
 
-def _single(
-    function: str, shape: Shape, dtype: str, libraries: tuple[str, ...], seconds: float
-) -> tuple[dict[str, Timing], list[str], list[str]]:
-    """In the other process: the timings of libraries, everything to tell, and the disagreements."""
+_prepared: dict[str, Callable[[], Any]] = {}
+"""In the other process: the calls of the latest row."""
+
+
+def _prepare(function: str, shape: Shape, dtype: str, libraries: tuple[str, ...]) -> list[str]:
+    """In the other process: make all calls of a row once; everything to tell."""
     told: list[str] = []
-    complaints = Complaints(told.append)
+    _prepared.clear()
     with fs.threads(1):
-        contenders = _contenders(function, _inputs(shape, dtype), libraries, complaints)
-        del contenders[YARDSTICK]
-        return _measure(contenders, seconds), told, complaints.disagreements
+        _prepared.update(
+            _contenders(function, _inputs(shape, dtype), libraries, Complaints(told.append), compared=False)
+        )
+    return told
+
+
+def _single(libraries: tuple[str, ...], seconds: float) -> dict[str, Timing]:
+    """In the other process: the timings of those libraries whose calls were made."""
+    with fs.threads(1):
+        return _measure({name: _prepared[name] for name in libraries if name in _prepared}, seconds)
 
 
 class OneThread:
-    """Another process, in which every library has one thread: JAX takes its number when it starts, for ever."""
+    """Another process, in which every library has one thread: JAX takes its number when it starts, for ever.
+
+    It makes its arrays and its first calls, for which JAX compiles, while this process does the same, and measures
+    while this process waits.
+    """
 
     def __init__(self) -> None:
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare, initargs=(1,))
@@ -192,16 +216,14 @@ class OneThread:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def timings(
-        self, function: str, inputs: Inputs, libraries: tuple[str, ...], seconds: float, complaints: Complaints
-    ) -> dict[str, Timing]:
-        """The timings of one row, for which this process waits."""
-        task = self._pool.submit(_single, function, inputs.shape, inputs.dtype.name, libraries, seconds)
-        found, told, disagreements = task.result()
-        for text in told:
-            complaints.tell(f"one thread: {text}")
-        complaints.disagreements += disagreements
-        return found
+    def prepare(self, function: str, inputs: Inputs, libraries: tuple[str, ...]) -> "Future[list[str]]":
+        """Begin with a row. The result is what there is to tell."""
+        threaded = tuple(name for name in libraries if ALL[name].has_threads)
+        return self._pool.submit(_prepare, function, inputs.shape, inputs.dtype.name, threaded)
+
+    def timings(self, libraries: tuple[str, ...], seconds: float) -> dict[str, Timing]:
+        """The timings of the row that was prepared, for which this process waits."""
+        return self._pool.submit(_single, libraries, seconds).result()
 
 
 def row(
@@ -216,14 +238,17 @@ def row(
 
     Calls whose threads have waited for a processor are measured once more.
     """
+    preparing = one_thread.prepare(function, inputs, libraries) if one_thread is not None else None
     contenders = _contenders(function, inputs, libraries, complaints)
+    for text in preparing.result() if preparing is not None else ():
+        complaints.tell(f"one thread: {text}")
     timings = _measure(contenders, seconds)
     single: dict[str, Timing] = {}
     if one_thread is not None:
         present = [name for name in contenders if name != YARDSTICK]
         threaded = tuple(name for name in present if ALL[name].has_threads)
         found = {name: timings[name] for name in present if name not in threaded}
-        found |= one_thread.timings(function, inputs, threaded, seconds, complaints)
+        found |= one_thread.timings(threaded, seconds)
         single = {name: found[name] for name in present if name in found}
         late = {name: contenders[name] for name in single if _waited(timings[name], single[name])}
         timings |= measure(late, seconds)
@@ -231,16 +256,28 @@ def row(
 
 
 def rows(
-    choice: Choice, seconds: float, limit: float, complaints: Complaints, one_thread: OneThread | None = None
+    choice: Choice,
+    seconds: float,
+    limit: float,
+    complaints: Complaints,
+    one_thread: OneThread | None = None,
+    stored: Mapping[Cell, Row] = MappingProxyType({}),
 ) -> Iterator[Row]:
     """All rows, each measured for so many seconds, or for less if all would take more than `limit` seconds.
 
-    The least number of samples is taken in any case, even if that takes longer.
+    The least number of samples is taken in any case, even if that takes longer. Rows that are stored are not
+    measured, and the others have their part of the limit.
     """
     cells = choice.cells()
-    stop = time.perf_counter() + limit
-    for position, (shape, dtype, function) in enumerate(cells):
-        left = max(stop - time.perf_counter(), 0.0) / (len(cells) - position)
+    missing = sum(cell not in stored for cell in cells)
+    stop = time.perf_counter() + limit * missing / max(len(cells), 1)
+    for cell in cells:
+        if cell in stored:
+            yield stored[cell]
+            continue
+        shape, dtype, function = cell
+        left = max(stop - time.perf_counter(), 0.0) / missing
+        missing -= 1
         share = min(seconds, left if one_thread is None else left / 2)
         yield row(function, _inputs(shape, dtype), choice.libraries, share, complaints, one_thread)
 

@@ -9,6 +9,8 @@ GROUP_LIMIT = 2048
 """Longer rows are walked one by one, because a group of them would not fit into the cache."""
 PAIR_LIMIT = 1024
 """The same limit for two rows side by side, see `kernels.divergences`."""
+APART = 1 << 48
+"""If the outer size of a block is larger, its rows lie apart: two of them as many numbers as it is larger."""
 FEW = 4
 """Up to this many short rows are faster one by one than in the lanes of a vector."""
 

@@ -1,8 +1,9 @@
 """Kernels over blocks whose rows are contiguous, but lie apart: parts of longer rows, every other row.
 
-Nothing is converted. Long rows are computed where they are: the kernel is called for one after the other. Shorter
-rows, for which that takes too long, are copied, some of them at a time, into memory that stays in the cache. Both
-are done in machine code (`machine.apart`), by threads that share blocks of rows as in any other call.
+Nothing is converted. Some kernels take the distance of the rows of the logits, and read them where they are. For
+the others, long rows are computed where they are: the kernel is called for one after the other. Shorter rows, for
+which that takes too long, are copied, some of them at a time, into memory that stays in the cache. Both are done
+in machine code (`machine.apart`), by threads that share blocks of rows as in any other call.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +13,29 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax._vectors import GROUP_LIMIT, VECTOR_BYTES
+from fastsoftmax._vectors import APART, COLUMN_LIMIT, GROUP_LIMIT, VECTOR_BYTES
 from fastsoftmax.arrays import threads
 from fastsoftmax.arrays.blocks import NO_ROOM, Apart, Parted
 from fastsoftmax.runtime import teams
 
 COPIED_BYTES = 1 << 12
 """About so many bytes of a block are copied at a time; memory rests while they are computed, so it is not more."""
+
+
+TAKE_DISTANCES = {
+    "activations.softmax",
+    "activations.log_softmax",
+    "activations.logsumexp",
+    "entropy.entropy",
+    "losses.cross_entropy",
+}
+"""The kernels that take the distance of the rows of their first block: the option `apart` of `traverse`."""
+IN_CACHE = 1 << 23
+"""Blocks with so many bytes at most, and what lies between their rows, are always read where they are."""
+SPARSE = 2 * VECTOR_BYTES
+"""Beyond that, shorter rows far apart are copied: kernels read whole vectors, and so lines between the rows."""
+WITH_RESULT = COLUMN_LIMIT // 2
+"""So are rows of more classes, in tiles with a result of the same size: that takes a quarter less."""
 
 
 def _words(one: Any) -> int:
@@ -78,6 +95,22 @@ def _are_copied(blocks: Sequence[tuple[int, Apart]]) -> bool:
     return max(apart.row.size for _, apart in blocks) <= GROUP_LIMIT
 
 
+def _takes_distance(code: Any, args: tuple[Any, ...], blocks: Sequence[tuple[int, Apart]]) -> bool:
+    """Whether a kernel finds the rows of `blocks` by their distance, and they are not better copied."""
+    (argument, apart), *others = blocks
+    ((rows, stride), *levels), row = apart.levels, apart.row
+    if argument or others or levels or not 0 < row.size <= GROUP_LIMIT or stride <= 0 or stride % row.itemsize:
+        return False
+    if code.__name__.rsplit(".", 2)[0] not in TAKE_DISTANCES:
+        return False
+    if rows * stride <= IN_CACHE:
+        return True
+    if row.nbytes < SPARSE and stride > 3 * row.nbytes:
+        return False
+    in_tiles = WITH_RESULT < row.size <= COLUMN_LIMIT
+    return not (in_tiles and any(isinstance(one, np.ndarray) and one.ndim == 3 for one in args[1:]))
+
+
 def _run(
     code: Any,
     rows: int,
@@ -89,6 +122,12 @@ def _run(
 ) -> None:
     """`threads.run_code` for a kernel's code; blocks come with the numbers of their words among the arguments."""
     at_once, item = 1, memory.itemsize
+    if _takes_distance(code, args, blocks):
+        ((_, apart),) = blocks
+        distance = apart.levels[0][1] // item
+        block = _stand_in((APART + distance, apart.row.size, 1), apart.row)
+        threads.run_code(code, rows, work, memory, None, (block, *args[1:]))
+        return
     if _are_copied(blocks):
         # Kernels take so many rows at once, one in each lane, and as long for fewer.
         lanes, longest = VECTOR_BYTES // item, max(apart.row.nbytes for _, apart in blocks)

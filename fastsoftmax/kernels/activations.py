@@ -70,6 +70,7 @@ def softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta: Tem
         keep=True,
         few=True,
         inverse=True,
+        apart=True,
     )
 
 
@@ -98,8 +99,9 @@ def log_softmax(start: Count, stop: Count, room: Room, x: Block, y: Block, beta:
     """y_k = x_k/T - log(sum_j exp(x_j/T)); beta is 1/T as a pair, or None."""
     data, result, tile = memory(x), memory(y), memory(room)
     options = ActivationOptions(beta, None)
+    block, shape = log_softmax_block, x.shape
     traverse(
-        log_softmax_block, start, stop, x.shape, tile, data, None, result, None, options, beta, few=True, log=True
+        block, start, stop, shape, tile, data, None, result, None, options, beta, few=True, log=True, apart=True
     )
 
 
@@ -113,4 +115,5 @@ def logsumexp_block(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, o
 def logsumexp(start: Count, stop: Count, room: Room, x: Block, rows: Floats) -> None:
     """rows = log(sum_j exp(x_j))."""
     data, results, tile = memory(x), memory(rows), memory(room)
-    traverse(logsumexp_block, start, stop, x.shape, tile, data, None, None, results, None, few=True, log=True)
+    block, shape = logsumexp_block, x.shape
+    traverse(block, start, stop, shape, tile, data, None, None, results, None, few=True, log=True, apart=True)

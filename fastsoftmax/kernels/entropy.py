@@ -127,4 +127,19 @@ def entropy(
     options = EntropyOptions(beta, power, inner)
     shape, tile, grad = x.shape, memory(room), memory(y)
     block = entropy_block
-    traverse(block, start, stop, shape, tile, data, None, grad, results, options, beta, inverse=grad, log=True)
+    traverse(
+        block,
+        start,
+        stop,
+        shape,
+        tile,
+        data,
+        None,
+        grad,
+        results,
+        options,
+        beta,
+        inverse=grad,
+        log=True,
+        apart=True,
+    )

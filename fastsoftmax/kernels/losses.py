@@ -314,6 +314,7 @@ def labelled_loss(
         inverse=y,
         log=True,
         head=cross_entropy_head,
+        apart=True,
     )
     return sum_of(after(rows, start), stop - start) if summed else 0.0
 

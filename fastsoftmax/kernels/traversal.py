@@ -44,7 +44,7 @@ every batch and on any number of threads.
 
 from typing import Any, NamedTuple
 
-from fastsoftmax._vectors import COLUMN_LIMIT, FEW, GROUP_LIMIT
+from fastsoftmax._vectors import APART, COLUMN_LIMIT, FEW, GROUP_LIMIT
 from fastsoftmax.kernels.elementary import (
     LIFT_32,
     LIFT_64,
@@ -73,6 +73,7 @@ from fastsoftmax.kernels.simd.memory import (
     load_part,
     load_scalar,
     prefetch,
+    prefetch_second,
     prefetch_written,
     scatter,
     scratch,
@@ -155,7 +156,11 @@ class Ahead(NamedTuple):
     v: Any
     """The second operand; None if there is none."""
     stride: Any
-    """The distance of two classes."""
+    """The distance of two classes; if rows lie apart, of two lines of a row."""
+    skip: Any
+    """How much further than in the next line the next row begins."""
+    share: Any
+    """2**16 over the lines of a row, rounded up; 0 if rows do not lie apart."""
 
 
 class RowStatistics(NamedTuple):
@@ -361,7 +366,37 @@ def _prefetch_class(x: Any, v: Any, offset: int) -> None:
 @inline
 def ahead_at(x: Any, v: Any, offset: int, inner: int) -> Ahead:
     """`Ahead` for the lanes from this offset on; v may be None."""
-    return Ahead(after(x, offset), behind(v, offset), lane_count(x) if inner == 1 else inner)
+    return Ahead(after(x, offset), behind(v, offset), lane_count(x) if inner == 1 else inner, 0, 0)
+
+
+@inline
+def rows_ahead(x: Any, v: Any, offset: int, classes: int, inner: int, stride: int, apart: Any) -> Ahead:
+    """`ahead_at` where rows of x may be `stride` apart.
+
+    A tile of a few classes takes less time than memory: not its successor is prefetched, but the tile that follows
+    after about `COLUMN_LIMIT` classes. What has no place among as many lines as classes is prefetched at once.
+    """
+    step, ahead = lane_count(x), ahead_at(x, v, offset, inner)
+    if apart is None:
+        return ahead
+    if inner > 1 or stride == classes or stride <= step:
+        return ahead
+    there = after(x, offset + max(COLUMN_LIMIT // max(classes, 1) - 1, 0) * step * stride)
+    for row in range(step):
+        prefetch_second(there, row * stride + classes - 1)
+    for row in range(classes, step):
+        prefetch_second(there, row * stride)
+    lines = max(classes // step, 1)
+    return Ahead(there, ahead.v, step, stride - lines * step, (65535 + lines) // lines)
+
+
+@inline
+def _prefetch_line(x: Any, v: Any, stride: int, skip: int, share: int, k: int) -> None:
+    """Prefetch line k of `Ahead`: row by row, if they lie apart, and into the second cache; see `prefetch_row`."""
+    if share == 0:
+        _prefetch_class(x, v, k * stride)
+    else:
+        prefetch_second(x, k * stride + (k * share >> 16) * skip)
 
 
 @inline
@@ -398,12 +433,11 @@ def lane_sums(
     last = load_last(x, offset, length, number(x, -INF))  # before a term is stored there
     paired = length // (2 * step) * (2 * step)
     zero = broadcast(number(x, 0.0))
-    ties, sums, line = zero, (zero, zero), 0
+    ties, sums = zero, (zero, zero)
     for k in range(0, paired, 2 * step):
         if ahead is not None:
-            _prefetch_class(ahead.x, ahead.v, line)
-            _prefetch_class(ahead.x, ahead.v, line + ahead.stride)
-            line += 2 * ahead.stride
+            _prefetch_line(ahead.x, ahead.v, ahead.stride, ahead.skip, ahead.share, k // step)
+            _prefetch_line(ahead.x, ahead.v, ahead.stride, ahead.skip, ahead.share, k // step + 1)
         value, other = load(x, offset + k), load(x, offset + k + step)
         e, f = term(value, m, beta, shift, bias), term(other, m, beta, shift, bias)
         ties = count_equal(other, m, count_equal(value, m, ties))
@@ -413,7 +447,7 @@ def lane_sums(
             store(terms, at + k + step, f)
     if paired < full:
         if ahead is not None:
-            _prefetch_class(ahead.x, ahead.v, line)
+            _prefetch_line(ahead.x, ahead.v, ahead.stride, ahead.skip, ahead.share, paired // step)
         value = load(x, offset + paired)
         e = term(value, m, beta, shift, bias)
         ties = count_equal(value, m, ties)
@@ -531,11 +565,14 @@ def turned_pair(high: Any, low: Any, turned: Any) -> Any:
 
 
 @inline
-def maxima(x: Any, first: int, length: int, count: int, square: Any, turned: Any) -> Any:
-    """The greatest entries of `count` consecutive rows, one in each lane; the rest is memory for two squares."""
-    step = lane_count(x)
+def maxima(x: Any, first: int, length: int, count: int, square: Any, turned: Any, stride: Any = None) -> Any:
+    """The greatest entries of `count` rows, one in each lane; the rest is memory for two squares.
+
+    The rows are `stride` apart, or consecutive if it is None.
+    """
+    step, stride = lane_count(x), either(stride, length)
     for i in range(count):
-        store(square, i * step, highest(x, first + i * length, length, None))
+        store(square, i * step, highest(x, first + i * stride, length, None))
     load_turned(square, 0, step, step, turned, 0)
     m = load(turned, 0)
     for k in range(step, step * step, step):
@@ -544,25 +581,45 @@ def maxima(x: Any, first: int, length: int, count: int, square: Any, turned: Any
 
 
 @inline
-def prefetch_row(x: Any, begin: int, classes: int) -> None:
-    """Prefetch a short row."""
-    if classes <= AHEAD_LIMIT:
+def prefetch_row(x: Any, begin: int, classes: int, stride: Any = None) -> None:
+    """Prefetch a short row; if rows lie `stride` apart, also the beginning of a longer one, and a row's last line.
+
+    The latter into the second cache: that of the first one waits for few buffers, which loads need as well.
+    """
+    if stride is not None and stride != classes:
+        for k in range(begin, begin + min(classes, AHEAD_LIMIT), lane_count(x)):
+            prefetch_second(x, k)
+        prefetch_second(x, begin + classes - 1)
+    elif classes <= AHEAD_LIMIT:
         for k in range(begin, begin + classes, lane_count(x)):
             prefetch(x, k)
 
 
 @inline
-def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, terms: Any, exact: Any) -> None:
-    """Store the `statistics` of `count` consecutive rows in `table`, one row in each lane, for `measured`.
+def measure(
+    x: Any,
+    first: int,
+    length: int,
+    count: int,
+    beta: Any,
+    table: Any,
+    terms: Any,
+    exact: Any,
+    stride: Any = None,
+) -> None:
+    """Store the `statistics` of `count` rows in `table`, one row in each lane, for `measured`.
 
-    Their terms are stored at the same places of `terms`, unless it is None. Other lanes keep old numbers, which
-    are never read: clearing them for each group would be a call of memset on machines with vectors of 32 bytes.
+    The rows are `stride` apart, or consecutive if it is None.
+
+    Their terms are stored in `terms`, where rows are consecutive, unless it is None. Other lanes keep old numbers,
+    which are never read: clearing them for each group would be a call of memset on machines with vectors of 32
+    bytes.
     """
-    step = lane_count(x)
+    step, distance = lane_count(x), either(stride, length)
     square = step * step
     ties = after(table, STATISTICS * step)
     high, low, turned = after(ties, square), after(ties, 2 * square), after(ties, 3 * square)
-    m = maxima(x, first, length, count, high, turned)
+    m = maxima(x, first, length, count, high, turned, stride)
     shift, bias = reference(m, beta)
     top = top_term(m, shift, bias, beta)
     store(table, 0, m)
@@ -572,10 +629,10 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, 
     store(table, 4 * step, top[1])
     for i in range(count):
         row = (load_scalar(table, i), load_scalar(table, step + i), load_scalar(table, 2 * step + i))
-        at = first + i * length
+        at = first + i * distance
         if terms is None:  # else the block does it
-            prefetch_row(x, at + count * length, length)
-        sums = lane_sums(x, at, length, row[0], beta, row[1], row[2], terms, at, exact)
+            prefetch_row(x, at + count * distance, length, stride)
+        sums = lane_sums(x, at, length, row[0], beta, row[1], row[2], terms, first + i * length, exact)
         store(ties, i * step, sums[0])
         store(high, i * step, sums[1])
         store(low, i * step, sums[2])
@@ -587,11 +644,11 @@ def measure(x: Any, first: int, length: int, count: int, beta: Any, table: Any, 
 
 
 @inline
-def measure_short(x: Any, length: int, count: int, beta: Any, table: Any, terms: Any) -> None:
+def measure_short(x: Any, length: int, count: int, beta: Any, table: Any, terms: Any, stride: int) -> None:
     """`measure` for rows of at most `COLUMN_LIMIT` classes, by `short_statistics`."""
     step = lane_count(x)
     for i in range(count):
-        stats = short_statistics(x, i * length, length, beta, terms)
+        stats = short_statistics(after(x, i * stride), 0, length, beta, behind(terms, i * length))
         m, shift, bias, top, ties, rest, rest_low, _, _ = stats
         store_scalar(table, i, m)
         store_scalar(table, step + i, shift)
@@ -823,23 +880,24 @@ def log_of_sum(stats: Any) -> Any:
 
 
 @inline
-def load_tile(x: Any, tile: Any, first: int, classes: int, inner: int, count: int) -> None:
+def load_tile(x: Any, tile: Any, first: int, classes: int, inner: int, count: int, stride: Any = None) -> None:
     """Copy class k of `count` rows, the first of them at flat offset `first`, to vector k of `tile`.
 
-    Where `inner` is above 1, `count` may be several vectors' worth: then the tile holds one stretch of `classes`
-    vectors after the other, and memory is read in longer runs.
+    If `stride` is not None, it is the distance of two rows where `inner` is 1. Where `inner` is above 1, `count`
+    may be several vectors' worth: then the tile holds one stretch of `classes` vectors after the other, and memory
+    is read in longer runs.
     """
-    step = lane_count(x)
+    step, distance = lane_count(x), either(stride, classes)
     zero = number(x, 0.0)
     if inner == 1:
         if count < step or classes == 1:
             for k in range(classes):
-                store(tile, k * step, gather(x, first + k, classes, count, zero))
-        elif 2 * classes <= step:
+                store(tile, k * step, gather(x, first + k, distance, count, zero))
+        elif 2 * classes <= step and distance == classes:
             load_dense(x, first, classes, tile, 0)
         else:
             for k in range(0, classes, step):
-                load_turned(x, first + k, classes, min(step, classes - k), tile, k * step)
+                load_turned(x, first + k, distance, min(step, classes - k), tile, k * step)
         return
     full = count // step
     part = count - full * step
@@ -1004,16 +1062,26 @@ def _prepare_group(
     few: Any,
     alone: bool,
     exact: Any,
+    stride: int,
 ) -> None:
     """The entries at the labels of a group of rows, and their statistics."""
     if picks is not None:
         for i in range(count):
-            target = target_of(x, (first + i) * classes, classes, picks.labels, first + i)
+            target = target_of(x, (first + i) * stride, classes, picks.labels, first + i)
             store_scalar(picks.targets, lane_count(x) + i, target)
     if few is not None and alone:
-        measure_short(source, classes, count, beta, table, terms)
+        measure_short(source, classes, count, beta, table, terms, stride)
     elif given is None:
-        measure(source, 0, classes, count, beta, table, terms, exact)
+        measure(source, 0, classes, count, beta, table, terms, exact, stride)
+
+
+@inline
+def distance_of(shape: Any, apart: Any) -> Any:
+    """The distance of two rows of x, where `inner` is 1: the classes, unless the shape has it; see `APART`."""
+    outer, classes, _ = shape
+    if apart is None:
+        return classes
+    return outer - APART if outer > APART else classes
 
 
 @inline
@@ -1033,9 +1101,22 @@ def plan_for(tile: Any, v: Any, y: Any, classes: int, inner: int) -> Plan:
 
 @inline
 def read_tile(
-    x: Any, v: Any, y: Any, tile: Any, other: Any, row: int, stop: int, classes: int, inner: int, plan: Plan
+    x: Any,
+    v: Any,
+    y: Any,
+    tile: Any,
+    other: Any,
+    row: int,
+    stop: int,
+    classes: int,
+    inner: int,
+    plan: Plan,
+    stride: Any = None,
 ) -> Any:
-    """Copy the next tile into working memory; returns its first offset, its rows, and what `Ahead` begins with."""
+    """Copy the next tile into working memory; returns its first offset, its rows, and what `Ahead` begins with.
+
+    The offset is that in v and y, where rows are consecutive. Those of x are `stride` apart unless it is None.
+    """
     _, widest, strip, past = plan
     step = lane_count(x)
     within = row % inner
@@ -1050,7 +1131,9 @@ def read_tile(
         following = first + STRIPS_AHEAD * step
         if within + STRIPS_AHEAD * step >= inner:
             following += (classes - 1) * inner
-    load_tile(x, tile, first, classes, inner, count)
+    if stride is not None and inner == 1:
+        following = (row + count) * stride
+    load_tile(x, tile, row * stride if stride is not None and inner == 1 else first, classes, inner, count, stride)
     if v is not None:
         load_tile(v, other, first, classes, inner, count)
     if inner == 1 and y is not None:
@@ -1061,7 +1144,17 @@ def read_tile(
 
 @inline
 def _read_wave(
-    x: Any, v: Any, tile: Any, other: Any, row: int, stop: int, classes: int, inner: int, plan: Plan, wave: int
+    x: Any,
+    v: Any,
+    tile: Any,
+    other: Any,
+    row: int,
+    stop: int,
+    classes: int,
+    inner: int,
+    plan: Plan,
+    wave: int,
+    stride: int,
 ) -> Any:
     """`read_tile` for a walk without results of the size of x; of contiguous rows, as many as a wave has."""
     if inner > 1:
@@ -1069,10 +1162,10 @@ def _read_wave(
     step, first, count = lane_count(x), row * classes, min(wave, stop - row)
     for done in range(0, count, step):
         at, lanes = done * classes, min(step, count - done)
-        load_tile(x, after(tile, at), first + at, classes, 1, lanes)
+        load_tile(x, after(tile, at), (row + done) * stride, classes, 1, lanes, stride)
         if v is not None:
             load_tile(v, after(other, at), first + at, classes, 1, lanes)
-    return first, count, first + count * classes
+    return first, count, (row + count) * stride
 
 
 @inline
@@ -1092,6 +1185,7 @@ def _traverse_waves(
     picks: Any,
     keep: Any,
     exact: Any,
+    apart: Any,
 ) -> None:
     """The walk in columns of `traverse` for logarithms of sums, without results of the size of x.
 
@@ -1101,7 +1195,7 @@ def _traverse_waves(
     AVX2 and with AVX-512: logsumexp of 3 classes takes 12 and 8 % less time, of 10 classes 12 and 8 %.
     """
     _, classes, inner = shape
-    step = lane_count(x)
+    step, stride = lane_count(x), distance_of(shape, apart)
     tile = tile_memory(room, scratch(x, TWO_TILES))
     plan = plan_for(tile, v, None, classes, inner)
     other = unless_none(v, after(tile, plan.half))
@@ -1111,7 +1205,7 @@ def _traverse_waves(
     stored, targets = scratch(x, WAVE_STATISTICS), scratch(x, WAVE)
     row = start
     while row < stop:
-        _, count, following = _read_wave(x, v, tile, other, row, stop, classes, inner, plan, wave)
+        _, count, following = _read_wave(x, v, tile, other, row, stop, classes, inner, plan, wave, stride)
         for begun in range(0, count, wave):
             end = min(begun + wave, count)
             for done in range(begun, end, step):
@@ -1119,7 +1213,8 @@ def _traverse_waves(
                 if picks is not None:
                     lanes = min(step, count - done)
                     tile_targets(tile, at, classes, picks.labels, row + done, lanes, after(targets, slot))
-                ahead = ahead_at(x, v, following + (at if inner == 1 else done), inner)
+                nearby = following + (done * stride if inner == 1 else done)
+                ahead = rows_ahead(x, v, nearby, classes, inner, stride, apart)
                 stats = tile_statistics(tile, at, classes * step, beta, given, keep, exact, ahead)
                 store_statistics(after(stored, slot * STATISTICS), stats)
             for done in range(begun, end, step):
@@ -1155,6 +1250,7 @@ def traverse(
     exact: Any = None,
     together: Any = None,
     second: Any = None,
+    apart: Any = None,
 ) -> None:
     """Run `block` over rows start .. stop, counted through `outer` and `inner`, of blocks of this shape.
 
@@ -1172,10 +1268,11 @@ def traverse(
     not called where the lanes of the block are rows. `exact` is that of `lane_sums`; with v it always holds.
     With `given`, ``together(x, first, count, classes, rows, options)`` may be called instead of `block`, for as
     many longer rows as there are lanes; x begins with the first of them. If `second` is not None, v is
-    a second output, which is not read; with `keep`, the block must write y last.
+    a second output, which is not read; with `keep`, the block must write y last. If `apart` is not None, the rows
+    of x may lie apart, see `distance_of`; there must be no v then, and no `together`.
     """
     _, classes, inner = shape
-    step = lane_count(x)
+    step, stride = lane_count(x), distance_of(shape, apart)
     read = if_none(second, v)
     wanted = either(read, exact)
     alone = False
@@ -1189,8 +1286,10 @@ def traverse(
             group = step
         for first in range(start, stop, group):
             count, begin = min(group, stop - first), first * classes
-            terms, source = terms_at(keep, over, room, y, begin), after(x, begin)
-            _prepare_group(x, source, first, count, classes, beta, given, picks, table, terms, few, alone, wanted)
+            terms, source = terms_at(keep, over, room, y, begin), after(x, first * stride)
+            _prepare_group(
+                x, source, first, count, classes, beta, given, picks, table, terms, few, alone, wanted, stride
+            )
             if together is not None:
                 together(source, first, count, classes, rows, options)
                 continue
@@ -1198,29 +1297,31 @@ def traverse(
             for i in range(count):
                 row = first + i
                 if keep is not None or given is not None:  # else `measure` has done it
-                    prefetch_row(x, (row + group) * classes, classes)
+                    prefetch_row(x, (row + group) * stride, classes, stride)
                 if picks is not None:
                     store_scalar(picks.targets, 0, load_scalar(picks.targets, step + i))
                 stats = prepared(table, i, inverse, log)
-                place = row_at(i * classes, classes, row)
-                block(either(terms, source), behind(v, begin), behind(y, begin), place, stats, rows, options)
+                place, logits = row_at(i * classes, classes, row), after(source, i * (stride - classes))
+                block(either(terms, logits), behind(v, begin), behind(y, begin), place, stats, rows, options)
         return
     if y is None and log is not None:
-        _traverse_waves(block, start, stop, shape, room, x, v, y, rows, options, beta, given, picks, keep, wanted)
+        _traverse_waves(
+            block, start, stop, shape, room, x, v, y, rows, options, beta, given, picks, keep, wanted, apart
+        )
         return
     tile = tile_memory(room, scratch(x, TWO_TILES))
     plan = plan_for(tile, v, y, classes, inner)
     other, out = unless_none(v, after(tile, plan.half)), unless_none(y, tile)
     row = start
     while row < stop:
-        first, count, following = read_tile(x, read, y, tile, other, row, stop, classes, inner, plan)
+        first, count, following = read_tile(x, read, y, tile, other, row, stop, classes, inner, plan, stride)
         done = 0
         while done < count:
             lanes = min(step, count - done)
             at = done * classes
             if picks is not None:
                 tile_targets(tile, at, classes, picks.labels, row + done, lanes, picks.targets)
-            ahead = ahead_at(x, read, following + done, inner)
+            ahead = rows_ahead(x, read, following + done, classes, inner, stride, apart)
             stats = tile_statistics(tile, at, classes * step, beta, given, keep, wanted, ahead)
             place = Place(at, classes * step, None, row + done, lanes)
             block(tile, other, out, place, stats, rows, options)

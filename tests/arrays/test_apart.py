@@ -131,6 +131,65 @@ def test_bits_of_every_function(function, dtype, taken):
             assert (memory == np.dtype(dtype).type(np.pi)).all()  # nothing is written beside `out`
 
 
+def _sparse(array):
+    """Parts of rows that are much longer."""
+    return _filled(np.zeros((len(array), array.shape[1] + 100), array.dtype)[:, 1:-99], array)
+
+
+def _labels(x):
+    return np.arange(len(x)) % x.shape[1]
+
+
+@machine_code
+@pytest.mark.parametrize(
+    ("call", "layout", "classes", "sizes"),
+    [
+        (fs.softmax, _every_other, 3, "all"),
+        (fs.softmax, _every_other, 10, "all"),
+        (fs.softmax, _part, 32, "all"),
+        (fs.softmax, _part, 33, "small"),  # tiles with a result
+        (fs.softmax, _part, 64, "small"),
+        (fs.softmax, _part, 65, "all"),
+        (fs.log_softmax, _every_other, 2048, "all"),
+        (fs.log_softmax, _every_other, 2049, "none"),  # one row at a time
+        (fs.logsumexp, _part, 64, "all"),
+        (fs.logsumexp, _sparse, 10, "small"),  # a few numbers of each line
+        (fs.logsumexp, _sparse, 32, "all"),
+        (fs.softmax_entropy, _sparse, 300, "all"),
+        (lambda x: fs.cross_entropy(x, _labels(x)), _every_other, 17, "all"),
+        (lambda x: fs.cross_entropy_grad(x, _labels(x)), _every_other, 100, "all"),
+        (lambda x: fs.cross_entropy_grad(x, _labels(x)), _every_other, 40, "small"),
+        (lambda x: fs.softmax(x, temperature=2.0), _sparse, 100, "all"),
+        (lambda x: fs.label_statistics(x, _labels(x)), _part, 10, "none"),
+        (lambda x: fs.softmax_jvp(x, x), _part, 100, "none"),
+        (fs.softmax, _backwards, 10, "none"),
+        (lambda x: fs.softmax(x, out=_part(x)), _part, 10, "none"),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fits", [True, False])
+def test_kernels_that_take_the_distance_of_rows(call, layout, classes, sizes, fits, dtype, taken, monkeypatch):
+    """They read rows where they are, few of them and more than a tile; others, and other layouts, get copies.
+
+    `sizes` are those of the arrays for which they do so: all, those that fit into a cache, or none.
+    """
+    asked = []
+    if not fits:
+        monkeypatch.setattr(apart, "IN_CACHE", 0)
+
+    def takes_distance(*args, original=apart._takes_distance):
+        asked.append(original(*args))
+        return asked[-1]
+
+    monkeypatch.setattr(apart, "_takes_distance", takes_distance)
+    for rows in (2, 3, 5, 37, 300):
+        x = np.random.default_rng(rows).normal(size=(rows, classes)).astype(dtype)
+        x[0, 0], x[1, -1] = np.nan, -np.inf
+        _equal(call(layout(x)), call(x))
+    assert len(asked) >= 5
+    assert set(asked) == {sizes == "all" or (sizes == "small" and fits)}
+
+
 @machine_code
 @pytest.mark.parametrize("classes", [10, 100, 2100])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -23,6 +23,7 @@ from fastsoftmax.kernels.simd.memory import (
     load_scalar,
     memory,
     prefetch,
+    prefetch_second,
     prefetch_written,
     scatter,
     scratch,
@@ -103,6 +104,13 @@ def drive_prefetch(x, table, out, counts):
     a = memory(x)
     prefetch(a, 0)
     prefetch(a, 100 * size(a))
+    counts[0] = 1
+
+
+def drive_prefetch_second(x, table, out, counts):
+    a = memory(x)
+    prefetch_second(a, 0)
+    prefetch_second(a, 100 * size(a))
     counts[0] = 1
 
 

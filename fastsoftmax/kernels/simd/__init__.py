@@ -50,6 +50,7 @@ is an array of 16 or 8 numbers that a debugger can show. `machine.lowering` expl
     fence             make vectors stored past the caches visible to other threads
     lanes_to_line     the number of items before the next cache line
     prefetch          prefetch a cache line that will be read
+    prefetch_second   the same, into the second cache only
     prefetch_written  prefetch a cache line that will be written
     load_scalar       read one number
     store_scalar      write one number

@@ -124,14 +124,19 @@ def lanes_to_line(array: Numbers, offset: int) -> int:
     return int(-(array.ctypes.data // array.itemsize + offset) % (VECTOR_BYTES // array.itemsize))
 
 
-def _prefetch(build: Any, array: Any, offset: Any, written: int) -> None:
+def _prefetch(build: Any, array: Any, offset: Any, written: int, locality: int = 3) -> None:
     pointer = build.bitcast(array.unchecked(offset), BYTES)
-    build.call_named("prefetch.p0", ir.VoidType(), (pointer, INT32(written), INT32(3), INT32(1)))
+    build.call_named("prefetch.p0", ir.VoidType(), (pointer, INT32(written), INT32(locality), INT32(1)))
 
 
 @lowered(lambda build, array, offset: _prefetch(build, array, offset, 0))
 def prefetch(array: Numbers, offset: int) -> None:
     """Prefetch the cache line of an element that will be read; it may lie outside of the array."""
+
+
+@lowered(lambda build, array, offset: _prefetch(build, array, offset, 0, locality=2))
+def prefetch_second(array: Numbers, offset: int) -> None:
+    """`prefetch` into the second cache, not the first."""
 
 
 @lowered(lambda build, array, offset: _prefetch(build, array, offset, 1))

@@ -5,8 +5,9 @@ read from bytecode, typed, lowered and linked. Here a call of a building block i
 and the operations on vectors (`lowering`) add their instructions at once. Writing the code takes a tenth of the
 time, and LLVM gets a quarter of the instructions.
 
-A branch on what is known when the code is written, as ``y is None``, is decided then. A variable that is assigned
-in another branch or in a loop, and outlives it, is on the stack meanwhile (`values.Slot`).
+A branch on what is known when the code is written, as ``y is None``, is decided then: its other side may have
+other types, of which Numba would take the common one. A variable that is assigned in another branch or in a loop, and
+outlives it, is on the stack meanwhile (`values.Slot`).
 
 Kernels are a small part of Python. What is not in it raises `TranslationError`, and Numba compiles the function.
 """
@@ -371,7 +372,7 @@ def write(function: FunctionType, kinds: Sequence[Any], code: Any, has_result: b
     writer = Writer(builder)
     try:
         result = _Call(function, writer, [*_arguments(writer, kinds, iter(code.args))], {}).run()
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError) as error:
         raise TranslationError(f"{type(error).__name__}: {error}") from error
     if (result is not None) != has_result:
         raise TypeError(f"{function.__name__} returns {result}, which is not what its annotation says")

@@ -301,11 +301,14 @@ def test_every_variant_is_translated(monkeypatch):
         frontend.module(variant)
 
 
-def test_without_sources_numba_compiles(monkeypatch):
-    """As in a frozen application."""
+@pytest.mark.parametrize("source", [None, "another line"])
+def test_without_sources_numba_compiles(source, monkeypatch):
+    """As in a frozen application, or if a file was edited after its import."""
 
     def no_source(_: Any) -> str:
-        raise OSError("could not get source code")
+        if source is None:
+            raise OSError("could not get source code")
+        return source
 
     syntax.function.cache_clear()
     monkeypatch.setattr(inspect, "getsource", no_source)

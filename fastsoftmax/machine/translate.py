@@ -6,8 +6,8 @@ and the operations on vectors (`lowering`) add their instructions at once. Writi
 time, and LLVM gets a quarter of the instructions.
 
 A branch on what is known when the code is written, as ``y is None``, is decided then: its other side may have
-other types, of which Numba would take the common one. A variable that is assigned in another branch or in a loop, and
-outlives it, is on the stack meanwhile (`values.Slot`).
+other types, of which Numba would take the common one. A variable that is assigned in another branch or in a loop,
+and outlives it, is on the stack meanwhile (`values.Slot`).
 
 Kernels are a small part of Python. What is not in it raises `TranslationError`, and Numba compiles the function.
 """

@@ -4,7 +4,7 @@ import ast
 import builtins
 import inspect
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -41,6 +41,7 @@ class Function:
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
         closure = dict(zip(function.__code__.co_freevars, cells, strict=True))
         self._outer = (closure, function.__globals__, vars(builtins))
+        self._own = function.__code__.co_varnames
         self.outlive: dict[ast.stmt, list[str]] = {}
         """The variables that are assigned in a branch or loop, and read behind it or in its next turn."""
         self._live_before(self.body, set(), set(), set())
@@ -48,7 +49,7 @@ class Function:
     def outer(self, name: str) -> Any:
         """What a name means that is not a variable of the function."""
         for names in self._outer:
-            if name in names:
+            if name in names and name not in self._own:
                 return names[name]
         raise TranslationError(f"{name} in {self.name} has no value")
 
@@ -76,19 +77,19 @@ class Function:
             branches = (self._live_before(body, after, behind, following) for body in (node.body, node.orelse))
             return _read(node.test).union(*branches)
         if isinstance(node, ast.While):
-            return self._live_of_loop(node, after | _read(node.test), after, set())
+            return self._live_of_loop(node, after | _read(node.test), after)
         if isinstance(node, ast.For):
             return self._live_of_loop(node, after, after, _assigned(node.target)) | _read(node.iter)
         read = _read(node) | (_assigned(node.target) if isinstance(node, ast.AugAssign) else set())
         return (after - _assigned(node)) | read
 
     def _live_of_loop(
-        self, node: ast.For | ast.While, head: set[str], behind: set[str], given: set[str]
+        self, node: ast.For | ast.While, head: set[str], behind: set[str], given: Set[str] = frozenset()
     ) -> set[str]:
-        """Of a loop whose turns begin with the variables of `given`."""
+        """Of a loop whose turns begin with new values of the variables `given`."""
         for _ in range(2):  # then also what the second turn reads of the first
             head = head | (self._live_before(node.body, head, behind, head) - given)
-        self.outlive[node] = sorted((_assigned(node) - given) & head)
+        self.outlive[node] = sorted(_assigned(node) & head)
         return head
 
 

@@ -5,8 +5,9 @@ read from bytecode, typed, lowered and linked. Here a call of a building block i
 and the operations on vectors (`lowering`) add their instructions at once. Writing the code takes a tenth of the
 time, and LLVM gets a quarter of the instructions.
 
-A branch on what is known when the code is written, as ``y is None``, is decided then. A variable that is assigned
-in another branch or in a loop, and outlives it, is on the stack meanwhile (`values.Slot`).
+A branch on what is known when the code is written, as ``y is None``, is decided then: its other side may have
+other types, of which Numba would take the common one. A variable that is assigned in another branch or in a loop,
+and outlives it, is on the stack meanwhile (`values.Slot`).
 
 Kernels are a small part of Python. What is not in it raises `TranslationError`, and Numba compiles the function.
 """
@@ -23,7 +24,7 @@ from numba import types
 from fastsoftmax.machine import syntax
 from fastsoftmax.machine.lowering import INT32, INT64
 from fastsoftmax.machine.syntax import TranslationError
-from fastsoftmax.machine.values import Slot, Value, Writer
+from fastsoftmax.machine.values import Slot, Value, Writer, kind_of
 
 
 class _Call:
@@ -101,9 +102,14 @@ class _Call:
             if slot.content is not None:
                 self._names[name] = self._writer.load(slot)
 
-    def _inside(self, body: Sequence[ast.stmt], following: Any) -> None:
-        """The code of a part, which goes on in the block `following`. What is assigned here is known only here."""
+    def _inside(self, body: Sequence[ast.stmt], following: Any, *given: tuple[ast.expr, Any]) -> None:
+        """The code of a part, which goes on in the block `following`. What is assigned here is known only here.
+
+        `given` are variables that it assigns first, with their values.
+        """
         before = dict(self._names)
+        for target, value in given:
+            self._assign(target, value)
         self._run(body)
         if not self._left:
             self._build.branch(following)
@@ -175,7 +181,7 @@ class _Call:
         with self._part(node, end):
             self._build.branch(head)
             self._build.position_at_end(head)
-            test = self._writer.number(self._writer.truth(self._value(node.test)), types.boolean)
+            test = self._writer.number(self._value(node.test), types.boolean)
             self._build.cbranch(test, body, end)
             self._build.position_at_end(body)
             self._loop(node, end, head)
@@ -196,9 +202,7 @@ class _Call:
             k.add_incoming(first, before)
             self._build.cbranch(self._goes_on(k, last, step), body, end)
             self._build.position_at_end(body)
-            self._names[target.id] = Value(types.int64, k)
-            self._loop(node, end, following)
-            del self._names[target.id]
+            self._loop(node, end, following, (target, Value(types.int64, k)))
             self._build.position_at_end(following)
             k.add_incoming(self._build.add(k, by), following)
             self._build.branch(head)
@@ -211,9 +215,9 @@ class _Call:
         below, above = (self._build.icmp_signed(sign, k, last) for sign in ("<", ">"))
         return self._build.select(rises, below, above)
 
-    def _loop(self, node: ast.For | ast.While, end: Any, following: Any) -> None:
+    def _loop(self, node: ast.For | ast.While, end: Any, following: Any, *given: tuple[ast.expr, Any]) -> None:
         self._loops.append((end, following))
-        self._inside(node.body, following)
+        self._inside(node.body, following, *given)
         self._loops.pop()
 
     # --- expressions ---
@@ -258,6 +262,8 @@ class _Call:
         return self._writer.binary(type(node.op), self._value(node.left), self._value(node.right))
 
     def _on_compare(self, node: ast.Compare) -> Any:
+        if any(map(_calls, node.comparators[1:])):
+            self._unknown(node)  # they must not run if a comparison before them fails
         values = self._items([node.left, *node.comparators])
         parts = list(map(self._writer.compare, map(type, node.ops), values, values[1:]))
         found = parts[0]
@@ -268,24 +274,25 @@ class _Call:
     def _on_boolop(self, node: ast.BoolOp) -> Any:
         decides = isinstance(node.op, ast.Or)
         # Comparisons with None have no code, and may decide what the operands before them could not.
-        if any(_is_with_none(one) and self._value(one) == decides for one in node.values):
-            return decides
+        for place, one in enumerate(node.values):
+            if _is_with_none(one) and self._value(one) == decides:
+                if place and kind_of(self._any(node.values[:place], decides)) != types.boolean:
+                    self._unknown(node)
+                return decides
         return self._any(node.values, decides)
 
     def _any(self, nodes: Sequence[ast.expr], decides: bool) -> Any:
         """Operands with ``or`` between them, or ``and``: one that is `decides` decides, and no other code runs."""
         first, *others = nodes
-        test = self._value(first)
+        value = self._value(first)
         if not others:
-            return test
-        test = self._writer.truth(test)
+            return value
+        test = self._writer.truth(value)
         if not isinstance(test, Value):
-            return test if test == decides else self._any(others, decides)
-
-        def rest() -> Any:
-            return self._writer.truth(self._any(others, decides))
-
-        return self._choice(test, *((lambda: True, rest) if decides else (rest, lambda: False)))
+            return value if test == decides else self._any(others, decides)
+        known = decides if kind_of(value) == types.boolean else value
+        parts = (lambda: known, lambda: self._any(others, decides))
+        return self._choice(test, *(parts if decides else reversed(parts)))
 
     def _on_ifexp(self, node: ast.IfExp) -> Any:
         test = self._writer.truth(self._value(node.test))
@@ -313,12 +320,12 @@ class _Call:
         operation = getattr(getattr(called, "__wrapped__", None), "operation", None)
         if operation is not None and not named:
             return self._writer.operation(operation, arguments)
-        if called in (min, max):
+        if called in (min, max) and len(arguments) > 1 and not named:
             found = arguments[0]
             for one in arguments[1:]:
                 found = self._writer.extreme(called, found, one)
             return found
-        if self._writer.is_cast(called):
+        if self._writer.is_cast(called) and not named:
             return self._writer.cast(called, *arguments)
         if isinstance(called, type) and hasattr(called, "_fields"):
             return called(*arguments, **named)
@@ -326,8 +333,14 @@ class _Call:
 
 
 def _is_with_none(node: ast.expr) -> bool:
-    """Whether this is ``... is None`` or ``... is not None``."""
-    return isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot))
+    """Whether this is ``... is None`` or ``... is not None``, without a call."""
+    is_one = isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot))
+    return is_one and not _calls(node)
+
+
+def _calls(node: ast.expr) -> bool:
+    """Whether an expression has a call. Only calls read and write memory."""
+    return any(isinstance(one, ast.Call) for one in ast.walk(node))
 
 
 def _arguments(writer: Writer, kinds: Sequence[Any], codes: Iterator[Any]) -> Iterator[Any]:
@@ -359,7 +372,7 @@ def write(function: FunctionType, kinds: Sequence[Any], code: Any, has_result: b
     writer = Writer(builder)
     try:
         result = _Call(function, writer, [*_arguments(writer, kinds, iter(code.args))], {}).run()
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError) as error:
         raise TranslationError(f"{type(error).__name__}: {error}") from error
     if (result is not None) != has_result:
         raise TypeError(f"{function.__name__} returns {result}, which is not what its annotation says")

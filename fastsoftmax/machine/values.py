@@ -21,6 +21,7 @@ from fastsoftmax.runtime.numba_state import checks_bounds
 
 _BIT = ir.IntType(1)
 _OTHER = types.Dummy("an object of Python")
+_NUMBERS = {types.boolean, types.int64, types.float32, types.float64}
 
 
 class Value(NamedTuple):
@@ -81,17 +82,17 @@ class _Context:
         goal = llvm_type(wanted)
         if given == wanted:
             return value
+        is_signed = isinstance(given, types.Integer) and given.signed
         if isinstance(wanted, types.Float):
             if isinstance(value, ir.Constant):
                 return goal(float(value.constant))
             if isinstance(given, types.Float):
                 return (builder.fpext if wanted.bitwidth > given.bitwidth else builder.fptrunc)(value, goal)
-            return (builder.uitofp if isinstance(given, types.Boolean) else builder.sitofp)(value, goal)
+            return (builder.sitofp if is_signed else builder.uitofp)(value, goal)
         if isinstance(given, types.Float):
             return builder.fptosi(value, goal)
         if value.type.width >= goal.width:
             return value if value.type == goal else builder.trunc(value, goal)
-        is_signed = isinstance(given, types.Integer) and given.signed
         return (builder.sext if is_signed else builder.zext)(value, goal)
 
 
@@ -123,12 +124,20 @@ def _plain(value: Value) -> Any:
     return found if isinstance(value.kind, types.Integer) and isinstance(found, int) else value
 
 
-def _common(a: Any, b: Any) -> Any:
-    """The type in which two numbers are added or compared."""
-    kinds = {kind_of(a), kind_of(b)}
-    if any(isinstance(kind, types.Float) for kind in kinds):
-        return types.float32 if kinds == {types.float32} else types.float64
-    return types.boolean if kinds == {types.boolean} else types.int64
+def _common(*kinds: Any) -> Any:
+    """The type in which numbers of two types are added or compared."""
+    if not set(kinds) <= _NUMBERS:
+        raise TranslationError(f"{kinds} are not numbers")
+    if types.float64 in kinds or types.float32 in kinds:
+        return types.float32 if set(kinds) == {types.float32} else types.float64
+    return types.boolean if set(kinds) == {types.boolean} else types.int64
+
+
+def _in_range(number: Any) -> Any:
+    """A constant, unless it is an integer that int64 does not have, where Numba's would overflow."""
+    if isinstance(number, int) and not -(2**63) <= number < 2**63:
+        raise TranslationError(f"{number} is not an int64")
+    return number
 
 
 _BINARY: dict[Any, tuple[Any, str, str]] = {
@@ -191,11 +200,13 @@ class Writer:
 
     def number(self, value: Any, kind: Any) -> Any:
         """LLVM's value of a number as a type."""
+        if isinstance(kind, types.Boolean):
+            value = self.truth(value)
         if isinstance(value, Value):
             return _Context.cast(self.builder, value.code, value.kind, kind)
         if not isinstance(value, (bool, int, float)):
             raise TranslationError(f"{value} as {kind}")
-        return llvm_type(kind)(float(value) if isinstance(kind, types.Float) else int(value))
+        return llvm_type(kind)(float(value) if isinstance(kind, types.Float) else _in_range(int(value)))
 
     def truth(self, value: Any) -> Any:
         """Whether a value is true: a bool, or a `Value` of that type."""
@@ -235,9 +246,11 @@ class Writer:
         if sign not in _BINARY:
             raise TranslationError(sign.__name__)
         meaning, whole, real = _BINARY[sign]
-        if not isinstance(a, Value) and not isinstance(b, Value):
-            return meaning(a, b)
         kinds = (kind_of(a), kind_of(b))
+        if not isinstance(a, Value) and not isinstance(b, Value):
+            if sign is ast.Pow and types.float64 not in kinds:  # Numba's is an integer
+                raise TranslationError(f"a power of {kinds}")
+            return _in_range(meaning(a, b))
         lanes = next((kind for kind in kinds if isinstance(kind, Lanes)), None)
         if lanes is not None:
             if not real or any(kind not in (lanes, lanes.dtype) for kind in kinds):
@@ -245,7 +258,7 @@ class Writer:
             numbers = [self.number(one, kind) for one, kind in zip((a, b), kinds, strict=True)]
             build = self._build(None)
             return Value(lanes, getattr(build, real)(*build.alike(numbers)))
-        kind = _common(a, b)
+        kind = _common(*kinds)
         if sign is ast.Div and not isinstance(kind, types.Float):
             kind = types.float64
         if isinstance(kind, types.Boolean) and sign not in _BITWISE:
@@ -261,7 +274,7 @@ class Writer:
     def _divide(self, sign: Any, a: Any, b: Any) -> Any:
         """A quotient rounded down, or the remainder, which has the sign of b; 0 if b is 0."""
         build, zero, by_zero = self.builder, INT64(0), None
-        if not isinstance(b, ir.Constant):
+        if not isinstance(b, ir.Constant) or b.constant == 0:
             by_zero = build.icmp_signed("==", b, zero)
             b = build.select(by_zero, INT64(1), b)
         quotient, rest = build.sdiv(a, b), build.srem(a, b)
@@ -276,12 +289,14 @@ class Writer:
     def compare(self, sign: Any, a: Any, b: Any) -> Any:
         """Whether a comparison holds."""
         if sign in (ast.Is, ast.IsNot):
+            if a is not None and b is not None:
+                raise TranslationError("a comparison by is, but not with None")
             return (a is b) == (sign is ast.Is)
         meaning, name = _COMPARISONS[sign]
+        kind = _common(kind_of(a), kind_of(b))
         if not isinstance(a, Value) and not isinstance(b, Value):
             return meaning(a, b)
-        kind = _common(a, b)
-        method = "icmp_signed"
+        method = "icmp_unsigned" if isinstance(kind, types.Boolean) else "icmp_signed"
         if isinstance(kind, types.Float):
             method = "fcmp_unordered" if name == "!=" else "fcmp_ordered"
         numbers = (self.number(a, kind), self.number(b, kind))
@@ -290,9 +305,10 @@ class Writer:
     def extreme(self, called: Any, a: Any, b: Any) -> Any:
         """The result of `min` or `max`."""
         test = self.compare(ast.Lt if called is min else ast.Gt, b, a)
+        kind = _common(kind_of(a), kind_of(b))
         if not isinstance(test, Value):
-            return b if test else a
-        kind = _common(a, b)
+            found = b if test else a
+            return float(found) if kind == types.float64 else found
         return Value(kind, self.builder.select(test.code, self.number(b, kind), self.number(a, kind)))
 
     # --- variables on the stack ---
@@ -326,7 +342,7 @@ class Writer:
     def _store(self, content: Any, value: Any) -> None:
         if isinstance(content, _Place):
             kind = kind_of(value)
-            widens = isinstance(value, (int, float)) and isinstance(content.kind, types.Number)
+            widens = isinstance(value, (int, float)) and _common(kind, content.kind) == content.kind
             if kind != content.kind and not widens:
                 raise TranslationError(f"a variable that is {content.kind}, then {kind}")
             numbers = value.code if isinstance(value, Value) else self.number(value, content.kind)
@@ -353,20 +369,30 @@ class Writer:
 
     def load_item(self, whole: Any, k: Any) -> Any:
         """An item of a tuple."""
+        if isinstance(whole, (Value, Block)):
+            raise TranslationError("an item of an array")
         if not isinstance(k, Value):
             return whole[k]
-        found = whole[0]
+        kind, *others = {kind_of(one) for one in whole}
+        if others:
+            raise TranslationError(f"an item of {[kind, *others]}")
+        k, found = self._from_start(k, len(whole)), self.number(whole[0], kind)
         for place, item in enumerate(whole[1:], 1):
-            here = self.compare(ast.Eq, k, place)
-            found = Value(found.kind, self.builder.select(here.code, item.code, found.code))
-        return found
+            found = self.builder.select(self.compare(ast.Eq, k, place).code, self.number(item, kind), found)
+        return Value(kind, found)
+
+    def _from_start(self, k: Any, size: Any) -> Value:
+        """An index that counts from the end if it is negative."""
+        is_behind = self.number(self.compare(ast.Lt, k, 0), types.boolean)
+        found, behind = (self.number(one, types.int64) for one in (k, self.binary(ast.Add, k, size)))
+        return Value(types.int64, self.builder.select(is_behind, behind, found))
 
     def store_item(self, whole: Any, k: Any, value: Any) -> None:
         """Write an item of an array of truth values."""
         numbers = whole.numbers.code
         if numbers.element != ir.IntType(8):
             raise TranslationError("an assignment to an item")
-        address = numbers.number(self.number(k, types.int64))
+        address = numbers.number(self._from_start(k, Value(types.int64, numbers.size)).code)
         self.builder.store(self.number(self.truth(value), types.uint8), address)
 
     # --- operations on vectors ---

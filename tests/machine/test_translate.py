@@ -35,6 +35,7 @@ class Pair(NamedTuple):
     second: Any
 
 
+HALF = np.float64(0.5)
 INTEGERS = [0, 1, 2, 3, 7, 8, -1, -2, -3, -7, -8, 63]
 REALS = [0.0, -0.0, 1.0, -1.5, 2.75, 1e300, -1e300, np.inf, -np.inf, np.nan]
 
@@ -122,6 +123,44 @@ def control(start: Count, stop: Count, room: Nothing, whole: Integers, real: Flo
     store_scalar(y, 11, _second(None, 4.0) + _second(3, 4.0))
 
 
+def corners(start: Count, stop: Count, room: Nothing, whole: Integers, real: Floats, out: Doubles) -> None:
+    """What is easily another number: the variable of a loop behind it, an operand of ``or``, a negative index."""
+    n, x, y = memory(whole), memory(real), memory(out)
+    a, b, u = load_scalar(n, 0), load_scalar(n, 1), load_scalar(x, 0)
+    last = size = 7
+    for _ in range(a & 3):
+        for last in range(b & 3):
+            store_scalar(y, 0, float(last))
+    for size in range(a & 3):  # also the name of a function
+        if size == b:
+            break
+    store_scalar(y, 1, float(last * 10 + size))
+    store_scalar(y, 2, float((a or b) + 100 * (a and b) + 10000 * _either(5, a) + (_either(a, 5) << 20)))
+    store_scalar(y, 3, float(int((a > 0) < (b > 0)) + 2 * int((a > 0) >= (b > 0))))
+    store_scalar(y, 4, float((a, b, 3)[-1 if a > b else 1] * 100 + (a, b)[-2]))
+    store_scalar(y, 5, float(a // 0 + a % 0))
+    store_scalar(y, 6, np.float64(u * (a > 0)))
+    store_scalar(y, 8, 1.0 if _is_stored(y, a, None) else 2.0)
+    store_scalar(y, 9, np.float64(min(u, 0.0)) + np.float64(max(-0.0, u)))
+
+
+@inline
+def _either(one: int, other: int) -> int:
+    return one or other
+
+
+@inline
+def _is_stored(y: Any, value: int, option: Any) -> bool:
+    """The first operand writes, though the second one decides."""
+    return _stored(y, value) > 1 and option is not None
+
+
+@inline
+def _stored(y: Any, value: int) -> int:
+    store_scalar(y, 7, float(value))
+    return value
+
+
 @inline
 def _searched(n: Any, length: int, wanted: int) -> Any:
     """A return from a loop within a branch."""
@@ -198,11 +237,16 @@ def both(function, dtype, letters, monkeypatch):
     return ours, theirs
 
 
+def bits(numbers):
+    """Floats as integers, so that -0.0 is not 0.0. All NaN are alike."""
+    return np.where(np.isnan(numbers), np.nan, numbers).view(np.uint64)
+
+
 def failing(*_: Any) -> None:
     raise TranslationError("not here")
 
 
-@pytest.mark.parametrize("function", [arithmetic, control], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("function", [arithmetic, control, corners], ids=lambda one: one.__name__)
 @pytest.mark.parametrize("dtype", ["f", "d"])
 def test_constructs(function, dtype, monkeypatch):
     ours, theirs = both(function, dtype, "iinaaa", monkeypatch)
@@ -215,7 +259,7 @@ def test_constructs(function, dtype, monkeypatch):
         out, expected = np.full(22, np.pi), np.full(22, np.pi)
         ours(0, 1, None, whole, real, out)
         theirs(0, 1, None, whole, real, expected)
-        np.testing.assert_array_equal(out, expected, err_msg=f"{pair} {numbers}")
+        np.testing.assert_array_equal(bits(out), bits(expected), err_msg=f"{pair} {numbers}")
         results.add(out.tobytes())
     assert len(results) > 100
 
@@ -257,11 +301,14 @@ def test_every_variant_is_translated(monkeypatch):
         frontend.module(variant)
 
 
-def test_without_sources_numba_compiles(monkeypatch):
-    """As in a frozen application."""
+@pytest.mark.parametrize("source", [None, "another line"])
+def test_without_sources_numba_compiles(source, monkeypatch):
+    """As in a frozen application, or if a file was edited after its import."""
 
     def no_source(_: Any) -> str:
-        raise OSError("could not get source code")
+        if source is None:
+            raise OSError("could not get source code")
+        return source
 
     syntax.function.cache_clear()
     monkeypatch.setattr(inspect, "getsource", no_source)
@@ -284,6 +331,50 @@ def _two_types(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
     store_scalar(memory(x), 0, value)
 
 
+def _truncated(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
+    value = 1
+    if start < stop:
+        value = 2.5
+    store_scalar(memory(x), 0, value * 1.0)
+
+
+def _rounded(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
+    store_scalar(memory(x), 0, number(memory(x), (load_scalar(memory(x), 0) if start < stop else 0.1) * 1.0))
+
+
+def _unequal(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
+    if (start, stop) == (stop, start):
+        store_scalar(memory(x), 0, load_scalar(memory(x), 1))
+
+
+def _is_true(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
+    if (start < stop) is True:
+        store_scalar(memory(x), 0, load_scalar(memory(x), 1))
+
+
+def _too_large(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
+    large = 1 << 62
+    store_scalar(memory(x), 0, load_scalar(memory(x), start + (large * 3 >> 3)))
+
+
+def _power(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
+    two = 2
+    store_scalar(memory(x), 0, load_scalar(memory(x), start) * two**-1)
+
+
+def _constant(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
+    store_scalar(memory(x), 0, number(memory(x), start * HALF))
+
+
+def _eager(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
+    if 0 <= start < load_scalar(memory(x), start):
+        store_scalar(memory(x), 0, load_scalar(memory(x), 1))
+
+
+def _mixed(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
+    store_scalar(memory(x), 0, number(memory(x), (start, start < stop)[stop] * 1.0))
+
+
 def _unset(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
     if start < stop:
         value = load_scalar(memory(x), 0)
@@ -298,7 +389,16 @@ def _called(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
     ("function", "message"),
     [
         (_with, "with np.errstate"),
-        (_two_types, "a variable that is int64, then float64"),
+        (_two_types, "a variable that is int64, then float32"),
+        (_truncated, "a variable that is int64, then float64"),
+        (_rounded, "a variable that is float32, then float64"),
+        (_unequal, "are not numbers"),
+        (_is_true, "a comparison by is, but not with None"),
+        (_too_large, f"{3 << 62} is not an int64"),
+        (_power, r"a power of \(int64, int64\)"),
+        (_constant, "are not numbers"),
+        (_eager, "0 <= start < load_scalar"),
+        (_mixed, "an item of"),
         (_unset, "later in _unset has no value"),
         (_called, r"np\.sqrt"),
     ],
@@ -306,9 +406,9 @@ def _called(start: Count, stop: Count, room: Nothing, x: Floats) -> None:
 def test_what_is_not_translated(function, message):
     kernel = Kernel(f"tests.{function.__name__}")
     kernel.define(function, None, None)
-    (variant,) = (one for one in kernel.variants() if one.dtype == "d")
+    (variant,) = (one for one in kernel.variants() if one.dtype == "f")
     with pytest.raises(TranslationError, match=message):
-        frontend._written(variant, tuple(frontend.numba_type(kind, "d") for kind in variant.kinds))
+        frontend._written(variant, tuple(frontend.numba_type(kind, "f") for kind in variant.kinds))
 
 
 def _returns_nothing(start: Count, stop: Count, room: Nothing, x: Floats) -> float:  # type: ignore[return]

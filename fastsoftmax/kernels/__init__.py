@@ -4,11 +4,11 @@ The contract of a kernel
 ------------------------
 ``kernel(start, stop, room, *blocks, *options)`` computes rows start .. stop; `room` is its working memory, which
 may have size 0 where rows are contiguous. Every block is C-contiguous, in native byte order and aligned, but the
-rows of the first block of some kernels may lie apart (the option `apart` of `traversal.traverse`); inputs are typed
-read-only; all floats have one dtype (float32 or float64), except that the uniform numbers of `sampling`
-are float64, and that `halves` converts dtypes; shapes agree; outputs are allocated; labels were checked. Weights
-that are all 1 may have size 0, at the address of a vector of ones. A kernel never validates, allocates, reshapes
-or raises; it holds no GIL and starts no thread. An output may lie at exactly the same place as the first input. It
+rows of the first block of some kernels may lie apart (the option `apart` of `traversal.traverse`). Inputs are
+typed read-only; all floats have one dtype (float32 or float64), except that the uniform numbers of `sampling` are
+float64, and that `halves` converts dtypes; shapes agree; outputs are allocated; labels were checked. Weights that
+are all 1 may have size 0, at the address of a vector of ones. A kernel never validates, allocates, reshapes or
+raises; it holds no GIL and starts no thread. An output may lie at exactly the same place as the first input. It
 may lie over a second operand, which some kernels have to be told (`over`).
 
 How they are built

@@ -1,9 +1,8 @@
 """Building the shared library of kernels that `runtime.prebuilt` loads.
 
-The variants of all kernels are compiled by a few processes, each of which takes those of one dtype, because they
-share building blocks. The front end runs once for each variant. Its code is then optimised for every goal, a level
-of `prebuilt.level` on one system, and written into one object each. A linker, which is a program of its own, makes
-the libraries.
+The variants of all kernels are compiled by a few processes, which take them in turns. The front end runs once for
+each variant. Its code is then optimised for every goal, a level of `prebuilt.level` on one system, and written
+into one object each. A linker, which is a program of its own, makes the libraries.
 
 Nothing but memset, memcpy and memmove is taken from the system, so that a library for Linux runs with every C
 library. Objects contain no path, time or address: the same sources, Numba and linker make the same bytes.
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -98,14 +97,15 @@ def variants() -> list[Variant]:
 # --- compiling -----------------------------------------------------------------------------------------------
 
 
-def _shares(count: int) -> list[list[str]]:
-    """The names of all variants, divided among `count` processes."""
-    by_dtype: dict[str, list[str]] = {}
-    for one in variants():
-        by_dtype.setdefault("d" if one.dtype == "d" else "f", []).append(one.name)
-    pieces = max(1, count // 2)
-    found = [names[k::pieces] for names in by_dtype.values() for k in range(pieces)]
-    return found if count > 1 else [[name for names in found for name in names]]
+def _taken(names: Sequence[str], folder: Path) -> Iterator[str]:
+    """Those of the variants that no other process has taken."""
+    for name in names:
+        try:
+            (folder / f"{name}.taken").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        yield name
+        (folder / f"{name}.done").touch()
 
 
 def _named(name: str) -> Variant:
@@ -116,19 +116,17 @@ def _named(name: str) -> Variant:
 def _compile(names: Sequence[str], folder: Path, goals: dict[str, targets.Target]) -> None:
     """Write the objects of these variants; in a process of its own."""
     gc.disable()  # nothing that is compiled goes away before the process does
-    for name in names:
+    for name in _taken(names, folder):
         code = frontend.module(_named(name)).as_bitcode()
         for goal, made_for in goals.items():
             made = targets.object_code(binding.parse_bitcode(code), made_for)
             (folder / goal / f"{name}.o").write_bytes(made)
-        (folder / f"{name}.done").touch()
 
 
 def _keep(names: Sequence[str], folder: Path) -> None:
     """Compile these variants into the cache directory; in a process of its own."""
-    for name in names:
+    for name in _taken(names, folder):
         jit.object_code(name, lambda name=name: _named(name))  # type: ignore[misc]
-        (folder / f"{name}.done").touch()
 
 
 def _table(goal: targets.Target) -> bytes:
@@ -139,12 +137,12 @@ def _table(goal: targets.Target) -> bytes:
 
 
 def _in_processes(work: Any, folder: Path, processes: int, progress: Progress, *arguments: Any) -> None:
-    """Call ``work(names, folder, *arguments)`` in processes that share the variants."""
-    shares = _shares(processes)
-    total = sum(map(len, shares))
+    """Call ``work(names, folder, *arguments)`` with all variants in some processes."""
+    names = [one.name for one in variants()]
+    total = len(names)
     # Spawned, not forked: a forked child has copies of locks that other threads may hold.
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(share, folder, *arguments)) for share in shares]
+    workers = [context.Process(target=work, args=(names, folder, *arguments)) for _ in range(processes)]
     try:
         for worker in workers:
             worker.start()

@@ -642,6 +642,7 @@ def interrupted(recorder, work, after=(0.05,)):
             time.sleep(pause)
             signal.raise_signal(signal.SIGINT) if os.name == "nt" else os.kill(os.getpid(), signal.SIGINT)
 
+    run(Recorder(16), 16, 1)  # now it is compiled
     other = threading.Thread(target=interrupt)
     other.start()
     try:

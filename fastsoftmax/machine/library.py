@@ -117,10 +117,10 @@ def _compile(names: Sequence[str], folder: Path, goals: dict[str, targets.Target
     """Write the objects of these variants; in a process of its own."""
     gc.disable()  # nothing that is compiled goes away before the process does
     for name in _taken(names, folder):
-        code = frontend.module(_named(name)).as_bitcode()
-        for goal, made_for in goals.items():
-            made = targets.object_code(binding.parse_bitcode(code), made_for)
-            (folder / goal / f"{name}.o").write_bytes(made)
+        code = frontend.module(_named(name))
+        copies = [code, *(code.clone() for _ in list(goals)[1:])]  # `object_code` changes a module
+        for (goal, made_for), one in zip(goals.items(), copies, strict=True):
+            (folder / goal / f"{name}.o").write_bytes(targets.object_code(one, made_for))
 
 
 def _keep(names: Sequence[str], folder: Path) -> None:

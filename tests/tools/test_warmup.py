@@ -8,6 +8,7 @@ import child
 import pytest
 
 from fastsoftmax.machine import library
+from fastsoftmax.machine.entry import Kernel
 from fastsoftmax.runtime import cache, prebuilt
 from fastsoftmax.tools import build, warmup
 from fastsoftmax.tools.cli import main
@@ -114,7 +115,8 @@ def test_what_goes_wrong_is_told(directory, monkeypatch, capsys):
 
 
 def test_a_process_that_fails_ends_the_others(directory, few, monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "_shares", lambda count: [["activations.none.d.n"], [few[0].name]])
+    missing = few[0]._replace(kernel=Kernel("activations.none"))
+    monkeypatch.setattr(library, "variants", lambda: [missing, few[0]])
     with pytest.raises(RuntimeError, match="a process that compiles kernels has failed"):
         library.keep_all(2, lambda *_: None)
     assert not directory.exists() or len(list(directory.iterdir())) < 2

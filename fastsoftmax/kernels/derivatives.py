@@ -20,7 +20,6 @@ from fastsoftmax.kernels.simd.memory import (
     load_part,
     load_scalar,
     memory,
-    scatter,
     scratch,
     size,
     store,
@@ -630,9 +629,8 @@ def log_softmax_vjp(
 
 # --- Jacobians ----------------------------------------------------------------------------------------------
 #
-# The probabilities of row n are stored in the first row of its Jacobian. Its rows are computed from the last to
-# the first, so that the probabilities are overwritten last. If they fit into a vector, they are read before, and
-# the rows are computed from the first to the last, because whole vectors overwrite the beginning of the next row.
+# Rows are written from the first to the last, as caches expect it. Meanwhile the probabilities are kept in the
+# last row, which is overwritten last; those of a few classes, which come from a tile, in memory of their own.
 
 
 # With a weight or a temperature, the probabilities are lifted by 2**raised, about the root of the factor of the
@@ -664,17 +662,24 @@ def _powers(weight: Any, beta: Any) -> Any:
 
 @inline
 def _jacobian_rows(
-    y: Any, offset: int, classes: int, tops: Any, beta: Any, logarithmic: Any, weight: Any, plain: Any
+    probs: Any,
+    at: int,
+    y: Any,
+    offset: int,
+    classes: int,
+    tops: Any,
+    beta: Any,
+    logarithmic: Any,
+    weight: Any,
+    plain: Any,
 ) -> None:
-    """One Jacobian from the probabilities in its first row; `tops` are the `Tops` of that row."""
+    """One Jacobian from its probabilities, which may be its last row; `tops` are the `Tops` of that row."""
     step = lane_count(y)
     numbers = _factors(weight, beta, tops.raised, tops.power)
     if classes < step:
-        few = scratch(y, 1)
-        store(few, 0, load_part(y, offset, classes, number(y, 0.0)))
         for i in range(classes):
-            p, here = load_scalar(few, i), offset + i * classes
-            entry = spared(weight, _entry(load(few, 0), p, numbers, logarithmic, plain))
+            p, here = load_scalar(probs, at + i), offset + i * classes
+            entry = spared(weight, _entry(load(probs, at), p, numbers, logarithmic, plain))
             if i * classes + step <= classes * classes:  # the next row overwrites what is written too much
                 store(y, here, entry)
             else:
@@ -682,11 +687,11 @@ def _jacobian_rows(
             store_scalar(y, here + i, spared(weight, _diagonal(p, tops, numbers, beta, logarithmic, plain)))
         return
     full = classes // step * step
-    last = load(y, offset + classes - step)
-    for i in range(classes - 1, -1, -1):
-        p, here = load_scalar(y, offset + i), offset + i * classes
+    last = load(probs, at + classes - step)
+    for i in range(classes):
+        p, here = load_scalar(probs, at + i), offset + i * classes
         for k in range(0, full, step):
-            entry = _entry(load(y, offset + k), p, numbers, logarithmic, plain)
+            entry = _entry(load(probs, at + k), p, numbers, logarithmic, plain)
             store(y, here + k, spared(weight, entry))
         if full < classes:
             entry = _entry(last, p, numbers, logarithmic, plain)
@@ -819,10 +824,12 @@ def _jacobian(
             stats = measured(table, 0)
             weight = row_value(x, True, weights, n, 1)
             inverse, lift, tops = _extremes(stats, beta, from_probs, logarithmic, weight, plain)
-            _fill_probs(x, at, y, n * square, classes, stats, beta, from_probs, None, inverse, lift)
-            _jacobian_rows(y, n * square, classes, tops, beta, logarithmic, weight, plain)
+            last = n * square + square - classes
+            _fill_probs(x, at, y, last, classes, stats, beta, from_probs, None, inverse, lift)
+            _jacobian_rows(y, last, y, n * square, classes, tops, beta, logarithmic, weight, plain)
         return
     tile, numbers = tile_memory(room, scratch(x, COLUMN_LIMIT)), scratch(x, 4)
+    turned, width = scratch(x, COLUMN_LIMIT), -(-classes // step) * step
     for first in range(start, stop, step):
         count = min(step, stop - first)
         load_tile(x, tile, first * classes, classes, 1, count)
@@ -833,13 +840,8 @@ def _jacobian(
             store(numbers, i * step, tops[i])
         _fill_probs(tile, 0, tile, 0, classes * step, stats, beta, from_probs, True, inverse, lift)
         for k in range(0, classes, step):
-            if count == step and k + step <= 2 * square:  # else whole vectors would end behind the last row
-                store_turned(y, first * square + k, square, min(step, classes - k), tile, k * step)
-            else:
-                for j in range(k, min(k + step, classes)):
-                    scatter(y, first * square + j, square, count, load(tile, j * step))
+            store_turned(turned, k, width, min(step, classes - k), tile, k * step)
         for lane in range(count):
-            at = (first + lane) * square
             row = Tops(
                 load_scalar(numbers, lane),
                 load_scalar(numbers, step + lane),
@@ -847,7 +849,8 @@ def _jacobian(
                 load_scalar(numbers, 3 * step + lane),
             )
             weight = row_value(x, True, weights, first + lane, 1)
-            _jacobian_rows(y, at, classes, row, beta, logarithmic, weight, plain)
+            at = (first + lane) * square
+            _jacobian_rows(turned, lane * width, y, at, classes, row, beta, logarithmic, weight, plain)
 
 
 @kernel

@@ -23,8 +23,10 @@ def has_rows(x: Any) -> bool:
     It is contiguous, or a matrix of contiguous rows in the order of memory, so that `np.empty_like` is contiguous.
     """
     flags = x.flags
+    if flags.carray:
+        return True
     if flags.c_contiguous or x.ndim != 2:
-        return bool(flags.carray)
+        return False
     row, item = x.strides
     return bool(row > item == x.itemsize and flags.aligned)
 
@@ -33,13 +35,14 @@ def run_plain(
     code: Callable[..., Any], rows: int, dtype: np.dtype[Any], factor: int, args: tuple[Any, ...]
 ) -> None:
     """Run a kernel's code on the rows of the first of `args`; they take `factor` times a softmax."""
-    x, *others = args
+    x = args[0]
     work = factor * x.nbytes // 4
-    contiguous = x.flags.c_contiguous
-    if not contiguous and x.size > SMALL and isinstance(code, BuiltinFunctionType):
-        apart.run_matrix(code, work, args)
-        return
-    run_code(code, rows, work, NO_ROOM[dtype], None, args if contiguous else (x.copy(), *others))
+    if not x.flags.c_contiguous:
+        if x.size > SMALL and isinstance(code, BuiltinFunctionType):
+            apart.run_matrix(code, work, args)
+            return
+        args = (x.copy(), *args[1:])
+    run_code(code, rows, work, NO_ROOM[dtype], None, args)
 
 
 def plain_rows(

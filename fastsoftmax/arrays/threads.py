@@ -8,7 +8,8 @@ for milliseconds), and with Ctrl-C (the caller looks for signals every few milli
 fork, so that a process with one thread also forks with one thread.
 
 To wake a thread takes 20 to 80 us. So helpers wait in machine code for the next call for `IDLE` seconds before
-they sleep: calls that follow each other closely share their work within a microsecond. A helper that wakes on the
+they sleep: calls that follow each other closely share their work within a microsecond. In a series of short calls
+one wakes helpers for those that follow, which go on alone until the helpers are there. A helper that wakes on the
 processor of its caller moves to another one. On a busy machine helpers may come too late, or stop in the middle of
 a block. If that happens again and again, none is woken for a while. Calls that run in other threads of the program
 at the same time count: all together use as many threads as one alone would.
@@ -278,7 +279,7 @@ class _Team:
                 state = code(0, rows, *behind)
         finally:
             if state != teams.FINISHED:
-                self._close(rows)
+                self._close()
         if words[teams.FAILED]:
             raise IndexError("kernel access outside its array")
         return bool(state == teams.FINISHED and words[teams.SEATED])
@@ -289,11 +290,11 @@ class _Team:
         beside = caller < 0 or _processor()() != caller or _leave(caller)
         self.join(self.address, patience if beside else 1, patience)
 
-    def _close(self, rows: int) -> None:
-        """Drop the rows that are left, and wait until no helper is inside. Ctrl-C is raised after that."""
+    def _close(self) -> None:
+        """Drop the blocks that are left, and wait until no helper is inside. Ctrl-C is raised after that."""
 
         def close() -> None:
-            self.words[teams.TAKEN] = rows
+            self.words[teams.TAKEN] = teams.ALL
             self.words[teams.JOB] = 0
             time.sleep(0)  # a call of the system: helpers see the above before the words are read again
 
@@ -382,11 +383,16 @@ class _Pause:
         return now >= self._until
 
     def note(self, helped: bool) -> None:
-        """Take note of whether the helpers that were woken have helped."""
-        self._failures = 0 if helped else min(self._failures + 1, 20)
-        if self._failures > 1:
-            pause = min(SHORTEST_PAUSE * 2.0 ** (self._failures - 2), LONGEST_PAUSE)
-            self._until = time.perf_counter() + pause
+        """Take note of whether helpers have helped a call for which they were woken, or were waiting.
+
+        Those that wait may be stopped by the system, for a time in which there are many short calls.
+        """
+        if helped:
+            self._failures, self._until = 0, 0.0
+        elif self.is_over(now := time.perf_counter()):
+            self._failures = min(self._failures + 1, 20)
+            if self._failures > 1:
+                self._until = now + min(SHORTEST_PAUSE * 2.0 ** (self._failures - 2), LONGEST_PAUSE)
 
 
 _pause = _Pause()
@@ -459,6 +465,10 @@ class _Helpers:
         """Wake so many helpers, or fewer if no thread can be started."""
         for _ in range(self._available(count)):
             self._queue.put(crew)
+
+    def are_coming(self) -> bool:
+        """Whether some were woken that have not begun."""
+        return self._queue.qsize() > 0
 
     def ask(self, team: _Team, count: int) -> bool:
         """Wake helpers until `count` are there, or fewer if no thread can be started; whether one was woken."""
@@ -578,15 +588,19 @@ def _threads_for(rows: int, work: int) -> int:
     except IndexError:
         waiting = False
     if not (waiting or work >= LONG_WORK):
-        pays = work >= WAKING_WORK or now - _last_call <= SERIES
+        pays = work >= WAKING_WORK or (now - _last_call <= SERIES and not _helpers.are_coming())
         if not (pays and _pause.is_over(now)):
             return 1
     when, granted = _last_grant
     if now - when > GRANT:
         granted = _granted_threads()
         _last_grant = now, granted
-    count = _limited(granted, limit) // (1 + len(_calls))
-    return max(1, min(count, rows, work // (SHARED_WORK // 2), teams.MOST_SEATS + 1))
+    count = _limited(granted, limit)
+    if _calls:
+        count //= 1 + len(_calls)
+    if 2 <= count <= rows and count * SHARED_WORK <= 2 * work and count <= teams.MOST_SEATS:
+        return count
+    return max(1, min(count, rows, 2 * work // SHARED_WORK, teams.MOST_SEATS + 1))
 
 
 def run(kernel: Kernel, rows: int, work: int, room: Callable[[], Any], *args: Any) -> None:
@@ -721,7 +735,7 @@ def _run_in_blocks(
     try:
         woken = count > 1 and words[teams.PRESENT] < count - 1 and _helpers.ask(team, count - 1)
         helped = team.share(code, rows, step, rooms, args, apart)
-        if woken or (count > 1 and not helped):
+        if count > 1 and not (woken and work < WAKING_WORK):
             _pause.note(helped)
     finally:
         if not words[teams.INSIDE]:  # else helpers did not survive a fork

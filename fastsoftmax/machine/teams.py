@@ -67,18 +67,28 @@ def _waiting(module: Any, build: Any, triple: str, patience: Any, done: Any) -> 
     return so
 
 
+def _sides(build: Any, taken: Any) -> tuple[Any, Any]:
+    """The blocks taken from the front and from the back."""
+    return build.and_(taken, I64(teams.BACK - 1)), build.lshr(taken, I64(teams.BACK.bit_length() - 1))
+
+
+def _total(build: Any, taken: Any) -> Any:
+    """How many blocks have been taken, or more if none is left."""
+    return build.add(*_sides(build, taken))
+
+
 def _work_function(module: Any) -> Any:
     """``work(team, job, room, size, most, side)``: take blocks until none is left, at most so many.
 
-    ``side`` is `teams.FRONT` for the caller and `teams.BACK` for helpers.
+    ``side`` is 1 for the caller and `teams.BACK` for helpers.
     """
     kind = ir.FunctionType(ir.VoidType(), [WORDS, I64, POINTER, I64, I64, I64])
     function = ir.Function(module, kind, "work")
     function.linkage = "internal"
     team, job, room, size, most, side = function.args
     build = ir.IRBuilder(function.append_basic_block("entry"))
-    step, stop, last = (build.load(word(build, team, place)) for place in (teams.STEP, teams.STOP, teams.LAST))
-    from_end = build.icmp_signed("==", side, I64(teams.BACK))
+    step, stop, count = (build.load(word(build, team, place)) for place in (teams.STEP, teams.STOP, teams.COUNT))
+    from_end = build.icmp_signed("!=", side, I64(1))
     code = build.inttoptr(job, JOB.as_pointer())
     loop, block, failed, after, end = map(function.append_basic_block, ("loop", "block", "failed", "after", "end"))
     first = build.block
@@ -87,12 +97,14 @@ def _work_function(module: Any) -> Any:
     build.position_at_end(loop)
     left = build.phi(I64)
     left.add_incoming(most, first)
-    build.cbranch(build.icmp_signed(">=", _add(build, team, teams.TAKEN, step), stop), end, block)
+    taken = _add(build, team, teams.TAKEN, side)
+    build.cbranch(build.icmp_signed(">=", _total(build, taken), count), end, block)
 
     build.position_at_end(block)
     # There is a block for this thread: the next of its side.
-    before = build.atomic_rmw("add", build.gep(team, [side]), step, ORDER)
-    start = build.select(from_end, build.sub(last, before), before)
+    front, back = _sides(build, taken)
+    number = build.select(from_end, build.sub(build.sub(count, I64(1)), back), front)
+    start = build.mul(number, step)
     ahead = build.add(start, step)
     limit = build.select(build.icmp_signed("<", ahead, stop), ahead, stop)
     result = build.call(code, [team, start, limit, room, size])
@@ -100,7 +112,7 @@ def _work_function(module: Any) -> Any:
 
     build.position_at_end(failed)
     _store(build, team, teams.FAILED, I64(1))
-    _store(build, team, teams.TAKEN, stop)
+    _store(build, team, teams.TAKEN, I64(teams.ALL))
     build.branch(end)
 
     build.position_at_end(after)
@@ -113,12 +125,6 @@ def _work_function(module: Any) -> Any:
     return function
 
 
-def _last_block(build: Any, step: Any, stop: Any) -> Any:
-    """The first row of the last block."""
-    before = build.sub(stop, I64(1))
-    return build.sub(before, build.srem(before, step))
-
-
 def _drive(module: Any, triple: str, work: Any) -> Any:
     """The function of the caller: with a step it opens a job; without one it works on the open job."""
     function = ir.Function(module, DRIVER, f"{PREFIX}{NAME}")
@@ -127,14 +133,16 @@ def _drive(module: Any, triple: str, work: Any) -> Any:
     with build.if_then(build.icmp_signed("!=", step, I64(0))):
         for place, value in ((teams.STEP, step), (teams.STOP, stop), (teams.SEATS, seats)):
             build.store(value, word(build, team, place))
-        build.store(_last_block(build, step, stop), word(build, team, teams.LAST))
-        for place in (teams.TAKEN, teams.FRONT, teams.BACK, teams.SEATED, teams.FAILED):
+        count = build.udiv(build.sub(build.add(stop, step), I64(1)), step)
+        build.store(count, word(build, team, teams.COUNT))
+        for place in (teams.TAKEN, teams.SEATED, teams.FAILED):
             build.store(I64(0), word(build, team, place))
         _add(build, team, teams.TICKET, I64(1))
         _store(build, team, teams.JOB, job)
         build.ret(I64(teams.UNFINISHED))
-    build.call(work, [team, job, room, size, I64(teams.BLOCKS), I64(teams.FRONT)])
-    with build.if_then(build.icmp_signed("<", _load(build, team, teams.TAKEN), stop)):
+    build.call(work, [team, job, room, size, I64(teams.BLOCKS), I64(1)])
+    count = build.load(word(build, team, teams.COUNT))
+    with build.if_then(build.icmp_signed("<", _total(build, _load(build, team, teams.TAKEN)), count)):
         build.ret(I64(teams.UNFINISHED))
     _store(build, team, teams.JOB, I64(0))
 

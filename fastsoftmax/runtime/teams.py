@@ -9,7 +9,8 @@ A helper first counts itself in `INSIDE` and then looks whether the job is open;
 and then looks at `INSIDE`. Both are sequentially consistent, so either the helper sees that the job is closed, or
 the caller sees the helper. Nothing of a job is read by who is not inside an open one.
 
-Words that several threads write lie in cache lines of their own.
+A cache line takes up to 170 ns from one processor to another (AMD EPYC). So words that one thread reads together lie together,
+and those that several threads write lie in cache lines of their own.
 """
 
 JOB = 0
@@ -18,31 +19,31 @@ TICKET = 1
 """The number of jobs so far, by which a helper knows a new one."""
 STEP, STOP = 2, 3
 """The rows of a block, and of the whole call."""
-SEATS = 4
+COUNT = 4
+"""How many blocks there are."""
+SEATS = 5
 """How many helpers may work; each has working memory of its own, in `ROOMS`."""
-DRIVE = 5
-"""The address of the function that the caller runs."""
-CALLER = 6
-"""The processor on which the caller ran when it woke helpers, or -1."""
-LAST = 7
-"""The first row of the last block."""
-TAKEN = 8
-"""How many rows have been taken, where the last block counts as a whole one."""
-FRONT, BACK = 9, 10
-"""How many of them by the caller, from the first row on, and by helpers, from the last row down."""
-INSIDE = 16
-"""How many helpers are inside the job."""
-SEATED = 24
-"""How many helpers have asked for a seat."""
-FAILED = 25
-"""Whether a kernel has failed."""
-PRESENT = 32
-"""How many helpers work here, or wait for the next job."""
-ROOMS = 40
+ROOMS = 6
 """The address and the size of the working memory of each seat."""
-MOST_SEATS = 127
+MOST_SEATS = 125
 """More threads do not share a call."""
-FRAME = ROOMS + 2 * MOST_SEATS
+TAKEN = ROOMS + 2 * MOST_SEATS
+"""How many blocks have been taken by the caller, from the first one on, plus `BACK` times those that helpers have
+taken, from the last one down."""
+BACK = 1 << 32
+ALL = BACK >> 1
+"""So many taken blocks are more than there are; more can be added."""
+INSIDE = TAKEN + 8
+"""How many helpers are inside the job."""
+SEATED, FAILED = INSIDE + 1, INSIDE + 2
+"""How many helpers have asked for a seat, and whether a kernel has failed."""
+PRESENT = INSIDE + 8
+"""How many helpers work here, or wait for the next job."""
+DRIVE = PRESENT + 8
+"""The address of the function that the caller runs."""
+CALLER = DRIVE + 1
+"""The processor on which the caller ran when it woke helpers, or -1."""
+FRAME = DRIVE + 8
 MOST_ARGUMENTS = 96
 """So many words are there for the arguments of a kernel; `wrappers` checks that they are enough."""
 

@@ -117,11 +117,37 @@ def test_every_row_is_computed_once(submissions, monkeypatch, rows, per_row, cou
 
 def test_calls_that_follow_each_other_are_shared_from_less_work_on(submissions, monkeypatch):
     """Isolated calls of little work are the caller's: it would take as long to wake a helper."""
+    monkeypatch.setattr(threads, "_helpers", threads._Helpers())
     work = threads.SHARED_WORK
     for ended, expected in ((time.perf_counter() - 1.0, 1), (time.perf_counter() + 1.0, 2)):
         monkeypatch.setattr(threads, "_last_call", ended)
         assert threads._threads_for(100, work) == expected
         assert threads._threads_for(100, threads.WAKING_WORK) == 2
+
+
+def test_a_series_of_short_calls_goes_on_alone_until_helpers_are_there(submissions, monkeypatch):
+    """One call wakes helpers. The others do not wake them again, and none counts as a failure."""
+    helpers, noted, asked = threads._Helpers(), [], []
+    monkeypatch.setattr(threads, "_helpers", helpers)
+    monkeypatch.setattr(helpers, "_available", lambda count: asked.append(count) or count)
+    monkeypatch.setattr(threads._pause, "note", noted.append)
+    monkeypatch.setattr(threads, "_last_call", time.perf_counter() + 100.0)
+    recorder = Recorder(4096)
+    run(recorder, 4096, threads.SHARED_WORK)
+    assert submissions == [2]
+    monkeypatch.setattr(threads, "_last_call", time.perf_counter() + 100.0)
+    run(recorder, 4096, threads.SHARED_WORK)
+    assert submissions == [2]
+    assert asked == [1]
+    assert (recorder.times == 2).all()
+    run(recorder, 4096, threads.LONG_WORK)  # it does not matter who is on the way
+    assert submissions == [2, 2]
+    assert noted == [False]
+    helpers._queue.get(timeout=1).help()
+    helpers._queue.get(timeout=1).help()
+    monkeypatch.setattr(threads, "_last_call", time.perf_counter() + 100.0)
+    run(recorder, 4096, threads.SHARED_WORK)
+    assert submissions == [2, 2, 2]
 
 
 def test_helpers_wait_for_the_next_call(submissions, monkeypatch):
@@ -145,20 +171,27 @@ def test_helpers_wait_for_the_next_call(submissions, monkeypatch):
 
 
 def test_no_helper_is_woken_for_a_while_after_two_that_did_not_help(monkeypatch):
-    """The pause is doubled up to a limit, and ends when one has helped; long work does not care."""
+    """The pause is doubled up to a limit, and ends when one has helped; long work does not care.
+
+    What happens meanwhile does not count: a helper that the system has stopped misses many short calls.
+    """
     now = [100.0]
     monkeypatch.setattr(threads.time, "perf_counter", lambda: now[0])
     pause, lengths = threads._Pause(), []
     pause.note(False)
     assert pause.is_over(now[0])
     for _ in range(8):
-        pause.note(False)
+        for _ in range(5):
+            pause.note(False)
         assert not pause.is_over(now[0])
         lengths.append(next(k for k in range(1, 1000) if pause.is_over(now[0] + 1e-3 * k + 1e-9)))
+        now[0] += 1.0
+        assert pause.is_over(now[0])
     assert lengths == [1, 2, 4, 8, 10, 10, 10, 10]
-    now[0] += 1.0
-    assert pause.is_over(now[0])
+    pause.note(False)
+    assert not pause.is_over(now[0])
     pause.note(True)
+    assert pause.is_over(now[0])
     pause.note(False)
     assert pause.is_over(now[0])
     monkeypatch.setattr(threads, "_pause", pause)

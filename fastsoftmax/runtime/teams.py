@@ -9,8 +9,8 @@ A helper first counts itself in `INSIDE` and then looks whether the job is open;
 and then looks at `INSIDE`. Both are sequentially consistent, so either the helper sees that the job is closed, or
 the caller sees the helper. Nothing of a job is read by who is not inside an open one.
 
-A cache line takes up to 170 ns from one processor to another (AMD EPYC). So words that one thread reads together lie together,
-and those that several threads write lie in cache lines of their own.
+A cache line takes up to 170 ns from one processor to another (AMD EPYC). So words that one thread reads together
+lie together, and those that several threads write lie in cache lines of their own.
 """
 
 JOB = 0

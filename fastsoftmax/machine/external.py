@@ -190,7 +190,7 @@ def external(name: str, result: bool = False) -> Any:
         returned = types.float64 if result else types.void
 
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            kind = wrappers.c_type([frontend.llvm_type(one) for one in kinds])
+            kind = wrappers.c_type([frontend.parameter(one) for one in kinds])
             flat = [
                 one
                 for pair in zip(kinds, values[: len(kinds)], strict=True)

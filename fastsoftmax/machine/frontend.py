@@ -18,7 +18,7 @@ from llvmlite import binding, ir
 from numba import njit, types
 
 from fastsoftmax.machine import translate, wrappers
-from fastsoftmax.machine.syntax import TranslationError
+from fastsoftmax.machine.syntax import TranslationError, wrong_result
 from fastsoftmax.runtime.numba_private import known_options, lean_options, linked_module
 from fastsoftmax.runtime.prebuilt import PREFIX
 
@@ -64,7 +64,7 @@ def numba_type(kind: str, dtype: str) -> Any:
     return {**plain, "sizes": types.CPointer(types.intp), "address": types.voidptr}[name]
 
 
-def llvm_type(kind: Any) -> wrappers.Parameter:
+def parameter(kind: Any) -> wrappers.Parameter:
     """A Numba type as `wrappers` takes it."""
     if isinstance(kind, types.NoneType):
         return None
@@ -108,7 +108,7 @@ def _compiled(variant: Any, kinds: tuple[Any, ...]) -> tuple[Any, Any]:
     code, inner, result = linked_module(dispatcher, kinds)
     has_result = variant.kernel.result is float
     if has_result == isinstance(result, types.NoneType):
-        raise TypeError(f"{variant.name} returns {result}, which is not what its annotation says")
+        raise wrong_result(variant.name, result)
     text = ir.Module(variant.name)
     text.triple, text.data_layout = code.triple, code.data_layout
     parameters = _parameters(variant, kinds)
@@ -121,7 +121,7 @@ def _compiled(variant: Any, kinds: tuple[Any, ...]) -> tuple[Any, Any]:
 def _parameters(variant: Any, kinds: tuple[Any, ...]) -> list[wrappers.Parameter]:
     """The arguments of a variant as `wrappers` takes them."""
     return [
-        llvm_type(kind)._replace(entries=True) if name.startswith("entries") else llvm_type(kind)
+        parameter(kind)._replace(entries=True) if name.startswith("entries") else parameter(kind)
         for kind, name in zip(kinds, variant.kinds, strict=True)
     ]
 

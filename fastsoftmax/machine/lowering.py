@@ -7,6 +7,7 @@ the arguments: a `Memory` as `NumbersValue`, None as None, others as LLVM values
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
 
 from llvmlite import ir
@@ -209,9 +210,25 @@ def elementwise(code: Callable[..., Any]) -> Callable[[Any], Any]:
 # --- LLVM code -------------------------------------------------------------------------------------------------
 
 
+@cache
 def vector_of(element: Any, lanes: int) -> Any:
     """LLVM's vector type of `lanes` elements."""
     return ir.VectorType(element, lanes)
+
+
+_constants: dict[tuple[str, str], Any] = {}
+"""The constant vectors so far: each is written many times, and LLVM's text of one is kept with it."""
+
+
+def vector_constant(element: Any, values: Sequence[Any]) -> Any:
+    """A constant vector."""
+    key = str(element), repr(values)  # not the values: -0.0 and 0.0 are equal
+    found = _constants.get(key)
+    if found is None:
+        numbers = {repr(value): ir.Constant(element, value) for value in values}
+        items = [numbers[repr(value)] for value in values]
+        found = _constants[key] = ir.Constant(vector_of(element, len(items)), items)
+    return found
 
 
 def _suffix(kind: Any) -> str:
@@ -264,7 +281,7 @@ class Build:
         """The vector with `scalar` in each of `count` lanes."""
         vector = vector_of(scalar.type, count)
         if isinstance(scalar, ir.Constant):
-            return ir.Constant(vector, [scalar.constant] * count)
+            return vector_constant(scalar.type, [scalar.constant] * count)
         undefined = ir.Constant(vector, ir.Undefined)
         return self.shuffle(self.insert_element(undefined, scalar, INT32(0)), undefined, [0] * count)
 
@@ -277,15 +294,17 @@ class Build:
 
     def constant(self, kind: Any, value: float) -> Any:
         """`value` as an LLVM constant, in every lane if `kind` is a vector."""
-        return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+        if isinstance(kind, ir.VectorType):
+            return vector_constant(kind.element, [value] * kind.count)
+        return ir.Constant(kind, value)
 
     def iota(self, kind: Any, lanes: int, step: int = 1) -> Any:
         """The vector 0, step, 2 step, ..."""
-        return ir.Constant(vector_of(kind, lanes), [step * lane for lane in range(lanes)])
+        return vector_constant(kind, [step * lane for lane in range(lanes)])
 
     def shuffle(self, a: Any, b: Any, picks: Sequence[int]) -> Any:
         """The vector of these lanes of a (0 to n - 1) and b (n to 2 n - 1)."""
-        return self.shuffle_vector(a, b, ir.Constant(vector_of(INT32, len(picks)), list(picks)))
+        return self.shuffle_vector(a, b, vector_constant(INT32, list(picks)))
 
     def integer(self, value: Any) -> Any:
         """The bits of a float, or of a vector of floats, as integers of the same width."""

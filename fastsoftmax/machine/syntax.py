@@ -14,6 +14,11 @@ class TranslationError(Exception):
     """Something that `translate` does not translate."""
 
 
+def wrong_result(name: str, result: object) -> TypeError:
+    """The error of a kernel whose annotation is wrong."""
+    return TypeError(f"{name} returns {result}, which is not what its annotation says")
+
+
 def _names(node: ast.AST | None, context: type[ast.expr_context]) -> set[str]:
     if node is None:
         return set()

@@ -23,8 +23,11 @@ from numba import types
 
 from fastsoftmax.machine import syntax
 from fastsoftmax.machine.lowering import INT32, INT64
-from fastsoftmax.machine.syntax import TranslationError
+from fastsoftmax.machine.syntax import TranslationError, wrong_result
 from fastsoftmax.machine.values import Slot, Value, Writer, kind_of
+
+_METHODS = {kind: f"_on_{kind.__name__.lower()}" for kind in vars(ast).values() if isinstance(kind, type)}
+"""The names of the methods for kinds of nodes."""
 
 
 class _Call:
@@ -120,7 +123,7 @@ class _Call:
     def _run(self, body: Sequence[ast.stmt]) -> None:
         for node in body:
             if not self._left:
-                getattr(self, f"_on_{type(node).__name__.lower()}", self._unknown)(node)
+                getattr(self, _METHODS[type(node)], self._unknown)(node)
 
     def _on_expr(self, node: ast.Expr) -> None:
         self._value(node.value)
@@ -223,7 +226,7 @@ class _Call:
     # --- expressions ---
 
     def _value(self, node: ast.expr) -> Any:
-        return getattr(self, f"_on_{type(node).__name__.lower()}", self._unknown)(node)
+        return getattr(self, _METHODS[type(node)], self._unknown)(node)
 
     def _items(self, nodes: Sequence[ast.expr]) -> list[Any]:
         found: list[Any] = []
@@ -375,7 +378,7 @@ def write(function: FunctionType, kinds: Sequence[Any], code: Any, has_result: b
     except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError) as error:
         raise TranslationError(f"{type(error).__name__}: {error}") from error
     if (result is not None) != has_result:
-        raise TypeError(f"{function.__name__} returns {result}, which is not what its annotation says")
+        raise wrong_result(function.__name__, result)
     if has_result:
         builder.store(writer.number(result, types.float64), code.args[-1])
     builder.ret(INT32(0))

@@ -124,6 +124,7 @@ def _plain(value: Value) -> Any:
     return found if isinstance(value.kind, types.Integer) and isinstance(found, int) else value
 
 
+@cache
 def _common(*kinds: Any) -> Any:
     """The type in which numbers of two types are added or compared."""
     if not set(kinds) <= _NUMBERS:

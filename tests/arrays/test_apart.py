@@ -1,6 +1,7 @@
 """Rows that are contiguous and lie apart: they are read and written where they are, with the bits of a copy."""
 
 import gc
+import inspect
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from numba import config
 import fastsoftmax as fs
 from fastsoftmax.api import activations
 from fastsoftmax.arrays import apart, blocks, long_rows, parts, plain, threads
+from fastsoftmax.machine import entry
 
 machine_code = pytest.mark.skipif(config.DISABLE_JIT, reason="there is no machine code")
 DTYPES = [np.float32, np.float64]
@@ -57,6 +59,26 @@ LAYOUTS = {
     "three axes": partial(_on_axes, cut=False),
 }
 """Layouts of a matrix, whose rows may then lie along several axes."""
+
+
+def _passes_apart(function, seen):
+    """Whether a function of a kernel's module, or one of the same module that it names, has ``apart=True``."""
+    seen.add(function)
+    if "apart=True" in inspect.getsource(function):
+        return True
+    named = [function.__globals__.get(name) for name in function.__code__.co_names]
+    blocks_of_code = [getattr(one, "py_func", one) for one in named]
+    return any(
+        _passes_apart(one, seen)
+        for one in blocks_of_code
+        if inspect.isfunction(one) and one.__module__ == function.__module__ and one not in seen
+    )
+
+
+def test_the_kernels_that_take_the_distance_of_rows():
+    """The list is that of the kernels that ask `traverse` for it."""
+    passing = {kernel.name for kernel in entry.kernels() if _passes_apart(kernel.function, set())}
+    assert passing == apart.TAKE_DISTANCES
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsoftmax._vectors import APART, COLUMN_LIMIT, GROUP_LIMIT, VECTOR_BYTES
+from fastsoftmax._vectors import APART, GROUP_LIMIT, VECTOR_BYTES
 from fastsoftmax.arrays import threads
 from fastsoftmax.arrays.blocks import NO_ROOM, Apart, Parted
 from fastsoftmax.runtime import teams
@@ -34,8 +34,6 @@ IN_CACHE = 1 << 23
 """Blocks with so many bytes at most, and what lies between their rows, are always read where they are."""
 SPARSE = 2 * VECTOR_BYTES
 """Beyond that, shorter rows far apart are copied: kernels read whole vectors, and so lines between the rows."""
-WITH_RESULT = COLUMN_LIMIT // 2
-"""So are rows of more classes, in tiles with a result of the same size: that takes a quarter less."""
 
 
 def _words(one: Any) -> int:
@@ -105,10 +103,7 @@ def _takes_distance(code: Any, args: tuple[Any, ...], blocks: Sequence[tuple[int
         return False
     if rows * stride <= IN_CACHE:
         return True
-    if row.nbytes < SPARSE and stride > 3 * row.nbytes:
-        return False
-    in_tiles = WITH_RESULT < row.size <= COLUMN_LIMIT
-    return not (in_tiles and any(isinstance(one, np.ndarray) and one.ndim == 3 for one in args[1:]))
+    return row.nbytes >= SPARSE or stride <= 3 * row.nbytes
 
 
 def _run(

@@ -34,9 +34,9 @@ of a row and its result in the last pass (10 million float32, one thread of a Ze
 K = 100 a fifth; log_softmax a third and a quarter; axis 1 of (4, 19, 400, 328) a quarter.
 
 These did not help (10 million float32, two threads of a Sapphire Rapids): writing rows past the caches through a
-buffer, which made a bare copy a quarter faster and softmax a tenth slower; prefetching along rows of more than
-256 classes, or the next wide tile at once; other sizes of wide tiles; the walk in rows for 49 to 64 classes; two
-tiles at once, so that the loops of one hide the chain of operations of the other.
+buffer, which made a bare copy a quarter faster and softmax a tenth slower; prefetching rows of more than 256
+classes into the first cache, or the next wide tile at once; other sizes of wide tiles; the walk in rows for 49 to
+64 classes; two tiles at once, so that the loops of one hide the chain of operations of the other.
 
 The walk depends only on `classes` and `inner`, and rows do not depend on each other: a row gives the same bits in
 every batch and on any number of threads.
@@ -110,7 +110,10 @@ from fastsoftmax.kernels.simd.values import (
 INF = float("inf")
 NAN = float("nan")
 AHEAD_LIMIT = 256
-"""Longer rows are not prefetched: the processor does so by itself, and our prefetches would slow it down."""
+"""Rows of up to this many classes are prefetched into the first cache."""
+SECOND_LINES = 48
+"""Rows of up to this many lines are prefetched into the second cache. Longer ones are not: the processor does so
+by itself, and our prefetches would slow it down."""
 ONE_HOT_LIMIT = 16
 """Up to this many classes, comparing all classes with the label is faster than a look-up for each row."""
 TWO_TILES = 2 * COLUMN_LIMIT
@@ -161,6 +164,10 @@ class Ahead(NamedTuple):
     """How much further than in the next line the next row begins."""
     share: Any
     """2**16 over the lines of a row, rounded up; 0 if rows do not lie apart."""
+    more: Any
+    """How many lines there are beyond one for each class."""
+    others: Any
+    """The first of them."""
 
 
 class RowStatistics(NamedTuple):
@@ -366,7 +373,8 @@ def _prefetch_class(x: Any, v: Any, offset: int) -> None:
 @inline
 def ahead_at(x: Any, v: Any, offset: int, inner: int) -> Ahead:
     """`Ahead` for the lanes from this offset on; v may be None."""
-    return Ahead(after(x, offset), behind(v, offset), lane_count(x) if inner == 1 else inner, 0, 0)
+    there = after(x, offset)
+    return Ahead(there, behind(v, offset), lane_count(x) if inner == 1 else inner, 0, 0, 0, there)
 
 
 @inline
@@ -374,29 +382,34 @@ def rows_ahead(x: Any, v: Any, offset: int, classes: int, inner: int, stride: in
     """`ahead_at` where rows of x may be `stride` apart.
 
     A tile of a few classes takes less time than memory: not its successor is prefetched, but the tile that follows
-    after about `COLUMN_LIMIT` classes. What has no place among as many lines as classes is prefetched at once.
+    after about twice `COLUMN_LIMIT` classes, and what lies between its rows as in `prefetch_row`. Of rows further
+    apart, what has no place among as many lines as classes is prefetched at once.
     """
     step, ahead = lane_count(x), ahead_at(x, v, offset, inner)
     if apart is None:
         return ahead
     if inner > 1 or stride == classes or stride <= step:
         return ahead
-    there = after(x, offset + max(COLUMN_LIMIT // max(classes, 1) - 1, 0) * step * stride)
+    there = after(x, offset + max(2 * COLUMN_LIMIT // max(classes, 1) - 1, 0) * step * stride)
+    if classes < stride <= 2 * classes:
+        return Ahead(there, ahead.v, step, 0, 1, stride - classes, after(there, classes * step))
     for row in range(step):
         prefetch_second(there, row * stride + classes - 1)
     for row in range(classes, step):
         prefetch_second(there, row * stride)
     lines = max(classes // step, 1)
-    return Ahead(there, ahead.v, step, stride - lines * step, (65535 + lines) // lines)
+    return Ahead(there, ahead.v, step, stride - lines * step, (65535 + lines) // lines, 0, there)
 
 
 @inline
-def _prefetch_line(x: Any, v: Any, stride: int, skip: int, share: int, k: int) -> None:
+def _prefetch_line(ahead: Ahead, k: int) -> None:
     """Prefetch line k of `Ahead`: row by row, if they lie apart, and into the second cache; see `prefetch_row`."""
-    if share == 0:
-        _prefetch_class(x, v, k * stride)
+    if ahead.share == 0:
+        _prefetch_class(ahead.x, ahead.v, k * ahead.stride)
     else:
-        prefetch_second(x, k * stride + (k * share >> 16) * skip)
+        prefetch_second(ahead.x, k * ahead.stride + (k * ahead.share >> 16) * ahead.skip)
+        if k < ahead.more:
+            prefetch_second(ahead.others, k * ahead.stride)
 
 
 @inline
@@ -436,8 +449,8 @@ def lane_sums(
     ties, sums = zero, (zero, zero)
     for k in range(0, paired, 2 * step):
         if ahead is not None:
-            _prefetch_line(ahead.x, ahead.v, ahead.stride, ahead.skip, ahead.share, k // step)
-            _prefetch_line(ahead.x, ahead.v, ahead.stride, ahead.skip, ahead.share, k // step + 1)
+            _prefetch_line(ahead, k // step)
+            _prefetch_line(ahead, k // step + 1)
         value, other = load(x, offset + k), load(x, offset + k + step)
         e, f = term(value, m, beta, shift, bias), term(other, m, beta, shift, bias)
         ties = count_equal(other, m, count_equal(value, m, ties))
@@ -447,7 +460,7 @@ def lane_sums(
             store(terms, at + k + step, f)
     if paired < full:
         if ahead is not None:
-            _prefetch_line(ahead.x, ahead.v, ahead.stride, ahead.skip, ahead.share, paired // step)
+            _prefetch_line(ahead, paired // step)
         value = load(x, offset + paired)
         e = term(value, m, beta, shift, bias)
         ties = count_equal(value, m, ties)
@@ -584,15 +597,25 @@ def maxima(x: Any, first: int, length: int, count: int, square: Any, turned: Any
 def prefetch_row(x: Any, begin: int, classes: int, stride: Any = None) -> None:
     """Prefetch a short row; if rows lie `stride` apart, also the beginning of a longer one, and a row's last line.
 
-    The latter into the second cache: that of the first one waits for few buffers, which loads need as well.
+    Rows apart and those of more than `AHEAD_LIMIT` classes come into the second cache: the first one waits for few
+    buffers, which loads need as well. So does what lies between rows, if it is not longer than a row: memory is
+    read twice as fast in one stretch as in pieces of a few lines.
     """
+    step = lane_count(x)
+    most = SECOND_LINES * step
     if stride is not None and stride != classes:
-        for k in range(begin, begin + min(classes, AHEAD_LIMIT), lane_count(x)):
+        length = classes
+        if classes < stride <= 2 * classes:
+            length = stride
+        for k in range(begin, begin + min(length, most), step):
             prefetch_second(x, k)
         prefetch_second(x, begin + classes - 1)
     elif classes <= AHEAD_LIMIT:
-        for k in range(begin, begin + classes, lane_count(x)):
+        for k in range(begin, begin + classes, step):
             prefetch(x, k)
+    elif classes <= most:
+        for k in range(begin, begin + classes, step):
+            prefetch_second(x, k)
 
 
 @inline

@@ -169,8 +169,8 @@ def _labels(x):
         (fs.softmax, _every_other, 3, "all"),
         (fs.softmax, _every_other, 10, "all"),
         (fs.softmax, _part, 32, "all"),
-        (fs.softmax, _part, 33, "small"),  # tiles with a result
-        (fs.softmax, _part, 64, "small"),
+        (fs.softmax, _part, 33, "all"),
+        (fs.softmax, _part, 64, "all"),
         (fs.softmax, _part, 65, "all"),
         (fs.log_softmax, _every_other, 2048, "all"),
         (fs.log_softmax, _every_other, 2049, "none"),  # one row at a time
@@ -180,7 +180,7 @@ def _labels(x):
         (fs.softmax_entropy, _sparse, 300, "all"),
         (lambda x: fs.cross_entropy(x, _labels(x)), _every_other, 17, "all"),
         (lambda x: fs.cross_entropy_grad(x, _labels(x)), _every_other, 100, "all"),
-        (lambda x: fs.cross_entropy_grad(x, _labels(x)), _every_other, 40, "small"),
+        (lambda x: fs.cross_entropy_grad(x, _labels(x)), _every_other, 40, "all"),
         (lambda x: fs.softmax(x, temperature=2.0), _sparse, 100, "all"),
         (lambda x: fs.label_statistics(x, _labels(x)), _part, 10, "none"),
         (lambda x: fs.softmax_jvp(x, x), _part, 100, "none"),

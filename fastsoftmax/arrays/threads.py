@@ -9,10 +9,10 @@ fork, so that a process with one thread also forks with one thread.
 
 To wake a thread takes 20 to 80 us. So helpers wait in machine code for the next call for `IDLE` seconds before
 they sleep: calls that follow each other closely share their work within a microsecond. In a series of short calls
-one wakes helpers for those that follow, which go on alone until the helpers are there. A helper that wakes on the
-processor of its caller moves to another one. On a busy machine helpers may come too late, or stop in the middle of
-a block. If that happens again and again, none is woken for a while. Calls that run in other threads of the program
-at the same time count: all together use as many threads as one alone would.
+one wakes helpers for those that follow, and waits until they are there. A helper that wakes on the processor of
+its caller moves to another one. On a busy machine helpers may come too late, or stop in the middle of a block. If
+that happens again and again, none is woken for a while. Calls that run in other threads of the program at the same
+time count: all together use as many threads as one alone would.
 
 Rows do not depend on each other, and results do not depend on the blocks: they have the same bits for any number
 of threads.
@@ -46,6 +46,10 @@ WAKING_WORK = 1 << 17
 
 SERIES = 1e-4
 """Calls are a series if so many seconds at most lie between them."""
+
+SERIES_SECONDS = 5e-4
+"""How long a series lasts before helpers are woken for short calls. The call that wakes them waits for one, twice
+`IDLE` at most; so a series loses no more by that than it has taken."""
 
 IDLE = 1e-4
 """How many seconds a helper waits for the next call before it sleeps."""
@@ -241,7 +245,7 @@ class _Team:
     It is never freed, because a helper may be waiting here when the interpreter ends.
     """
 
-    __slots__ = ("_drives", "_pid", "address", "join", "words")
+    __slots__ = ("_drives", "_meet", "_pid", "address", "join", "words")
 
     def __init__(self) -> None:
         memory = (ctypes.c_int64 * (teams.WORDS + 8))()
@@ -251,7 +255,7 @@ class _Team:
         self.address = ctypes.addressof(memory) + 8 * first
         functions = entry.team()
         self._drives = functions.drive, functions.drive_apart
-        self.join = functions.join
+        self.join, self._meet = functions.join, functions.meet
         self._pid = os.getpid()
 
     def share(
@@ -289,6 +293,14 @@ class _Team:
         patience, caller = _patience(), self.words[teams.CALLER]
         beside = caller < 0 or _processor()() != caller or _leave(caller)
         self.join(self.address, patience if beside else 1, patience)
+
+    def meet(self) -> None:
+        """Wait until a helper is there that was woken, but not for long.
+
+        A helper needs the GIL to come, and short calls one after the other leave it no chance to get it: each
+        gives the GIL away and takes it back before a sleeping thread has woken.
+        """
+        self._meet(self.address, 2 * _patience())
 
     def _close(self) -> None:
         """Drop the blocks that are left, and wait until no helper is inside. Ctrl-C is raised after that."""
@@ -383,9 +395,9 @@ class _Pause:
         return now >= self._until
 
     def note(self, helped: bool) -> None:
-        """Take note of whether helpers have helped a call for which they were woken, or were waiting.
+        """Take note of whether helpers have helped a call; during a pause, it does not count if they have not.
 
-        Those that wait may be stopped by the system, for a time in which there are many short calls.
+        The system may have stopped those that wait, for a time in which there are many short calls.
         """
         if helped:
             self._failures, self._until = 0, 0.0
@@ -567,6 +579,8 @@ _calls: set[object] = set()
 """An item for each call that runs now and is large enough to be shared."""
 _last_call = 0.0
 """When the last of them ended."""
+_series_start = 0.0
+"""When the first of those began that have followed each other closely."""
 _last_grant = (0.0, 1)
 """What `_granted_threads` returned last, and when."""
 
@@ -578,17 +592,19 @@ def is_undivided(work: int) -> bool:
 
 def _threads_for(rows: int, work: int) -> int:
     """How many threads a call of so much work uses, while others may be running."""
-    global _last_grant
+    global _last_grant, _series_start
     limit = _limit.get()[0]
     if limit == 1:
         return 1
     now = time.perf_counter()
+    if now - _last_call > SERIES:
+        _series_start = now
     try:
         waiting = _teams[-1].words[teams.PRESENT] > 0
     except IndexError:
         waiting = False
     if not (waiting or work >= LONG_WORK):
-        pays = work >= WAKING_WORK or (now - _last_call <= SERIES and not _helpers.are_coming())
+        pays = work >= WAKING_WORK or (now - _series_start >= SERIES_SECONDS and not _helpers.are_coming())
         if not (pays and _pause.is_over(now)):
             return 1
     when, granted = _last_grant
@@ -733,9 +749,10 @@ def _run_in_blocks(
         team = _Team()
     words = team.words
     try:
-        woken = count > 1 and words[teams.PRESENT] < count - 1 and _helpers.ask(team, count - 1)
+        if count > 1 and words[teams.PRESENT] < count - 1 and _helpers.ask(team, count - 1) and work < WAKING_WORK:
+            team.meet()
         helped = team.share(code, rows, step, rooms, args, apart)
-        if count > 1 and not (woken and work < WAKING_WORK):
+        if count > 1:
             _pause.note(helped)
     finally:
         if not words[teams.INSIDE]:  # else helpers did not survive a fork

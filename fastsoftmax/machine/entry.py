@@ -304,18 +304,21 @@ class Team(NamedTuple):
     """That for rows that lie apart."""
     join: Callable[[int, int, int], None]
     """The helpers', as a function of Python."""
+    meet: Callable[[int, int], None]
+    """That of a caller that has woken them, as a function of Python."""
 
 
 @cache
 def team() -> Team:
     """These functions, from the library or made now."""
-    names = ("teams.drive", "teams.drive_apart", "teams.join.py")
+    names = ("teams.drive", "teams.drive_apart", "teams.join.py", "teams.meet.py")
     library = _prebuilt().library()
     found = [library and library.address(name) for name in names]
     if not all(found):
         found = [_jit().team_address(name) for name in names]
-    drive, drive_apart, join = found
-    return Team(int(drive or 0), int(drive_apart or 0), _prebuilt().python_function(names[-1], join))
+    drive, drive_apart, *addresses = found
+    join, meet = map(_prebuilt().python_function, names[2:], addresses)
+    return Team(int(drive or 0), int(drive_apart or 0), join, meet)
 
 
 def entry(name: str) -> Kernel:

@@ -7,6 +7,9 @@
 ``teams.join.py``
     ``join(team, first, patience)`` is what helpers run, as a function of Python (``METH_FASTCALL``). A helper
     looks `first` times for a job, and `patience` times for another one after a job that it worked on.
+``teams.meet.py``
+    ``meet(team, patience)`` is what a caller runs that has woken helpers: it waits until one is there, or for so
+    many looks.
 """
 
 from typing import Any
@@ -19,9 +22,10 @@ from fastsoftmax.runtime import teams
 from fastsoftmax.runtime.prebuilt import PREFIX
 
 NAME = "teams.drive"
-"""The name of the object; it exports this function, `APART` and `JOIN`."""
+"""The name of the object; it exports this function, `APART`, `JOIN` and `MEET`."""
 APART = "teams.drive_apart"
 JOIN = "teams.join"
+MEET = "teams.meet"
 
 ORDER = "seq_cst"
 
@@ -184,14 +188,35 @@ def _help(build: Any, team: Any, work: Any) -> Any:
     return build.load(helped)
 
 
-def _join(module: Any, triple: str, work: Any) -> None:
-    """The function of helpers: work, then wait for further jobs until `patience` looks have found none."""
+def _python_function(module: Any, name: str, count: int) -> Any:
+    """A function of Python with so many integers as arguments: a builder, `wrappers.Python`, and the arguments."""
     kind = ir.FunctionType(POINTER, [POINTER, POINTER.as_pointer(), I64])
-    function = ir.Function(module, kind, f"{PREFIX}{JOIN}.py")
+    function = ir.Function(module, kind, f"{PREFIX}{name}.py")
     build = ir.IRBuilder(function.append_basic_block("entry"))
     python = wrappers.Python(module, build)
-    given = [build.load(build.gep(function.args[1], [I64(k)])) for k in range(3)]
-    address, first, patience = (python.call("PyNumber_AsSsize_t", I64, one, POINTER(None)) for one in given)
+    given = [build.load(build.gep(function.args[1], [I64(k)])) for k in range(count)]
+    return build, python, [python.call("PyNumber_AsSsize_t", I64, one, POINTER(None)) for one in given]
+
+
+def _meet(module: Any, triple: str) -> None:
+    """The function of a caller that has woken helpers."""
+    build, python, (address, patience) = _python_function(module, MEET, 2)
+    team = build.inttoptr(address, WORDS)
+    state = python.call("PyEval_SaveThread", POINTER)
+    _waiting(
+        module,
+        build,
+        triple,
+        patience,
+        lambda: build.icmp_signed("!=", _load(build, team, teams.PRESENT), I64(0)),
+    )
+    python.call("PyEval_RestoreThread", ir.VoidType(), state)
+    python.give("None")
+
+
+def _join(module: Any, triple: str, work: Any) -> None:
+    """The function of helpers: work, then wait for further jobs until `patience` looks have found none."""
+    build, python, (address, first, patience) = _python_function(module, JOIN, 3)
     team = build.inttoptr(address, WORDS)
     state = python.call("PyEval_SaveThread", POINTER)
     _add(build, team, teams.PRESENT, I64(1))
@@ -222,12 +247,13 @@ def _join(module: Any, triple: str, work: Any) -> None:
 
 
 def module(triple: str) -> Any:
-    """The module with both functions, not optimised."""
+    """The module with all functions, not optimised."""
     made = ir.Module(NAME)
     made.triple = triple
     work = _work_function(made)
     _drive_apart(made, _drive(made, triple, work))
     _join(made, triple, work)
+    _meet(made, triple)
     parsed = binding.parse_assembly(str(made))
     parsed.verify()
     return parsed

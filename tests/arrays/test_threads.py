@@ -115,37 +115,63 @@ def test_every_row_is_computed_once(submissions, monkeypatch, rows, per_row, cou
     assert (recorder.times == 1).all()
 
 
+def _in_a_series(monkeypatch, lasted=1.0):
+    """The next call is one of a series that has lasted so long."""
+    monkeypatch.setattr(threads, "_last_call", time.perf_counter() + 100.0)
+    monkeypatch.setattr(threads, "_series_start", time.perf_counter() - lasted)
+
+
 def test_calls_that_follow_each_other_are_shared_from_less_work_on(submissions, monkeypatch):
-    """Isolated calls of little work are the caller's: it would take as long to wake a helper."""
+    """Isolated calls of little work, and short series, are the caller's: it takes as long to wake a helper."""
     monkeypatch.setattr(threads, "_helpers", threads._Helpers())
     work = threads.SHARED_WORK
-    for ended, expected in ((time.perf_counter() - 1.0, 1), (time.perf_counter() + 1.0, 2)):
-        monkeypatch.setattr(threads, "_last_call", ended)
+    for last, lasted, expected in ((-1.0, 1.0, 1), (100.0, 0.0, 1), (100.0, 1.0, 2)):
+        _in_a_series(monkeypatch, lasted)
+        monkeypatch.setattr(threads, "_last_call", time.perf_counter() + last)
         assert threads._threads_for(100, work) == expected
         assert threads._threads_for(100, threads.WAKING_WORK) == 2
+    monkeypatch.setattr(threads, "_last_call", time.perf_counter() - 1.0)
+    threads._threads_for(100, work)
+    assert time.perf_counter() - threads._series_start < 1.0  # a new series has begun
 
 
-def test_a_series_of_short_calls_goes_on_alone_until_helpers_are_there(submissions, monkeypatch):
-    """One call wakes helpers. The others do not wake them again, and none counts as a failure."""
+def test_a_call_of_a_series_that_wakes_helpers_waits_for_one(submissions, monkeypatch):
+    """So it shares its work at once. Calls of more work go on meanwhile."""
+    met, meet = [], threads._Team.meet
+    monkeypatch.setattr(threads, "_helpers", threads._Helpers())
+    monkeypatch.setattr(threads, "_patience", lambda: 20_000_000)
+    monkeypatch.setattr(threads._Team, "meet", lambda team: met.append(meet(team)))
+    _in_a_series(monkeypatch)
+    recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
+    run(recorder, 4096, threads.SHARED_WORK)
+    assert recorder.threads == {CALLER, FIRST_HELPER}
+    assert len(met) == 1
+    monkeypatch.setattr(threads, "_helpers", threads._Helpers())
+    monkeypatch.setattr(threads, "_teams", [])
+    run(Recorder(4096), 4096, threads.WAKING_WORK)
+    assert len(met) == 1
+
+
+def test_no_helper_is_woken_twice(submissions, monkeypatch):
+    """A series of short calls goes on alone while one is on the way; for long work it does not matter."""
     helpers, noted, asked = threads._Helpers(), [], []
     monkeypatch.setattr(threads, "_helpers", helpers)
+    monkeypatch.setattr(threads, "_patience", lambda: 100)
     monkeypatch.setattr(helpers, "_available", lambda count: asked.append(count) or count)
     monkeypatch.setattr(threads._pause, "note", noted.append)
-    monkeypatch.setattr(threads, "_last_call", time.perf_counter() + 100.0)
     recorder = Recorder(4096)
-    run(recorder, 4096, threads.SHARED_WORK)
-    assert submissions == [2]
-    monkeypatch.setattr(threads, "_last_call", time.perf_counter() + 100.0)
-    run(recorder, 4096, threads.SHARED_WORK)
-    assert submissions == [2]
+    for shared in ([2], [2]):
+        _in_a_series(monkeypatch)
+        run(recorder, 4096, threads.SHARED_WORK)
+        assert submissions == shared
     assert asked == [1]
     assert (recorder.times == 2).all()
-    run(recorder, 4096, threads.LONG_WORK)  # it does not matter who is on the way
+    run(recorder, 4096, threads.LONG_WORK)
     assert submissions == [2, 2]
-    assert noted == [False]
-    helpers._queue.get(timeout=1).help()
-    helpers._queue.get(timeout=1).help()
-    monkeypatch.setattr(threads, "_last_call", time.perf_counter() + 100.0)
+    assert noted == [False, False]
+    for _ in range(2):
+        helpers._queue.get(timeout=1).help()
+    _in_a_series(monkeypatch)
     run(recorder, 4096, threads.SHARED_WORK)
     assert submissions == [2, 2, 2]
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import fastsoftmax as fs
 from fastsoftmax import arrays, kernels, metrics
 from fastsoftmax._vectors import VALUES
-from fastsoftmax.arrays.blocks import UNSHARED
+from fastsoftmax.arrays.blocks import SHORT_WAY
 from fastsoftmax.metrics import Metrics, RunningLogSumExp, RunningMetrics
 
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -358,7 +358,7 @@ def test_an_error_adds_nothing(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(arrays.metrics, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            one.update(np.zeros((3 * UNSHARED, 1)), np.zeros(3 * UNSHARED, int))
+            one.update(np.zeros((3 * SHORT_WAY, 1)), np.zeros(3 * SHORT_WAY, int))
     with pytest.raises(IndexError):
         one.update(np.zeros((2, 3)), [0, 3])
     assert_same(one.result(), wanted)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from fastsoftmax.arrays.blocks import LAST, NO_ROOM, UNSHARED, UNTEMPERED, Parted, Problem, inverse_temperature
+from fastsoftmax.arrays.blocks import LAST, NO_ROOM, SHORT_WAY, UNTEMPERED, Parted, Problem, inverse_temperature
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.parts import parts, run
 from fastsoftmax.arrays.sampling import (
@@ -33,7 +33,7 @@ _SMALL: dict[np.dtype[Any], Any] = {}
 def _small(x: Any, rng: Any) -> Any:
     """One class for each row of a small array, None if the arguments do not fit."""
     kernel = _SMALL.get(x.dtype)
-    if kernel is None or not 0 < x.size <= UNSHARED or x.ndim not in (1, 2) or not x.flags.carray:
+    if kernel is None or not 0 < x.size <= SHORT_WAY or x.ndim not in (1, 2) or not x.flags.carray:
         return None
     if rng is None:
         rng = fresh_generator()

@@ -15,7 +15,7 @@ from fastsoftmax._spec import ENTRIES, FUNCTIONS, Function
 from fastsoftmax._vectors import CHUNK, CURVATURE, DERIVED, GRADIENT, LOSS
 from fastsoftmax.arrays.blocks import (
     NO_ROOM,
-    UNSHARED,
+    SHORT_WAY,
     Array,
     Box,
     Parted,
@@ -33,7 +33,7 @@ from fastsoftmax.arrays.blocks import (
 from fastsoftmax.arrays.lazy import backend_for
 from fastsoftmax.arrays.options import MEAN, UNSMOOTHED, LossOptions
 from fastsoftmax.arrays.parts import Piece, run_parts
-from fastsoftmax.arrays.threads import run
+from fastsoftmax.arrays.threads import run, run_code
 from fastsoftmax.arrays.weights import (
     SUM,
     Divisor,
@@ -288,7 +288,7 @@ def _small(order: int, logits: Any, targets: Any, options: BinaryOptions, out: A
         return None
     dtype, count = logits.dtype, logits.size
     codes = _SMALL.get(("binary.focal" if gamma else "binary.cross_entropy", dtype))
-    if codes is None or not 0 < count <= UNSHARED:
+    if codes is None or not 0 < count <= SHORT_WAY:
         return None
     kind, nothing = dtype.type, NO_ROOM[dtype]
     constants = (kind(gamma), 1.0, 1.0) if gamma else (0.0, 1.0)
@@ -315,7 +315,9 @@ def _small(order: int, logits: Any, targets: Any, options: BinaryOptions, out: A
     sums = np.empty(3 * chunks)
     written = nothing if slope is None else slope
     flats = logits.reshape(-1), targets.reshape(-1), nothing, nothing, nothing, written.reshape(-1)
-    codes.code(0, chunks, nothing, *flats, sums, order, *map(kind, (*constants, *scale)), False)
+    work = WORK["binary focal" if gamma else "binary entropy"] * logits.nbytes // 4
+    arguments = (*flats, sums, order, *map(kind, (*constants, *scale)), False)
+    run_code(codes.code, chunks, work, nothing, None, arguments)
     if chunks == 1:
         wrong, whole = sums[2], float(sums[0] + sums[1])
     else:

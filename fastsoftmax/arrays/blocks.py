@@ -26,11 +26,10 @@ INNER_LIMIT = 8
 TILE_CLASSES = 8192
 # Tiles of rows that lie side by side are made up to this large, so that memory is read in long stretches.
 TILE_BYTES = 1 << 18
-# One thread computes calls with at most so many elements. For tiny arrays, checks cost more than the computation,
-# so the API modules have a shorter path for the usual arguments.
+# For small arrays, checks cost more than the computation, so there is a shorter path for the usual arguments.
 # Defaults are recognised by identity: == may return an array, or be true for a type that has to be refused.
-UNSHARED = 1 << 16
-"""Arrays with so many items at most have a short way for the calling thread alone."""
+SHORT_WAY = 1 << 16
+"""Arrays with so many items at most have it in functions whose short path is not for arrays of any size."""
 WHOLE = 1 << 17
 """Arrays with more items are not converted as a whole, but in parts."""
 PART_BYTES = 1 << 20

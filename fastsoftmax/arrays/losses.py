@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsoftmax._spec import FUNCTIONS, LIKE, LOSS, SQUARE
-from fastsoftmax._vectors import CAPPED, CURVE_PARTS, ON_STACK
+from fastsoftmax._vectors import CAPPED, CURVE_PARTS, ON_STACK, SMALL
 from fastsoftmax.arrays import long_rows
 from fastsoftmax.arrays.blocks import (
     LAST,
     NO_BLOCK,
     NO_ROOM,
-    UNSHARED,
+    SHORT_WAY,
     UNWEIGHTED,
     Problem,
     is_plain,
@@ -39,6 +39,7 @@ from fastsoftmax.arrays.options import (
 )
 from fastsoftmax.arrays.parts import run
 from fastsoftmax.arrays.plain import has_rows, run_plain
+from fastsoftmax.arrays.threads import run_code
 from fastsoftmax.arrays.weights import Divisor, inverse_of, total
 from fastsoftmax.machine.entry import entry, remember
 
@@ -148,7 +149,7 @@ def small_divergence(
     dtype = logits.dtype
     if (
         dtype not in NO_BLOCK
-        or not 0 < logits.size <= UNSHARED
+        or not 0 < logits.size <= SHORT_WAY
         or logits.ndim != 2
         or not logits.flags.carray
         or not is_plain(target_logits, logits.shape, dtype)
@@ -169,7 +170,13 @@ def small_divergence(
     rows = np.empty(count, dtype)
     scale = inverse_of(count, dtype)
     room, ones = NO_ROOM[dtype], UNWEIGHTED[dtype]
-    whole = kernel(0, count, room, logits, target_logits, ones, slope, rows, *mixing, *scale, beta, True)
+    arguments = (logits, target_logits, ones, slope, rows, *mixing, *scale, beta)
+    if logits.size <= SMALL:
+        whole = kernel(0, count, room, *arguments, True)
+    else:
+        work = (2 if slope.size else 1) * DIVERGENCE_WORK[FUNCTIONS[function].loss] * logits.nbytes // 4
+        run_code(kernel, count, work, room, None, (*arguments, False))
+        whole = total(rows)
     return dtype.type(whole / count), slope
 
 

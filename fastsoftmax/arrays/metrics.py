@@ -20,7 +20,7 @@ from fastsoftmax._vectors import (
 from fastsoftmax.arrays.blocks import (
     LAST,
     NO_ROOM,
-    UNSHARED,
+    SHORT_WAY,
     Array,
     Problem,
     named,
@@ -127,7 +127,7 @@ class Rooms:
         block = rows.block
         if not isinstance(block, np.ndarray):
             return False
-        few = block.size <= UNSHARED or is_undivided(2 * block.nbytes // 4)
+        few = block.size <= SHORT_WAY or is_undivided(2 * block.nbytes // 4)
         if not few or rows.room().size:
             return False
         arguments = 0, rows.size, self._of[rows.dtype], block, rows.labels, rows.weights, *before, self.words

@@ -18,7 +18,7 @@ import pytest
 from recorder import CALLER, FIRST_HELPER, MILLISECOND, Recorder
 
 import fastsoftmax as fs
-from fastsoftmax.arrays import threads
+from fastsoftmax.arrays import binary, losses, threads
 from fastsoftmax.runtime import teams
 
 LARGE = (20_000, 50)
@@ -90,6 +90,25 @@ def test_threads_1_is_serial(submissions, name):
         serial = getattr(fs, name)(x, *second)
     assert not submissions
     parallel = getattr(fs, name)(x, *second)
+    assert submissions
+    for one, two in zip(*((r if isinstance(r, tuple) else (r,)) for r in (serial, parallel)), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "name", ["binary_cross_entropy_with_grad", "binary_focal_loss", "kl_divergence_with_grad", "js_divergence"]
+)
+def test_the_short_ways_of_expensive_functions_share_their_work(submissions, monkeypatch, name):
+    """Those for arrays of middle size, which are taken from the second call on."""
+    x, y = np.random.default_rng(0).random((2, 60, 1000))
+    with fs.threads(1):
+        for _ in range(2):
+            serial = getattr(fs, name)(x, y)
+    assert not submissions
+    monkeypatch.setattr(threads, "run", None)  # what other ways call
+    monkeypatch.setattr(binary, "run", None)
+    monkeypatch.setattr(losses, "run", None)
+    parallel = getattr(fs, name)(x, y)
     assert submissions
     for one, two in zip(*((r if isinstance(r, tuple) else (r,)) for r in (serial, parallel)), strict=True):
         np.testing.assert_array_equal(one, two)

@@ -48,7 +48,7 @@ SERIES = 1e-4
 """Calls are a series if so many seconds at most lie between them."""
 
 SERIES_SECONDS = 5e-4
-"""How long a series lasts before helpers are woken for short calls. The call that wakes them waits for one, twice
+"""How long a series lasts before helpers are woken for short calls. The call that wakes them waits for them, twice
 `IDLE` at most; so a series loses no more by that than it has taken."""
 
 IDLE = 1e-4
@@ -294,13 +294,13 @@ class _Team:
         beside = caller < 0 or _processor()() != caller or _leave(caller)
         self.join(self.address, patience if beside else 1, patience)
 
-    def meet(self) -> None:
-        """Wait until a helper is there that was woken, but not for long.
+    def meet(self, count: int) -> None:
+        """Wait until so many helpers are there, but not for long.
 
         A helper needs the GIL to come, and short calls one after the other leave it no chance to get it: each
         gives the GIL away and takes it back before a sleeping thread has woken.
         """
-        self._meet(self.address, 2 * _patience())
+        self._meet(self.address, count, 2 * _patience())
 
     def _close(self) -> None:
         """Drop the blocks that are left, and wait until no helper is inside. Ctrl-C is raised after that."""
@@ -729,6 +729,13 @@ def _rows_of_block(rows: int, work: int, count: int, block_work: int) -> int:
     return chosen
 
 
+def _wake(team: _Team, count: int, work: int) -> None:
+    """Wake helpers until so many are there. A short call waits for them, and wakes none while some are coming."""
+    short = work < WAKING_WORK
+    if not (short and _helpers.are_coming()) and _helpers.ask(team, count) and short:
+        team.meet(count)
+
+
 def _run_in_blocks(
     code: Any,
     rows: int,
@@ -749,8 +756,8 @@ def _run_in_blocks(
         team = _Team()
     words = team.words
     try:
-        if count > 1 and words[teams.PRESENT] < count - 1 and _helpers.ask(team, count - 1) and work < WAKING_WORK:
-            team.meet()
+        if count > 1 and words[teams.PRESENT] < count - 1:
+            _wake(team, count - 1, work)
         helped = team.share(code, rows, step, rooms, args, apart)
         if count > 1:
             _pause.note(helped)

@@ -304,7 +304,7 @@ class Team(NamedTuple):
     """That for rows that lie apart."""
     join: Callable[[int, int, int], None]
     """The helpers', as a function of Python."""
-    meet: Callable[[int, int], None]
+    meet: Callable[[int, int, int], None]
     """That of a caller that has woken them, as a function of Python."""
 
 

@@ -8,8 +8,8 @@
     ``join(team, first, patience)`` is what helpers run, as a function of Python (``METH_FASTCALL``). A helper
     looks `first` times for a job, and `patience` times for another one after a job that it worked on.
 ``teams.meet.py``
-    ``meet(team, patience)`` is what a caller runs that has woken helpers: it waits until one is there, or for so
-    many looks.
+    ``meet(team, count, patience)`` is what a caller runs that has woken helpers: it waits until so many are there,
+    or for so many looks.
 """
 
 from typing import Any
@@ -200,7 +200,7 @@ def _python_function(module: Any, name: str, count: int) -> Any:
 
 def _meet(module: Any, triple: str) -> None:
     """The function of a caller that has woken helpers."""
-    build, python, (address, patience) = _python_function(module, MEET, 2)
+    build, python, (address, count, patience) = _python_function(module, MEET, 3)
     team = build.inttoptr(address, WORDS)
     state = python.call("PyEval_SaveThread", POINTER)
     _waiting(
@@ -208,7 +208,7 @@ def _meet(module: Any, triple: str) -> None:
         build,
         triple,
         patience,
-        lambda: build.icmp_signed("!=", _load(build, team, teams.PRESENT), I64(0)),
+        lambda: build.icmp_signed(">=", _load(build, team, teams.PRESENT), count),
     )
     python.call("PyEval_RestoreThread", ir.VoidType(), state)
     python.give("None")

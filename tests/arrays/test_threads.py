@@ -159,7 +159,7 @@ def test_a_call_of_a_series_that_wakes_helpers_waits_for_one(submissions, monkey
     met, meet = [], threads._Team.meet
     monkeypatch.setattr(threads, "_helpers", threads._Helpers())
     monkeypatch.setattr(threads, "_patience", lambda: 20_000_000)
-    monkeypatch.setattr(threads._Team, "meet", lambda team: met.append(meet(team)))
+    monkeypatch.setattr(threads._Team, "meet", lambda team, count: met.append(meet(team, count)))
     _in_a_series(monkeypatch)
     recorder = Recorder(4096, 20 * MILLISECOND, MILLISECOND)
     run(recorder, 4096, threads.SHARED_WORK)
@@ -169,6 +169,24 @@ def test_a_call_of_a_series_that_wakes_helpers_waits_for_one(submissions, monkey
     monkeypatch.setattr(threads, "_teams", [])
     run(Recorder(4096), 4096, threads.WAKING_WORK)
     assert len(met) == 1
+
+
+def test_some_helpers_are_there_and_others_are_coming(submissions, monkeypatch):
+    """With one of two, a short call goes on; the second is not woken twice."""
+    helpers, asked = threads._Helpers(), []
+    monkeypatch.setattr(threads, "_helpers", helpers)
+    monkeypatch.setattr(threads, "_quota", lambda: 3)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(helpers, "_available", lambda count: asked.append(count) or count)
+    monkeypatch.setattr(threads, "_patience", lambda: 100)
+    team = threads._Team()
+    threads._teams.append(team)
+    team.words[teams.PRESENT] = 1
+    for _ in range(2):
+        run(Recorder(4096), 4096, 2 * threads.SHARED_WORK)
+    assert submissions == [3, 3]
+    assert asked == [2]
+    assert helpers._queue.qsize() == 1
 
 
 def test_no_helper_is_woken_twice(submissions, monkeypatch):

@@ -13,11 +13,13 @@ from fastsoftmax.arrays.sampling import (
     NO_SEGMENTS,
     Draws,
     draw_from_long_row,
+    draws_work,
     filters_of,
     fresh_generator,
     room_for,
     row_at,
 )
+from fastsoftmax.arrays.threads import run_code
 from fastsoftmax.machine.entry import entry, remember
 
 if TYPE_CHECKING:
@@ -48,12 +50,48 @@ def _small(x: Any, rng: Any) -> Any:
     return chosen if x.ndim == 2 else chosen[0]
 
 
+# By dtype, and whether there is a temperature.
+_SMALL_DRAWS: dict[tuple[np.dtype[Any], bool], Any] = {}
+
+
+def _small_draws(x: Any, rng: Any, temperature: float, top_k: Any, top_p: Any, min_p: Any) -> Any:
+    """As `_small`, with filters, and maybe a temperature."""
+    if not 0 < x.size <= SHORT_WAY or x.ndim not in (1, 2) or not x.flags.carray or x.dtype not in NO_ROOM:
+        return None
+    if rng is not None and type(rng) is not np.random.Generator:
+        return None
+    beta = inverse_temperature("categorical", temperature, x.dtype)
+    code = _SMALL_DRAWS.get((x.dtype, beta is None))
+    if code is None:
+        return None
+    filters = filters_of("categorical", top_k, top_p, min_p, temperature)
+    classes = x.shape[-1]
+    rows = x.size // classes
+    numbers, chosen = (fresh_generator() if rng is None else rng).random(rows), np.empty(rows, np.int64)
+    room = room_for(x.dtype, classes, filters.any)
+    single = True, False, filters.top_k, filters.levels, beta
+    arguments = (NO_SEGMENTS, NO_SEGMENTS, x.reshape(-1), classes, rows, numbers, chosen, 1, 1, *single)
+    run_code(code, rows, draws_work(x.size, rows, filters) * x.itemsize // 4, room(), room, arguments)
+    if chosen.min() < 0:
+        return categorical(  # the error, with its position
+            x,
+            uniforms=numbers.reshape(x.shape[:-1]),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+        )
+    return chosen if x.ndim == 2 else chosen[0]
+
+
 def _draw(draws: Draws, block: Any, numbers: Any, chosen: Any) -> None:
     """Draw from the rows of a block (rows, classes, 1), with flat uniform numbers and memory for the classes."""
     rows, classes, _ = block.shape
     pieces, work, room = draws.pieces(classes), draws.work(block.size), draws.room(block.dtype, classes)
-    given = block.reshape(-1), *draws.arguments(classes, rows, pieces, numbers, chosen)
-    run(entry("sampling.draws"), rows * pieces, work, room, NO_SEGMENTS, NO_SEGMENTS, *given)
+    kernel, given = entry("sampling.draws"), draws.arguments(classes, rows, pieces, numbers, chosen)
+    arguments = (NO_SEGMENTS, NO_SEGMENTS, block.reshape(-1), *given)
+    run(kernel, rows * pieces, work, room, *arguments)
+    remember(_SMALL_DRAWS, (block.dtype, draws.beta is None), kernel, 0, 0, NO_ROOM[block.dtype], *arguments)
 
 
 def _draw_in_turn(blocks: Iterable[Any], numbers: Any, chosen: Any, draw: Callable[[Any, Any, Any], None]) -> None:
@@ -234,14 +272,14 @@ def categorical(
         and uniforms is None
         and size is None
         and replace is True
-        and temperature is UNTEMPERED
-        and top_k is None
-        and top_p is None
-        and min_p is None
         and where is None
         and type(logits) is np.ndarray
     ):
-        small = _small(logits, rng)
+        small = None
+        if top_k is not None or top_p is not None or min_p is not None:
+            small = _small_draws(logits, rng, temperature, top_k, top_p, min_p)
+        elif temperature is UNTEMPERED:
+            small = _small(logits, rng)
         if small is not None:
             return small
     function = "categorical"

@@ -155,6 +155,11 @@ def room_for(
     return partial(np.empty, size, dtype) if size else partial(NO_ROOM.get, dtype)
 
 
+def draws_work(elements: int, count: int, filters: Filters) -> int:
+    """How much work so many draws from rows with so many elements are."""
+    return (10 if filters.any else 2) * elements + 50 * count
+
+
 def draw_from_long_row(row: Array, numbers: Array, chosen: Array, beta: Any) -> None:
     """Classes of a contiguous row of more than `SHARED_ROW` classes, one for each number, on all threads.
 
@@ -270,7 +275,7 @@ class Draws:
 
     def work(self, elements: int) -> int:
         """How much work it is, for `arrays.threads.run`."""
-        return (10 if self.filters.any else 2) * elements + 50 * math.prod(self.shape)
+        return draws_work(elements, math.prod(self.shape), self.filters)
 
     def finish(self, result: Array, row_of: Callable[[tuple[int, ...]], Array]) -> Any:
         """The result, a scalar if it is 0-d; ValueError for the first row without enough classes.

@@ -469,6 +469,34 @@ def test_small_calls_take_the_same_way():
         fs.categorical(np.array([[0.0, np.nan]]))
 
 
+@every_dtype
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("filters", [{"top_p": 0.8}, {"top_k": 2, "min_p": 0.1}, {"top_p": 1.0}])
+def test_small_calls_with_filters_take_the_same_way(dtype, temperature, filters, monkeypatch):
+    """The short way gives the classes and the errors of the long one."""
+    x = np.random.default_rng(0).standard_normal((300, 12)).astype(dtype)
+    options = {"temperature": temperature, **filters}
+    fs.categorical(x, size=1, **options)
+    assert (x.dtype, temperature == 1) in sampling._SMALL_DRAWS
+    wrong = x.copy()
+    wrong[7, 3] = np.nan
+    for y in (x, x[0]):
+        seeds = np.random.default_rng(1), np.random.default_rng(1)
+        long = fs.categorical(y, rng=seeds[0], size=1, **options)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "Draws", None)
+            short = fs.categorical(y, rng=seeds[1], **options)
+        np.testing.assert_array_equal(short, long)
+        assert type(short) is type(long)
+    with pytest.raises(ValueError, match=r"the row of logits at \[7\] holds NaN"):
+        fs.categorical(wrong, **options)
+    for option, error in (({"top_k": 0}, ValueError), ({"top_p": 1.5}, ValueError), ({"min_p": "a"}, TypeError)):
+        with pytest.raises(error, match=next(iter(option))):
+            fs.categorical(x, **{**options, **option})
+    with pytest.raises(ValueError, match="temperature"):
+        fs.categorical(x, temperature=0.0, top_k=2)
+
+
 # --- several draws --------------------------------------------------------------------------------------------
 
 

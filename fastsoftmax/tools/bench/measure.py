@@ -134,13 +134,14 @@ class _Contender:
         """Rest, settle, and take samples for so many seconds: one at least, at most its part of `MOST`."""
         start = time.perf_counter()
         time.sleep(REST_SECONDS)
-        settled = start + REST_SECONDS + 4 * SETTLE_SECONDS  # a call that waits may take a thousand times as long
+        # Nothing is between these calls and the samples: threads that wait for more would go to sleep.
+        waited, begin = _waited(), time.perf_counter()
+        settled = begin + 4 * SETTLE_SECONDS  # a call that waits may take a thousand times as long
         for _ in range(self.settle):
             self.call()
             if time.perf_counter() > settled:
                 break
         times: list[float] = []
-        waited, begin = _waited(), time.perf_counter()
         while not times or (time.perf_counter() - start < seconds and len(times) < MOST // ROUNDS):
             times.append(_time(self.call, self.count))
         elapsed = time.perf_counter() - begin

@@ -52,8 +52,8 @@ SERIES_SECONDS = 5e-4
 300 us at most; so a series loses no more by that than it has taken."""
 
 AWAY = 1e-5
-"""How many seconds that call sleeps, twice at most, if no helper comes while it keeps its processor: the system may
-have put the helper there. It makes 80 us of it."""
+"""How many seconds that call sleeps, twice at most, if no helper comes while it keeps its processor: the system
+may have put the helper there. It makes 80 us of it."""
 
 IDLE = 1e-4
 """How many seconds a helper waits for the next call before it sleeps."""

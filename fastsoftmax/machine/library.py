@@ -25,7 +25,7 @@ from typing import Any
 from llvmlite import binding
 
 from fastsoftmax.machine import frontend, jit, targets, teams
-from fastsoftmax.machine.entry import Variant, kernels
+from fastsoftmax.machine.entry import Variant, entry, kernels
 from fastsoftmax.runtime import cache, prebuilt
 
 Progress = Callable[[int, int], None]
@@ -97,31 +97,36 @@ def variants() -> list[Variant]:
 # --- compiling -----------------------------------------------------------------------------------------------
 
 
-def _taken(folder: Path) -> Iterator[Variant]:
+def _taken(names: Sequence[str], folder: Path) -> Iterator[str]:
     """Those of the variants that no other process has taken."""
-    for one in variants():
+    for name in names:
         try:
-            (folder / f"{one.name}.taken").touch(exist_ok=False)
+            (folder / f"{name}.taken").touch(exist_ok=False)
         except FileExistsError:
             continue
-        yield one
-        (folder / f"{one.name}.done").touch()
+        yield name
+        (folder / f"{name}.done").touch()
 
 
-def _compile(folder: Path, goals: dict[str, targets.Target]) -> None:
-    """Write the objects of variants; in a process of its own."""
+def _named(name: str) -> Variant:
+    kernel, dtype, letters = name.rsplit(".", 2)
+    return entry(kernel).variant(dtype, letters)
+
+
+def _compile(names: Sequence[str], folder: Path, goals: dict[str, targets.Target]) -> None:
+    """Write the objects of these variants; in a process of its own."""
     gc.disable()  # nothing that is compiled goes away before the process does
-    for variant in _taken(folder):
-        code = frontend.module(variant)
+    for name in _taken(names, folder):
+        code = frontend.module(_named(name))
         copies = [code, *(code.clone() for _ in list(goals)[1:])]  # `object_code` changes a module
         for (goal, made_for), one in zip(goals.items(), copies, strict=True):
-            (folder / goal / f"{variant.name}.o").write_bytes(targets.object_code(one, made_for))
+            (folder / goal / f"{name}.o").write_bytes(targets.object_code(one, made_for))
 
 
-def _keep(folder: Path) -> None:
-    """Compile variants into the cache directory; in a process of its own."""
-    for variant in _taken(folder):
-        jit.object_code(variant.name, lambda variant=variant: variant)  # type: ignore[misc]
+def _keep(names: Sequence[str], folder: Path) -> None:
+    """Compile these variants into the cache directory; in a process of its own."""
+    for name in _taken(names, folder):
+        jit.object_code(name, lambda name=name: _named(name))  # type: ignore[misc]
 
 
 def _table(goal: targets.Target) -> bytes:
@@ -132,14 +137,15 @@ def _table(goal: targets.Target) -> bytes:
 
 
 def _in_processes(work: Any, folder: Path, processes: int, progress: Progress, *arguments: Any) -> None:
-    """Call ``work(folder, *arguments)`` in some processes, which take the variants in turns."""
+    """Call ``work(names, folder, *arguments)`` with all variants in some processes."""
+    names = [one.name for one in variants()]
+    total = len(names)
     # Spawned, not forked: a forked child has copies of locks that other threads may hold.
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(folder, *arguments)) for _ in range(processes)]
+    workers = [context.Process(target=work, args=(names, folder, *arguments)) for _ in range(processes)]
     try:
         for worker in workers:
             worker.start()
-        total = len(variants())
         while any(worker.is_alive() for worker in workers):
             time.sleep(0.1)
             progress(sum(1 for _ in folder.glob("*.done")), total)
@@ -157,13 +163,12 @@ def _in_processes(work: Any, folder: Path, processes: int, progress: Progress, *
 
 def compile_all(goals: dict[str, targets.Target], folder: Path, processes: int, progress: Progress) -> None:
     """Write the objects of all variants for each of `goals` into a folder of its name."""
-    for name in goals:
-        (folder / name).mkdir()
-    _in_processes(_compile, folder, processes, progress, goals)
     for name, goal in goals.items():
+        (folder / name).mkdir()
         (folder / name / "table.o").write_bytes(_table(goal))
         code = targets.object_code(teams.module(goal.triple), goal)
         (folder / name / f"{teams.NAME}.o").write_bytes(code)
+    _in_processes(_compile, folder, processes, progress, goals)
 
 
 def keep_all(processes: int, progress: Progress) -> None:

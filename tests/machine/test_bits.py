@@ -53,7 +53,7 @@ def write(*_):
     raise frontend.TranslationError
 
 def here(work, folder, processes, progress, goals):
-    work(folder, goals)
+    work([one.name for one in library.variants()], folder, goals)
 
 translate.write, library._in_processes = write, here
 work, level, triple = Path(sys.argv[1]), sys.argv[2], sys.argv[3]

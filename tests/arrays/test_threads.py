@@ -171,6 +171,22 @@ def test_a_call_of_a_series_that_wakes_helpers_waits_for_one(submissions, monkey
     assert len(met) == 1
 
 
+@pytest.mark.parametrize(("there", "sleeps"), [(2, 0), (1, 1), (0, 2)])
+def test_a_caller_that_waits_gives_away_its_processor(monkeypatch, there, sleeps):
+    """It first looks for helpers without that, and does not wait for long."""
+    team, slept = threads._Team(), []
+    team.words[teams.PRESENT] = there
+
+    def sleep(seconds):
+        slept.append(seconds)
+        team.words[teams.PRESENT] += there
+
+    monkeypatch.setattr(threads, "_patience", lambda: 100)
+    monkeypatch.setattr(threads.time, "sleep", sleep)
+    team.meet(2)
+    assert slept == [threads.AWAY] * sleeps
+
+
 def test_some_helpers_are_there_and_others_are_coming(submissions, monkeypatch):
     """With one of two, a short call goes on; the second is not woken twice."""
     helpers, asked = threads._Helpers(), []

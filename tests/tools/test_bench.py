@@ -653,7 +653,7 @@ def test_bench(capsys, tmp_path, short):
     assert "1 thread for each library" in words
     assert "softmax, float32; limit: x.copy() shape ours ± limit NumPy SciPy" in words
     assert "softmax, out=, float32" not in words
-    assert "In the median of 2 rows, our time is" in words
+    assert re.search(r"In the median of \d rows, .* Doubtful|In the median of 2 rows, our time is", words)
     content = json.loads((output / "results.json").read_text())
     assert [row["shape"] for row in content["rows"]] == [[3, 4], [20, 30]]
     assert all(set(row["timings"]) == {OURS, "NumPy", "SciPy"} for row in content["rows"])
@@ -670,7 +670,8 @@ def test_bench_map(capsys, tmp_path, short):
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    assert "In the median of 8 rows" in " ".join(text.split())
+    words = " ".join(text.split())
+    assert re.search(r"In the median of \d rows, .* Doubtful|In the median of 8 rows, our time is", words)
     results = report.from_json((tmp_path / "new" / "map.json").read_text())
     assert len(results.rows) == 2 * 2 * 2
     assert {(row.shape, row.dtype) for row in results.rows} == {

@@ -12,6 +12,7 @@ from fastsoftmax.arrays.parts import parts, run
 from fastsoftmax.arrays.sampling import (
     NO_SEGMENTS,
     Draws,
+    draw_arguments,
     draw_from_long_row,
     draws_work,
     filters_of,
@@ -69,8 +70,8 @@ def _small_draws(x: Any, rng: Any, temperature: float, top_k: Any, top_p: Any, m
     rows = x.size // classes
     numbers, chosen = (fresh_generator() if rng is None else rng).random(rows), np.empty(rows, np.int64)
     room = room_for(x.dtype, classes, filters.any)
-    single = True, False, filters.top_k, filters.levels, beta
-    arguments = (NO_SEGMENTS, NO_SEGMENTS, x.reshape(-1), classes, rows, numbers, chosen, 1, 1, *single)
+    given = draw_arguments(classes, rows, numbers, chosen, filters, beta)
+    arguments = (NO_SEGMENTS, NO_SEGMENTS, x.reshape(-1), *given)
     run_code(code, rows, draws_work(x.size, rows, filters) * x.itemsize // 4, room(), room, arguments)
     if chosen.min() < 0:
         return categorical(  # the error, with its position

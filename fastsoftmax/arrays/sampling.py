@@ -155,6 +155,22 @@ def room_for(
     return partial(np.empty, size, dtype) if size else partial(NO_ROOM.get, dtype)
 
 
+def draw_arguments(
+    classes: int,
+    rows: int,
+    numbers: Array,
+    chosen: Array,
+    filters: Filters,
+    beta: Any,
+    count: int = 1,
+    pieces: int = 1,
+    replace: bool = True,
+    tabled: bool = False,
+) -> tuple[Any, ...]:
+    """The arguments of `kernels.sampling.draws` behind x; by default one draw from each row."""
+    return (classes, rows, numbers, chosen, count, pieces, replace, tabled, filters.top_k, filters.levels, beta)
+
+
 def draws_work(elements: int, count: int, filters: Filters) -> int:
     """How much work so many draws from rows with so many elements are."""
     return (10 if filters.any else 2) * elements + 50 * count
@@ -258,20 +274,9 @@ class Draws:
         return room_for(dtype, classes, self.filters.any, self.replace, self.tabled(classes))
 
     def arguments(self, classes: int, rows: int, pieces: int, numbers: Array, chosen: Array) -> tuple[Any, ...]:
-        """The arguments of `kernels.sampling.draws` behind x."""
-        return (
-            classes,
-            rows,
-            numbers,
-            chosen,
-            self.count,
-            pieces,
-            self.replace,
-            self.tabled(classes),
-            self.filters.top_k,
-            self.filters.levels,
-            self.beta,
-        )
+        """`draw_arguments` for these draws."""
+        how = self.count, pieces, self.replace, self.tabled(classes)
+        return draw_arguments(classes, rows, numbers, chosen, self.filters, self.beta, *how)
 
     def work(self, elements: int) -> int:
         """How much work it is, for `arrays.threads.run`."""

@@ -622,6 +622,7 @@ def _threads_for(rows: int, work: int) -> int:
     count = _limited(granted, limit)
     if _calls:
         count //= 1 + len(_calls)
+    # The usual case; the calls of min and max take a tenth of the way to a shared call.
     if 2 <= count <= rows and count * SHARED_WORK <= 2 * work and count <= teams.MOST_SEATS:
         return count
     return max(1, min(count, rows, 2 * work // SHARED_WORK, teams.MOST_SEATS + 1))

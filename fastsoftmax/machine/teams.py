@@ -84,7 +84,7 @@ def _total(build: Any, taken: Any) -> Any:
 def _work_function(module: Any) -> Any:
     """``work(team, job, room, size, most, side)``: take blocks until none is left, at most so many.
 
-    ``side`` is 1 for the caller and `teams.BACK` for helpers.
+    ``side`` is `teams.FRONT` for the caller and `teams.BACK` for helpers.
     """
     kind = ir.FunctionType(ir.VoidType(), [WORDS, I64, POINTER, I64, I64, I64])
     function = ir.Function(module, kind, "work")
@@ -92,7 +92,7 @@ def _work_function(module: Any) -> Any:
     team, job, room, size, most, side = function.args
     build = ir.IRBuilder(function.append_basic_block("entry"))
     step, stop, count = (build.load(word(build, team, place)) for place in (teams.STEP, teams.STOP, teams.COUNT))
-    from_end = build.icmp_signed("!=", side, I64(1))
+    from_end = build.icmp_signed("==", side, I64(teams.BACK))
     code = build.inttoptr(job, JOB.as_pointer())
     loop, block, failed, after, end = map(function.append_basic_block, ("loop", "block", "failed", "after", "end"))
     first = build.block
@@ -144,7 +144,7 @@ def _drive(module: Any, triple: str, work: Any) -> Any:
         _add(build, team, teams.TICKET, I64(1))
         _store(build, team, teams.JOB, job)
         build.ret(I64(teams.UNFINISHED))
-    build.call(work, [team, job, room, size, I64(teams.BLOCKS), I64(1)])
+    build.call(work, [team, job, room, size, I64(teams.BLOCKS), I64(teams.FRONT)])
     count = build.load(word(build, team, teams.COUNT))
     with build.if_then(build.icmp_signed("<", _total(build, _load(build, team, teams.TAKEN)), count)):
         build.ret(I64(teams.UNFINISHED))

@@ -28,9 +28,9 @@ ROOMS = 6
 MOST_SEATS = 125
 """More threads do not share a call."""
 TAKEN = ROOMS + 2 * MOST_SEATS
-"""How many blocks have been taken by the caller, from the first one on, plus `BACK` times those that helpers have
-taken, from the last one down."""
-BACK = 1 << 32
+"""The blocks that have been taken: `FRONT` for each of the caller, from the first one on, and `BACK` for each of
+helpers, from the last one down."""
+FRONT, BACK = 1, 1 << 32
 ALL = BACK >> 1
 """So many taken blocks are more than there are; more can be added."""
 INSIDE = TAKEN + 8

@@ -175,7 +175,8 @@ del numba.core.compiler_machinery.register_pass
 assert numba_private.lean_options() == {}
 import fastsoftmax as fs
 right(fs.logsumexp(X), LOGSUMEXP)
-right(numba.njit(lambda x: fs.logsumexp(x))(X), LOGSUMEXP)
+right(fs.exp(X), TERMS.astype(np.float32))
+right(numba.njit(lambda x: fs.softmax(x))(X), SOFTMAX)
 """,
     "load_extensions": """
 from fastsoftmax.runtime.numba_private import load_extensions
@@ -199,6 +200,7 @@ def lacking():
 seen = []
 numba_private._lean = lacking
 right(fs.logsumexp(X.astype(float)), LOGSUMEXP)
+right(fs.softmax(X), SOFTMAX)
 assert seen
 """,
     "treat_alike": """

@@ -1,5 +1,6 @@
 """Which tests run, and the table of the worst errors that a run has seen."""
 
+import gc
 import os
 from collections import defaultdict
 
@@ -56,6 +57,13 @@ def pytest_collection_modifyitems(config, items):
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if "slow" not in item.keywords]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_objects_to_collect():
+    """Keep what there is before a module's tests from the garbage collector: 0.4 s each time, 100 s of a run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

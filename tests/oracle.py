@@ -2,7 +2,8 @@
 
 Nothing of fastsoftmax is imported here. Every function takes one row (a 1-d array of floats, which are exact
 numbers), and returns an object array of mpf, or one mpf. 50 digits remain after the cancellations of a formula,
-such as 1 - p and lse - max; see `digits`.
+such as 1 - p and lse - max; see `digits`. Of an array and an mpf the array stands first, since an mpf on the left
+prints the array before NumPy is asked.
 
 `ulp_error` measures a float result against such numbers.
 """
@@ -55,25 +56,30 @@ def _softmax(content, dtype, temperature):
         return terms / total, mp.log(total)
 
 
-def _forward(row, temperature):
+@lru_cache(maxsize=4096)
+def _log_softmax(content, dtype, temperature):
+    with mp.workdps(digits(np.frombuffer(content, dtype), temperature)):
+        return _log(_softmax(content, dtype, temperature)[0])
+
+
+def _key(row, temperature):
     row = np.ascontiguousarray(row)
-    return _softmax(row.tobytes(), row.dtype.str, float(temperature))
+    return row.tobytes(), row.dtype.str, float(temperature)
 
 
 def softmax(row, temperature=1.0):
     """p_i = exp(z_i/T) / sum_k exp(z_k/T)."""
-    return _forward(row, temperature)[0]
+    return _softmax(*_key(row, temperature))[0]
 
 
 def logsumexp(row, temperature=1.0):
     """log(sum_k exp(z_k/T))."""
-    return _forward(row, temperature)[1]
+    return _softmax(*_key(row, temperature))[1]
 
 
 def log_softmax(row, temperature=1.0):
     """log p_i."""
-    with mp.workdps(digits(row, temperature)):
-        return _log(softmax(row, temperature))
+    return _log_softmax(*_key(row, temperature))
 
 
 def jacobian_of_probs(p, temperature=1.0, rows=None):
@@ -186,7 +192,7 @@ def focal_loss_grad(row, label, gamma):
         _, first, _ = _focal(p[label], 1 - p[label], mp.mpf(float(gamma)))
         if first is None:
             return 0 * p
-        return first * p[label] * _one_hot_minus(p, label)
+        return _one_hot_minus(p, label) * (first * p[label])
 
 
 def focal_loss_hessian_diag(row, label, gamma):
@@ -199,7 +205,7 @@ def focal_loss_hessian_diag(row, label, gamma):
         if first is None:
             return 0 * p
         d = _one_hot_minus(p, label)
-        return second * (p[label] * d) ** 2 + first * p[label] * (d * d - p * (1 - p))
+        return (d * p[label]) ** 2 * second + (d * d - p * (1 - p)) * (first * p[label])
 
 
 def focal_loss_hessian_size(row, label, gamma):
@@ -212,7 +218,7 @@ def focal_loss_hessian_size(row, label, gamma):
         loss = -mp.log(own)
         slope = q**gamma + gamma * q ** (gamma - 1) * own * loss
         bend = gamma * own * (q ** (gamma - 1) * (2 + loss) + abs(gamma - 1) * q ** (gamma - 2) * own * loss)
-        return slope * p * (1 - p) + bend * _one_hot_minus(p, label) ** 2
+        return p * (1 - p) * slope + _one_hot_minus(p, label) ** 2 * bend
 
 
 def _one_hot_minus(p, label):
@@ -313,7 +319,7 @@ def kl_divergence_grad(row, target, temperature=1.0, reverse=False):
 
 def _mixture(p, q, beta):
     """m = beta q + (1 - beta) p, and its logarithm."""
-    m = mp.mpf(beta) * q + (1 - mp.mpf(beta)) * p
+    m = q * mp.mpf(beta) + p * (1 - mp.mpf(beta))
     return _log(m)
 
 
@@ -331,7 +337,7 @@ def js_divergence_grad(row, target, temperature=1.0, beta=0.5):
         p, log_p, q, _ = _two(row, target, temperature)
         log_m = _mixture(p, q, beta)
         mean = _mean_log_ratio(p, log_p, log_m)
-        return (1 - mp.mpf(beta)) * p * (log_p - log_m - mean) / mp.mpf(temperature)
+        return p * (log_p - log_m - mean) * (1 - mp.mpf(beta)) / mp.mpf(temperature)
 
 
 def rowwise(function, rows, *others, **options):
@@ -472,7 +478,7 @@ def shares(target, classes, class_weight=None, label_smoothing=0.0):
     """w_j (base + gain y_j) with base = s/K and gain = 1 - s, for an index or a distribution y."""
     y = exact(one_hot(target, classes) if np.ndim(target) == 0 else target)
     s = mp.mpf(float(label_smoothing))
-    mixed = s / classes + (1 - s) * y
+    mixed = y * (1 - s) + s / classes
     return mixed if class_weight is None else exact(class_weight) * mixed
 
 
@@ -488,13 +494,13 @@ def regularized(row, share, z_loss=0.0, softcap=None):
         if softcap is not None:
             c = mp.mpf(float(softcap))
             t = np.array([mp.tanh(value / c) for value in a], object)
-            z, first, second = c * t, 1 - t**2, -2 * t * (1 - t**2) / c
+            z, first, second = t * c, 1 - t**2, -2 * t * (1 - t**2) / c
         exps = np.array([mp.exp(value) for value in z], object)
         total = mp.fsum(exps)
         p, lse = exps / total, mp.log(total)
-        slope = (mp.fsum(share) + 2 * r * lse) * p - share
+        slope = p * (mp.fsum(share) + 2 * r * lse) - share
         jacobian = np.diag(p) - np.outer(p, p)
-        hessian = (mp.fsum(share) + 2 * r * lse) * jacobian + 2 * r * np.outer(p, p)
+        hessian = jacobian * (mp.fsum(share) + 2 * r * lse) + np.outer(p, p) * (2 * r)
         loss = mp.fsum(s * (lse - value) for s, value in zip(share, z, strict=True) if s != 0) + r * lse**2
         return loss, first * slope, np.outer(first, first) * hessian + np.diag(second * slope)
 
@@ -547,18 +553,18 @@ class CrossEntropy:
             p, log_p = softmax(row), log_softmax(row)
             total = mp.fsum(share)
             self.rows[n] = -weight * mp.fsum(s * value for s, value in zip(share, log_p, strict=True) if s != 0)
-            self.gradient[n] = weight * (p * total - share)
+            self.gradient[n] = (p * total - share) * weight
             near_one = [(total - s) + (1 - q) * total for s, q in zip(share, p, strict=True)]
-            self.terms[n] = weight * np.where(p > 0.5, np.array(near_one, object), p * total + share)
+            self.terms[n] = np.where(p > 0.5, np.array(near_one, object), p * total + share) * weight
             self.probs[n], self.factors[n] = p, weight * total
-            self.diagonal[n] = weight * total * p * (1 - p)
+            self.diagonal[n] = p * (1 - p) * (weight * total)
 
     @cached_property
     def hessian(self):
         """One matrix for each row. It is computed only if it is used, because it has many numbers."""
         with mp.workdps(MOST_DIGITS):
             return np.array(
-                [f * jacobian_of_probs(p) for f, p in zip(self.factors, self.probs, strict=True)], object
+                [jacobian_of_probs(p) * f for f, p in zip(self.factors, self.probs, strict=True)], object
             )
 
 

@@ -133,7 +133,7 @@ def test_the_wide_reference_agrees_with_mpmath(dtype):
 
 def product_sizes(p, v):
     """p_k sum_j p_j |v_k - v_j|: the sum of the absolute values of the terms of p_k (v_k - sum_j p_j v_j)."""
-    return p * np.array([mp.fsum(p * abs(v_k - v)) for v_k in v], object)
+    return p * np.array([mp.fsum(p * abs(v - v_k)) for v_k in v], object)
 
 
 def within(actual, exact, size, dtype):
@@ -198,7 +198,7 @@ def test_any_temperature_and_logits_of_any_size(temperature, dtype, record):
             others = mp.fsum(np.delete(e, np.argmax(x)))
             log_p = np.array([value - max(z) - mp.log1p(others) for value in z], object)
             entropy = -mp.fdot(p, log_p)
-            pull = np.array([mp.fdot(p, v_k - tangent) for v_k in tangent], object)
+            pull = np.array([-mp.fdot(p, tangent - v_k) for v_k in tangent], object)
             sizes = product_sizes(p, tangent) / t
             rest = np.array([mp.fsum(np.delete(tangent, k)) for k in range(5)], object)
             room = np.array([mp.fsum(np.delete(abs(tangent), k)) for k in range(5)], object)
@@ -257,14 +257,14 @@ def test_products_of_confident_rows(dtype, record):
             e = np.array([mp.exp(value - max(z)) for value in z], object)
             p, w = e / mp.fsum(e), mp.mpf(float(weight))
             lacking, tangent = remainders(p), oracle.exact(v)
-            pull = np.array([mp.fdot(p, v_k - tangent) for v_k in tangent], object)
+            pull = np.array([-mp.fdot(p, tangent - v_k) for v_k in tangent], object)
             sizes = product_sizes(p, tangent)
             square = -np.multiply.outer(p, p)
             np.fill_diagonal(square, p * lacking)
             slope = p.copy()
             slope[label] = -lacking[label]
             d = slope
-            steep = p * np.array([mp.fdot(p, d_k - d) for d_k in d], object)
+            steep = p * np.array([-mp.fdot(p, d - d_k) for d_k in d], object)
             given = {"sample_weight": one, "reduction": "sum"}
             loss, grad = fs.squared_error_with_grad(x[None], hot[None], **given)
             entropy, entropy_grad = fs.cross_entropy_with_grad(x[None], [label], **given)
@@ -275,19 +275,19 @@ def test_products_of_confident_rows(dtype, record):
                 "softmax_jvp": (fs.softmax_jvp(x, v), p * pull, sizes),
                 "softmax_vjp": (fs.softmax_vjp(x, v * dtype(1e28)), p * pull * mp.mpf(float(dtype(1e28))), None),
                 "log_softmax_jvp": (fs.log_softmax_jvp(x, v), pull, sizes / p),
-                "hvp": (fs.cross_entropy_hvp(x[None], [label], v[None], **given)[0], w * p * pull, w * sizes),
-                "hessian": (hessian, w * square, abs(w * square)),
+                "hvp": (fs.cross_entropy_hvp(x[None], [label], v[None], **given)[0], p * pull * w, sizes * w),
+                "hessian": (hessian, square * w, abs(square * w)),
                 "hessian_diag": (
                     fs.cross_entropy_hessian_diag(x[None], [label], **given)[0],
-                    w * np.diag(square),
-                    w * np.diag(square),
+                    np.diag(square) * w,
+                    np.diag(square) * w,
                 ),
                 "squared_error": ([loss], [w * mp.fdot(d, d) / 2], [w * mp.fdot(d, d)]),
-                "squared_error_grad": (grad[0], w * steep, w * product_sizes(p, d)),
+                "squared_error_grad": (grad[0], steep * w, product_sizes(p, d) * w),
                 "cross_entropy": ([entropy], [w * surprise], [w * surprise]),
-                "cross_entropy_grad": (entropy_grad[0], w * slope, abs(w * slope)),
+                "cross_entropy_grad": (entropy_grad[0], slope * w, abs(slope * w)),
                 "distribution": ([soft], [w * surprise], [w * surprise]),
-                "distribution, grad": (soft_grad[0], w * slope, abs(w * slope)),
+                "distribution, grad": (soft_grad[0], slope * w, abs(slope * w)),
             }
             for name, (actual, exact, size) in found.items():
                 if size is None:  # the direction is rounded to the dtype first, which changes the terms

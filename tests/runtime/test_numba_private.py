@@ -385,7 +385,7 @@ def test_without_private_state(name):
 # They must compile, not find code that is there, and leave no code that differs from that of others.
 APART = {"known_options", "lean_options", "load_extensions", "linked_module", "index_error"}
 
-# In some, Numba compiles the kernels, too.
+# In some, Numba compiles the kernels, too, which takes 10 to 20 s.
 KERNELS = {"lean_options", "linked_module", "index_error"}
 BY_NUMBA = """
 from fastsoftmax.machine import frontend, translate
@@ -397,7 +397,9 @@ translate.write = write
 """
 
 
-@pytest.mark.parametrize("name", list(CODE))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in KERNELS else name for name in CODE]
+)
 def test_without_private_names(name, tmp_path):
     options = {}
     if name in APART:

@@ -42,7 +42,7 @@ def _build_library():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Exhaustive sweeps run with ``-m slow`` only; a reduced form of each is always run.
+    """Exhaustive sweeps and rare, long cases run with ``-m slow`` only; a reduced form of each is always run.
 
     A test that compares times is run again if it fails, because other programs may have used the processor.
     """
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_objects_to_collect():
-    """Keep what there is before a module's tests from the garbage collector: 0.4 s each time, 100 s of a run."""
+    """Keep what there is before a module's tests from the garbage collector, which took a fifth of a run for it."""
     gc.collect()
     gc.freeze()
 

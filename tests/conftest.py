@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_objects_to_collect():
-    """Keep what there is before a module's tests from the garbage collector, which took a fifth of a run for it."""
+    """Keep what there is before a module's tests from the garbage collector, which took a fifth of a run."""
     gc.collect()
     gc.freeze()
 

@@ -152,20 +152,23 @@ def _two_products(x: Any, v: Any, at: int) -> Any:
 
 
 @inline
-def dot(x: Any, v: Any, place: Any) -> Any:
-    """sum_j p_j v_j of each row as a pair, for probabilities x.
+def dot(x: Any, v: Any, place: Any, exact: Any = None) -> Any:
+    """sum_j x_j v_j of each row as a pair.
 
     Four products are added, and their sum to the pair with TwoSum. Error: three roundings of each product, which
-    is 3/2 eps times sum_j p_j |v_j|.
+    is 3/2 eps times sum_j |x_j v_j|. If `exact` is not None, each product is added with TwoSum, and only that
+    itself is rounded: for sums from which others are subtracted.
     """
     offset, length, folded, _, _ = place
     step = lane_count(x)
     full = length // step * step
-    fours = length // (4 * step) * (4 * step)
+    fours = 0
     zero = broadcast(number(x, 0.0))
     sums = (zero, zero)
-    for k in range(0, fours, 4 * step):
-        sums = add(sums, _two_products(x, v, offset + k) + _two_products(x, v, offset + k + 2 * step))
+    if exact is None:
+        fours = length // (4 * step) * (4 * step)
+        for k in range(0, fours, 4 * step):
+            sums = add(sums, _two_products(x, v, offset + k) + _two_products(x, v, offset + k + 2 * step))
     for k in range(fours, full, step):
         sums = add(sums, load(x, offset + k) * load(v, offset + k))
     if full < length:

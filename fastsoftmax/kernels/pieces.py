@@ -211,7 +211,7 @@ def dot_part(x: Any, v: Any, y: Any, place: Any, stats: Any, rows: Any, options:
         unit = two_to_the(-power_for(_given(x, place, options, 4)))
         (high, low), _, _, _ = excess_sum(x, v, place, known, beta, None, None, None, unit)
     else:
-        high, low = dot(x, v, place)
+        high, low = dot(x, v, place, True)
     store_part(rows, row, count, broadcast(high))
     store_part(rows, row + options.step, count, broadcast(low))
 
